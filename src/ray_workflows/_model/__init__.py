@@ -1,0 +1,1 @@
+"""Frozen records and the words of the vocabulary; no behaviour beyond validation."""

@@ -1,0 +1,85 @@
+"""The catalog: one queryable summary row per workflow, written in the same commit as its events."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from ray_workflows._model.status import WorkflowStatus
+
+
+class CatalogRow(msgspec.Struct, frozen=True):
+    """Summary of a workflow. ``seq`` is the number of the last entry of its journal.
+
+    ``status`` is what the journal says; whether its holder still lives is for the reader to add
+    (a running workflow with a dead holder is RESUMABLE). Times are seconds since 1970.
+    """
+
+    workflow_id: str
+    incarnation: str
+    seq: int
+    status: WorkflowStatus
+    holder: str
+    submitted_at: float
+    started_at: float | None = None
+    ended_at: float | None = None
+    metadata: dict[str, Any] = {}
+    plan_digest: str = ""
+    error: str | None = None
+    released: bool = False
+
+
+class Holder(msgspec.Struct, frozen=True):
+    """Identity of a coordinator process: enough to prove its death without waiting for a lease.
+
+    ``coordinator`` is stable over restarts of one coordinator actor. ``host`` identifies the
+    booted machine and its process namespace; ``pid`` and ``started_ticks`` the process on it.
+    """
+
+    holder_id: str
+    coordinator: str
+    host: str
+    pid: int
+    started_ticks: int
+    lease_until: float = 0.0
+
+
+class Append(msgspec.Struct, frozen=True):
+    """One conditional append: the entry goes in only if ``expected_seq`` is the journal's end.
+
+    ``entry`` holds one or more encoded events and becomes number ``expected_seq + 1``;
+    ``catalog`` is the summary after it. ``expected_seq`` 0 creates the workflow, and is stale if
+    the id is in use. ``commit_id`` lets an ambiguous append be settled by reading.
+    """
+
+    workflow_id: str
+    incarnation: str
+    expected_seq: int
+    commit_id: str
+    entry: bytes
+    catalog: CatalogRow
+
+
+class Page(msgspec.Struct, frozen=True):
+    """A page of catalog rows. ``cursor`` continues after it; None at the end."""
+
+    rows: tuple[CatalogRow, ...]
+    cursor: str | None = None
+
+
+class JournalEntry(msgspec.Struct, frozen=True):
+    """One entry of a journal as it is stored."""
+
+    seq: int
+    commit_id: str
+    entry: bytes
+
+
+class CatalogQuery(msgspec.Struct, frozen=True):
+    """Which rows to list, oldest submission first. Empty ``statuses``: all of them."""
+
+    statuses: tuple[WorkflowStatus, ...] = ()
+    holders: tuple[str, ...] = ()
+    limit: int = 1000
+    cursor: str | None = None

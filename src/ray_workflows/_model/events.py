@@ -1,0 +1,170 @@
+"""Events: committed facts, in the past tense. The journal is a sequence of these and nothing else.
+
+Encoded as tagged arrays: a field may be added at the end with a default, never moved or removed.
+``at`` is the coordinator's wall clock in seconds since 1970. ``task`` is a task's number.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from ray_workflows._model.plan import Plan
+from ray_workflows._model.values import ErrorInfo, Outcome, Value
+
+
+class Event(msgspec.Struct, frozen=True, array_like=True):
+    """Base of all events."""
+
+    at: float
+
+
+class WorkflowSubmitted(Event, tag="workflow-submitted"):
+    """The workflow exists: acknowledged and durable. It is pending until it is started.
+
+    ``task_ids`` are the ids of the plan's tasks, which are numbered from 0.
+    """
+
+    plan: Plan
+    task_ids: tuple[str, ...]
+    metadata: dict[str, Any]
+    holder: str
+    request_id: str = ""
+
+
+class WorkflowClaimed(Event, tag="workflow-claimed"):
+    """A coordinator took the workflow over; attempts of the former holder no longer count."""
+
+    holder: str
+
+
+class WorkflowStarted(Event, tag="workflow-started"):
+    """Admitted: its tasks may run."""
+
+
+class WorkflowResumed(Event, tag="workflow-resumed"):
+    """A failed or canceled workflow goes on: failed tasks get a fresh retry budget."""
+
+    holder: str
+
+
+class WorkflowCanceled(Event, tag="workflow-canceled"):
+    """Stopped on request."""
+
+
+class CancelRequested(Event, tag="cancel-requested"):
+    """Somebody who does not hold the workflow asked to cancel it."""
+
+
+class WorkflowSucceeded(Event, tag="workflow-succeeded"):
+    """The end, with the output (again) so that it can be read from the last entry alone."""
+
+    output: Outcome
+
+
+class WorkflowFailed(Event, tag="workflow-failed"):
+    """An error that nobody caught ended the workflow. ``task_id`` names the task, if one did."""
+
+    error: ErrorInfo
+    task_id: str | None = None
+
+
+class WorkflowReleased(Event, tag="workflow-released"):
+    """The coordinator gave the workflow up: it reads as RESUMABLE, with this error."""
+
+    error: ErrorInfo
+
+
+class AttemptStarted(Event, tag="attempt-started"):
+    """Advisory: rides a later commit, nothing is decided by it."""
+
+    task: int
+    attempt: int
+
+
+class AttemptFailed(Event, tag="attempt-failed"):
+    """An attempt ended with an error and the task goes on at ``retry_at``.
+
+    ``charged``: it counts against ``max_retries`` (a lost input does not).
+    """
+
+    task: int
+    attempt: int
+    error: ErrorInfo
+    charged: bool
+    retry_at: float
+    started_at: float = 0.0
+
+
+class TaskSucceeded(Event, tag="task-succeeded"):
+    """The one committed result of a task. ``value`` is None if it was not checkpointed."""
+
+    task: int
+    attempt: int
+    value: Value | None
+    started_at: float = 0.0
+    ended_at: float = 0.0
+
+
+class TaskContinued(Event, tag="task-continued"):
+    """The task returned a plan; the plan's output becomes its result.
+
+    The plan's tasks are numbered from ``first`` and named ``task_ids``.
+    """
+
+    task: int
+    attempt: int
+    plan: Plan
+    task_ids: tuple[str, ...]
+    first: int
+    started_at: float = 0.0
+    ended_at: float = 0.0
+
+
+class TaskFailed(Event, tag="task-failed"):
+    """The last attempt of a task failed."""
+
+    task: int
+    attempt: int
+    error: ErrorInfo
+    started_at: float = 0.0
+    ended_at: float = 0.0
+
+
+class ErrorCaught(Event, tag="error-caught"):
+    """``catch_exceptions`` turned the error of ``task`` into a result.
+
+    Of the task itself (``frame`` is None), or of the task whose continuation ``frame`` is; the
+    rest of that continuation is abandoned.
+    """
+
+    task: int
+    frame: int | None
+    error: ErrorInfo
+
+
+class ValuesLost(Event, tag="values-lost"):
+    """Results that were not checkpointed are gone: these tasks run again."""
+
+    tasks: tuple[int, ...]
+
+
+AnyEvent = (
+    WorkflowSubmitted
+    | WorkflowClaimed
+    | WorkflowStarted
+    | WorkflowResumed
+    | WorkflowCanceled
+    | CancelRequested
+    | WorkflowSucceeded
+    | WorkflowFailed
+    | WorkflowReleased
+    | AttemptStarted
+    | AttemptFailed
+    | TaskSucceeded
+    | TaskContinued
+    | TaskFailed
+    | ErrorCaught
+    | ValuesLost
+)

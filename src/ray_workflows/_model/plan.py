@@ -1,0 +1,89 @@
+"""A captured DAG as data: what is stored of user code and arguments before anything runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from ray_workflows._model.values import Blob, Value
+
+#: How a task is executed: a Ray task, an event listener in the listener host, or a timer.
+FUNCTION, LISTENER, TIMER = "function", "listener", "timer"
+
+#: Ray's own default for tasks.
+DEFAULT_MAX_RETRIES = 3
+
+
+class TaskOptions(msgspec.Struct, frozen=True, array_like=True):
+    """Options of a task. None means: inherit from the task whose continuation this is.
+
+    ``ray`` is what goes to Ray's ``.options()``, as JSON-compatible data. ``retry_on`` is the
+    pickled tuple of exception types given as ``retry_exceptions``, for the worker alone.
+    ``duration`` is the length of a timer in seconds.
+    """
+
+    kind: str = FUNCTION
+    max_retries: int = DEFAULT_MAX_RETRIES
+    retry_exceptions: bool = False
+    retry_on: bytes | None = None
+    catch_exceptions: bool = False
+    checkpoint: bool | None = None
+    metadata: dict[str, Any] = {}
+    ray: dict[str, Any] = {}
+    duration: float = 0.0
+
+
+class Function(msgspec.Struct, frozen=True, array_like=True):
+    """A pickled function. ``digest`` is the hex SHA-256 of the pickle: workers cache by it."""
+
+    digest: str
+    name: str
+    data: bytes | Blob
+
+
+class TaskSpec(msgspec.Struct, frozen=True, array_like=True):
+    """A node of a plan. ``upstream``, ``function`` and ``options`` are indices into the plan.
+
+    ``name`` is the base of the task id; the engine makes it unique. ``arguments`` is an envelope
+    of ``(args, kwargs)`` with placeholders for upstream results and constants. A timer's
+    ``arguments`` are the value it produces.
+    """
+
+    name: str
+    function: int
+    options: int
+    arguments: Value
+    upstream: tuple[int, ...] = ()
+
+
+class Environment(msgspec.Struct, frozen=True, array_like=True):
+    """Where a workflow's code runs: the runtime environment of the driver that submitted it.
+
+    ``python_path`` are the driver's own import directories (not site-packages);
+    ``code_digest`` changes when the code in them does, so that no worker serves stale modules.
+    """
+
+    runtime_env: dict[str, Any] = {}
+    python_path: tuple[str, ...] = ()
+    code_digest: str = ""
+
+
+class Plan(msgspec.Struct, frozen=True, array_like=True):
+    """A DAG: tasks in topological order, of which the last is the output.
+
+    ``constants`` are values shared by several tasks (DAG inputs). ``digest`` identifies the
+    shape and the arguments; equal plans have equal digests.
+    """
+
+    functions: tuple[Function, ...]
+    options: tuple[TaskOptions, ...]
+    tasks: tuple[TaskSpec, ...]
+    constants: tuple[Value, ...] = ()
+    environment: Environment = Environment()
+    digest: str = ""
+
+    @property
+    def output(self) -> int:
+        """Index of the task whose result is the result of the plan."""
+        return len(self.tasks) - 1

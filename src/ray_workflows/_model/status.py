@@ -1,0 +1,33 @@
+"""The states a workflow can be in, as users see them."""
+
+from __future__ import annotations
+
+from enum import Enum, unique
+
+
+@unique
+class WorkflowStatus(str, Enum):
+    """Status of a workflow. A ``str``: ``get_status(...) == "RUNNING"`` holds."""
+
+    #: No status: used by nothing that is stored, kept because old code names it.
+    NONE = "NONE"
+    #: A live coordinator drives it.
+    RUNNING = "RUNNING"
+    #: Stopped by ``cancel``.
+    CANCELED = "CANCELED"
+    #: Its output is stored.
+    SUCCESSFUL = "SUCCESSFUL"
+    #: A task's error ended it. It can be resumed.
+    FAILED = "FAILED"
+    #: It was running or pending when its coordinator was lost. It can be resumed.
+    RESUMABLE = "RESUMABLE"
+    #: Accepted and durable, queued behind ``max_running_workflows``.
+    PENDING = "PENDING"
+
+    @classmethod
+    def non_terminating_status(cls) -> tuple[WorkflowStatus, ...]:
+        """The statuses of a workflow that somebody is driving."""
+        return cls.RUNNING, cls.PENDING
+
+    def __str__(self) -> str:
+        return self.value

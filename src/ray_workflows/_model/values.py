@@ -1,0 +1,58 @@
+"""References to stored bytes: what a value is to everybody who must not unpickle it."""
+
+from __future__ import annotations
+
+import msgspec
+
+#: A value of up to this many bytes rides in the journal; a larger one becomes a blob.
+INLINE_LIMIT = 64 * 1024
+
+
+class Blob(msgspec.Struct, frozen=True, array_like=True):
+    """Bytes stored beside the journal, under a key that is unique in its workflow.
+
+    ``size`` is in bytes; ``checksum`` is the hex SHA-256 of the stored bytes.
+    """
+
+    key: str
+    size: int
+    checksum: str
+
+
+class Value(msgspec.Struct, frozen=True, array_like=True):
+    """A serialized Python value: its envelope, or the blob that holds the envelope.
+
+    ``objects`` are the blobs of the ObjectRefs inside, in the order of their placeholders.
+    """
+
+    data: bytes | Blob
+    objects: tuple[Blob, ...] = ()
+
+
+class ErrorInfo(msgspec.Struct, frozen=True, array_like=True):
+    """An error as the journal keeps it: readable without unpickling anything.
+
+    ``exception`` is the pickled exception, or None if it can't be pickled.
+    """
+
+    type_name: str
+    message: str
+    traceback: str = ""
+    exception: Value | None = None
+
+
+class Outcome(msgspec.Struct, frozen=True, array_like=True):
+    """What a finished task hands to its consumers.
+
+    One of ``value`` and ``error`` is set; neither for a result that was not checkpointed.
+    ``wrapped``: ``catch_exceptions`` applies, consumers get ``(value, None)`` or ``(None, error)``.
+    """
+
+    value: Value | None = None
+    error: ErrorInfo | None = None
+    wrapped: bool = False
+
+    @property
+    def stored(self) -> bool:
+        """Whether it survives a crash."""
+        return self.value is not None or self.error is not None

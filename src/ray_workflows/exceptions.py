@@ -1,0 +1,162 @@
+"""Every error the package raises, in one tree.
+
+Each error pickles, names the workflow it is about and says what to do next.
+
+    WorkflowError
+    ├── WorkflowExecutionError          the workflow failed; ``__cause__`` is the task's error
+    ├── WorkflowCancellationError       the workflow was canceled while somebody waited for it
+    ├── WorkflowNotFoundError           (also ValueError) no such workflow, or no such task in it
+    ├── WorkflowStillActiveError        delete of a workflow that is still running or pending
+    ├── WorkflowAlreadyRunningError     (also RuntimeError) run or resume of a workflow that is running
+    ├── WorkflowNotResumableError       the workflow can't be resumed as it is
+    ├── OutputNotAvailableError         (also ValueError) the output asked for does not exist (yet)
+    ├── InvalidWorkflowIdError          (also ValueError) the id can't name a workflow
+    ├── SerializationError              (also TypeError) a value can't be stored; names the part at fault
+    ├── InvalidResultError              (also TypeError) a task returned what no task may return
+    ├── StorageError
+    │   ├── StorageUnavailableError     the storage does not answer; work goes on when it returns
+    │   ├── StorageCorruptError         stored bytes are not what was written; names the key
+    │   └── StorageConfigError          (also ValueError) the storage can't be used as configured
+    └── CoordinatorUnavailableError     the coordinator did not answer in time
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class WorkflowError(Exception):
+    """Base class of every error of this package."""
+
+
+def rebuild_error(cls: type[WorkflowError], message: str, state: dict[str, Any]) -> WorkflowError:
+    """Rebuild a pickled error without calling its constructor, which takes other arguments."""
+    error = cls.__new__(cls, message)
+    error.args = (message,)
+    cause = state.pop("__cause__", None)
+    error.__dict__.update(state)
+    error.__cause__ = cause
+    return error
+
+
+class PicklableWorkflowError(WorkflowError):
+    """An error whose attributes and ``__cause__`` survive pickling (plain exceptions lose both)."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        message = str(self.args[0]) if self.args else ""
+        return rebuild_error, (type(self), message, {**self.__dict__, "__cause__": self.__cause__})
+
+
+class WorkflowExecutionError(PicklableWorkflowError):
+    """The workflow failed. ``__cause__`` is the error of the task that failed it."""
+
+    def __init__(self, workflow_id: str, task_id: str | None = None, reason: str | None = None):
+        where = f" in task '{task_id}'" if task_id else ""
+        why = f": {reason}" if reason else "."
+        super().__init__(
+            f"Workflow[id={workflow_id}] failed during execution{where}{why} "
+            f"Mend the cause and continue with resume({workflow_id!r}): finished tasks "
+            f"do not run again."
+        )
+        self.workflow_id = workflow_id
+        self.task_id = task_id
+
+
+class WorkflowCancellationError(PicklableWorkflowError):
+    """The workflow was canceled before it produced the output that was waited for."""
+
+    def __init__(self, workflow_id: str):
+        super().__init__(f"Workflow[id={workflow_id}] is cancelled during execution.")
+        self.workflow_id = workflow_id
+
+
+class WorkflowNotFoundError(PicklableWorkflowError, ValueError):
+    """There is no workflow of this id in the storage, or no such task in the workflow."""
+
+    def __init__(self, workflow_id: str, task_id: str | None = None):
+        if task_id is None:
+            message = (
+                f"Workflow[id={workflow_id}] was referenced but doesn't exist. "
+                f"list_all() shows the workflows of this storage."
+            )
+        else:
+            message = (
+                f"No such task_id '{task_id}' in workflow '{workflow_id}': it doesn't exist (yet). "
+                f"Continuations add their tasks when they are reached."
+            )
+        super().__init__(message)
+        self.workflow_id = workflow_id
+        self.task_id = task_id
+
+
+class WorkflowStillActiveError(PicklableWorkflowError):
+    """The operation needs a workflow that is neither running nor pending."""
+
+    def __init__(self, operation: str, workflow_id: str):
+        super().__init__(
+            f"{operation} couldn't be completed because Workflow[id={workflow_id}] is still "
+            f"running or pending. Wait for it, or stop it with cancel({workflow_id!r})."
+        )
+        self.operation = operation
+        self.workflow_id = workflow_id
+
+
+class WorkflowAlreadyRunningError(PicklableWorkflowError, RuntimeError):
+    """Run or resume of a workflow that a live coordinator is running already."""
+
+    def __init__(self, workflow_id: str):
+        super().__init__(
+            f"Workflow '{workflow_id}' is already running or pending. "
+            f"get_output({workflow_id!r}) waits for its result."
+        )
+        self.workflow_id = workflow_id
+
+
+class WorkflowNotResumableError(PicklableWorkflowError):
+    """The workflow can't be resumed as it is; the message says why and what to do."""
+
+    def __init__(self, workflow_id: str, reason: str = ""):
+        super().__init__(f"Workflow[id={workflow_id}] is not resumable. {reason}".rstrip())
+        self.workflow_id = workflow_id
+
+
+class OutputNotAvailableError(PicklableWorkflowError, ValueError):
+    """The output asked for does not exist: not produced (yet), or not checkpointed."""
+
+    def __init__(self, workflow_id: str, task_id: str | None, reason: str):
+        what = f"task '{task_id}' in workflow" if task_id else "workflow"
+        super().__init__(f"Cannot load output from {what} '{workflow_id}': {reason}")
+        self.workflow_id = workflow_id
+        self.task_id = task_id
+
+
+class InvalidWorkflowIdError(PicklableWorkflowError, ValueError):
+    """The id can't name a workflow (empty, too long, or with control characters)."""
+
+
+class SerializationError(PicklableWorkflowError, TypeError):
+    """A value can't be stored. The message names the task, the type and the part at fault."""
+
+
+class InvalidResultError(PicklableWorkflowError, TypeError):
+    """A task returned something that no task may return (a DAG node inside a container)."""
+
+
+class StorageError(PicklableWorkflowError):
+    """Base class of errors about the storage."""
+
+
+class StorageUnavailableError(StorageError):
+    """The storage does not answer now. Nothing committed is lost; work goes on when it returns."""
+
+
+class StorageCorruptError(StorageError):
+    """Stored bytes are not what was written. The message names the key."""
+
+
+class StorageConfigError(StorageError, ValueError):
+    """The storage can't be used as configured: unknown URL, path not writable, two storages."""
+
+
+class CoordinatorUnavailableError(PicklableWorkflowError):
+    """The coordinator did not answer in time. The request may be repeated: it is idempotent."""

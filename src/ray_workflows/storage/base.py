@@ -1,0 +1,144 @@
+"""The `Storage` base class: what a workflow's home must do. Subclass it to bring your own.
+
+One primitive carries the correctness of everything above it: `Storage.commit`, which appends to
+a journal only if the journal ends where the caller believes it ends.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from enum import Enum, unique
+
+from ray_workflows._model.catalog import (
+    Append,
+    CatalogQuery,
+    CatalogRow,
+    Holder,
+    JournalEntry,
+    Page,
+)
+from ray_workflows._model.values import Blob
+
+
+@unique
+class CommitOutcome(str, Enum):
+    """What became of one append."""
+
+    #: The entry is durable and is the end of the journal.
+    OK = "ok"
+    #: The journal ends elsewhere (or the incarnation is gone): nothing was written.
+    STALE = "stale"
+    #: The storage can't say. Read the journal and look for the commit id.
+    AMBIGUOUS = "ambiguous"
+
+
+class Storage(ABC):
+    """Home of journals, catalog, blobs and holders.
+
+    Instances are picklable and open their connections lazily, once per process; all methods may
+    be called from several threads. Every method may raise `StorageUnavailableError` when the
+    storage does not answer (the caller repeats) and `StorageCorruptError` when stored bytes are
+    not what was written.
+    """
+
+    @property
+    @abstractmethod
+    def url(self) -> str:
+        """Identity of the storage: two storages with equal URLs are the same. No credentials."""
+
+    @property
+    def node_bound(self) -> bool:
+        """Whether only processes on the machine that opened it can use it directly."""
+        return False
+
+    @abstractmethod
+    def open(self) -> None:
+        """Check that the storage can be used, and create what it needs. Idempotent.
+
+        Raises:
+            StorageConfigError: it can't be used as configured; the message names the remedy.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back connections and threads of this process. Using it again reopens it."""
+
+    # -- journal and catalog ---------------------------------------------------------------
+
+    @abstractmethod
+    def commit(self, appends: Sequence[Append]) -> list[CommitOutcome]:
+        """Append to several journals at once and say, for each, what became of it.
+
+        Each append is atomic with its catalog row and its outcome is independent of the others.
+        When this returns OK, the entry survives power loss. If an exception is raised, nothing
+        is known about any of them: all are ambiguous.
+        """
+
+    @abstractmethod
+    def read_journal(self, incarnation: str, after: int = 0) -> list[JournalEntry]:
+        """Entries with ``seq > after``, in order; empty if there are none or it was deleted."""
+
+    @abstractmethod
+    def read_catalog(self, workflow_id: str) -> CatalogRow | None:
+        """The row of a workflow, or None if there is none."""
+
+    @abstractmethod
+    def list_catalog(self, query: CatalogQuery) -> Page:
+        """One page of rows, oldest submission first (equal times: by workflow id)."""
+
+    @abstractmethod
+    def delete(self, workflow_id: str, incarnation: str, expected_seq: int) -> CommitOutcome:
+        """Delete journal, catalog row and blobs, if the journal still ends at ``expected_seq``.
+
+        The id is free for a new workflow afterwards. A crash in between leaves blobs that
+        `sweep` removes.
+        """
+
+    # -- blobs -----------------------------------------------------------------------------
+
+    @abstractmethod
+    def write_blob(
+        self, incarnation: str, key: str, chunks: Iterable[bytes | memoryview]
+    ) -> Blob:
+        """Write a blob durably unless the key exists; return the description of what is stored.
+
+        ``key`` consists of ASCII letters, digits, ``-``, ``_`` and ``.``.
+        """
+
+    @abstractmethod
+    def read_blob(self, incarnation: str, blob: Blob) -> memoryview:
+        """The bytes of a blob, checked against its size and checksum; read-only."""
+
+    @abstractmethod
+    def find_blob(self, incarnation: str, key: str) -> Blob | None:
+        """The description of a stored blob, or None. Reads it all to compute the checksum."""
+
+    @abstractmethod
+    def delete_blobs(self, incarnation: str) -> None:
+        """Delete all blobs of an incarnation (one that never came to be, or is deleted)."""
+
+    @abstractmethod
+    def sweep(self, grace_seconds: float) -> int:
+        """Remove blobs of incarnations without a catalog row, older than the grace period.
+
+        Returns how many incarnations were cleaned up.
+        """
+
+    # -- holders ---------------------------------------------------------------------------
+
+    @abstractmethod
+    def renew_holder(self, holder: Holder, lease_seconds: float) -> None:
+        """Insert or renew the holder's row: its lease ends ``lease_seconds`` from the storage's now."""
+
+    @abstractmethod
+    def remove_holder(self, holder_id: str) -> None:
+        """Remove the holder's row: it ended in good order."""
+
+    @abstractmethod
+    def read_holders(self) -> list[Holder]:
+        """All holders, with their ``lease_until`` on the storage's clock."""
+
+    @abstractmethod
+    def now(self) -> float:
+        """The storage's clock, in seconds since 1970: leases are measured on it."""
