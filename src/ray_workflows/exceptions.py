@@ -7,11 +7,11 @@ Each error pickles, names the workflow it is about and says what to do next.
     ├── WorkflowCancellationError       the workflow was canceled while somebody waited for it
     ├── WorkflowNotFoundError           (also ValueError) no such workflow, or no such task in it
     ├── WorkflowStillActiveError        delete of a workflow that is still running or pending
-    ├── WorkflowAlreadyRunningError     (also RuntimeError) run or resume of a workflow that is running
+    ├── WorkflowAlreadyRunningError     (also RuntimeError) run or resume of a running workflow
     ├── WorkflowNotResumableError       the workflow can't be resumed as it is
     ├── OutputNotAvailableError         (also ValueError) the output asked for does not exist (yet)
     ├── InvalidWorkflowIdError          (also ValueError) the id can't name a workflow
-    ├── SerializationError              (also TypeError) a value can't be stored; names the part at fault
+    ├── SerializationError              (also TypeError) a value can't be stored; says which part
     ├── InvalidResultError              (also TypeError) a task returned what no task may return
     ├── StorageError
     │   ├── StorageUnavailableError     the storage does not answer; work goes on when it returns

@@ -5,36 +5,39 @@ from __future__ import annotations
 
 import msgspec
 
+from ray_workflows._model.values import Value
+
 
 class Command(msgspec.Struct, frozen=True):
     """Base of all commands."""
 
 
-class StartAttempt(Command):
-    """Run this attempt of a task."""
+class StartAttempt(Command, frozen=True):
+    """Run this attempt of a task, not before a time. Starting it twice is starting it once."""
 
     task: int
     epoch: int
     attempt: int
+    not_before: float = 0.0
 
 
-class CancelAttempt(Command):
+class CancelAttempt(Command, frozen=True):
     """Stop the attempt of a task whose result nobody wants any more."""
 
     task: int
 
 
-class WakeAt(Command):
-    """Send `Wake` at this time: a timer or a retry is due."""
+class WakeAt(Command, frozen=True):
+    """Send `Wake` at this time: a timer is due."""
 
     at: float
 
 
-class ReleaseValue(Command):
-    """No consumer will ever ask for this task's value again."""
+class ReleaseValue(Command, frozen=True):
+    """One task's hold on a value ends: no consumer will ask for it again on its account."""
 
-    task: int
+    value: Value
 
 
-class Settle(Command):
+class Settle(Command, frozen=True):
     """The workflow reached a terminal status: tell those who wait."""

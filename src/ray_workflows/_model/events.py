@@ -20,7 +20,7 @@ class Event(msgspec.Struct, frozen=True, array_like=True):
     at: float
 
 
-class WorkflowSubmitted(Event, tag="workflow-submitted"):
+class WorkflowSubmitted(Event, frozen=True, tag="workflow-submitted"):
     """The workflow exists: acknowledged and durable. It is pending until it is started.
 
     ``task_ids`` are the ids of the plan's tasks, which are numbered from 0.
@@ -33,57 +33,50 @@ class WorkflowSubmitted(Event, tag="workflow-submitted"):
     request_id: str = ""
 
 
-class WorkflowClaimed(Event, tag="workflow-claimed"):
+class WorkflowClaimed(Event, frozen=True, tag="workflow-claimed"):
     """A coordinator took the workflow over; attempts of the former holder no longer count."""
 
     holder: str
 
 
-class WorkflowStarted(Event, tag="workflow-started"):
+class WorkflowStarted(Event, frozen=True, tag="workflow-started"):
     """Admitted: its tasks may run."""
 
 
-class WorkflowResumed(Event, tag="workflow-resumed"):
+class WorkflowResumed(Event, frozen=True, tag="workflow-resumed"):
     """A failed or canceled workflow goes on: failed tasks get a fresh retry budget."""
 
     holder: str
 
 
-class WorkflowCanceled(Event, tag="workflow-canceled"):
+class WorkflowCanceled(Event, frozen=True, tag="workflow-canceled"):
     """Stopped on request."""
 
 
-class CancelRequested(Event, tag="cancel-requested"):
+class CancelRequested(Event, frozen=True, tag="cancel-requested"):
     """Somebody who does not hold the workflow asked to cancel it."""
 
 
-class WorkflowSucceeded(Event, tag="workflow-succeeded"):
+class WorkflowSucceeded(Event, frozen=True, tag="workflow-succeeded"):
     """The end, with the output (again) so that it can be read from the last entry alone."""
 
     output: Outcome
 
 
-class WorkflowFailed(Event, tag="workflow-failed"):
+class WorkflowFailed(Event, frozen=True, tag="workflow-failed"):
     """An error that nobody caught ended the workflow. ``task_id`` names the task, if one did."""
 
     error: ErrorInfo
     task_id: str | None = None
 
 
-class WorkflowReleased(Event, tag="workflow-released"):
+class WorkflowReleased(Event, frozen=True, tag="workflow-released"):
     """The coordinator gave the workflow up: it reads as RESUMABLE, with this error."""
 
     error: ErrorInfo
 
 
-class AttemptStarted(Event, tag="attempt-started"):
-    """Advisory: rides a later commit, nothing is decided by it."""
-
-    task: int
-    attempt: int
-
-
-class AttemptFailed(Event, tag="attempt-failed"):
+class AttemptFailed(Event, frozen=True, tag="attempt-failed"):
     """An attempt ended with an error and the task goes on at ``retry_at``.
 
     ``charged``: it counts against ``max_retries`` (a lost input does not).
@@ -97,17 +90,17 @@ class AttemptFailed(Event, tag="attempt-failed"):
     started_at: float = 0.0
 
 
-class TaskSucceeded(Event, tag="task-succeeded"):
-    """The one committed result of a task. ``value`` is None if it was not checkpointed."""
+class TaskSucceeded(Event, frozen=True, tag="task-succeeded"):
+    """The one committed result of a task."""
 
     task: int
     attempt: int
-    value: Value | None
+    value: Value
     started_at: float = 0.0
     ended_at: float = 0.0
 
 
-class TaskContinued(Event, tag="task-continued"):
+class TaskContinued(Event, frozen=True, tag="task-continued"):
     """The task returned a plan; the plan's output becomes its result.
 
     The plan's tasks are numbered from ``first`` and named ``task_ids``.
@@ -122,7 +115,7 @@ class TaskContinued(Event, tag="task-continued"):
     ended_at: float = 0.0
 
 
-class TaskFailed(Event, tag="task-failed"):
+class TaskFailed(Event, frozen=True, tag="task-failed"):
     """The last attempt of a task failed."""
 
     task: int
@@ -132,7 +125,7 @@ class TaskFailed(Event, tag="task-failed"):
     ended_at: float = 0.0
 
 
-class ErrorCaught(Event, tag="error-caught"):
+class ErrorCaught(Event, frozen=True, tag="error-caught"):
     """``catch_exceptions`` turned the error of ``task`` into a result.
 
     Of the task itself (``frame`` is None), or of the task whose continuation ``frame`` is; the
@@ -144,7 +137,7 @@ class ErrorCaught(Event, tag="error-caught"):
     error: ErrorInfo
 
 
-class ValuesLost(Event, tag="values-lost"):
+class ValuesLost(Event, frozen=True, tag="values-lost"):
     """Results that were not checkpointed are gone: these tasks run again."""
 
     tasks: tuple[int, ...]
@@ -160,7 +153,6 @@ AnyEvent = (
     | WorkflowSucceeded
     | WorkflowFailed
     | WorkflowReleased
-    | AttemptStarted
     | AttemptFailed
     | TaskSucceeded
     | TaskContinued

@@ -20,9 +20,7 @@ def validate_workflow_id(workflow_id: object) -> str:
         InvalidWorkflowIdError: it is empty, over 512 bytes of UTF-8, or has control characters.
     """
     if not isinstance(workflow_id, str):
-        raise TypeError(
-            f"workflow_id has to be a string type, not {type(workflow_id).__name__}."
-        )
+        raise TypeError(f"workflow_id has to be a string type, not {type(workflow_id).__name__}.")
     if not workflow_id:
         raise InvalidWorkflowIdError(
             "workflow_id is empty. Leave it out to get a generated one, or give it a name."

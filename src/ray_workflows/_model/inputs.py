@@ -14,7 +14,7 @@ class Input(msgspec.Struct, frozen=True):
     """Base of all inputs."""
 
 
-class Submit(Input):
+class Submit(Input, frozen=True):
     """Create the workflow. ``start``: admit it at once, else it waits as PENDING."""
 
     plan: Plan
@@ -24,17 +24,17 @@ class Submit(Input):
     request_id: str = ""
 
 
-class Claim(Input):
+class Claim(Input, frozen=True):
     """Take the workflow over for ``holder``."""
 
     holder: str
 
 
-class Start(Input):
+class Start(Input, frozen=True):
     """Admit a pending workflow."""
 
 
-class Resume(Input):
+class Resume(Input, frozen=True):
     """Go on with a workflow that failed, was canceled, or lost its coordinator.
 
     ``start``: admit it at once, else it waits as PENDING.
@@ -44,21 +44,25 @@ class Resume(Input):
     start: bool
 
 
-class Cancel(Input):
+class Cancel(Input, frozen=True):
     """Stop the workflow."""
 
 
-class Release(Input):
+class RequestCancel(Input, frozen=True):
+    """Leave the wish to cancel in the journal of a workflow that somebody else holds."""
+
+
+class Release(Input, frozen=True):
     """Give the workflow up because it can't be driven; it reads as RESUMABLE."""
 
     error: ErrorInfo
 
 
-class Wake(Input):
+class Wake(Input, frozen=True):
     """Time has passed: timers and retries that are due go on."""
 
 
-class AttemptReport(Input):
+class AttemptReport(Input, frozen=True):
     """Base of what an attempt reports. ``epoch`` counts the claims before it was started."""
 
     task: int
@@ -68,38 +72,42 @@ class AttemptReport(Input):
     ended_at: float
 
 
-class AttemptReturned(AttemptReport):
-    """The task returned a value. ``value`` is None if it was not to be stored."""
+class AttemptReturned(AttemptReport, frozen=True):
+    """The task returned a value."""
 
-    value: Value | None
+    value: Value
 
 
-class AttemptReturnedPlan(AttemptReport):
+class AttemptReturnedPlan(AttemptReport, frozen=True):
     """The task returned a continuation."""
 
     plan: Plan
 
 
-class AttemptRaised(AttemptReport):
+class AttemptRaised(AttemptReport, frozen=True):
     """User code raised. ``retryable``: it matches ``retry_exceptions``, as judged in the worker."""
 
     error: ErrorInfo
     retryable: bool
 
 
-class AttemptCrashed(AttemptReport):
+class AttemptCrashed(AttemptReport, frozen=True):
     """The worker died (killed, out of memory, node lost) before the attempt ended."""
 
     error: ErrorInfo
 
 
-class AttemptLostInput(AttemptReport):
-    """An object the attempt needed was gone: nobody's fault, so nothing is charged."""
+class AttemptLostInput(AttemptReport, frozen=True):
+    """An object the attempt needed was gone: nobody's fault, so nothing is charged.
+
+    ``lost`` are the tasks whose results, not checkpointed, have to be computed again.
+    """
 
     error: ErrorInfo
+    lost: tuple[int, ...] = ()
 
 
-class LoseValues(Input):
+class LoseValues(Input, frozen=True):
     """Results that were not checkpointed are gone."""
 
     tasks: tuple[int, ...]

@@ -11,12 +11,19 @@ INLINE_LIMIT = 64 * 1024
 class Blob(msgspec.Struct, frozen=True, array_like=True):
     """Bytes stored beside the journal, under a key that is unique in its workflow.
 
-    ``size`` is in bytes; ``checksum`` is the hex SHA-256 of the stored bytes.
+    ``size`` is in bytes; ``checksum`` is ``sha256:`` and the hex digest of the stored bytes. An
+    empty checksum marks a result that was not checkpointed: the key names it among the live values
+    of the coordinator that started the attempt, and nothing is stored.
     """
 
     key: str
     size: int
     checksum: str
+
+    @property
+    def stored(self) -> bool:
+        """Whether it survives a crash."""
+        return bool(self.checksum)
 
 
 class Value(msgspec.Struct, frozen=True, array_like=True):
@@ -27,6 +34,11 @@ class Value(msgspec.Struct, frozen=True, array_like=True):
 
     data: bytes | Blob
     objects: tuple[Blob, ...] = ()
+
+    @property
+    def stored(self) -> bool:
+        """Whether it survives a crash."""
+        return isinstance(self.data, bytes) or self.data.stored
 
 
 class ErrorInfo(msgspec.Struct, frozen=True, array_like=True):
@@ -42,9 +54,8 @@ class ErrorInfo(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True):
-    """What a finished task hands to its consumers.
+    """What a finished task hands to its consumers: a value or an error, never both.
 
-    One of ``value`` and ``error`` is set; neither for a result that was not checkpointed.
     ``wrapped``: ``catch_exceptions`` applies, consumers get ``(value, None)`` or ``(None, error)``.
     """
 
@@ -55,4 +66,10 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True):
     @property
     def stored(self) -> bool:
         """Whether it survives a crash."""
-        return self.value is not None or self.error is not None
+        return self.value is None or self.value.stored
+
+    def wrap_if(self, catches: bool) -> Outcome:
+        """The outcome behind a task or continuation that catches; nested catchers wrap once."""
+        if not catches or self.wrapped:
+            return self
+        return Outcome(value=self.value, error=self.error, wrapped=True)

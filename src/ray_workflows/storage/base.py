@@ -98,9 +98,7 @@ class Storage(ABC):
     # -- blobs -----------------------------------------------------------------------------
 
     @abstractmethod
-    def write_blob(
-        self, incarnation: str, key: str, chunks: Iterable[bytes | memoryview]
-    ) -> Blob:
+    def write_blob(self, incarnation: str, key: str, chunks: Iterable[bytes | memoryview]) -> Blob:
         """Write a blob durably unless the key exists; return the description of what is stored.
 
         ``key`` consists of ASCII letters, digits, ``-``, ``_`` and ``.``.
@@ -129,7 +127,7 @@ class Storage(ABC):
 
     @abstractmethod
     def renew_holder(self, holder: Holder, lease_seconds: float) -> None:
-        """Insert or renew the holder's row: its lease ends ``lease_seconds`` from the storage's now."""
+        """Insert or renew the holder's row; the lease runs from now on the storage's clock."""
 
     @abstractmethod
     def remove_holder(self, holder_id: str) -> None:

@@ -1,0 +1,75 @@
+"""Journal entries: events to bytes and back, with a version and a checksum.
+
+An entry is ``MAGIC``, one version byte, the CRC-32 of the rest (4 bytes, big-endian), and the
+MessagePack array of its events. Old versions are brought up to date by `UPCASTERS`.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from ray_workflows._model.events import AnyEvent, Event
+from ray_workflows._model.plan import Plan
+from ray_workflows.exceptions import StorageCorruptError
+
+MAGIC = b"RW"
+VERSION = 1
+HEADER_SIZE = len(MAGIC) + 1 + 4
+
+#: From each older version, the function that turns its payload into the next version's.
+UPCASTERS: dict[int, Callable[[bytes], bytes]] = {}
+
+ENCODER = msgspec.msgpack.Encoder()
+DECODER: msgspec.msgpack.Decoder[list[AnyEvent]] = msgspec.msgpack.Decoder(list[AnyEvent])
+PLAN_DECODER: msgspec.msgpack.Decoder[Plan] = msgspec.msgpack.Decoder(Plan)
+
+
+def encode_entry(events: Sequence[Event]) -> bytes:
+    """The bytes of one journal entry."""
+    payload = ENCODER.encode(events)
+    return b"".join((MAGIC, bytes((VERSION,)), zlib.crc32(payload).to_bytes(4, "big"), payload))
+
+
+def decode_entry(entry: bytes, *, where: str) -> list[AnyEvent]:
+    """The events of an entry.
+
+    Args:
+        entry: the stored bytes.
+        where: names the entry in errors (workflow and number).
+
+    Raises:
+        StorageCorruptError: the bytes are not what was written, or a newer release wrote them.
+    """
+    if len(entry) < HEADER_SIZE or not entry.startswith(MAGIC):
+        raise StorageCorruptError(f"Journal entry {where} is not a journal entry.")
+    version = entry[len(MAGIC)]
+    payload = entry[HEADER_SIZE:]
+    if zlib.crc32(payload) != int.from_bytes(entry[HEADER_SIZE - 4 : HEADER_SIZE], "big"):
+        raise StorageCorruptError(
+            f"Journal entry {where} does not match its checksum. Restore it from a backup."
+        )
+    if version > VERSION:
+        raise StorageCorruptError(
+            f"Journal entry {where} has format version {version}, newer than the {VERSION} "
+            f"that this release reads. Upgrade ray-workflows."
+        )
+    while version < VERSION:
+        payload = UPCASTERS[version](payload)
+        version += 1
+    try:
+        return DECODER.decode(payload)
+    except msgspec.MsgspecError as error:
+        raise StorageCorruptError(f"Journal entry {where} can't be decoded: {error}") from error
+
+
+def encode_plan(plan: Plan) -> bytes:
+    """A plan on its way between processes."""
+    return ENCODER.encode(plan)
+
+
+def decode_plan(data: bytes) -> Plan:
+    """The plan that `encode_plan` encoded."""
+    return PLAN_DECODER.decode(data)

@@ -1,0 +1,23 @@
+"""`commands`: all that should be in flight, derived from the state. Recovery is asking for it."""
+
+from __future__ import annotations
+
+from ray_workflows._engine.state import Task, WorkflowState
+from ray_workflows._model.commands import Command, StartAttempt, WakeAt
+
+
+def start_attempt(state: WorkflowState, task: Task) -> StartAttempt:
+    """The command for a task's current attempt."""
+    return StartAttempt(
+        task=task.number, epoch=state.epoch, attempt=task.attempts + 1, not_before=task.until
+    )
+
+
+def commands(state: WorkflowState) -> list[Command]:
+    """Every command that is due: attempts of active tasks, and the next timer."""
+    if not state.running:
+        return []
+    due: list[Command] = [start_attempt(state, state.tasks[number]) for number in state.active]
+    if state.timers:
+        due.append(WakeAt(min(state.timers.values())))
+    return due

@@ -1,0 +1,309 @@
+"""`decide`: inputs become events. It judges and changes nothing; `evolve` does the reverse.
+
+Handlers are found by name: input ``AttemptRaised`` is handled by ``on_attempt_raised``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ray_workflows._engine.names import assign_task_ids
+from ray_workflows._engine.retry import next_attempt_at
+from ray_workflows._engine.state import Frame, Phase, Task, WorkflowState
+from ray_workflows._model import events as ev
+from ray_workflows._model import inputs as inp
+from ray_workflows._model.status import WorkflowStatus
+from ray_workflows._model.values import ErrorInfo, Outcome
+
+Events = list[ev.Event]
+
+SETTLED = (WorkflowStatus.SUCCESSFUL, WorkflowStatus.FAILED, WorkflowStatus.CANCELED)
+
+
+def decide(state: WorkflowState, input: inp.Input, now: float) -> Events:
+    """The events that follow from an input, in order; empty if it changes nothing.
+
+    Stale and duplicate reports change nothing. ``now`` is in seconds since 1970.
+    """
+    return HANDLERS[type(input)](state, input, now)
+
+
+# -- asked ---------------------------------------------------------------------------------
+
+
+def on_submit(state: WorkflowState, input: inp.Submit, now: float) -> Events:
+    if state.status is not WorkflowStatus.NONE:
+        return []
+    events: Events = [
+        ev.WorkflowSubmitted(
+            at=now,
+            plan=input.plan,
+            task_ids=assign_task_ids(state.names, (spec.name for spec in input.plan.tasks)),
+            metadata=input.metadata,
+            holder=input.holder,
+            request_id=input.request_id,
+        )
+    ]
+    if input.start:
+        events.append(ev.WorkflowStarted(at=now))
+    return events
+
+
+def on_claim(state: WorkflowState, input: inp.Claim, now: float) -> Events:
+    if state.status not in WorkflowStatus.non_terminating_status():
+        return []
+    if state.holder == input.holder and not state.released:
+        return []
+    return [ev.WorkflowClaimed(at=now, holder=input.holder)]
+
+
+def on_start(state: WorkflowState, input: inp.Start, now: float) -> Events:
+    if state.status is not WorkflowStatus.PENDING:
+        return []
+    return [ev.WorkflowStarted(at=now)]
+
+
+def on_resume(state: WorkflowState, input: inp.Resume, now: float) -> Events:
+    if state.status in (WorkflowStatus.NONE, WorkflowStatus.SUCCESSFUL):
+        return []
+    held = state.holder == input.holder and not state.released
+    if held and state.status in WorkflowStatus.non_terminating_status():
+        return []
+    events: Events = [ev.WorkflowResumed(at=now, holder=input.holder)]
+    if state.output is not None:
+        # It had succeeded before it was canceled: there is nothing to run.
+        events.append(ev.WorkflowSucceeded(at=now, output=state.output))
+    elif input.start:
+        events.append(ev.WorkflowStarted(at=now))
+    return events
+
+
+def on_cancel(state: WorkflowState, input: inp.Cancel, now: float) -> Events:
+    if state.status in (WorkflowStatus.NONE, WorkflowStatus.CANCELED):
+        return []
+    return [ev.WorkflowCanceled(at=now)]
+
+
+def on_request_cancel(state: WorkflowState, input: inp.RequestCancel, now: float) -> Events:
+    if state.status in SETTLED or state.cancel_requested:
+        return []
+    return [ev.CancelRequested(at=now)]
+
+
+def on_release(state: WorkflowState, input: inp.Release, now: float) -> Events:
+    if state.status not in WorkflowStatus.non_terminating_status() or state.released:
+        return []
+    return [ev.WorkflowReleased(at=now, error=input.error)]
+
+
+def on_wake(state: WorkflowState, input: inp.Wake, now: float) -> Events:
+    if not state.running:
+        return []
+    events: Events = []
+    due = sorted((at, number) for number, at in state.timers.items() if at <= now)
+    for at, number in due:
+        task = state.tasks[number]
+        events.append(
+            ev.TaskSucceeded(
+                at=now,
+                task=number,
+                attempt=task.attempts + 1,
+                value=task.spec.arguments,
+                started_at=at - task.options.duration,
+                ended_at=now,
+            )
+        )
+        events += after_success(state, task, Outcome(value=task.spec.arguments), now)
+    return events
+
+
+# -- reported ------------------------------------------------------------------------------
+
+
+def reported_task(state: WorkflowState, report: inp.AttemptReport) -> Task | None:
+    """The task that a report is about, if it is about the attempt that counts."""
+    task = state.tasks.get(report.task)
+    if (
+        task is None
+        or task.phase is not Phase.ACTIVE
+        or report.epoch != state.epoch
+        or report.attempt != task.attempts + 1
+        or state.status is WorkflowStatus.CANCELED
+        or state.released
+    ):
+        return None
+    return task
+
+
+def on_attempt_returned(state: WorkflowState, input: inp.AttemptReturned, now: float) -> Events:
+    task = reported_task(state, input)
+    if task is None:
+        return []
+    succeeded = ev.TaskSucceeded(
+        at=now,
+        task=task.number,
+        attempt=input.attempt,
+        value=input.value,
+        started_at=input.started_at,
+        ended_at=input.ended_at,
+    )
+    return [succeeded, *after_success(state, task, Outcome(value=input.value), now)]
+
+
+def on_attempt_returned_plan(
+    state: WorkflowState, input: inp.AttemptReturnedPlan, now: float
+) -> Events:
+    task = reported_task(state, input)
+    if task is None:
+        return []
+    return [
+        ev.TaskContinued(
+            at=now,
+            task=task.number,
+            attempt=input.attempt,
+            plan=input.plan,
+            task_ids=assign_task_ids(state.names, (spec.name for spec in input.plan.tasks)),
+            first=state.next_task,
+            started_at=input.started_at,
+            ended_at=input.ended_at,
+        )
+    ]
+
+
+def on_attempt_raised(state: WorkflowState, input: inp.AttemptRaised, now: float) -> Events:
+    task = reported_task(state, input)
+    if task is None:
+        return []
+    retry_at = next_attempt_at(task, now) if input.retryable else None
+    if retry_at is not None:
+        return [attempt_failed(input, retry_at, charged=True, now=now)]
+    events: Events = [task_failed(input, now)]
+    if task.options.catch_exceptions:
+        return [*events, *caught(state, task, None, input.error, now)]
+    # The nearest continuation around it whose parent catches.
+    frame: Frame = task.frame
+    while not frame.wraps:
+        if frame.parent is None:
+            return [*events, *uncaught(state, task, input.error, now)]
+        frame = state.tasks[frame.parent].frame
+    return [*events, *caught(state, task, frame, input.error, now)]
+
+
+def on_attempt_crashed(state: WorkflowState, input: inp.AttemptCrashed, now: float) -> Events:
+    task = reported_task(state, input)
+    if task is None:
+        return []
+    retry_at = next_attempt_at(task, now)
+    if retry_at is not None:
+        return [attempt_failed(input, retry_at, charged=True, now=now)]
+    # Not caught by catch_exceptions: that is about what user code raises, as it always was.
+    return [task_failed(input, now), *uncaught(state, task, input.error, now)]
+
+
+def on_attempt_lost_input(state: WorkflowState, input: inp.AttemptLostInput, now: float) -> Events:
+    task = reported_task(state, input)
+    if task is None:
+        return []
+    failed = attempt_failed(input, now, charged=False, now=now)
+    return [failed, *lost(state, input.lost, now)]
+
+
+def on_lose_values(state: WorkflowState, input: inp.LoseValues, now: float) -> Events:
+    return lost(state, input.tasks, now)
+
+
+# -- consequences --------------------------------------------------------------------------
+
+
+def attempt_failed(
+    report: inp.AttemptRaised | inp.AttemptCrashed | inp.AttemptLostInput,
+    retry_at: float,
+    *,
+    charged: bool,
+    now: float,
+) -> ev.AttemptFailed:
+    return ev.AttemptFailed(
+        at=now,
+        task=report.task,
+        attempt=report.attempt,
+        error=report.error,
+        charged=charged,
+        retry_at=retry_at,
+        started_at=report.started_at,
+    )
+
+
+def task_failed(report: inp.AttemptRaised | inp.AttemptCrashed, now: float) -> ev.TaskFailed:
+    return ev.TaskFailed(
+        at=now,
+        task=report.task,
+        attempt=report.attempt,
+        error=report.error,
+        started_at=report.started_at,
+        ended_at=report.ended_at,
+    )
+
+
+def uncaught(state: WorkflowState, task: Task, error: ErrorInfo, now: float) -> Events:
+    """Only the first error that nobody caught fails the workflow; siblings report after it."""
+    if not state.running:
+        return []
+    return [ev.WorkflowFailed(at=now, error=error, task_id=task.task_id)]
+
+
+def caught(
+    state: WorkflowState, task: Task, frame: Frame | None, error: ErrorInfo, now: float
+) -> Events:
+    outcome = Outcome(error=error, wrapped=True)
+    number = None if frame is None else frame.number
+    event = ev.ErrorCaught(at=now, task=task.number, frame=number, error=error)
+    if frame is None:
+        return [event, *after_success(state, task, outcome, now)]
+    return [event, *after_frame(state, frame, outcome, now)]
+
+
+def after_success(state: WorkflowState, task: Task, outcome: Outcome, now: float) -> Events:
+    """What follows from a task's result: the end of the workflow, or nothing."""
+    if not task.is_output:
+        return []
+    return after_frame(state, task.frame, outcome.wrap_if(task.options.catch_exceptions), now)
+
+
+def after_frame(state: WorkflowState, frame: Frame, outcome: Outcome, now: float) -> Events:
+    if frame.parent is not None:
+        return []  # The parent is not an output: see Frame.
+    return [ev.WorkflowSucceeded(at=now, output=outcome.wrap_if(frame.wraps))]
+
+
+def lost(state: WorkflowState, tasks: Iterable[int], now: float) -> Events:
+    """Only results that are not stored, and that somebody can still want, can be lost."""
+    numbers = []
+    for number in tasks:
+        task = state.tasks.get(number)
+        if (
+            task is not None
+            and task.phase is Phase.SUCCEEDED
+            and task.outcome is not None
+            and not task.outcome.stored
+        ):
+            numbers.append(number)
+    return [ev.ValuesLost(at=now, tasks=tuple(sorted(set(numbers))))] if numbers else []
+
+
+HANDLERS: dict[type[inp.Input], Callable[[WorkflowState, Any, float], Events]] = {
+    inp.Submit: on_submit,
+    inp.Claim: on_claim,
+    inp.Start: on_start,
+    inp.Resume: on_resume,
+    inp.Cancel: on_cancel,
+    inp.RequestCancel: on_request_cancel,
+    inp.Release: on_release,
+    inp.Wake: on_wake,
+    inp.AttemptReturned: on_attempt_returned,
+    inp.AttemptReturnedPlan: on_attempt_returned_plan,
+    inp.AttemptRaised: on_attempt_raised,
+    inp.AttemptCrashed: on_attempt_crashed,
+    inp.AttemptLostInput: on_attempt_lost_input,
+    inp.LoseValues: on_lose_values,
+}

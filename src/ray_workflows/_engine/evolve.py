@@ -1,0 +1,358 @@
+"""`evolve`: events become state. The only code that changes a workflow's state.
+
+Appliers are found by name: event ``TaskSucceeded`` is applied by ``apply_task_succeeded``. Each
+returns the commands that are new by it; `commands.commands` derives all that are due.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ray_workflows._engine.commands import commands, start_attempt
+from ray_workflows._engine.names import register_task_ids
+from ray_workflows._engine.state import Frame, Phase, Task, WorkflowState
+from ray_workflows._model import events as ev
+from ray_workflows._model.commands import (
+    CancelAttempt,
+    Command,
+    ReleaseValue,
+    Settle,
+    WakeAt,
+)
+from ray_workflows._model.plan import TIMER, Plan
+from ray_workflows._model.status import WorkflowStatus
+from ray_workflows._model.values import Outcome
+
+
+def evolve(state: WorkflowState, event: ev.Event) -> list[Command]:
+    """Fold one event into the state, in place, and return the commands that are new by it."""
+    deltas: list[Command] = []
+    APPLIERS[type(event)](state, event, deltas)
+    return deltas
+
+
+# -- the workflow --------------------------------------------------------------------------
+
+
+def apply_workflow_submitted(
+    state: WorkflowState, event: ev.WorkflowSubmitted, deltas: list[Command]
+) -> None:
+    state.status = WorkflowStatus.PENDING
+    state.holder = event.holder
+    state.submitted_at = event.at
+    state.metadata = event.metadata
+    state.request_id = event.request_id
+    state.plan_digest = event.plan.digest
+    open_frame(state, event.plan, event.task_ids, parent=None, wraps=False, checkpoint=True)
+
+
+def apply_workflow_claimed(
+    state: WorkflowState, event: ev.WorkflowClaimed, deltas: list[Command]
+) -> None:
+    change_holder(state, event.holder)
+    deltas += commands(state)
+
+
+def apply_workflow_started(
+    state: WorkflowState, event: ev.WorkflowStarted, deltas: list[Command]
+) -> None:
+    state.status = WorkflowStatus.RUNNING
+    if state.started_at is None:
+        state.started_at = event.at
+        for task in state.tasks.values():
+            if not task.unmet:
+                activate(state, task, event.at)
+    deltas += commands(state)
+
+
+def apply_workflow_resumed(
+    state: WorkflowState, event: ev.WorkflowResumed, deltas: list[Command]
+) -> None:
+    if state.holder != event.holder or state.released:
+        change_holder(state, event.holder)
+    state.status = WorkflowStatus.PENDING
+    state.ended_at = None
+    state.error = None
+    state.failed_task = None
+    state.cancel_requested = False
+    for task in state.tasks.values():
+        if task.phase is Phase.FAILED:
+            task.phase = Phase.ACTIVE
+            task.charged = 0
+            task.until = 0.0
+            state.active[task.number] = None
+
+
+def change_holder(state: WorkflowState, holder: str) -> None:
+    state.holder = holder
+    state.epoch += 1
+    state.released = False
+    state.error = None
+
+
+def apply_workflow_canceled(
+    state: WorkflowState, event: ev.WorkflowCanceled, deltas: list[Command]
+) -> None:
+    deltas += [CancelAttempt(number) for number in state.active]
+    settle(state, WorkflowStatus.CANCELED, event.at, deltas)
+
+
+def apply_cancel_requested(
+    state: WorkflowState, event: ev.CancelRequested, deltas: list[Command]
+) -> None:
+    state.cancel_requested = True
+
+
+def apply_workflow_succeeded(
+    state: WorkflowState, event: ev.WorkflowSucceeded, deltas: list[Command]
+) -> None:
+    settle(state, WorkflowStatus.SUCCESSFUL, event.at, deltas)
+
+
+def apply_workflow_failed(
+    state: WorkflowState, event: ev.WorkflowFailed, deltas: list[Command]
+) -> None:
+    # Attempts in flight go on: what they commit need not run again when it is resumed.
+    state.error = event.error
+    state.failed_task = event.task_id
+    settle(state, WorkflowStatus.FAILED, event.at, deltas)
+
+
+def apply_workflow_released(
+    state: WorkflowState, event: ev.WorkflowReleased, deltas: list[Command]
+) -> None:
+    deltas += [CancelAttempt(number) for number in state.active]
+    state.released = True
+    state.error = event.error
+    deltas.append(Settle())
+
+
+def settle(state: WorkflowState, status: WorkflowStatus, at: float, deltas: list[Command]) -> None:
+    state.status = status
+    state.ended_at = at
+    deltas.append(Settle())
+
+
+# -- attempts and tasks --------------------------------------------------------------------
+
+
+def apply_attempt_failed(
+    state: WorkflowState, event: ev.AttemptFailed, deltas: list[Command]
+) -> None:
+    task = state.tasks[event.task]
+    task.attempts += 1
+    task.charged += event.charged
+    task.until = event.retry_at
+    if state.running:
+        deltas.append(start_attempt(state, task))
+
+
+def apply_task_succeeded(
+    state: WorkflowState, event: ev.TaskSucceeded, deltas: list[Command]
+) -> None:
+    task = state.tasks[event.task]
+    resolve(state, task, Outcome(value=event.value), event.at, deltas)
+
+
+def apply_task_continued(
+    state: WorkflowState, event: ev.TaskContinued, deltas: list[Command]
+) -> None:
+    task = state.tasks[event.task]
+    frame = task.frame
+    parent: int | None = task.number
+    wraps = task.options.catch_exceptions
+    checkpoint = task.options.checkpoint
+    if checkpoint is None:
+        checkpoint = frame.checkpoint
+    state.active.pop(task.number, None)
+    task.phase = Phase.CONTINUED
+    if task.is_output:
+        # A continuation in tail position takes the place of the frame it ends, so that a loop of
+        # continuations needs no more memory than its last turn. Nothing else in the frame is
+        # unfinished: all of it led to this task.
+        parent = frame.parent
+        wraps = wraps or frame.wraps
+        close_frame(state, frame, keep=None, deltas=deltas)
+    opened = open_frame(
+        state, event.plan, event.task_ids, parent=parent, wraps=wraps, checkpoint=checkpoint
+    )
+    for number in range(opened.first, opened.first + len(event.plan.tasks)):
+        fresh = state.tasks[number]
+        if not fresh.unmet:
+            activate(state, fresh, event.at)
+            announce(state, fresh, deltas)
+
+
+def apply_task_failed(state: WorkflowState, event: ev.TaskFailed, deltas: list[Command]) -> None:
+    task = state.tasks[event.task]
+    task.attempts += 1
+    task.phase = Phase.FAILED
+    state.active.pop(task.number, None)
+
+
+def apply_error_caught(state: WorkflowState, event: ev.ErrorCaught, deltas: list[Command]) -> None:
+    outcome = Outcome(error=event.error, wrapped=True)
+    if event.frame is None:
+        resolve(state, state.tasks[event.task], outcome, event.at, deltas)
+        return
+    frame = state.frames[event.frame]
+    resolve_frame(state, frame, outcome, event.at, deltas)
+
+
+def apply_values_lost(state: WorkflowState, event: ev.ValuesLost, deltas: list[Command]) -> None:
+    lost = [state.tasks[number] for number in event.tasks]
+    for task in lost:
+        task.phase = Phase.WAITING
+        task.outcome = None
+        task.attempts += 1
+        for number in task.consumers:
+            consumer = state.tasks[number]
+            if consumer.phase is Phase.ACTIVE:
+                # It can't be done without the value: what it reports now is about the past.
+                consumer.phase = Phase.WAITING
+                consumer.attempts += 1
+                state.active.pop(number, None)
+                deltas.append(CancelAttempt(number))
+            consumer.unmet += 1
+    for task in lost:
+        if not task.unmet:
+            activate(state, task, event.at)
+            announce(state, task, deltas)
+
+
+# -- frames --------------------------------------------------------------------------------
+
+
+def open_frame(
+    state: WorkflowState,
+    plan: Plan,
+    task_ids: tuple[str, ...],
+    *,
+    parent: int | None,
+    wraps: bool,
+    checkpoint: bool,
+) -> Frame:
+    frame = Frame(state.next_frame, plan, state.next_task, parent, wraps, checkpoint)
+    state.frames[frame.number] = frame
+    state.next_frame += 1
+    state.next_task += len(plan.tasks)
+    for offset, task_id in enumerate(task_ids):
+        number = frame.first + offset
+        state.tasks[number] = Task(number, task_id, frame)
+    register_task_ids(state.names, (spec.name for spec in plan.tasks), task_ids)
+    return frame
+
+
+def activate(state: WorkflowState, task: Task, at: float) -> None:
+    """All inputs are there: the task may run, or the timer starts."""
+    if task.options.kind == TIMER:
+        task.phase = Phase.TIMING
+        task.until = at + task.options.duration
+        state.timers[task.number] = task.until
+    else:
+        task.phase = Phase.ACTIVE
+        task.until = 0.0
+        state.active[task.number] = None
+
+
+def announce(state: WorkflowState, task: Task, deltas: list[Command]) -> None:
+    """The command for a task that was activated."""
+    if not state.running:
+        return
+    if task.phase is Phase.TIMING:
+        deltas.append(WakeAt(task.until))
+    else:
+        deltas.append(start_attempt(state, task))
+
+
+def resolve(
+    state: WorkflowState, task: Task, outcome: Outcome, at: float, deltas: list[Command]
+) -> None:
+    """Give a task its one result, and whatever follows from it inside the workflow."""
+    state.active.pop(task.number, None)
+    state.timers.pop(task.number, None)
+    task.phase = Phase.SUCCEEDED
+    task.outcome = outcome.wrap_if(task.options.catch_exceptions)
+    if task.is_output:
+        resolve_frame(state, task.frame, task.outcome, at, deltas)
+        return
+    if task.outcome.stored:
+        forget_inputs(state, task, deltas)
+    for number in task.consumers:
+        consumer = state.tasks[number]
+        consumer.unmet -= 1
+        if not consumer.unmet and consumer.phase is Phase.WAITING:
+            activate(state, consumer, at)
+            announce(state, consumer, deltas)
+
+
+def resolve_frame(
+    state: WorkflowState, frame: Frame, outcome: Outcome, at: float, deltas: list[Command]
+) -> None:
+    """The frame has its result: it goes away, and its parent has that result."""
+    outcome = outcome.wrap_if(frame.wraps)
+    close_frame(state, frame, keep=outcome, deltas=deltas)
+    if frame.parent is None:
+        state.output = outcome
+    else:
+        resolve(state, state.tasks[frame.parent], outcome, at, deltas)
+
+
+def close_frame(
+    state: WorkflowState, frame: Frame, keep: Outcome | None, deltas: list[Command]
+) -> None:
+    """Drop a frame and what hangs below it. ``keep`` is the outcome that lives on."""
+    doomed = [frame]
+    while doomed:
+        current = doomed.pop()
+        del state.frames[current.number]
+        for number in range(current.first, current.first + len(current.plan.tasks)):
+            task = state.tasks.pop(number)
+            state.timers.pop(number, None)
+            if task.phase is Phase.ACTIVE:
+                del state.active[number]
+                deltas.append(CancelAttempt(number))
+            elif task.phase is Phase.CONTINUED:
+                # Abandoned by an error that was caught further out.
+                doomed += [child for child in state.frames.values() if child.parent == number]
+            else:
+                value = task.outcome.value if task.outcome is not None else None
+                if value is not None and (keep is None or value is not keep.value):
+                    deltas.append(ReleaseValue(value))
+
+
+def forget_inputs(state: WorkflowState, task: Task, deltas: list[Command]) -> None:
+    """The task will never run again: it no longer holds its inputs."""
+    settled = [task]
+    while settled:
+        for number in settled.pop().upstream:
+            upstream = state.tasks[number]
+            upstream.wanted -= 1
+            if upstream.wanted or upstream.outcome is None:
+                continue
+            outcome, upstream.outcome, upstream.released = upstream.outcome, None, True
+            if outcome.value is not None:
+                deltas.append(ReleaseValue(outcome.value))
+            if not outcome.stored:
+                # It could have had to run again until now, and so held its own inputs.
+                settled.append(upstream)
+
+
+APPLIERS: dict[type[ev.Event], Callable[[WorkflowState, Any, list[Command]], None]] = {
+    ev.WorkflowSubmitted: apply_workflow_submitted,
+    ev.WorkflowClaimed: apply_workflow_claimed,
+    ev.WorkflowStarted: apply_workflow_started,
+    ev.WorkflowResumed: apply_workflow_resumed,
+    ev.WorkflowCanceled: apply_workflow_canceled,
+    ev.CancelRequested: apply_cancel_requested,
+    ev.WorkflowSucceeded: apply_workflow_succeeded,
+    ev.WorkflowFailed: apply_workflow_failed,
+    ev.WorkflowReleased: apply_workflow_released,
+    ev.AttemptFailed: apply_attempt_failed,
+    ev.TaskSucceeded: apply_task_succeeded,
+    ev.TaskContinued: apply_task_continued,
+    ev.TaskFailed: apply_task_failed,
+    ev.ErrorCaught: apply_error_caught,
+    ev.ValuesLost: apply_values_lost,
+}

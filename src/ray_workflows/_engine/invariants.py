@@ -1,0 +1,61 @@
+"""What must hold of every state. Tests run `check` after every step; nothing else reads it."""
+
+from __future__ import annotations
+
+from ray_workflows._engine.state import Phase, Task, WorkflowState
+from ray_workflows._model.status import WorkflowStatus
+
+
+def check(state: WorkflowState) -> None:
+    """Recompute what is derived and compare; raise AssertionError with what differs."""
+    started = state.started_at is not None
+    active = {n for n, t in state.tasks.items() if t.phase is Phase.ACTIVE}
+    timing = {n: t.until for n, t in state.tasks.items() if t.phase is Phase.TIMING}
+    assert set(state.active) == active, (set(state.active), active)
+    assert state.timers == timing, (state.timers, timing)
+    assert set(state.tasks) == {
+        frame.first + i for frame in state.frames.values() for i in range(len(frame.plan.tasks))
+    }
+    assert all(number < state.next_task for number in state.tasks)
+    for task in state.tasks.values():
+        check_task(state, task, started)
+    for frame in state.frames.values():
+        if frame.parent is not None:
+            parent = state.tasks[frame.parent]
+            assert parent.phase is Phase.CONTINUED, parent.task_id
+            assert not parent.is_output, parent.task_id
+    if state.status is WorkflowStatus.SUCCESSFUL:
+        assert state.output is not None
+        assert state.output.stored
+    if state.output is not None:
+        assert not state.tasks
+    if state.status in WorkflowStatus.non_terminating_status():
+        assert state.ended_at is None
+        assert state.output is None
+        # Progress is possible: something runs, or a timer runs.
+        assert not started or state.active or state.timers or state.released, "stuck"
+
+
+def check_task(state: WorkflowState, task: Task, started: bool) -> None:
+    upstream = [state.tasks[number] for number in task.upstream]
+    unmet = sum(1 for t in upstream if t.phase is not Phase.SUCCEEDED)
+    assert task.unmet == unmet, (task.task_id, task.unmet, unmet)
+    wanted = sum(1 for n in task.consumers if not settled(state.tasks[n]))
+    assert task.wanted == wanted, (task.task_id, task.wanted, wanted)
+    if task.phase is Phase.WAITING:
+        assert unmet or not started, task.task_id
+    if task.phase in (Phase.ACTIVE, Phase.TIMING):
+        assert started
+        assert not unmet, task.task_id
+        assert all(t.outcome is not None for t in upstream), task.task_id
+    children = [f for f in state.frames.values() if f.parent == task.number]
+    assert len(children) == (task.phase is Phase.CONTINUED), task.task_id
+    assert (task.outcome is not None) == (task.phase is Phase.SUCCEEDED and not task.released)
+    assert task.charged <= task.attempts
+
+
+def settled(task: Task) -> bool:
+    """Whether the task will never run again."""
+    if task.phase is not Phase.SUCCEEDED:
+        return False
+    return task.released or (task.outcome is not None and task.outcome.stored)

@@ -1,0 +1,203 @@
+"""The state of one workflow: a fold of its journal. Only `evolve` changes it.
+
+Each fact is stored once. What is derived for speed is marked so, and `invariants` recomputes it.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, unique
+
+from ray_workflows._model.plan import Plan, TaskOptions, TaskSpec
+from ray_workflows._model.status import WorkflowStatus
+from ray_workflows._model.values import ErrorInfo, Outcome
+
+
+@unique
+class Phase(IntEnum):
+    """Where a task stands."""
+
+    #: Not all of its inputs are there, or the workflow was never started.
+    WAITING = 0
+    #: Its current attempt should be running.
+    ACTIVE = 1
+    #: A timer that goes off at ``until``.
+    TIMING = 2
+    #: It returned a plan and waits for the plan's output.
+    CONTINUED = 3
+    #: It has its one result.
+    SUCCEEDED = 4
+    #: Its last attempt failed, and nobody caught the error.
+    FAILED = 5
+
+
+class Frame:
+    """A plan in execution: the submitted one, or a continuation.
+
+    ``parent`` is the task whose result this plan's output becomes; None for the workflow itself.
+    It is never itself the output of its frame: a continuation in tail position replaces the frame
+    it ends (see `evolve.apply_task_continued`), so frames nest only as deep as the user's tree.
+    ``wraps``: ``catch_exceptions`` of the parent applies to everything inside.
+    ``checkpoint`` is what tasks inherit that do not say.
+    """
+
+    __slots__ = ("checkpoint", "consumers", "first", "number", "parent", "plan", "wraps")
+
+    def __init__(
+        self, number: int, plan: Plan, first: int, parent: int | None, wraps: bool, checkpoint: bool
+    ) -> None:
+        self.number = number
+        self.plan = plan
+        self.first = first
+        self.parent = parent
+        self.wraps = wraps
+        self.checkpoint = checkpoint
+        # Derived from the plan: for each task, who takes its result.
+        consumers: list[list[int]] = [[] for _ in plan.tasks]
+        for index, spec in enumerate(plan.tasks):
+            for upstream in spec.upstream:
+                consumers[upstream].append(first + index)
+        self.consumers = consumers
+
+    @property
+    def output(self) -> int:
+        """Number of the task whose result is the frame's."""
+        return self.first + self.plan.output
+
+
+class Task:
+    """A task of a frame.
+
+    ``attempts`` counts ended attempts, ``charged`` those that count against ``max_retries``.
+    ``until`` is when a timer goes off, or before when the next attempt must not start.
+    """
+
+    __slots__ = (
+        "attempts",
+        "charged",
+        "frame",
+        "number",
+        "outcome",
+        "phase",
+        "released",
+        "task_id",
+        "unmet",
+        "until",
+        "wanted",
+    )
+
+    def __init__(self, number: int, task_id: str, frame: Frame) -> None:
+        index = number - frame.first
+        self.number = number
+        self.task_id = task_id
+        self.frame = frame
+        self.phase = Phase.WAITING
+        self.attempts = 0
+        self.charged = 0
+        self.until = 0.0
+        self.outcome: Outcome | None = None
+        #: The outcome was there and nobody can want it again.
+        self.released = False
+        # Derived: inputs that are not there yet; consumers that may still ask for the outcome.
+        self.unmet = len(frame.plan.tasks[index].upstream)
+        self.wanted = len(frame.consumers[index])
+
+    @property
+    def spec(self) -> TaskSpec:
+        """What was captured of the task."""
+        return self.frame.plan.tasks[self.number - self.frame.first]
+
+    @property
+    def options(self) -> TaskOptions:
+        """The options it was bound with."""
+        return self.frame.plan.options[self.spec.options]
+
+    @property
+    def upstream(self) -> list[int]:
+        """Numbers of the tasks whose results it takes, in the order of its placeholders."""
+        first = self.frame.first
+        return [first + index for index in self.spec.upstream]
+
+    @property
+    def consumers(self) -> list[int]:
+        """Numbers of the tasks that take its result."""
+        return self.frame.consumers[self.number - self.frame.first]
+
+    @property
+    def is_output(self) -> bool:
+        """Whether its result is the result of its frame."""
+        return self.number == self.frame.output
+
+
+class WorkflowState:
+    """Everything that decisions about one workflow depend on."""
+
+    __slots__ = (
+        "active",
+        "cancel_requested",
+        "ended_at",
+        "epoch",
+        "error",
+        "failed_task",
+        "frames",
+        "holder",
+        "incarnation",
+        "metadata",
+        "names",
+        "next_frame",
+        "next_task",
+        "output",
+        "plan_digest",
+        "released",
+        "request_id",
+        "started_at",
+        "status",
+        "submitted_at",
+        "tasks",
+        "timers",
+        "workflow_id",
+    )
+
+    def __init__(self, workflow_id: str, incarnation: str) -> None:
+        self.workflow_id = workflow_id
+        self.incarnation = incarnation
+        #: PENDING, RUNNING, SUCCESSFUL, FAILED or CANCELED; NONE before the first event.
+        self.status = WorkflowStatus.NONE
+        self.holder = ""
+        #: Counts changes of the holder: attempts of an earlier epoch no longer count.
+        self.epoch = 0
+        self.released = False
+        self.cancel_requested = False
+        self.metadata: dict[str, object] = {}
+        self.plan_digest = ""
+        self.request_id = ""
+        self.submitted_at = 0.0
+        self.started_at: float | None = None
+        self.ended_at: float | None = None
+        self.error: ErrorInfo | None = None
+        self.failed_task: str | None = None
+        self.output: Outcome | None = None
+        self.frames: dict[int, Frame] = {}
+        self.tasks: dict[int, Task] = {}
+        self.next_task = 0
+        self.next_frame = 0
+        #: For each base name, the suffix to try next.
+        self.names: dict[str, int] = {}
+        # Derived: tasks in phase ACTIVE, in the order they became so; timers in phase TIMING.
+        self.active: dict[int, None] = {}
+        self.timers: dict[int, float] = {}
+
+    @property
+    def running(self) -> bool:
+        """Whether attempts may be started."""
+        return self.status is WorkflowStatus.RUNNING and not self.released
+
+    def checkpoints(self, task: Task) -> bool:
+        """Whether the task's result is stored: as it says, or as it inherits.
+
+        The output of the whole workflow is stored whatever was said: a finished workflow
+        has to be able to answer.
+        """
+        checkpoint = task.options.checkpoint
+        if checkpoint is None:
+            checkpoint = task.frame.checkpoint
+        return checkpoint or (task.is_output and task.frame.parent is None)
