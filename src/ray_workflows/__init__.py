@@ -1,0 +1,95 @@
+"""Durable workflows on Ray: ``import ray_workflows as workflow``."""
+
+from ray_workflows._model.status import WorkflowStatus
+from ray_workflows._version import __version__
+from ray_workflows.api import (
+    cancel,
+    continuation,
+    delete,
+    get_metadata,
+    get_output,
+    get_output_async,
+    get_status,
+    init,
+    list_all,
+    resume,
+    resume_all,
+    resume_async,
+    run,
+    run_async,
+)
+from ray_workflows.events import EventListener, TimerListener, sleep, wait_for_event
+from ray_workflows.exceptions import (
+    CoordinatorUnavailableError,
+    InvalidResultError,
+    InvalidWorkflowIdError,
+    OutputNotAvailableError,
+    SerializationError,
+    StorageConfigError,
+    StorageCorruptError,
+    StorageError,
+    StorageUnavailableError,
+    WorkflowAlreadyRunningError,
+    WorkflowCancellationError,
+    WorkflowError,
+    WorkflowExecutionError,
+    WorkflowNotFoundError,
+    WorkflowNotResumableError,
+    WorkflowStillActiveError,
+)
+from ray_workflows.options import options
+
+CANCELED = WorkflowStatus.CANCELED
+FAILED = WorkflowStatus.FAILED
+NONE = WorkflowStatus.NONE
+PENDING = WorkflowStatus.PENDING
+RESUMABLE = WorkflowStatus.RESUMABLE
+RUNNING = WorkflowStatus.RUNNING
+SUCCESSFUL = WorkflowStatus.SUCCESSFUL
+
+__all__ = [
+    "CANCELED",
+    "FAILED",
+    "NONE",
+    "PENDING",
+    "RESUMABLE",
+    "RUNNING",
+    "SUCCESSFUL",
+    "CoordinatorUnavailableError",
+    "EventListener",
+    "InvalidResultError",
+    "InvalidWorkflowIdError",
+    "OutputNotAvailableError",
+    "SerializationError",
+    "StorageConfigError",
+    "StorageCorruptError",
+    "StorageError",
+    "StorageUnavailableError",
+    "TimerListener",
+    "WorkflowAlreadyRunningError",
+    "WorkflowCancellationError",
+    "WorkflowError",
+    "WorkflowExecutionError",
+    "WorkflowNotFoundError",
+    "WorkflowNotResumableError",
+    "WorkflowStatus",
+    "WorkflowStillActiveError",
+    "__version__",
+    "cancel",
+    "continuation",
+    "delete",
+    "get_metadata",
+    "get_output",
+    "get_output_async",
+    "get_status",
+    "init",
+    "list_all",
+    "options",
+    "resume",
+    "resume_all",
+    "resume_async",
+    "run",
+    "run_async",
+    "sleep",
+    "wait_for_event",
+]

@@ -209,6 +209,14 @@ def on_attempt_lost_input(state: WorkflowState, input: inp.AttemptLostInput, now
     return [failed, *lost(state, input.lost, now)]
 
 
+def on_attempt_found_corruption(
+    state: WorkflowState, input: inp.AttemptFoundCorruption, now: float
+) -> Events:
+    if reported_task(state, input) is None:
+        return []
+    return on_release(state, inp.Release(error=input.error), now)
+
+
 def on_lose_values(state: WorkflowState, input: inp.LoseValues, now: float) -> Events:
     return lost(state, input.tasks, now)
 
@@ -305,5 +313,6 @@ HANDLERS: dict[type[inp.Input], Callable[[WorkflowState, Any, float], Events]] =
     inp.AttemptRaised: on_attempt_raised,
     inp.AttemptCrashed: on_attempt_crashed,
     inp.AttemptLostInput: on_attempt_lost_input,
+    inp.AttemptFoundCorruption: on_attempt_found_corruption,
     inp.LoseValues: on_lose_values,
 }

@@ -72,32 +72,32 @@ class AttemptReport(Input, frozen=True):
     ended_at: float
 
 
-class AttemptReturned(AttemptReport, frozen=True):
+class AttemptReturned(AttemptReport, frozen=True, tag=True):
     """The task returned a value."""
 
     value: Value
 
 
-class AttemptReturnedPlan(AttemptReport, frozen=True):
+class AttemptReturnedPlan(AttemptReport, frozen=True, tag=True):
     """The task returned a continuation."""
 
     plan: Plan
 
 
-class AttemptRaised(AttemptReport, frozen=True):
+class AttemptRaised(AttemptReport, frozen=True, tag=True):
     """User code raised. ``retryable``: it matches ``retry_exceptions``, as judged in the worker."""
 
     error: ErrorInfo
     retryable: bool
 
 
-class AttemptCrashed(AttemptReport, frozen=True):
+class AttemptCrashed(AttemptReport, frozen=True, tag=True):
     """The worker died (killed, out of memory, node lost) before the attempt ended."""
 
     error: ErrorInfo
 
 
-class AttemptLostInput(AttemptReport, frozen=True):
+class AttemptLostInput(AttemptReport, frozen=True, tag=True):
     """An object the attempt needed was gone: nobody's fault, so nothing is charged.
 
     ``lost`` are the tasks whose results, not checkpointed, have to be computed again.
@@ -105,6 +105,12 @@ class AttemptLostInput(AttemptReport, frozen=True):
 
     error: ErrorInfo
     lost: tuple[int, ...] = ()
+
+
+class AttemptFoundCorruption(AttemptReport, frozen=True, tag=True):
+    """What the attempt needed from storage is not what was written."""
+
+    error: ErrorInfo
 
 
 class LoseValues(Input, frozen=True):

@@ -40,6 +40,7 @@ class Function(msgspec.Struct, frozen=True, array_like=True):
     digest: str
     name: str
     data: bytes | Blob
+    objects: tuple[Blob, ...] = ()
 
 
 class TaskSpec(msgspec.Struct, frozen=True, array_like=True):
@@ -47,7 +48,8 @@ class TaskSpec(msgspec.Struct, frozen=True, array_like=True):
 
     ``name`` is the base of the task id; the engine makes it unique. ``arguments`` is an envelope
     of ``(args, kwargs)`` with placeholders for upstream results and constants. A timer's
-    ``arguments`` are the value it produces.
+    ``arguments`` are the value it produces. ``nested`` are the positions in ``upstream`` that
+    are taken by reference only (nodes inside containers).
     """
 
     name: str
@@ -55,6 +57,7 @@ class TaskSpec(msgspec.Struct, frozen=True, array_like=True):
     options: int
     arguments: Value
     upstream: tuple[int, ...] = ()
+    nested: tuple[int, ...] = ()
 
 
 class Environment(msgspec.Struct, frozen=True, array_like=True):

@@ -70,9 +70,15 @@ class Storage(ABC):
     def commit(self, appends: Sequence[Append]) -> list[CommitOutcome]:
         """Append to several journals at once and say, for each, what became of it.
 
-        Each append is atomic with its catalog row and its outcome is independent of the others.
-        When this returns OK, the entry survives power loss. If an exception is raised, nothing
-        is known about any of them: all are ambiguous.
+        Each append is atomic with its catalog row and its outcome is independent of the others;
+        several to one workflow take effect in their order. When this returns OK, the entry
+        survives power loss. If an exception is raised, nothing is known about any of them: all
+        are ambiguous. Creating a workflow is stale if its id or its incarnation is in use.
+
+        Raises:
+            ValueError: an append and its catalog row contradict each other (their ids, or
+                ``catalog.seq`` is not ``expected_seq + 1``), or the incarnation of a new workflow
+                can't be a name (see `write_blob`); nothing was written.
         """
 
     @abstractmethod
@@ -85,7 +91,13 @@ class Storage(ABC):
 
     @abstractmethod
     def list_catalog(self, query: CatalogQuery) -> Page:
-        """One page of rows, oldest submission first (equal times: by workflow id)."""
+        """One page of rows, oldest submission first (equal times: by workflow id).
+
+        Ids are ordered by their code points, as Python and the bytes of UTF-8 order them.
+
+        Raises:
+            ValueError: the cursor is none of this storage's, or the limit is below 1.
+        """
 
     @abstractmethod
     def delete(self, workflow_id: str, incarnation: str, expected_seq: int) -> CommitOutcome:
@@ -101,12 +113,22 @@ class Storage(ABC):
     def write_blob(self, incarnation: str, key: str, chunks: Iterable[bytes | memoryview]) -> Blob:
         """Write a blob durably unless the key exists; return the description of what is stored.
 
-        ``key`` consists of ASCII letters, digits, ``-``, ``_`` and ``.``.
+        ``key`` consists of up to 200 ASCII letters, digits, ``-``, ``_`` and ``.``, and does not
+        start with ``.``; so does ``incarnation``. If ``chunks`` raises, nothing is stored.
+
+        Raises:
+            ValueError: the key or the incarnation can't be a name.
         """
 
     @abstractmethod
     def read_blob(self, incarnation: str, blob: Blob) -> memoryview:
-        """The bytes of a blob, checked against its size and checksum; read-only."""
+        """The bytes of a blob, checked against its size and checksum; read-only.
+
+        They stay readable when the blob is deleted.
+
+        Raises:
+            StorageCorruptError: the blob is missing or differs from its description.
+        """
 
     @abstractmethod
     def find_blob(self, incarnation: str, key: str) -> Blob | None:
@@ -119,6 +141,9 @@ class Storage(ABC):
     @abstractmethod
     def sweep(self, grace_seconds: float) -> int:
         """Remove blobs of incarnations without a catalog row, older than the grace period.
+
+        An incarnation is as old as its newest blob. Blobs are written before the workflow is
+        created, so the grace period has to be longer than the longest submission.
 
         Returns how many incarnations were cleaned up.
         """

@@ -1,0 +1,144 @@
+"""Options of a bound task: ours, found in Ray's ``_labels``, and Ray's, as data.
+
+Ray rejects option keys it does not know, but takes ``_labels``, a dict of strings; ours travel
+there as one JSON string. What goes to Ray's ``.options()`` later is kept as JSON-compatible data,
+so that the coordinator can submit a task without unpickling anything of the user's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import (
+    NodeAffinitySchedulingStrategy,
+    NodeLabelSchedulingStrategy,
+    PlacementGroupSchedulingStrategy,
+)
+
+from ray import cloudpickle
+from ray_workflows._model.plan import DEFAULT_MAX_RETRIES, FUNCTION, TaskOptions
+
+#: The label under which the options of `ray_workflows.options` travel.
+LABEL = "ray_workflows.options"
+
+#: What the engine owns, and what makes no sense for a workflow task.
+NOT_FOR_RAY = ("max_retries", "retry_exceptions", "num_returns", "_labels")
+
+
+def read_label(ray_options: Mapping[str, Any]) -> dict[str, Any]:
+    """The workflow options among Ray's options, as given to `ray_workflows.options`."""
+    labels = ray_options.get("_labels") or {}
+    text = labels.get(LABEL)
+    found: dict[str, Any] = json.loads(text) if text else {}
+    return found
+
+
+def write_label(options: Mapping[str, Any]) -> dict[str, str]:
+    """The value for Ray's ``_labels`` that carries workflow options."""
+    return {LABEL: json.dumps(options, sort_keys=True)}
+
+
+def task_options(bound: Mapping[str, Any], *, where: str) -> tuple[TaskOptions, str | None]:
+    """The options of a task and the task id asked for, from a node's bound options.
+
+    Raises:
+        ValueError: an option that a workflow task can't have; names it and the task.
+    """
+    num_returns = bound.get("num_returns")
+    if num_returns not in (None, 1):
+        raise ValueError(
+            f"The {where} has num_returns={num_returns!r}; a workflow task can only have one "
+            f"return. Return a tuple, and take it apart in the tasks that use it."
+        )
+    ours = read_label(bound)
+    retry = bound.get("retry_exceptions") or False
+    retry_on = None
+    if not isinstance(retry, bool):
+        retry_on = cloudpickle.dumps(tuple(retry))
+        retry = True
+    max_retries = bound.get("max_retries")
+    options = TaskOptions(
+        kind=ours.get("kind", FUNCTION),
+        max_retries=DEFAULT_MAX_RETRIES if max_retries is None else max_retries,
+        retry_exceptions=retry,
+        retry_on=retry_on,
+        catch_exceptions=bool(ours.get("catch_exceptions")),
+        checkpoint=ours.get("checkpoint"),
+        metadata=ours.get("metadata") or {},
+        ray=encode_ray_options(bound, where=where),
+        duration=float(ours.get("duration", 0.0)),
+    )
+    return options, ours.get("task_id")
+
+
+def encode_ray_options(bound: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+    encoded: dict[str, Any] = {}
+    for key, value in bound.items():
+        if key in NOT_FOR_RAY or value is None:
+            continue
+        if key == "scheduling_strategy":
+            value = encode_strategy(value)  # noqa: PLW2901
+        elif key == "runtime_env":
+            value = dict(value)  # noqa: PLW2901
+        elif isinstance(value, PlacementGroup):
+            value = {"placement_group": value.id.hex()}  # noqa: PLW2901
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"The {where} has the Ray option {key}={value!r}, which can't be stored: {error}."
+            ) from None
+        encoded[key] = value
+    labels = {k: v for k, v in (bound.get("_labels") or {}).items() if k != LABEL}
+    if labels:
+        encoded["_labels"] = labels
+    return encoded
+
+
+def encode_strategy(strategy: Any) -> Any:
+    if isinstance(strategy, str):
+        return strategy
+    if isinstance(strategy, NodeAffinitySchedulingStrategy):
+        return {"node_affinity": {"node_id": strategy.node_id, "soft": strategy.soft}}
+    if isinstance(strategy, PlacementGroupSchedulingStrategy):
+        return {
+            "placement_group": {
+                "id": strategy.placement_group.id.hex(),
+                "bundle_index": strategy.placement_group_bundle_index,
+                "capture_child_tasks": strategy.placement_group_capture_child_tasks,
+            }
+        }
+    if isinstance(strategy, NodeLabelSchedulingStrategy):
+        # Its conditions are plain objects of Ray's own: pickled, and unpickled by Ray's classes.
+        return {"node_label": cloudpickle.dumps(strategy).hex()}
+    raise ValueError(f"scheduling_strategy {strategy!r} is not one this release knows.")
+
+
+def decode_strategy(data: Any) -> Any:
+    """The scheduling strategy that `encode_strategy` encoded."""
+    if isinstance(data, str):
+        return data
+    ((kind, fields),) = data.items()
+    if kind == "node_affinity":
+        return NodeAffinitySchedulingStrategy(**fields)
+    if kind == "node_label":
+        return cloudpickle.loads(bytes.fromhex(fields))
+    from ray._raylet import PlacementGroupID
+
+    group = PlacementGroup(PlacementGroupID(bytes.fromhex(fields["id"])))
+    return PlacementGroupSchedulingStrategy(
+        placement_group=group,
+        placement_group_bundle_index=fields["bundle_index"],
+        placement_group_capture_child_tasks=fields["capture_child_tasks"],
+    )
+
+
+def decode_ray_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What to pass to Ray's ``.options()``."""
+    decoded = dict(options)
+    if "scheduling_strategy" in decoded:
+        decoded["scheduling_strategy"] = decode_strategy(decoded["scheduling_strategy"])
+    return decoded

@@ -1,0 +1,211 @@
+"""Pickling of user values: ObjectRefs and DAG nodes become placeholders, large buffers stay out.
+
+The only module that pickles or unpickles values of users.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+from ray.actor import ActorHandle
+from ray.dag import DAGNode
+
+import ray
+from ray import cloudpickle
+from ray_workflows._codec.placeholders import OBJECT_REF, OBJECT_VALUE, placeholder
+from ray_workflows.exceptions import InvalidResultError, SerializationError, WorkflowError
+
+#: Buffers of at least this many bytes are kept out of the pickle, to be written and read in place.
+OUT_OF_BAND_LIMIT = 4096
+
+
+class Direct:
+    """Marks a direct argument: the task gets the value behind it, not a reference to it."""
+
+    __slots__ = ("target",)
+
+    def __init__(self, target: Any) -> None:
+        self.target = target
+
+
+class Pickled:
+    """A pickled value and what stayed out of it."""
+
+    __slots__ = ("buffers", "data", "refs")
+
+    def __init__(self, data: bytes, buffers: list[memoryview], refs: list[ray.ObjectRef]) -> None:
+        self.data = data
+        self.buffers = buffers
+        self.refs = refs
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes without the envelope."""
+        return len(self.data) + sum(buffer.nbytes for buffer in self.buffers)
+
+
+#: Turns a DAG node into the kind and index of its placeholder; ``direct`` as for `Direct`.
+NodeHook = Callable[[DAGNode, bool], tuple[str, int]]
+
+
+def describe_node(node: DAGNode) -> str:
+    body = getattr(node, "_body", None)
+    return f"{type(node).__name__} of {body.__qualname__}" if body else type(node).__name__
+
+
+def refuse_node(node: DAGNode, direct: bool) -> tuple[str, int]:
+    raise InvalidResultError(
+        f"it contains a DAG node ({describe_node(node)}) inside a container. Return the node "
+        f"itself, through workflow.continuation(node); to combine several, bind them to one more "
+        f"task."
+    )
+
+
+class ValuePickler(cloudpickle.CloudPickler):  # type: ignore[misc]
+    """Pickles one value; collects its ObjectRefs by identity."""
+
+    def __init__(self, file: io.BytesIO, node_hook: NodeHook) -> None:
+        self.buffers: list[memoryview] = []
+        self.refs: list[ray.ObjectRef] = []
+        self.ref_indices: dict[bytes, int] = {}
+        self.node_hook = node_hook
+        super().__init__(file, protocol=5, buffer_callback=self.keep_in_band)
+
+    def keep_in_band(self, buffer: pickle.PickleBuffer) -> bool:
+        raw = buffer.raw()
+        if raw.nbytes < OUT_OF_BAND_LIMIT:
+            return True
+        self.buffers.append(raw)
+        return False
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, ray.ObjectRef):
+            return placeholder, (OBJECT_REF, self.ref_index(obj))
+        if isinstance(obj, DAGNode):
+            return placeholder, self.node_hook(obj, False)
+        if type(obj) is Direct:
+            if isinstance(obj.target, ray.ObjectRef):
+                return placeholder, (OBJECT_VALUE, self.ref_index(obj.target))
+            return placeholder, self.node_hook(obj.target, True)
+        if isinstance(obj, ActorHandle):
+            raise SerializationError(
+                f"an actor handle ({obj!r}) can't be stored: the actor ends with its cluster. "
+                f"Pass its name and call ray.get_actor(name) in the task."
+            )
+        return super().reducer_override(obj)
+
+    def ref_index(self, ref: ray.ObjectRef) -> int:
+        key: bytes = ref.binary()
+        index = self.ref_indices.get(key)
+        if index is None:
+            index = self.ref_indices[key] = len(self.refs)
+            self.refs.append(ref)
+        return index
+
+
+def pickle_value(value: Any, *, where: str, node_hook: NodeHook = refuse_node) -> Pickled:
+    """Pickle a value.
+
+    Args:
+        value: anything cloudpickle takes; ObjectRefs stay out of it.
+        where: names the value in errors ("argument 'x' of task 'f'").
+        node_hook: what to do with DAG nodes; by default they are refused.
+
+    Raises:
+        SerializationError: it can't be pickled; names the type and the attribute at fault.
+        InvalidResultError: it contains a DAG node that does not belong there.
+    """
+    file = io.BytesIO()
+    pickler = ValuePickler(file, node_hook)
+    try:
+        pickler.dump(value)
+    except InvalidResultError as error:
+        raise InvalidResultError(f"The {where} can't be stored: {error}") from None
+    except Exception as error:
+        raise SerializationError(describe_failure(value, where, error)) from error
+    return Pickled(file.getvalue(), pickler.buffers, pickler.refs)
+
+
+class ValueUnpickler(pickle.Unpickler):
+    """Unpickles one value; ``resolve`` says what stands behind each placeholder."""
+
+    def __init__(
+        self,
+        file: io.BytesIO,
+        buffers: list[memoryview],
+        resolve: Callable[[str, int], Any],
+    ) -> None:
+        super().__init__(file, buffers=buffers)
+        self.resolve = resolve
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == placeholder.__module__ and name == placeholder.__name__:
+            return self.resolve
+        return super().find_class(module, name)
+
+
+def unpickle_value(
+    data: bytes | memoryview,
+    buffers: list[memoryview],
+    resolve: Callable[[str, int], Any] = placeholder,
+) -> Any:
+    """The value behind a pickle; errors of user code (imports, ``__setstate__``) come through."""
+    return ValueUnpickler(io.BytesIO(data), buffers, resolve).load()
+
+
+def describe_failure(value: Any, where: str, error: Exception) -> str:
+    """Name the type at fault and the way to it."""
+    reason = str(error) if isinstance(error, WorkflowError) else f"{type(error).__name__}: {error}"
+    path, culprit = find_culprit(value)
+    location = f" (at {path}, of type {type(culprit).__name__})" if path else ""
+    return (
+        f"The {where}, of type {type(value).__name__}, can't be stored{location}: {reason}. "
+        f"Give it a __reduce__, leave out what can't be pickled, or create it inside the task."
+    )
+
+
+def can_pickle(value: Any) -> bool:
+    try:
+        ValuePickler(io.BytesIO(), lambda node, direct: ("", 0)).dump(value)
+    except Exception:
+        return False
+    return True
+
+
+def children(value: Any) -> list[tuple[str, Any]]:
+    """The parts of a value, each with the way to it."""
+    if isinstance(value, dict):
+        return [(f"[{key!r}]", item) for key, item in value.items()]
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [(f"[{index}]", item) for index, item in enumerate(value)]
+    found: list[tuple[str, Any]] = []
+    if getattr(value, "__closure__", None):
+        names = value.__code__.co_freevars
+        cells = zip(names, value.__closure__, strict=True)
+        found += [(f".<closure>.{name}", cell.cell_contents) for name, cell in cells]
+    if hasattr(value, "__code__") and hasattr(value, "__globals__"):
+        used = [name for name in value.__code__.co_names if name in value.__globals__]
+        found += [(f".<globals>.{name}", value.__globals__[name]) for name in used]
+    if not isinstance(value, type):
+        attributes = getattr(value, "__dict__", None) or {}
+        found += [(f".{name}", item) for name, item in attributes.items()]
+        if type(value) is Direct:
+            found.append(("", value.target))
+    return found
+
+
+def find_culprit(value: Any) -> tuple[str, Any]:
+    """Follow the parts that can't be pickled to the innermost; its path and itself."""
+    path = ""
+    seen: set[int] = set()
+    while id(value) not in seen:
+        seen.add(id(value))
+        for step, part in children(value):
+            if not can_pickle(part):
+                path += step
+                value = part
+                break
+    return path, value

@@ -1,0 +1,205 @@
+"""Values on their way to storage and back: envelopes, blobs, ObjectRefs.
+
+`ValueWriter` makes a `Value` of a Python value; `ValueReader` makes a Python value of a `Value`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ray
+from ray_workflows._capture.pickling import (
+    NodeHook,
+    Pickled,
+    pickle_value,
+    refuse_node,
+    unpickle_value,
+)
+from ray_workflows._codec.envelope import seal, unseal
+from ray_workflows._codec.placeholders import OBJECT_REF, OBJECT_VALUE, placeholder
+from ray_workflows._model.values import INLINE_LIMIT, Blob, ErrorInfo, Outcome, Value
+from ray_workflows.exceptions import WorkflowError
+from ray_workflows.storage.base import Storage
+
+#: Blobs behind ObjectRefs that this process restored: returned again, they are not stored again.
+restored_objects: dict[bytes, tuple[str, Blob]] = {}
+
+
+#: What Ray raises when an object is gone with its owner or its node: nobody's fault.
+LOST_OBJECT_ERRORS = (
+    ray.exceptions.ObjectLostError,
+    ray.exceptions.ObjectFetchTimedOutError,
+    ray.exceptions.OwnerDiedError,
+    ray.exceptions.ReferenceCountingAssertionError,
+    ray.exceptions.ObjectReconstructionFailedError,
+)
+
+
+class ValueWriter:
+    """Writes values of one workflow. Blobs are durable when a method returns.
+
+    ``written`` are the live ObjectRefs of the object blobs it wrote, by key.
+    """
+
+    def __init__(self, storage: Storage, incarnation: str) -> None:
+        self.storage = storage
+        self.incarnation = incarnation
+        self.objects: dict[bytes, Blob] = {}
+        self.written: dict[str, ray.ObjectRef] = {}
+
+    def write(
+        self, value: Any, *, key: str, where: str, node_hook: NodeHook = refuse_node
+    ) -> Value:
+        """Store a value: inline if it is small, else as the blob ``key``."""
+        return self.write_pickled(
+            pickle_value(value, where=where, node_hook=node_hook), key=key, where=where
+        )
+
+    def write_pickled(self, pickled: Pickled, *, key: str, where: str) -> Value:
+        """Store what `pickle_value` made."""
+        objects = tuple(self.write_object(ref, where) for ref in pickled.refs)
+        chunks = seal(pickled.data, pickled.buffers, objects)
+        if pickled.nbytes <= INLINE_LIMIT:
+            return Value(b"".join(chunks), objects)
+        return Value(self.storage.write_blob(self.incarnation, key, chunks), objects)
+
+    def write_object(self, ref: ray.ObjectRef, where: str) -> Blob:
+        """Checkpoint what an ObjectRef refers to, once for each identity."""
+        identity: bytes = ref.binary()
+        known = restored_objects.get(identity)
+        if known is not None and known[0] == self.incarnation:
+            return known[1]
+        if identity in self.objects:
+            return self.objects[identity]
+        key = f"object-{ref.hex()}"
+        blob = self.storage.find_blob(self.incarnation, key)
+        if blob is None:
+            where = f"object that the {where} refers to"
+            pickled = pickle_value(ray.get(ref), where=where)
+            nested = tuple(self.write_object(inner, where) for inner in pickled.refs)
+            chunks = seal(pickled.data, pickled.buffers, nested)
+            blob = self.storage.write_blob(self.incarnation, key, chunks)
+        self.objects[identity] = blob
+        self.written[key] = ref
+        return blob
+
+    def write_error(self, error: BaseException, *, key: str, traceback: str = "") -> ErrorInfo:
+        """Store an exception; one that can't be pickled keeps its type name and message."""
+        name = type(error).__name__
+        message = safe_str(error)
+        try:
+            value: Value | None = self.write(error, key=key, where=f"exception {name}")
+            # An exception whose constructor takes other arguments pickles but does not unpickle.
+            ValueReader(self.storage, self.incarnation).read(value, where=name)  # type: ignore[arg-type]
+        except (WorkflowError, ray.exceptions.RayError):
+            value = None
+        except Exception:
+            value = None
+        return ErrorInfo(type_name=name, message=message, traceback=traceback, exception=value)
+
+
+def safe_str(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return "<its __str__ raised>"
+
+
+class ValueReader:
+    """Reads values of one workflow.
+
+    ``live`` are objects of the cluster by blob key: their ObjectRefs, or the values themselves.
+    What is not among them, or was lost, is read from storage.
+    """
+
+    def __init__(
+        self, storage: Storage, incarnation: str, live: Mapping[str, Any] | None = None
+    ) -> None:
+        self.storage = storage
+        self.incarnation = incarnation
+        self.live = live or {}
+
+    def read(
+        self,
+        value: Value,
+        *,
+        where: str,
+        resolve: Callable[[str, int], Any] = placeholder,
+    ) -> Any:
+        """The Python value. ``resolve`` stands for placeholders other than ObjectRefs."""
+        data = value.data
+        if isinstance(data, Blob):
+            if data.key in self.live:
+                try:
+                    return self.live_value(data.key)
+                except LOST_OBJECT_ERRORS:
+                    if not data.stored:
+                        raise
+            if not data.stored:
+                raise ray.exceptions.ObjectLostError(data.key, "", "")
+            view: bytes | memoryview = self.storage.read_blob(self.incarnation, data)
+        else:
+            view = data
+        envelope = unseal(view, where=where)
+
+        def resolve_objects(kind: str, index: int) -> Any:
+            if kind == OBJECT_REF:
+                return self.read_object(envelope.objects[index])
+            if kind == OBJECT_VALUE:
+                return self.read_object_value(envelope.objects[index], where=where)
+            return resolve(kind, index)
+
+        return unpickle_value(envelope.pickle, envelope.buffers, resolve_objects)
+
+    def live_value(self, key: str) -> Any:
+        value = self.live[key]
+        return ray.get(value) if isinstance(value, ray.ObjectRef) else value
+
+    def read_object(self, blob: Blob) -> ray.ObjectRef:
+        """The ObjectRef of a checkpointed object: the live one, or one restored from its blob."""
+        ref = self.live.get(blob.key)
+        if not isinstance(ref, ray.ObjectRef):
+            ref = restore_object.remote(self.storage, self.incarnation, blob)
+            restored_objects[ref.binary()] = (self.incarnation, blob)
+        return ref
+
+    def read_object_value(self, blob: Blob, *, where: str) -> Any:
+        """The value of a checkpointed object."""
+        return self.read(Value(blob), where=where)
+
+    def read_error(self, error: ErrorInfo, *, where: str) -> BaseException:
+        """The exception, as Ray raises it: an instance of its own class and of RayTaskError.
+
+        One that could not be stored, or whose class is not here, is a plain RayTaskError.
+        """
+        cause: BaseException | None = None
+        if error.exception is not None:
+            try:
+                cause = self.read(error.exception, where=where)
+            except Exception as failure:
+                cause = RuntimeError(
+                    f"{error.type_name}: {error.message} (it can't be restored here: {failure})"
+                )
+        if cause is None:
+            cause = RuntimeError(f"{error.type_name}: {error.message}")
+        if isinstance(cause, ray.exceptions.RayError) or not isinstance(cause, Exception):
+            return cause
+        text = error.traceback or f"{error.type_name}: {error.message}"
+        wrapped = ray.exceptions.RayTaskError(where, text, cause)
+        return wrapped.as_instanceof_cause()  # type: ignore[no-any-return]
+
+    def read_outcome(self, outcome: Outcome, *, where: str) -> Any:
+        """What a consumer of a task gets."""
+        if outcome.error is not None:
+            error = self.read_error(outcome.error, where=where)
+            return (None, error)
+        assert outcome.value is not None
+        value = self.read(outcome.value, where=where)
+        return (value, None) if outcome.wrapped else value
+
+
+@ray.remote(num_cpus=0, max_retries=3)  # type: ignore[untyped-decorator]
+def restore_object(storage: Storage, incarnation: str, blob: Blob) -> Any:
+    """Bring a checkpointed object back into the object store."""
+    return ValueReader(storage, incarnation).read(Value(blob), where=f"object {blob.key}")

@@ -1,0 +1,1 @@
+"""What users ask, from their side: reads go to storage, writes to the coordinator."""

@@ -1,0 +1,187 @@
+"""This process's way to the cluster's coordinator and to its storage."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from typing import Any
+
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+import ray
+from ray_workflows._coordinator.claims import Claims
+from ray_workflows._coordinator.host import ACTOR_NAME, NAMESPACE, coordinator_class
+from ray_workflows._coordinator.loop import UNLIMITED, Limits
+from ray_workflows._model.catalog import CatalogRow
+from ray_workflows._model.status import WorkflowStatus
+from ray_workflows._version import __version__
+from ray_workflows.exceptions import CoordinatorUnavailableError, StorageConfigError
+from ray_workflows.storage import Storage
+from ray_workflows.storage.urls import storage_from_url
+
+logger = logging.getLogger(__name__)
+
+#: How long `init` waits for a coordinator to come up, in seconds.
+START_SECONDS = 60.0
+#: How long a call may take before the coordinator counts as gone, in seconds. Longer than it
+#: takes itself to say that the storage is away, and than Ray needs to restart it.
+CALL_SECONDS = 90.0
+
+
+class Connection:
+    """The coordinator of a cluster and its storage, as seen from this process."""
+
+    def __init__(self, coordinator: Any, description: dict[str, Any]) -> None:
+        self.coordinator = coordinator
+        self.storage: Storage = description["storage"]
+        self.limits: Limits = description["limits"]
+        self.coordinator_id: str = description["holder"].coordinator
+        self.session = session_id()
+
+    def call(self, method: str, *args: Any) -> Any:
+        """Call the coordinator and return its answer; raise what it answers as an error."""
+        ref = getattr(self.coordinator, method).remote(*args)
+        try:
+            answer = ray.get(ref, timeout=CALL_SECONDS)
+        except ray.exceptions.GetTimeoutError:
+            raise CoordinatorUnavailableError(
+                f"The coordinator did not answer within {CALL_SECONDS:.0f} s. It is restarted by "
+                f"Ray when its process dies; check that its node is alive, then try again."
+            ) from None
+        except ray.exceptions.RayActorError as error:
+            raise CoordinatorUnavailableError(
+                f"The coordinator is gone: {error}. Call ray_workflows.init() to start another."
+            ) from None
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def wait(self, workflow_id: str, after: int | None) -> None:
+        """Block until a workflow's journal may have grown, or (None) it may be settled."""
+        answer = ray.get(self.coordinator.watch_one.remote(workflow_id, after))
+        if isinstance(answer, BaseException):
+            raise answer
+
+    def claims(self) -> Claims:
+        """Who holds what, as storage has it now."""
+        holders = self.storage.read_holders()
+        return Claims(holders, self.storage.now(), cluster=self.coordinator_id)
+
+    def status(self, row: CatalogRow) -> WorkflowStatus:
+        """The status of a workflow as users see it."""
+        if row.status not in WorkflowStatus.non_terminating_status():
+            return row.status
+        return self.claims().status(row)
+
+
+lock = threading.Lock()
+current: Connection | None = None
+
+
+def session_id() -> str:
+    """Changes when this process connects to another cluster, or again to the same."""
+    context = ray.get_runtime_context()
+    return f"{context.gcs_address}/{context.get_job_id()}"
+
+
+def find_coordinator() -> Any | None:
+    try:
+        return ray.get_actor(ACTOR_NAME, namespace=NAMESPACE)
+    except ValueError:
+        return None
+
+
+def describe(coordinator: Any) -> dict[str, Any]:
+    try:
+        description: dict[str, Any] = ray.get(coordinator.describe.remote(), timeout=START_SECONDS)
+    except ray.exceptions.GetTimeoutError:
+        raise CoordinatorUnavailableError(
+            f"The coordinator did not come up within {START_SECONDS:.0f} s. It is pinned to the "
+            f"node of its storage; check that the node is alive and takes actors."
+        ) from None
+    return description
+
+
+def start_coordinator(storage: Storage, limits: Limits) -> Any:
+    options: dict[str, Any] = {
+        "name": ACTOR_NAME,
+        "namespace": NAMESPACE,
+        "lifetime": "detached",
+        "get_if_exists": True,
+        # Not the driver's: the coordinator outlives it, and workflows bring their own.
+        "runtime_env": {},
+    }
+    if storage.node_bound:
+        node_id = ray.get_runtime_context().get_node_id()
+        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    return coordinator_class.options(**options).remote(storage, limits, __version__)
+
+
+def init(
+    storage: str | os.PathLike[str] | Storage | None,
+    max_running: int | None,
+    max_pending: int | None,
+) -> Connection:
+    """Connect to the cluster's coordinator, and start it if there is none.
+
+    Raises:
+        StorageConfigError: the storage can't be used, or the cluster uses another one.
+        ValueError: the limits differ from those the coordinator was started with.
+    """
+    global current
+    with lock:
+        wanted = storage_from_url(storage)
+        explicit = storage is not None
+        if not ray.is_initialized():
+            if find_coordinator_address() is None:
+                wanted.open()  # What is wrong with it is said before a cluster is started.
+            ray.init()
+        coordinator = find_coordinator()
+        if coordinator is None:
+            wanted.open()
+            limits = Limits(
+                max_running=UNLIMITED if max_running is None else max_running,
+                max_pending=UNLIMITED if max_pending is None else max_pending,
+            )
+            coordinator = start_coordinator(wanted, limits)
+        connection = Connection(coordinator, describe(coordinator))
+        check_same_storage(connection, wanted, explicit)
+        check_same_limits(connection.limits, max_running, max_pending)
+        current = connection
+        return connection
+
+
+def find_coordinator_address() -> str | None:
+    """The cluster that ray.init would connect to, if it would not start one."""
+    return os.environ.get("RAY_ADDRESS")
+
+
+def check_same_storage(connection: Connection, wanted: Storage, explicit: bool) -> None:
+    if explicit and wanted.url != connection.storage.url:
+        raise StorageConfigError(
+            f"storage={wanted.url} was asked for, but workflows of this cluster are in "
+            f"{connection.storage.url}. One cluster has one storage: call init() without storage=, "
+            f"or with the same one, or use another cluster."
+        )
+
+
+def check_same_limits(limits: Limits, max_running: int | None, max_pending: int | None) -> None:
+    for name, asked, actual in (
+        ("max_running_workflows", max_running, limits.max_running),
+        ("max_pending_workflows", max_pending, limits.max_pending),
+    ):
+        if asked is not None and asked != actual:
+            raise ValueError(
+                f"The workflow init is called again but the init options do not match the "
+                f"original ones: {name}={asked}, originally {actual}. Leave {name} out, or "
+                f"restart the cluster to change it."
+            )
+
+
+def connect() -> Connection:
+    """The connection of this process; initializes with defaults if need be."""
+    connection = current
+    if connection is not None and ray.is_initialized() and connection.session == session_id():
+        return connection
+    return init(None, None, None)

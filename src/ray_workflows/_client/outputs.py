@@ -1,0 +1,205 @@
+"""Outputs: waiting for a workflow or a task, and reading what it produced."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ray_workflows._capture.values import ValueReader
+from ray_workflows._client.connection import Connection
+from ray_workflows._client.views import WorkflowView
+from ray_workflows._codec.journal import decode_entry
+from ray_workflows._model import events as ev
+from ray_workflows._model.catalog import CatalogRow
+from ray_workflows._model.status import WorkflowStatus
+from ray_workflows._model.values import ErrorInfo, Outcome
+from ray_workflows.exceptions import (
+    OutputNotAvailableError,
+    StorageCorruptError,
+    WorkflowCancellationError,
+    WorkflowExecutionError,
+    WorkflowNotFoundError,
+)
+from ray_workflows.storage.base import Storage
+
+#: How often a workflow is looked at that another cluster drives, in seconds.
+POLL_SECONDS = 0.5
+
+ACTIVE = WorkflowStatus.non_terminating_status()
+
+
+def read_row(storage: Storage, workflow_id: str) -> CatalogRow:
+    """The catalog row of a workflow.
+
+    Raises:
+        WorkflowNotFoundError: there is none.
+    """
+    row = storage.read_catalog(workflow_id)
+    if row is None:
+        raise WorkflowNotFoundError(workflow_id)
+    return row
+
+
+def last_events(storage: Storage, row: CatalogRow) -> list[Any]:
+    """The events of the newest journal entry."""
+    entries = storage.read_journal(row.incarnation, row.seq - 1)
+    where = f"{row.seq} of workflow '{row.workflow_id}'"
+    return [event for entry in entries for event in decode_entry(entry.entry, where=where)]
+
+
+def workflow_output(storage: Storage, row: CatalogRow) -> Any:
+    """The output of a workflow that has succeeded.
+
+    Raises:
+        Exception: the output is an error of the kind that `read_outcome` raises.
+    """
+    for event in reversed(last_events(storage, row)):
+        if isinstance(event, ev.WorkflowSucceeded):
+            reader = ValueReader(storage, row.incarnation)
+            return reader.read_outcome(event.output, where=f"output of '{row.workflow_id}'")
+    raise StorageCorruptError(
+        f"Workflow '{row.workflow_id}' is SUCCESSFUL, but its last journal entry ({row.seq}) has "
+        f"no output."
+    )
+
+
+def execution_error(storage: Storage, row: CatalogRow) -> WorkflowExecutionError:
+    """The error of a workflow that has failed, its cause chained."""
+    view = WorkflowView(row.workflow_id, row.incarnation)
+    view.read(storage)
+    info: ErrorInfo | None = view.state.error
+    task_id = view.state.failed_task
+    reason = f"{info.type_name}: {info.message}" if info is not None else None
+    error = WorkflowExecutionError(row.workflow_id, task_id, reason)
+    if info is not None:
+        where = f"task '{task_id}'" if task_id else f"workflow '{row.workflow_id}'"
+        error.__cause__ = ValueReader(storage, row.incarnation).read_error(info, where=where)
+    return error
+
+
+def settled_output(storage: Storage, row: CatalogRow, status: WorkflowStatus) -> Any:
+    """The output of a workflow that was waited for, or the error that it ended with."""
+    if status is WorkflowStatus.SUCCESSFUL:
+        return workflow_output(storage, row)
+    if status is WorkflowStatus.FAILED:
+        raise execution_error(storage, row)
+    if status is WorkflowStatus.CANCELED:
+        raise WorkflowCancellationError(row.workflow_id)
+    raise not_driven(row)
+
+
+def not_driven(row: CatalogRow) -> OutputNotAvailableError:
+    why = f" ({row.error})" if row.error else ""
+    return OutputNotAvailableError(
+        row.workflow_id,
+        None,
+        f"it is in RESUMABLE status{why}, please resume it: resume({row.workflow_id!r}).",
+    )
+
+
+def stopped_output(storage: Storage, row: CatalogRow, status: WorkflowStatus) -> Any:
+    """The output of a workflow that nobody drives, as `get_output` has it: errors are ValueErrors,
+    because nothing failed in this call."""
+    if status is WorkflowStatus.SUCCESSFUL:
+        return workflow_output(storage, row)
+    if status is WorkflowStatus.FAILED:
+        cause = execution_error(storage, row)
+        raise OutputNotAvailableError(row.workflow_id, None, f"it failed: {cause}") from cause
+    if status is WorkflowStatus.CANCELED:
+        raise OutputNotAvailableError(row.workflow_id, None, "it was canceled.")
+    raise not_driven(row)
+
+
+class TaskOutput:
+    """Follows a journal until a task has its result."""
+
+    def __init__(self, storage: Storage, row: CatalogRow, task_id: str) -> None:
+        self.storage = storage
+        self.row = row
+        self.task_id = task_id
+        self.view = WorkflowView(row.workflow_id, row.incarnation)
+
+    def read(self, status: WorkflowStatus) -> tuple[bool, Any]:
+        """Whether the result is there, and the result.
+
+        Raises:
+            OutputNotAvailableError: it is not there, and nobody works on it.
+        """
+        self.view.read(self.storage)
+        task = self.view.tasks.get(self.task_id)
+        if task is not None and task.outcome is not None:
+            return True, self.value(task.outcome)
+        if status in ACTIVE:
+            return False, None
+        if task is None:
+            raise OutputNotAvailableError(
+                self.row.workflow_id, self.task_id, "there is no such task."
+            )
+        reason = f"the workflow is {status} and the task has no result."
+        if task.error is None:
+            raise OutputNotAvailableError(self.row.workflow_id, self.task_id, reason)
+        reader = ValueReader(self.storage, self.row.incarnation)
+        cause = reader.read_error(task.error, where=f"task '{self.task_id}'")
+        raise OutputNotAvailableError(
+            self.row.workflow_id, self.task_id, f"it failed: {cause}"
+        ) from cause
+
+    def value(self, outcome: Outcome) -> Any:
+        if not outcome.stored:
+            raise OutputNotAvailableError(
+                self.row.workflow_id, self.task_id, "it was not checkpointed (checkpoint=False)."
+            )
+        reader = ValueReader(self.storage, self.row.incarnation)
+        return reader.read_outcome(outcome, where=f"task '{self.task_id}'")
+
+
+class Awaited:
+    """An output that is waited for. Ask `look` after each change until it says that it is there.
+
+    ``fresh``: the workflow was just started or resumed by the caller, so that its failure is
+    the caller's: WorkflowExecutionError. Otherwise an output that is not there is a ValueError.
+    """
+
+    def __init__(
+        self, connection: Connection, workflow_id: str, task_id: str | None, *, fresh: bool
+    ) -> None:
+        self.connection = connection
+        self.storage = connection.storage
+        self.workflow_id = workflow_id
+        self.fresh = fresh
+        self.row = read_row(self.storage, workflow_id)
+        self.task = TaskOutput(self.storage, self.row, task_id) if task_id is not None else None
+
+    @property
+    def after(self) -> int | None:
+        """What to watch for: growth beyond this seq, or (None) the end."""
+        return self.task.view.seq if self.task is not None else None
+
+    def look(self) -> tuple[bool, Any]:
+        """Whether the output is there, and the output; raises if it never will be."""
+        self.row = read_row(self.storage, self.workflow_id)
+        status = self.connection.status(self.row)
+        if self.task is not None:
+            return self.task.read(status)
+        if status in ACTIVE:
+            self.fresh = True
+            return False, None
+        read = settled_output if self.fresh else stopped_output
+        return True, read(self.storage, self.row, status)
+
+
+def await_output(
+    connection: Connection, workflow_id: str, task_id: str | None, *, fresh: bool = False
+) -> Any:
+    """Wait for an output and return it; errors as in `Awaited`."""
+    awaited = Awaited(connection, workflow_id, task_id, fresh=fresh)
+    seen = -1
+    while True:
+        done, value = awaited.look()
+        if done:
+            return value
+        if awaited.row.seq == seen:
+            # Another cluster drives it: nobody here can tell us.
+            time.sleep(POLL_SECONDS)
+        seen = awaited.row.seq
+        connection.wait(workflow_id, awaited.after)

@@ -1,0 +1,221 @@
+"""The verbs that change workflows, and those that look at many: one function each."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+from ray.dag import DAGNode
+
+import ray
+from ray_workflows._capture.dag import capture_plan, check_root
+from ray_workflows._capture.values import ValueWriter
+from ray_workflows._client.connection import Connection, connect
+from ray_workflows._client.outputs import await_output, read_row, workflow_output
+from ray_workflows._client.views import WorkflowView, task_metadata
+from ray_workflows._client.waiter import OutputError, waiter_class
+from ray_workflows._codec.journal import encode_plan
+from ray_workflows._coordinator.lease import list_rows
+from ray_workflows._coordinator.requests import Accepted, Finished
+from ray_workflows._environment.capture import capture_environment
+from ray_workflows._model.catalog import CatalogQuery
+from ray_workflows._model.ids import validate_workflow_id
+from ray_workflows._model.status import WorkflowStatus
+from ray_workflows.exceptions import WorkflowNotFoundError
+
+logger = logging.getLogger(__name__)
+
+#: This process's waiter actor and the connection it belongs to.
+waiter: tuple[Connection, Any] | None = None
+
+
+def get_waiter(connection: Connection) -> Any:
+    global waiter
+    if waiter is None or waiter[0] is not connection:
+        waiter = (connection, waiter_class.remote(connection.coordinator))
+    return waiter[1]
+
+
+def output_ref(
+    connection: Connection, workflow_id: str, task_id: str | None = None, *, fresh: bool
+) -> ray.ObjectRef:
+    return get_waiter(connection).output.remote(workflow_id, task_id, fresh)
+
+
+def generate_workflow_id() -> str:
+    """An id for a workflow that was given none: a UUID and the time."""
+    return f"{uuid.uuid4()}.{time.time():.9f}"
+
+
+# -- run and resume ------------------------------------------------------------------------
+
+
+def submit(
+    dag: DAGNode,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    workflow_id: str | None,
+    metadata: dict[str, Any],
+) -> tuple[Connection, str, Accepted | Finished]:
+    """Capture a DAG and hand it to the coordinator; durable when it returns."""
+    check_root(dag)
+    if workflow_id is None:
+        workflow_id = generate_workflow_id()
+    validate_workflow_id(workflow_id)
+    connection = connect()
+    incarnation = uuid.uuid4().hex
+    accepted: Accepted | Finished | None = None
+    try:
+        plan = capture_plan(
+            dag,
+            writer=ValueWriter(connection.storage, incarnation),
+            environment=capture_environment(),
+            prefix="plan",
+            args=args,
+            kwargs=kwargs,
+        )
+        accepted = connection.call(
+            "submit", workflow_id, incarnation, encode_plan(plan), metadata, uuid.uuid4().hex
+        )
+    finally:
+        # What was written for a workflow that did not come to be.
+        if not (isinstance(accepted, Accepted) and accepted.incarnation == incarnation):
+            connection.storage.delete_blobs(incarnation)
+    if not accepted.same_plan:
+        warnings.warn(
+            f"Workflow '{workflow_id}' exists with another DAG or other arguments; the stored one "
+            f"is used. Choose another workflow_id, or delete({workflow_id!r}) first.",
+            stacklevel=4,
+        )
+    return connection, workflow_id, accepted
+
+
+def run(
+    dag: DAGNode,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    workflow_id: str | None,
+    metadata: dict[str, Any],
+) -> Any:
+    connection, workflow_id, accepted = submit(dag, args, kwargs, workflow_id, metadata)
+    if isinstance(accepted, Finished):
+        return workflow_output(connection.storage, accepted.row)
+    return await_output(connection, workflow_id, None, fresh=True)
+
+
+def run_async(
+    dag: DAGNode,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    workflow_id: str | None,
+    metadata: dict[str, Any],
+) -> ray.ObjectRef:
+    connection, workflow_id, _ = submit(dag, args, kwargs, workflow_id, metadata)
+    return output_ref(connection, workflow_id, fresh=True)
+
+
+def resume(workflow_id: str, canceled: bool) -> Any:
+    connection = connect()
+    accepted = connection.call("resume", validate_workflow_id(workflow_id), canceled)
+    if isinstance(accepted, Finished):
+        return workflow_output(connection.storage, accepted.row)
+    return await_output(connection, workflow_id, None, fresh=True)
+
+
+def resume_async(workflow_id: str, canceled: bool) -> ray.ObjectRef:
+    connection = connect()
+    connection.call("resume", validate_workflow_id(workflow_id), canceled)
+    return output_ref(connection, workflow_id, fresh=True)
+
+
+def resume_all(include_failed: bool) -> list[tuple[str, ray.ObjectRef]]:
+    wanted = {WorkflowStatus.RESUMABLE}
+    if include_failed:
+        wanted.add(WorkflowStatus.FAILED)
+    resumed = []
+    for workflow_id, _ in list_all(wanted):
+        try:
+            resumed.append((workflow_id, resume_async(workflow_id, False)))
+        except Exception as error:
+            # One that can't be resumed does not keep the others from it; its ref raises the error.
+            logger.error("Workflow '%s' could not be resumed: %s", workflow_id, error)
+            resumed.append((workflow_id, ray.put(OutputError(error))))
+    return resumed
+
+
+# -- stop and remove -----------------------------------------------------------------------
+
+
+def cancel(workflow_id: str) -> None:
+    connect().call("cancel", validate_workflow_id(workflow_id))
+
+
+def delete(workflow_id: str) -> None:
+    connect().call("delete", validate_workflow_id(workflow_id))
+
+
+# -- look ----------------------------------------------------------------------------------
+
+
+def get_output(workflow_id: str, task_id: str | None) -> Any:
+    return await_output(connect(), validate_workflow_id(workflow_id), task_id)
+
+
+def get_output_async(workflow_id: str, task_id: str | None) -> ray.ObjectRef:
+    connection = connect()
+    read_row(connection.storage, validate_workflow_id(workflow_id))
+    return output_ref(connection, workflow_id, task_id, fresh=False)
+
+
+def get_status(workflow_id: str) -> WorkflowStatus:
+    connection = connect()
+    return connection.status(read_row(connection.storage, validate_workflow_id(workflow_id)))
+
+
+def list_all(wanted: Iterable[WorkflowStatus]) -> list[tuple[str, WorkflowStatus]]:
+    """Ids with their statuses, oldest first; RESUMABLE ones last, running before pending."""
+    connection = connect()
+    wanted = set(wanted)
+    stored = wanted - {WorkflowStatus.RESUMABLE}
+    if WorkflowStatus.RESUMABLE in wanted:
+        stored.update(WorkflowStatus.non_terminating_status())
+    if not stored:
+        return []
+    claims = connection.claims()
+    found: list[tuple[str, WorkflowStatus]] = []
+    interrupted: dict[WorkflowStatus, list[str]] = {
+        status: [] for status in WorkflowStatus.non_terminating_status()
+    }
+    for row in list_rows(connection.storage, CatalogQuery(statuses=tuple(sorted(stored)))):
+        status = claims.status(row)
+        if status not in wanted:
+            continue
+        if status is WorkflowStatus.RESUMABLE:
+            interrupted[row.status].append(row.workflow_id)
+        else:
+            found.append((row.workflow_id, status))
+    for rows in interrupted.values():
+        found += [(workflow_id, WorkflowStatus.RESUMABLE) for workflow_id in rows]
+    return found
+
+
+def get_metadata(workflow_id: str, task_id: str | None) -> dict[str, Any]:
+    connection = connect()
+    row = read_row(connection.storage, validate_workflow_id(workflow_id))
+    if task_id is None:
+        stats = {"start_time": row.started_at, "end_time": row.ended_at}
+        return {
+            "status": connection.status(row).value,
+            "user_metadata": dict(row.metadata),
+            "stats": {name: value for name, value in stats.items() if value is not None},
+        }
+    view = WorkflowView(workflow_id, row.incarnation)
+    view.read(connection.storage)
+    task = view.tasks.get(task_id)
+    if task is None:
+        raise WorkflowNotFoundError(workflow_id, task_id)
+    return task_metadata(task)

@@ -1,0 +1,1 @@
+"""Drives workflows: the loop that alone knows engine, storage and executor together."""

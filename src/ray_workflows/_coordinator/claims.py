@@ -1,0 +1,123 @@
+"""Who holds a workflow, and whether the holder still lives.
+
+Claims only keep coordinators from duelling; what keeps them from harm is the journal, which
+refuses a commit of whoever has not read its end.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from ray_workflows._model.catalog import CatalogRow, Holder
+from ray_workflows._model.status import WorkflowStatus
+
+#: A holder that has not renewed its row for this long, in seconds, counts as dead.
+LEASE_SECONDS = 15.0
+#: How often a holder renews, in seconds.
+RENEW_SECONDS = 4.0
+
+#: Whether the process behind a holder exists. None: it can't be told from here.
+ProcessProbe = Callable[[Holder], bool | None]
+
+
+def this_host() -> str:
+    """Identity of the booted machine and of its process namespace.
+
+    Two containers on one machine share the boot id but not their process ids.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return f"unknown-{uuid.getnode():x}"
+    return f"{boot}/{namespace}"
+
+
+def process_started(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot; None if there is no such process."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    # The name in parentheses may itself contain parentheses and spaces.
+    fields = text.rpartition(")")[2].split()
+    if fields[0] in ("Z", "X"):
+        return None
+    return int(fields[19])
+
+
+def this_holder(coordinator: str) -> Holder:
+    """The identity of this process as a holder."""
+    return Holder(
+        holder_id=uuid.uuid4().hex,
+        coordinator=coordinator,
+        host=this_host(),
+        pid=os.getpid(),
+        started_ticks=process_started(os.getpid()) or 0,
+    )
+
+
+def probe_process(holder: Holder) -> bool | None:
+    """Look for the process of a holder, if it was on this host."""
+    if not holder.started_ticks or holder.host != this_host():
+        return None
+    return process_started(holder.pid) == holder.started_ticks
+
+
+class Claims:
+    """The holders as read at one moment: answers for each workflow whether its holder lives.
+
+    ``me``: the coordinator that asks; it drives nothing but what it has in hand. ``cluster``: the
+    coordinator of the cluster of a reader who asks; Ray restarts it for ever, and it goes on with
+    what its earlier lives were driving, so these count as alive.
+    """
+
+    def __init__(
+        self,
+        holders: Iterable[Holder],
+        now: float,
+        *,
+        me: Holder | None = None,
+        cluster: str | None = None,
+        probe: ProcessProbe = probe_process,
+    ) -> None:
+        self.holders = {holder.holder_id: holder for holder in holders}
+        self.now = now
+        self.me = me
+        self.cluster = cluster
+        self.probe = probe
+
+    def former_lives(self) -> list[str]:
+        """Ids of earlier lives of the coordinator that asks."""
+        if self.me is None:
+            return []
+        return [
+            holder.holder_id
+            for holder in self.holders.values()
+            if holder.coordinator == self.me.coordinator and holder.holder_id != self.me.holder_id
+        ]
+
+    def is_alive(self, holder_id: str) -> bool:
+        """Whether the holder may still be driving its workflows."""
+        if self.me is not None and holder_id == self.me.holder_id:
+            return True
+        holder = self.holders.get(holder_id)
+        if holder is None:
+            return False
+        if holder.coordinator == self.cluster:
+            return True
+        if self.me is not None and holder.coordinator == self.me.coordinator:
+            # Ray runs an actor in one process at a time: that life is over.
+            return False
+        return self.probe(holder) is not False and holder.lease_until > self.now
+
+    def status(self, row: CatalogRow) -> WorkflowStatus:
+        """The status of a workflow as users see it."""
+        if row.status in WorkflowStatus.non_terminating_status() and (
+            row.released or not self.is_alive(row.holder)
+        ):
+            return WorkflowStatus.RESUMABLE
+        return row.status

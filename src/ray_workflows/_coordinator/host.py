@@ -1,0 +1,239 @@
+"""The Ray actor around the loop. Its methods only pass requests on; one thread runs the loop.
+
+`Coordinator.__init__` touches no storage and never raises: an actor whose restart raised would be
+dead for good. What is wrong with the storage is said to whoever asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray_workflows._codec.journal import decode_plan
+from ray_workflows._coordinator.claims import this_holder
+from ray_workflows._coordinator.io import ThreadIo
+from ray_workflows._coordinator.lease import Lease
+from ray_workflows._coordinator.loop import Limits, Loop
+from ray_workflows._coordinator.requests import (
+    CancelRequest,
+    DeleteRequest,
+    Reply,
+    Request,
+    ResumeRequest,
+    SubmitRequest,
+    WatchRequest,
+)
+from ray_workflows._coordinator.verbs import Verbs
+from ray_workflows._executor.ray_tasks import RayExecutor
+from ray_workflows.exceptions import (
+    CoordinatorUnavailableError,
+    StorageError,
+    StorageUnavailableError,
+)
+from ray_workflows.storage.base import Storage
+
+logger = logging.getLogger(__name__)
+
+#: Where the coordinator of a cluster is found.
+ACTOR_NAME = "coordinator"
+NAMESPACE = "ray_workflows"
+
+#: A verb that is not answered within this many seconds is answered with an error.
+ANSWER_SECONDS = 20.0
+
+#: Calls that may wait in the coordinator at once.
+MAX_CALLS = 10_000
+
+
+def post(events: asyncio.AbstractEventLoop, action: Callable[[], None]) -> None:
+    """Bring an answer from the loop's thread to Ray's."""
+    events.call_soon_threadsafe(action)
+
+
+class WatchList:
+    """What one client waits for."""
+
+    def __init__(self) -> None:
+        self.ready = asyncio.Event()
+        self.answered: list[str] = []
+
+
+class Coordinator:
+    """Drives workflows, one per storage and cluster. Detached, restarted by Ray for ever."""
+
+    def __init__(self, storage: Storage, limits: Limits, package_version: str) -> None:
+        self.storage = storage
+        self.limits = limits
+        self.package_version = package_version
+        self.inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self.broken: Exception | None = None
+        self.watching: dict[str, WatchList] = {}
+        actor_id = ray.get_runtime_context().get_actor_id()
+        self.holder = this_holder(actor_id)
+        executor = RayExecutor(storage, self.report)
+        self.loop = Loop(
+            storage,
+            executor,
+            ThreadIo(self.inbox.put),
+            self.holder.holder_id,
+            clock=time.time,
+            new_id=lambda: uuid.uuid4().hex,
+            limits=limits,
+        )
+        self.lease = Lease(self.loop, self.holder)
+        self.verbs = Verbs(self.loop, self.lease)
+        threading.Thread(target=self.run, name="ray-workflows-loop", daemon=True).start()
+
+    # -- the loop's thread -----------------------------------------------------------------
+
+    def run(self) -> None:
+        self.lease.start()
+        while True:
+            try:
+                timeout = self.loop.step()
+                action = self.inbox.get(timeout=timeout)
+                while True:
+                    action()
+                    action = self.inbox.get_nowait()
+            except queue.Empty:
+                continue
+            except Exception as error:
+                # A bug of ours. Work goes on; the error is in the log and in `describe`.
+                self.broken = error
+                logger.exception("The coordinator's loop met an unexpected error.")
+
+    def report(self, incarnation: str, report: Any) -> None:
+        self.inbox.put(lambda: self.loop.report(incarnation, report))
+
+    # -- what drivers call -----------------------------------------------------------------
+    # Errors are returned, not raised: Ray would wrap them, and their causes would be lost.
+
+    async def wait(self, make: Callable[[Reply], Request]) -> Any:
+        """Put a request to the loop and wait for its answer."""
+        events = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = events.create_future()
+
+        def settle(value: Any) -> None:
+            if not future.done():
+                future.set_result(value)
+
+        request = make(lambda value: post(events, lambda: settle(value)))
+        self.inbox.put(lambda: self.verbs.ask(request))
+        return await future
+
+    async def request(self, make: Callable[[Reply], Request]) -> Any:
+        """As `wait`, but not for ever."""
+        try:
+            return await asyncio.wait_for(self.wait(make), ANSWER_SECONDS)
+        except asyncio.TimeoutError:
+            return self.why_no_answer()
+
+    def why_no_answer(self) -> Exception:
+        reason = self.loop.storage_error
+        if isinstance(reason, StorageError):
+            return reason
+        if reason is not None:
+            return StorageUnavailableError(
+                f"The storage {self.storage.url} does not answer: {reason}. Nothing that was "
+                f"acknowledged is lost; work goes on when it returns."
+            )
+        return CoordinatorUnavailableError(
+            f"The coordinator did not answer within {ANSWER_SECONDS:.0f} s. Try again; if it "
+            f"stays so, look into the log of the actor '{ACTOR_NAME}' ({NAMESPACE})."
+        )
+
+    async def submit(
+        self,
+        workflow_id: str,
+        incarnation: str,
+        plan: bytes,
+        metadata: dict[str, Any],
+        request_id: str,
+    ) -> Any:
+        """Create or resume a workflow: `Accepted`, `Finished` or an error."""
+        decoded = decode_plan(plan)
+        return await self.request(
+            lambda reply: SubmitRequest(
+                workflow_id, reply, incarnation, decoded, metadata, request_id
+            )
+        )
+
+    async def resume(self, workflow_id: str, canceled: bool) -> Any:
+        """Resume a workflow: `Accepted`, `Finished` or an error."""
+        return await self.request(lambda reply: ResumeRequest(workflow_id, reply, canceled))
+
+    async def cancel(self, workflow_id: str) -> Any:
+        """Cancel a workflow: None or an error."""
+        return await self.request(lambda reply: CancelRequest(workflow_id, reply))
+
+    async def delete(self, workflow_id: str) -> Any:
+        """Delete a workflow: None or an error."""
+        return await self.request(lambda reply: DeleteRequest(workflow_id, reply))
+
+    async def watch_one(self, workflow_id: str, after: int | None) -> None:
+        """Wait for one workflow, as in `WatchRequest`; what became of it is read from storage."""
+        await self.wait(lambda reply: WatchRequest(workflow_id, reply, after))
+
+    async def subscribe(self, client: str, added: list[tuple[str, int | None]]) -> str:
+        """Add watches, ``(workflow id, after)`` as in `WatchRequest`, to those of a client.
+
+        Returns the holder id: when it changes, watches given before are lost.
+        """
+        watches = self.watching.setdefault(client, WatchList())
+        events = asyncio.get_running_loop()
+        for workflow_id, after in added:
+            self.add_watch(watches, events, workflow_id, after)
+        return self.holder.holder_id
+
+    async def poll(self, client: str) -> tuple[str, list[str]]:
+        """Wait until watches of a client are answered; the holder id, and the workflow ids.
+
+        What became of them is read from storage. An answered watch is over. A client that is not
+        known is answered at once.
+        """
+        watches = self.watching.get(client)
+        answered: list[str] = []
+        if watches is not None:
+            await watches.ready.wait()
+            watches.ready.clear()
+            answered, watches.answered = watches.answered, []
+        return self.holder.holder_id, answered
+
+    def add_watch(
+        self,
+        watches: WatchList,
+        events: asyncio.AbstractEventLoop,
+        workflow_id: str,
+        after: int | None,
+    ) -> None:
+        def settle() -> None:
+            watches.answered.append(workflow_id)
+            watches.ready.set()
+
+        request = WatchRequest(workflow_id, lambda _: post(events, settle), after)
+        self.inbox.put(lambda: self.verbs.ask(request))
+
+    async def describe(self) -> dict[str, Any]:
+        """What it is and how it fares."""
+        return {
+            "storage": self.storage,
+            "url": self.storage.url,
+            "limits": self.limits,
+            "version": self.package_version,
+            "holder": self.holder,
+            "storage_error": self.loop.storage_error,
+            "unexpected_error": repr(self.broken) if self.broken else None,
+            "workflows": len(self.loop.workflows),
+        }
+
+
+coordinator_class = ray.remote(
+    num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=MAX_CALLS
+)(Coordinator)

@@ -1,0 +1,471 @@
+"""The one imperative loop: inputs are decided, events committed, commands started.
+
+It alone knows engine, storage and executor together. It runs on one thread and never blocks:
+storage is reached through `Io`. What users ask comes in through `verbs`, what time brings through
+`lease`.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from ray_workflows._codec.journal import encode_entry
+from ray_workflows._coordinator.io import Io
+from ray_workflows._coordinator.recovery import Recovered, recover
+from ray_workflows._coordinator.requests import Request, Watched
+from ray_workflows._coordinator.workflow import Pending, Workflow, answer
+from ray_workflows._engine.commands import commands
+from ray_workflows._engine.decide import decide
+from ray_workflows._engine.evolve import evolve
+from ray_workflows._engine.summary import catalog_row
+from ray_workflows._executor.protocol import Executor
+from ray_workflows._model import events as ev
+from ray_workflows._model import inputs as inp
+from ray_workflows._model.catalog import Append
+from ray_workflows._model.commands import (
+    CancelAttempt,
+    Command,
+    ReleaseValue,
+    StartAttempt,
+    WakeAt,
+)
+from ray_workflows._model.status import WorkflowStatus
+from ray_workflows._model.values import ErrorInfo
+from ray_workflows.exceptions import StorageCorruptError
+from ray_workflows.storage.base import CommitOutcome, Storage
+
+logger = logging.getLogger(__name__)
+
+#: Pauses before a storage that failed is asked again, in seconds; the last one repeats.
+BACKOFF_SECONDS = (0.05, 0.2, 1.0, 3.0)
+
+UNLIMITED = -1
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """How many workflows may run and wait at once; -1 is no limit."""
+
+    max_running: int = UNLIMITED
+    max_pending: int = UNLIMITED
+
+
+class Loop:
+    """Drives the workflows of one holder.
+
+    All time comes from ``clock`` (seconds since 1970) and all ids from ``new_id``, so that a
+    simulation can run it deterministically.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        executor: Executor,
+        io: Io,
+        holder_id: str,
+        *,
+        clock: Callable[[], float],
+        new_id: Callable[[], str],
+        limits: Limits,
+    ) -> None:
+        self.storage = storage
+        self.executor = executor
+        self.io = io
+        self.holder_id = holder_id
+        self.clock = clock
+        self.new_id = new_id
+        self.limits = limits
+        self.workflows: dict[str, Workflow] = {}
+        self.by_incarnation: dict[str, Workflow] = {}
+        self.guests: dict[str, Workflow] = {}
+        self.dirty: dict[int, Workflow] = {}
+        self.outbox: list[Workflow] = []
+        self.committing = False
+        #: Pending workflows in the order they were submitted.
+        self.waiting_room: deque[str] = deque()
+        self.alarms: list[tuple[float, int, Callable[[], None]]] = []
+        self.alarm_count = 0
+        #: Attempts are dispatched only while the lease holds.
+        self.lease_until = 0.0
+        #: Why the storage does not answer, while it does not.
+        self.storage_error: Exception | None = None
+        self.storage_failures = 0
+        #: Set by `verbs`: turns a workflow's requests into inputs and answers; takes requests
+        #: whose workflow left this loop before they were answered.
+        self.take_requests: Callable[[Workflow], None] = lambda workflow: None
+        self.ask_again: Callable[[Request], None] = lambda request: None
+
+    # -- time and storage ------------------------------------------------------------------
+
+    def step(self) -> float | None:
+        """Do all that can be done now; seconds until there is more by the clock alone."""
+        now = self.clock()
+        while self.alarms and self.alarms[0][0] <= now:
+            heapq.heappop(self.alarms)[2]()
+        while self.dirty:
+            self.advance(self.dirty.pop(next(iter(self.dirty))))
+        self.flush()
+        return max(0.0, self.alarms[0][0] - now) if self.alarms else None
+
+    def at(self, time: float, action: Callable[[], None]) -> None:
+        """Do something on this thread at a time."""
+        self.alarm_count += 1
+        heapq.heappush(self.alarms, (time, self.alarm_count, action))
+
+    def after(self, seconds: float, action: Callable[[], None]) -> None:
+        """Do something on this thread after a while."""
+        self.at(self.clock() + seconds, action)
+
+    def call_storage(
+        self, work: Callable[[], Any], then: Callable[[Any], None], *, what: str
+    ) -> None:
+        """Do something with the storage until it succeeds; ``then`` gets the result.
+
+        Damage is a result too: repeating would not mend it.
+        """
+
+        def attempt() -> None:
+            self.io.call(work, done)
+
+        def done(result: Any) -> None:
+            if isinstance(result, Exception) and not isinstance(result, StorageCorruptError):
+                self.storage_failed(result, what)
+                self.after(self.backoff(), attempt)
+                return
+            self.storage_answered()
+            then(result)
+
+        attempt()
+
+    def storage_failed(self, error: Exception, what: str) -> None:
+        if self.storage_error is None:
+            logger.warning("%s waits for the storage: %s", what, error)
+        self.storage_error = error
+        self.storage_failures += 1
+
+    def storage_answered(self) -> None:
+        if self.storage_error is not None:
+            logger.warning("The storage answers again.")
+        self.storage_error = None
+        self.storage_failures = 0
+
+    def backoff(self) -> float:
+        return BACKOFF_SECONDS[min(self.storage_failures, len(BACKOFF_SECONDS)) - 1]
+
+    # -- workflows in hand -----------------------------------------------------------------
+
+    def hold(self, workflow: Workflow) -> None:
+        """Drive a workflow from now on, or, as a guest, until it rests."""
+        if workflow.guest:
+            self.guests[workflow.workflow_id] = workflow
+        else:
+            self.workflows[workflow.workflow_id] = workflow
+            self.by_incarnation[workflow.incarnation] = workflow
+
+    def holds(self, workflow: Workflow) -> bool:
+        return self.workflows.get(workflow.workflow_id) is workflow
+
+    def drop(self, workflow: Workflow) -> None:
+        """Let go; whoever still waits asks again and finds it in storage."""
+        if self.guests.get(workflow.workflow_id) is workflow:
+            del self.guests[workflow.workflow_id]
+        if self.holds(workflow):
+            del self.workflows[workflow.workflow_id]
+            del self.by_incarnation[workflow.incarnation]
+            self.executor.forget(workflow.incarnation)
+        self.dirty.pop(id(workflow), None)
+        self.notify(workflow, settled=True)
+        requests = [request for request, _ in workflow.answers] + list(workflow.requests)
+        workflow.answers.clear()
+        workflow.requests.clear()
+        for request in requests:
+            self.ask_again(request)
+        self.admit()
+
+    def touch(self, workflow: Workflow) -> None:
+        """Look at it in this step."""
+        self.dirty[id(workflow)] = workflow
+
+    def report(self, incarnation: str, report: inp.AttemptReport) -> None:
+        """Take the report of an attempt."""
+        workflow = self.by_incarnation.get(incarnation)
+        if workflow is not None:
+            workflow.flying.discard(report.task)
+            workflow.inputs.append(report)
+            self.touch(workflow)
+
+    # -- deciding and committing -----------------------------------------------------------
+
+    def advance(self, workflow: Workflow) -> None:
+        """Decide on all that came in, unless a commit of this workflow is on its way."""
+        if workflow.busy:
+            return
+        self.take_requests(workflow)
+        inputs, answers = list(workflow.inputs), workflow.answers
+        workflow.inputs.clear()
+        workflow.answers = []
+        events: list[ev.Event] = []
+        deltas: list[Command] = []
+        now = self.clock()
+        try:
+            for input in inputs:
+                for event in decide(workflow.state, input, now):
+                    deltas += evolve(workflow.state, event)
+                    events.append(event)
+        except Exception as error:
+            logger.exception("Workflow '%s' can't be driven.", workflow.workflow_id)
+            for request, _ in answers:
+                answer(request.reply, error)
+            self.quarantine(workflow, error)
+            return
+        if events:
+            self.propose(workflow, Pending(self.append(workflow, events), deltas, inputs, answers))
+            return
+        for request, value in answers:
+            answer(request.reply, value)
+        self.rest(workflow)
+
+    def append(self, workflow: Workflow, events: list[ev.Event]) -> Append:
+        return Append(
+            workflow_id=workflow.workflow_id,
+            incarnation=workflow.incarnation,
+            expected_seq=workflow.seq,
+            commit_id=self.new_id(),
+            entry=encode_entry(events),
+            catalog=catalog_row(workflow.state, workflow.seq + 1),
+        )
+
+    def propose(self, workflow: Workflow, pending: Pending) -> None:
+        workflow.pending = pending
+        self.outbox.append(workflow)
+
+    def flush(self) -> None:
+        """Send all waiting commits as one; while it is away, the next ones gather."""
+        if self.committing or not self.outbox:
+            return
+        batch, self.outbox = self.outbox, []
+        self.committing = True
+        appends = [w.pending.append for w in batch if w.pending is not None]
+        self.io.call(
+            lambda: self.storage.commit(appends), lambda result: self.committed(batch, result)
+        )
+
+    def committed(self, batch: list[Workflow], result: Any) -> None:
+        self.committing = False
+        if isinstance(result, Exception):
+            self.storage_failed(result, "A commit")
+            result = [CommitOutcome.AMBIGUOUS] * len(batch)
+        else:
+            self.storage_answered()
+        for workflow, outcome in zip(batch, result, strict=True):
+            if outcome is CommitOutcome.OK:
+                self.applied(workflow)
+            elif outcome is CommitOutcome.STALE:
+                self.overtaken(workflow)
+            else:
+                self.settle(workflow)
+
+    def settle(self, workflow: Workflow) -> None:
+        """Find out what became of an ambiguous commit, by looking for its id."""
+        pending = workflow.pending
+        assert pending is not None
+        incarnation, seq = workflow.incarnation, workflow.seq
+
+        def then(result: Any) -> None:
+            if isinstance(result, StorageCorruptError):
+                self.overtaken(workflow)
+            elif not result:
+                self.outbox.append(workflow)
+            elif result[0].commit_id == pending.append.commit_id:
+                self.applied(workflow)
+            else:
+                self.overtaken(workflow)
+
+        def read() -> None:
+            self.call_storage(
+                lambda: self.storage.read_journal(incarnation, seq), then, what="A commit"
+            )
+
+        self.after(self.backoff() if self.storage_error else 0.0, read)
+
+    def applied(self, workflow: Workflow) -> None:
+        """The commit is durable: start what follows from it."""
+        pending, workflow.pending = workflow.pending, None
+        assert pending is not None
+        workflow.seq += 1
+        workflow.row = pending.append.catalog
+        for request, value in pending.answers:
+            answer(request.reply, value)
+        if not workflow.guest:
+            self.dispatch(workflow, pending.deltas)
+        self.notify(workflow, settled=False)
+        if workflow.doubtful:
+            self.reload(workflow)
+        else:
+            self.touch(workflow)
+
+    def overtaken(self, workflow: Workflow) -> None:
+        """Somebody else appended first: the working state is thrown away and read anew."""
+        pending, workflow.pending = workflow.pending, None
+        assert pending is not None
+        for request, _ in reversed(pending.answers):
+            workflow.requests.appendleft(request)
+        if workflow.seq == 0 or workflow.guest:
+            self.drop(workflow)
+            return
+        # Requests are decided again from scratch; what was reported only we know.
+        known = (inp.AttemptReport, inp.LoseValues, inp.Start)
+        workflow.inputs.extendleft(reversed([i for i in pending.inputs if isinstance(i, known)]))
+        self.reload(workflow)
+
+    def verify(self, workflow: Workflow) -> None:
+        """Make sure that it is still ours before anything more is started."""
+        if workflow.busy:
+            workflow.doubtful = True
+        else:
+            self.reload(workflow)
+
+    def reload(self, workflow: Workflow) -> None:
+        """Read the journal again; go on if it is still ours, yield if it is not."""
+        workflow.reading = True
+        workflow.doubtful = False
+
+        def then(result: Recovered | StorageCorruptError | None) -> None:
+            workflow.reading = False
+            if isinstance(result, StorageCorruptError):
+                self.quarantine(workflow, result)
+            elif result is None or result.row.incarnation != workflow.incarnation:
+                logger.warning("Workflow '%s' was deleted.", workflow.workflow_id)
+                self.drop(workflow)
+            elif result.state.holder != self.holder_id:
+                logger.warning(
+                    "Workflow '%s' was taken over by coordinator %s; its attempts here stop.",
+                    workflow.workflow_id,
+                    result.state.holder,
+                )
+                self.drop(workflow)
+            else:
+                self.continue_with(workflow, result)
+
+        self.call_storage(
+            lambda: recover(self.storage, workflow.workflow_id),
+            then,
+            what=f"Workflow '{workflow.workflow_id}'",
+        )
+
+    def continue_with(self, workflow: Workflow, recovered: Recovered) -> None:
+        workflow.state, workflow.seq, workflow.row = recovered.state, recovered.seq, recovered.row
+        if workflow.state.cancel_requested:
+            workflow.inputs.append(inp.Cancel())
+        # Starting twice is starting once: what is in flight stays there.
+        self.dispatch(workflow, commands(workflow.state))
+        self.notify(workflow, settled=False)
+        self.touch(workflow)
+
+    def quarantine(self, workflow: Workflow, error: Exception) -> None:
+        """It can't be driven: stop it, say so in the journal, and let go."""
+        row = workflow.row
+        self.executor.forget(workflow.incarnation)
+        self.workflows.pop(workflow.workflow_id, None)
+        self.by_incarnation.pop(workflow.incarnation, None)
+        if row is None:
+            self.drop(workflow)
+            return
+        info = ErrorInfo(type_name=type(error).__name__, message=str(error))
+        reason = f"{info.type_name}: {info.message}"
+        workflow.guest = True
+        self.hold(workflow)
+        append = msgspec.structs.replace(
+            self.append(workflow, [ev.WorkflowReleased(at=self.clock(), error=info)]),
+            catalog=msgspec.structs.replace(row, seq=workflow.seq + 1, released=True, error=reason),
+        )
+        self.propose(workflow, Pending(append, [], [], []))
+
+    # -- commands --------------------------------------------------------------------------
+
+    def dispatch(self, workflow: Workflow, deltas: list[Command]) -> None:
+        """Start commands that a durable state asks for."""
+        for command in deltas:
+            if isinstance(command, StartAttempt):
+                if command.not_before > self.clock():
+                    self.at(command.not_before, self.starter(workflow, command))
+                else:
+                    self.start_attempt(workflow, command)
+            elif isinstance(command, CancelAttempt):
+                workflow.flying.discard(command.task)
+                self.executor.cancel(workflow.incarnation, command.task)
+            elif isinstance(command, ReleaseValue):
+                self.executor.release(workflow.incarnation, command.value)
+            elif isinstance(command, WakeAt):
+                self.at(command.at, lambda: self.wake(workflow))
+
+    def starter(self, workflow: Workflow, command: StartAttempt) -> Callable[[], None]:
+        return lambda: self.start_attempt(workflow, command)
+
+    def start_attempt(self, workflow: Workflow, command: StartAttempt) -> None:
+        # Without a lease (we were paused, or the storage was away) it may be somebody else's by
+        # now: the renewal reads it again and asks for all its commands.
+        if not self.holds(workflow) or self.clock() > self.lease_until:
+            return
+        request = workflow.attempt_request(command)
+        if request is not None:
+            workflow.flying.add(command.task)
+            self.executor.start(request)
+
+    def wake(self, workflow: Workflow) -> None:
+        if self.holds(workflow):
+            workflow.inputs.append(inp.Wake())
+            self.touch(workflow)
+
+    # -- after a commit --------------------------------------------------------------------
+
+    def rest(self, workflow: Workflow) -> None:
+        """Nothing is left to decide: let go of what is over."""
+        drains = workflow.state.status is WorkflowStatus.FAILED and workflow.flying
+        if workflow.guest or (workflow.settled and not drains):
+            self.drop(workflow)
+            return
+        # Siblings of a failed task may still commit what a resume need not run again.
+        self.notify(workflow, settled=workflow.settled)
+        self.admit()
+
+    def notify(self, workflow: Workflow, *, settled: bool) -> None:
+        """Answer those who watch, if there is what they watch for."""
+        kept = []
+        for watcher in workflow.watchers:
+            grown = watcher.after is not None and workflow.seq > watcher.after
+            if settled or grown:
+                answer(watcher.reply, Watched(workflow.row))
+            else:
+                kept.append(watcher)
+        workflow.watchers = kept
+
+    def admit(self) -> None:
+        """Start pending workflows while there is room."""
+        while self.waiting_room and self.has_room():
+            workflow = self.workflows.get(self.waiting_room[0])
+            if workflow is not None and workflow.busy:
+                return  # Its submission is on its way: it asks again when that is durable.
+            self.waiting_room.popleft()
+            if workflow is not None:
+                workflow.inputs.append(inp.Start())
+                # Room is counted by status: decide now, so that the next one sees it taken.
+                self.advance(workflow)
+
+    def has_room(self) -> bool:
+        """Whether one more workflow may run."""
+        limit = self.limits.max_running
+        return limit == UNLIMITED or self.count(WorkflowStatus.RUNNING) < limit
+
+    def has_pending_room(self) -> bool:
+        """Whether one more workflow may wait."""
+        limit = self.limits.max_pending
+        return limit == UNLIMITED or self.count(WorkflowStatus.PENDING) < limit
+
+    def count(self, status: WorkflowStatus) -> int:
+        return sum(1 for w in self.workflows.values() if w.state.status is status)

@@ -1,0 +1,42 @@
+"""Reading a workflow back: its row, and its state as a replay of its journal. No other recovery."""
+
+from __future__ import annotations
+
+from ray_workflows._codec.journal import decode_entry
+from ray_workflows._engine.evolve import evolve
+from ray_workflows._engine.state import WorkflowState
+from ray_workflows._model.catalog import CatalogRow
+from ray_workflows.storage.base import Storage
+
+
+class Recovered:
+    """A workflow as storage has it. ``seq`` is the number of its last journal entry."""
+
+    __slots__ = ("row", "seq", "state")
+
+    def __init__(self, row: CatalogRow, state: WorkflowState, seq: int) -> None:
+        self.row = row
+        self.state = state
+        self.seq = seq
+
+
+def recover(storage: Storage, workflow_id: str) -> Recovered | None:
+    """Read a workflow; None if there is none.
+
+    Raises:
+        StorageUnavailableError: the storage does not answer.
+        StorageCorruptError: the journal is damaged; names the entry.
+    """
+    row = storage.read_catalog(workflow_id)
+    if row is None:
+        return None
+    state = WorkflowState(workflow_id, row.incarnation)
+    seq = 0
+    for entry in storage.read_journal(row.incarnation):
+        where = f"{entry.seq} of workflow '{workflow_id}'"
+        for event in decode_entry(entry.entry, where=where):
+            evolve(state, event)
+        seq = entry.seq
+    if seq == 0:
+        return None  # Deleted between the two reads.
+    return Recovered(row, state, seq)

@@ -1,0 +1,78 @@
+"""What may be asked of the loop, and what it answers. Answers go to a callback, once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from ray_workflows._model.catalog import CatalogRow
+from ray_workflows._model.plan import Plan
+
+#: Takes the answer, or the exception that is the answer.
+Reply = Callable[[Any], None]
+
+
+class Request(msgspec.Struct, frozen=True):
+    """Base of what is asked about one workflow."""
+
+    workflow_id: str
+    reply: Reply
+
+
+class SubmitRequest(Request, frozen=True):
+    """Create a workflow, or resume the one of this id. Repeating it with its id is harmless."""
+
+    incarnation: str
+    plan: Plan
+    metadata: dict[str, Any]
+    request_id: str
+
+
+class ResumeRequest(Request, frozen=True):
+    """Resume a workflow. ``canceled``: also one that was canceled."""
+
+    canceled: bool = False
+
+
+class CancelRequest(Request, frozen=True):
+    """Stop a workflow."""
+
+
+class DeleteRequest(Request, frozen=True):
+    """Delete a workflow that nobody drives."""
+
+
+class WatchRequest(Request, frozen=True):
+    """Answer when the journal has grown beyond ``after``, or the workflow is settled.
+
+    ``after`` None: only when it is settled. Answered at once if this coordinator does not
+    drive the workflow.
+    """
+
+    after: int | None = None
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """The workflow is durable and this coordinator drives it.
+
+    ``created``: by this very request. ``same_plan``: what runs is what was submitted.
+    """
+
+    incarnation: str
+    created: bool
+    same_plan: bool = True
+
+
+class Finished(msgspec.Struct, frozen=True):
+    """There is nothing to run: the workflow has succeeded before."""
+
+    row: CatalogRow
+    same_plan: bool = True
+
+
+class Watched(msgspec.Struct, frozen=True):
+    """What a watch saw. ``row`` is None if this coordinator does not drive the workflow."""
+
+    row: CatalogRow | None

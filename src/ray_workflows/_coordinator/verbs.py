@@ -1,0 +1,231 @@
+"""What users ask of a coordinator, as inputs to the loop and answers when they are durable."""
+
+from __future__ import annotations
+
+import queue
+from typing import Any
+
+import msgspec
+
+from ray_workflows._coordinator.claims import Claims
+from ray_workflows._coordinator.lease import Lease
+from ray_workflows._coordinator.loop import Loop
+from ray_workflows._coordinator.recovery import Recovered, recover
+from ray_workflows._coordinator.requests import (
+    Accepted,
+    CancelRequest,
+    DeleteRequest,
+    Finished,
+    Request,
+    ResumeRequest,
+    SubmitRequest,
+    Watched,
+    WatchRequest,
+)
+from ray_workflows._coordinator.workflow import Workflow, answer
+from ray_workflows._engine.state import WorkflowState
+from ray_workflows._model import inputs as inp
+from ray_workflows._model.status import WorkflowStatus
+from ray_workflows.exceptions import (
+    WorkflowAlreadyRunningError,
+    WorkflowNotFoundError,
+    WorkflowNotResumableError,
+    WorkflowStillActiveError,
+)
+from ray_workflows.storage.base import CommitOutcome
+
+ACTIVE = WorkflowStatus.non_terminating_status()
+
+#: Pause before a request is looked at again that came too early, in seconds.
+SOON = 0.02
+
+
+class Verbs:
+    """Takes requests. One about a workflow that is not in hand is answered after reading it."""
+
+    def __init__(self, loop: Loop, lease: Lease) -> None:
+        self.loop = loop
+        self.lease = lease
+        self.fetching: dict[str, list[Request]] = {}
+        loop.ask_again = self.ask
+        loop.take_requests = self.take_requests
+
+    def ask(self, request: Request) -> None:
+        """Take a request; its reply is called once, on this thread."""
+        workflow = self.loop.workflows.get(request.workflow_id)
+        if workflow is not None:
+            if isinstance(request, WatchRequest):
+                workflow.watchers.append(request)
+            else:
+                workflow.requests.append(request)
+            self.loop.touch(workflow)
+        elif not self.lease.recovered or request.workflow_id in self.loop.guests:
+            # Who asks about a workflow that we are about to take over must not be told that it
+            # is nobody's.
+            self.loop.after(SOON, lambda: self.ask(request))
+        elif isinstance(request, WatchRequest):
+            answer(request.reply, Watched(None))
+        else:
+            self.fetch(request)
+
+    # -- workflows in hand -----------------------------------------------------------------
+
+    def take_requests(self, workflow: Workflow) -> None:
+        """Turn requests about a workflow in hand into inputs and answers."""
+        state = workflow.state
+        drains = state.status is WorkflowStatus.FAILED
+        while workflow.requests and (drains or not workflow.settled) and not workflow.guest:
+            request = workflow.requests.popleft()
+            if isinstance(request, CancelRequest):
+                workflow.inputs.append(inp.Cancel())
+                workflow.answers.append((request, None))
+            elif isinstance(request, DeleteRequest):
+                if state.status in ACTIVE:
+                    answer(request.reply, WorkflowStillActiveError("DELETE", request.workflow_id))
+                    continue
+                # Let go of the siblings in flight, and delete what is then nobody's.
+                self.loop.executor.forget(workflow.incarnation)
+                workflow.flying.clear()
+                workflow.requests.appendleft(request)
+                return
+            elif isinstance(request, (SubmitRequest, ResumeRequest)):
+                self.take_again(workflow, request)
+
+    def take_again(self, workflow: Workflow, request: SubmitRequest | ResumeRequest) -> None:
+        state = workflow.state
+        if isinstance(request, SubmitRequest) and state.request_id == request.request_id:
+            # The same request, repeated because its answer was lost.
+            workflow.answers.append((request, Accepted(state.incarnation, created=True)))
+        elif state.status in ACTIVE:
+            answer(request.reply, WorkflowAlreadyRunningError(workflow.workflow_id))
+        else:
+            self.resume(workflow, request)
+
+    def resume(self, workflow: Workflow, request: SubmitRequest | ResumeRequest) -> None:
+        start = self.loop.has_room()
+        if not start and not self.loop.has_pending_room():
+            answer(request.reply, queue.Full("Workflow queue has been full"))
+            return
+        state = workflow.state
+        same = isinstance(request, ResumeRequest) or request.plan.digest == state.plan_digest
+        workflow.inputs.append(inp.Resume(holder=self.loop.holder_id, start=start))
+        accepted = Accepted(state.incarnation, created=False, same_plan=same)
+        workflow.answers.append((request, accepted))
+        if not start:
+            self.loop.waiting_room.append(workflow.workflow_id)
+
+    # -- other workflows -------------------------------------------------------------------
+
+    def fetch(self, request: Request) -> None:
+        """Read a workflow that is not in hand, then answer."""
+        waiting = self.fetching.setdefault(request.workflow_id, [])
+        waiting.append(request)
+        if len(waiting) > 1:
+            return
+        storage = self.loop.storage
+
+        def work() -> tuple[Recovered | None, Claims]:
+            return recover(storage, request.workflow_id), self.lease.read_claims()
+
+        self.loop.io.call(work, lambda result: self.fetched(request.workflow_id, result))
+
+    def fetched(self, workflow_id: str, result: Any) -> None:
+        for index, request in enumerate(self.fetching.pop(workflow_id)):
+            if isinstance(result, Exception):
+                answer(request.reply, result)
+            elif index == 0:
+                self.take_fetched(request, *result)
+            else:
+                self.ask(request)  # The first one may have changed it.
+
+    def take_fetched(self, request: Request, found: Recovered | None, claims: Claims) -> None:
+        if found is None:
+            if isinstance(request, SubmitRequest):
+                self.create(request)
+            else:
+                answer(request.reply, WorkflowNotFoundError(request.workflow_id))
+            return
+        row = msgspec.structs.replace(
+            found.row, status=found.state.status, holder=found.state.holder
+        )
+        status = claims.status(row)
+        if isinstance(request, CancelRequest):
+            # A live holder does it itself; a workflow that nobody drives is stopped here.
+            input = inp.RequestCancel() if status in ACTIVE else inp.Cancel()
+            workflow = Workflow(found.state, found.seq, found.row, guest=True)
+            workflow.inputs.append(input)
+            workflow.answers.append((request, None))
+            self.loop.hold(workflow)
+            self.loop.touch(workflow)
+        elif isinstance(request, DeleteRequest):
+            self.delete(request, found, status)
+        elif isinstance(request, (SubmitRequest, ResumeRequest)):
+            self.resume_fetched(request, found, status)
+
+    def create(self, request: SubmitRequest) -> None:
+        loop = self.loop
+        start = loop.has_room()
+        if not start and not loop.has_pending_room():
+            answer(request.reply, queue.Full("Workflow queue has been full"))
+            return
+        workflow = Workflow(WorkflowState(request.workflow_id, request.incarnation), 0, None)
+        workflow.inputs.append(
+            inp.Submit(
+                plan=request.plan,
+                metadata=request.metadata,
+                holder=loop.holder_id,
+                start=start,
+                request_id=request.request_id,
+            )
+        )
+        workflow.answers.append((request, Accepted(request.incarnation, created=True)))
+        loop.hold(workflow)
+        # Decide now: the next request counts how many run.
+        loop.advance(workflow)
+        if not start:
+            loop.waiting_room.append(workflow.workflow_id)
+
+    def resume_fetched(
+        self, request: SubmitRequest | ResumeRequest, found: Recovered, status: WorkflowStatus
+    ) -> None:
+        state = found.state
+        submitted = isinstance(request, SubmitRequest)
+        if submitted and state.request_id == request.request_id:  # type: ignore[union-attr]
+            answer(request.reply, Accepted(state.incarnation, created=True))
+        elif status in ACTIVE:
+            answer(request.reply, WorkflowAlreadyRunningError(request.workflow_id))
+        elif status is WorkflowStatus.SUCCESSFUL:
+            same = not submitted or request.plan.digest == state.plan_digest  # type: ignore[union-attr]
+            answer(request.reply, Finished(found.row, same_plan=same))
+        elif status is WorkflowStatus.CANCELED and not getattr(request, "canceled", False):
+            reason = (
+                f"It was canceled. To go on nevertheless: "
+                f"resume({request.workflow_id!r}, canceled=True)."
+            )
+            answer(request.reply, WorkflowNotResumableError(request.workflow_id, reason))
+        else:
+            workflow = Workflow(state, found.seq, found.row)
+            self.resume(workflow, request)
+            if workflow.answers:
+                self.lease.lose_unstored(workflow)
+                self.loop.hold(workflow)
+                self.loop.advance(workflow)
+
+    def delete(self, request: DeleteRequest, found: Recovered, status: WorkflowStatus) -> None:
+        if status in ACTIVE:
+            answer(request.reply, WorkflowStillActiveError("DELETE", request.workflow_id))
+            return
+        storage = self.loop.storage
+
+        def work() -> CommitOutcome:
+            return storage.delete(request.workflow_id, found.row.incarnation, found.seq)
+
+        def then(result: Any) -> None:
+            if isinstance(result, Exception):
+                answer(request.reply, result)
+            elif result is CommitOutcome.OK:
+                answer(request.reply, None)
+            else:
+                self.ask(request)
+
+        self.loop.io.call(work, then)

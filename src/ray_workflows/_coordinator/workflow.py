@@ -1,0 +1,152 @@
+"""One workflow as the loop drives it: working state, what waits for it, what is in flight."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from ray_workflows._coordinator.requests import Reply, Request, WatchRequest
+from ray_workflows._engine.state import WorkflowState
+from ray_workflows._executor.protocol import AttemptRequest
+from ray_workflows._model.catalog import Append, CatalogRow
+from ray_workflows._model.commands import Command, StartAttempt
+from ray_workflows._model.inputs import Input
+from ray_workflows._model.status import WorkflowStatus
+
+#: A request and the answer it gets when what it asked for is durable.
+Answer = tuple[Request, object]
+
+
+class Pending:
+    """A commit on its way, and what happens when it is settled.
+
+    ``deltas`` are the commands to start when it is durable; ``inputs`` is what it was decided
+    from, to decide again if the journal had moved on.
+    """
+
+    __slots__ = ("answers", "append", "deltas", "inputs")
+
+    def __init__(
+        self,
+        append: Append,
+        deltas: list[Command],
+        inputs: list[Input],
+        answers: list[Answer],
+    ) -> None:
+        self.append = append
+        self.deltas = deltas
+        self.inputs = inputs
+        self.answers = answers
+
+
+class Workflow:
+    """A workflow in the loop's hands.
+
+    ``state`` is ahead of ``seq`` and ``row``, which are durable, while a commit is pending.
+    ``guest``: somebody else's workflow, here only to leave an event in its journal.
+    """
+
+    __slots__ = (
+        "answers",
+        "doubtful",
+        "flying",
+        "guest",
+        "inputs",
+        "pending",
+        "reading",
+        "requests",
+        "row",
+        "seq",
+        "state",
+        "watchers",
+    )
+
+    def __init__(
+        self, state: WorkflowState, seq: int, row: CatalogRow | None, *, guest: bool = False
+    ) -> None:
+        self.state = state
+        self.seq = seq
+        self.row = row
+        self.guest = guest
+        #: What came in and is not decided on.
+        self.inputs: deque[Input] = deque()
+        self.requests: deque[Request] = deque()
+        #: What to answer when what was decided is durable.
+        self.answers: list[Answer] = []
+        self.pending: Pending | None = None
+        #: Its journal is being read again; until then the state is of no use.
+        self.reading = False
+        #: Read it again as soon as the pending commit is settled.
+        self.doubtful = False
+        #: Tasks with an attempt in the executor.
+        self.flying: set[int] = set()
+        self.watchers: list[WatchRequest] = []
+
+    @property
+    def busy(self) -> bool:
+        """Whether nothing can be decided now."""
+        return self.pending is not None or self.reading
+
+    @property
+    def settled(self) -> bool:
+        """Whether only an explicit request can change it."""
+        state = self.state
+        return state.released or state.status in (
+            WorkflowStatus.SUCCESSFUL,
+            WorkflowStatus.FAILED,
+            WorkflowStatus.CANCELED,
+        )
+
+    @property
+    def workflow_id(self) -> str:
+        return self.state.workflow_id
+
+    @property
+    def incarnation(self) -> str:
+        return self.state.incarnation
+
+    def attempt_request(self, command: StartAttempt) -> AttemptRequest | None:
+        """What the executor needs for an attempt; None if the state has moved on."""
+        state = self.state
+        task = state.tasks.get(command.task)
+        if (
+            task is None
+            or command.task not in state.active
+            or command.epoch != state.epoch
+            or command.attempt != task.attempts + 1
+            or not state.running
+        ):
+            return None
+        plan = task.frame.plan
+        spec = task.spec
+        upstream = task.upstream
+        inputs = []
+        for number in upstream:
+            outcome = state.tasks[number].outcome
+            assert outcome is not None, (task.task_id, number)
+            inputs.append(outcome)
+        return AttemptRequest(
+            workflow_id=state.workflow_id,
+            incarnation=state.incarnation,
+            task=task.number,
+            task_id=task.task_id,
+            epoch=command.epoch,
+            attempt=command.attempt,
+            function=plan.functions[spec.function],
+            arguments=spec.arguments,
+            options=task.options,
+            environment=plan.environment,
+            checkpoint=state.checkpoints(task),
+            upstream=tuple(upstream),
+            nested=spec.nested,
+            inputs=tuple(inputs),
+            constants=plan.constants,
+        )
+
+
+def answer(reply: Reply, value: object) -> None:
+    """Answer a request; one whose asker is gone harms nobody."""
+    try:
+        reply(value)
+    except Exception:
+        # The asker's event loop is closed: there is nobody left to tell.
+        return

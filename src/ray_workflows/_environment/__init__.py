@@ -1,0 +1,1 @@
+"""What a workflow needs to find its code again: the driver's runtime environment and modules."""

@@ -1,0 +1,204 @@
+"""What runs inside a Ray worker: one attempt, from its request to its report.
+
+It never raises for what user code did; a Ray error from here means that the worker is gone.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ray.dag import DAGNode
+from ray.exceptions import RayTaskError
+
+import ray
+from ray_workflows._capture.dag import capture_plan
+from ray_workflows._capture.pickling import pickle_value, unpickle_value
+from ray_workflows._capture.values import (
+    LOST_OBJECT_ERRORS,
+    ValueReader,
+    ValueWriter,
+    restored_objects,
+)
+from ray_workflows._codec.placeholders import CONSTANT, UPSTREAM_REF, UPSTREAM_VALUE, placeholder
+from ray_workflows._executor import context
+from ray_workflows._executor.protocol import ENCODER, REQUEST_DECODER, AnyReport, AttemptRequest
+from ray_workflows._model import inputs as inp
+from ray_workflows._model.values import INLINE_LIMIT, Blob, ErrorInfo, Value
+from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError
+from ray_workflows.storage.base import Storage
+
+#: Functions a worker keeps unpickled, the least recently used leaving first.
+FUNCTION_CACHE_SIZE = 256
+
+function_cache: OrderedDict[str, Callable[..., Any]] = OrderedDict()
+
+#: A report as bytes, and live objects by the key of the blob that holds the same.
+WireReport = tuple[bytes, dict[str, Any]]
+
+
+class AttemptRun:
+    """One attempt in this process."""
+
+    def __init__(self, request: AttemptRequest, storage: Storage, live: Mapping[str, Any]) -> None:
+        self.request = request
+        self.reader = ValueReader(storage, request.incarnation, live)
+        self.writer = ValueWriter(storage, request.incarnation)
+        self.started_at = time.time()
+        self.live: dict[str, Any] = {}
+
+    # -- before user code ------------------------------------------------------------------
+
+    def load(self) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+        """The function and its arguments."""
+        request = self.request
+        function = function_cache.get(request.function.digest)
+        if function is None:
+            value = Value(request.function.data, request.function.objects)
+            function = self.reader.read(value, where=f"function of {request.where}")
+            function_cache[request.function.digest] = function
+            while len(function_cache) > FUNCTION_CACHE_SIZE:
+                function_cache.popitem(last=False)
+        else:
+            function_cache.move_to_end(request.function.digest)
+        args, kwargs = self.reader.read(
+            request.arguments, where=f"arguments of {request.where}", resolve=self.resolve
+        )
+        return function, args, kwargs
+
+    def resolve(self, kind: str, index: int) -> Any:
+        request = self.request
+        if kind == CONSTANT:
+            return self.reader.read(request.constants[index], where=f"DAG input of {request.where}")
+        outcome = request.inputs[index]
+        if kind == UPSTREAM_VALUE:
+            return self.reader.read_outcome(outcome, where=f"input {index} of {request.where}")
+        if kind == UPSTREAM_REF:
+            data = outcome.value.data if outcome.value is not None else None
+            if isinstance(data, Blob) and not outcome.wrapped:
+                # As for objects inside values: the live one, or one restored from the blob.
+                return self.reader.read_object(data)
+            return ray.put(self.reader.read_outcome(outcome, where=request.where))
+        return placeholder(kind, index)
+
+    # -- after user code -------------------------------------------------------------------
+
+    def returned(self, result: Any) -> AnyReport:
+        """The report for what user code returned."""
+        request = self.request
+        ended_at = time.time()
+        if isinstance(result, DAGNode):
+            plan = capture_plan(
+                result,
+                writer=self.writer,
+                environment=request.environment,
+                prefix=request.blob_prefix,
+            )
+            return inp.AttemptReturnedPlan(**self.identity(ended_at), plan=plan)
+        value = self.write_result(result)
+        return inp.AttemptReturned(**self.identity(ended_at), value=value)
+
+    def write_result(self, result: Any) -> Value:
+        request = self.request
+        key = f"{request.blob_prefix}-result"
+        where = f"result of task '{request.task_id}'"
+        pickled = pickle_value(result, where=where)
+        if not request.checkpoint:
+            self.live[key] = ray.put(result)
+            return Value(Blob(key, pickled.nbytes, ""))
+        value = self.writer.write_pickled(pickled, key=key, where=where)
+        if pickled.nbytes > INLINE_LIMIT:
+            self.live[key] = ray.put(result)
+        self.live.update(self.writer.written)
+        return value
+
+    def raised(self, error: BaseException) -> AnyReport:
+        """The report for an exception, of user code or of the way there."""
+        ended_at = time.time()
+        if isinstance(error, StorageCorruptError):
+            return inp.AttemptFoundCorruption(**self.identity(ended_at), error=self.describe(error))
+        if isinstance(error, StorageUnavailableError):
+            return inp.AttemptCrashed(**self.identity(ended_at), error=self.describe(error))
+        if self.is_lost_input(error):
+            return inp.AttemptLostInput(**self.identity(ended_at), error=self.describe(error))
+        return inp.AttemptRaised(
+            **self.identity(ended_at),
+            error=self.describe(error),
+            retryable=self.is_retryable(error),
+        )
+
+    def is_lost_input(self, error: BaseException) -> bool:
+        """Whether it is about an object that we handed out, not one that user code made."""
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        if not isinstance(cause, LOST_OBJECT_ERRORS):
+            return False
+        lost = getattr(cause, "object_ref_hex", "")
+        handed = {v.hex() for v in self.reader.live.values() if isinstance(v, ray.ObjectRef)}
+        handed.update(identity.hex() for identity in restored_objects)
+        return lost in handed or lost in self.reader.live
+
+    def is_retryable(self, error: BaseException) -> bool:
+        options = self.request.options
+        if not options.retry_exceptions:
+            return False
+        if options.retry_on is None:
+            return True
+        try:
+            return isinstance(error, unpickle_value(options.retry_on, []))
+        except Exception:
+            return False
+
+    def describe(self, error: BaseException) -> ErrorInfo:
+        text = "".join(traceback.format_exception(type(error), error, user_traceback(error)))
+        info = self.writer.write_error(
+            error, key=f"{self.request.blob_prefix}-error", traceback=text
+        )
+        self.live.update(self.writer.written)
+        return info
+
+    def identity(self, ended_at: float) -> dict[str, Any]:
+        request = self.request
+        return {
+            "task": request.task,
+            "epoch": request.epoch,
+            "attempt": request.attempt,
+            "started_at": self.started_at,
+            "ended_at": ended_at,
+        }
+
+    def wire(self, report: AnyReport) -> WireReport:
+        return ENCODER.encode(report), self.live
+
+
+def user_traceback(error: BaseException) -> Any:
+    """The traceback without the frames of this module."""
+    tb = error.__traceback__
+    while tb is not None and tb.tb_frame.f_code.co_filename == __file__:
+        tb = tb.tb_next
+    return tb
+
+
+def run_attempt(
+    encoded: bytes, storage: Storage, nested: Mapping[str, Any], keys: list[str], *values: Any
+) -> WireReport:
+    """Run one attempt in a Ray task.
+
+    ``nested`` are live ObjectRefs by blob key, to be handed out as ObjectRefs; ``values`` are
+    the values behind ``keys``, which Ray has brought here.
+    """
+    request = REQUEST_DECODER.decode(encoded)
+    run = AttemptRun(request, storage, {**nested, **dict(zip(keys, values, strict=True))})
+    try:
+        function, args, kwargs = run.load()
+        with context.running(request):
+            result = function(*args, **kwargs)
+        del args, kwargs
+        return run.wire(run.returned(result))
+    except Exception as error:
+        return run.wire(run.raised(error))
+
+
+run_attempt_remote = ray.remote(run_attempt)

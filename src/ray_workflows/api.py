@@ -1,0 +1,272 @@
+"""The public verbs: signatures, documentation, and checks of what users pass in."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from ray.dag import DAGNode
+
+import ray
+from ray_workflows._client import connection, workflows
+from ray_workflows._executor.context import current_attempt
+from ray_workflows._model.status import WorkflowStatus
+from ray_workflows.options import validate_metadata
+from ray_workflows.storage import Storage
+
+
+def check_limit(name: str, value: int | None, minimum: int, what: str) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"'{name}' must be None or an integer, not {type(value).__name__}.")
+    if value < minimum and value != -1:
+        raise ValueError(f"'{name}' must be a {what} integer or use -1 as infinity, not {value}.")
+
+
+def init(
+    storage: str | os.PathLike[str] | Storage | None = None,
+    *,
+    max_running_workflows: int | None = None,
+    max_pending_workflows: int | None = None,
+) -> None:
+    """Connect to the workflows of the cluster. Starts Ray, and the coordinator, if need be.
+
+    Calling it is optional: the other functions do it with defaults.
+
+    Args:
+        storage: a directory, a ``file://`` URL, or a `Storage`. Default: what the cluster uses
+            already; else ``$RAY_WORKFLOW_STORAGE``; else a directory of the user's own.
+        max_running_workflows: how many workflows run at once; more wait as PENDING. -1: no limit.
+            None: as it is, or no limit.
+        max_pending_workflows: how many may wait; one more raises ``queue.Full``. -1: no limit.
+            None: as it is, or no limit.
+
+    Raises:
+        TypeError: a limit that is not an integer.
+        ValueError: a limit out of range, or different from that of the running coordinator.
+        StorageConfigError: the storage can't be used, or the cluster uses another one.
+
+    Examples:
+        >>> import ray_workflows as workflow
+        >>> workflow.init()
+    """
+    check_limit("max_running_workflows", max_running_workflows, 1, "positive")
+    check_limit("max_pending_workflows", max_pending_workflows, 0, "non-negative")
+    connection.init(storage, max_running_workflows, max_pending_workflows)
+
+
+def run(
+    dag: DAGNode,
+    *args: Any,
+    workflow_id: str | None = None,
+    metadata: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Run a workflow and return its output.
+
+    If the workflow of this id has finished, its stored output is returned and nothing runs; if
+    it failed or was interrupted, it is resumed.
+
+    Args:
+        dag: the output node of a DAG of tasks, ``func.bind(...)``.
+        args: positional inputs of the DAG (``InputNode``).
+        workflow_id: the id to find it by; up to 512 bytes of UTF-8. Default: a generated one.
+        metadata: kept with the workflow, returned by `get_metadata`; JSON-compatible.
+        kwargs: named inputs of the DAG.
+
+    Returns:
+        The output of the last task.
+
+    Raises:
+        TypeError: not a DAG of tasks.
+        ValueError: an id or metadata that can't be stored.
+        WorkflowAlreadyRunningError: the workflow of this id is running or pending.
+        WorkflowNotResumableError: the workflow of this id was canceled.
+        WorkflowExecutionError: it failed; ``__cause__`` is the error of the task.
+        WorkflowCancellationError: it was canceled meanwhile.
+
+    Examples:
+        >>> import ray, ray_workflows as workflow
+        >>> @ray.remote
+        ... def one():
+        ...     return 1
+        >>> @ray.remote
+        ... def add(a, b):
+        ...     return a + b
+        >>> workflow.run(add.bind(100, one.bind()))
+        101
+    """
+    return workflows.run(dag, args, kwargs, workflow_id, validate_metadata(metadata))
+
+
+def run_async(
+    dag: DAGNode,
+    *args: Any,
+    workflow_id: str | None = None,
+    metadata: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> ray.ObjectRef:
+    """Start a workflow. When this returns, it is durable and will outlive this process.
+
+    Args and errors as in `run`; errors of the workflow itself are raised by ``ray.get``.
+
+    Returns:
+        An ObjectRef of the output, ready when the workflow is.
+    """
+    return workflows.run_async(dag, args, kwargs, workflow_id, validate_metadata(metadata))
+
+
+def resume(workflow_id: str, *, canceled: bool = False) -> Any:
+    """Resume a workflow and return its output. Finished tasks do not run again.
+
+    Args:
+        workflow_id: the workflow.
+        canceled: also resume a workflow that was canceled.
+
+    Returns:
+        The output; at once if the workflow has finished before.
+
+    Raises:
+        WorkflowNotFoundError: there is no such workflow.
+        WorkflowAlreadyRunningError: it is running or pending.
+        WorkflowNotResumableError: it was canceled, and ``canceled`` is not set.
+        WorkflowExecutionError: it failed (again).
+    """
+    return workflows.resume(workflow_id, canceled)
+
+
+def resume_async(workflow_id: str, *, canceled: bool = False) -> ray.ObjectRef:
+    """Resume a workflow; as `resume`, but returns an ObjectRef of the output."""
+    return workflows.resume_async(workflow_id, canceled)
+
+
+def resume_all(include_failed: bool = False) -> list[tuple[str, ray.ObjectRef]]:
+    """Resume all workflows that were interrupted, those that were running first.
+
+    Args:
+        include_failed: also resume FAILED workflows.
+
+    Returns:
+        Ids with ObjectRefs of the outputs. The ref of a workflow that could not be resumed
+        raises the reason.
+    """
+    return workflows.resume_all(include_failed)
+
+
+def get_output(workflow_id: str, *, task_id: str | None = None) -> Any:
+    """The output of a workflow, or of one of its tasks; waits while it is running.
+
+    Args:
+        workflow_id: the workflow.
+        task_id: a task of it.
+
+    Raises:
+        WorkflowNotFoundError: there is no such workflow. (It is a ValueError.)
+        OutputNotAvailableError: there is no output: it failed, was canceled or interrupted, there
+            is no such task, or the task was not checkpointed. (It is a ValueError.)
+        WorkflowExecutionError: it failed while it was waited for.
+    """
+    return workflows.get_output(workflow_id, task_id)
+
+
+def get_output_async(workflow_id: str, *, task_id: str | None = None) -> ray.ObjectRef:
+    """As `get_output`, but returns an ObjectRef that is ready when the output is."""
+    return workflows.get_output_async(workflow_id, task_id)
+
+
+def get_status(workflow_id: str) -> WorkflowStatus:
+    """The status of a workflow.
+
+    Raises:
+        WorkflowNotFoundError: there is no such workflow. (It is a ValueError.)
+    """
+    return workflows.get_status(workflow_id)
+
+
+def get_metadata(workflow_id: str, task_id: str | None = None) -> dict[str, Any]:
+    """The metadata of a workflow, or of one of its tasks.
+
+    Returns:
+        For a workflow ``status``, ``user_metadata`` and ``stats`` (``start_time``, ``end_time`` in
+        seconds since 1970); for a task ``task_id``, ``task_options``, ``user_metadata``,
+        ``workflow_refs`` (ids of the tasks whose results it takes) and ``stats``.
+
+    Raises:
+        WorkflowNotFoundError: there is no such workflow or task. (It is a ValueError.)
+    """
+    return workflows.get_metadata(workflow_id, task_id)
+
+
+def list_all(
+    status_filter: WorkflowStatus | str | set[WorkflowStatus] | set[str] | None = None,
+) -> list[tuple[str, WorkflowStatus]]:
+    """All workflows with their statuses, oldest first, interrupted ones last.
+
+    Args:
+        status_filter: a status or a set of them; None for all.
+
+    Raises:
+        TypeError: the filter is none of these.
+        ValueError: a status that does not exist.
+    """
+    return workflows.list_all(parse_status_filter(status_filter))
+
+
+def parse_status_filter(
+    status_filter: WorkflowStatus | str | set[WorkflowStatus] | set[str] | None,
+) -> set[WorkflowStatus]:
+    if status_filter is None:
+        return set(WorkflowStatus) - {WorkflowStatus.NONE}
+    if isinstance(status_filter, str):
+        return {WorkflowStatus(status_filter)}
+    if not isinstance(status_filter, (set, frozenset)):
+        raise TypeError(
+            f"status_filter must be a WorkflowStatus or a set of them, not "
+            f"{type(status_filter).__name__}."
+        )
+    for status in status_filter:
+        if not isinstance(status, str):
+            raise TypeError(
+                f"status_filter contains element which is not a type of `WorkflowStatus or str`: "
+                f"{status!r}"
+            )
+    return {WorkflowStatus(status) for status in status_filter}
+
+
+def cancel(workflow_id: str) -> None:
+    """Cancel a workflow: its running tasks are stopped, what it has stored stays.
+
+    Raises:
+        WorkflowNotFoundError: there is no such workflow.
+    """
+    workflows.cancel(workflow_id)
+
+
+def delete(workflow_id: str) -> None:
+    """Delete a workflow with all that it has stored. Its id can then be used anew.
+
+    Raises:
+        WorkflowNotFoundError: there is no such workflow.
+        WorkflowStillActiveError: it is running or pending.
+    """
+    workflows.delete(workflow_id)
+
+
+def continuation(dag_node: DAGNode) -> Any:
+    """Go on with a DAG: ``return workflow.continuation(dag)``.
+
+    In a workflow it returns the DAG, which becomes part of the workflow and whose output becomes
+    the task's result; elsewhere it executes the DAG and returns the result.
+
+    Args:
+        dag_node: the output node of a DAG of tasks.
+
+    Raises:
+        TypeError: not a DAG.
+    """
+    if not isinstance(dag_node, DAGNode):
+        raise TypeError(f"Input should be a DAG, not {type(dag_node).__name__}.")
+    if current_attempt() is not None:
+        return dag_node
+    return ray.get(dag_node.execute())

@@ -1,0 +1,134 @@
+"""Waiting for things outside: event listeners, and timers."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from ray.dag import DAGNode
+
+import ray
+from ray_workflows._capture.options import write_label
+from ray_workflows._executor.context import awaits_coroutines
+from ray_workflows._model.plan import LISTENER, TIMER
+
+Event = Any
+
+
+class EventListener:
+    """Base class of event listeners: waits for one event of some kind.
+
+    A listener is stateless. It is instantiated, without arguments, in an actor that serves many
+    listeners at once and occupies no CPU; `poll_for_event` should await, not block. After a crash
+    it is called again.
+
+    Examples:
+        >>> import asyncio, os, ray, ray_workflows as workflow
+        >>> class FileListener(workflow.EventListener):
+        ...     async def poll_for_event(self, path):
+        ...         while not os.path.exists(path):
+        ...             await asyncio.sleep(0.1)
+        ...         return path
+        >>> node = workflow.wait_for_event(FileListener, os.devnull)
+        >>> workflow.run(node) == os.devnull
+        True
+    """
+
+    def __init__(self) -> None:
+        """Called without arguments."""
+
+    async def poll_for_event(self, *args: Any, **kwargs: Any) -> Event:
+        """Return when the event has occurred, with the event."""
+        raise NotImplementedError
+
+    async def event_checkpointed(self, event: Event) -> None:
+        """Called after the event is durable, so that its source can forget it. At least once."""
+
+
+EventListenerType = Callable[[], EventListener]
+
+
+class TimerListener(EventListener):
+    """Waits until a time."""
+
+    async def poll_for_event(self, timestamp: float) -> Event:
+        """Return at ``timestamp``, in seconds since 1970."""
+        await asyncio.sleep(max(0.0, timestamp - time.time()))
+
+
+def finish(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """The result of a coroutine: awaited by the listener host, or run here, outside workflows."""
+    return coroutine if awaits_coroutines.get() else asyncio.run(coroutine)
+
+
+def get_message(listener_type: EventListenerType, *args: Any, **kwargs: Any) -> Event:
+    """Wait for the event; its result is checkpointed."""
+    return finish(listener_type().poll_for_event(*args, **kwargs))
+
+
+def message_committed(listener_type: EventListenerType, event: Event) -> Event:
+    """Tell the listener that the event is durable."""
+
+    async def acknowledge() -> Event:
+        await listener_type().event_checkpointed(event)
+        return event
+
+    return finish(acknowledge())
+
+
+def end_time(duration: float) -> None:
+    """What a timer does outside of workflows."""
+    time.sleep(duration)
+
+
+def bind(function: Callable[..., Any], options: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    # A listener whose host dies with another listener's fault must not fail for it.
+    remote = ray.remote(function).options(max_retries=-1, _labels=write_label(options))
+    return remote.bind(*args, **kwargs)
+
+
+def wait_for_event(event_listener_type: EventListenerType, *args: Any, **kwargs: Any) -> DAGNode:
+    """A node that waits for an event and produces it.
+
+    Args:
+        event_listener_type: a subclass of `EventListener`.
+        args: passed to its ``poll_for_event``; may be nodes.
+        kwargs: as ``args``.
+
+    Returns:
+        A DAG node; tasks bound to it start when the event is durable and acknowledged.
+
+    Raises:
+        TypeError: not a subclass of `EventListener`.
+    """
+    if not inspect.isclass(event_listener_type) or not issubclass(
+        event_listener_type, EventListener
+    ):
+        name = getattr(event_listener_type, "__name__", repr(event_listener_type))
+        raise TypeError(
+            f"Event listener type is {name}, which is not a subclass of workflow.EventListener"
+        )
+    listener = {"kind": LISTENER}
+    message = bind(get_message, listener, event_listener_type, *args, **kwargs)
+    return bind(message_committed, listener, event_listener_type, message)
+
+
+def sleep(duration: float) -> DAGNode:
+    """A node that produces None after a while; the deadline survives crashes.
+
+    Args:
+        duration: how long to wait, in seconds, from the moment the node could start.
+
+    Raises:
+        TypeError: not a number.
+        ValueError: negative, infinite or not a number.
+    """
+    if isinstance(duration, bool) or not isinstance(duration, (int, float)):
+        raise TypeError(f"sleep takes a number of seconds, not {type(duration).__name__}.")
+    if not 0 <= duration < math.inf:
+        raise ValueError(f"sleep takes a finite, non-negative number of seconds, not {duration}.")
+    return bind(end_time, {"kind": TIMER, "duration": float(duration)}, duration)

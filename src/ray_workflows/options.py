@@ -1,0 +1,126 @@
+"""`options`: what a workflow task can be told beyond Ray's own options."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ray.remote_function import RemoteFunction
+
+from ray_workflows._capture.options import read_label, write_label
+
+VALID_OPTIONS = ("task_id", "metadata", "catch_exceptions", "checkpoint")
+
+
+def validate_metadata(metadata: Any) -> dict[str, Any]:
+    """User metadata as it will be stored.
+
+    Raises:
+        ValueError: it is not a dict, or JSON can't represent it.
+    """
+    if metadata is None:
+        return {}
+    if not isinstance(metadata, dict):
+        raise ValueError(f"metadata must be a dict, not {type(metadata).__name__}.")
+    try:
+        text = json.dumps(metadata, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"metadata must be JSON serializable, instead, we got "
+            f"'{type(error).__name__}: {error}'. Use strings, numbers, lists and dicts."
+        ) from None
+    stored: dict[str, Any] = json.loads(text)
+    return stored
+
+
+class MergingOptions:
+    """``RemoteFunction.options`` of a decorated function: the decorator's options stay, except
+    for those that the call names. (Ray's own replaces ``_labels``, where they travel, as a whole.)
+    """
+
+    def __init__(self, function: RemoteFunction, defaults: dict[str, Any]) -> None:
+        self.function = function
+        self.defaults = defaults
+
+    def __call__(self, **task_options: Any) -> Any:
+        """As Ray's ``.options(**task_options)``."""
+        labels = task_options.get("_labels")
+        if labels is not None:
+            merged = {**self.defaults, **read_label(task_options)}
+            task_options["_labels"] = {**labels, **write_label(merged)}
+        return RemoteFunction.options(self.function, **task_options)
+
+
+class options:
+    """Options of a workflow task: a decorator, and arguments for ``func.options(**...)``.
+
+    Args:
+        task_id: the task's id in its workflow; by default ``module.qualname``. A second task of
+            the same id gets ``_1`` appended, and so on.
+        metadata: kept with the task, returned by ``get_metadata``; JSON-compatible.
+        catch_exceptions: the task's result is ``(value, None)``, or ``(None, exception)`` if it
+            raised; also for errors in continuations it returns. Default False.
+        checkpoint: store the result. Default: as the task whose continuation this is, else True.
+            False: it is computed again if it is lost while still needed.
+
+    Raises:
+        ValueError: an unknown option, or one with a value it can't have.
+
+    Examples:
+        >>> import ray, ray_workflows as workflow
+        >>> @workflow.options(catch_exceptions=True)
+        ... @ray.remote
+        ... def div(a, b):
+        ...     return a / b
+        >>> node = div.options(**workflow.options(task_id="by_zero")).bind(1, 0)
+        >>> value, error = workflow.run(node)
+        >>> isinstance(error, ZeroDivisionError)
+        True
+    """
+
+    def __init__(self, **workflow_options: Any) -> None:
+        invalid = sorted(set(workflow_options) - set(VALID_OPTIONS))
+        if invalid:
+            raise ValueError(
+                f"Invalid option keywords {invalid} for workflow tasks. "
+                f"Valid ones are {list(VALID_OPTIONS)}."
+            )
+        task_id = workflow_options.get("task_id")
+        if task_id is not None and (not isinstance(task_id, str) or not task_id):
+            raise ValueError(f"task_id must be a non-empty string, not {task_id!r}.")
+        for name in ("catch_exceptions", "checkpoint"):
+            value = workflow_options.get(name)
+            if value is not None and not isinstance(value, bool):
+                raise ValueError(f"{name} must be True or False, not {value!r}.")
+        if "metadata" in workflow_options:
+            metadata = validate_metadata(workflow_options["metadata"])
+            workflow_options = {**workflow_options, "metadata": metadata}
+        self.options = workflow_options
+
+    def keys(self) -> tuple[str, ...]:
+        """For ``**``."""
+        return ("_labels",)
+
+    def __getitem__(self, key: str) -> dict[str, str]:
+        return {"_labels": write_label(self.options)}[key]
+
+    def __call__(self, function: RemoteFunction) -> RemoteFunction:
+        """Decorate a remote function.
+
+        Raises:
+            ValueError: it is not a function decorated with ``@ray.remote``.
+        """
+        if not isinstance(function, RemoteFunction):
+            raise ValueError(
+                "Only apply 'workflow.options' to Ray remote functions: put it above @ray.remote."
+            )
+        set_default_options(function, self.options)
+        return function
+
+
+def set_default_options(function: RemoteFunction, ours: dict[str, Any]) -> None:
+    """The one place that touches a private name of RemoteFunction; a test watches over it."""
+    defaults = function._default_options
+    merged = {**read_label(defaults), **ours}
+    defaults["_labels"] = {**(defaults.get("_labels") or {}), **write_label(merged)}
+    function.options = MergingOptions(function, merged)

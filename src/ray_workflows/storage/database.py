@@ -1,0 +1,349 @@
+"""One locked connection to the database file of a `SqliteStorage`, opened on first use.
+Knows the file, its schema version and SQLite's errors; nothing of workflows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.resources
+import os
+import re
+import sqlite3
+import threading
+import time
+import uuid
+import weakref
+from collections.abc import Iterator
+from urllib.parse import quote
+
+from ray_workflows.exceptions import (
+    StorageConfigError,
+    StorageCorruptError,
+    StorageError,
+    StorageUnavailableError,
+)
+from ray_workflows.storage.files import TEMPORARY_PREFIX, sync, sync_directory
+
+#: As in ``sqlite_schema.sql``.
+APPLICATION_ID = 0x52575246
+SCHEMA_VERSION = 1
+
+#: How long to wait for another process's transaction, in seconds.
+BUSY_SECONDS = 10.0
+
+#: How long to queue for the turn to ask for the write lock, and how often to look, in seconds.
+TURN_SECONDS = 2.0
+TURN_POLL_SECONDS = 0.0005
+
+
+def read_sql(name: str) -> str:
+    """The text of a file in ``storage/sql``."""
+    package = importlib.resources.files("ray_workflows")
+    return package.joinpath("storage", "sql", name).read_text(encoding="utf-8")
+
+
+def read_queries(name: str) -> dict[str, str]:
+    """The statements of a file in ``storage/sql``, by the names in its ``-- name:`` lines."""
+    parts = re.split(r"^-- name: (\w+)\n", read_sql(name), flags=re.MULTILINE)
+    return {query: text.strip() for query, text in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+QUERIES = read_queries("sqlite.sql")
+
+#: Device and inode of the database file and of its write-ahead log.
+Identity = tuple[tuple[int, int] | None, tuple[int, int] | None]
+
+
+class Database:
+    """A connection to an existing database, shared by the threads of this process one at a time.
+
+    One connection with a lock, not one per thread: SQLite admits one writer anyhow, and its own
+    waiting for another connection sleeps up to 100 ms where a lock wakes at once.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        self.lock = threading.RLock()
+        self.connection: sqlite3.Connection | None = None
+        self.turnstile: int | None = None
+        self.identity: Identity = (None, None)
+        with FORK_LOCK:
+            DATABASES.add(self)
+
+    def __del__(self) -> None:
+        self.disconnect()
+
+    @contextlib.contextmanager
+    def use(self) -> Iterator[sqlite3.Connection]:
+        """The connection, for single statements. Errors leave it closed: it reopens fresh."""
+        with self.lock:
+            try:
+                yield self.connected()
+            except sqlite3.Error as error:
+                self.disconnect()
+                translated = translate(error, self.path)
+                if translated is None:
+                    raise
+                raise translated from error
+            except BaseException:
+                self.disconnect()
+                raise
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """The connection inside a write transaction, which is committed unless the body raises.
+
+        Raises:
+            StorageUnavailableError: nothing is known about the transaction.
+        """
+        with self.use() as connection:
+            with self.turn():
+                connection.execute("BEGIN IMMEDIATE")
+            yield connection
+            connection.execute("COMMIT")
+            # Only now is it known that the commit is in the file that others will find.
+            self.check_identity()
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Queue with the other processes for the right to wait for SQLite's write lock.
+
+        Without it, a process that commits without pause keeps the others out for seconds: SQLite
+        waits by sleeping, and finds the lock taken whenever it wakes. Only fairness depends on
+        this, so that a process that was stopped in the queue is passed by after a while.
+        """
+        if self.turnstile is None:
+            # A descriptor of the directory: there is no further file that could be missing.
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+            with contextlib.suppress(OSError):
+                self.turnstile = os.open(os.path.dirname(self.path), flags)
+        if self.turnstile is None:
+            yield
+            return
+        deadline = time.monotonic() + TURN_SECONDS
+        while not try_lock(self.turnstile) and time.monotonic() < deadline:
+            time.sleep(TURN_POLL_SECONDS)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                fcntl.flock(self.turnstile, fcntl.LOCK_UN)
+
+    def connected(self) -> sqlite3.Connection:
+        """The connection; the caller has the lock."""
+        if self.connection is None:
+            self.connection, self.identity = connect(self.path)
+        else:
+            self.check_identity()
+        return self.connection
+
+    def check_identity(self) -> None:
+        """Raise if the files are not those that were opened.
+
+        SQLite would go on writing to a file without a name, and acknowledge what nobody can read.
+        """
+        if identify(self.path) != self.identity:
+            raise StorageUnavailableError(
+                f"{self.path} was deleted or replaced while it was in use. Put it back, with its "
+                f"-wal file if there is one; nothing is created in its place."
+            )
+
+    def disconnect(self) -> None:
+        """Roll back and close. The next use connects again."""
+        with self.lock:
+            connection, self.connection = self.connection, None
+            turnstile, self.turnstile = self.turnstile, None
+            if connection is not None:
+                close(connection)
+            if turnstile is not None:
+                os.close(turnstile)
+
+
+def close(connection: sqlite3.Connection) -> None:
+    """Close a connection, whatever state it is in."""
+    # A cursor kept by a traceback would keep the transaction, and its lock, beyond the close.
+    with contextlib.suppress(sqlite3.Error):
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+    with contextlib.suppress(sqlite3.Error):
+        connection.close()
+
+
+def try_lock(descriptor: int) -> bool:
+    """Take an advisory lock if nobody has it. True also where there are no such locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def connect(path: str) -> tuple[sqlite3.Connection, Identity]:
+    """Connect to an existing database of ours; never creates one."""
+    connection = sqlite3.connect(
+        f"file:{quote(os.fsencode(path))}?mode=rw",
+        uri=True,
+        timeout=BUSY_SECONDS,
+        # Transactions are begun and ended by us, not by the module.
+        isolation_level=None,
+        # The lock keeps the threads apart.
+        check_same_thread=False,
+    )
+    try:
+        verify(connection, path)
+        connection.executescript(QUERIES["configure_connection"])
+        # The reads above created the log file if there was none.
+        return connection, identify(path)
+    except BaseException:
+        close(connection)
+        raise
+
+
+def verify(connection: sqlite3.Connection, path: str) -> None:
+    """Raise if the file is not a database of ours, or is one of a newer release."""
+    try:
+        application_id = connection.execute(QUERIES["read_application_id"]).fetchone()[0]
+        version = connection.execute(QUERIES["read_schema_version"]).fetchone()[0]
+    except sqlite3.DatabaseError as error:
+        if "not a database" not in str(error):
+            raise
+        application_id = version = None
+    if application_id != APPLICATION_ID:
+        raise StorageConfigError(
+            f"{path} is not a database of ray-workflows (or its first page is damaged). Choose "
+            f"another directory with init(storage=...), or move the file away."
+        )
+    if version > SCHEMA_VERSION:
+        raise StorageConfigError(
+            f"{path} was written by a newer release of ray-workflows (schema {version}; this one "
+            f"knows up to {SCHEMA_VERSION}). Upgrade ray-workflows here."
+        )
+
+
+def create(path: str) -> None:
+    """Create the database, unless somebody else does so first. A failure leaves nothing behind."""
+    directory = os.path.dirname(path)
+    temporary = os.path.join(directory, TEMPORARY_PREFIX + uuid.uuid4().hex)
+    try:
+        # SQLite gives its other files the permissions of this one.
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        connection = sqlite3.connect(temporary, isolation_level=None)
+        try:
+            connection.executescript(read_sql("sqlite_schema.sql"))
+            # In the file's header from here on; not possible inside the transaction.
+            mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        finally:
+            close(connection)
+        if mode != "wal":
+            raise StorageConfigError(
+                f"{directory} is on a file system where SQLite can't keep a write-ahead log. "
+                f"Choose a directory on a local disk."
+            )
+        sync_file(temporary)
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)
+    except sqlite3.Error as error:
+        raise translate(error, path) or error from error
+    finally:
+        for suffix in ("", "-journal", "-wal", "-shm"):
+            with contextlib.suppress(OSError):
+                os.unlink(temporary + suffix)
+    sync_directory(directory)
+
+
+def sync_file(path: str) -> None:
+    """Wait until a file is on the disk. Not for a database in use: closing it drops its locks."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        sync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def identify(path: str) -> Identity:
+    """Which files are there now."""
+    return inode(path), inode(f"{path}-wal")
+
+
+def inode(path: str) -> tuple[int, int] | None:
+    """Device and inode of a file, or None if there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def translate(error: sqlite3.Error, path: str) -> StorageError | None:
+    """The error of ours for one of SQLite's; None for a mistake in our own use of it."""
+    reason = str(error)
+    # Python 3.10 has no error codes; the classes and SQLite's fixed texts tell them apart.
+    if isinstance(error, sqlite3.OperationalError):
+        if "no such" in reason or "no column" in reason:
+            return StorageCorruptError(f"The schema of {path} is damaged: {reason}.")
+        if "locked" in reason:
+            return StorageUnavailableError(
+                f"{path} is locked: another process has been writing for more than "
+                f"{BUSY_SECONDS:.0f} s. The operation can be repeated."
+            )
+        if "full" in reason:
+            reason = f"{reason}. Free some space"
+        return StorageUnavailableError(
+            f"{path} can't be used now: {reason}. The operation can be repeated when the cause "
+            f"is mended."
+        )
+    if isinstance(error, sqlite3.DataError):
+        return StorageError(f"{path} can't take a value this large: {reason}.")
+    if isinstance(error, sqlite3.IntegrityError) or type(error) is sqlite3.DatabaseError:
+        return StorageCorruptError(
+            f"{path} is damaged: {reason}. Restore it from a backup, or recover what is readable "
+            f"with the .recover command of sqlite3."
+        )
+    return None
+
+
+# -- fork ------------------------------------------------------------------------------------
+
+# SQLite's locks belong to the process, and a child that inherits a connection believes it has
+# them: even a new connection of its own would then be unprotected. So there is none open while
+# the process forks. (subprocess does not run these hooks, and need not: exec forgets everything.)
+
+DATABASES: weakref.WeakSet[Database] = weakref.WeakSet()
+FORK_LOCK = threading.RLock()
+AT_FORK: list[Database] = []
+
+
+def before_fork() -> None:
+    """Wait for running transactions, close all connections and let nobody open one."""
+    FORK_LOCK.acquire()
+    AT_FORK.extend(DATABASES)
+    for database in AT_FORK:
+        database.lock.acquire()
+        database.disconnect()
+
+
+def after_fork_in_parent() -> None:
+    """Let the threads go on; they reconnect."""
+    for database in AT_FORK:
+        database.lock.release()
+    AT_FORK.clear()
+    FORK_LOCK.release()
+
+
+def after_fork_in_child() -> None:
+    """The same with new locks: the threads that may wait for the old ones are not here."""
+    global FORK_LOCK
+    for database in AT_FORK:
+        database.lock = threading.RLock()
+    AT_FORK.clear()
+    FORK_LOCK = threading.RLock()
+
+
+os.register_at_fork(
+    before=before_fork,
+    after_in_parent=after_fork_in_parent,
+    after_in_child=after_fork_in_child,
+)

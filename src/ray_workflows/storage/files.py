@@ -1,0 +1,265 @@
+"""Blobs as files, one directory per incarnation: durable, put-if-absent, verified when read.
+Knows nothing of journals and catalog: who may delete what is decided by its callers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import io
+import mmap
+import os
+import sys
+import uuid
+from collections.abc import Iterable, Iterator
+
+from ray_workflows._model.values import Blob
+from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError
+from ray_workflows.storage.records import CHECKSUM_PREFIX, check_name, describe_blob, slices
+
+#: No blob key starts with a dot, so a temporary name is never a blob's.
+TEMPORARY_PREFIX = ".tmp-"
+
+#: Smaller blobs are read, not mapped: before Python 3.13 every mapping holds a file descriptor.
+MAP_FROM_BYTES = 1024 * 1024
+
+#: Small chunks are gathered up to this size; larger ones go to the system as they are.
+BUFFER_BYTES = 1024 * 1024
+
+#: How often to start again when a writer and a deletion meet in one directory.
+ATTEMPTS = 10
+
+
+class BlobFiles:
+    """The blobs below one directory, as ``<root>/<incarnation>/<key>``.
+
+    ``root`` must exist: it is never created here, so that nothing is written beside a storage that
+    was moved away or unmounted.
+    """
+
+    def __init__(self, root: str):
+        self.root = root
+
+    def directory(self, incarnation: str) -> str:
+        """Where the blobs of an incarnation are."""
+        return os.path.join(self.root, check_name("incarnation", incarnation))
+
+    def path(self, incarnation: str, key: str) -> str:
+        """The file of a blob."""
+        return os.path.join(self.directory(incarnation), check_name("blob key", key))
+
+    def write(self, incarnation: str, key: str, chunks: Iterable[bytes | memoryview]) -> Blob:
+        """Write a blob durably unless the key exists; return the description of what is stored."""
+        path = self.path(incarnation, key)
+        blob = self.find(incarnation, key)
+        if blob is None:
+            blob = self.write_new(path, key, chunks)
+        if blob is None:
+            blob = self.find(incarnation, key)
+        if blob is None:
+            raise StorageUnavailableError(
+                f"{path} was deleted while it was written. Write it again if it is still needed."
+            )
+        # Also for a blob that was there: its writer may not have come this far yet.
+        with io_errors(path):
+            sync_directory(os.path.dirname(path))
+            sync_directory(self.root)
+        return blob
+
+    def write_new(self, path: str, key: str, chunks: Iterable[bytes | memoryview]) -> Blob | None:
+        """Write a blob, or return None if somebody else was faster."""
+        with io_errors(path):
+            temporary, file = self.create_temporary(os.path.dirname(path))
+        digest = hashlib.sha256()
+        size = 0
+        try:
+            # Only our own I/O is translated: an OSError of the chunks is their owner's.
+            for piece in slices(chunks):
+                digest.update(piece)
+                size += piece.nbytes
+                with io_errors(path):
+                    file.write(piece)
+            with io_errors(path):
+                file.flush()
+                sync(file.fileno())
+                try:
+                    # Unlike a rename, a link never replaces what is there.
+                    os.link(temporary, path)
+                except FileExistsError:
+                    return None
+            return Blob(key, size, CHECKSUM_PREFIX + digest.hexdigest())
+        finally:
+            # After a failed write, closing tries once more to flush and fails again.
+            with contextlib.suppress(OSError):
+                file.close()
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+    def create_temporary(self, directory: str) -> tuple[str, io.BufferedWriter]:
+        """A new file in the directory of an incarnation, which is created if it is missing."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        path = os.path.join(directory, TEMPORARY_PREFIX + uuid.uuid4().hex)
+        for attempt in range(ATTEMPTS):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(directory, 0o700)
+            try:
+                # Read-only from the start: nobody has a reason to change a blob.
+                descriptor = os.open(path, flags, 0o400)
+            except FileNotFoundError:
+                # A deletion removed the directory in between.
+                if attempt == ATTEMPTS - 1:
+                    raise
+            else:
+                return path, io.BufferedWriter(io.FileIO(descriptor, "wb"), BUFFER_BYTES)
+        raise AssertionError("unreachable")
+
+    def read(self, incarnation: str, blob: Blob) -> memoryview:
+        """The bytes of a blob, checked against its size and checksum; read-only."""
+        path = self.path(incarnation, blob.key)
+        what = f"{describe_blob(incarnation, blob)} ({path})"
+        with io_errors(path):
+            try:
+                file = io.FileIO(path)
+            except (FileNotFoundError, NotADirectoryError):
+                if not os.path.isdir(self.root):
+                    raise
+                raise StorageCorruptError(f"The {what} is missing.") from None
+            with file:
+                size = os.fstat(file.fileno()).st_size
+                if size != blob.size:
+                    raise StorageCorruptError(
+                        f"The {what} has {size} bytes, expected {blob.size}: it was truncated or "
+                        f"overwritten."
+                    )
+                view = read_all(file) if size < MAP_FROM_BYTES else map_all(file, size)
+        checksum = CHECKSUM_PREFIX + hashlib.sha256(view).hexdigest()
+        if checksum != blob.checksum:
+            raise StorageCorruptError(
+                f"The {what} has the checksum {checksum}, expected {blob.checksum}: its bytes "
+                f"are not what was written."
+            )
+        return view
+
+    def find(self, incarnation: str, key: str) -> Blob | None:
+        """The description of a stored blob, or None."""
+        path = self.path(incarnation, key)
+        digest = hashlib.sha256()
+        size = 0
+        with io_errors(path):
+            try:
+                file = io.FileIO(path)
+            except FileNotFoundError:
+                return None
+            with file:
+                buffer = memoryview(bytearray(BUFFER_BYTES))
+                while count := file.readinto(buffer):
+                    digest.update(buffer[:count])
+                    size += count
+        return Blob(key, size, CHECKSUM_PREFIX + digest.hexdigest())
+
+    def exists(self, incarnation: str) -> bool:
+        """Whether an incarnation has, or had, blobs."""
+        return os.path.isdir(self.directory(incarnation))
+
+    def delete(self, incarnation: str) -> None:
+        """Delete all blobs of an incarnation. Values mapped before stay readable."""
+        directory = self.directory(incarnation)
+        with io_errors(directory):
+            for attempt in range(ATTEMPTS):
+                try:
+                    for name in os.listdir(directory):
+                        with contextlib.suppress(FileNotFoundError):
+                            os.unlink(os.path.join(directory, name))
+                    os.rmdir(directory)
+                except FileNotFoundError:
+                    break
+                except OSError as error:
+                    # A writer added a file after the listing.
+                    again = error.errno in (errno.ENOTEMPTY, errno.EEXIST)
+                    if not again or attempt == ATTEMPTS - 1:
+                        raise
+                else:
+                    break
+            sync_directory(self.root)
+
+    def incarnations(self) -> list[str]:
+        """All incarnations that have blobs, in order."""
+        with io_errors(self.root), os.scandir(self.root) as entries:
+            return sorted(
+                entry.name
+                for entry in entries
+                if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
+            )
+
+    def newest(self, incarnation: str) -> float | None:
+        """When something was last written for an incarnation, in seconds since 1970."""
+        directory = self.directory(incarnation)
+        with io_errors(directory):
+            try:
+                times = [os.stat(directory).st_mtime]
+                with os.scandir(directory) as entries:
+                    times += [entry.stat(follow_symlinks=False).st_mtime for entry in entries]
+            except FileNotFoundError:
+                return None
+        return max(times)
+
+    def remove_temporaries(self, incarnation: str, before: float) -> None:
+        """Remove what writers left that were killed before that time."""
+        remove_temporaries(self.directory(incarnation), before)
+
+
+def remove_temporaries(directory: str, before: float) -> None:
+    """Remove temporary files last written before that time, in seconds since 1970."""
+    with io_errors(directory), contextlib.suppress(FileNotFoundError):
+        with os.scandir(directory) as entries:
+            temporaries = [entry for entry in entries if entry.name.startswith(TEMPORARY_PREFIX)]
+        for entry in temporaries:
+            if entry.stat(follow_symlinks=False).st_mtime <= before:
+                os.unlink(entry.path)
+
+
+def read_all(file: io.FileIO) -> memoryview:
+    """The bytes of a small file."""
+    return memoryview(file.readall())
+
+
+def map_all(file: io.FileIO, size: int) -> memoryview:
+    """The bytes of a file, mapped. The mapping lives as long as the view or a slice of it."""
+    if sys.version_info >= (3, 13):
+        return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ, trackfd=False))
+    return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
+
+
+def sync(descriptor: int) -> None:
+    """Wait until what was written to a file is on the disk."""
+    if sys.platform == "darwin":
+        # fsync there stops at the disk's cache. Some file systems know only fsync.
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(descriptor)
+
+
+def sync_directory(path: str) -> None:
+    """Wait until the names in a directory are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        sync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def io_errors(path: str) -> Iterator[None]:
+    """Turn an OSError into `StorageUnavailableError` that names the path and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        remedy = "The operation can be repeated when the cause is mended."
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            remedy = "Free some space; the operation can then be repeated."
+        raise StorageUnavailableError(
+            f"{path} can't be used now: {error.strerror or error}. {remedy}"
+        ) from error

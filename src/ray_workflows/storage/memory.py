@@ -1,0 +1,247 @@
+"""`MemoryStorage`: a storage in the memory of one process, for tests and simulation.
+Nothing survives the process, nothing is read but the injected clock, and the order is determined.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import NoReturn
+
+import msgspec
+
+from ray_workflows._model.catalog import (
+    Append,
+    CatalogQuery,
+    CatalogRow,
+    Holder,
+    JournalEntry,
+    Page,
+)
+from ray_workflows._model.values import Blob
+from ray_workflows.exceptions import StorageCorruptError
+from ray_workflows.storage.base import CommitOutcome, Storage
+from ray_workflows.storage.records import (
+    CHECKSUM_PREFIX,
+    check_appends,
+    check_limit,
+    check_name,
+    decode_cursor,
+    describe_blob,
+    encode_cursor,
+    slices,
+)
+
+NUMBERS = itertools.count(1)
+
+
+class StoredBlob(msgspec.Struct, frozen=True):
+    """A blob and when it was written."""
+
+    data: bytes
+    blob: Blob
+    written_at: float
+
+
+class MemoryStorage(Storage):
+    """A storage in the memory of this process.
+
+    Args:
+        clock: what `now` returns, in seconds since 1970; give a virtual clock to a simulation.
+        name: makes the URL ``memory://<name>``. By default each instance has a name of its own.
+
+    Example:
+        >>> storage = MemoryStorage(clock=lambda: 0.0, name="example")
+        >>> storage.url, storage.now(), storage.read_catalog("none")
+        ('memory://example', 0.0, None)
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.time, name: str | None = None):
+        self.clock = clock
+        self.name = str(next(NUMBERS)) if name is None else name
+        self.lock = threading.RLock()
+        self.rows: dict[str, CatalogRow] = {}
+        self.incarnations: dict[str, str] = {}
+        self.journals: dict[str, list[JournalEntry]] = {}
+        self.blobs: dict[str, dict[str, StoredBlob]] = {}
+        self.holders: dict[str, Holder] = {}
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "A MemoryStorage lives in one process and can't be sent to another. Use a path "
+            "(SqliteStorage) where several processes share a storage."
+        )
+
+    def __repr__(self) -> str:
+        return f"MemoryStorage(name={self.name!r})"
+
+    @property
+    def url(self) -> str:
+        """``memory://`` and the name."""
+        return f"memory://{self.name}"
+
+    @property
+    def node_bound(self) -> bool:
+        """True: not even other processes of this machine can use it."""
+        return True
+
+    def open(self) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        """Nothing to give back: the contents stay until the instance is gone."""
+
+    # -- journal and catalog ---------------------------------------------------------------
+
+    def commit(self, appends: Sequence[Append]) -> list[CommitOutcome]:
+        """Append to several journals at once; see `Storage.commit`."""
+        # Taken before anything is written, so that a sequence that raises leaves nothing.
+        appends = list(appends)
+        check_appends(appends)
+        with self.lock:
+            return [self.append(append) for append in appends]
+
+    def append(self, append: Append) -> CommitOutcome:
+        """Append one entry; the caller has the lock."""
+        row = self.rows.get(append.workflow_id)
+        if append.expected_seq == 0:
+            free = row is None and append.incarnation not in self.incarnations
+        else:
+            free = (
+                row is not None
+                and row.incarnation == append.incarnation
+                and row.seq == append.expected_seq
+            )
+        if not free:
+            return CommitOutcome.STALE
+        entry = JournalEntry(append.catalog.seq, append.commit_id, bytes(append.entry))
+        self.journals.setdefault(append.incarnation, []).append(entry)
+        self.incarnations[append.incarnation] = append.workflow_id
+        self.rows[append.workflow_id] = detached(append.catalog)
+        return CommitOutcome.OK
+
+    def read_journal(self, incarnation: str, after: int = 0) -> list[JournalEntry]:
+        """Entries with ``seq > after``."""
+        with self.lock:
+            # Entry n lies at index n - 1.
+            return self.journals.get(incarnation, [])[max(after, 0) :]
+
+    def read_catalog(self, workflow_id: str) -> CatalogRow | None:
+        """The row of a workflow, or None."""
+        with self.lock:
+            row = self.rows.get(workflow_id)
+            return None if row is None else detached(row)
+
+    def list_catalog(self, query: CatalogQuery) -> Page:
+        """One page of rows, oldest submission first."""
+        after = decode_cursor(query.cursor)
+        limit = check_limit(query.limit)
+        with self.lock:
+            rows = sorted(
+                (
+                    row
+                    for row in self.rows.values()
+                    if (row.submitted_at, row.workflow_id) > after
+                    and (not query.statuses or row.status in query.statuses)
+                    and (not query.holders or row.holder in query.holders)
+                ),
+                key=lambda row: (row.submitted_at, row.workflow_id),
+            )
+        page = tuple(detached(row) for row in rows[:limit])
+        if len(rows) <= limit:
+            return Page(page)
+        return Page(page, encode_cursor((page[-1].submitted_at, page[-1].workflow_id)))
+
+    def delete(self, workflow_id: str, incarnation: str, expected_seq: int) -> CommitOutcome:
+        """Delete a workflow and its blobs, if its journal still ends at ``expected_seq``."""
+        with self.lock:
+            row = self.rows.get(workflow_id)
+            if row is None or row.incarnation != incarnation or row.seq != expected_seq:
+                return CommitOutcome.STALE
+            del self.rows[workflow_id], self.incarnations[incarnation], self.journals[incarnation]
+            self.blobs.pop(incarnation, None)
+            return CommitOutcome.OK
+
+    # -- blobs -----------------------------------------------------------------------------
+
+    def write_blob(self, incarnation: str, key: str, chunks: Iterable[bytes | memoryview]) -> Blob:
+        """Store a blob unless the key exists."""
+        check_name("incarnation", incarnation)
+        check_name("blob key", key)
+        data = b"".join(slices(chunks))
+        blob = Blob(key, len(data), CHECKSUM_PREFIX + hashlib.sha256(data).hexdigest())
+        with self.lock:
+            stored = StoredBlob(data, blob, self.clock())
+            return self.blobs.setdefault(incarnation, {}).setdefault(key, stored).blob
+
+    def read_blob(self, incarnation: str, blob: Blob) -> memoryview:
+        """The bytes of a blob, if they are those that ``blob`` describes."""
+        with self.lock:
+            stored = self.blobs.get(incarnation, {}).get(blob.key)
+        if stored is None:
+            raise StorageCorruptError(f"The {describe_blob(incarnation, blob)} is missing.")
+        if stored.blob != blob:
+            raise StorageCorruptError(
+                f"The {describe_blob(incarnation, blob)} is {stored.blob}, expected {blob}."
+            )
+        return memoryview(stored.data)
+
+    def find_blob(self, incarnation: str, key: str) -> Blob | None:
+        """The description of a stored blob, or None."""
+        with self.lock:
+            stored = self.blobs.get(incarnation, {}).get(key)
+            return None if stored is None else stored.blob
+
+    def delete_blobs(self, incarnation: str) -> None:
+        """Delete all blobs of an incarnation."""
+        with self.lock:
+            self.blobs.pop(incarnation, None)
+
+    def sweep(self, grace_seconds: float) -> int:
+        """Remove old blobs of incarnations without a catalog row."""
+        with self.lock:
+            limit = self.clock() - grace_seconds
+            swept = [
+                incarnation
+                for incarnation, blobs in self.blobs.items()
+                if incarnation not in self.incarnations
+                and max(stored.written_at for stored in blobs.values()) <= limit
+            ]
+            for incarnation in swept:
+                del self.blobs[incarnation]
+            return len(swept)
+
+    # -- holders ---------------------------------------------------------------------------
+
+    def renew_holder(self, holder: Holder, lease_seconds: float) -> None:
+        """Insert or renew the holder's row."""
+        with self.lock:
+            lease_until = self.clock() + lease_seconds
+            self.holders[holder.holder_id] = msgspec.structs.replace(
+                holder, lease_until=lease_until
+            )
+
+    def remove_holder(self, holder_id: str) -> None:
+        """Remove the holder's row, if there is one."""
+        with self.lock:
+            self.holders.pop(holder_id, None)
+
+    def read_holders(self) -> list[Holder]:
+        """All holders, by id."""
+        with self.lock:
+            return [self.holders[holder_id] for holder_id in sorted(self.holders)]
+
+    def now(self) -> float:
+        """What the clock says."""
+        return self.clock()
+
+
+def detached(row: CatalogRow) -> CatalogRow:
+    """The row with a metadata dict of its own: no caller can change what is stored."""
+    if not row.metadata:
+        return row
+    return msgspec.structs.replace(row, metadata=copy.deepcopy(row.metadata))

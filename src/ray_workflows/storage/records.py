@@ -1,0 +1,103 @@
+"""What every backend does alike: check what it is given, filter and page rows, hash blobs.
+No input or output here; a backend of your own may use it or not.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from ray_workflows._model.catalog import Append
+from ray_workflows._model.values import Blob
+
+#: A blob key or incarnation becomes a file or object name, so it has to be harmless as one.
+SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\Z")
+
+#: File systems stop at 255 bytes; this leaves room for what a backend puts around the name.
+MAX_NAME_LENGTH = 200
+
+CHECKSUM_PREFIX = "sha256:"
+
+#: Buffers are hashed and written by slices of this many bytes: a system call takes no more than
+#: 2 GB at once, and a slice that was just hashed is still in the processor's cache.
+SLICE_BYTES = 4 * 1024 * 1024
+
+#: A place in the listing: submission time and workflow id of the last row that was seen.
+Position = tuple[float, str]
+
+#: Before every row.
+START: Position = (float("-inf"), "")
+
+
+def check_appends(appends: Sequence[Append]) -> None:
+    """Raise ValueError for an append that `Storage.commit` has to refuse."""
+    for append in appends:
+        row = append.catalog
+        if append.expected_seq < 0:
+            raise ValueError(f"expected_seq of {append.workflow_id!r} is negative.")
+        if append.expected_seq == 0:
+            check_name("incarnation", append.incarnation)
+        if (
+            row.workflow_id != append.workflow_id
+            or row.incarnation != append.incarnation
+            or row.seq != append.expected_seq + 1
+        ):
+            raise ValueError(
+                f"The append to {append.workflow_id!r} (incarnation {append.incarnation!r}, "
+                f"entry {append.expected_seq + 1}) carries the catalog row of "
+                f"{row.workflow_id!r} (incarnation {row.incarnation!r}, entry {row.seq}). "
+                f"Describe the workflow as it is after the append."
+            )
+
+
+def check_name(kind: str, name: str) -> str:
+    """Return a blob key or incarnation, or raise ValueError if it can't name a file."""
+    if len(name) > MAX_NAME_LENGTH or not SAFE_NAME.match(name):
+        raise ValueError(
+            f"{kind} {name!r} can't be a name in the storage. Use up to {MAX_NAME_LENGTH} ASCII "
+            f"letters, digits, '-', '_' and '.', and no '.' at the start."
+        )
+    return name
+
+
+def check_limit(limit: int) -> int:
+    """Return the page size, or raise ValueError if no page has it."""
+    if limit < 1:
+        raise ValueError(f"limit is {limit}: a page has at least one row.")
+    return min(limit, 1_000_000_000)
+
+
+def encode_cursor(position: Position) -> str:
+    """The cursor that continues a listing after ``position``."""
+    return json.dumps(position)
+
+
+def decode_cursor(cursor: str | None) -> Position:
+    """The position of a cursor; raises ValueError if it is none of ours."""
+    if cursor is None:
+        return START
+    try:
+        submitted_at, workflow_id = json.loads(cursor)
+        return float(submitted_at), str(workflow_id)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{cursor!r} is not a cursor of this listing. Pass Page.cursor as it came."
+        ) from None
+
+
+def slices(chunks: Iterable[bytes | memoryview]) -> Iterator[memoryview]:
+    """The bytes of the chunks in pieces of limited size, without copying them."""
+    for chunk in chunks:
+        view = memoryview(chunk)
+        if view.nbytes == 0:
+            continue
+        # Only C-contiguous memory can be written as it lies.
+        flat = view.cast("B") if view.c_contiguous else memoryview(view.tobytes())
+        for start in range(0, flat.nbytes, SLICE_BYTES):
+            yield flat[start : start + SLICE_BYTES]
+
+
+def describe_blob(incarnation: str, blob: Blob) -> str:
+    """How messages name a blob."""
+    return f"blob {blob.key!r} of workflow incarnation {incarnation!r}"

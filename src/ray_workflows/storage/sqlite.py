@@ -1,0 +1,356 @@
+"""`SqliteStorage`: the embedded default, a directory with an SQLite database and blob files.
+For the processes of one machine; it must not be put on a network file system.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from ray_workflows._model.catalog import (
+    Append,
+    CatalogQuery,
+    CatalogRow,
+    Holder,
+    JournalEntry,
+    Page,
+)
+from ray_workflows._model.status import WorkflowStatus
+from ray_workflows._model.values import Blob
+from ray_workflows.exceptions import (
+    StorageConfigError,
+    StorageCorruptError,
+    StorageUnavailableError,
+)
+from ray_workflows.storage.base import CommitOutcome, Storage
+from ray_workflows.storage.database import QUERIES, Database, create
+from ray_workflows.storage.files import BlobFiles, remove_temporaries
+from ray_workflows.storage.location import check_local, prepared_directory
+from ray_workflows.storage.records import check_appends, check_limit, decode_cursor, encode_cursor
+
+DATABASE_NAME = "workflows.sqlite"
+BLOBS_NAME = "blobs"
+
+CREATE = QUERIES["create_workflow"]
+ADVANCE = QUERIES["advance_workflow"]
+APPEND = QUERIES["append_entry"]
+
+
+class SqliteStorage(Storage):
+    """Workflows in a directory of this machine: ``workflows.sqlite`` and ``blobs/``.
+
+    Any number of processes of the machine may use it at once. A commit is on the disk when it is
+    acknowledged. Instances pickle as their directory and connect on first use; only `open` ever
+    creates anything.
+
+    Args:
+        directory: where it is; ``~`` is expanded. Created by `open`, with mode 0700.
+
+    Raises:
+        StorageConfigError: the directory's name can't be a path.
+
+    Example:
+        >>> import tempfile
+        >>> directory = tempfile.TemporaryDirectory()
+        >>> storage = SqliteStorage(directory.name)
+        >>> storage.open()
+        >>> storage.list_catalog(CatalogQuery())
+        Page(rows=(), cursor=None)
+        >>> storage.close()
+        >>> directory.cleanup()
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]):
+        self.directory = real_path(directory)
+        path = os.path.join(self.directory, DATABASE_NAME)
+        # Two connections: nobody who reads waits for the disk while somebody else commits.
+        self.writer = Database(path)
+        self.reader = Database(path)
+        self.blobs = BlobFiles(os.path.join(self.directory, BLOBS_NAME))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.directory,)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.directory!r})"
+
+    @property
+    def url(self) -> str:
+        """``file://`` and the real path, percent-encoded."""
+        return "file://" + quote(os.fsencode(self.directory))
+
+    @property
+    def node_bound(self) -> bool:
+        """True: the database is a file of this machine."""
+        return True
+
+    def open(self) -> None:
+        """Create the directory and the database if they are missing, and try a transaction.
+
+        Raises:
+            StorageConfigError: the path can't be written or is no directory, the file system is a
+                network's, or the database is not ours or of a newer release.
+            StorageCorruptError: the database is damaged.
+            StorageUnavailableError: the disk is full or broken, or the database stays locked.
+        """
+        with prepared_directory(self.directory), prepared_directory(self.blobs.root):
+            # The directory may be local and the database in it a mount or a link.
+            path = self.writer.path
+            if os.path.lexists(path):
+                check_local(path)
+            else:
+                create(path)
+            self.check_writable()
+
+    def check_writable(self) -> None:
+        """Raise `StorageConfigError` if the database can't be written."""
+        try:
+            with self.writer.transaction():
+                pass
+        except StorageUnavailableError as error:
+            reason = str(error.__cause__)
+            if "readonly" not in reason and "unable to open" not in reason:
+                raise
+            raise StorageConfigError(
+                f"{self.writer.path} can't be written: {reason}. Give this user the right to "
+                f"write it, or choose another directory with init(storage=...)."
+            ) from error
+
+    def close(self) -> None:
+        """Close the connections of this process; the next use opens them again."""
+        self.reader.disconnect()
+        self.writer.disconnect()
+
+    # -- journal and catalog ---------------------------------------------------------------
+
+    def commit(self, appends: Sequence[Append]) -> list[CommitOutcome]:
+        """Append to several journals in one transaction; see `Storage.commit`."""
+        # Taken out here so that a sequence that raises does so before the transaction.
+        appends = list(appends)
+        check_appends(appends)
+        if not appends:
+            return []
+        with self.writer.transaction() as connection:
+            return [append_entry(connection.execute, append) for append in appends]
+
+    def read_journal(self, incarnation: str, after: int = 0) -> list[JournalEntry]:
+        """Entries with ``seq > after``, in order."""
+        with self.reader.use() as connection:
+            rows = connection.execute(QUERIES["read_journal"], (incarnation, after)).fetchall()
+        return [JournalEntry(*row) for row in rows]
+
+    def read_catalog(self, workflow_id: str) -> CatalogRow | None:
+        """The row of a workflow, or None."""
+        with self.reader.use() as connection:
+            row = connection.execute(QUERIES["read_catalog"], (workflow_id,)).fetchone()
+        return None if row is None else self.decode_row(row)
+
+    def list_catalog(self, query: CatalogQuery) -> Page:
+        """One page of rows, oldest submission first."""
+        limit = check_limit(query.limit)
+        holders = json.dumps(query.holders) if query.holders else None
+        parameters: tuple[Any, ...] = (*decode_cursor(query.cursor), holders, limit + 1)
+        name = "list_catalog"
+        if query.statuses:
+            name = "list_catalog_by_status"
+            parameters += (json.dumps(sorted({status.value for status in query.statuses})),)
+        with self.reader.use() as connection:
+            found = connection.execute(QUERIES[name], parameters).fetchall()
+        rows = tuple(map(self.decode_row, found[:limit]))
+        if len(found) <= limit:
+            return Page(rows)
+        return Page(rows, encode_cursor((rows[-1].submitted_at, rows[-1].workflow_id)))
+
+    def decode_row(self, row: tuple[Any, ...]) -> CatalogRow:
+        """The catalog row of a row of the catalog query."""
+        try:
+            return CatalogRow(
+                workflow_id=row[0],
+                incarnation=row[1],
+                seq=row[2],
+                status=WorkflowStatus(row[3]),
+                holder=row[4],
+                submitted_at=row[5],
+                started_at=row[6],
+                ended_at=row[7],
+                metadata=json.loads(row[8]),
+                plan_digest=row[9],
+                error=row[10],
+                released=bool(row[11]),
+            )
+        except ValueError as reason:
+            raise StorageCorruptError(
+                f"The catalog row of {row[0]!r} in {self.reader.path} can't be read: {reason}."
+            ) from reason
+
+    def delete(self, workflow_id: str, incarnation: str, expected_seq: int) -> CommitOutcome:
+        """Delete a workflow and its blobs, if its journal still ends at ``expected_seq``."""
+        buried = False
+        with self.writer.transaction() as connection:
+            key = (workflow_id, incarnation, expected_seq)
+            if connection.execute(QUERIES["delete_workflow"], key).rowcount != 1:
+                return CommitOutcome.STALE
+            connection.execute(QUERIES["delete_journal"], (incarnation,))
+            if self.blobs.exists(incarnation):
+                grave = (incarnation, self.now())
+                connection.execute(QUERIES["write_tombstone"], grave)
+                buried = True
+        if buried:
+            # The workflow is gone whatever happens now; the tombstone leads `sweep` to the rest.
+            with contextlib.suppress(StorageUnavailableError):
+                self.finish_tombstone(incarnation)
+        return CommitOutcome.OK
+
+    def finish_tombstone(self, incarnation: str) -> None:
+        """Remove the blobs of an incarnation that has a tombstone, and then the tombstone."""
+        self.blobs.delete(incarnation)
+        with self.writer.transaction() as connection:
+            connection.execute(QUERIES["remove_tombstone"], (incarnation,))
+
+    # -- blobs -----------------------------------------------------------------------------
+
+    def write_blob(self, incarnation: str, key: str, chunks: Iterable[bytes | memoryview]) -> Blob:
+        """Write a blob durably unless the key exists; return what is stored."""
+        return self.blobs.write(incarnation, key, chunks)
+
+    def read_blob(self, incarnation: str, blob: Blob) -> memoryview:
+        """The bytes of a blob, checked; large ones are mapped, not read."""
+        return self.blobs.read(incarnation, blob)
+
+    def find_blob(self, incarnation: str, key: str) -> Blob | None:
+        """The description of a stored blob, or None."""
+        return self.blobs.find(incarnation, key)
+
+    def delete_blobs(self, incarnation: str) -> None:
+        """Delete all blobs of an incarnation."""
+        self.blobs.delete(incarnation)
+
+    def sweep(self, grace_seconds: float) -> int:
+        """Finish interrupted deletions, and remove old blobs that belong to no workflow.
+
+        A workflow whose blobs were written longer ago than the grace period, and that was not
+        created since, can lose them: the grace period has to be longer than a submission takes.
+        """
+        before = self.now() - grace_seconds
+        with self.reader.use() as connection:
+            found = connection.execute(QUERIES["read_tombstones"]).fetchall()
+        swept = {incarnation for (incarnation,) in found}
+        for incarnation in sorted(swept):
+            self.finish_tombstone(incarnation)
+        for incarnation in self.blobs.incarnations():
+            if incarnation in swept:
+                continue
+            if self.is_known(incarnation):
+                self.blobs.remove_temporaries(incarnation, before)
+            elif self.bury_orphan(incarnation, before):
+                self.finish_tombstone(incarnation)
+                swept.add(incarnation)
+        # What a process left that was killed while it created the database.
+        remove_temporaries(self.directory, before)
+        return len(swept)
+
+    def is_known(self, incarnation: str) -> bool:
+        """Whether a workflow has this incarnation."""
+        with self.reader.use() as connection:
+            found = connection.execute(QUERIES["has_incarnation"], (incarnation,)).fetchone()
+        return found is not None
+
+    def bury_orphan(self, incarnation: str, before: float) -> bool:
+        """Write a tombstone for blobs older than that time, unless their workflow exists by now.
+
+        From then on the workflow can't be created any more, so that it can't lose its blobs
+        between the check and their removal.
+        """
+        newest = self.blobs.newest(incarnation)
+        if newest is None or newest > before:
+            return False
+        with self.writer.transaction() as connection:
+            grave = (incarnation, self.now())
+            return connection.execute(QUERIES["write_orphan_tombstone"], grave).rowcount == 1
+
+    # -- holders ---------------------------------------------------------------------------
+
+    def renew_holder(self, holder: Holder, lease_seconds: float) -> None:
+        """Insert or renew the holder's row."""
+        with self.writer.transaction() as connection:
+            row = (
+                holder.holder_id,
+                holder.coordinator,
+                holder.host,
+                holder.pid,
+                holder.started_ticks,
+                self.now() + lease_seconds,
+            )
+            connection.execute(QUERIES["renew_holder"], row)
+
+    def remove_holder(self, holder_id: str) -> None:
+        """Remove the holder's row, if there is one."""
+        with self.writer.transaction() as connection:
+            connection.execute(QUERIES["remove_holder"], (holder_id,))
+
+    def read_holders(self) -> list[Holder]:
+        """All holders, by id."""
+        with self.reader.use() as connection:
+            return [Holder(*row) for row in connection.execute(QUERIES["read_holders"])]
+
+    def now(self) -> float:
+        """The clock of this machine."""
+        return time.time()
+
+
+def append_entry(execute: Callable[..., sqlite3.Cursor], append: Append) -> CommitOutcome:
+    """Write one append and its catalog row, or neither, inside a transaction."""
+    row = append.catalog
+    values = (
+        row.workflow_id,
+        row.incarnation,
+        row.seq,
+        row.status.value,
+        row.holder,
+        row.submitted_at,
+        row.started_at,
+        row.ended_at,
+        json.dumps(row.metadata) if row.metadata else "{}",
+        row.plan_digest,
+        clean(row.error),
+        row.released,
+    )
+    if append.expected_seq == 0:
+        changed = execute(CREATE, values).rowcount
+    else:
+        changed = execute(ADVANCE, (*values, append.expected_seq)).rowcount
+    if changed != 1:
+        return CommitOutcome.STALE
+    execute(APPEND, (row.incarnation, row.seq, append.commit_id, append.entry))
+    return CommitOutcome.OK
+
+
+def clean(text: str | None) -> str | None:
+    """The text of an error as UTF-8 can hold it: file names in messages can bring surrogates."""
+    if text is None or text.isascii():
+        return text
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def real_path(directory: str | os.PathLike[str]) -> str:
+    """The absolute path of a directory without ``~`` and symbolic links."""
+    name = os.fspath(directory)
+    if isinstance(name, bytes):
+        name = os.fsdecode(name)
+    if not name or "\0" in name:
+        raise StorageConfigError(
+            f"{name!r} is not the path of a directory. Give one with init(storage=...)."
+        )
+    expanded = os.path.expanduser(name)
+    if expanded.startswith("~"):
+        raise StorageConfigError(
+            f"The home directory in {name!r} is unknown. Give an absolute path; ./{name} is the "
+            f"directory of that name."
+        )
+    return os.path.realpath(expanded)

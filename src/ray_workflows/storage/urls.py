@@ -1,0 +1,91 @@
+"""From what a user gives as ``storage=`` to a `Storage`.
+Nothing is opened or created here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from urllib.parse import unquote_to_bytes
+
+from ray_workflows.exceptions import StorageConfigError
+from ray_workflows.storage.base import Storage
+from ray_workflows.storage.sqlite import SqliteStorage
+
+VARIABLE = "RAY_WORKFLOW_STORAGE"
+
+SUPPORTED = (
+    "Supported are a directory path, file:///directory, and an instance of a Storage subclass."
+)
+
+SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+def storage_from_url(spec: str | os.PathLike[str] | Storage | None = None) -> Storage:
+    """The storage that ``spec`` names. It is not opened.
+
+    Args:
+        spec: a path, a ``file:///directory`` URL (percent-decoded), or a `Storage`, which is
+            returned as it is. None: ``$RAY_WORKFLOW_STORAGE`` if set, else `default_directory`.
+
+    Raises:
+        StorageConfigError: the URL can't be used; the message says what is supported.
+        TypeError: ``spec`` is something else.
+
+    Example:
+        >>> storage_from_url("file:///var/lib/my%20workflows")
+        SqliteStorage('/var/lib/my workflows')
+    """
+    if isinstance(spec, Storage):
+        return spec
+    if spec is None:
+        spec = os.environ.get(VARIABLE) or default_directory()
+    if isinstance(spec, os.PathLike):
+        return SqliteStorage(spec)
+    if not isinstance(spec, str):
+        raise TypeError(f"A storage can't be made from {type(spec).__name__} {spec!r}. {SUPPORTED}")
+    if spec.lower().startswith("file:"):
+        return SqliteStorage(file_url_path(spec))
+    scheme = SCHEME.match(spec)
+    if scheme:
+        raise StorageConfigError(
+            f"Storage URLs of scheme {scheme[1]!r} are not supported. {SUPPORTED}"
+        )
+    return SqliteStorage(spec)
+
+
+def file_url_path(url: str) -> str:
+    """The path of a ``file:`` URL."""
+    rest = url[len("file:") :]
+    if "?" in rest or "#" in rest:
+        raise StorageConfigError(
+            f"{url} has a query or a fragment, which a file URL of ours has not. In a directory's "
+            f"name, write %3F for '?' and %23 for '#'."
+        )
+    host = ""
+    if rest.startswith("//"):
+        host, slash, path = rest[2:].partition("/")
+        rest = slash + path
+    if host not in ("", "localhost"):
+        raise StorageConfigError(
+            f"{url} names the host {host!r}, but a file URL can only name a directory of this "
+            f"machine. Write file:///{host}{rest} if that is the path."
+        )
+    if not rest.startswith("/"):
+        raise StorageConfigError(
+            f"{url} has no absolute path. Write file:///directory, or a plain path without file:."
+        )
+    return os.fsdecode(unquote_to_bytes(rest))
+
+
+def default_directory() -> str:
+    """The directory of this user's workflows if none is given: it outlives reboots."""
+    if sys.platform == "darwin":
+        parent = "~/Library/Application Support"
+    else:
+        parent = os.environ.get("XDG_DATA_HOME", "")
+        # The specification says that relative paths are to be ignored.
+        if not os.path.isabs(parent):
+            parent = "~/.local/share"
+    return os.path.join(parent, "ray_workflows")

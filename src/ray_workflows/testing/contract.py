@@ -1,0 +1,94 @@
+"""`StorageContract`: the pytest suite that says whether a `Storage` keeps its promises.
+Needs pytest; uses the public methods of a storage only, so that any backend can be put to it.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+
+import pytest
+
+from ray_workflows.storage.base import Storage
+from ray_workflows.testing.blob_contract import BlobContract
+from ray_workflows.testing.builders import OK, fill, make_append, make_holder, state
+from ray_workflows.testing.catalog_contract import CatalogContract
+from ray_workflows.testing.journal_contract import JournalContract
+
+
+class StorageContract(JournalContract, CatalogContract, BlobContract):
+    """Every promise of `Storage`, as tests. Subclass it in a test module of your backend.
+
+    Override the fixture ``storage`` so that it yields an open, empty storage for each test, and
+    closes it afterwards. Set ``shared`` to False if other processes can't use the storage.
+
+    Example:
+        >>> class TestMyStorage(StorageContract):
+        ...     @pytest.fixture
+        ...     def storage(self, tmp_path):
+        ...         storage = MyStorage(tmp_path)
+        ...         storage.open()
+        ...         yield storage
+        ...         storage.close()
+    """
+
+    #: Whether a pickled copy, in this process or another, sees the same workflows.
+    shared = True
+
+    @pytest.fixture
+    def storage(self) -> Iterator[Storage]:
+        """An open, empty storage."""
+        raise NotImplementedError("Override the fixture `storage` of StorageContract.")
+
+    def test_open_is_idempotent(self, storage: Storage) -> None:
+        """Opening what is open, or has contents, changes nothing."""
+        fill(storage, "w", 2)
+        before = state(storage, "w")
+        storage.open()
+        storage.open()
+        assert state(storage, "w") == before
+
+    def test_use_after_close(self, storage: Storage) -> None:
+        """It reopens, and everything is there."""
+        row = fill(storage, "w", 2)
+        blob = storage.write_blob(row.incarnation, "k", [b"x"])
+        storage.renew_holder(make_holder("h"), 15.0)
+        before = state(storage, "w")
+        storage.close()
+        storage.close()
+        assert state(storage, "w") == before
+        assert bytes(storage.read_blob(row.incarnation, blob)) == b"x"
+        assert [holder.holder_id for holder in storage.read_holders()] == ["h"]
+        storage.close()
+        assert storage.commit([make_append("w", 2)]) == [OK]
+
+    def test_url_names_the_storage(self, storage: Storage) -> None:
+        """It has a scheme, and does not change."""
+        url = storage.url
+        assert "://" in url
+        storage.close()
+        assert storage.url == url
+
+    def test_clock(self, storage: Storage) -> None:
+        """Seconds, as a float, not running backwards."""
+        first = storage.now()
+        assert isinstance(first, float)
+        assert storage.now() >= first
+
+    def test_pickled_copy_is_the_same_storage(self, storage: Storage) -> None:
+        """What is shared travels to workers; what is not says so instead of getting lost."""
+        if not self.shared:
+            with pytest.raises(TypeError, match="process"):
+                pickle.dumps(storage)
+            return
+        fill(storage, "w", 1)
+        copy = pickle.loads(pickle.dumps(storage))
+        try:
+            assert copy.url == storage.url
+            assert copy.node_bound == storage.node_bound
+            assert copy.commit([make_append("w", 1)]) == [OK]
+            assert state(storage, "w") == state(copy, "w")
+            blob = copy.write_blob("i", "k", [b"x"])
+            assert bytes(storage.read_blob("i", blob)) == b"x"
+        finally:
+            copy.close()

@@ -1,0 +1,413 @@
+"""The part of `StorageContract` about commits, journals and deletion.
+Uses the public methods of a storage only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, NoReturn
+
+import msgspec
+import pytest
+
+from ray_workflows._model.catalog import Append, CatalogRow
+from ray_workflows.storage.base import CommitOutcome, Storage
+from ray_workflows.testing.builders import (
+    OK,
+    STALE,
+    fill,
+    in_threads,
+    incarnation_of,
+    list_ids,
+    make_append,
+    state,
+)
+
+#: Ids that are easily mistaken for something else. Control characters are refused elsewhere.
+ODD_IDS = [
+    " ",
+    ".",
+    "..",
+    "../..",
+    "/",
+    "/etc/passwd",
+    "a/b//c/",
+    "a\\b",
+    "it's",
+    'say "hi"',
+    "`; DROP TABLE catalog; --",
+    "%",
+    "%2F%2e%2e",
+    "_",
+    "a?b#c&d=e",
+    "*[x]{y}",
+    "~",
+    "-rf",
+    "null",
+    "0",
+    "1e3",
+    "Größe",
+    "Gro\u0308ße",
+    "工作流",
+    "🦑" * 10,
+    "\u202eabc",
+    "\ufeffabc",
+    "x" * 512,
+    "é" * 256,
+]
+
+
+class Interrupted(Exception):
+    """Raised in the middle of a commit."""
+
+
+class Interrupting(Sequence[Append]):
+    """Appends of which only the first can be had."""
+
+    def __init__(self, appends: Sequence[Append]):
+        self.appends = appends
+
+    def __len__(self) -> int:
+        return len(self.appends)
+
+    def __getitem__(self, index: Any) -> Any:
+        if index == 0:
+            return self.appends[0]
+        return self.fail()
+
+    def __iter__(self) -> Iterator[Append]:
+        yield self.appends[0]
+        self.fail()
+
+    def fail(self) -> NoReturn:
+        """Interrupt the commit."""
+        raise Interrupted
+
+
+class JournalContract:
+    """Commits, journals and deletion."""
+
+    def test_first_append_creates_the_workflow(self, storage: Storage) -> None:
+        """Entry, commit id and catalog row are there after OK."""
+        append = make_append("w", 0, commit_id="c", entry=b"first")
+        assert storage.read_catalog("w") is None
+        assert storage.read_journal(append.incarnation) == []
+        assert storage.commit([append]) == [OK]
+        row, journal = state(storage, "w")
+        assert row == append.catalog
+        assert [(e.seq, e.commit_id, e.entry) for e in journal] == [(1, "c", b"first")]
+
+    def test_next_append_continues_the_journal(self, storage: Storage) -> None:
+        """Each append at the end succeeds and takes the catalog along."""
+        for seq in range(5):
+            assert storage.commit([make_append("w", seq, started_at=float(seq))]) == [OK]
+            row, journal = state(storage, "w")
+            assert row is not None
+            assert (row.seq, row.started_at, len(journal)) == (seq + 1, float(seq), seq + 1)
+
+    @pytest.mark.parametrize("expected_seq", [0, 1, 2, 4, 5, 1000])
+    def test_append_elsewhere_than_the_end_is_stale(
+        self, storage: Storage, expected_seq: int
+    ) -> None:
+        """Nothing is written, neither to the journal nor to the catalog."""
+        fill(storage, "w", 3)
+        before = state(storage, "w")
+        append = make_append("w", expected_seq, entry=b"stale", holder="thief")
+        assert storage.commit([append]) == [STALE]
+        assert state(storage, "w") == before
+        assert list_ids(storage) == ["w"]
+
+    def test_creating_an_id_in_use_is_stale(self, storage: Storage) -> None:
+        """Also under another incarnation, of which nothing is left."""
+        fill(storage, "w", 2)
+        before = state(storage, "w")
+        assert storage.commit([make_append("w", 0, incarnation="i-other")]) == [STALE]
+        assert state(storage, "w") == before
+        assert storage.read_journal("i-other") == []
+
+    def test_creating_under_an_incarnation_in_use_is_stale(self, storage: Storage) -> None:
+        """Two workflows never share a journal."""
+        fill(storage, "w", 2, incarnation="i-shared")
+        before = state(storage, "w")
+        assert storage.commit([make_append("other", 0, incarnation="i-shared")]) == [STALE]
+        assert storage.read_catalog("other") is None
+        assert state(storage, "w") == before
+
+    def test_append_to_an_unknown_workflow_is_stale(self, storage: Storage) -> None:
+        """Only entry 1 can create it."""
+        assert storage.commit([make_append("w", 1)]) == [STALE]
+        assert state(storage, "w") == (None, [])
+
+    def test_append_under_another_incarnation_is_stale(self, storage: Storage) -> None:
+        """The right number does not help."""
+        fill(storage, "w", 2)
+        before = state(storage, "w")
+        assert storage.commit([make_append("w", 2, incarnation="i-other")]) == [STALE]
+        assert state(storage, "w") == before
+
+    def test_repeated_append_is_stale_and_can_be_found(self, storage: Storage) -> None:
+        """An ambiguous append is settled by its commit id in the journal."""
+        append = make_append("w", 0, commit_id="mine")
+        assert storage.commit([append]) == [OK]
+        assert storage.commit([append]) == [STALE]
+        assert [entry.commit_id for entry in storage.read_journal(append.incarnation)] == ["mine"]
+
+    def test_outcomes_are_independent(self, storage: Storage) -> None:
+        """Stale appends take nothing else of the same call down."""
+        fill(storage, "a", 1)
+        fill(storage, "b", 2)
+        outcomes = storage.commit(
+            [
+                make_append("a", 1),
+                make_append("b", 1),
+                make_append("new", 0),
+                make_append("absent", 7),
+                make_append("b", 2),
+            ]
+        )
+        assert outcomes == [OK, STALE, OK, STALE, OK]
+        ends = [state(storage, name)[0] for name in ("a", "b", "new", "absent")]
+        assert [row and row.seq for row in ends] == [2, 3, 1, None]
+
+    def test_two_appends_to_one_workflow_in_one_commit(self, storage: Storage) -> None:
+        """They take effect in their order; of two to the same place, the first."""
+        assert storage.commit([make_append("w", 0), make_append("w", 1)]) == [OK, OK]
+        outcomes = storage.commit(
+            [
+                make_append("w", 2, entry=b"first"),
+                make_append("w", 2, entry=b"second"),
+                make_append("w", 4),
+                make_append("w", 3, holder="last"),
+            ]
+        )
+        assert outcomes == [OK, STALE, STALE, OK]
+        row, journal = state(storage, "w")
+        assert row is not None
+        assert (row.holder, journal[2].entry) == ("last", b"first")
+
+    def test_empty_commit(self, storage: Storage) -> None:
+        """No appends, no outcomes."""
+        assert storage.commit([]) == []
+
+    def test_large_commit(self, storage: Storage) -> None:
+        """Many workflows in one call, each with its outcome in its place."""
+        for name in ("w10", "w20"):
+            fill(storage, name)
+        outcomes = storage.commit([make_append(f"w{i}", 0) for i in range(500)])
+        assert [i for i, outcome in enumerate(outcomes) if outcome is not OK] == [10, 20]
+        assert sorted(list_ids(storage)) == sorted(f"w{i}" for i in range(500))
+
+    @pytest.mark.parametrize(
+        "change", [{"seq": 3}, {"seq": 1}, {"workflow_id": "x"}, {"incarnation": "i-x"}]
+    )
+    def test_contradictory_append_is_refused(
+        self, storage: Storage, change: dict[str, Any]
+    ) -> None:
+        """A catalog row has to describe the append it rides on."""
+        fill(storage, "w", 1)
+        before = state(storage, "w")
+        good = make_append("w", 1)
+        bad = msgspec.structs.replace(good, catalog=msgspec.structs.replace(good.catalog, **change))
+        with pytest.raises(ValueError, match="catalog row"):
+            storage.commit([make_append("other", 0), bad])
+        assert state(storage, "w") == before
+        assert list_ids(storage) == ["w"]
+
+    @pytest.mark.parametrize("incarnation", ["../up", "a/b", ".hidden", "é", "a b", "x" * 201])
+    def test_incarnation_that_is_no_name_is_refused(
+        self, storage: Storage, incarnation: str
+    ) -> None:
+        """It would become a directory or an object prefix."""
+        with pytest.raises(ValueError, match="incarnation"):
+            storage.commit([make_append("w", 0, incarnation=incarnation)])
+        assert storage.read_catalog("w") is None
+
+    @pytest.mark.parametrize(
+        "entry",
+        [b"\x00", bytes(range(256)) * 4, b"'; --", b"x" * 1_000_000],
+        ids=["nul", "all bytes", "quote", "large"],
+    )
+    def test_entries_come_back_as_they_were(self, storage: Storage, entry: bytes) -> None:
+        """An entry is opaque bytes."""
+        fill(storage, "w", 1, entry=entry)
+        (stored,) = storage.read_journal(incarnation_of("w"))
+        assert stored.entry == entry
+
+    def test_read_journal_after(self, storage: Storage) -> None:
+        """Only later entries, in order; none after the end."""
+        fill(storage, "w", 12)
+        fill(storage, "other", 3)
+        incarnation = incarnation_of("w")
+        for after in (0, 1, 9, 11, 12, 13, 1000):
+            found = [entry.seq for entry in storage.read_journal(incarnation, after)]
+            assert found == list(range(after + 1, 13))
+        assert storage.read_journal("i-unknown", 3) == []
+
+    @pytest.mark.parametrize("workflow_id", ODD_IDS)
+    def test_odd_workflow_ids(self, storage: Storage, workflow_id: str) -> None:
+        """Ids are opaque: nothing in them is a path, a pattern, a number or SQL."""
+        for name in ("w", workflow_id):
+            fill(storage, name, 2)
+        assert sorted(list_ids(storage, limit=1)) == sorted(["w", workflow_id])
+        row, journal = state(storage, workflow_id)
+        assert row is not None
+        assert (row.workflow_id, len(journal)) == (workflow_id, 2)
+        assert storage.delete(workflow_id, row.incarnation, 2) is OK
+        assert list_ids(storage) == ["w"]
+
+    def test_ids_that_look_alike_differ(self, storage: Storage) -> None:
+        """No folding of case, normalization of Unicode or stripping of blanks."""
+        ids = ["a", "A", "a ", " a", "é", "e\u0301", "a/", "a//", "\uff11", "1"]
+        for name in ids:
+            fill(storage, name)
+        assert list_ids(storage) == sorted(ids)
+
+    def test_interrupted_commit_leaves_the_previous_or_the_next_state(
+        self, storage: Storage
+    ) -> None:
+        """Never an entry without its row or a row without its entry; and work goes on."""
+        fill(storage, "a", 1)
+        appends = [make_append("a", 1), make_append("b", 0)]
+        with pytest.raises(Interrupted):
+            storage.commit(Interrupting(appends))
+        assert storage.read_catalog("b") is None
+        row, _ = state(storage, "a")
+        assert row is not None
+        assert row.seq in (1, 2)
+        # A caller that can't know repeats, and finds its commit if it had succeeded.
+        assert storage.commit(appends) == [OK if row.seq == 1 else STALE, OK]
+        assert [len(state(storage, name)[1]) for name in ("a", "b")] == [2, 1]
+
+    def test_commit_that_can_not_be_written(self, storage: Storage) -> None:
+        """An entry that is no bytes: workflows stay whole, and the storage usable."""
+        for name in ("a", "b"):
+            fill(storage, name, 1)
+        bad: Any = object()
+        appends = [make_append("a", 1), make_append("b", 1, entry=bad), make_append("c", 0)]
+        with contextlib.suppress(Exception):
+            storage.commit(appends)
+        ends = [(row and row.seq) or 0 for row in (state(storage, name)[0] for name in "abc")]
+        assert ends[0] in (1, 2)
+        assert ends[1] == 1
+        assert ends[2] in (0, 1)
+        again = [make_append(name, end) for name, end in zip("abc", ends, strict=True)]
+        assert storage.commit(again) == [OK, OK, OK]
+
+    # -- concurrency -----------------------------------------------------------------------
+
+    @pytest.mark.parametrize("expected_seq", [0, 3])
+    def test_one_of_many_rivals_succeeds(self, storage: Storage, expected_seq: int) -> None:
+        """The promise everything above rests on."""
+        for round_number in range(20):
+            name = f"w{round_number}"
+            if expected_seq:
+                fill(storage, name, expected_seq)
+            rivals = [
+                make_append(name, expected_seq, commit_id=f"r{i}", holder=f"r{i}") for i in range(8)
+            ]
+            outcomes = in_threads([partial(storage.commit, [rival]) for rival in rivals])
+            assert sorted(outcomes) == [[OK]] + [[STALE]] * 7
+            row, journal = state(storage, name)
+            winner = rivals[outcomes.index([OK])]
+            assert row == winner.catalog
+            assert journal[-1].commit_id == winner.commit_id
+
+    def test_rival_incarnations_of_one_id(self, storage: Storage) -> None:
+        """Of many creations of one id, one succeeds."""
+        rivals = [make_append("w", 0, incarnation=f"i-{i}") for i in range(8)]
+        outcomes = in_threads([partial(storage.commit, [rival]) for rival in rivals])
+        assert sorted(outcomes) == [[OK]] + [[STALE]] * 7
+        journals = [storage.read_journal(rival.incarnation) for rival in rivals]
+        assert [bool(journal) for journal in journals] == [o == [OK] for o in outcomes]
+
+    def test_appends_to_different_workflows_do_not_disturb_each_other(
+        self, storage: Storage
+    ) -> None:
+        """All succeed, and readers meanwhile see each workflow whole."""
+
+        def write(name: str) -> list[CommitOutcome]:
+            return [storage.commit([make_append(name, seq)])[0] for seq in range(20)]
+
+        def watch(name: str) -> list[CommitOutcome]:
+            seen = 0
+            while seen < 20:
+                row = storage.read_catalog(name)
+                journal = storage.read_journal(incarnation_of(name))
+                later = storage.read_catalog(name)
+                low, high = (row.seq if row else 0), (later.seq if later else 0)
+                assert seen <= low <= len(journal) <= high
+                assert [entry.seq for entry in journal] == list(range(1, len(journal) + 1))
+                seen = high
+            return [OK] * 20
+
+        names = [f"w{i}" for i in range(6)]
+        outcomes = in_threads(
+            [partial(write, n) for n in names] + [partial(watch, n) for n in names]
+        )
+        assert outcomes == [[OK] * 20] * 12
+
+    # -- deletion --------------------------------------------------------------------------
+
+    def test_delete(self, storage: Storage) -> None:
+        """Nothing of it is left, and others are untouched."""
+        row = fill(storage, "w", 3)
+        fill(storage, "other", 2)
+        assert storage.delete("w", row.incarnation, 3) is OK
+        assert storage.read_catalog("w") is None
+        assert storage.read_journal(row.incarnation) == []
+        assert list_ids(storage) == ["other"]
+        assert len(state(storage, "other")[1]) == 2
+        assert storage.delete("w", row.incarnation, 3) is STALE
+
+    @pytest.mark.parametrize("expected_seq", [0, 2, 4])
+    def test_delete_with_a_stale_seq(self, storage: Storage, expected_seq: int) -> None:
+        """Somebody appended in between: nothing is deleted, blobs neither."""
+        row = fill(storage, "w", 3)
+        blob = storage.write_blob(row.incarnation, "k", [b"data"])
+        before = state(storage, "w")
+        assert storage.delete("w", row.incarnation, expected_seq) is STALE
+        assert state(storage, "w") == before
+        assert bytes(storage.read_blob(row.incarnation, blob)) == b"data"
+
+    def test_delete_what_is_not_there(self, storage: Storage) -> None:
+        """Unknown id, or another incarnation of a known one."""
+        fill(storage, "w", 2)
+        before = state(storage, "w")
+        assert storage.delete("absent", "i-absent", 1) is STALE
+        assert storage.delete("w", "i-other", 2) is STALE
+        assert state(storage, "w") == before
+
+    def test_recreation_under_a_new_incarnation(self, storage: Storage) -> None:
+        """The id is free; appends and deletions of the old incarnation stay stale."""
+        old = fill(storage, "w", 2, incarnation="i-old")
+        storage.write_blob("i-old", "k", [b"old"])
+        assert storage.delete("w", old.incarnation, 2) is OK
+        assert storage.commit([make_append("w", 2, incarnation="i-old")]) == [STALE]
+        new = fill(storage, "w", 2, incarnation="i-new", holder="new")
+        assert storage.commit([make_append("w", 2, incarnation="i-old")]) == [STALE]
+        assert storage.commit([make_append("w", 0, incarnation="i-old")]) == [STALE]
+        assert storage.delete("w", "i-old", 2) is STALE
+        assert storage.read_journal("i-old") == []
+        assert storage.find_blob("i-new", "k") is None
+        assert state(storage, "w")[0] == new
+        assert storage.commit([make_append("w", 2, incarnation="i-new")]) == [OK]
+
+    def test_delete_and_append_at_once(self, storage: Storage) -> None:
+        """One of them succeeds, never both."""
+        for round_number in range(10):
+            name = f"w{round_number}"
+            row = fill(storage, name, 1)
+            outcomes = in_threads(
+                [
+                    partial(storage.commit, [make_append(name, 1)]),
+                    partial(self.delete_as_list, storage, row),
+                ]
+            )
+            assert sorted(outcomes) == [[OK], [STALE]]
+            assert len(state(storage, name)[1]) == (2 if outcomes[0] == [OK] else 0)
+
+    def delete_as_list(self, storage: Storage, row: CatalogRow) -> list[CommitOutcome]:
+        """Delete with the outcome in a list, as a commit's is."""
+        return [storage.delete(row.workflow_id, row.incarnation, row.seq)]
