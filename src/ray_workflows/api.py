@@ -8,6 +8,7 @@ from typing import Any
 from ray.dag import DAGNode
 
 import ray
+from ray_workflows._capture.execute import execute_dag
 from ray_workflows._client import connection, workflows
 from ray_workflows._executor.context import current_attempt
 from ray_workflows._model.status import WorkflowStatus
@@ -16,6 +17,7 @@ from ray_workflows.storage import Storage
 
 
 def check_limit(name: str, value: int | None, minimum: int, what: str) -> None:
+    """Raise if a limit is neither None, nor -1, nor an integer from ``minimum`` on."""
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int):
@@ -216,6 +218,7 @@ def list_all(
 def parse_status_filter(
     status_filter: WorkflowStatus | str | set[WorkflowStatus] | set[str] | None,
 ) -> set[WorkflowStatus]:
+    """The statuses that a filter lets through."""
     if status_filter is None:
         return set(WorkflowStatus) - {WorkflowStatus.NONE}
     if isinstance(status_filter, str):
@@ -269,4 +272,4 @@ def continuation(dag_node: DAGNode) -> Any:
         raise TypeError(f"Input should be a DAG, not {type(dag_node).__name__}.")
     if current_attempt() is not None:
         return dag_node
-    return ray.get(dag_node.execute())
+    return ray.get(execute_dag(dag_node))

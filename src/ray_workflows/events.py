@@ -86,6 +86,7 @@ def end_time(duration: float) -> None:
 
 
 def bind(function: Callable[..., Any], options: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """A node of a function of this module, with options that only the package itself can give."""
     # A listener whose host dies with another listener's fault must not fail for it.
     remote = ray.remote(function).options(max_retries=-1, _labels=write_label(options))
     return remote.bind(*args, **kwargs)

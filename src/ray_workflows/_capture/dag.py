@@ -12,9 +12,9 @@ from ray.dag import DAGNode, FunctionNode, InputAttributeNode, InputNode
 
 import ray
 from ray_workflows._capture.options import task_options
-from ray_workflows._capture.pickling import Direct, Pickled, pickle_value
+from ray_workflows._capture.pickling import pickle_value
 from ray_workflows._capture.values import ValueWriter
-from ray_workflows._codec.placeholders import CONSTANT, UPSTREAM_REF, UPSTREAM_VALUE
+from ray_workflows._capture.walk import Arguments, InputHook, direct_argument, postorder
 from ray_workflows._model.plan import (
     TIMER,
     Environment,
@@ -79,17 +79,25 @@ def check_root(dag: object) -> FunctionNode:
 class Node:
     """What one FunctionNode contributes to the plan."""
 
-    __slots__ = ("arguments", "children", "direct", "index", "node", "task_id", "where")
+    __slots__ = ("body", "children", "name", "nested", "options", "pickled", "where")
 
-    def __init__(self, node: FunctionNode, where: str, task_id: str) -> None:
-        self.node = node
-        self.where = where
-        self.task_id = task_id
-        self.arguments: Pickled | None = None
+    def __init__(self, node: FunctionNode, input_hook: InputHook) -> None:
+        self.body = node._body  # FunctionNode has no public name for its function.
+        default_name = function_name(self.body)
+        self.options, task_id = task_options(node.get_options(), where=f"task '{default_name}'")
+        self.name: str = task_id or default_name
+        self.where = f"arguments of task '{self.name}'"
         self.children: list[FunctionNode] = []
-        #: Positions of children whose values the task takes, not only references to them.
-        self.direct: set[int] = set()
-        self.index = -1
+        #: Positions in ``children`` that are taken by reference only.
+        self.nested: tuple[int, ...] = ()
+        if self.options.kind == TIMER:
+            # A timer's arguments are the value it produces.
+            self.pickled = pickle_value(None, where=self.where)
+            return
+        arguments = Arguments(node, where=self.where, input_hook=input_hook)
+        self.pickled = arguments.pickled
+        self.children = arguments.children
+        self.nested = tuple(set(range(len(self.children))) - arguments.direct)
 
 
 class DAGCapture:
@@ -106,110 +114,54 @@ class DAGCapture:
         self.args = args
         self.kwargs = kwargs
         self.input_node: str | None = None
-        self.functions: dict[int, int] = {}
-        self.function_list: list[Function] = []
-        # Function bodies are kept alive so that their ids stay theirs.
-        self.bodies: list[Any] = []
-        self.options: dict[bytes, int] = {}
-        self.option_list: list[TaskOptions] = []
-        self.constants: dict[tuple[str, Any], int] = {}
+        self.function_indices: dict[int, int] = {}
+        self.functions: list[Function] = []
+        self.option_indices: dict[bytes, int] = {}
+        self.options: list[TaskOptions] = []
+        self.constant_indices: dict[tuple[str, Any], int] = {}
         self.constant_values: list[Any] = []
         self.nodes: dict[str, Node] = {}
-        self.order: list[Node] = []
-        self.task_options: dict[str, int] = {}
 
     def capture(self, root: FunctionNode) -> None:
         """Visit every node, inputs before the tasks that take them."""
-        stack: list[tuple[FunctionNode, bool]] = [(root, False)]
-        while stack:
-            node, children_done = stack.pop()
-            key = node.get_stable_uuid()
-            if children_done:
-                found = self.nodes[key]
-                if found.index < 0:
-                    found.index = len(self.order)
-                    self.order.append(found)
-                continue
-            if key in self.nodes:
-                continue
-            found = self.visit(node)
-            self.nodes[key] = found
-            stack.append((node, True))
-            stack.extend((child, False) for child in reversed(found.children))
+        self.nodes = postorder(root, lambda node: Node(node, self.constant_index))
 
-    def visit(self, node: FunctionNode) -> Node:
-        body = node._body  # FunctionNode has no public name for its function.
-        name = function_name(body)
-        bound = node.get_options()
-        options, task_id = task_options(bound, where=f"task '{name}'")
-        found = Node(node, f"arguments of task '{task_id or name}'", task_id or name)
-        self.register_function(body, name)
-        self.register_options(node, options)
-        positions: dict[str, int] = {}
+    def function_index(self, node: Node) -> int:
+        index = self.function_indices.get(id(node.body))
+        if index is None:
+            where = f"function of task '{node.name}'"
+            pickled = pickle_value(node.body, where=where)
+            sha = hashlib.sha256(pickled.data)
+            for buffer in pickled.buffers:
+                sha.update(buffer)
+            digest = sha.hexdigest()
+            value = self.writer.write_pickled(pickled, key=f"function-{digest}", where=where)
+            index = self.function_indices[id(node.body)] = len(self.functions)
+            name = function_name(node.body)
+            self.functions.append(Function(digest, name, value.data, value.objects))
+        return index
 
-        def node_hook(child: DAGNode, direct: bool) -> tuple[str, int]:
-            if isinstance(child, (InputNode, InputAttributeNode)):
-                return CONSTANT, self.register_constant(child)
-            if not isinstance(child, FunctionNode):
-                raise TypeError(
-                    f"Unsupported DAG node: {child}. Currently workflow does not support classes "
-                    f"as DAG inputs; use tasks (func.bind), and actors by name inside them."
-                )
-            key = child.get_stable_uuid()
-            if key not in positions:
-                positions[key] = len(positions)
-                found.children.append(child)
-            if not direct:
-                return UPSTREAM_REF, positions[key]
-            found.direct.add(positions[key])
-            return UPSTREAM_VALUE, positions[key]
-
-        if options.kind == TIMER:
-            found.arguments = pickle_value(None, where=found.where)
-            return found
-        args = tuple(direct_argument(arg) for arg in node.get_args())
-        kwargs = {name: direct_argument(arg) for name, arg in node.get_kwargs().items()}
-        found.arguments = pickle_value((args, kwargs), where=found.where, node_hook=node_hook)
-        return found
-
-    def register_function(self, body: Any, name: str) -> None:
-        if id(body) in self.functions:
-            return
-        pickled = pickle_value(body, where=f"function of task '{name}'")
-        digest = hashlib.sha256(pickled.data)
-        for buffer in pickled.buffers:
-            digest.update(buffer)
-        value = self.writer.write_pickled(
-            pickled, key=f"function-{digest.hexdigest()}", where=f"function of task '{name}'"
-        )
-        self.functions[id(body)] = len(self.function_list)
-        self.bodies.append(body)
-        self.function_list.append(
-            Function(digest=digest.hexdigest(), name=name, data=value.data, objects=value.objects)
-        )
-
-    def register_options(self, node: FunctionNode, options: TaskOptions) -> None:
+    def option_index(self, options: TaskOptions) -> int:
         encoded = msgspec.msgpack.encode(options)
-        if encoded not in self.options:
-            self.options[encoded] = len(self.option_list)
-            self.option_list.append(options)
-        self.task_options[node.get_stable_uuid()] = self.options[encoded]
+        index = self.option_indices.setdefault(encoded, len(self.options))
+        if index == len(self.options):
+            self.options.append(options)
+        return index
 
-    def register_constant(self, node: InputNode | InputAttributeNode) -> int:
+    def constant_index(self, node: InputNode | InputAttributeNode) -> int:
         if isinstance(node, InputNode):
             owner, key, value = node, ("input", None), self.input_value()
         else:
-            owner = node._dag_input_node
-            key = ("attribute", node.key)
+            owner, key = node._dag_input_node, ("attribute", node.key)
             value = self.input_attribute(node)
         uuid = owner.get_stable_uuid()
         if self.input_node not in (None, uuid):
             raise ValueError("Each DAG should only have one unique InputNode.")
         self.input_node = uuid
-        if key not in self.constants:
-            self.constants[key] = len(self.constant_values)
+        index = self.constant_indices.setdefault(key, len(self.constant_values))
+        if index == len(self.constant_values):
             self.constant_values.append(value)
-        return self.constants[key]
+        return index
 
     def input_value(self) -> Any:
         if len(self.args) == 1 and not self.kwargs:
@@ -245,46 +197,36 @@ class DAGCapture:
         digest = hashlib.sha256()
         constants = []
         for index, value in enumerate(self.constant_values):
-            direct = Direct(value) if isinstance(value, ray.ObjectRef) else value
-            constants.append(
-                self.writer.write(
-                    direct, key=f"{self.prefix}-constant-{index}", where="input of the DAG"
-                )
-            )
+            key = f"{self.prefix}-constant-{index}"
+            direct = direct_argument(value)
+            constants.append(self.writer.write(direct, key=key, where="input of the DAG"))
             digest_value(digest, constants[-1])
+        indices = {key: index for index, key in enumerate(self.nodes)}
         specs = []
-        for found in self.order:
-            assert found.arguments is not None
-            arguments = self.writer.write_pickled(
-                found.arguments,
-                key=f"{self.prefix}-arguments-{found.index}",
-                where=found.where,
-            )
-            upstream = tuple(self.nodes[c.get_stable_uuid()].index for c in found.children)
+        for index, node in enumerate(self.nodes.values()):
+            key = f"{self.prefix}-arguments-{index}"
+            arguments = self.writer.write_pickled(node.pickled, key=key, where=node.where)
+            upstream = tuple(indices[child.get_stable_uuid()] for child in node.children)
             specs.append(
                 TaskSpec(
-                    name=found.task_id,
-                    function=self.functions[id(found.node._body)],
-                    options=self.task_options[found.node.get_stable_uuid()],
+                    name=node.name,
+                    function=self.function_index(node),
+                    options=self.option_index(node.options),
                     arguments=arguments,
                     upstream=upstream,
-                    nested=tuple(set(range(len(upstream))) - found.direct),
+                    nested=node.nested,
                 )
             )
-            digest.update(repr((found.task_id, upstream)).encode())
+            digest.update(repr((node.name, upstream)).encode())
             digest_value(digest, arguments)
         return Plan(
-            functions=tuple(self.function_list),
-            options=tuple(self.option_list),
+            functions=tuple(self.functions),
+            options=tuple(self.options),
             tasks=tuple(specs),
             constants=tuple(constants),
             environment=environment,
             digest=digest.hexdigest(),
         )
-
-
-def direct_argument(arg: Any) -> Any:
-    return Direct(arg) if isinstance(arg, (DAGNode, ray.ObjectRef)) else arg
 
 
 def digest_value(digest: Any, value: Value) -> None:

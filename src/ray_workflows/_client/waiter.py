@@ -12,7 +12,7 @@ from collections import defaultdict
 from typing import Any
 
 import ray
-from ray_workflows._client.connection import Connection, describe
+from ray_workflows._client.connection import Connection
 from ray_workflows._client.outputs import POLL_SECONDS, Awaited
 from ray_workflows.exceptions import CoordinatorUnavailableError
 
@@ -55,7 +55,8 @@ class Waiter:
         """The output, when it is there; as `outputs.await_output`, errors as `OutputError`."""
         try:
             if self.connection is None:
-                self.connection = await asyncio.to_thread(self.connect)
+                description = await self.coordinator.describe.remote()
+                self.connection = Connection(self.coordinator, description)
             awaited = await asyncio.to_thread(
                 Awaited, self.connection, workflow_id, task_id, fresh=fresh
             )
@@ -70,9 +71,6 @@ class Waiter:
                 await self.wait(workflow_id, awaited.after)
         except Exception as error:
             return OutputError(error)
-
-    def connect(self) -> Connection:
-        return Connection(self.coordinator, describe(self.coordinator))
 
     async def wait(self, workflow_id: str, after: int | None) -> None:
         """Return when `Awaited.look` may find something new."""

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from urllib.parse import quote
 
+import msgspec
+
 from ray_workflows._model.catalog import (
     Append,
     CatalogQuery,
@@ -142,24 +144,32 @@ class SqliteStorage(Storage):
     def read_journal(self, incarnation: str, after: int = 0) -> list[JournalEntry]:
         """Entries with ``seq > after``, in order."""
         with self.reader.use() as connection:
-            rows = connection.execute(QUERIES["read_journal"], (incarnation, after)).fetchall()
+            key = {"incarnation": incarnation, "after": after}
+            rows = connection.execute(QUERIES["read_journal"], key).fetchall()
         return [JournalEntry(*row) for row in rows]
 
     def read_catalog(self, workflow_id: str) -> CatalogRow | None:
         """The row of a workflow, or None."""
         with self.reader.use() as connection:
-            row = connection.execute(QUERIES["read_catalog"], (workflow_id,)).fetchone()
+            key = {"workflow_id": workflow_id}
+            row = connection.execute(QUERIES["read_catalog"], key).fetchone()
         return None if row is None else self.decode_row(row)
 
     def list_catalog(self, query: CatalogQuery) -> Page:
         """One page of rows, oldest submission first."""
         limit = check_limit(query.limit)
-        holders = json.dumps(query.holders) if query.holders else None
-        parameters: tuple[Any, ...] = (*decode_cursor(query.cursor), holders, limit + 1)
+        submitted_at, workflow_id = decode_cursor(query.cursor)
+        parameters = {
+            "submitted_at": submitted_at,
+            "workflow_id": workflow_id,
+            "holders": json.dumps(query.holders) if query.holders else None,
+            # One more shows whether there is a next page.
+            "limit": limit + 1,
+        }
         name = "list_catalog"
         if query.statuses:
             name = "list_catalog_by_status"
-            parameters += (json.dumps(sorted({status.value for status in query.statuses})),)
+            parameters["statuses"] = json.dumps(sorted({s.value for s in query.statuses}))
         with self.reader.use() as connection:
             found = connection.execute(QUERIES[name], parameters).fetchall()
         rows = tuple(map(self.decode_row, found[:limit]))
@@ -193,12 +203,16 @@ class SqliteStorage(Storage):
         """Delete a workflow and its blobs, if its journal still ends at ``expected_seq``."""
         buried = False
         with self.writer.transaction() as connection:
-            key = (workflow_id, incarnation, expected_seq)
+            key = {
+                "workflow_id": workflow_id,
+                "incarnation": incarnation,
+                "expected_seq": expected_seq,
+            }
             if connection.execute(QUERIES["delete_workflow"], key).rowcount != 1:
                 return CommitOutcome.STALE
-            connection.execute(QUERIES["delete_journal"], (incarnation,))
+            grave = {"incarnation": incarnation, "deleted_at": self.now()}
+            connection.execute(QUERIES["delete_journal"], grave)
             if self.blobs.exists(incarnation):
-                grave = (incarnation, self.now())
                 connection.execute(QUERIES["write_tombstone"], grave)
                 buried = True
         if buried:
@@ -211,7 +225,7 @@ class SqliteStorage(Storage):
         """Remove the blobs of an incarnation that has a tombstone, and then the tombstone."""
         self.blobs.delete(incarnation)
         with self.writer.transaction() as connection:
-            connection.execute(QUERIES["remove_tombstone"], (incarnation,))
+            connection.execute(QUERIES["remove_tombstone"], {"incarnation": incarnation})
 
     # -- blobs -----------------------------------------------------------------------------
 
@@ -258,7 +272,8 @@ class SqliteStorage(Storage):
     def is_known(self, incarnation: str) -> bool:
         """Whether a workflow has this incarnation."""
         with self.reader.use() as connection:
-            found = connection.execute(QUERIES["has_incarnation"], (incarnation,)).fetchone()
+            key = {"incarnation": incarnation}
+            found = connection.execute(QUERIES["has_incarnation"], key).fetchone()
         return found is not None
 
     def bury_orphan(self, incarnation: str, before: float) -> bool:
@@ -271,7 +286,7 @@ class SqliteStorage(Storage):
         if newest is None or newest > before:
             return False
         with self.writer.transaction() as connection:
-            grave = (incarnation, self.now())
+            grave = {"incarnation": incarnation, "deleted_at": self.now()}
             return connection.execute(QUERIES["write_orphan_tombstone"], grave).rowcount == 1
 
     # -- holders ---------------------------------------------------------------------------
@@ -279,20 +294,14 @@ class SqliteStorage(Storage):
     def renew_holder(self, holder: Holder, lease_seconds: float) -> None:
         """Insert or renew the holder's row."""
         with self.writer.transaction() as connection:
-            row = (
-                holder.holder_id,
-                holder.coordinator,
-                holder.host,
-                holder.pid,
-                holder.started_ticks,
-                self.now() + lease_seconds,
-            )
+            row = msgspec.structs.asdict(holder)
+            row["lease_until"] = self.now() + lease_seconds
             connection.execute(QUERIES["renew_holder"], row)
 
     def remove_holder(self, holder_id: str) -> None:
         """Remove the holder's row, if there is one."""
         with self.writer.transaction() as connection:
-            connection.execute(QUERIES["remove_holder"], (holder_id,))
+            connection.execute(QUERIES["remove_holder"], {"holder_id": holder_id})
 
     def read_holders(self) -> list[Holder]:
         """All holders, by id."""
@@ -307,27 +316,16 @@ class SqliteStorage(Storage):
 def append_entry(execute: Callable[..., sqlite3.Cursor], append: Append) -> CommitOutcome:
     """Write one append and its catalog row, or neither, inside a transaction."""
     row = append.catalog
-    values = (
-        row.workflow_id,
-        row.incarnation,
-        row.seq,
-        row.status.value,
-        row.holder,
-        row.submitted_at,
-        row.started_at,
-        row.ended_at,
-        json.dumps(row.metadata) if row.metadata else "{}",
-        row.plan_digest,
-        clean(row.error),
-        row.released,
-    )
-    if append.expected_seq == 0:
-        changed = execute(CREATE, values).rowcount
-    else:
-        changed = execute(ADVANCE, (*values, append.expected_seq)).rowcount
-    if changed != 1:
+    values = msgspec.structs.asdict(row)
+    values["status"] = row.status.value
+    values["metadata"] = json.dumps(row.metadata) if row.metadata else "{}"
+    values["error"] = clean(row.error)
+    values["expected_seq"] = append.expected_seq
+    values["commit_id"] = append.commit_id
+    values["entry"] = append.entry
+    if execute(CREATE if append.expected_seq == 0 else ADVANCE, values).rowcount != 1:
         return CommitOutcome.STALE
-    execute(APPEND, (row.incarnation, row.seq, append.commit_id, append.entry))
+    execute(APPEND, values)
     return CommitOutcome.OK
 
 

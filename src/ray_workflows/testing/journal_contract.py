@@ -5,6 +5,7 @@ Uses the public methods of a storage only.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NoReturn
@@ -313,6 +314,22 @@ class JournalContract:
             winner = rivals[outcomes.index([OK])]
             assert row == winner.catalog
             assert journal[-1].commit_id == winner.commit_id
+
+    def test_rivals_take_turns_on_one_journal(self, storage: Storage) -> None:
+        """Each entry belongs to the one who was told so."""
+        fill(storage, "w", 1)
+
+        def write(name: str) -> list[tuple[int, str]]:
+            mine = []
+            while (seq := len(storage.read_journal(incarnation_of("w")))) < 100:
+                append = make_append("w", seq, commit_id=f"{name}-{seq}")
+                if storage.commit([append]) == [OK]:
+                    mine.append((seq + 1, append.commit_id))
+            return mine
+
+        parts = in_threads([partial(write, name) for name in ("a", "b", "c", "d")])
+        _, journal = state(storage, "w")
+        assert [(e.seq, e.commit_id) for e in journal[1:]] == sorted(itertools.chain(*parts))
 
     def test_rival_incarnations_of_one_id(self, storage: Storage) -> None:
         """Of many creations of one id, one succeeds."""

@@ -1,0 +1,55 @@
+"""One Ray cluster for all tests of this directory: a start takes seconds."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import ray
+import ray_workflows as workflow
+from tests.ray.marks import Gate, Marks
+
+#: More than the machine has: some tests hold a worker while others work.
+CLUSTER_CPUS = 4
+
+
+@pytest.fixture(scope="session")
+def storage_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("storage")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cluster(storage_dir: Path) -> Iterator[None]:
+    # Tests may kill the coordinator and workers; what Ray says of it belongs in its logs.
+    ray.init(
+        num_cpus=CLUSTER_CPUS,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        _node_ip_address="127.0.0.1",
+    )
+    workflow.init(storage_dir)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def marks(tmp_path: Path) -> Marks:
+    """Counts executions by side effects on disk."""
+    return Marks(str(tmp_path / "marks"))
+
+
+@pytest.fixture
+def wid(request: pytest.FixtureRequest) -> str:
+    """A workflow id of the test's own."""
+    return f"{request.node.name}-{uuid.uuid4().hex[:6]}"
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    gate = Gate(str(tmp_path / "gate"))
+    yield gate
+    gate.open()
