@@ -13,6 +13,7 @@ import ray
 from ray_workflows._coordinator.claims import Claims
 from ray_workflows._coordinator.host import ACTOR_NAME, NAMESPACE, coordinator_class
 from ray_workflows._coordinator.loop import UNLIMITED, Limits
+from ray_workflows._executor.node_storage import NodeStorage
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._version import __version__
@@ -114,6 +115,7 @@ def start_coordinator(storage: Storage, limits: Limits) -> Any:
     }
     if storage.node_bound:
         node_id = ray.get_runtime_context().get_node_id()
+        storage = NodeStorage(storage, node_id)
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node_id, soft=False)
     return coordinator_class.options(**options).remote(storage, limits, __version__)
 

@@ -1,0 +1,51 @@
+"""A cluster of several nodes on the embedded storage: only its own node touches the disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.ray.processes import DriverProcess
+
+CODE = """
+    import numpy as np, ray, ray_workflows as workflow
+    from ray.cluster_utils import Cluster
+    from tests.ray.recording_storage import RecordingStorage
+
+    cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1))
+    cluster.add_node(num_cpus=2, resources={{"elsewhere": 10}})
+    ray.init(address=cluster.address, log_to_driver=False)
+    home = ray.get_runtime_context().get_node_id()
+    workflow.init(RecordingStorage({storage!r}, {record!r}))
+
+    @ray.remote(resources={{"elsewhere": 1}})
+    def make():
+        assert ray.get_runtime_context().get_node_id() != home
+        return {{"large": np.arange(1_000_000.0), "ref": ray.put(np.ones(300_000))}}
+
+    @ray.remote(resources={{"elsewhere": 1}})
+    def use(objects):
+        return float(objects["large"].sum() + ray.get(objects["ref"]).sum())
+
+    made = make.options(**workflow.options(task_id="made")).bind()
+    expected = float(np.arange(1_000_000.0).sum()) + 300_000
+    assert workflow.run(use.bind(made), workflow_id="w") == expected
+
+    # From storage alone, on the other node, by a workflow that gets it as a plain value.
+    @ray.remote(resources={{"elsewhere": 1}})
+    def read_there():
+        assert workflow.get_status("w") == "SUCCESSFUL"
+        objects = workflow.get_output("w", task_id="made")
+        return float(objects["large"].sum() + ray.get(objects["ref"]).sum())
+
+    assert ray.get(read_there.remote()) == expected
+    lines = open({record!r}).read().split("\\n")[:-1]
+    assert {{line.split()[0] for line in lines}} == {{"write_blob", "read_blob"}}, lines
+    assert {{line.split()[1] for line in lines}} == {{home}}, (home, lines)
+    print("all right", flush=True)
+"""
+
+
+def test_other_nodes_reach_the_storage_through_its_node(tmp_path: Path) -> None:
+    code = CODE.format(storage=str(tmp_path / "store"), record=str(tmp_path / "record"))
+    with DriverProcess(tmp_path, code) as driver:
+        assert "all right" in driver.wait(120)
