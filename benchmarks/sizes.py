@@ -103,9 +103,16 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="fraction of the full sizes")
     scale = parser.parse_args().scale
     console = Console()
-    table = Table("workload", "size", "bind s", "run s", "tasks/s", "coordinator MiB before", "after")
+    table = Table(
+        "workload", "size", "bind s", "run s", "tasks/s", "coordinator MiB before", "after"
+    )
     with tempfile.TemporaryDirectory() as directory:
-        ray.init(include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            log_to_driver=False,
+            _node_ip_address="127.0.0.1",
+        )
         workflow.init(directory)
         workflow.run(first.bind())
         pid = ray.get(connect().coordinator.describe.remote())["holder"].pid

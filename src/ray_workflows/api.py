@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import ray
 from ray.dag import DAGNode
 
-import ray
 from ray_workflows._capture.execute import execute_dag
 from ray_workflows._client import connection, workflows
 from ray_workflows._executor.context import current_attempt

@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import ray
 from ray.dag import DAGNode
 
-import ray
 from ray_workflows._capture.options import write_label
 from ray_workflows._executor.context import awaits_coroutines
 from ray_workflows._model.plan import LISTENER, TIMER

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 import ray
+
 import ray_workflows as workflow
 from tests.ray.marks import Gate, Marks
 
@@ -23,8 +26,13 @@ def storage_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def cluster(storage_dir: Path) -> Iterator[None]:
+    # Nothing of other clusters of this machine, dead or alive, and nothing left for them. Short,
+    # because the paths of sockets are limited to 107 bytes.
+    ray_directory = tempfile.mkdtemp(prefix="rw-")
+    os.environ["RAY_TMPDIR"] = ray_directory
     # Tests may kill the coordinator and workers; what Ray says of it belongs in its logs.
     ray.init(
+        address="local",
         num_cpus=CLUSTER_CPUS,
         include_dashboard=False,
         log_to_driver=False,
@@ -34,6 +42,8 @@ def cluster(storage_dir: Path) -> Iterator[None]:
     workflow.init(storage_dir)
     yield
     ray.shutdown()
+    del os.environ["RAY_TMPDIR"]
+    shutil.rmtree(ray_directory, ignore_errors=True)
 
 
 @pytest.fixture

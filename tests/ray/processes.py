@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 from types import TracebackType
@@ -22,10 +24,14 @@ class DriverProcess:
         self.path = directory / "driver.py"
         self.path.write_text(textwrap.dedent(code))
         self.output = directory / "driver.log"
+        # Ray notes there which cluster is this machine's; a killed one must not stay noted.
+        # Short, because the paths of sockets are limited to 107 bytes.
+        self.ray_directory = tempfile.mkdtemp(prefix="rw-")
         environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
             "PYTHONWARNINGS": "ignore",
+            "RAY_TMPDIR": self.ray_directory,
             **env,
         }
         with self.output.open("wb") as log:
@@ -49,6 +55,7 @@ class DriverProcess:
         trace: TracebackType | None,
     ) -> None:
         self.kill_all()
+        shutil.rmtree(self.ray_directory, ignore_errors=True)
 
     def text(self) -> str:
         return self.output.read_text(errors="replace")

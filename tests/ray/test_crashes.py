@@ -110,9 +110,7 @@ def test_timers_and_listeners_survive_the_coordinator(wid: str, marks: Marks) ->
     assert 3 <= time.time() - started < 20
 
 
-def test_values_without_checkpoint_are_computed_again(
-    wid: str, marks: Marks, gate: Gate
-) -> None:
+def test_values_without_checkpoint_are_computed_again(wid: str, marks: Marks, gate: Gate) -> None:
     unstored = step.options(**workflow.options(checkpoint=False))
     node = unstored.bind(marks, 1, unstored.bind(marks, 0, None))
     ref = workflow.run_async(held.bind(marks, gate, node), workflow_id=wid)
@@ -185,7 +183,7 @@ CLUSTER_DRIVER = """
     from tests.ray.marks import Gate, Marks
     from tests.ray.test_crashes import chain, held, step
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False,
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,
              _node_ip_address="127.0.0.1")
     workflow.init({storage!r})
     marks, gate = Marks({marks!r}), Gate({gate!r})
@@ -196,7 +194,9 @@ def test_the_loss_of_the_whole_cluster(marks: Marks, gate: Gate, tmp_path: Path)
     prologue = CLUSTER_DRIVER.format(
         storage=str(tmp_path / "store"), marks=marks.directory, gate=gate.path
     )
-    first = prologue + """
+    first = (
+        prologue
+        + """
     import numpy as np
 
     @ray.remote
@@ -215,6 +215,7 @@ def test_the_loss_of_the_whole_cluster(marks: Marks, gate: Gate, tmp_path: Path)
     print("submitted", flush=True)
     gate.wait()
     """
+    )
     (tmp_path / "1").mkdir()
     (tmp_path / "2").mkdir()
     with DriverProcess(tmp_path / "1", first) as driver:
@@ -222,7 +223,9 @@ def test_the_loss_of_the_whole_cluster(marks: Marks, gate: Gate, tmp_path: Path)
         marks.wait_for("held")
         driver.kill_all()
     before = marks.counts()
-    second = prologue + """
+    second = (
+        prologue
+        + """
     assert workflow.get_status("interrupted") == "RESUMABLE", workflow.get_status("interrupted")
     assert workflow.get_status("finished") == "SUCCESSFUL"
     try:
@@ -238,6 +241,7 @@ def test_the_loss_of_the_whole_cluster(marks: Marks, gate: Gate, tmp_path: Path)
     assert workflow.run(chain(marks, 1), workflow_id="finished") == 0
     print("all right", flush=True)
     """
+    )
     with DriverProcess(tmp_path / "2", second) as driver:
         assert "all right" in driver.wait()
     assert marks.counts() == {**before, "held": 2}
@@ -246,12 +250,15 @@ def test_the_loss_of_the_whole_cluster(marks: Marks, gate: Gate, tmp_path: Path)
 def test_run_with_its_id_resumes_an_interrupted_workflow(
     marks: Marks, gate: Gate, tmp_path: Path
 ) -> None:
-    code = CLUSTER_DRIVER.format(
-        storage=str(tmp_path / "store"), marks=marks.directory, gate=gate.path
-    ) + """
+    code = (
+        CLUSTER_DRIVER.format(
+            storage=str(tmp_path / "store"), marks=marks.directory, gate=gate.path
+        )
+        + """
     dag = held.bind(marks, gate, chain(marks, 4))
     print(f"result {workflow.run(dag, workflow_id='w')}", flush=True)
     """
+    )
     with DriverProcess(tmp_path, code) as driver:
         marks.wait_for("held")
         driver.kill_all()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import ray
 from ray.dag import InputNode
 
-import ray
 import ray_workflows as workflow
 from tests.ray.marks import Gate, Marks
 

@@ -8,8 +8,8 @@ import time
 
 import numpy as np
 import pytest
-
 import ray
+
 import ray_workflows as workflow
 from tests.ray.marks import Marks
 
@@ -84,8 +84,7 @@ def test_continuation_outside_of_a_workflow_executes() -> None:
 
 @ray.remote
 def make_refs():
-    inner = {"put": ray.put(np.arange(5)), "list": [one.remote(), ray.put("x")]}
-    return inner
+    return {"put": ray.put(np.arange(5)), "list": [one.remote(), ray.put("x")]}
 
 
 @ray.remote

@@ -8,9 +8,9 @@ import unicodedata
 from typing import Any
 
 import msgspec
+import ray
 from ray.dag import DAGNode, FunctionNode, InputAttributeNode, InputNode
 
-import ray
 from ray_workflows._capture.options import task_options
 from ray_workflows._capture.pickling import pickle_value
 from ray_workflows._capture.values import ValueWriter

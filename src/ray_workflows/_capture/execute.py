@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import ray
 from ray.dag import DAGNode, FunctionNode, InputAttributeNode, InputNode
 
-import ray
 from ray_workflows._capture.dag import check_root
 from ray_workflows._capture.pickling import unpickle_value
 from ray_workflows._capture.walk import Arguments, postorder

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from ray import cloudpickle
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import (
     NodeAffinitySchedulingStrategy,
@@ -18,7 +19,6 @@ from ray.util.scheduling_strategies import (
     PlacementGroupSchedulingStrategy,
 )
 
-from ray import cloudpickle
 from ray_workflows._model.plan import DEFAULT_MAX_RETRIES, FUNCTION, TaskOptions
 
 #: The label under which the options of `ray_workflows.options` travel.

@@ -10,11 +10,11 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import ray
+from ray import cloudpickle
 from ray.actor import ActorHandle
 from ray.dag import DAGNode
 
-import ray
-from ray import cloudpickle
 from ray_workflows._codec.placeholders import OBJECT_REF, OBJECT_VALUE, placeholder
 from ray_workflows.exceptions import InvalidResultError, SerializationError, WorkflowError
 
@@ -72,6 +72,8 @@ class ValuePickler(cloudpickle.CloudPickler):  # type: ignore[misc]
         self.refs: list[ray.ObjectRef] = []
         self.ref_indices: dict[bytes, int] = {}
         self.node_hook = node_hook
+        #: What the hook raised: not a failure of pickling.
+        self.hook_error: Exception | None = None
         super().__init__(file, protocol=5, buffer_callback=self.keep_in_band)
 
     def keep_in_band(self, buffer: pickle.PickleBuffer) -> bool:
@@ -85,17 +87,24 @@ class ValuePickler(cloudpickle.CloudPickler):  # type: ignore[misc]
         if isinstance(obj, ray.ObjectRef):
             return placeholder, (OBJECT_REF, self.ref_index(obj))
         if isinstance(obj, DAGNode):
-            return placeholder, self.node_hook(obj, False)
+            return placeholder, self.call_hook(obj, False)
         if type(obj) is Direct:
             if isinstance(obj.target, ray.ObjectRef):
                 return placeholder, (OBJECT_VALUE, self.ref_index(obj.target))
-            return placeholder, self.node_hook(obj.target, True)
+            return placeholder, self.call_hook(obj.target, True)
         if isinstance(obj, ActorHandle):
             raise SerializationError(
                 f"an actor handle ({obj!r}) can't be stored: the actor ends with its cluster. "
                 f"Pass its name and call ray.get_actor(name) in the task."
             )
         return super().reducer_override(obj)
+
+    def call_hook(self, node: DAGNode, direct: bool) -> tuple[str, int]:
+        try:
+            return self.node_hook(node, direct)
+        except Exception as error:
+            self.hook_error = error
+            raise
 
     def ref_index(self, ref: ray.ObjectRef) -> int:
         key: bytes = ref.binary()
@@ -122,9 +131,11 @@ def pickle_value(value: Any, *, where: str, node_hook: NodeHook = refuse_node) -
     pickler = ValuePickler(file, node_hook)
     try:
         pickler.dump(value)
-    except InvalidResultError as error:
-        raise InvalidResultError(f"The {where} can't be stored: {error}") from None
     except Exception as error:
+        if isinstance(pickler.hook_error, InvalidResultError):
+            raise InvalidResultError(f"The {where} can't be stored: {error}") from None
+        if pickler.hook_error is not None:
+            raise pickler.hook_error from None
         raise SerializationError(describe_failure(value, where, error)) from error
     return Pickled(file.getvalue(), pickler.buffers, pickler.refs)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
+
 from ray_workflows._capture.pickling import (
     NodeHook,
     Pickled,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
+import ray
 from ray.dag import DAGNode, FunctionNode, InputAttributeNode, InputNode
 
-import ray
 from ray_workflows._capture.pickling import Direct, Pickled, pickle_value
 from ray_workflows._codec.placeholders import CONSTANT, UPSTREAM_REF, UPSTREAM_VALUE
 

@@ -7,9 +7,9 @@ import os
 import threading
 from typing import Any
 
+import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-import ray
 from ray_workflows._coordinator.claims import Claims
 from ray_workflows._coordinator.host import ACTOR_NAME, NAMESPACE, coordinator_class
 from ray_workflows._coordinator.loop import UNLIMITED, Limits
@@ -134,33 +134,32 @@ def init(
     global current
     with lock:
         wanted = storage_from_url(storage)
-        explicit = storage is not None
-        if not ray.is_initialized():
-            if find_coordinator_address() is None:
-                wanted.open()  # What is wrong with it is said before a cluster is started.
+        starts_ray = not ray.is_initialized()
+        if starts_ray:
             ray.init()
-        coordinator = find_coordinator()
-        if coordinator is None:
-            wanted.open()
-            limits = Limits(
-                max_running=UNLIMITED if max_running is None else max_running,
-                max_pending=UNLIMITED if max_pending is None else max_pending,
-            )
-            coordinator = start_coordinator(wanted, limits)
-        connection = Connection(coordinator, describe(coordinator))
-        check_same_storage(connection, wanted, explicit)
-        check_same_limits(connection.limits, max_running, max_pending)
+        try:
+            coordinator = find_coordinator()
+            if coordinator is None:
+                wanted.open()
+                limits = Limits(
+                    max_running=UNLIMITED if max_running is None else max_running,
+                    max_pending=UNLIMITED if max_pending is None else max_pending,
+                )
+                coordinator = start_coordinator(wanted, limits)
+            connection = Connection(coordinator, describe(coordinator))
+            if storage is not None:
+                check_same_storage(connection, wanted)
+            check_same_limits(connection.limits, max_running, max_pending)
+        except BaseException:
+            if starts_ray:
+                ray.shutdown()
+            raise
         current = connection
         return connection
 
 
-def find_coordinator_address() -> str | None:
-    """The cluster that ray.init would connect to, if it would not start one."""
-    return os.environ.get("RAY_ADDRESS")
-
-
-def check_same_storage(connection: Connection, wanted: Storage, explicit: bool) -> None:
-    if explicit and wanted.url != connection.storage.url:
+def check_same_storage(connection: Connection, wanted: Storage) -> None:
+    if wanted.url != connection.storage.url:
         raise StorageConfigError(
             f"storage={wanted.url} was asked for, but workflows of this cluster are in "
             f"{connection.storage.url}. One cluster has one storage: call init() without storage=, "

@@ -12,6 +12,7 @@ from collections import defaultdict
 from typing import Any
 
 import ray
+
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.outputs import POLL_SECONDS, Awaited
 from ray_workflows.exceptions import CoordinatorUnavailableError

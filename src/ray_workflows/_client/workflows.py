@@ -9,9 +9,9 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
+import ray
 from ray.dag import DAGNode
 
-import ray
 from ray_workflows._capture.dag import capture_plan, check_root
 from ray_workflows._capture.values import ValueWriter
 from ray_workflows._client.connection import Connection, connect

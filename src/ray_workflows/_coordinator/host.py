@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
+
 from ray_workflows._codec.journal import decode_plan
 from ray_workflows._coordinator.claims import this_holder
 from ray_workflows._coordinator.io import ThreadIo

@@ -14,10 +14,9 @@ def start_attempt(state: WorkflowState, task: Task) -> StartAttempt:
 
 
 def commands(state: WorkflowState) -> list[Command]:
-    """Every command that is due: attempts of active tasks, and the next timer."""
+    """Every command that is due: attempts of active tasks, and each time at which timers go off."""
     if not state.running:
         return []
     due: list[Command] = [start_attempt(state, state.tasks[number]) for number in state.active]
-    if state.timers:
-        due.append(WakeAt(min(state.timers.values())))
+    due += [WakeAt(at) for at in sorted(set(state.timers.values()))]
     return due

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+
 from ray_workflows._model.plan import Environment
 
 #: Directories larger than this are not searched for modules that were not imported yet.

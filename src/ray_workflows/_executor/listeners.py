@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
+
 from ray_workflows._executor import context
 from ray_workflows._executor.protocol import REQUEST_DECODER
 from ray_workflows._executor.worker import AttemptRun, WireReport

@@ -12,10 +12,10 @@ from collections import deque
 from typing import Any
 
 import msgspec
-from ray.exceptions import RayError, RayTaskError, TaskCancelledError
-
 import ray
 from ray import cloudpickle
+from ray.exceptions import RayError, RayTaskError, TaskCancelledError
+
 from ray_workflows._capture.options import decode_ray_options
 from ray_workflows._capture.values import LOST_OBJECT_ERRORS
 from ray_workflows._codec.envelope import seal

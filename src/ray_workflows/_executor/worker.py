@@ -11,10 +11,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import ray
 from ray.dag import DAGNode
 from ray.exceptions import RayTaskError
 
-import ray
 from ray_workflows._capture.dag import capture_plan
 from ray_workflows._capture.pickling import pickle_value, unpickle_value
 from ray_workflows._capture.values import (

@@ -33,10 +33,13 @@ SET seq = :seq, status = :status, holder = :holder, submitted_at = :submitted_at
 WHERE workflow_id = :workflow_id AND incarnation = :incarnation AND seq = :expected_seq;
 
 -- name: append_entry
-INSERT INTO journal (incarnation, seq, commit_id, entry) VALUES (:incarnation, :seq, :commit_id, :entry);
+INSERT INTO journal (incarnation, seq, commit_id, entry)
+VALUES (:incarnation, :seq, :commit_id, :entry);
 
 -- name: read_journal
-SELECT seq, commit_id, entry FROM journal WHERE incarnation = :incarnation AND seq > :after ORDER BY seq;
+SELECT seq, commit_id, entry FROM journal
+WHERE incarnation = :incarnation AND seq > :after
+ORDER BY seq;
 
 -- name: read_catalog
 SELECT workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
