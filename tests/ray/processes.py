@@ -14,6 +14,9 @@ from types import TracebackType
 
 from tests.ray.marks import wait_until
 
+#: Makes Ray listen on 127.0.0.1 only; `_node_ip_address` alone does not, Ray replaces it.
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -32,6 +35,7 @@ class DriverProcess:
             "PYTHONPATH": str(ROOT),
             "PYTHONWARNINGS": "ignore",
             "RAY_TMPDIR": self.ray_directory,
+            **LOOPBACK,
             **env,
         }
         with self.output.open("wb") as log:

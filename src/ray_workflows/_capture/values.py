@@ -19,9 +19,9 @@ from ray_workflows._capture.pickling import (
 )
 from ray_workflows._codec.envelope import seal, unseal
 from ray_workflows._codec.placeholders import OBJECT_REF, OBJECT_VALUE, placeholder
+from ray_workflows._model.blobs import BlobStore
 from ray_workflows._model.values import INLINE_LIMIT, Blob, ErrorInfo, Outcome, Value
 from ray_workflows.exceptions import WorkflowError
-from ray_workflows.storage.base import Storage
 
 #: Blobs behind ObjectRefs that this process restored: returned again, they are not stored again.
 restored_objects: dict[bytes, tuple[str, Blob]] = {}
@@ -43,7 +43,7 @@ class ValueWriter:
     ``written`` are the live ObjectRefs of the object blobs it wrote, by key.
     """
 
-    def __init__(self, storage: Storage, incarnation: str) -> None:
+    def __init__(self, storage: BlobStore, incarnation: str) -> None:
         self.storage = storage
         self.incarnation = incarnation
         self.objects: dict[bytes, Blob] = {}
@@ -115,7 +115,7 @@ class ValueReader:
     """
 
     def __init__(
-        self, storage: Storage, incarnation: str, live: Mapping[str, Any] | None = None
+        self, storage: BlobStore, incarnation: str, live: Mapping[str, Any] | None = None
     ) -> None:
         self.storage = storage
         self.incarnation = incarnation
@@ -201,6 +201,6 @@ class ValueReader:
 
 
 @ray.remote(num_cpus=0, max_retries=3)  # type: ignore[untyped-decorator]
-def restore_object(storage: Storage, incarnation: str, blob: Blob) -> Any:
+def restore_object(storage: BlobStore, incarnation: str, blob: Blob) -> Any:
     """Bring a checkpointed object back into the object store."""
     return ValueReader(storage, incarnation).read(Value(blob), where=f"object {blob.key}")
