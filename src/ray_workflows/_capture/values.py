@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,7 +25,9 @@ from ray_workflows._model.values import INLINE_LIMIT, Blob, ErrorInfo, Outcome, 
 from ray_workflows.exceptions import WorkflowError
 
 #: Blobs behind ObjectRefs that this process restored: returned again, they are not stored again.
-restored_objects: dict[bytes, tuple[str, Blob]] = {}
+#: The oldest leave first; who forgets one stores it once more.
+restored_objects: OrderedDict[bytes, tuple[str, Blob]] = OrderedDict()
+RESTORED_OBJECTS_LIMIT = 10_000
 
 
 #: What Ray raises when an object is gone with its owner or its node: nobody's fault.
@@ -163,6 +166,8 @@ class ValueReader:
         if not isinstance(ref, ray.ObjectRef):
             ref = restore_object.remote(self.storage, self.incarnation, blob)
             restored_objects[ref.binary()] = (self.incarnation, blob)
+            while len(restored_objects) > RESTORED_OBJECTS_LIMIT:
+                restored_objects.popitem(last=False)
         return ref
 
     def read_object_value(self, blob: Blob, *, where: str) -> Any:

@@ -10,8 +10,9 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ray_workflows._client.launch import start_coordinator
 from ray_workflows._coordinator.claims import Claims
-from ray_workflows._coordinator.host import ACTOR_NAME, NAMESPACE, coordinator_class
+from ray_workflows._coordinator.host import ACTOR_NAME, NAMESPACE
 from ray_workflows._coordinator.loop import UNLIMITED, Limits
 from ray_workflows._executor.node_storage import NodeStorage
 from ray_workflows._model.catalog import CatalogRow
@@ -104,20 +105,20 @@ def describe(coordinator: Any) -> dict[str, Any]:
     return description
 
 
-def start_coordinator(storage: Storage, limits: Limits) -> Any:
+def start(storage: Storage, limits: Limits) -> Any:
+    """Start the coordinator, and return its handle."""
     options: dict[str, Any] = {
         "name": ACTOR_NAME,
         "namespace": NAMESPACE,
         "lifetime": "detached",
         "get_if_exists": True,
-        # Not the driver's: the coordinator outlives it, and workflows bring their own.
-        "runtime_env": {},
     }
     if storage.node_bound:
         node_id = ray.get_runtime_context().get_node_id()
         storage = NodeStorage(storage, node_id)
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    return coordinator_class.options(**options).remote(storage, limits, __version__)
+    start_coordinator(options, (storage, limits, __version__))
+    return ray.get_actor(ACTOR_NAME, namespace=NAMESPACE)
 
 
 def init(
@@ -145,7 +146,7 @@ def init(
                     max_running=UNLIMITED if max_running is None else max_running,
                     max_pending=UNLIMITED if max_pending is None else max_pending,
                 )
-                coordinator = start_coordinator(wanted, limits)
+                coordinator = start(wanted, limits)
             connection = Connection(coordinator, describe(coordinator))
             if storage is not None:
                 check_same_storage(connection, wanted)

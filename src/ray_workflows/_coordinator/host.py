@@ -7,6 +7,7 @@ dead for good. What is wrong with the storage is said to whoever asks.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import queue
 import threading
@@ -49,6 +50,9 @@ NAMESPACE = "ray_workflows"
 #: A verb that is not answered within this many seconds is answered with an error.
 ANSWER_SECONDS = 20.0
 
+#: How long one poll of a client waits at most, in seconds.
+POLL_SECONDS = 60.0
+
 #: Calls that may wait in the coordinator at once.
 MAX_CALLS = 10_000
 
@@ -59,11 +63,12 @@ def post(events: asyncio.AbstractEventLoop, action: Callable[[], None]) -> None:
 
 
 class WatchList:
-    """What one client waits for."""
+    """What one client waits for. ``polled_at`` tells whether it is still there."""
 
     def __init__(self) -> None:
         self.ready = asyncio.Event()
         self.answered: list[str] = []
+        self.polled_at = time.monotonic()
 
 
 class Coordinator:
@@ -187,6 +192,7 @@ class Coordinator:
 
         Returns the holder id: when it changes, watches given before are lost.
         """
+        self.forget_gone_clients()
         watches = self.watching.setdefault(client, WatchList())
         events = asyncio.get_running_loop()
         for workflow_id, after in added:
@@ -196,16 +202,24 @@ class Coordinator:
     async def poll(self, client: str) -> tuple[str, list[str]]:
         """Wait until watches of a client are answered; the holder id, and the workflow ids.
 
-        What became of them is read from storage. An answered watch is over. A client that is not
-        known is answered at once.
+        What became of them is read from storage. An answered watch is over. Answered at once for a
+        client that is not known, and empty after `POLL_SECONDS`, so that the calls of clients
+        that are gone end.
         """
         watches = self.watching.get(client)
         answered: list[str] = []
         if watches is not None:
-            await watches.ready.wait()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(watches.ready.wait(), POLL_SECONDS)
+            watches.polled_at = time.monotonic()
             watches.ready.clear()
             answered, watches.answered = watches.answered, []
         return self.holder.holder_id, answered
+
+    def forget_gone_clients(self) -> None:
+        oldest = time.monotonic() - 3 * POLL_SECONDS
+        for client in [c for c, watches in self.watching.items() if watches.polled_at < oldest]:
+            del self.watching[client]
 
     def add_watch(
         self,

@@ -30,6 +30,11 @@ logger = logging.getLogger(__name__)
 #: How often the ends of the held journals are looked at for requests of others, in seconds.
 TAIL_SECONDS = 1.0
 
+#: How often unreferenced blobs are swept, and how old they must be: older than any submission
+#: takes, because its blobs are written before the workflow exists. In seconds.
+SWEEP_SECONDS = 3600.0
+SWEEP_GRACE_SECONDS = 24 * 3600.0
+
 ACTIVE = WorkflowStatus.non_terminating_status()
 
 #: What was found of workflows that an earlier life of this coordinator was driving.
@@ -43,13 +48,15 @@ class Lease:
         self.loop = loop
         self.holder = holder
         self.probe = probe
-        #: What earlier lives left is in hand.
+        #: What earlier lives left is looked for; it is in hand.
+        self.recovering = False
         self.recovered = False
 
     def start(self) -> None:
         """Take the lease, take over, and keep watch."""
         self.renew()
         self.look_at_tails()
+        self.loop.after(SWEEP_SECONDS, self.sweep)
 
     def renew(self) -> None:
         loop = self.loop
@@ -61,9 +68,11 @@ class Lease:
                 loop.after(min(loop.backoff(), RENEW_SECONDS), self.renew)
                 return
             loop.storage_answered()
-            lapsed = started_at > loop.lease_until
+            # By now, not by when it was asked for: what was not started since counts.
+            lapsed = loop.clock() > loop.lease_until
             loop.lease_until = started_at + LEASE_SECONDS
-            if not self.recovered:
+            if not self.recovering:
+                self.recovering = True
                 self.take_over()
             elif lapsed:
                 logger.warning("The lease lapsed: every workflow is read again.")
@@ -74,7 +83,11 @@ class Lease:
         loop.io.call(lambda: loop.storage.renew_holder(self.holder, LEASE_SECONDS), then)
 
     def take_over(self) -> None:
-        """Claim what earlier lives of this coordinator were driving."""
+        """Claim what earlier lives of this coordinator were driving.
+
+        Again and again: a commit of theirs may take effect late, a claim of ours may find the
+        journal grown, and a life that was cut off may have gone on for a while.
+        """
         storage = self.loop.storage
 
         def work() -> tuple[Found, list[str]]:
@@ -92,52 +105,43 @@ class Lease:
                     continue
                 if recovered is not None:
                     found.append((row, recovered))
+            if not found:
+                for holder_id in former:
+                    storage.remove_holder(holder_id)
             return found, former
 
         self.loop.call_storage(work, self.took, what="Recovery")
 
     def took(self, result: Any) -> None:
+        loop = self.loop
+        self.recovered = True
         if isinstance(result, StorageCorruptError):
             logger.error("Nothing is taken over: %s", result)
-            self.recovered = True
+            loop.after(LEASE_SECONDS, self.take_over)
             return
         found, former = result
         for row, recovered in found:
+            if row.workflow_id in loop.workflows or row.workflow_id in loop.guests:
+                continue
             if isinstance(recovered, StorageCorruptError):
                 logger.error("Workflow '%s' is not taken over: %s", row.workflow_id, recovered)
                 unread = WorkflowState(row.workflow_id, row.incarnation)
-                self.loop.quarantine(Workflow(unread, row.seq, row), recovered)
-                continue
-            workflow = Workflow(recovered.state, recovered.seq, recovered.row)
-            workflow.inputs.append(inp.Claim(holder=self.holder.holder_id))
-            self.lose_unstored(workflow)
-            if recovered.state.cancel_requested:
-                workflow.inputs.append(inp.Cancel())
-            if recovered.state.status is WorkflowStatus.PENDING:
-                self.loop.waiting_room.append(row.workflow_id)
-            self.loop.hold(workflow)
-            self.loop.touch(workflow)
-        self.recovered = True
-        if former:
-            self.loop.after(RENEW_SECONDS, lambda: self.forget_former_lives(former))
+                loop.quarantine(Workflow(unread, row.seq, row), recovered)
+            elif recovered.state.holder in former and recovered.state.status in ACTIVE:
+                self.claim(recovered)
+        loop.after(RENEW_SECONDS if former else LEASE_SECONDS, self.take_over)
 
-    def forget_former_lives(self, former: list[str]) -> None:
-        """Remove the rows of earlier lives, once nothing is left that is known by them."""
-        loop = self.loop
-
-        def work() -> bool:
-            query = CatalogQuery(statuses=ACTIVE, holders=tuple(former), limit=1)
-            if loop.storage.list_catalog(query).rows:
-                return False
-            for holder_id in former:
-                loop.storage.remove_holder(holder_id)
-            return True
-
-        def then(result: object) -> None:
-            if result is not True:
-                loop.after(LEASE_SECONDS, lambda: self.forget_former_lives(former))
-
-        loop.io.call(work, then)
+    def claim(self, recovered: Recovered) -> None:
+        """Take a workflow of an earlier life into hand."""
+        workflow = Workflow(recovered.state, recovered.seq, recovered.row)
+        workflow.inputs.append(inp.Claim(holder=self.holder.holder_id))
+        self.lose_unstored(workflow)
+        if recovered.state.cancel_requested:
+            workflow.inputs.append(inp.Cancel())
+        if recovered.state.status is WorkflowStatus.PENDING:
+            self.loop.waiting_room.append(workflow.workflow_id)
+        self.loop.hold(workflow)
+        self.loop.touch(workflow)
 
     def lose_unstored(self, workflow: Workflow) -> None:
         """Nothing is live after a takeover: what was not checkpointed is gone."""
@@ -169,6 +173,17 @@ class Lease:
             loop.io.call(work, then)
         else:
             loop.after(TAIL_SECONDS, self.look_at_tails)
+
+    def sweep(self) -> None:
+        """Remove blobs of submissions that never arrived, and of interrupted deletions."""
+        loop = self.loop
+
+        def then(result: object) -> None:
+            if isinstance(result, Exception):
+                logger.warning("Unreferenced blobs were not swept: %s", result)
+            loop.after(SWEEP_SECONDS, self.sweep)
+
+        loop.io.call(lambda: loop.storage.sweep(SWEEP_GRACE_SECONDS), then)
 
     def read_claims(self) -> Claims:
         """The holders as they are now. Blocks: call it through `Io`."""

@@ -27,7 +27,7 @@ from ray_workflows._engine.summary import catalog_row
 from ray_workflows._executor.protocol import Executor
 from ray_workflows._model import events as ev
 from ray_workflows._model import inputs as inp
-from ray_workflows._model.catalog import Append
+from ray_workflows._model.catalog import Append, CatalogRow
 from ray_workflows._model.commands import (
     CancelAttempt,
     Command,
@@ -195,7 +195,6 @@ class Loop:
         """Take the report of an attempt."""
         workflow = self.by_incarnation.get(incarnation)
         if workflow is not None:
-            workflow.flying.discard(report.task)
             workflow.inputs.append(report)
             self.touch(workflow)
 
@@ -214,6 +213,8 @@ class Loop:
         now = self.clock()
         try:
             for input in inputs:
+                if isinstance(input, inp.AttemptReport):
+                    workflow.land(input)
                 for event in decide(workflow.state, input, now):
                     deltas += evolve(workflow.state, event)
                     events.append(event)
@@ -265,7 +266,7 @@ class Loop:
         for workflow, outcome in zip(batch, result, strict=True):
             if outcome is CommitOutcome.OK:
                 self.applied(workflow)
-            elif outcome is CommitOutcome.STALE:
+            elif outcome is CommitOutcome.STALE and not workflow.repeated:
                 self.overtaken(workflow)
             else:
                 self.settle(workflow)
@@ -280,8 +281,11 @@ class Loop:
             if isinstance(result, StorageCorruptError):
                 self.overtaken(workflow)
             elif not result:
+                # Nothing yet: a commit that timed out may still take effect after this.
+                pending.repeated = True
                 self.outbox.append(workflow)
             elif result[0].commit_id == pending.append.commit_id:
+                workflow.doubtful = workflow.doubtful or len(result) > 1
                 self.applied(workflow)
             else:
                 self.overtaken(workflow)
@@ -301,8 +305,12 @@ class Loop:
         workflow.row = pending.append.catalog
         for request, value in pending.answers:
             answer(request.reply, value)
+        deltas = pending.deltas
+        if workflow.doubtful:
+            # What should run is known when the journal was read again.
+            deltas = [delta for delta in deltas if not isinstance(delta, StartAttempt)]
         if not workflow.guest:
-            self.dispatch(workflow, pending.deltas)
+            self.dispatch(workflow, deltas)
         self.notify(workflow, settled=False)
         if workflow.doubtful:
             self.reload(workflow)
@@ -315,12 +323,19 @@ class Loop:
         assert pending is not None
         for request, _ in reversed(pending.answers):
             workflow.requests.appendleft(request)
+        if workflow.broken is not None:
+            self.release_again(workflow, workflow.broken)
+            return
         if workflow.seq == 0 or workflow.guest:
             self.drop(workflow)
             return
         # Requests are decided again from scratch; what was reported only we know.
         known = (inp.AttemptReport, inp.LoseValues, inp.Start)
-        workflow.inputs.extendleft(reversed([i for i in pending.inputs if isinstance(i, known)]))
+        for input in reversed(pending.inputs):
+            if isinstance(input, known):
+                workflow.inputs.appendleft(input)
+            if isinstance(input, inp.AttemptReport):
+                workflow.flying.setdefault(input.task, (input.epoch, input.attempt))
         self.reload(workflow)
 
     def verify(self, workflow: Workflow) -> None:
@@ -369,22 +384,51 @@ class Loop:
 
     def quarantine(self, workflow: Workflow, error: Exception) -> None:
         """It can't be driven: stop it, say so in the journal, and let go."""
-        row = workflow.row
         self.executor.forget(workflow.incarnation)
         self.workflows.pop(workflow.workflow_id, None)
         self.by_incarnation.pop(workflow.incarnation, None)
-        if row is None:
+        if workflow.row is None:
             self.drop(workflow)
             return
-        info = ErrorInfo(type_name=type(error).__name__, message=str(error))
-        reason = f"{info.type_name}: {info.message}"
         workflow.guest = True
+        workflow.broken = error
         self.hold(workflow)
+        self.release(workflow, workflow.row, error)
+
+    def release(self, workflow: Workflow, row: CatalogRow, error: Exception) -> None:
+        """Append the end of our part, without knowing the state that it ends."""
+        info = ErrorInfo(type_name=type(error).__name__, message=str(error))
+        workflow.row, workflow.seq = row, row.seq
         append = msgspec.structs.replace(
             self.append(workflow, [ev.WorkflowReleased(at=self.clock(), error=info)]),
-            catalog=msgspec.structs.replace(row, seq=workflow.seq + 1, released=True, error=reason),
+            catalog=msgspec.structs.replace(
+                row, seq=row.seq + 1, released=True, error=f"{info.type_name}: {info.message}"
+            ),
         )
         self.propose(workflow, Pending(append, [], [], []))
+
+    def release_again(self, workflow: Workflow, error: Exception) -> None:
+        """The journal has grown since it was readable: release it as it is now."""
+        workflow.reading = True
+
+        def then(row: CatalogRow | None) -> None:
+            workflow.reading = False
+            if (
+                isinstance(row, CatalogRow)
+                and row.incarnation == workflow.incarnation
+                and row.holder == self.holder_id
+                and row.status in WorkflowStatus.non_terminating_status()
+                and not row.released
+            ):
+                self.release(workflow, row, error)
+            else:
+                self.drop(workflow)
+
+        self.call_storage(
+            lambda: self.storage.read_catalog(workflow.workflow_id),
+            then,
+            what=f"Workflow '{workflow.workflow_id}'",
+        )
 
     # -- commands --------------------------------------------------------------------------
 
@@ -397,7 +441,7 @@ class Loop:
                 else:
                     self.start_attempt(workflow, command)
             elif isinstance(command, CancelAttempt):
-                workflow.flying.discard(command.task)
+                workflow.flying.pop(command.task, None)
                 self.executor.cancel(workflow.incarnation, command.task)
             elif isinstance(command, ReleaseValue):
                 self.executor.release(workflow.incarnation, command.value)
@@ -412,9 +456,12 @@ class Loop:
         # now: the renewal reads it again and asks for all its commands.
         if not self.holds(workflow) or self.clock() > self.lease_until:
             return
+        attempt = (command.epoch, command.attempt)
+        if workflow.flying.get(command.task) == attempt:
+            return
         request = workflow.attempt_request(command)
         if request is not None:
-            workflow.flying.add(command.task)
+            workflow.flying[command.task] = attempt
             self.executor.start(request)
 
     def wake(self, workflow: Workflow) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ray_workflows._codec.journal import decode_entry
 from ray_workflows._engine.evolve import evolve
 from ray_workflows._engine.state import WorkflowState
+from ray_workflows._engine.summary import catalog_row
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows.storage.base import Storage
 
@@ -39,4 +40,5 @@ def recover(storage: Storage, workflow_id: str) -> Recovered | None:
         seq = entry.seq
     if seq == 0:
         return None  # Deleted between the two reads.
-    return Recovered(row, state, seq)
+    # Read after the row, the journal may say more.
+    return Recovered(catalog_row(state, seq), state, seq)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import queue
 from typing import Any
 
-import msgspec
-
 from ray_workflows._coordinator.claims import Claims
 from ray_workflows._coordinator.lease import Lease
 from ray_workflows._coordinator.loop import Loop
@@ -107,9 +105,11 @@ class Verbs:
             answer(request.reply, queue.Full("Workflow queue has been full"))
             return
         state = workflow.state
-        same = isinstance(request, ResumeRequest) or request.plan.digest == state.plan_digest
+        submitted = isinstance(request, SubmitRequest)
+        same = not submitted or request.plan.digest == state.plan_digest  # type: ignore[union-attr]
+        created = submitted and state.request_id == request.request_id  # type: ignore[union-attr]
         workflow.inputs.append(inp.Resume(holder=self.loop.holder_id, start=start))
-        accepted = Accepted(state.incarnation, created=False, same_plan=same)
+        accepted = Accepted(state.incarnation, created=created, same_plan=same)
         workflow.answers.append((request, accepted))
         if not start:
             self.loop.waiting_room.append(workflow.workflow_id)
@@ -133,10 +133,10 @@ class Verbs:
         for index, request in enumerate(self.fetching.pop(workflow_id)):
             if isinstance(result, Exception):
                 answer(request.reply, result)
-            elif index == 0:
-                self.take_fetched(request, *result)
+            elif index > 0 or workflow_id in self.loop.workflows:
+                self.ask(request)  # The first one, or a takeover, may have changed it.
             else:
-                self.ask(request)  # The first one may have changed it.
+                self.take_fetched(request, *result)
 
     def take_fetched(self, request: Request, found: Recovered | None, claims: Claims) -> None:
         if found is None:
@@ -145,10 +145,7 @@ class Verbs:
             else:
                 answer(request.reply, WorkflowNotFoundError(request.workflow_id))
             return
-        row = msgspec.structs.replace(
-            found.row, status=found.state.status, holder=found.state.holder
-        )
-        status = claims.status(row)
+        status = claims.status(found.row)
         if isinstance(request, CancelRequest):
             # A live holder does it itself; a workflow that nobody drives is stopped here.
             input = inp.RequestCancel() if status in ACTIVE else inp.Cancel()
@@ -190,7 +187,8 @@ class Verbs:
     ) -> None:
         state = found.state
         submitted = isinstance(request, SubmitRequest)
-        if submitted and state.request_id == request.request_id:  # type: ignore[union-attr]
+        repeated = submitted and state.request_id == request.request_id  # type: ignore[union-attr]
+        if repeated and status is not WorkflowStatus.RESUMABLE:
             answer(request.reply, Accepted(state.incarnation, created=True))
         elif status in ACTIVE:
             answer(request.reply, WorkflowAlreadyRunningError(request.workflow_id))

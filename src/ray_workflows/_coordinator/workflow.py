@@ -9,7 +9,7 @@ from ray_workflows._engine.state import WorkflowState
 from ray_workflows._executor.protocol import AttemptRequest
 from ray_workflows._model.catalog import Append, CatalogRow
 from ray_workflows._model.commands import Command, StartAttempt
-from ray_workflows._model.inputs import Input
+from ray_workflows._model.inputs import AttemptReport, Input
 from ray_workflows._model.status import WorkflowStatus
 
 #: A request and the answer it gets when what it asked for is durable.
@@ -20,10 +20,11 @@ class Pending:
     """A commit on its way, and what happens when it is settled.
 
     ``deltas`` are the commands to start when it is durable; ``inputs`` is what it was decided
-    from, to decide again if the journal had moved on.
+    from, to decide again if the journal had moved on. ``repeated``: it was sent before, so that
+    what it finds in its way may be itself.
     """
 
-    __slots__ = ("answers", "append", "deltas", "inputs")
+    __slots__ = ("answers", "append", "deltas", "inputs", "repeated")
 
     def __init__(
         self,
@@ -36,6 +37,7 @@ class Pending:
         self.deltas = deltas
         self.inputs = inputs
         self.answers = answers
+        self.repeated = False
 
 
 class Workflow:
@@ -47,6 +49,7 @@ class Workflow:
 
     __slots__ = (
         "answers",
+        "broken",
         "doubtful",
         "flying",
         "guest",
@@ -73,18 +76,25 @@ class Workflow:
         #: What to answer when what was decided is durable.
         self.answers: list[Answer] = []
         self.pending: Pending | None = None
+        #: Why it can't be driven: it is here only until the journal says so.
+        self.broken: Exception | None = None
         #: Its journal is being read again; until then the state is of no use.
         self.reading = False
         #: Read it again as soon as the pending commit is settled.
         self.doubtful = False
-        #: Tasks with an attempt in the executor.
-        self.flying: set[int] = set()
+        #: Tasks with an attempt in the executor, or whose report is not decided on: epoch, attempt.
+        self.flying: dict[int, tuple[int, int]] = {}
         self.watchers: list[WatchRequest] = []
 
     @property
     def busy(self) -> bool:
         """Whether nothing can be decided now."""
         return self.pending is not None or self.reading
+
+    @property
+    def repeated(self) -> bool:
+        """Whether the commit on its way was sent before."""
+        return self.pending is not None and self.pending.repeated
 
     @property
     def settled(self) -> bool:
@@ -103,6 +113,11 @@ class Workflow:
     @property
     def incarnation(self) -> str:
         return self.state.incarnation
+
+    def land(self, report: AttemptReport) -> None:
+        """The report is being decided on."""
+        if self.flying.get(report.task) == (report.epoch, report.attempt):
+            del self.flying[report.task]
 
     def attempt_request(self, command: StartAttempt) -> AttemptRequest | None:
         """What the executor needs for an attempt; None if the state has moved on."""

@@ -78,10 +78,11 @@ def apply_workflow_resumed(
     state.cancel_requested = False
     for task in state.tasks.values():
         if task.phase is Phase.FAILED:
-            task.phase = Phase.ACTIVE
+            task.phase = Phase.WAITING
             task.charged = 0
-            task.until = 0.0
-            state.active[task.number] = None
+            # An input may have been lost since.
+            if not task.unmet:
+                activate(state, task, event.at)
 
 
 def change_holder(state: WorkflowState, holder: str) -> None:

@@ -36,22 +36,44 @@ from ray_workflows.storage.base import Storage
 
 logger = logging.getLogger(__name__)
 
-#: Ray tasks in flight at once. Enough to fill a large cluster and to show demand to an autoscaler;
-#: a pending Ray task costs about 10 KiB here, so not all of a million ready tasks are submitted.
+#: Ray tasks of one shape (resources, placement, environment) in flight at once. Enough to fill a
+#: large cluster and to show demand to an autoscaler; a pending Ray task costs memory here, so not
+#: all of a million ready tasks are submitted. Per shape, so that tasks that wait for a GPU hold
+#: back no others.
 MAX_IN_FLIGHT = 2_000
+
+#: Ray options that do not change where a task can run.
+NOT_SHAPE = ("name", "_labels", "enable_task_events")
 
 
 class Flight:
     """An attempt on its way: queued here, then a Ray task."""
 
-    __slots__ = ("ref", "request", "retired", "submitted_at")
+    __slots__ = ("ref", "request", "retired", "shape", "submitted_at")
 
     def __init__(self, request: AttemptRequest) -> None:
         self.request = request
+        self.shape = shape(request)
         self.ref: ray.ObjectRef | None = None
         self.submitted_at = 0.0
         #: Canceled or reported: what still comes of it is about the past.
         self.retired = False
+
+
+class Lane:
+    """Attempts of one shape: those that wait here, and how many are with Ray."""
+
+    __slots__ = ("queue", "submitted")
+
+    def __init__(self) -> None:
+        self.queue: deque[Flight] = deque()
+        self.submitted = 0
+
+
+def shape(request: AttemptRequest) -> str:
+    """What decides where the attempt can run."""
+    options = {k: v for k, v in request.options.ray.items() if k not in NOT_SHAPE}
+    return repr((request.options.kind, request.environment.code_digest, sorted(options.items())))
 
 
 class LiveValues:
@@ -104,9 +126,8 @@ class RayExecutor:
         self.report = report
         self.max_in_flight = max_in_flight
         self.lock = threading.RLock()
-        self.queue: deque[Flight] = deque()
+        self.lanes: dict[str, Lane] = {}
         self.flights: dict[tuple[str, int], Flight] = {}
-        self.submitted = 0
         self.live: dict[str, LiveValues] = {}
         self.listener_hosts: dict[str, Any] = {}
 
@@ -127,15 +148,15 @@ class RayExecutor:
                 return
             flight = Flight(request)
             self.flights[key] = flight
-            self.queue.append(flight)
-            self.pump()
+            lane = self.lanes.setdefault(flight.shape, Lane())
+            lane.queue.append(flight)
+            self.pump(flight.shape, lane)
 
     def cancel(self, incarnation: str, task: int) -> None:
         with self.lock:
             flight = self.flights.get((incarnation, task))
             if flight is not None:
                 self.retire(flight)
-            self.pump()
 
     def release(self, incarnation: str, value: Value) -> None:
         with self.lock:
@@ -148,7 +169,6 @@ class RayExecutor:
             for flight in [f for k, f in self.flights.items() if k[0] == incarnation]:
                 self.retire(flight)
             self.live.pop(incarnation, None)
-            self.pump()
 
     def close(self) -> None:
         """Stop everything; nothing is reported any more."""
@@ -162,21 +182,25 @@ class RayExecutor:
 
     # -- submission ------------------------------------------------------------------------
 
-    def pump(self) -> None:
-        """Submit what is queued, as far as the window allows. The lock is held."""
-        while self.queue and self.submitted < self.max_in_flight:
-            flight = self.queue.popleft()
+    def pump(self, key: str, lane: Lane) -> None:
+        """Submit what waits, as far as the window allows. The lock is held."""
+        while lane.queue and lane.submitted < self.max_in_flight:
+            flight = lane.queue.popleft()
             if flight.retired:
                 continue
             flight.submitted_at = time.time()
-            self.submitted += 1
+            # Listeners take no room: they wait in their host, for days if need be.
+            lane.submitted += flight.request.options.kind != LISTENER
             try:
                 flight.ref = self.submit(flight.request)
             except Exception as error:
                 # Options that this Ray refuses: the user's to mend.
+                lane.submitted -= flight.request.options.kind != LISTENER
                 self.land(flight, raised(flight, error))
                 continue
             flight.ref.future().add_done_callback(lambda future, f=flight: self.done(f, future))
+        if not lane.queue and not lane.submitted:
+            self.lanes.pop(key, None)
 
     def submit(self, request: AttemptRequest) -> ray.ObjectRef:
         live = self.live.get(request.incarnation)
@@ -226,25 +250,28 @@ class RayExecutor:
             report = self.ray_failure(flight, error)
         try:
             with self.lock:
+                lane = self.lanes.setdefault(flight.shape, Lane())
+                lane.submitted -= flight.request.options.kind != LISTENER
                 self.land(flight, report, objects)
+                self.pump(flight.shape, lane)
         except Exception:
             logger.exception("Report of %s could not be handled.", flight.request.where)
 
     def land(
         self, flight: Flight, report: AnyReport, objects: dict[str, Any] | None = None
     ) -> None:
-        self.submitted -= 1
-        if not flight.retired:
-            flight.retired = True
-            request = flight.request
-            self.flights.pop((request.incarnation, request.task), None)
-            if objects:
-                live = self.live.setdefault(request.incarnation, LiveValues())
-                live.add(getattr(report, "value", None), objects)
-            if isinstance(report, AttemptLostInput):
-                report = self.without_lost(request, report)
-            self.report(request.incarnation, report)
-        self.pump()
+        """Report a flight, unless it was retired before. The lock is held."""
+        if flight.retired:
+            return
+        flight.retired = True
+        request = flight.request
+        self.flights.pop((request.incarnation, request.task), None)
+        if objects:
+            live = self.live.setdefault(request.incarnation, LiveValues())
+            live.add(getattr(report, "value", None), objects)
+        if isinstance(report, AttemptLostInput):
+            report = self.without_lost(request, report)
+        self.report(request.incarnation, report)
 
     def without_lost(self, request: AttemptRequest, report: AttemptLostInput) -> AttemptLostInput:
         """Forget the live copies the attempt was given: the next one reads from storage."""
