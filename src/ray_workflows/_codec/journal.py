@@ -56,6 +56,8 @@ def decode_entry(entry: bytes, *, where: str) -> list[AnyEvent]:
             f"Journal entry {where} has format version {version}, newer than the {VERSION} "
             f"that this release reads. Upgrade ray-workflows."
         )
+    if version < min((VERSION, *UPCASTERS)):
+        raise StorageCorruptError(f"Journal entry {where} has no format version ({version}).")
     while version < VERSION:
         payload = UPCASTERS[version](payload)
         version += 1

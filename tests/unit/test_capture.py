@@ -1,0 +1,200 @@
+"""Capture: a Ray DAG becomes a plan. No cluster is needed for it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import ray
+from ray.dag import InputNode
+
+from ray_workflows import options, sleep, wait_for_event
+from ray_workflows._capture.dag import capture_plan, function_name
+from ray_workflows._capture.options import decode_ray_options, task_options
+from ray_workflows._capture.pickling import pickle_value, unpickle_value
+from ray_workflows._capture.values import ValueReader, ValueWriter
+from ray_workflows._codec.placeholders import CONSTANT, UPSTREAM_REF, UPSTREAM_VALUE
+from ray_workflows._model.plan import LISTENER, TIMER, Environment, Plan
+from ray_workflows._model.values import INLINE_LIMIT, Blob
+from ray_workflows.events import TimerListener
+from ray_workflows.exceptions import SerializationError
+from ray_workflows.storage import MemoryStorage
+
+
+@ray.remote
+def f(*args, **kwargs):
+    return args, kwargs
+
+
+@ray.remote
+def g():
+    return 0
+
+
+def capture(dag, *args, storage=None, **kwargs) -> Plan:
+    writer = ValueWriter(storage or MemoryStorage(), "i1")
+    return capture_plan(
+        dag, writer=writer, environment=Environment(), prefix="p", args=args, kwargs=kwargs
+    )
+
+
+def arguments(plan: Plan, index: int):
+    """The arguments of a task, placeholders as (kind, index)."""
+    reader = ValueReader(MemoryStorage(), "i1")
+    return reader.read(
+        plan.tasks[index].arguments, where="x", resolve=lambda kind, index: (kind, index)
+    )
+
+
+def test_topological_order_with_the_output_last() -> None:
+    shared = g.bind()
+    plan = capture(f.bind(f.bind(shared), shared))
+    names = [task.name for task in plan.tasks]
+    assert names == [f"{__name__}.g", f"{__name__}.f", f"{__name__}.f"]
+    assert [task.upstream for task in plan.tasks] == [(), (0,), (1, 0)]
+    assert len(plan.functions) == 2
+    assert len(plan.options) == 1
+
+
+def test_direct_and_nested_nodes() -> None:
+    a, b = g.bind(), g.bind()
+    plan = capture(f.bind(a, [b], key={"x": a}))
+    args, kwargs = arguments(plan, 2)
+    assert args == ((UPSTREAM_VALUE, 0), [(UPSTREAM_REF, 1)])
+    assert kwargs == {"key": {"x": (UPSTREAM_REF, 0)}}
+    assert plan.tasks[2].nested == (1,)
+
+
+def test_dag_inputs_are_stored_once() -> None:
+    with InputNode() as inputs:
+        dag = f.bind(inputs[0], f.bind(inputs[0], inputs.b))
+    plan = capture(dag, "first", b="second")
+    assert len(plan.constants) == 2
+    assert arguments(plan, 1)[0][0] == (CONSTANT, arguments(plan, 0)[0][0][1])
+
+
+def test_equal_plans_have_equal_digests() -> None:
+    assert capture(f.bind(1, g.bind())).digest == capture(f.bind(1, g.bind())).digest
+    assert capture(f.bind(1)).digest != capture(f.bind(2)).digest
+    assert capture(f.bind(g.bind())).digest != capture(f.bind(g.bind(), g.bind())).digest
+
+
+def test_deep_dags_need_no_stack() -> None:
+    node = g.bind()
+    for _ in range(20_000):
+        node = f.bind(node)
+    assert len(capture(node).tasks) == 20_001
+
+
+def test_a_diamond_ladder_is_linear() -> None:
+    left, right = g.bind(), g.bind()
+    for _ in range(60):
+        left, right = f.bind(left, [right]), f.bind({"x": left}, right)
+    assert len(capture(f.bind(left, right)).tasks) == 123
+
+
+def test_large_arguments_become_blobs() -> None:
+    storage = MemoryStorage()
+    array = np.arange(INLINE_LIMIT)
+    plan = capture(f.bind(array), storage=storage)
+    value = plan.tasks[0].arguments
+    assert isinstance(value.data, Blob)
+    assert value.data.size > array.nbytes
+    (restored,), _ = ValueReader(storage, "i1").read(value, where="x")
+    assert (restored == array).all()
+    assert not restored.flags.owndata
+
+
+def test_options_travel() -> None:
+    named = f.options(num_cpus=2, **options(task_id="me", metadata={"a": 1}, checkpoint=False))
+    plan = capture(named.bind())
+    (spec,) = plan.tasks
+    chosen = plan.options[spec.options]
+    assert spec.name == "me"
+    assert (chosen.metadata, chosen.checkpoint) == ({"a": 1}, False)
+    assert chosen.ray == {"num_cpus": 2}
+
+
+def test_decorated_options_stay_under_call_options() -> None:
+    @options(task_id="decorated", metadata={"a": 1})
+    @ray.remote(num_cpus=3)
+    def h():
+        return 0
+
+    def chosen(node):
+        return task_options(node.get_options(), where="x")
+
+    assert chosen(h.bind())[1] == "decorated"
+    overridden, task_id = chosen(h.options(**options(task_id="called")).bind())
+    assert (task_id, overridden.metadata) == ("called", {"a": 1})
+    kept, task_id = chosen(h.options(num_cpus=1).bind())
+    assert (task_id, kept.ray["num_cpus"]) == ("decorated", 1)
+    # Labels of the user's own stay the user's own.
+    mixed, task_id = chosen(h.options(_labels={"team": "a"}).bind())
+    assert (task_id, mixed.ray["_labels"]) == ("decorated", {"team": "a"})
+
+
+def test_strategies_are_data() -> None:
+    from ray.util.scheduling_strategies import (
+        In,
+        NodeAffinitySchedulingStrategy,
+        NodeLabelSchedulingStrategy,
+    )
+
+    affinity = NodeAffinitySchedulingStrategy("ab" * 28, soft=True)
+    stored, _ = task_options({"scheduling_strategy": affinity}, where="x")
+    decoded = decode_ray_options(stored.ray)["scheduling_strategy"]
+    assert (decoded.node_id, decoded.soft) == ("ab" * 28, True)
+    labels = NodeLabelSchedulingStrategy(hard={"zone": In("a", "b")})
+    stored, _ = task_options({"scheduling_strategy": labels}, where="x")
+    decoded = decode_ray_options(stored.ray)["scheduling_strategy"]
+    (expected,), (found,) = labels.hard, decoded.hard
+    assert (found.key, found.operator.values) == (expected.key, expected.operator.values)
+    stored, _ = task_options({"scheduling_strategy": "SPREAD"}, where="x")
+    assert decode_ray_options(stored.ray)["scheduling_strategy"] == "SPREAD"
+
+
+def test_timers_and_listeners() -> None:
+    plan = capture(f.bind(sleep(5), wait_for_event(TimerListener, 1.0)))
+    kinds = [plan.options[task.options].kind for task in plan.tasks]
+    assert kinds == [TIMER, LISTENER, LISTENER, "function"]
+    assert plan.options[plan.tasks[0].options].duration == 5.0
+
+
+def test_function_names() -> None:
+    def inner() -> None:
+        pass
+
+    assert function_name(inner) == f"{__name__}.test_function_names.locals.inner"
+    assert function_name(len) == "builtins.len"
+
+
+def test_values_without_a_dict_are_described() -> None:
+    def generator():
+        yield 1
+
+    with pytest.raises(SerializationError, match="of type generator"):
+        pickle_value(generator(), where="result of task 'x'")
+
+
+def test_pickled_values_come_back() -> None:
+    value = {"a": np.ones(10_000), "b": [1, (2, "x")], "f": lambda x: x + 1}
+    pickled = pickle_value(value, where="x")
+    assert len(pickled.buffers) == 1
+    restored = unpickle_value(pickled.data, pickled.buffers)
+    assert restored["f"](1) == 2
+    assert restored["a"].sum() == 10_000
+
+
+def test_private_names_of_ray_that_are_used() -> None:
+    """Each is wrapped in one place; this fails when Ray changes one."""
+    node = f.bind(1)
+    assert node._body is f._function
+    assert isinstance(f._default_options, dict)
+    with InputNode() as inputs:
+        attribute, item = inputs.x, inputs[0]
+    assert attribute._dag_input_node is inputs
+    assert attribute._accessor_method == "__getattr__"
+    assert item._accessor_method == "__getitem__"
+    from ray._raylet import PlacementGroupID
+
+    assert PlacementGroupID(bytes.fromhex("ab" * PlacementGroupID.size())).hex()

@@ -1,0 +1,87 @@
+"""Who is alive: what a reader and a coordinator conclude from the holders' rows."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import msgspec
+import pytest
+
+from ray_workflows._coordinator.claims import (
+    Claims,
+    probe_process,
+    process_started,
+    this_holder,
+    this_host,
+)
+from ray_workflows._model.catalog import CatalogRow, Holder
+from ray_workflows._model.status import WorkflowStatus
+
+
+def holder(name: str, coordinator: str = "c", lease_until: float = 100.0) -> Holder:
+    return Holder(name, coordinator, "elsewhere", 1, 1, lease_until)
+
+
+def row(status: WorkflowStatus, holder_id: str = "h", released: bool = False) -> CatalogRow:
+    return CatalogRow("w", "i", 1, status, holder_id, 0.0, released=released)
+
+
+def alive(holder: Holder) -> None:
+    return None
+
+
+def dead(holder: Holder) -> bool:
+    return False
+
+
+RUNNING, PENDING = WorkflowStatus.RUNNING, WorkflowStatus.PENDING
+
+
+@pytest.mark.parametrize("status", [RUNNING, PENDING])
+def test_a_lease_that_holds(status: WorkflowStatus) -> None:
+    claims = Claims([holder("h")], 50.0, probe=alive)
+    assert claims.status(row(status)) is status
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        Claims([], 50.0),
+        Claims([holder("h")], 100.0, probe=alive),
+        Claims([holder("h")], 50.0, probe=dead),
+        Claims([holder("h")], 50.0, me=holder("me", "c"), probe=alive),
+    ],
+    ids=["no row", "lapsed", "process gone", "an earlier life of the asking coordinator"],
+)
+def test_dead_holders(claims: Claims) -> None:
+    assert claims.status(row(RUNNING)) is WorkflowStatus.RESUMABLE
+    assert claims.status(row(WorkflowStatus.FAILED)) is WorkflowStatus.FAILED
+
+
+def test_a_released_workflow_is_nobodys() -> None:
+    claims = Claims([holder("h")], 50.0, probe=alive)
+    assert claims.status(row(RUNNING, released=True)) is WorkflowStatus.RESUMABLE
+
+
+def test_readers_trust_the_coordinator_of_their_cluster_to_come_back() -> None:
+    claims = Claims([holder("h", "c")], 500.0, cluster="c", probe=dead)
+    assert claims.status(row(RUNNING)) is RUNNING
+
+
+def test_this_process_is_alive_and_a_dead_one_is_not() -> None:
+    me = this_holder("c")
+    assert probe_process(me) is True
+    assert probe_process(msgspec.structs.replace(me, host="elsewhere")) is None
+    assert probe_process(msgspec.structs.replace(me, started_ticks=me.started_ticks + 1)) is False
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    ticks = process_started(process.pid)
+    other = msgspec.structs.replace(me, pid=process.pid, started_ticks=ticks)
+    assert probe_process(other) is True
+    process.kill()
+    process.wait()
+    assert probe_process(other) is False
+    process.stdin.close()
+    assert this_host() == this_host()
+    assert process_started(os.getpid()) == me.started_ticks

@@ -1,0 +1,98 @@
+"""Journal entries and value envelopes: what comes back is what went in, and damage is noticed."""
+
+from __future__ import annotations
+
+import pytest
+
+from ray_workflows._codec.envelope import ALIGNMENT, seal, unseal
+from ray_workflows._codec.journal import (
+    VERSION,
+    decode_entry,
+    decode_plan,
+    encode_entry,
+    encode_plan,
+)
+from ray_workflows._model import events as ev
+from ray_workflows._model.values import Blob, ErrorInfo, Outcome, Value
+from ray_workflows.exceptions import StorageCorruptError
+from tests.unit.plans import plan
+
+PLAN = plan(("a", (), {"metadata": {"k": [1, None]}, "ray": {"num_cpus": 0.5}}), ("b", (0,)))
+ERROR = ErrorInfo("ValueError", "boom", "trace", Value(b"pickled"))
+BLOB = Blob("task-1", 10, "sha256:00")
+
+EVENTS = [
+    ev.WorkflowSubmitted(1.0, PLAN, ("a", "b"), {"owner": "ü"}, "h1", "r1"),
+    ev.WorkflowClaimed(1.0, "h2"),
+    ev.WorkflowStarted(1.0),
+    ev.WorkflowResumed(1.0, "h3"),
+    ev.WorkflowCanceled(1.0),
+    ev.CancelRequested(1.0),
+    ev.WorkflowSucceeded(1.0, Outcome(value=Value(BLOB, (BLOB,)))),
+    ev.WorkflowFailed(1.0, ERROR, "a"),
+    ev.WorkflowReleased(1.0, ERROR),
+    ev.AttemptFailed(1.0, 0, 1, ERROR, True, 2.0),
+    ev.TaskSucceeded(1.0, 0, 1, Value(b"inline"), 0.5, 0.9),
+    ev.TaskContinued(1.0, 0, 1, PLAN, ("a_1", "b_1"), 2),
+    ev.TaskFailed(1.0, 0, 1, ERROR),
+    ev.ErrorCaught(1.0, 0, None, ERROR),
+    ev.ErrorCaught(1.0, 0, 3, ERROR),
+    ev.ValuesLost(1.0, (1, 2)),
+]
+
+
+def test_every_event_survives_the_journal() -> None:
+    assert {type(event) for event in EVENTS} == set(ev.AnyEvent.__args__)
+    assert decode_entry(encode_entry(EVENTS), where="x") == EVENTS
+
+
+def test_a_plan_survives_the_wire() -> None:
+    assert decode_plan(encode_plan(PLAN)) == PLAN
+
+
+@pytest.mark.parametrize("position", [0, 2, 4, 10, -1])
+def test_a_flipped_bit_is_noticed(position: int) -> None:
+    entry = bytearray(encode_entry(EVENTS))
+    entry[position] ^= 1
+    with pytest.raises(StorageCorruptError, match="entry 7 of w"):
+        decode_entry(bytes(entry), where="7 of w")
+
+
+@pytest.mark.parametrize("size", [0, 3, 6, 20, -1])
+def test_a_truncated_entry_is_noticed(size: int) -> None:
+    with pytest.raises(StorageCorruptError):
+        decode_entry(encode_entry(EVENTS)[:size], where="x")
+
+
+def test_an_entry_of_a_newer_release_says_so() -> None:
+    entry = bytearray(encode_entry(EVENTS[:1]))
+    entry[2] = VERSION + 1
+    with pytest.raises(StorageCorruptError, match="Upgrade ray-workflows"):
+        decode_entry(bytes(entry), where="x")
+
+
+def test_an_envelope_keeps_buffers_apart_and_aligned() -> None:
+    buffers = [memoryview(b"x" * 100), memoryview(b""), memoryview(b"y" * 4097)]
+    data = b"".join(seal(b"pickle", buffers, [BLOB]))
+    opened = unseal(data, where="x")
+    assert bytes(opened.pickle) == b"pickle"
+    assert [bytes(b) for b in opened.buffers] == [bytes(b) for b in buffers]
+    assert opened.objects == (BLOB,)
+    assert data.index(b"x" * 100) % ALIGNMENT == 0
+    assert data.index(b"y" * 4097) % ALIGNMENT == 0
+
+
+def test_an_envelope_without_buffers() -> None:
+    assert bytes(unseal(b"".join(seal(b"p", [])), where="x").pickle) == b"p"
+
+
+@pytest.mark.parametrize("damage", [b"", b"RV", b"XX" + bytes(20), b"RV\x01\x00\x00\x00\x05junk!"])
+def test_a_damaged_envelope_is_noticed(damage: bytes) -> None:
+    with pytest.raises(StorageCorruptError, match="task 'a'"):
+        unseal(damage, where="task 'a'")
+
+
+def test_a_truncated_envelope_is_noticed() -> None:
+    data = b"".join(seal(b"pickle", [memoryview(b"x" * 100)]))
+    with pytest.raises(StorageCorruptError):
+        unseal(data[:-1], where="x")
