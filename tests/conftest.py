@@ -1,10 +1,50 @@
-"""Settings that have to be made before anything imports Ray."""
+"""The one Ray cluster of all tests that need one: a start takes seconds."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 
 from tests.ray.processes import LOOPBACK
 
-# Ray reads it when it is imported.
+# Ray reads it when it is imported, and what needs no cluster must not import Ray here.
 os.environ.update(LOOPBACK)
+
+#: More than the machine has: some tests hold a worker while others work.
+CLUSTER_CPUS = 4
+
+
+@pytest.fixture(scope="session")
+def storage_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("storage")
+
+
+@pytest.fixture(scope="session")
+def cluster(storage_dir: Path) -> Iterator[None]:
+    import ray
+
+    import ray_workflows as workflow
+
+    # Nothing of other clusters of this machine, dead or alive, and nothing left for them. Short,
+    # because the paths of sockets are limited to 107 bytes.
+    ray_directory = tempfile.mkdtemp(prefix="rw-")
+    os.environ["RAY_TMPDIR"] = ray_directory
+    # Tests may kill the coordinator and workers; what Ray says of it belongs in its logs.
+    ray.init(
+        address="local",
+        num_cpus=CLUSTER_CPUS,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        _node_ip_address="127.0.0.1",
+    )
+    workflow.init(storage_dir)
+    yield
+    ray.shutdown()
+    del os.environ["RAY_TMPDIR"]
+    shutil.rmtree(ray_directory, ignore_errors=True)

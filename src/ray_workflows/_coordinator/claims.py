@@ -70,7 +70,8 @@ def probe_process(holder: Holder) -> bool | None:
 class Claims:
     """The holders as read at one moment: answers for each workflow whether its holder lives.
 
-    ``me``: the coordinator that asks; it drives nothing but what it has in hand. ``cluster``: the
+    ``me``: the coordinator that asks, about what is not in its hands and so not driven by it or
+    by its earlier lives. ``cluster``: the
     coordinator of the cluster of a reader who asks; Ray restarts it for ever, and it goes on with
     what its earlier lives were driving, so these count as alive.
     """
@@ -102,15 +103,13 @@ class Claims:
 
     def is_alive(self, holder_id: str) -> bool:
         """Whether the holder may still be driving its workflows."""
-        if self.me is not None and holder_id == self.me.holder_id:
-            return True
         holder = self.holders.get(holder_id)
         if holder is None:
             return False
         if holder.coordinator == self.cluster:
             return True
         if self.me is not None and holder.coordinator == self.me.coordinator:
-            # Ray runs an actor in one process at a time: that life is over.
+            # Ray runs an actor in one process at a time: that life is over, or it is this one.
             return False
         return self.probe(holder) is not False and holder.lease_until > self.now
 

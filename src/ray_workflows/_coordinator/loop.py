@@ -269,16 +269,19 @@ class Loop:
             elif outcome is CommitOutcome.STALE and not workflow.repeated:
                 self.overtaken(workflow)
             else:
-                self.settle(workflow)
+                self.settle(workflow, stale=outcome is CommitOutcome.STALE)
 
-    def settle(self, workflow: Workflow) -> None:
-        """Find out what became of an ambiguous commit, by looking for its id."""
+    def settle(self, workflow: Workflow, *, stale: bool) -> None:
+        """Find out what became of a commit, by looking for its id.
+
+        ``stale``: the journal ends elsewhere, but perhaps with this very commit, sent before.
+        """
         pending = workflow.pending
         assert pending is not None
         incarnation, seq = workflow.incarnation, workflow.seq
 
         def then(result: Any) -> None:
-            if isinstance(result, StorageCorruptError):
+            if isinstance(result, StorageCorruptError) or (not result and stale):
                 self.overtaken(workflow)
             elif not result:
                 # Nothing yet: a commit that timed out may still take effect after this.

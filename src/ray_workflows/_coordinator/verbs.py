@@ -207,7 +207,11 @@ class Verbs:
             if workflow.answers:
                 self.lease.lose_unstored(workflow)
                 self.loop.hold(workflow)
-                self.loop.advance(workflow)
+                if status is WorkflowStatus.RESUMABLE and state.holder == self.loop.holder_id:
+                    # It slipped out of hand: nothing is decided by that, but nothing runs either.
+                    self.loop.continue_with(workflow, found)
+                else:
+                    self.loop.advance(workflow)
 
     def delete(self, request: DeleteRequest, found: Recovered, status: WorkflowStatus) -> None:
         if status in ACTIVE:

@@ -254,8 +254,11 @@ def task_failed(report: inp.AttemptRaised | inp.AttemptCrashed, now: float) -> e
 
 
 def uncaught(state: WorkflowState, task: Task, error: ErrorInfo, now: float) -> Events:
-    """Only the first error that nobody caught fails the workflow; siblings report after it."""
-    if not state.running:
+    """Only the first error that nobody caught fails the workflow; siblings report after it.
+
+    One that was resumed and is pending has such siblings too, and fails anew.
+    """
+    if state.status is WorkflowStatus.FAILED:
         return []
     return [ev.WorkflowFailed(at=now, error=error, task_id=task.task_id)]
 

@@ -95,7 +95,10 @@ def change_holder(state: WorkflowState, holder: str) -> None:
 def apply_workflow_canceled(
     state: WorkflowState, event: ev.WorkflowCanceled, deltas: list[Command]
 ) -> None:
-    deltas += [CancelAttempt(number) for number in state.active]
+    for number in state.active:
+        # When it is resumed, what the stopped attempt still reports is about the past.
+        state.tasks[number].attempts += 1
+        deltas.append(CancelAttempt(number))
     settle(state, WorkflowStatus.CANCELED, event.at, deltas)
 
 

@@ -1,0 +1,63 @@
+"""What the README and the docstrings show is run."""
+
+from __future__ import annotations
+
+import doctest
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.ray.processes import DriverProcess
+
+ROOT = Path(__file__).parents[2]
+
+
+def python_blocks(path: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
+
+
+def test_the_readme_runs(tmp_path: Path) -> None:
+    (block,) = python_blocks(ROOT / "README.md")
+    store = str(tmp_path / "store")
+    with DriverProcess(tmp_path, block, RAY_WORKFLOW_STORAGE=store) as driver:
+        printed = driver.wait().splitlines()
+    expected = re.findall(r"# (sum \d+|[A-Z]{4,})", block)
+    assert expected == ["sum 18", "SUCCESSFUL"]
+    shown = [line for line in printed if line in (*expected, "sum 18")]
+    assert shown == ["sum 18", "SUCCESSFUL", "sum 18"]
+    assert Path(store, "workflows.sqlite").exists()
+
+
+@pytest.mark.parametrize("module", ["api", "options", "events"])
+def test_docstring_examples_run(cluster: None, module: str) -> None:
+    import importlib
+
+    found = doctest.DocTestFinder().find(importlib.import_module(f"ray_workflows.{module}"))
+    examples = [test for test in found if test.examples]
+    assert examples
+    for test in examples:
+        result = doctest.DocTestRunner(verbose=False).run(test)
+        assert result.failed == 0, test.name
+
+
+def test_every_public_name_is_documented() -> None:
+    import ray_workflows
+
+    for name in ray_workflows.__all__:
+        value = getattr(ray_workflows, name)
+        assert value.__doc__ or isinstance(value, str), name
+
+
+def test_links_of_the_documents_lead_somewhere() -> None:
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+            if "://" not in target:
+                assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_make_help_lists_the_targets_of_the_readme() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    readme = (ROOT / "README.md").read_text()
+    for target in set(re.findall(r"make ([a-z-]+)", readme)):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
