@@ -190,7 +190,7 @@ def test_status_filters() -> None:
 def test_an_unpicklable_argument() -> None:
     with InputNode() as inputs:
         dag = same.options(**workflow.options(task_id="taker")).bind(inputs[0])
-    with pytest.raises(TypeError, match=r"input of the DAG.*\.settings\['deep'\]\[1\].*lock"):
+    with pytest.raises(TypeError, match=r"input 0 of the DAG.*\.settings\['deep'\]\[1\].*lock"):
         workflow.run(dag, Unpicklable())
 
 

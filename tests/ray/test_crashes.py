@@ -325,3 +325,37 @@ def test_two_drivers_race_for_one_id(wid: str, marks: Marks, tmp_path: Path) -> 
         two.wait()
     assert workflow.get_output(wid) == 2
     assert marks.counts() == {f"step-{i}": 1 for i in range(3)}
+
+
+def test_a_storage_that_is_away_is_waited_for(tmp_path: Path) -> None:
+    code = f"""
+        import os, ray, ray_workflows as workflow
+        from tests.ray.marks import Gate, Marks
+        from tests.ray.test_crashes import chain, held
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        workflow.init({str(tmp_path / 'store')!r})
+        gate, marks = Gate({str(tmp_path / 'gate')!r}), Marks({str(tmp_path / 'marks')!r})
+        dag = held.bind(marks, gate, chain(marks, 3))
+        ref = workflow.run_async(dag, workflow_id="running")
+        marks.wait_for("held")
+        os.rename({str(tmp_path / 'store')!r}, {str(tmp_path / 'away')!r})
+        gate.open()
+        for verb in (
+            lambda: workflow.get_status("running"),
+            lambda: workflow.get_output("running"),
+            lambda: workflow.list_all(),
+            lambda: workflow.run_async(dag, workflow_id="other"),
+            lambda: workflow.delete("nobody"),
+        ):
+            try:
+                raise SystemExit(f"answered {{verb()}}")
+            except workflow.StorageUnavailableError as error:
+                assert "store" in str(error), error
+        os.rename({str(tmp_path / 'away')!r}, {str(tmp_path / 'store')!r})
+        assert ray.get(ref) == 2
+        assert marks.count("held") == 1
+        assert workflow.list_all() == [("running", "SUCCESSFUL")]
+        print("all right", flush=True)
+    """
+    with DriverProcess(tmp_path, code) as driver:
+        assert "all right" in driver.wait()

@@ -120,6 +120,7 @@ class DAGCapture:
         self.options: list[TaskOptions] = []
         self.constant_indices: dict[tuple[str, Any], int] = {}
         self.constant_values: list[Any] = []
+        self.constant_names: list[str] = []
         self.nodes: dict[str, Node] = {}
 
     def capture(self, root: FunctionNode) -> None:
@@ -161,6 +162,7 @@ class DAGCapture:
         index = self.constant_indices.setdefault(key, len(self.constant_values))
         if index == len(self.constant_values):
             self.constant_values.append(value)
+            self.constant_names.append("input" if key[1] is None else f"input {key[1]!r}")
         return index
 
     def input_value(self) -> Any:
@@ -199,7 +201,8 @@ class DAGCapture:
         for index, value in enumerate(self.constant_values):
             key = f"{self.prefix}-constant-{index}"
             direct = direct_argument(value)
-            constants.append(self.writer.write(direct, key=key, where="input of the DAG"))
+            where = f"{self.constant_names[index]} of the DAG"
+            constants.append(self.writer.write(direct, key=key, where=where))
             digest_value(digest, constants[-1])
         indices = {key: index for index, key in enumerate(self.nodes)}
         specs = []

@@ -25,7 +25,11 @@ from ray_workflows._environment.capture import capture_environment
 from ray_workflows._model.catalog import CatalogQuery
 from ray_workflows._model.ids import validate_workflow_id
 from ray_workflows._model.status import WorkflowStatus
-from ray_workflows.exceptions import WorkflowNotFoundError
+from ray_workflows.exceptions import (
+    CoordinatorUnavailableError,
+    StorageError,
+    WorkflowNotFoundError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +72,6 @@ def submit(
     validate_workflow_id(workflow_id)
     connection = connect()
     incarnation = uuid.uuid4().hex
-    accepted: Accepted | Finished | None = None
     try:
         plan = capture_plan(
             dag,
@@ -78,13 +81,18 @@ def submit(
             args=args,
             kwargs=kwargs,
         )
-        accepted = connection.call(
+        accepted: Accepted | Finished = connection.call(
             "submit", workflow_id, incarnation, encode_plan(plan), metadata, uuid.uuid4().hex
         )
-    finally:
-        # What was written for a workflow that did not come to be.
-        if not (isinstance(accepted, Accepted) and accepted.incarnation == incarnation):
-            connection.storage.delete_blobs(incarnation)
+    except (StorageError, CoordinatorUnavailableError):
+        # Nobody can say whether the workflow came to be: what it may need stays, and is swept
+        # when it is old and still nobody's.
+        raise
+    except BaseException:
+        discard_blobs(connection, incarnation)
+        raise
+    if not (isinstance(accepted, Accepted) and accepted.incarnation == incarnation):
+        discard_blobs(connection, incarnation)
     if not accepted.same_plan:
         warnings.warn(
             f"Workflow '{workflow_id}' exists with another DAG or other arguments; the stored one "
@@ -92,6 +100,14 @@ def submit(
             stacklevel=4,
         )
     return connection, workflow_id, accepted
+
+
+def discard_blobs(connection: Connection, incarnation: str) -> None:
+    """Remove what was written for a workflow that did not come to be."""
+    try:
+        connection.storage.delete_blobs(incarnation)
+    except StorageError as error:
+        logger.warning("Blobs of %s are left for the sweep: %s", incarnation, error)
 
 
 def run(
