@@ -38,6 +38,9 @@ def cluster(storage_dir: Path) -> Iterator[None]:
     ray.init(
         address="local",
         num_cpus=CLUSTER_CPUS,
+        # Logical ones: tasks with a GPU take another way through Ray.
+        num_gpus=1,
+        resources={"special": 2},
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",

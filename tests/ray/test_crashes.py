@@ -333,12 +333,12 @@ def test_a_storage_that_is_away_is_waited_for(tmp_path: Path) -> None:
         from tests.ray.marks import Gate, Marks
         from tests.ray.test_crashes import chain, held
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-        workflow.init({str(tmp_path / 'store')!r})
-        gate, marks = Gate({str(tmp_path / 'gate')!r}), Marks({str(tmp_path / 'marks')!r})
+        workflow.init({str(tmp_path / "store")!r})
+        gate, marks = Gate({str(tmp_path / "gate")!r}), Marks({str(tmp_path / "marks")!r})
         dag = held.bind(marks, gate, chain(marks, 3))
         ref = workflow.run_async(dag, workflow_id="running")
         marks.wait_for("held")
-        os.rename({str(tmp_path / 'store')!r}, {str(tmp_path / 'away')!r})
+        os.rename({str(tmp_path / "store")!r}, {str(tmp_path / "away")!r})
         gate.open()
         for verb in (
             lambda: workflow.get_status("running"),
@@ -351,7 +351,7 @@ def test_a_storage_that_is_away_is_waited_for(tmp_path: Path) -> None:
                 raise SystemExit(f"answered {{verb()}}")
             except workflow.StorageUnavailableError as error:
                 assert "store" in str(error), error
-        os.rename({str(tmp_path / 'away')!r}, {str(tmp_path / 'store')!r})
+        os.rename({str(tmp_path / "away")!r}, {str(tmp_path / "store")!r})
         assert ray.get(ref) == 2
         assert marks.count("held") == 1
         assert workflow.list_all() == [("running", "SUCCESSFUL")]
@@ -359,3 +359,23 @@ def test_a_storage_that_is_away_is_waited_for(tmp_path: Path) -> None:
     """
     with DriverProcess(tmp_path, code) as driver:
         assert "all right" in driver.wait()
+
+
+def test_retries_are_counted_over_the_death_of_the_coordinator(
+    wid: str, marks: Marks, gate: Gate
+) -> None:
+    @ray.remote(max_retries=2)
+    def suicidal(marks: Marks, gate: Gate):
+        marks.add("run")
+        if marks.count("run") == 2:
+            gate.wait()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    ref = workflow.run_async(suicidal.bind(marks, gate), workflow_id=wid)
+    marks.wait_for("run", 2)
+    kill_coordinator()
+    # The run that the coordinator took with it is not charged; the others are: 1 + 2 retries.
+    with pytest.raises(workflow.WorkflowExecutionError):
+        ray.get(ref)
+    gate.open()
+    assert marks.count("run") == 4

@@ -260,6 +260,53 @@ def test_the_output_is_stored_even_without_checkpoint(wid: str) -> None:
     assert workflow.get_output(wid) == 1
 
 
+def test_ray_options_are_honoured(wid: str) -> None:
+    @ray.remote(num_gpus=1)
+    def on_gpu():
+        return ray.get_runtime_context().get_assigned_resources()
+
+    @ray.remote(max_calls=1)
+    def once():
+        return os.getpid()
+
+    @ray.remote(num_cpus=0.5, resources={"special": 1}, runtime_env={"env_vars": {"A": "b"}})
+    def special():
+        return os.environ["A"], ray.get_runtime_context().get_assigned_resources()
+
+    @ray.remote
+    def collect(*values):
+        return values
+
+    here = ray.get_runtime_context().get_node_id()
+    strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
+    first, second, third, fourth = workflow.run(
+        collect.bind(
+            on_gpu.bind(),
+            collect.bind(*(once.bind() for _ in range(3))),
+            special.bind(),
+            once.options(scheduling_strategy=strategy).bind(),
+        ),
+        workflow_id=wid,
+    )
+    assert first["GPU"] == 1
+    assert len(set(second)) == 3
+    assert third == ("b", {"CPU": 0.5, "special": 1})
+    assert fourth not in second
+    ray_options = workflow.get_metadata(wid, f"{__name__}.{special_name()}")["task_options"]
+    assert ray_options["ray_options"]["resources"] == {"special": 1}
+
+
+def special_name() -> str:
+    return "test_ray_options_are_honoured.locals.special"
+
+
+def test_an_option_that_ray_refuses_fails_the_task(wid: str) -> None:
+    node = one.options(_labels={"bad": "x"}).bind()
+    node._bound_options["no_such_option"] = 1  # As an older Ray's option would.
+    with pytest.raises(workflow.WorkflowExecutionError, match="no_such_option"):
+        workflow.run(node, workflow_id=wid)
+
+
 # -- retries -------------------------------------------------------------------------------
 
 

@@ -28,7 +28,7 @@ from ray_workflows._executor.protocol import (
     AttemptRequest,
     ReportSink,
 )
-from ray_workflows._executor.worker import run_attempt_remote
+from ray_workflows._executor.worker import remote_run_attempt
 from ray_workflows._model.inputs import AttemptCrashed, AttemptLostInput, AttemptRaised
 from ray_workflows._model.plan import LISTENER
 from ray_workflows._model.values import Blob, ErrorInfo, Value
@@ -215,9 +215,10 @@ class RayExecutor:
         options = decode_ray_options(request.options.ray)
         options.setdefault("name", request.task_id)
         options["runtime_env"] = runtime_env_for(request.environment, options.get("runtime_env"))
-        return run_attempt_remote.options(
-            **{**options, "max_retries": 0, "retry_exceptions": False}
-        ).remote(encoded, self.storage_ref, nested, keys, *(objects[key] for key in keys))
+        remote = remote_run_attempt(options.pop("max_calls", 0))
+        return remote.options(**{**options, "max_retries": 0, "retry_exceptions": False}).remote(
+            encoded, self.storage_ref, nested, keys, *(objects[key] for key in keys)
+        )
 
     def listener_host(self, request: AttemptRequest) -> Any:
         runtime_env = runtime_env_for(request.environment, request.options.ray.get("runtime_env"))

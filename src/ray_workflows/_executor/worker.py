@@ -5,6 +5,7 @@ It never raises for what user code did; a Ray error from here means that the wor
 
 from __future__ import annotations
 
+import functools
 import time
 import traceback
 from collections import OrderedDict
@@ -201,4 +202,8 @@ def run_attempt(
         return run.wire(run.raised(error))
 
 
-run_attempt_remote = ray.remote(run_attempt)
+@functools.cache
+def remote_run_attempt(max_calls: int) -> Any:
+    """`run_attempt` as a Ray function. ``max_calls`` can't be given to ``.options()``: it belongs to
+    the function, and every function with a GPU has it."""
+    return ray.remote(max_calls=max_calls)(run_attempt)
