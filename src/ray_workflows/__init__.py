@@ -5,6 +5,7 @@ from ray_workflows._version import __version__
 from ray_workflows.api import (
     cancel,
     continuation,
+    current,
     delete,
     get_metadata,
     get_output,
@@ -77,6 +78,7 @@ __all__ = [
     "__version__",
     "cancel",
     "continuation",
+    "current",
     "delete",
     "get_metadata",
     "get_output",

@@ -10,7 +10,7 @@ from ray.dag import DAGNode
 
 from ray_workflows._capture.execute import execute_dag
 from ray_workflows._client import connection, workflows
-from ray_workflows._executor.context import current_attempt
+from ray_workflows._executor.context import CurrentTask, current_attempt, current_task
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.options import validate_metadata
 from ray_workflows.storage import Storage
@@ -273,3 +273,26 @@ def continuation(dag_node: DAGNode) -> Any:
     if current_attempt() is not None:
         return dag_node
     return ray.get(execute_dag(dag_node))
+
+
+def current() -> CurrentTask | None:
+    """The task that is running here: its ids, its attempt, and its idempotency key.
+
+    An attempt that was running when a machine died runs again. Give the key to whatever must not
+    happen twice (a payment, a message), so that the other side can tell.
+
+    Returns:
+        None outside of workflow tasks.
+
+    Examples:
+        >>> import ray, ray_workflows as workflow
+        >>> @ray.remote
+        ... def pay(amount):
+        ...     task = workflow.current()
+        ...     return task.attempt, len(task.idempotency_key) > 32
+        >>> workflow.run(pay.bind(100))
+        (1, True)
+        >>> workflow.current() is None
+        True
+    """
+    return current_task()

@@ -368,6 +368,28 @@ def test_a_worker_that_always_dies_fails_the_workflow(marks: Marks) -> None:
     assert marks.count("run") == 2
 
 
+def test_the_idempotency_key_is_the_same_for_all_attempts(wid: str, marks: Marks) -> None:
+    @ray.remote(retry_exceptions=True)
+    def pay(marks: Marks):
+        task = workflow.current()
+        marks.add(f"{task.task_id}:{task.idempotency_key}")
+        if task.attempt < 3:
+            raise ConnectionError
+        return task
+
+    named = pay.options(**workflow.options(task_id="pay"))
+
+    @ray.remote
+    def both(a, b):
+        return a, b
+
+    first, second = workflow.run(both.bind(named.bind(marks), named.bind(marks)), workflow_id=wid)
+    assert (first.workflow_id, first.task_id, second.task_id) == (wid, "pay", "pay_1")
+    assert first.idempotency_key != second.idempotency_key
+    assert sorted(marks.counts().values()) == [3, 3]
+    assert workflow.current() is None
+
+
 # -- events --------------------------------------------------------------------------------
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import msgspec
+
 from ray_workflows._executor.protocol import AttemptRequest
 
 attempt: ContextVar[AttemptRequest | None] = ContextVar("ray_workflows_attempt", default=None)
@@ -27,3 +29,33 @@ def running(request: AttemptRequest) -> Iterator[None]:
 def current_attempt() -> AttemptRequest | None:
     """The attempt whose user code is running here, or None outside of workflows."""
     return attempt.get()
+
+
+class CurrentTask(msgspec.Struct, frozen=True):
+    """The task that is running.
+
+    Attributes:
+        workflow_id: the workflow.
+        task_id: the task in it.
+        attempt: 1 for the first attempt, counting those that ended with an error or a crash.
+        idempotency_key: the same for all attempts of this task, different for every other task,
+            also for one of a workflow that was deleted and created again under its id.
+    """
+
+    workflow_id: str
+    task_id: str
+    attempt: int
+    idempotency_key: str
+
+
+def current_task() -> CurrentTask | None:
+    """The task whose user code is running here, or None outside of workflows."""
+    request = attempt.get()
+    if request is None:
+        return None
+    return CurrentTask(
+        workflow_id=request.workflow_id,
+        task_id=request.task_id,
+        attempt=request.attempt,
+        idempotency_key=f"{request.incarnation}-{request.task}",
+    )
