@@ -1,6 +1,7 @@
 """Durable workflows on Ray: ``import ray_workflows as workflow``."""
 
 from ray_workflows._model.status import WorkflowStatus
+from ray_workflows._model.tasks import TaskInfo, TaskStatus
 from ray_workflows._version import __version__
 from ray_workflows.api import (
     cancel,
@@ -11,6 +12,7 @@ from ray_workflows.api import (
     get_output,
     get_output_async,
     get_status,
+    get_tasks,
     init,
     list_all,
     resume,
@@ -66,6 +68,8 @@ __all__ = [
     "StorageCorruptError",
     "StorageError",
     "StorageUnavailableError",
+    "TaskInfo",
+    "TaskStatus",
     "TimerListener",
     "WorkflowAlreadyRunningError",
     "WorkflowCancellationError",
@@ -84,6 +88,7 @@ __all__ = [
     "get_output",
     "get_output_async",
     "get_status",
+    "get_tasks",
     "init",
     "list_all",
     "options",

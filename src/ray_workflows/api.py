@@ -12,6 +12,7 @@ from ray_workflows._capture.execute import execute_dag
 from ray_workflows._client import connection, workflows
 from ray_workflows._executor.context import CurrentTask, current_attempt, current_task
 from ray_workflows._model.status import WorkflowStatus
+from ray_workflows._model.tasks import TaskInfo
 from ray_workflows.options import validate_metadata
 from ray_workflows.storage import Storage
 
@@ -198,6 +199,29 @@ def get_metadata(workflow_id: str, task_id: str | None = None) -> dict[str, Any]
         WorkflowNotFoundError: there is no such workflow or task. (It is a ValueError.)
     """
     return workflows.get_metadata(workflow_id, task_id)
+
+
+def get_tasks(workflow_id: str) -> list[TaskInfo]:
+    """Every task of a workflow with its status and attempts, in one call.
+
+    Returns:
+        Tasks in the order they came to be; continuations add theirs when they are reached.
+
+    Raises:
+        WorkflowNotFoundError: there is no such workflow. (It is a ValueError.)
+
+    Examples:
+        >>> import ray, ray_workflows as workflow
+        >>> @ray.remote
+        ... def one():
+        ...     return 1
+        >>> named = one.options(**workflow.options(task_id="one"))
+        >>> workflow.run(named.bind(), workflow_id="tasks of one")
+        1
+        >>> [(task.task_id, task.status.value) for task in workflow.get_tasks("tasks of one")]
+        [('one', 'SUCCESSFUL')]
+    """
+    return workflows.get_tasks(workflow_id)
 
 
 def list_all(

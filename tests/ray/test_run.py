@@ -249,3 +249,45 @@ def test_a_workflow_started_in_a_task() -> None:
 
     assert ray.get(outer.remote()) == 42
     assert workflow.run(outer.bind()) == 42
+
+
+def test_tasks_of_a_workflow(wid: str, marks: Marks, gate: Gate) -> None:
+    @ray.remote
+    def fail():
+        raise KeyError("x")
+
+    @ray.remote
+    def outer():
+        return workflow.continuation(add.bind(1, 1))
+
+    @ray.remote
+    def join(*parts):
+        return len(parts)
+
+    def name(node, task_id: str, **options):
+        return node.options(**workflow.options(task_id=task_id, **options))
+
+    dag = name(join, "join").bind(
+        name(outer, "outer").bind(),
+        name(fail, "caught", catch_exceptions=True).bind(),
+        name(held, "held").bind(gate, marks),
+    )
+    ref = workflow.run_async(dag, workflow_id=wid)
+    marks.wait_for("held")
+    assert workflow.get_output(wid, task_id="outer") == 2
+    workflow.get_output(wid, task_id="caught")
+
+    def statuses() -> dict[str, str]:
+        return {task.task_id: task.status.value for task in workflow.get_tasks(wid)}
+
+    added = f"{__name__}.add"
+    done = {"outer": "SUCCESSFUL", "caught": "SUCCESSFUL", added: "SUCCESSFUL"}
+    assert statuses() == {**done, "held": "RUNNING", "join": "WAITING"}
+    gate.open()
+    ray.get(ref)
+    assert set(statuses().values()) == {"SUCCESSFUL"}
+    tasks = {task.task_id: task for task in workflow.get_tasks(wid)}
+    assert tasks["join"].upstream == ("outer", "caught", "held")
+    assert tasks["caught"].error.startswith("KeyError")
+    assert tasks["held"].attempts == 1
+    assert tasks["held"].ended_at > tasks["held"].started_at

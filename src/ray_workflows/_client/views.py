@@ -6,9 +6,10 @@ from typing import Any
 
 from ray_workflows._codec.journal import decode_entry
 from ray_workflows._engine.evolve import evolve
-from ray_workflows._engine.state import Frame, Task, WorkflowState
+from ray_workflows._engine.state import Frame, Phase, Task, WorkflowState
 from ray_workflows._model import events as ev
 from ray_workflows._model.plan import TaskOptions
+from ray_workflows._model.tasks import TaskInfo, TaskStatus
 from ray_workflows._model.values import ErrorInfo, Outcome
 from ray_workflows.storage.base import Storage
 
@@ -17,6 +18,7 @@ class TaskView:
     """A task as its journal tells it. ``upstream`` are task ids."""
 
     __slots__ = (
+        "attempts",
         "checkpoint",
         "ended_at",
         "error",
@@ -34,6 +36,7 @@ class TaskView:
         self.options: TaskOptions = task.options
         self.upstream = upstream
         self.checkpoint = checkpoint
+        self.attempts = 0
         self.outcome: Outcome | None = None
         self.error: ErrorInfo | None = None
         self.started_at: float | None = None
@@ -80,8 +83,11 @@ class WorkflowView:
         if isinstance(event, (ev.TaskSucceeded, ev.TaskContinued, ev.TaskFailed)):
             view = self.by_number[event.task]
             view.started_at, view.ended_at = event.started_at, event.ended_at
+            view.attempts += 1
         if isinstance(event, ev.AttemptFailed):
-            self.by_number[event.task].started_at = event.started_at
+            view = self.by_number[event.task]
+            view.started_at = event.started_at
+            view.attempts += 1
         if isinstance(event, ev.TaskSucceeded):
             self.resolve(event.task, Outcome(value=event.value))
         elif isinstance(event, ev.TaskFailed):
@@ -114,6 +120,46 @@ class WorkflowView:
         outcome = outcome.wrap_if(self.state.frames[frame].wraps)
         for number in self.results_of.pop(frame, []):
             self.by_number[number].outcome = outcome
+
+
+def task_infos(view: WorkflowView) -> list[TaskInfo]:
+    """Every task of a workflow, in the order they came to be."""
+    return [
+        TaskInfo(
+            task_id=task.task_id,
+            status=task_status(view.state, task),
+            attempts=task.attempts,
+            started_at=task.started_at,
+            ended_at=task.ended_at,
+            upstream=tuple(task.upstream),
+            error=None if error is None else f"{error.type_name}: {error.message}",
+        )
+        for task in view.by_number.values()
+        for error in [task.error or (task.outcome.error if task.outcome is not None else None)]
+    ]
+
+
+STATUSES = {
+    Phase.WAITING: TaskStatus.WAITING,
+    Phase.ACTIVE: TaskStatus.RUNNING,
+    Phase.TIMING: TaskStatus.RUNNING,
+    Phase.CONTINUED: TaskStatus.CONTINUED,
+    Phase.SUCCEEDED: TaskStatus.SUCCESSFUL,
+    Phase.FAILED: TaskStatus.FAILED,
+}
+
+
+def task_status(state: WorkflowState, view: TaskView) -> TaskStatus:
+    if view.outcome is not None:
+        return TaskStatus.SUCCESSFUL
+    task = state.tasks.get(view.number)
+    if task is not None:
+        return STATUSES[task.phase]
+    if view.error is not None:
+        return TaskStatus.FAILED
+    # The engine let it go: as a continuation in tail position that others took further, or with
+    # a continuation that was given up.
+    return TaskStatus.CONTINUED if view.attempts and view.ended_at else TaskStatus.ABANDONED
 
 
 def task_metadata(view: TaskView) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ray_workflows._capture.dag import capture_plan, check_root
 from ray_workflows._capture.values import ValueWriter
 from ray_workflows._client.connection import Connection, connect
 from ray_workflows._client.outputs import await_output, read_row, workflow_output
-from ray_workflows._client.views import WorkflowView, task_metadata
+from ray_workflows._client.views import WorkflowView, task_infos, task_metadata
 from ray_workflows._client.waiter import OutputError, waiter_class
 from ray_workflows._codec.journal import encode_plan
 from ray_workflows._coordinator.lease import list_rows
@@ -25,6 +25,7 @@ from ray_workflows._environment.capture import capture_environment
 from ray_workflows._model.catalog import CatalogQuery
 from ray_workflows._model.ids import validate_workflow_id
 from ray_workflows._model.status import WorkflowStatus
+from ray_workflows._model.tasks import TaskInfo
 from ray_workflows.exceptions import (
     CoordinatorUnavailableError,
     StorageError,
@@ -235,3 +236,11 @@ def get_metadata(workflow_id: str, task_id: str | None) -> dict[str, Any]:
     if task is None:
         raise WorkflowNotFoundError(workflow_id, task_id)
     return task_metadata(task)
+
+
+def get_tasks(workflow_id: str) -> list[TaskInfo]:
+    storage = connect().storage
+    row = read_row(storage, validate_workflow_id(workflow_id))
+    view = WorkflowView(workflow_id, row.incarnation)
+    view.read(storage)
+    return task_infos(view)
