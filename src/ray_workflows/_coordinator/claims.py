@@ -101,6 +101,11 @@ class Claims:
             if holder.coordinator == self.me.coordinator and holder.holder_id != self.me.holder_id
         ]
 
+    def lapsed(self, holder_id: str) -> bool:
+        """Whether the holder has a row, and has not renewed it for a lease's time."""
+        holder = self.holders.get(holder_id)
+        return holder is not None and holder.lease_until <= self.now
+
     def is_alive(self, holder_id: str) -> bool:
         """Whether the holder may still be driving its workflows."""
         holder = self.holders.get(holder_id)

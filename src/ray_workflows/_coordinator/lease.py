@@ -51,6 +51,8 @@ class Lease:
         #: What earlier lives left is looked for; it is in hand.
         self.recovering = False
         self.recovered = False
+        #: The lives before this one. Later ones are no earlier lives: who sees them is cut off.
+        self.former: list[str] | None = None
 
     def start(self) -> None:
         """Take the lease, take over, and keep watch."""
@@ -91,7 +93,8 @@ class Lease:
         storage = self.loop.storage
 
         def work() -> tuple[Found, list[str]]:
-            former = self.read_claims().former_lives()
+            claims = self.read_claims()
+            former = claims.former_lives() if self.former is None else self.former
             found: Found = []
             if not former:
                 return found, former
@@ -107,7 +110,9 @@ class Lease:
                     found.append((row, recovered))
             if not found:
                 for holder_id in former:
-                    storage.remove_holder(holder_id)
+                    # A live lease is nobody's who is dead, whatever we take it for.
+                    if claims.lapsed(holder_id):
+                        storage.remove_holder(holder_id)
             return found, former
 
         self.loop.call_storage(work, self.took, what="Recovery")
@@ -120,8 +125,12 @@ class Lease:
             loop.after(LEASE_SECONDS, self.take_over)
             return
         found, former = result
+        self.former = former
         for row, recovered in found:
-            if row.workflow_id in loop.workflows or row.workflow_id in loop.guests:
+            held = loop.workflows.get(row.workflow_id)
+            if held is not None or row.workflow_id in loop.guests:
+                if held is not None:
+                    loop.verify(held)  # It was read by the way, and is not ours.
                 continue
             if isinstance(recovered, StorageCorruptError):
                 logger.error("Workflow '%s' is not taken over: %s", row.workflow_id, recovered)
@@ -129,7 +138,8 @@ class Lease:
                 loop.quarantine(Workflow(unread, row.seq, row), recovered)
             elif recovered.state.holder in former and recovered.state.status in ACTIVE:
                 self.claim(recovered)
-        loop.after(RENEW_SECONDS if former else LEASE_SECONDS, self.take_over)
+        if former:
+            loop.after(RENEW_SECONDS if found else LEASE_SECONDS, self.take_over)
 
     def claim(self, recovered: Recovered) -> None:
         """Take a workflow of an earlier life into hand."""

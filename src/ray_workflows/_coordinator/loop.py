@@ -395,6 +395,8 @@ class Loop:
             return
         workflow.guest = True
         workflow.broken = error
+        # There is no state to decide on.
+        workflow.inputs.clear()
         self.hold(workflow)
         self.release(workflow, workflow.row, error)
 

@@ -20,10 +20,11 @@ class Pending:
     """A commit on its way, and what happens when it is settled.
 
     ``deltas`` are the commands to start when it is durable; ``inputs`` is what it was decided
-    from, to decide again if the journal had moved on.
+    from, to decide again if the journal had moved on. ``repeated``: it was sent before, so that
+    what it finds in its way may be itself.
     """
 
-    __slots__ = ("answers", "append", "deltas", "inputs")
+    __slots__ = ("answers", "append", "deltas", "inputs", "repeated")
 
     def __init__(
         self,
@@ -36,6 +37,7 @@ class Pending:
         self.deltas = deltas
         self.inputs = inputs
         self.answers = answers
+        self.repeated = False
 
 
 class Workflow:
@@ -88,6 +90,11 @@ class Workflow:
     def busy(self) -> bool:
         """Whether nothing can be decided now."""
         return self.pending is not None or self.reading
+
+    @property
+    def repeated(self) -> bool:
+        """Whether the commit on its way was sent before."""
+        return self.pending is not None and self.pending.repeated
 
     @property
     def settled(self) -> bool:

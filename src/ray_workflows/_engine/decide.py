@@ -181,6 +181,9 @@ def on_attempt_raised(state: WorkflowState, input: inp.AttemptRaised, now: float
     events: Events = [task_failed(input, now)]
     if task.options.catch_exceptions:
         return [*events, *caught(state, task, None, input.error, now)]
+    if state.status is WorkflowStatus.FAILED:
+        # To catch it would end a workflow that is settled. It is caught when it is resumed.
+        return events
     # The nearest continuation around it whose parent catches.
     frame: Frame = task.frame
     while not frame.wraps:

@@ -204,6 +204,8 @@ def run_attempt(
 
 @functools.cache
 def remote_run_attempt(max_calls: int) -> Any:
-    """`run_attempt` as a Ray function. ``max_calls`` can't be given to ``.options()``: it belongs to
-    the function, and every function with a GPU has it."""
+    """`run_attempt` as a Ray function.
+
+    ``max_calls`` can't be given to ``.options()``; every function with a GPU has it.
+    """
     return ray.remote(max_calls=max_calls)(run_attempt)

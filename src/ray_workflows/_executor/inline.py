@@ -1,0 +1,174 @@
+"""The executor in this process, for tests and simulation: the rules of `RayExecutor` without Ray.
+
+It runs nothing by itself and reads no clock: ``perform`` does the work of an attempt, and ``defer``
+says when. It knows nothing of what is committed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ray_workflows._executor.protocol import AnyReport, AttemptRequest, ReportSink
+from ray_workflows._model.inputs import AttemptCrashed, AttemptLostInput
+from ray_workflows._model.values import Blob, ErrorInfo, Value
+
+#: Does the work of one attempt, given the live objects of its workflow by blob key. Returns the
+#: report, and new live objects by blob key.
+Perform = Callable[[AttemptRequest, Mapping[str, Any]], tuple[AnyReport, dict[str, Any]]]
+
+#: Takes an attempt and the action that performs it; calls the action when it should happen.
+Defer = Callable[[AttemptRequest, Callable[[], None]], None]
+
+
+def at_once(request: AttemptRequest, action: Callable[[], None]) -> None:
+    """A `Defer` that performs an attempt where it is started."""
+    action()
+
+
+class Flight:
+    """An attempt that was started. ``retired``: canceled or reported."""
+
+    __slots__ = ("request", "retired")
+
+    def __init__(self, request: AttemptRequest) -> None:
+        self.request = request
+        self.retired = False
+
+
+class InlineExecutor:
+    """Performs attempts in this process. All methods are called on one thread.
+
+    ``clock`` gives the times in reports about attempts that ``perform`` did not see.
+    """
+
+    def __init__(
+        self,
+        perform: Perform,
+        report: ReportSink,
+        *,
+        clock: Callable[[], float],
+        defer: Defer = at_once,
+    ) -> None:
+        self.perform = perform
+        self.report = report
+        self.clock = clock
+        self.defer = defer
+        self.flights: dict[tuple[str, int], Flight] = {}
+        #: For each incarnation, live objects by blob key, and how many holds there are on each.
+        self.live: dict[str, dict[str, Any]] = {}
+        self.holds: dict[str, dict[str, int]] = {}
+
+    # -- asked by the coordinator ----------------------------------------------------------
+
+    def start(self, request: AttemptRequest) -> None:
+        key = (request.incarnation, request.task)
+        current = self.flights.get(key)
+        if current is not None:
+            running = current.request
+            if (running.epoch, running.attempt) == (request.epoch, request.attempt):
+                return
+            self.retire(current)
+        lost = self.missing_inputs(request)
+        if lost:
+            self.report(request.incarnation, self.lost_input(request, lost))
+            return
+        flight = Flight(request)
+        self.flights[key] = flight
+        self.defer(request, lambda: self.run(flight))
+
+    def cancel(self, incarnation: str, task: int) -> None:
+        flight = self.flights.get((incarnation, task))
+        if flight is not None:
+            self.retire(flight)
+
+    def release(self, incarnation: str, value: Value) -> None:
+        holds = self.holds.get(incarnation, {})
+        for key in value_keys(value):
+            left = holds.get(key, 0) - 1
+            if left > 0:
+                holds[key] = left
+            else:
+                holds.pop(key, None)
+                self.live.get(incarnation, {}).pop(key, None)
+
+    def forget(self, incarnation: str) -> None:
+        for flight in [f for f in self.flights.values() if f.request.incarnation == incarnation]:
+            self.retire(flight)
+        self.live.pop(incarnation, None)
+        self.holds.pop(incarnation, None)
+
+    # -- what becomes of attempts ----------------------------------------------------------
+
+    def run(self, flight: Flight) -> None:
+        if not flight.retired:
+            request = flight.request
+            self.land(flight, *self.perform(request, self.live.get(request.incarnation, {})))
+
+    def crash(self, flight: Flight, error: ErrorInfo) -> None:
+        """The worker of an attempt dies."""
+        now = self.clock()
+        request = flight.request
+        report = AttemptCrashed(
+            task=request.task,
+            epoch=request.epoch,
+            attempt=request.attempt,
+            started_at=now,
+            ended_at=now,
+            error=error,
+        )
+        self.land(flight, report, {})
+
+    def lose(self, incarnation: str, key: str) -> None:
+        """A live object is gone, as when a node dies."""
+        self.live.get(incarnation, {}).pop(key, None)
+
+    def land(self, flight: Flight, report: AnyReport, objects: dict[str, Any]) -> None:
+        if flight.retired:
+            return
+        self.retire(flight)
+        request = flight.request
+        if objects:
+            self.live.setdefault(request.incarnation, {}).update(objects)
+            holds = self.holds.setdefault(request.incarnation, {})
+            for key in value_keys(getattr(report, "value", None)):
+                holds[key] = holds.get(key, 0) + 1
+        if isinstance(report, AttemptLostInput):
+            report = self.lost_input(request, self.missing_inputs(request))
+        self.report(request.incarnation, report)
+
+    def retire(self, flight: Flight) -> None:
+        flight.retired = True
+        request = flight.request
+        self.flights.pop((request.incarnation, request.task), None)
+
+    def missing_inputs(self, request: AttemptRequest) -> tuple[int, ...]:
+        """Upstream tasks whose values were not checkpointed and are not here any more."""
+        live = self.live.get(request.incarnation, {})
+        return tuple(
+            number
+            for number, outcome in zip(request.upstream, request.inputs, strict=True)
+            if not outcome.stored and not all(key in live for key in value_keys(outcome.value))
+        )
+
+    def lost_input(self, request: AttemptRequest, lost: tuple[int, ...]) -> AttemptLostInput:
+        now = self.clock()
+        return AttemptLostInput(
+            task=request.task,
+            epoch=request.epoch,
+            attempt=request.attempt,
+            started_at=now,
+            ended_at=now,
+            error=ErrorInfo("ObjectLostError", "an input is gone"),
+            lost=lost,
+        )
+
+
+def value_keys(value: Value | None) -> list[str]:
+    """The blob keys of a value and of the objects in it."""
+    if value is None:
+        return []
+    keys = [blob.key for blob in value.objects]
+    if isinstance(value.data, Blob):
+        keys.append(value.data.key)
+    return keys

@@ -1,0 +1,230 @@
+"""The executor of one coordinator: scripts instead of user code, on workers that die."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ray_workflows._executor.inline import Flight, InlineExecutor
+from ray_workflows._executor.protocol import AnyReport, AttemptRequest
+from ray_workflows._model import inputs as inp
+from ray_workflows._model.plan import LISTENER
+from ray_workflows._model.values import Blob, ErrorInfo, Outcome, Value
+from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError
+from tests.simulation import scripts
+from tests.simulation.violations import Violation
+
+if TYPE_CHECKING:
+    from tests.simulation.life import Life
+    from tests.simulation.world import World
+
+#: No attempt takes longer.
+MAX_SECONDS = 45.0
+
+#: Identity of an attempt within one executor.
+Key = tuple[str, int, int, int]
+
+
+class LostInput(Exception):
+    """A live value is gone."""
+
+
+def key_of(incarnation: str, report: Any) -> Key:
+    return incarnation, report.task, report.epoch, report.attempt
+
+
+class SimulatedExecutor(InlineExecutor):
+    """Runs scripts after a while, and judges every start."""
+
+    def __init__(self, world: World, life: Life) -> None:
+        super().__init__(self.run_script, self.send, clock=life.clock, defer=self.plan_fate)
+        self.world = world
+        self.life = life
+        #: Attempts whose reports are with the loop, or on the way there: never to start again.
+        self.reported: set[Key] = set()
+        #: Live values by why they are gone.
+        self.released: set[tuple[str, str]] = set()
+
+    # -- asked by the coordinator ----------------------------------------------------------
+
+    def start(self, request: AttemptRequest) -> None:
+        life, world = self.life, self.world
+        life.may_crash()
+        world.monitor.started(life.name, life.known.get(request.incarnation, 0), request)
+        key = key_of(request.incarnation, request)
+        if life.clock() > life.loop.lease_until:
+            raise Violation("lease", f"{request.where} started by {life.name} without a lease")
+        if key in self.reported:
+            raise Violation("repeated", f"{request.where}: attempt {key[2:]} was reported")
+        for outcome in request.inputs:
+            self.judge_released(request, outcome)
+        world.trace("start %s %d/%d by %s", request.task_id, *key[2:], life.name)
+        super().start(request)
+
+    def judge_released(self, request: AttemptRequest, outcome: Outcome) -> None:
+        if outcome.value is None or outcome.stored:
+            return
+        assert isinstance(outcome.value.data, Blob)
+        if (request.incarnation, outcome.value.data.key) in self.released:
+            raise Violation("released", f"{request.where}: its input was released before")
+
+    def release(self, incarnation: str, value: Value) -> None:
+        super().release(incarnation, value)
+        if isinstance(value.data, Blob) and not value.stored:
+            self.released.add((incarnation, value.data.key))
+
+    def forget(self, incarnation: str) -> None:
+        super().forget(incarnation)
+        self.reported = {key for key in self.reported if key[0] != incarnation}
+
+    def cancel(self, incarnation: str, task: int) -> None:
+        super().cancel(incarnation, task)
+        self.reported = {key for key in self.reported if key[:2] != (incarnation, task)}
+
+    # -- what becomes of attempts ----------------------------------------------------------
+
+    def plan_fate(self, request: AttemptRequest, action: Callable[[], None]) -> None:
+        world, faults, rng = self.world, self.world.faults, self.world.rng
+        flight = self.flights[request.incarnation, request.task]
+        delay = rng.uniform(0.001, 0.3)
+        if rng.random() < 0.1:
+            delay = rng.uniform(0.5, 4.0)
+        if request.options.kind == LISTENER:
+            delay = rng.uniform(0.1, 8.0)
+            if scripts.decode(request.function).endless:
+                return
+        delay = min(delay * faults.slowness, MAX_SECONDS)
+        if faults.hit(faults.report_late):
+            delay += rng.uniform(0.5, 10.0)
+        if faults.hit(faults.worker_crash):
+            # Its report is lost with it; that it died is noticed at some time.
+            error = ErrorInfo("WorkerCrashed", "killed", self.maker(request))
+            delay = min(delay * rng.choice([1.0, 1.0, 10.0]), MAX_SECONDS)
+            world.clock.after(delay, lambda: self.crash_worker(flight, error))
+            return
+        world.clock.after(delay, lambda: self.run_on_worker(action))
+
+    def crash_worker(self, flight: Flight, error: ErrorInfo) -> None:
+        if self.life.exists:
+            self.crash(flight, error)
+
+    def run_on_worker(self, action: Callable[[], None]) -> None:
+        if not self.life.exists:
+            return
+        faults = self.world.faults
+        if faults.hit(faults.value_lost):
+            self.lose_one()
+        action()
+
+    def lose_one(self) -> None:
+        keys = [(i, key) for i, objects in sorted(self.live.items()) for key in sorted(objects)]
+        if keys:
+            incarnation, key = self.world.rng.choice(keys)
+            self.world.trace("live value %s of %s is lost", key, incarnation)
+            self.lose(incarnation, key)
+
+    def maker(self, request: AttemptRequest) -> str:
+        """Names one execution; made of characters that a blob key may have."""
+        return f"{request.blob_prefix}.{self.life.name}.{self.world.number()}"
+
+    def run_script(
+        self, request: AttemptRequest, live: Mapping[str, Any]
+    ) -> tuple[AnyReport, dict[str, Any]]:
+        made_by = self.maker(request)
+        now = self.life.clock()
+        identity = {
+            "task": request.task,
+            "epoch": request.epoch,
+            "attempt": request.attempt,
+            "started_at": now,
+            "ended_at": now,
+        }
+        faults = self.world.faults
+        if faults.hit(faults.found_corruption):
+            error = ErrorInfo("StorageCorruptError", "a blob is damaged", made_by)
+            return inp.AttemptFoundCorruption(**identity, error=error), {}
+        try:
+            return self.run_with_inputs(request, live, made_by, identity)
+        except StorageCorruptError as error:
+            # It was deleted while its holder seemed dead, and its blobs with it.
+            info = ErrorInfo("StorageCorruptError", str(error), made_by)
+            return inp.AttemptFoundCorruption(**identity, error=info), {}
+        except StorageUnavailableError as error:
+            info = ErrorInfo("StorageUnavailableError", str(error), made_by)
+            return inp.AttemptCrashed(**identity, error=info), {}
+        except LostInput:
+            return inp.AttemptLostInput(**identity, error=ErrorInfo("", "", made_by)), {}
+
+    def run_with_inputs(
+        self,
+        request: AttemptRequest,
+        live: Mapping[str, Any],
+        made_by: str,
+        identity: dict[str, Any],
+    ) -> tuple[AnyReport, dict[str, Any]]:
+        script = scripts.decode(request.function)
+        seen = [self.see(request, outcome, live) for outcome in request.inputs]
+        if script.failures < 0 or request.attempt <= script.failures:
+            error = ErrorInfo(scripts.SCRIPT_ERROR, script.salt, made_by)
+            retryable = request.options.retry_exceptions
+            return inp.AttemptRaised(**identity, error=error, retryable=retryable), {}
+        assert isinstance(request.arguments.data, bytes)
+        text = scripts.core(script, request.arguments.data, seen)
+        if script.turns or script.plan is not None:
+            plan = scripts.continuation(script, request.options, text)
+            plan = msgspec.structs.replace(plan, digest=made_by)
+            return inp.AttemptReturnedPlan(**identity, plan=plan), {}
+        data = scripts.pack(text, made_by)
+        objects: dict[str, Any] = {}
+        if not request.checkpoint:
+            value = Value(Blob(made_by, len(data), ""))
+            objects[made_by] = data
+        elif script.large:
+            blob = self.life.storage.write_blob(request.incarnation, made_by, [data])
+            value = Value(blob)
+            objects[blob.key] = data
+        else:
+            value = Value(data)
+        return inp.AttemptReturned(**identity, value=value), objects
+
+    def see(self, request: AttemptRequest, outcome: Outcome, live: Mapping[str, Any]) -> str:
+        value = outcome.value
+        if value is None:
+            return scripts.seen_as(outcome, None)
+        if isinstance(value.data, bytes):
+            return scripts.seen_as(outcome, value.data)
+        if value.data.key in live:
+            return scripts.seen_as(outcome, live[value.data.key])
+        if not value.data.stored:
+            raise LostInput
+        return scripts.seen_as(
+            outcome, bytes(self.life.storage.read_blob(request.incarnation, value.data))
+        )
+
+    # -- reports on their way --------------------------------------------------------------
+
+    def send(self, incarnation: str, report: inp.AttemptReport) -> None:
+        """Bring a report to the loop, perhaps twice."""
+        faults, rng = self.world.faults, self.world.rng
+        if not isinstance(report, inp.AttemptFoundCorruption):
+            # Of a workflow that has failed, there is nothing to release: it comes to light again.
+            self.reported.add(key_of(incarnation, report))
+        self.arrive(incarnation, report)
+        if faults.hit(faults.report_twice):
+            delay = rng.choice([0.01, 1.0, 20.0]) * rng.random()
+            self.world.clock.after(delay, lambda: self.arrive(incarnation, report))
+
+    def arrive(self, incarnation: str, report: inp.AttemptReport) -> None:
+        life = self.life
+        if life.exists:
+            self.world.trace(
+                "report %s %d %d/%d to %s",
+                type(report).__name__,
+                report.task,
+                report.epoch,
+                report.attempt,
+                life.name,
+            )
+            life.post(lambda: life.loop.report(incarnation, report))

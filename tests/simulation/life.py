@@ -1,0 +1,202 @@
+"""One life of a coordinator process: the real loop, verbs and lease on simulated surroundings."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ray_workflows._coordinator.lease import Lease
+from ray_workflows._coordinator.loop import Limits, Loop
+from ray_workflows._coordinator.requests import Request
+from ray_workflows._coordinator.verbs import Verbs
+from ray_workflows._coordinator.workflow import Workflow
+from ray_workflows._engine.commands import commands
+from ray_workflows._engine.invariants import check
+from ray_workflows._model.catalog import Holder
+from tests.simulation.executor import SimulatedExecutor
+from tests.simulation.io import SimulatedIo
+from tests.simulation.monitor import fingerprint
+from tests.simulation.storage import FaultyStorage
+from tests.simulation.violations import Violation
+
+if TYPE_CHECKING:
+    from tests.simulation.world import Cluster, World
+
+
+class Crashed(BaseException):
+    """The process dies in the middle of a step."""
+
+
+class Ticket:
+    """A request on its way. ``then`` gets the answer, or CRASHED."""
+
+    __slots__ = ("answers", "life", "then", "what")
+
+    def __init__(self, life: Life, what: str, then: Callable[[Any], None]) -> None:
+        self.life = life
+        self.what = what
+        self.then = then
+        self.answers = 0
+
+
+class Life:
+    """A process. ``exists`` until it crashes; ``running`` while it is not stopped."""
+
+    def __init__(self, world: World, cluster: Cluster, number: int) -> None:
+        self.world = world
+        self.cluster = cluster
+        self.name = f"{cluster.name}{number}"
+        self.exists = True
+        self.running = True
+        #: Cut off, and replaced by a new life of its cluster, but not dead yet.
+        self.replaced = False
+        self.offset = world.rng.uniform(-1.0, 1.0) * world.faults.skew
+        self.inbox: deque[Callable[[], None]] = deque()
+        #: What goes on when the process is continued.
+        self.frozen: list[Callable[[], None]] = []
+        self.tickets: set[Ticket] = set()
+        self.due: float | None = None
+        #: Of each incarnation, how many entries it has read or committed.
+        self.known: dict[str, int] = {}
+        #: For each workflow in hand, what was checked last.
+        self.checked: dict[Workflow, int] = {}
+        self.in_step = False
+        self.holder = Holder(self.name, cluster.name, cluster.host, number, 1)
+        self.storage = FaultyStorage(world, self)
+        self.io = SimulatedIo(world, self)
+        self.executor = SimulatedExecutor(world, self)
+        self.loop = Loop(
+            self.storage,
+            self.executor,
+            self.io,
+            self.name,
+            clock=self.clock,
+            new_id=world.new_id,
+            limits=Limits(*cluster.limits),
+        )
+        self.lease = Lease(self.loop, self.holder, probe=world.probe)
+        self.verbs = Verbs(self.loop, self.lease)
+        self.post(self.lease.start)
+
+    def clock(self) -> float:
+        return self.world.clock.now + self.offset
+
+    # -- steps -----------------------------------------------------------------------------
+
+    def post(self, action: Callable[[], None]) -> None:
+        """Bring an action to the loop's thread."""
+        if self.exists:
+            self.inbox.append(action)
+            self.schedule(self.world.rng.uniform(0.0, 0.004))
+
+    def schedule(self, delay: float) -> None:
+        # Never at the very same time: what is due by the clock must then be due.
+        time = self.world.clock.now + delay + 1e-6
+        if self.due is None or time < self.due:
+            self.due = time
+            self.world.clock.at(time, lambda: self.run(time))
+
+    def run(self, time: float) -> None:
+        if self.due != time:
+            return
+        self.due = None
+        if not self.running:
+            return
+        self.in_step = True
+        try:
+            while self.inbox:
+                self.inbox.popleft()()
+            delay = self.loop.step()
+        except Crashed:
+            self.world.trace("%s dies within a step", self.name)
+            self.world.crash(self)
+            return
+        except Violation:
+            raise
+        except Exception as error:
+            raise Violation("unexpected", f"the loop of {self.name}: {error!r}") from error
+        finally:
+            self.in_step = False
+        self.check()
+        if delay is not None:
+            self.schedule(delay)
+        self.world.after_step(self)
+
+    def may_crash(self) -> None:
+        faults = self.world.faults
+        if self.in_step and faults.hit(faults.crash_within_step):
+            raise Crashed
+
+    def pause(self) -> None:
+        self.running = False
+        self.due = None
+
+    def resume(self) -> None:
+        if self.exists and not self.running:
+            self.running = True
+            for action in self.frozen:
+                action()
+            self.frozen.clear()
+            self.schedule(0.0)
+
+    def die(self) -> None:
+        self.exists = self.running = False
+        self.inbox.clear()
+        self.frozen.clear()
+        self.due = None
+
+    # -- requests --------------------------------------------------------------------------
+
+    def ask(self, ticket: Ticket, make: Callable[[Callable[[Any], None]], Request]) -> None:
+        self.tickets.add(ticket)
+
+        def reply(value: Any) -> None:
+            self.may_crash()
+            ticket.answers += 1
+            if ticket.answers > 1:
+                # `answer` swallows what a reply raises.
+                self.world.fail(Violation("replies", f"{ticket.what}: answered twice"))
+                return
+            self.tickets.discard(ticket)
+            ticket.then(value)
+
+        request = make(reply)
+        self.post(lambda: self.verbs.ask(request))
+
+    # -- checks ----------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """What must hold between any two steps."""
+        loop, monitor = self.loop, self.world.monitor
+        checked: dict[Workflow, int] = {}
+        for workflow in loop.workflows.values():
+            if workflow.busy:
+                continue
+            checked[workflow] = workflow.seq
+            journal = monitor.journals.get(workflow.incarnation)
+            if journal is None or journal.seq < workflow.seq:
+                raise Violation("durable", f"{self.name} believes in {workflow.seq} entries")
+            if self.checked.get(workflow) == workflow.seq or journal.seq != workflow.seq:
+                continue
+            check(workflow.state)
+            if fingerprint(workflow.state) != fingerprint(journal.state):
+                raise Violation(
+                    "one truth",
+                    f"{workflow.workflow_id} in {self.name}: {fingerprint(workflow.state)} "
+                    f"but the journal says {fingerprint(journal.state)}",
+                )
+            assert commands(workflow.state) == commands(journal.state)
+        self.checked = checked
+        if len(loop.by_incarnation) != len(loop.workflows):
+            raise Violation("unexpected", f"{self.name}: two views of what is in hand")
+        for flight in self.executor.flights.values():
+            request = flight.request
+            held = loop.by_incarnation.get(request.incarnation)
+            if held is None:
+                raise Violation("orphan", f"{request.where} runs in {self.name} for nobody")
+            if held.busy:
+                continue
+            task = held.state.tasks.get(request.task)
+            if task is None or request.task not in held.state.active:
+                raise Violation("orphan", f"{request.where} runs in {self.name} without need")

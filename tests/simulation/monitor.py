@@ -1,0 +1,270 @@
+"""Watches the journals: every append is judged when it lands, by what promises say, not by code.
+
+For each incarnation it keeps a fold of the journal (the shadow), and what the journal looked like
+at each of its entries, so that it can be told what a coordinator may have known.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray_workflows._codec.journal import decode_entry
+from ray_workflows._engine.commands import commands
+from ray_workflows._engine.evolve import evolve
+from ray_workflows._engine.invariants import check
+from ray_workflows._engine.names import assign_task_ids
+from ray_workflows._engine.replay import replay
+from ray_workflows._engine.state import WorkflowState
+from ray_workflows._engine.summary import catalog_row
+from ray_workflows._executor.protocol import AttemptRequest
+from ray_workflows._model import events as ev
+from ray_workflows._model.catalog import Append
+from ray_workflows._model.plan import TIMER, Plan
+from ray_workflows._model.status import WorkflowStatus
+from ray_workflows._model.values import Blob, Outcome
+from tests.simulation import scripts
+from tests.simulation.violations import Violation
+
+#: Which statuses may follow each other within one entry's event, other than by Resumed.
+SETTLED = (WorkflowStatus.SUCCESSFUL, WorkflowStatus.FAILED, WorkflowStatus.CANCELED)
+
+#: What somebody who does not hold a workflow may leave in its journal.
+GUEST_EVENTS = (ev.CancelRequested, ev.WorkflowCanceled, ev.WorkflowReleased)
+
+
+class View:
+    """What a journal said after one of its entries: which attempts may run, and on what."""
+
+    __slots__ = ("active", "epoch", "holder", "running")
+
+    def __init__(self, state: WorkflowState, before: View | None) -> None:
+        self.epoch = state.epoch
+        self.holder = state.holder
+        self.running = state.running
+        self.active: dict[int, tuple[int, tuple[Outcome | None, ...]]] = {}
+        for number in state.active:
+            task = state.tasks[number]
+            inputs = tuple(state.tasks[upstream].outcome for upstream in task.upstream)
+            self.active[number] = (task.attempts + 1, inputs)
+
+
+class Journal:
+    """One incarnation's journal as it was watched."""
+
+    def __init__(self, workflow_id: str, incarnation: str) -> None:
+        self.state = WorkflowState(workflow_id, incarnation)
+        self.seq = 0
+        self.views: list[View | None] = [None]
+        self.events: list[ev.Event] = []
+        self.deleted = False
+        #: Tasks with their one committed result, and the entry it is in.
+        self.done: dict[int, int] = {}
+        #: Charged failures since the last resume, per task.
+        self.charged: dict[int, int] = {}
+        self.task_ids: set[str] = set()
+        self.cancel_noted = False
+
+
+class Monitor:
+    """All journals of one storage, and the rules they have to obey."""
+
+    def __init__(self) -> None:
+        self.journals: dict[str, Journal] = {}
+        self.deletable: set[str] = set()
+        self.acknowledged: set[str] = set()
+
+    # -- appends ---------------------------------------------------------------------------
+
+    def appended(self, holder_id: str, append: Append) -> None:
+        """An append took effect; ``holder_id`` is who asked for it."""
+        journal = self.journals.get(append.incarnation)
+        if journal is None:
+            journal = Journal(append.workflow_id, append.incarnation)
+            self.journals[append.incarnation] = journal
+        state = journal.state
+        where = f"{append.workflow_id}/{append.incarnation} entry {journal.seq + 1} by {holder_id}"
+        if append.expected_seq != journal.seq or journal.deleted:
+            raise Violation("fence", f"{where}: written over entry {append.expected_seq + 1}")
+        events = decode_entry(append.entry, where=where)
+        self.judge_holder(state, events, holder_id, where)
+        for event in events:
+            self.judge(journal, event, holder_id, f"{where} {type(event).__name__}")
+            try:
+                evolve(state, event)
+            except Exception as error:
+                raise Violation("replay", f"{where}: {event} raised {error!r}") from error
+        journal.seq += 1
+        journal.events += events
+        try:
+            check(state)
+        except AssertionError as error:
+            names = [type(event).__name__ for event in events]
+            raise Violation("invariant", f"{where} {names}: {error}") from error
+        if append.catalog != catalog_row(state, journal.seq):
+            raise Violation(
+                "one truth",
+                f"{where}: row {append.catalog} but the journal says "
+                f"{catalog_row(state, journal.seq)}",
+            )
+        journal.views.append(View(state, journal.views[-1]))
+
+    def deleted(self, incarnation: str) -> None:
+        journal = self.journals[incarnation]
+        if journal.state.workflow_id not in self.deletable:
+            raise Violation("durable", f"{incarnation} was deleted, and nobody asked for it")
+        journal.deleted = True
+
+    def judge_holder(
+        self, state: WorkflowState, events: list[Any], holder_id: str, where: str
+    ) -> None:
+        """One owner: only the holder of the moment appends, but for what guests may leave."""
+        holder = state.holder
+        for event in events:
+            if isinstance(event, (ev.WorkflowSubmitted, ev.WorkflowClaimed, ev.WorkflowResumed)):
+                holder = event.holder
+        if holder == holder_id or all(isinstance(event, GUEST_EVENTS) for event in events):
+            return
+        names = [type(event).__name__ for event in events]
+        raise Violation("one owner", f"{where}: {names}, but {holder} holds it")
+
+    # -- events ----------------------------------------------------------------------------
+
+    def judge(self, journal: Journal, event: Any, holder_id: str, where: str) -> None:
+        state = journal.state
+        if isinstance(event, (ev.WorkflowSubmitted, ev.TaskContinued)):
+            self.judge_names(journal, event.plan, event.task_ids, where)
+        if isinstance(event, ev.WorkflowResumed):
+            journal.charged.clear()
+            if state.status is WorkflowStatus.SUCCESSFUL:
+                raise Violation("settled", f"{where}: it had succeeded")
+        elif isinstance(event, (ev.WorkflowSucceeded, ev.WorkflowFailed, ev.WorkflowStarted)):
+            if state.status in SETTLED:
+                raise Violation("settled", f"{where}: it was {state.status}")
+        elif isinstance(event, (ev.WorkflowCanceled, ev.CancelRequested)):
+            journal.cancel_noted = True
+        elif isinstance(event, ev.WorkflowReleased):
+            if event.error.type_name != "StorageCorruptError":
+                raise Violation("unexpected", f"{where}: {event.error}")
+        elif isinstance(event, ev.ValuesLost):
+            for number in event.tasks:
+                outcome = state.tasks[number].outcome
+                if outcome is None or outcome.stored:
+                    raise Violation("commit once", f"{where}: task {number} is stored")
+                journal.done.pop(number, None)
+        elif isinstance(event, ev.ErrorCaught) and event.frame is None:
+            self.judge_once(journal, event.task, where)
+        if isinstance(event, (ev.TaskSucceeded, ev.TaskContinued)):
+            self.judge_once(journal, event.task, where)
+            if state.tasks[event.task].options.kind != TIMER:
+                self.judge_maker(state, event, maker_of(event), holder_id, where)
+        elif isinstance(event, (ev.AttemptFailed, ev.TaskFailed)):
+            if event.task in journal.done:
+                raise Violation("commit once", f"{where}: task {event.task} had its result")
+            self.judge_charge(journal, event, where)
+            self.judge_maker(state, event, event.error.traceback, holder_id, where)
+
+    def judge_names(
+        self, journal: Journal, plan: Plan, task_ids: tuple[str, ...], where: str
+    ) -> None:
+        expected = assign_task_ids(journal.state.names, (spec.name for spec in plan.tasks))
+        if task_ids != expected or journal.task_ids & set(task_ids):
+            raise Violation("names", f"{where}: {task_ids} instead of {expected}")
+        journal.task_ids.update(task_ids)
+
+    def judge_once(self, journal: Journal, number: int, where: str) -> None:
+        if number in journal.done:
+            raise Violation(
+                "commit once",
+                f"{where}: task {number} had its result in entry {journal.done[number]}",
+            )
+        journal.done[number] = journal.seq + 1
+
+    def judge_maker(
+        self, state: WorkflowState, event: Any, made_by: str, holder_id: str, where: str
+    ) -> None:
+        """What is committed came from the attempt that counts, started by who commits it."""
+        expected = f"task-{event.task}-{state.epoch}-{event.attempt}.{holder_id}."
+        attempt = state.tasks[event.task].attempts + 1
+        # A lost input is found by the executor, before anything runs.
+        right = not made_by or made_by.startswith(expected)
+        if not right or event.attempt != attempt:
+            raise Violation(
+                "stale report", f"{where}: made by {made_by}, but {expected} (of {attempt}) counts"
+            )
+
+    def judge_charge(
+        self, journal: Journal, event: ev.AttemptFailed | ev.TaskFailed, where: str
+    ) -> None:
+        if isinstance(event, ev.AttemptFailed) and event.charged:
+            limit = journal.state.tasks[event.task].options.max_retries
+            charged = journal.charged.get(event.task, 0) + 1
+            journal.charged[event.task] = charged
+            if limit != -1 and charged > limit:
+                raise Violation("retries", f"{where}: {charged} charged, {limit} allowed")
+
+    # -- starts ----------------------------------------------------------------------------
+
+    def started(self, holder_id: str, known: int, request: AttemptRequest) -> None:
+        """An attempt starts, by a holder that has read or committed ``known`` entries."""
+        journal = self.journals.get(request.incarnation)
+        where = f"{request.where} attempt {request.epoch}/{request.attempt} by {holder_id}"
+        if journal is None or known == 0:
+            raise Violation("start", f"{where}: started before anything was committed")
+        view = journal.views[known]
+        assert view is not None
+        entry = view.active.get(request.task)
+        if entry is None or entry[0] != request.attempt or view.epoch != request.epoch:
+            raise Violation(
+                "start",
+                f"{where}: it knew {known} entries, which ask for {sorted(view.active)} "
+                f"in epoch {view.epoch} (attempt {entry and entry[0]})",
+            )
+        if view.holder != holder_id or not view.running:
+            raise Violation("start", f"{where}: {view.holder} held it, running={view.running}")
+        if tuple(request.inputs) != entry[1]:
+            raise Violation("inputs", f"{where}: {request.inputs} instead of {entry[1]}")
+
+    # -- the end ---------------------------------------------------------------------------
+
+    def check_replay(self, journal: Journal) -> None:
+        """The journal, folded from scratch, is the state it was folded into on the way."""
+        state = journal.state
+        again = replay(state.workflow_id, state.incarnation, journal.events)
+        if fingerprint(again) != fingerprint(state) or commands(again) != commands(state):
+            raise Violation("replay", f"{state.workflow_id}: {fingerprint(again)}")
+
+
+def maker_of(event: ev.TaskSucceeded | ev.TaskContinued) -> str:
+    """The attempt that made what is committed."""
+    if isinstance(event, ev.TaskContinued):
+        return event.plan.digest
+    data = event.value.data
+    if isinstance(data, Blob):
+        return data.key
+    return scripts.maker(data)
+
+
+def fingerprint(state: WorkflowState) -> tuple[Any, ...]:
+    """All of a state, to compare it with another one."""
+    tasks = tuple(
+        (
+            number,
+            task.task_id,
+            task.phase,
+            task.attempts,
+            task.charged,
+            task.until,
+            task.outcome,
+            task.released,
+            task.unmet,
+            task.wanted,
+            task.frame.number,
+        )
+        for number, task in sorted(state.tasks.items())
+    )
+    plain = tuple(
+        getattr(state, name)
+        for name in WorkflowState.__slots__
+        if name not in ("tasks", "frames", "active", "metadata")
+    )
+    return tasks, plain, sorted(state.active), sorted(state.frames)

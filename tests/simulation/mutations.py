@@ -1,0 +1,414 @@
+"""Broken engines, loops and storages: each breaks one promise, and the simulation has to see it.
+
+A mutation is a function that patches, given pytest's `MonkeyPatch` or anything that has its
+``setattr`` and ``setitem``.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from ray_workflows._coordinator import lease as lease_module
+from ray_workflows._coordinator import loop as loop_module
+from ray_workflows._coordinator.lease import Lease
+from ray_workflows._coordinator.loop import Loop
+from ray_workflows._coordinator.requests import Accepted
+from ray_workflows._coordinator.workflow import Workflow, answer
+from ray_workflows._engine import commands as commands_module
+from ray_workflows._engine import decide as decide_module
+from ray_workflows._engine import evolve as evolve_module
+from ray_workflows._engine.state import Phase
+from ray_workflows._model import events as ev
+from ray_workflows._model import inputs as inp
+from ray_workflows._model.catalog import JournalEntry
+from ray_workflows._model.commands import ReleaseValue, StartAttempt, WakeAt
+from ray_workflows._model.status import WorkflowStatus
+from ray_workflows.storage.base import CommitOutcome
+from ray_workflows.storage.memory import MemoryStorage
+
+Patch = Callable[[Any], None]
+
+
+class Mutation(msgspec.Struct):
+    """``kinds``: the violations it may show as. ``trouble`` and ``crowded``: as for `World`."""
+
+    patch: Patch
+    kinds: tuple[str, ...]
+    trouble: dict[str, float]
+    crowded: bool
+
+
+MUTATIONS: dict[str, Mutation] = {}
+
+
+def breaks(*kinds: str, crowded: bool = False, **trouble: float) -> Callable[[Patch], Patch]:
+    """Register a mutation, with the kinds of violation it may show as and where to look."""
+
+    def register(patch: Patch) -> Patch:
+        MUTATIONS[patch.__name__] = Mutation(patch, kinds, trouble, crowded)
+        return patch
+
+    return register
+
+
+# -- the engine ----------------------------------------------------------------------------
+
+
+@breaks("stale report")
+def reports_of_earlier_attempts_count(patch: Any) -> None:
+    def reported_task(state: Any, report: inp.AttemptReport) -> Any:
+        task = state.tasks.get(report.task)
+        if task is None or task.phase is not Phase.ACTIVE or report.epoch != state.epoch:
+            return None
+        if state.status is WorkflowStatus.CANCELED or state.released:
+            return None
+        return task
+
+    patch.setattr(decide_module, "reported_task", reported_task)
+
+
+@breaks("stale report", until=30.0, found_corruption=0.2, report_twice=0.6, slowness=1.0)
+def reports_of_earlier_epochs_count(patch: Any) -> None:
+    original = decide_module.reported_task
+
+    class AnyEpoch:
+        """A state whose epoch equals all epochs."""
+
+        def __init__(self, state: Any, epoch: int) -> None:
+            self.state = state
+            self.epoch = epoch
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.state, name)
+
+    patch.setattr(
+        decide_module,
+        "reported_task",
+        lambda state, report: original(AnyEpoch(state, report.epoch), report),
+    )
+
+
+@breaks("commit once", report_twice=0.5)
+def results_are_committed_twice(patch: Any) -> None:
+    """A task that has its result takes another one."""
+
+    def on_attempt_returned(state: Any, input: inp.AttemptReturned, now: float) -> Any:
+        task = state.tasks.get(input.task)
+        if task is None or task.phase is not Phase.SUCCEEDED:
+            return original(state, input, now)
+        return [
+            ev.TaskSucceeded(at=now, task=task.number, attempt=input.attempt, value=input.value)
+        ]
+
+    original = decide_module.on_attempt_returned
+    patch.setitem(decide_module.HANDLERS, inp.AttemptReturned, on_attempt_returned)
+
+
+@breaks("start")
+def recovery_starts_what_has_succeeded(patch: Any) -> None:
+    def attempt_request(self: Workflow, command: StartAttempt) -> Any:
+        made = original(self, command)
+        for number in made.upstream if made is not None else ():
+            if self.state.tasks[number].phase is Phase.SUCCEEDED:
+                return msgspec.structs.replace(made, task=number)
+        return made
+
+    original = Workflow.attempt_request
+    patch.setattr(Workflow, "attempt_request", attempt_request)
+
+
+@breaks("retries")
+def charged_failures_are_forgotten(patch: Any) -> None:
+    def apply_attempt_failed(state: Any, event: ev.AttemptFailed, deltas: Any) -> None:
+        original(state, event, deltas)
+        state.tasks[event.task].charged = 0
+
+    original = evolve_module.apply_attempt_failed
+    patch.setitem(evolve_module.APPLIERS, ev.AttemptFailed, apply_attempt_failed)
+
+
+@breaks("names")
+def names_are_not_determined_by_the_journal(patch: Any) -> None:
+    numbers = itertools.count()
+    patch.setattr(
+        decide_module,
+        "assign_task_ids",
+        lambda counters, bases: tuple(f"{base}_{next(numbers)}" for base in bases),
+    )
+
+
+@breaks("released")
+def values_are_released_after_their_first_consumer(patch: Any) -> None:
+    def forget_inputs(state: Any, task: Any, deltas: Any) -> None:
+        for number in task.upstream:
+            outcome = state.tasks[number].outcome
+            if outcome is not None and outcome.value is not None:
+                deltas.append(ReleaseValue(outcome.value))
+        original(state, task, deltas)
+
+    original = evolve_module.forget_inputs
+    patch.setattr(evolve_module, "forget_inputs", forget_inputs)
+
+
+@breaks("stuck")
+def recovery_wakes_for_the_next_timer_only(patch: Any) -> None:
+    original = commands_module.commands
+
+    def commands(state: Any) -> Any:
+        due = original(state)
+        wakes = [command for command in due if isinstance(command, WakeAt)]
+        return [command for command in due if command not in wakes[1:]]
+
+    patch.setattr(loop_module, "commands", commands)
+    patch.setattr(evolve_module, "commands", commands)
+
+
+@breaks("invariant", "unexpected", until=20.0, value_lost=0.5, worker_crash=0.4)
+def resume_forgets_that_inputs_were_lost(patch: Any) -> None:
+    def apply_workflow_resumed(state: Any, event: ev.WorkflowResumed, deltas: Any) -> None:
+        failed = [task for task in state.tasks.values() if task.phase is Phase.FAILED]
+        original(state, event, deltas)
+        for task in failed:
+            task.phase = Phase.ACTIVE
+            state.active[task.number] = None
+
+    original = evolve_module.apply_workflow_resumed
+    patch.setitem(evolve_module.APPLIERS, ev.WorkflowResumed, apply_workflow_resumed)
+
+
+@breaks("invariant", "stuck", crowded=True, until=30.0, worker_crash=0.5)
+def pending_workflows_do_not_fail(patch: Any) -> None:
+    def uncaught(state: Any, task: Any, error: Any, now: float) -> Any:
+        if not state.running:
+            return []
+        return original(state, task, error, now)
+
+    original = decide_module.uncaught
+    patch.setattr(decide_module, "uncaught", uncaught)
+
+
+# -- the loop ------------------------------------------------------------------------------
+
+
+@breaks("start")
+def attempts_start_before_the_commit(patch: Any) -> None:
+    def propose(self: Loop, workflow: Workflow, pending: Any) -> None:
+        original(self, workflow, pending)
+        self.dispatch(workflow, pending.deltas)
+
+    original = Loop.propose
+    patch.setattr(Loop, "propose", propose)
+
+
+@breaks("start", "durable", "one truth", "stuck", "fence")
+def stale_is_taken_for_success(patch: Any) -> None:
+    patch.setattr(Loop, "overtaken", Loop.applied)
+
+
+@breaks("start", "durable", "one truth", "stuck")
+def ambiguous_is_taken_for_success(patch: Any) -> None:
+    patch.setattr(Loop, "settle", lambda self, workflow, *, stale: self.applied(workflow))
+
+
+@breaks("durable", "replies", "one truth", "start", "stuck", commit_unsaid=0.2, commit_lost=0.2)
+def ambiguous_is_taken_for_failure(patch: Any) -> None:
+    """The inputs are decided on again, by a new commit, on the state they had led to."""
+
+    def settle(self: Loop, workflow: Workflow, *, stale: bool) -> None:
+        pending, workflow.pending = workflow.pending, None
+        assert pending is not None
+        workflow.inputs.extendleft(reversed(pending.inputs))
+        workflow.answers = pending.answers
+        self.touch(workflow)
+
+    patch.setattr(Loop, "settle", settle)
+
+
+@breaks("orphan", commit_late=0.4, worker_crash=0.2, value_lost=0.3, until=20.0)
+def a_late_commit_is_taken_for_a_rival(patch: Any) -> None:
+    """What follows from it is forgotten: attempts that nobody wants any more go on."""
+    patch.setattr(Workflow, "repeated", False)
+
+
+@breaks("durable")
+def submit_is_acknowledged_before_the_commit(patch: Any) -> None:
+    def propose(self: Loop, workflow: Workflow, pending: Any) -> None:
+        for request, value in pending.answers:
+            if isinstance(value, Accepted):
+                answer(request.reply, value)
+        pending.answers = [pair for pair in pending.answers if not isinstance(pair[1], Accepted)]
+        original(self, workflow, pending)
+
+    original = Loop.propose
+    patch.setattr(Loop, "propose", propose)
+
+
+@breaks("start", until=30.0, commit_unsaid=0.3, pause=0.02, zombie=0.8, slowness=1.0)
+def what_is_doubtful_starts_all_the_same(patch: Any) -> None:
+    """A commit found by reading starts what followed, whatever else was read."""
+
+    def applied(self: Loop, workflow: Workflow) -> None:
+        assert workflow.pending is not None
+        deltas = workflow.pending.deltas
+        original(self, workflow)
+        self.dispatch(workflow, deltas)
+
+    original = Loop.applied
+    patch.setattr(Loop, "applied", applied)
+
+
+@breaks("repeated", "start")
+def reports_are_lost_when_the_journal_had_moved_on(patch: Any) -> None:
+    def overtaken(self: Loop, workflow: Workflow) -> None:
+        assert workflow.pending is not None
+        workflow.pending.inputs.clear()
+        original(self, workflow)
+
+    original = Loop.overtaken
+    patch.setattr(Loop, "overtaken", overtaken)
+
+
+@breaks("repeated", until=30.0, pause=0.02, outage=0.1, read_fails=0.1)
+def attempts_that_ended_start_again(patch: Any) -> None:
+    def report(self: Loop, incarnation: str, report: inp.AttemptReport) -> None:
+        workflow = self.by_incarnation.get(incarnation)
+        if workflow is not None:
+            workflow.flying.pop(report.task, None)
+        original(self, incarnation, report)
+
+    original = Loop.report
+    patch.setattr(Loop, "report", report)
+
+
+@breaks("lease", until=30.0, pause=0.01, outage=0.2, read_fails=0.1, slowness=4.0)
+def attempts_start_without_a_lease(patch: Any) -> None:
+    patch.setattr(Loop, "start_attempt", start_unleased)
+
+
+def start_unleased(loop: Loop, workflow: Workflow, command: StartAttempt) -> None:
+    request = workflow.attempt_request(command)
+    attempt = (command.epoch, command.attempt)
+    if request is None or not loop.holds(workflow):
+        return
+    if workflow.flying.get(command.task) != attempt:
+        workflow.flying[command.task] = attempt
+        loop.executor.start(request)
+
+
+@breaks("stuck", until=35.0, hang=0.3, slowness=12.0)
+def what_a_lapsed_lease_held_back_is_forgotten(patch: Any) -> None:
+    """Whether it had lapsed is judged by when the renewal began."""
+
+    def renew(self: Lease) -> None:
+        loop = self.loop
+        lapsed_then = loop.clock() > loop.lease_until
+        verify = loop.verify
+
+        def call(work: Any, then: Any) -> None:
+            def judged(result: Any) -> None:
+                if not lapsed_then:
+                    loop.verify = lambda workflow: None  # type: ignore[method-assign]
+                try:
+                    then(result)
+                finally:
+                    loop.verify = verify  # type: ignore[method-assign]
+
+            io_call(work, judged)
+
+        io, io_call = loop.io, loop.io.call
+        io.call = call  # type: ignore[method-assign]
+        try:
+            original(self)
+        finally:
+            io.call = io_call  # type: ignore[method-assign]
+
+    original = Lease.renew
+    patch.setattr(Lease, "renew", renew)
+
+
+# -- taking over ---------------------------------------------------------------------------
+
+
+@breaks("start", "one owner")
+def takeover_without_a_fence(patch: Any) -> None:
+    def claim(self: Lease, recovered: Any) -> None:
+        workflow = Workflow(recovered.state, recovered.seq, recovered.row)
+        self.loop.hold(workflow)
+        self.loop.dispatch(workflow, commands_module.commands(workflow.state))
+        self.loop.touch(workflow)
+
+    patch.setattr(Lease, "claim", claim)
+
+
+@breaks("stuck", until=20.0, crash_after_step=0.02, commit_late=0.4, interleave=0.3)
+def takeover_happens_once(patch: Any) -> None:
+    """What earlier lives left is looked for when a life begins, and never again."""
+
+    def took(self: Lease, result: Any) -> None:
+        after = self.loop.after
+        self.loop.after = lambda seconds, action: None  # type: ignore[method-assign]
+        try:
+            original(self, result)
+        finally:
+            self.loop.after = after  # type: ignore[method-assign]
+
+    original = Lease.took
+    patch.setattr(Lease, "took", took)
+
+
+@breaks(
+    "replies",
+    "orphan",
+    "repeated",
+    "stuck",
+    "unexpected",
+    until=25.0,
+    commit_lost=0.9,
+    crash_after_step=0.02,
+)
+def takeover_replaces_what_is_in_hand(patch: Any) -> None:
+    def took(self: Lease, result: Any) -> None:
+        held = self.loop.workflows
+        self.loop.workflows = {}
+        try:
+            original(self, result)
+        finally:
+            self.loop.workflows = {**held, **self.loop.workflows}
+
+    original = Lease.took
+    patch.setattr(Lease, "took", took)
+
+
+@breaks("stuck")
+def requests_to_cancel_are_not_looked_for(patch: Any) -> None:
+    patch.setattr(lease_module, "TAIL_SECONDS", 1e9)
+
+
+# -- the storage ---------------------------------------------------------------------------
+
+
+@breaks("fence")
+def storage_appends_anywhere(patch: Any) -> None:
+    def append(self: MemoryStorage, append: Any) -> CommitOutcome:
+        journal = self.journals.get(append.incarnation)
+        if append.expected_seq == 0 or journal is None:
+            return original(self, append)
+        self.rows[append.workflow_id] = append.catalog
+        journal.append(JournalEntry(append.catalog.seq, append.commit_id, append.entry))
+        return CommitOutcome.OK
+
+    original = MemoryStorage.append
+    patch.setattr(MemoryStorage, "append", append)
+
+
+@breaks("one truth")
+def catalog_rows_lag(patch: Any) -> None:
+    def catalog_row(state: Any, seq: int) -> Any:
+        return msgspec.structs.replace(original(state, seq), status=WorkflowStatus.RUNNING)
+
+    original = loop_module.catalog_row
+    patch.setattr(loop_module, "catalog_row", catalog_row)

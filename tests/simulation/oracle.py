@@ -1,0 +1,57 @@
+"""What a workflow must end with, computed from its plan alone: no engine, no faults."""
+
+from __future__ import annotations
+
+import msgspec
+
+from ray_workflows._model.plan import TIMER, Plan, TaskOptions
+from tests.simulation import scripts
+from tests.simulation.scripts import Script
+
+#: What a task that catches exceptions hands on when there was one.
+CAUGHT = "error"
+
+
+class Expected(msgspec.Struct, frozen=True):
+    """``output`` as a consumer would see it, or, if there is none, the scripts that may fail it."""
+
+    output: str | None
+    culprits: frozenset[str] = frozenset()
+
+
+def expect(plan: Plan) -> Expected:
+    """Run a plan in the head."""
+    seen: list[Expected] = []
+    for spec in plan.tasks:
+        upstream = [seen[index] for index in spec.upstream]
+        culprits = frozenset().union(*(result.culprits for result in upstream))
+        if culprits:
+            seen.append(Expected(None, culprits))
+            continue
+        inputs = [result.output for result in upstream if result.output is not None]
+        assert isinstance(spec.arguments.data, bytes)
+        script = scripts.decode(plan.functions[spec.function])
+        seen.append(expect_task(script, plan.options[spec.options], spec.arguments.data, inputs))
+    return seen[-1]
+
+
+def expect_task(
+    script: Script, options: TaskOptions, arguments: bytes, inputs: list[str]
+) -> Expected:
+    if options.kind == TIMER:
+        result = Expected(scripts.unpack(arguments))
+    elif script.failures < 0:
+        result = Expected(None, frozenset([script.salt]))
+    else:
+        value = scripts.core(script, arguments, inputs)
+        if script.turns or script.plan is not None:
+            result = expect(scripts.continuation(script, options, value))
+        else:
+            result = Expected(value)
+    if not options.catch_exceptions:
+        return result
+    if result.output is None:
+        return Expected(CAUGHT)
+    if result.output == CAUGHT or result.output.startswith("wrapped "):
+        return result  # Catchers around catchers wrap once.
+    return Expected(f"wrapped {result.output}")

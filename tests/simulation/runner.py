@@ -1,0 +1,29 @@
+"""Running seeds: a failure says how to see it again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tests.simulation.violations import Violation
+from tests.simulation.world import World
+
+
+def command(seed: int) -> str:
+    return f"python -m tests.simulation --seed {seed} --verbose"
+
+
+def run_seed(
+    seed: int, *, trouble: Mapping[str, float] | None = None, crowded: bool = False
+) -> World:
+    """Live through a seed, as `World` describes.
+
+    Raises:
+        Violation: a promise is broken; the message says how to see it again.
+    """
+    try:
+        return World(seed, trouble=trouble, crowded=crowded).run()
+    except Violation as error:
+        message = str(error).removeprefix(f"[{error.kind}] ")
+        raise Violation(error.kind, f"{message}\nSee it again: {command(seed)}") from error
+    except Exception as error:
+        raise Violation("harness", f"{error!r}\nSee it again: {command(seed)}") from error

@@ -1,0 +1,173 @@
+"""The storage as one coordinator meets it: slow, absent, ambiguous; what it holds is never lost.
+
+Each operation happens at one moment; between two operations of one piece of work others may come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from ray_workflows._model.catalog import (
+    Append,
+    CatalogQuery,
+    CatalogRow,
+    Holder,
+    JournalEntry,
+    Page,
+)
+from ray_workflows._model.values import Blob
+from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError
+from ray_workflows.storage.base import CommitOutcome, Storage
+
+if TYPE_CHECKING:
+    from tests.simulation.life import Life
+    from tests.simulation.world import World
+
+
+class FaultyStorage(Storage):
+    """What one coordinator sees of the world's storage."""
+
+    def __init__(self, world: World, life: Life) -> None:
+        self.world = world
+        self.life = life
+        self.inner = world.storage
+        #: Until when this coordinator can't reach it.
+        self.away_until = 0.0
+
+    @property
+    def url(self) -> str:
+        return self.inner.url
+
+    def open(self) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    def enter(self, what: str) -> None:
+        """An operation begins."""
+        world, faults = self.world, self.world.faults
+        if faults.hit(faults.interleave):
+            world.interleave()
+        if world.clock.now < self.away_until:
+            raise StorageUnavailableError(f"{what}: the storage is away")
+        if faults.hit(faults.read_fails):
+            if faults.hit(faults.outage):
+                self.away_until = world.clock.now + world.rng.uniform(0.5, 25.0)
+                world.trace("storage away from %s until %.3f", self.life.name, self.away_until)
+            raise StorageUnavailableError(f"{what} failed")
+
+    # -- journal and catalog ---------------------------------------------------------------
+
+    def commit(self, appends: Sequence[Append]) -> list[CommitOutcome]:
+        world, faults = self.world, self.world.faults
+        if faults.hit(faults.interleave):
+            world.interleave()
+        if world.clock.now < self.away_until or faults.hit(faults.commit_lost):
+            world.trace("commit by %s lost", self.life.name)
+            raise StorageUnavailableError("the commit failed")
+        if faults.hit(faults.commit_late):
+            # The request is on its way: it takes effect when the client has given up on it.
+            late = list(appends)
+            delay = world.rng.choice([0.02, 0.1, 0.1, 0.5, 3.0]) * world.rng.random()
+            world.clock.after(delay, lambda: self.apply(late))
+            world.trace("commit by %s will be late", self.life.name)
+            raise StorageUnavailableError("the commit timed out")
+        if faults.hit(faults.commit_partial):
+            cut = world.rng.randint(0, len(appends))
+            self.apply(list(appends)[:cut])
+            world.trace("commit by %s broke off after %d", self.life.name, cut)
+            raise StorageUnavailableError("the commit broke off")
+        outcomes = self.apply(appends)
+        if faults.hit(faults.commit_unsaid):
+            world.trace("commit by %s: the answer is lost", self.life.name)
+            raise StorageUnavailableError("the answer to the commit is lost")
+        if faults.commit_ambiguous:
+            outcomes = [
+                CommitOutcome.AMBIGUOUS if faults.hit(faults.commit_ambiguous) else outcome
+                for outcome in outcomes
+            ]
+        for append, outcome in zip(appends, outcomes, strict=True):
+            if outcome is CommitOutcome.OK:
+                world.learn(append.incarnation, append.expected_seq + 1)
+        return outcomes
+
+    def apply(self, appends: Sequence[Append]) -> list[CommitOutcome]:
+        # Storages remember what was deleted for longer than a request can be late.
+        journals = self.world.monitor.journals
+        deleted = {incarnation for incarnation, journal in journals.items() if journal.deleted}
+        fresh = [append for append in appends if append.incarnation not in deleted]
+        said = iter(self.inner.commit(fresh))
+        outcomes = [
+            CommitOutcome.STALE if append.incarnation in deleted else next(said)
+            for append in appends
+        ]
+        for append, outcome in zip(appends, outcomes, strict=True):
+            self.world.committed(self.life, append, outcome)
+        return outcomes
+
+    def read_journal(self, incarnation: str, after: int = 0) -> list[JournalEntry]:
+        self.enter("read_journal")
+        faults = self.world.faults
+        entries = self.inner.read_journal(incarnation, after)
+        if entries and faults.hit(faults.corrupt):
+            raise StorageCorruptError(f"entry {entries[0].seq} of {incarnation} is damaged")
+        if entries:
+            self.world.learn(incarnation, entries[-1].seq)
+        return entries
+
+    def read_catalog(self, workflow_id: str) -> CatalogRow | None:
+        self.enter("read_catalog")
+        return self.inner.read_catalog(workflow_id)
+
+    def list_catalog(self, query: CatalogQuery) -> Page:
+        self.enter("list_catalog")
+        return self.inner.list_catalog(query)
+
+    def delete(self, workflow_id: str, incarnation: str, expected_seq: int) -> CommitOutcome:
+        world, faults = self.world, self.world.faults
+        self.enter("delete")
+        outcome = self.inner.delete(workflow_id, incarnation, expected_seq)
+        world.trace("delete %s by %s: %s", workflow_id, self.life.name, outcome.value)
+        if outcome is CommitOutcome.OK:
+            world.monitor.deleted(incarnation)
+        if faults.hit(faults.commit_unsaid):
+            raise StorageUnavailableError("the answer to the deletion is lost")
+        return outcome
+
+    # -- blobs -----------------------------------------------------------------------------
+
+    def write_blob(self, incarnation: str, key: str, chunks: Iterable[bytes | memoryview]) -> Blob:
+        self.enter("write_blob")
+        return self.inner.write_blob(incarnation, key, chunks)
+
+    def read_blob(self, incarnation: str, blob: Blob) -> memoryview:
+        self.enter("read_blob")
+        return self.inner.read_blob(incarnation, blob)
+
+    def find_blob(self, incarnation: str, key: str) -> Blob | None:
+        return self.inner.find_blob(incarnation, key)
+
+    def delete_blobs(self, incarnation: str) -> None:
+        self.inner.delete_blobs(incarnation)
+
+    def sweep(self, grace_seconds: float) -> int:
+        return self.inner.sweep(grace_seconds)
+
+    # -- holders ---------------------------------------------------------------------------
+
+    def renew_holder(self, holder: Holder, lease_seconds: float) -> None:
+        self.enter("renew_holder")
+        self.inner.renew_holder(holder, lease_seconds)
+
+    def remove_holder(self, holder_id: str) -> None:
+        self.enter("remove_holder")
+        self.inner.remove_holder(holder_id)
+
+    def read_holders(self) -> list[Holder]:
+        self.enter("read_holders")
+        return self.inner.read_holders()
+
+    def now(self) -> float:
+        return self.inner.now()

@@ -1,0 +1,120 @@
+"""The simulation itself: determined by its seed, fair, and able to say how to see a seed again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from random import Random
+
+import pytest
+
+from ray_workflows._coordinator.loop import Loop
+from ray_workflows.testing.clock import VirtualClock
+from tests.simulation import shapes
+from tests.simulation.oracle import expect
+from tests.simulation.runner import run_seed
+from tests.simulation.violations import Violation
+from tests.simulation.world import World
+
+DIGESTS = """
+from tests.simulation.world import World
+for seed in range(12):
+    print(World(seed, trace=True).run().digest())
+"""
+
+
+def digest(seed: int) -> str:
+    return World(seed, trace=True).run().digest()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_seed_determines_all_that_happens(seed: int) -> None:
+    assert digest(seed) == digest(seed)
+
+
+def test_seeds_differ() -> None:
+    assert len({digest(seed) for seed in range(12)}) == 12
+
+
+def test_looking_changes_nothing() -> None:
+    for seed in range(12):
+        assert World(seed).run().steps == World(seed, trace=True).run().steps
+
+
+@pytest.mark.parametrize("hash_seed", ["0", "4711"])
+def test_the_order_of_hashes_does_not_matter(hash_seed: str) -> None:
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+    done = subprocess.run(
+        [sys.executable, "-c", DIGESTS],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert done.stdout.split() == [digest(seed) for seed in range(12)]
+
+
+def test_without_trouble_every_workflow_ends_at_once() -> None:
+    """The oracle and the engine agree where nothing disturbs."""
+    quiet = dict.fromkeys(TROUBLES, 0.0)
+    for seed in range(60):
+        world = World(seed, trouble=quiet).run()
+        assert world.crashes == 0
+
+
+#: Everything that can go wrong.
+TROUBLES = [
+    "crash_after_step",
+    "crash_within_step",
+    "pause",
+    "zombie",
+    "commit_lost",
+    "commit_unsaid",
+    "commit_partial",
+    "commit_ambiguous",
+    "commit_late",
+    "read_fails",
+    "corrupt",
+    "hang",
+    "hang_forever",
+    "interleave",
+    "outage",
+    "worker_crash",
+    "report_late",
+    "report_twice",
+    "value_lost",
+    "found_corruption",
+    "skew",
+]
+
+
+def test_the_oracle_knows_values_and_culprits() -> None:
+    results = [expect(shapes.draw_plan(Random(seed))) for seed in range(300)]
+    assert any(result.output is None and result.culprits for result in results)
+    assert any(result.output is not None and result.output != "error" for result in results)
+    assert any(result.output == "error" for result in results)
+    assert all((result.output is None) == bool(result.culprits) for result in results)
+
+
+def test_a_failure_says_how_to_see_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dispatch(self: Loop, workflow: object, deltas: object) -> None:
+        raise RuntimeError("broken on purpose")
+
+    monkeypatch.setattr(Loop, "dispatch", dispatch)
+    with pytest.raises(Violation, match=r"python -m tests\.simulation --seed 3 --verbose"):
+        run_seed(3)
+
+
+def test_the_clock_does_what_is_due_in_order() -> None:
+    clock = VirtualClock(start=10.0)
+    seen: list[str] = []
+    clock.after(5.0, lambda: seen.append("later"))
+    clock.at(12.0, lambda: seen.append("first"))
+    clock.at(12.0, lambda: seen.append("second"))
+    clock.at(1.0, lambda: seen.append("overdue"))
+    while clock.advance():
+        pass
+    assert seen == ["overdue", "first", "second", "later"]
+    assert clock() == 15.0

@@ -1,0 +1,33 @@
+"""A thousand worlds full of trouble, and in none of them a promise is broken."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.simulation.runner import run_seed
+
+#: Seeds in one test: many enough that pytest costs nothing, few enough to see where it fails.
+CHUNK = 50
+
+
+@pytest.mark.parametrize("chunk", range(20))
+def test_promises_hold_whatever_happens(chunk: int) -> None:
+    for seed in range(chunk * CHUNK, (chunk + 1) * CHUNK):
+        run_seed(seed)
+
+
+@pytest.mark.parametrize("seed", range(1_000_000, 1_000_040))
+def test_few_may_run_at_once(seed: int) -> None:
+    run_seed(seed, trouble={"until": 20.0, "worker_crash": 0.3}, crowded=True)
+
+
+@pytest.mark.parametrize("seed", range(2_000_000, 2_000_040))
+def test_coordinators_are_cut_off_replaced_and_come_back(seed: int) -> None:
+    trouble = {"until": 25.0, "pause": 0.015, "zombie": 0.7, "commit_unsaid": 0.1}
+    run_seed(seed, trouble=trouble)
+
+
+@pytest.mark.parametrize("seed", range(3_000_000, 3_000_040))
+def test_the_storage_is_away_most_of_the_time(seed: int) -> None:
+    trouble = {"until": 30.0, "read_fails": 0.3, "outage": 0.4, "commit_late": 0.3, "hang": 0.1}
+    run_seed(seed, trouble=trouble)

@@ -1,0 +1,328 @@
+"""One world: a storage, clusters with coordinators, clients, and the trouble of one seed."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Generator, Mapping
+from random import Random
+from typing import Any
+
+from ray_workflows._model.catalog import Append, Holder
+from ray_workflows.storage.base import CommitOutcome
+from ray_workflows.storage.memory import MemoryStorage
+from ray_workflows.testing.clock import VirtualClock
+from tests.simulation.clients import Client, Pause, Put, draw_clients
+from tests.simulation.faults import Faults
+from tests.simulation.io import Job
+from tests.simulation.life import Life, Ticket
+from tests.simulation.monitor import Monitor
+from tests.simulation.violations import Violation
+
+#: After the trouble ends, everything has to end within this many virtual seconds.
+PATIENCE = 400.0
+
+#: A client gives up on an answer after this many seconds, as the coordinator's host does.
+ANSWER_SECONDS = 20.0
+
+#: What a client gets instead of an answer.
+CRASHED, TIMEOUT = "crashed", "timeout"
+
+#: Crashes of coordinators in one seed.
+MAX_CRASHES = 8
+
+
+class Cluster:
+    """A place where one coordinator lives, again and again. ``lost``: never again."""
+
+    def __init__(self, name: str, host: str, limits: tuple[int, int]) -> None:
+        self.name = name
+        self.host = host
+        self.limits = limits
+        self.life: Life | None = None
+        self.lives = 0
+        self.lost = False
+
+
+class World:
+    """All of one seed. `run` raises a `Violation` if a promise is broken.
+
+    ``trouble`` are faults that are not drawn; ``crowded``: many workflows, and few may run.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        trouble: Mapping[str, float] | None = None,
+        crowded: bool = False,
+        trace: bool = False,
+    ) -> None:
+        self.seed = seed
+        self.rng = Random(seed)
+        self.clock = VirtualClock()
+        self.began = self.clock.now
+        self.lines: list[str] = []
+        self.tracing = trace
+        self.numbers = 0
+        self.faults = Faults(self.rng, trouble or {})
+        self.crowded = crowded
+        self.storage = MemoryStorage(clock=self.clock, name=f"seed-{seed}")
+        self.monitor = Monitor()
+        self.job: Job | None = None
+        self.jobs: dict[Job, None] = {}
+        self.lives: list[Life] = []
+        self.crashes = 0
+        self.failure: Violation | None = None
+        self.steps = 0
+        self.calm = False
+        self.clusters = self.draw_clusters()
+        self.clients: list[Client] = draw_clients(self)
+        self.busy_clients = len(self.clients)
+
+    def draw_clusters(self) -> list[Cluster]:
+        rng = self.rng
+        same_host = rng.random() < 0.3
+        clusters = []
+        for name in ("east", "west")[: 1 if rng.random() < 0.5 else 2]:
+            limits = (rng.choice([-1, -1, 1, 2]), rng.choice([-1, -1, 0, 1, 3]))
+            if self.crowded:
+                limits = (1, -1)
+            clusters.append(Cluster(name, "host" if same_host else name, limits))
+        return clusters
+
+    # -- time ------------------------------------------------------------------------------
+
+    def run(self) -> World:
+        """Live through the seed."""
+        # Trouble is what this is about: its warnings tell nothing.
+        logger = logging.getLogger("ray_workflows")
+        disabled, logger.disabled = logger.disabled, True
+        silenced = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)
+        try:
+            self.live()
+        finally:
+            logger.disabled = disabled
+            logging.disable(silenced)
+        return self
+
+    def live(self) -> None:
+        self.trace("faults: %s", self.faults.describe())
+        for cluster in self.clusters:
+            self.trace("cluster %s: limits %s", cluster.name, cluster.limits)
+            self.begin_life(cluster)
+        for client in self.clients:
+            self.go_on(client, client.story(), None)
+        self.clock.after(self.faults.until, self.calm_down)
+        deadline = self.began + self.faults.until + PATIENCE
+        while self.busy_clients or not self.calm:
+            self.advance()
+            if self.clock.now > deadline:
+                raise Violation("stuck", "; ".join(self.unfinished()))
+        # What hung when the trouble ended may still be on its way.
+        end = self.clock.now + PATIENCE
+        while self.clock.now < end and any(life.exists and life.tickets for life in self.lives):
+            self.advance()
+        self.check_end()
+
+    def advance(self) -> None:
+        self.clock.advance()
+        self.steps += 1
+        if self.failure is not None:
+            raise self.failure
+
+    def fail(self, violation: Violation) -> None:
+        """A promise was broken where an exception would be swallowed."""
+        self.failure = self.failure or violation
+
+    def calm_down(self) -> None:
+        """The trouble ends: what is lost stays lost, everything else comes back."""
+        self.calm = True
+        self.faults.stop()
+        self.trace("calm")
+        for life in self.lives:
+            life.storage.away_until = 0.0
+            if life.exists and (life.cluster.life is not life or life.io.stuck):
+                self.crash(life)
+            life.resume()
+        for cluster in self.clusters:
+            if cluster.life is None and not cluster.lost:
+                self.begin_life(cluster)
+
+    def check_end(self) -> None:
+        for life in self.lives:
+            if life.exists and life.tickets:
+                what = sorted(ticket.what for ticket in life.tickets)
+                raise Violation("replies", f"{life.name} never answered {what}")
+        for journal in self.monitor.journals.values():
+            self.monitor.check_replay(journal)
+        for client in self.clients:
+            client.check_end()
+
+    def unfinished(self) -> list[str]:
+        return [client.describe() for client in self.clients if not client.finished]
+
+    # -- lives -----------------------------------------------------------------------------
+
+    def begin_life(self, cluster: Cluster) -> None:
+        if cluster.life is not None or cluster.lost:
+            return
+        cluster.lives += 1
+        life = Life(self, cluster, cluster.lives)
+        cluster.life = life
+        self.lives.append(life)
+        self.trace("%s begins", life.name)
+
+    def crash(self, life: Life) -> None:
+        """Kill a process; its cluster starts another one, sooner or later or never."""
+        if not life.exists:
+            return
+        life.die()
+        self.trace("%s is dead", life.name)
+        for ticket in sorted(life.tickets, key=lambda ticket: ticket.what):
+            self.clock.after(0.01, lambda ticket=ticket: self.settle(ticket, CRASHED))
+        if life.cluster.life is life:
+            life.cluster.life = None
+            self.crashes += 1
+            others = any(c is not life.cluster and not c.lost for c in self.clusters)
+            if others and not self.calm and self.rng.random() < 0.15:
+                life.cluster.lost = True
+                self.trace("%s is lost for ever", life.cluster.name)
+            else:
+                self.restart(life.cluster)
+
+    def restart(self, cluster: Cluster) -> None:
+        delay = self.rng.choice([0.05, 1.0, 10.0]) * self.rng.random()
+        self.clock.after(delay, lambda: self.begin_life(cluster))
+
+    def after_step(self, life: Life) -> None:
+        """Between two steps of a coordinator anything may happen to it."""
+        faults, rng = self.faults, self.rng
+        if self.crashes < MAX_CRASHES and faults.hit(faults.crash_after_step):
+            self.crash(life)
+        elif faults.hit(faults.pause):
+            seconds = rng.choice([0.5, 5.0, 40.0]) * rng.random()
+            self.trace("%s stops for %.3f s", life.name, seconds)
+            life.pause()
+            self.clock.after(seconds, life.resume)
+            if faults.hit(faults.zombie) and life.cluster.life is life:
+                # Its node is cut off: it is replaced, and comes back.
+                self.trace("%s is replaced meanwhile", life.name)
+                life.replaced = True
+                life.cluster.life = None
+                self.restart(life.cluster)
+                self.clock.after(seconds + rng.uniform(0.0, 20.0), lambda: self.crash(life))
+        if self.crashes >= MAX_CRASHES:
+            faults.crash_within_step = 0.0
+
+    def probe(self, holder: Holder) -> bool | None:
+        """Whether a holder's process exists, to who shares its machine."""
+        hosts = [cluster.host for cluster in self.clusters]
+        if hosts.count(holder.host) < 2:
+            return None
+        return any(life.exists and life.name == holder.holder_id for life in self.lives)
+
+    # -- clients ---------------------------------------------------------------------------
+
+    def go_on(self, client: Client, story: Generator[Any, Any, None], value: Any) -> None:
+        """Send a client what it waited for, and do what it wants next."""
+        try:
+            wish = story.send(value)
+        except StopIteration:
+            self.busy_clients -= 1
+            return
+        if isinstance(wish, Pause):
+            self.clock.after(wish.seconds, lambda: self.go_on(client, story, None))
+        else:
+            self.put(wish, lambda answer: self.go_on(client, story, answer))
+
+    def put(self, wish: Put, then: Callable[[Any], None]) -> None:
+        life = wish.cluster.life
+        if life is None:
+            self.clock.after(0.3, lambda: then(CRASHED))
+            return
+        told = False
+
+        def once(answer: Any) -> None:
+            nonlocal told
+            if not told:
+                told = True
+                then(answer)
+
+        def answered(answer: Any) -> None:
+            self.trace("%s answers %s: %s", life.name, wish.what, describe(answer))
+            if answer is not CRASHED:
+                wish.judge(answer)
+            self.clock.after(self.rng.uniform(0.0, 0.003), lambda: once(answer))
+
+        self.trace("%s asked for %s", life.name, wish.what)
+        ticket = Ticket(life, f"{wish.what} #{self.number()}", answered)
+        life.ask(ticket, wish.make)
+        if wish.patient:
+            self.clock.after(ANSWER_SECONDS, lambda: once(TIMEOUT))
+
+    def settle(self, ticket: Ticket, answer: Any) -> None:
+        if not ticket.answers:
+            ticket.answers = 1
+            ticket.then(answer)
+
+    # -- what the surroundings of coordinators need ----------------------------------------
+
+    def number(self) -> int:
+        self.numbers += 1
+        return self.numbers
+
+    def new_id(self) -> str:
+        return f"id{self.number()}"
+
+    def learn(self, incarnation: str, seq: int) -> None:
+        """The sender of the running job will know this many entries."""
+        if self.job is not None:
+            learned = self.job.learned
+            learned[incarnation] = max(learned.get(incarnation, 0), seq)
+
+    def interleave(self) -> None:
+        """Let another piece of waiting work happen now, in the middle of this one."""
+        if self.job is None or len(self.jobs) == 0:
+            return
+        jobs = [job for job in self.jobs if job.sent or job.life.running]
+        if jobs:
+            job = self.rng.choice(jobs)
+            job.life.io.execute(job)
+
+    def committed(self, life: Life, append: Append, outcome: CommitOutcome) -> None:
+        if self.tracing:
+            journal = self.monitor.journals.get(append.incarnation)
+            self.trace(
+                "commit %s/%s %d->%d by %s: %s",
+                append.workflow_id,
+                append.incarnation,
+                append.expected_seq,
+                append.catalog.seq,
+                life.name,
+                outcome.value,
+            )
+            del journal
+        if outcome is CommitOutcome.OK:
+            self.monitor.appended(life.name, append)
+            if self.tracing:
+                events = self.monitor.journals[append.incarnation].events
+                self.trace("    now %s after %s", append.catalog.status, type(events[-1]).__name__)
+
+    # -- the trace -------------------------------------------------------------------------
+
+    def trace(self, text: str, *arguments: Any) -> None:
+        if self.tracing:
+            line = f"{self.clock.now - self.began:9.4f} {text % arguments}"
+            self.lines.append(line)
+
+    def digest(self) -> str:
+        """Identity of all that happened."""
+        return hashlib.sha256("\n".join(self.lines).encode()).hexdigest()
+
+
+def describe(answer: Any) -> str:
+    if isinstance(answer, Exception):
+        return type(answer).__name__
+    return repr(answer)[:100]
