@@ -277,7 +277,9 @@ class Client:
             return
         if isinstance(answer, Accepted):
             self.check_there(answer.incarnation)
-            if self.journal.state.status is WorkflowStatus.CANCELED:
+            state = self.journal.state
+            # One that is taken up again with a wish to cancel in its journal ends by that.
+            if state.status is WorkflowStatus.CANCELED and not state.cancel_requested:
                 self.fail("replies", f"{self.workflow_id} was resumed and is canceled")
         elif isinstance(answer, Finished):
             if answer.row.status is not WorkflowStatus.SUCCESSFUL:

@@ -25,7 +25,7 @@ from ray_workflows._engine.state import Phase
 from ray_workflows._model import events as ev
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.catalog import JournalEntry
-from ray_workflows._model.commands import ReleaseValue, StartAttempt, WakeAt
+from ray_workflows._model.commands import CancelAttempt, ReleaseValue, StartAttempt, WakeAt
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.storage.base import CommitOutcome
 from ray_workflows.storage.memory import MemoryStorage
@@ -71,24 +71,24 @@ def reports_of_earlier_attempts_count(patch: Any) -> None:
     patch.setattr(decide_module, "reported_task", reported_task)
 
 
+class Altered:
+    """A state that says something else in some of its attributes."""
+
+    def __init__(self, state: Any, **says: Any) -> None:
+        self.__dict__.update(state=state, **says)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.state, name)
+
+
 @breaks("stale report", until=30.0, found_corruption=0.2, report_twice=0.6, slowness=1.0)
 def reports_of_earlier_epochs_count(patch: Any) -> None:
     original = decide_module.reported_task
 
-    class AnyEpoch:
-        """A state whose epoch equals all epochs."""
-
-        def __init__(self, state: Any, epoch: int) -> None:
-            self.state = state
-            self.epoch = epoch
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.state, name)
-
     patch.setattr(
         decide_module,
         "reported_task",
-        lambda state, report: original(AnyEpoch(state, report.epoch), report),
+        lambda state, report: original(Altered(state, epoch=report.epoch), report),
     )
 
 
@@ -191,6 +191,16 @@ def pending_workflows_do_not_fail(patch: Any) -> None:
     patch.setattr(decide_module, "uncaught", uncaught)
 
 
+@breaks("settled")
+def errors_in_failed_workflows_are_judged_as_in_running_ones(patch: Any) -> None:
+    def on_attempt_raised(state: Any, input: inp.AttemptRaised, now: float) -> Any:
+        says = {} if state.status is not WorkflowStatus.FAILED else {"status": "RUNNING"}
+        return original(Altered(state, **says), input, now)
+
+    original = decide_module.on_attempt_raised
+    patch.setitem(decide_module.HANDLERS, inp.AttemptRaised, on_attempt_raised)
+
+
 # -- the loop ------------------------------------------------------------------------------
 
 
@@ -211,14 +221,14 @@ def stale_is_taken_for_success(patch: Any) -> None:
 
 @breaks("start", "durable", "one truth", "stuck")
 def ambiguous_is_taken_for_success(patch: Any) -> None:
-    patch.setattr(Loop, "settle", lambda self, workflow, *, stale: self.applied(workflow))
+    patch.setattr(Loop, "settle", lambda self, workflow: self.applied(workflow))
 
 
 @breaks("durable", "replies", "one truth", "start", "stuck", commit_unsaid=0.2, commit_lost=0.2)
 def ambiguous_is_taken_for_failure(patch: Any) -> None:
     """The inputs are decided on again, by a new commit, on the state they had led to."""
 
-    def settle(self: Loop, workflow: Workflow, *, stale: bool) -> None:
+    def settle(self: Loop, workflow: Workflow) -> None:
         pending, workflow.pending = workflow.pending, None
         assert pending is not None
         workflow.inputs.extendleft(reversed(pending.inputs))
@@ -229,9 +239,26 @@ def ambiguous_is_taken_for_failure(patch: Any) -> None:
 
 
 @breaks("orphan", commit_late=0.4, worker_crash=0.2, value_lost=0.3, until=20.0)
-def a_late_commit_is_taken_for_a_rival(patch: Any) -> None:
-    """What follows from it is forgotten: attempts that nobody wants any more go on."""
-    patch.setattr(Workflow, "repeated", False)
+def a_late_commit_leaves_attempts_that_nobody_wants(patch: Any) -> None:
+    """What is read again is started, and what is over is not stopped."""
+
+    def dispatch(self: Loop, workflow: Workflow, deltas: Any) -> None:
+        if reading:
+            deltas = [delta for delta in deltas if not isinstance(delta, CancelAttempt)]
+        original(self, workflow, deltas)
+
+    def continue_with(self: Loop, workflow: Workflow, recovered: Any) -> None:
+        reading.append(True)
+        try:
+            go_on(self, workflow, recovered)
+        finally:
+            reading.pop()
+
+    reading: list[bool] = []
+    original, go_on = Loop.dispatch, Loop.continue_with
+
+    patch.setattr(Loop, "dispatch", dispatch)
+    patch.setattr(Loop, "continue_with", continue_with)
 
 
 @breaks("durable")
@@ -335,13 +362,14 @@ def what_a_lapsed_lease_held_back_is_forgotten(patch: Any) -> None:
 
 @breaks("start", "one owner")
 def takeover_without_a_fence(patch: Any) -> None:
-    def claim(self: Lease, recovered: Any) -> None:
+    def take(self: Lease, recovered: Any) -> Workflow:
         workflow = Workflow(recovered.state, recovered.seq, recovered.row)
         self.loop.hold(workflow)
         self.loop.dispatch(workflow, commands_module.commands(workflow.state))
         self.loop.touch(workflow)
+        return workflow
 
-    patch.setattr(Lease, "claim", claim)
+    patch.setattr(Lease, "take", take)
 
 
 @breaks("stuck", until=20.0, crash_after_step=0.02, commit_late=0.4, interleave=0.3)
@@ -362,24 +390,31 @@ def takeover_happens_once(patch: Any) -> None:
 
 @breaks(
     "replies",
+    "stuck",
     "orphan",
     "repeated",
-    "stuck",
     "unexpected",
     until=25.0,
-    commit_lost=0.9,
+    commit_lost=0.3,
     crash_after_step=0.02,
 )
-def takeover_replaces_what_is_in_hand(patch: Any) -> None:
+def takeovers_overlap(patch: Any) -> None:
+    """A second one, begun before the first had its answer, replaces what is in hand by then."""
+
+    def take_over(self: Lease) -> None:
+        original(self)
+        self.loop.after(0.005, lambda: original(self))
+
     def took(self: Lease, result: Any) -> None:
         held = self.loop.workflows
         self.loop.workflows = {}
         try:
-            original(self, result)
+            once(self, result)
         finally:
             self.loop.workflows = {**held, **self.loop.workflows}
 
-    original = Lease.took
+    original, once = Lease.take_over, Lease.took
+    patch.setattr(Lease, "take_over", take_over)
     patch.setattr(Lease, "took", took)
 
 

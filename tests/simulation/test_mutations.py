@@ -9,7 +9,7 @@ from tests.simulation.runner import run_seed
 from tests.simulation.violations import Violation
 
 #: A mutation that is not seen within so many seeds counts as missed.
-MAX_SEEDS = 400
+MAX_SEEDS = 600
 
 
 @pytest.mark.parametrize("name", MUTATIONS)

@@ -85,21 +85,20 @@ class Lease:
         loop.io.call(lambda: loop.storage.renew_holder(self.holder, LEASE_SECONDS), then)
 
     def take_over(self) -> None:
-        """Claim what earlier lives of this coordinator were driving.
+        """Take into hand what nobody drives: what earlier lives were driving, and what is ours.
 
         Again and again: a commit of theirs may take effect late, a claim of ours may find the
-        journal grown, and a life that was cut off may have gone on for a while.
+        journal grown, and a submission that seemed to have failed may be there.
         """
-        storage = self.loop.storage
+        storage, me = self.loop.storage, self.holder.holder_id
+        held = frozenset(self.loop.workflows)
 
         def work() -> tuple[Found, list[str]]:
             claims = self.read_claims()
             former = claims.former_lives() if self.former is None else self.former
             found: Found = []
-            if not former:
-                return found, former
-            for row in list_rows(storage, CatalogQuery(statuses=ACTIVE, holders=tuple(former))):
-                if row.released:
+            for row in list_rows(storage, CatalogQuery(statuses=ACTIVE, holders=(*former, me))):
+                if row.released or row.workflow_id in held:
                     continue
                 try:
                     recovered = recover(storage, row.workflow_id)
@@ -124,34 +123,43 @@ class Lease:
             logger.error("Nothing is taken over: %s", result)
             loop.after(LEASE_SECONDS, self.take_over)
             return
-        found, former = result
-        self.former = former
+        found, self.former = result
         for row, recovered in found:
             held = loop.workflows.get(row.workflow_id)
-            if held is not None or row.workflow_id in loop.guests:
-                if held is not None:
-                    loop.verify(held)  # It was read by the way, and is not ours.
+            if held is not None:
+                if isinstance(recovered, Recovered) and recovered.seq > held.seq:
+                    loop.verify(held)  # It came into hand meanwhile, by an older reading.
+            elif row.workflow_id in loop.guests:
                 continue
-            if isinstance(recovered, StorageCorruptError):
+            elif isinstance(recovered, StorageCorruptError):
                 logger.error("Workflow '%s' is not taken over: %s", row.workflow_id, recovered)
                 unread = WorkflowState(row.workflow_id, row.incarnation)
                 loop.quarantine(Workflow(unread, row.seq, row), recovered)
-            elif recovered.state.holder in former and recovered.state.status in ACTIVE:
-                self.claim(recovered)
-        if former:
-            loop.after(RENEW_SECONDS if found else LEASE_SECONDS, self.take_over)
+            elif self.may_take(recovered.state):
+                self.take(recovered)
+        loop.after(RENEW_SECONDS if found else LEASE_SECONDS, self.take_over)
 
-    def claim(self, recovered: Recovered) -> None:
-        """Take a workflow of an earlier life into hand."""
+    def may_take(self, state: WorkflowState) -> bool:
+        """Whether it is to be driven, by us or by an earlier life."""
+        if state.status not in ACTIVE or state.released:
+            return False
+        return state.holder == self.holder.holder_id or state.holder in (self.former or ())
+
+    def take(self, recovered: Recovered) -> Workflow:
+        """Take into hand what nobody drives."""
         workflow = Workflow(recovered.state, recovered.seq, recovered.row)
-        workflow.inputs.append(inp.Claim(holder=self.holder.holder_id))
         self.lose_unstored(workflow)
-        if recovered.state.cancel_requested:
-            workflow.inputs.append(inp.Cancel())
         if recovered.state.status is WorkflowStatus.PENDING:
             self.loop.waiting_room.append(workflow.workflow_id)
         self.loop.hold(workflow)
+        if recovered.state.holder == self.holder.holder_id:
+            self.loop.continue_with(workflow, recovered)
+            return workflow
+        workflow.inputs.appendleft(inp.Claim(holder=self.holder.holder_id))
+        if recovered.state.cancel_requested:
+            workflow.inputs.append(inp.Cancel())
         self.loop.touch(workflow)
+        return workflow
 
     def lose_unstored(self, workflow: Workflow) -> None:
         """Nothing is live after a takeover: what was not checkpointed is gone."""
@@ -164,8 +172,13 @@ class Lease:
             workflow.inputs.append(inp.LoseValues(tasks=lost))
 
     def look_at_tails(self) -> None:
-        """Find requests that others left in the journals of our workflows."""
+        """Find what others left in the journals of our workflows.
+
+        What is not listed as ours any more was taken over, canceled or deleted by somebody who
+        thought us dead.
+        """
         loop = self.loop
+        ends = {w.workflow_id: w.seq for w in loop.workflows.values() if w.at_rest}
 
         def work() -> dict[str, int]:
             query = CatalogQuery(statuses=ACTIVE, holders=(self.holder.holder_id,))
@@ -173,13 +186,16 @@ class Lease:
 
         def then(result: Any) -> None:
             if not isinstance(result, Exception):
-                for workflow_id, seq in result.items():
+                for workflow_id, seq in ends.items():
                     workflow = loop.workflows.get(workflow_id)
-                    if workflow is not None and not workflow.busy and seq > workflow.seq:
+                    # One that has gone on since knows its end.
+                    if workflow is None or not workflow.at_rest or workflow.seq != seq:
+                        continue
+                    if workflow_id not in result or result[workflow_id] > seq:
                         loop.verify(workflow)
             loop.after(TAIL_SECONDS, self.look_at_tails)
 
-        if loop.workflows:
+        if ends:
             loop.io.call(work, then)
         else:
             loop.after(TAIL_SECONDS, self.look_at_tails)

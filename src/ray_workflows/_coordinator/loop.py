@@ -266,26 +266,24 @@ class Loop:
         for workflow, outcome in zip(batch, result, strict=True):
             if outcome is CommitOutcome.OK:
                 self.applied(workflow)
-            elif outcome is CommitOutcome.STALE and not workflow.repeated:
+            elif outcome is CommitOutcome.STALE:
                 self.overtaken(workflow)
             else:
-                self.settle(workflow, stale=outcome is CommitOutcome.STALE)
+                self.settle(workflow)
 
-    def settle(self, workflow: Workflow, *, stale: bool) -> None:
-        """Find out what became of a commit, by looking for its id.
+    def settle(self, workflow: Workflow) -> None:
+        """Find out what became of an ambiguous commit, by looking for its id.
 
-        ``stale``: the journal ends elsewhere, but perhaps with this very commit, sent before.
+        If it takes effect even later than that, it overtakes its own repetition.
         """
         pending = workflow.pending
         assert pending is not None
         incarnation, seq = workflow.incarnation, workflow.seq
 
         def then(result: Any) -> None:
-            if isinstance(result, StorageCorruptError) or (not result and stale):
+            if isinstance(result, StorageCorruptError):
                 self.overtaken(workflow)
             elif not result:
-                # Nothing yet: a commit that timed out may still take effect after this.
-                pending.repeated = True
                 self.outbox.append(workflow)
             elif result[0].commit_id == pending.append.commit_id:
                 workflow.doubtful = workflow.doubtful or len(result) > 1
@@ -380,8 +378,10 @@ class Loop:
         workflow.state, workflow.seq, workflow.row = recovered.state, recovered.seq, recovered.row
         if workflow.state.cancel_requested:
             workflow.inputs.append(inp.Cancel())
-        # Starting twice is starting once: what is in flight stays there.
-        self.dispatch(workflow, commands(workflow.state))
+        # Starting twice is starting once: what is in flight stays there, if it still should.
+        active = workflow.state.active
+        over = [CancelAttempt(number) for number in workflow.flying if number not in active]
+        self.dispatch(workflow, [*over, *commands(workflow.state)])
         self.notify(workflow, settled=False)
         self.touch(workflow)
 
@@ -454,7 +454,14 @@ class Loop:
                 self.at(command.at, lambda: self.wake(workflow))
 
     def starter(self, workflow: Workflow, command: StartAttempt) -> Callable[[], None]:
-        return lambda: self.start_attempt(workflow, command)
+        def start() -> None:
+            if workflow.busy:
+                # What is in hand is not durable: it is asked for again when that is settled.
+                self.verify(workflow)
+            else:
+                self.start_attempt(workflow, command)
+
+        return start
 
     def start_attempt(self, workflow: Workflow, command: StartAttempt) -> None:
         # Without a lease (we were paused, or the storage was away) it may be somebody else's by

@@ -104,13 +104,8 @@ class Verbs:
         if not start and not self.loop.has_pending_room():
             answer(request.reply, queue.Full("Workflow queue has been full"))
             return
-        state = workflow.state
-        submitted = isinstance(request, SubmitRequest)
-        same = not submitted or request.plan.digest == state.plan_digest  # type: ignore[union-attr]
-        created = submitted and state.request_id == request.request_id  # type: ignore[union-attr]
         workflow.inputs.append(inp.Resume(holder=self.loop.holder_id, start=start))
-        accepted = Accepted(state.incarnation, created=created, same_plan=same)
-        workflow.answers.append((request, accepted))
+        workflow.answers.append((request, accepted(request, workflow.state)))
         if not start:
             self.loop.waiting_room.append(workflow.workflow_id)
 
@@ -201,17 +196,17 @@ class Verbs:
                 f"resume({request.workflow_id!r}, canceled=True)."
             )
             answer(request.reply, WorkflowNotResumableError(request.workflow_id, reason))
+        elif state.status in ACTIVE and state.holder == self.loop.holder_id and not state.released:
+            # Ours, and not in hand: a submission that took effect after it was given up, for one.
+            taken = self.lease.take(found)
+            taken.answers.append((request, accepted(request, state)))
         else:
             workflow = Workflow(state, found.seq, found.row)
             self.resume(workflow, request)
             if workflow.answers:
                 self.lease.lose_unstored(workflow)
                 self.loop.hold(workflow)
-                if status is WorkflowStatus.RESUMABLE and state.holder == self.loop.holder_id:
-                    # It slipped out of hand: nothing is decided by that, but nothing runs either.
-                    self.loop.continue_with(workflow, found)
-                else:
-                    self.loop.advance(workflow)
+                self.loop.advance(workflow)
 
     def delete(self, request: DeleteRequest, found: Recovered, status: WorkflowStatus) -> None:
         if status in ACTIVE:
@@ -231,3 +226,14 @@ class Verbs:
                 self.ask(request)
 
         self.loop.io.call(work, then)
+
+
+def accepted(request: SubmitRequest | ResumeRequest, state: WorkflowState) -> Accepted:
+    """The answer to a request by which a stored workflow goes on."""
+    if isinstance(request, ResumeRequest):
+        return Accepted(state.incarnation, created=False)
+    return Accepted(
+        state.incarnation,
+        created=request.request_id == state.request_id,
+        same_plan=request.plan.digest == state.plan_digest,
+    )

@@ -20,11 +20,10 @@ class Pending:
     """A commit on its way, and what happens when it is settled.
 
     ``deltas`` are the commands to start when it is durable; ``inputs`` is what it was decided
-    from, to decide again if the journal had moved on. ``repeated``: it was sent before, so that
-    what it finds in its way may be itself.
+    from, to decide again if the journal had moved on.
     """
 
-    __slots__ = ("answers", "append", "deltas", "inputs", "repeated")
+    __slots__ = ("answers", "append", "deltas", "inputs")
 
     def __init__(
         self,
@@ -37,7 +36,6 @@ class Pending:
         self.deltas = deltas
         self.inputs = inputs
         self.answers = answers
-        self.repeated = False
 
 
 class Workflow:
@@ -92,9 +90,9 @@ class Workflow:
         return self.pending is not None or self.reading
 
     @property
-    def repeated(self) -> bool:
-        """Whether the commit on its way was sent before."""
-        return self.pending is not None and self.pending.repeated
+    def at_rest(self) -> bool:
+        """Whether it is being driven, and its state is what was last read or committed."""
+        return not self.busy and not self.settled
 
     @property
     def settled(self) -> bool:
