@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint types format lock bench-sizes clean
+.PHONY: help setup quickstart test parity lint types format lock bench-sizes clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -25,6 +25,9 @@ quickstart: setup ## Run the examples and the main job: a pipeline that survives
 
 test: setup ## Run all tests
 	$(BIN)/python -m pytest
+
+parity: setup ## Compare with ray.workflow 2.47.1, which is installed into .venv-parity
+	$(BIN)/python -m pytest tests/parity
 
 lint: setup ## Check style and formatting
 	$(BIN)/ruff check .

@@ -1,0 +1,43 @@
+"""The scenarios: importing this package registers them all."""
+
+from tests.parity.scenarios import (
+    bad_input,
+    canceling,
+    catching,
+    continuations,
+    crashes,
+    events,
+    failures,
+    limits,
+    listing,
+    metadata,
+    naming,
+    options,
+    outputs,
+    resuming,
+    retries,
+    running,
+    surface,
+    values,
+)
+
+__all__ = [
+    "bad_input",
+    "canceling",
+    "catching",
+    "continuations",
+    "crashes",
+    "events",
+    "failures",
+    "limits",
+    "listing",
+    "metadata",
+    "naming",
+    "options",
+    "outputs",
+    "resuming",
+    "retries",
+    "running",
+    "surface",
+    "values",
+]
