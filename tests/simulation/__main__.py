@@ -14,18 +14,22 @@ from tests.simulation.world import World
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--seed", type=int, help="live through this seed")
+    parser.add_argument("--trouble", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--crowded", action="store_true", help="many workflows, few may run")
     parser.add_argument("--verbose", action="store_true", help="print everything that happens")
     parser.add_argument("--count", type=int, default=1000, help="how many seeds to soak")
     parser.add_argument("--start", type=int, default=0, help="the first seed to soak")
     parser.add_argument("--keep-going", action="store_true", help="do not stop at a failure")
     options = parser.parse_args()
     if options.seed is not None:
-        return show(options.seed, options.verbose)
+        pairs = (item.partition("=") for item in options.trouble)
+        trouble = {name: float(value) for name, _, value in pairs}
+        return show(options.seed, trouble, options.crowded, options.verbose)
     return soak(options.start, options.count, options.keep_going)
 
 
-def show(seed: int, verbose: bool) -> int:
-    world = World(seed, trace=True)
+def show(seed: int, trouble: dict[str, float], crowded: bool, verbose: bool) -> int:
+    world = World(seed, trace=True, trouble=trouble, crowded=crowded)
     failed = False
     try:
         world.run()

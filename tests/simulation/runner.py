@@ -8,8 +8,11 @@ from tests.simulation.violations import Violation
 from tests.simulation.world import World
 
 
-def command(seed: int) -> str:
-    return f"python -m tests.simulation --seed {seed} --verbose"
+def command(seed: int, trouble: Mapping[str, float] | None = None, crowded: bool = False) -> str:
+    """What to type to live through a seed again."""
+    words = [f"python -m tests.simulation --seed {seed}"]
+    words += [f"--trouble {name}={value}" for name, value in (trouble or {}).items()]
+    return " ".join([*words, *(["--crowded"] if crowded else []), "--verbose"])
 
 
 def run_seed(
@@ -20,10 +23,11 @@ def run_seed(
     Raises:
         Violation: a promise is broken; the message says how to see it again.
     """
+    again = f"See it again: {command(seed, trouble, crowded)}"
     try:
         return World(seed, trouble=trouble, crowded=crowded).run()
     except Violation as error:
         message = str(error).removeprefix(f"[{error.kind}] ")
-        raise Violation(error.kind, f"{message}\nSee it again: {command(seed)}") from error
+        raise Violation(error.kind, f"{message}\n{again}") from error
     except Exception as error:
-        raise Violation("harness", f"{error!r}\nSee it again: {command(seed)}") from error
+        raise Violation("harness", f"{error!r}\n{again}") from error

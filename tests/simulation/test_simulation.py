@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from tests.simulation.__main__ import main
+from tests.simulation.mutations import MUTATIONS
 from tests.simulation.runner import run_seed
+from tests.simulation.violations import Violation
 
 #: Seeds in one test: many enough that pytest costs nothing, few enough to see where it fails.
 CHUNK = 50
+
+#: A mutation that is seen only under trouble of its own.
+CROWDED = next(name for name, mutation in MUTATIONS.items() if mutation.trouble)
 
 
 @pytest.mark.parametrize("chunk", range(20))
@@ -31,3 +37,24 @@ def test_coordinators_are_cut_off_replaced_and_come_back(seed: int) -> None:
 def test_the_storage_is_away_most_of_the_time(seed: int) -> None:
     trouble = {"until": 30.0, "read_fails": 0.3, "outage": 0.4, "commit_late": 0.3, "hang": 0.1}
     run_seed(seed, trouble=trouble)
+
+
+def test_a_failing_seed_says_how_to_see_it_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mutation = MUTATIONS[CROWDED]
+    mutation.patch(monkeypatch)
+    for seed in range(600):
+        try:
+            run_seed(seed, trouble=mutation.trouble, crowded=mutation.crowded)
+        except Violation as violation:
+            words = str(violation).split("See it again: ")[1].split()
+            broken = str(violation).splitlines()[0].partition("] ")[2]
+            break
+    else:
+        raise AssertionError("no seed failed")
+    assert words[:3] == ["python", "-m", "tests.simulation"]
+    assert "--trouble" in words
+    monkeypatch.setattr("sys.argv", words[2:])
+    assert main() == 1
+    assert broken in capsys.readouterr().out
