@@ -362,30 +362,13 @@ def what_a_lapsed_lease_held_back_is_forgotten(patch: Any) -> None:
 
 @breaks("start", "one owner")
 def takeover_without_a_fence(patch: Any) -> None:
-    def take(self: Lease, recovered: Any) -> Workflow:
+    def take(self: Lease, recovered: Any) -> None:
         workflow = Workflow(recovered.state, recovered.seq, recovered.row)
         self.loop.hold(workflow)
         self.loop.dispatch(workflow, commands_module.commands(workflow.state))
         self.loop.touch(workflow)
-        return workflow
 
     patch.setattr(Lease, "take", take)
-
-
-@breaks("stuck", until=20.0, crash_after_step=0.02, commit_late=0.4, interleave=0.3)
-def takeover_happens_once(patch: Any) -> None:
-    """What earlier lives left is looked for when a life begins, and never again."""
-
-    def took(self: Lease, result: Any) -> None:
-        after = self.loop.after
-        self.loop.after = lambda seconds, action: None  # type: ignore[method-assign]
-        try:
-            original(self, result)
-        finally:
-            self.loop.after = after  # type: ignore[method-assign]
-
-    original = Lease.took
-    patch.setattr(Lease, "took", took)
 
 
 @breaks(

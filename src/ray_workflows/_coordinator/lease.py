@@ -145,7 +145,7 @@ class Lease:
             return False
         return state.holder == self.holder.holder_id or state.holder in (self.former or ())
 
-    def take(self, recovered: Recovered) -> Workflow:
+    def take(self, recovered: Recovered) -> None:
         """Take into hand what nobody drives."""
         workflow = Workflow(recovered.state, recovered.seq, recovered.row)
         self.lose_unstored(workflow)
@@ -153,13 +153,13 @@ class Lease:
             self.loop.waiting_room.append(workflow.workflow_id)
         self.loop.hold(workflow)
         if recovered.state.holder == self.holder.holder_id:
-            self.loop.continue_with(workflow, recovered)
-            return workflow
+            # No claim fences it off: what was read may be older than what we did since.
+            self.loop.reload(workflow)
+            return
         workflow.inputs.appendleft(inp.Claim(holder=self.holder.holder_id))
         if recovered.state.cancel_requested:
             workflow.inputs.append(inp.Cancel())
         self.loop.touch(workflow)
-        return workflow
 
     def lose_unstored(self, workflow: Workflow) -> None:
         """Nothing is live after a takeover: what was not checkpointed is gone."""

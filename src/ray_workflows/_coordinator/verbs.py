@@ -198,8 +198,8 @@ class Verbs:
             answer(request.reply, WorkflowNotResumableError(request.workflow_id, reason))
         elif state.status in ACTIVE and state.holder == self.loop.holder_id and not state.released:
             # Ours, and not in hand: a submission that took effect after it was given up, for one.
-            taken = self.lease.take(found)
-            taken.answers.append((request, accepted(request, state)))
+            self.lease.take(found)
+            self.ask(request)
         else:
             workflow = Workflow(state, found.seq, found.row)
             self.resume(workflow, request)
