@@ -32,6 +32,7 @@ from ray_workflows.exceptions import (
     StorageCorruptError,
     StorageError,
     StorageUnavailableError,
+    TaskTimeoutError,
     WorkflowAlreadyRunningError,
     WorkflowCancellationError,
     WorkflowError,
@@ -39,8 +40,10 @@ from ray_workflows.exceptions import (
     WorkflowNotFoundError,
     WorkflowNotResumableError,
     WorkflowStillActiveError,
+    WorkflowTimeoutError,
 )
 from ray_workflows.options import options
+from ray_workflows.retry import RetryPolicy
 
 CANCELED = WorkflowStatus.CANCELED
 FAILED = WorkflowStatus.FAILED
@@ -63,6 +66,7 @@ __all__ = [
     "InvalidResultError",
     "InvalidWorkflowIdError",
     "OutputNotAvailableError",
+    "RetryPolicy",
     "SerializationError",
     "StorageConfigError",
     "StorageCorruptError",
@@ -70,6 +74,7 @@ __all__ = [
     "StorageUnavailableError",
     "TaskInfo",
     "TaskStatus",
+    "TaskTimeoutError",
     "TimerListener",
     "WorkflowAlreadyRunningError",
     "WorkflowCancellationError",
@@ -79,6 +84,7 @@ __all__ = [
     "WorkflowNotResumableError",
     "WorkflowStatus",
     "WorkflowStillActiveError",
+    "WorkflowTimeoutError",
     "__version__",
     "cancel",
     "continuation",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from typing import Any
 
 import ray
@@ -13,7 +14,7 @@ from ray_workflows._client import connection, workflows
 from ray_workflows._executor.context import CurrentTask, current_attempt, current_task
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.tasks import TaskInfo
-from ray_workflows.options import validate_metadata
+from ray_workflows.options import validate_metadata, validate_timeout
 from ray_workflows.storage import Storage
 
 
@@ -64,6 +65,7 @@ def run(
     *args: Any,
     workflow_id: str | None = None,
     metadata: dict[str, Any] | None = None,
+    timeout: float | timedelta | None = None,
     **kwargs: Any,
 ) -> Any:
     """Run a workflow and return its output.
@@ -76,17 +78,21 @@ def run(
         args: positional inputs of the DAG (``InputNode``).
         workflow_id: the id to find it by; up to 512 bytes of UTF-8. Default: a generated one.
         metadata: kept with the workflow, returned by `get_metadata`; JSON-compatible.
+        timeout: how long it may run, in seconds or as a timedelta, from its start to its end, time
+            without a coordinator included. Then its tasks are stopped and it has failed; when it
+            is resumed, it has the whole time again. Default: without end.
         kwargs: named inputs of the DAG.
 
     Returns:
         The output of the last task.
 
     Raises:
-        TypeError: not a DAG of tasks.
+        TypeError: not a DAG of tasks, or arguments that a task's function does not take.
         ValueError: an id or metadata that can't be stored.
         WorkflowAlreadyRunningError: the workflow of this id is running or pending.
         WorkflowNotResumableError: the workflow of this id was canceled.
         WorkflowExecutionError: it failed; ``__cause__`` is the error of the task.
+        WorkflowTimeoutError: it ran longer than its timeout. (It is a WorkflowExecutionError.)
         WorkflowCancellationError: it was canceled meanwhile.
 
     Examples:
@@ -100,7 +106,9 @@ def run(
         >>> workflow.run(add.bind(100, one.bind()))
         101
     """
-    return workflows.run(dag, args, kwargs, workflow_id, validate_metadata(metadata))
+    return workflows.run(
+        dag, args, kwargs, workflow_id, validate_metadata(metadata), validate_timeout(timeout)
+    )
 
 
 def run_async(
@@ -108,6 +116,7 @@ def run_async(
     *args: Any,
     workflow_id: str | None = None,
     metadata: dict[str, Any] | None = None,
+    timeout: float | timedelta | None = None,
     **kwargs: Any,
 ) -> ray.ObjectRef:
     """Start a workflow. When this returns, it is durable and will outlive this process.
@@ -117,7 +126,9 @@ def run_async(
     Returns:
         An ObjectRef of the output, ready when the workflow is.
     """
-    return workflows.run_async(dag, args, kwargs, workflow_id, validate_metadata(metadata))
+    return workflows.run_async(
+        dag, args, kwargs, workflow_id, validate_metadata(metadata), validate_timeout(timeout)
+    )
 
 
 def resume(workflow_id: str, *, canceled: bool = False) -> Any:
@@ -246,7 +257,7 @@ def parse_status_filter(
     if status_filter is None:
         return set(WorkflowStatus) - {WorkflowStatus.NONE}
     if isinstance(status_filter, str):
-        return {WorkflowStatus(status_filter)}
+        status_filter = {status_filter}
     if not isinstance(status_filter, (set, frozenset)):
         raise TypeError(
             f"status_filter must be a WorkflowStatus or a set of them, not "
@@ -258,7 +269,10 @@ def parse_status_filter(
                 f"status_filter contains element which is not a type of `WorkflowStatus or str`: "
                 f"{status!r}"
             )
-    return {WorkflowStatus(status) for status in status_filter}
+    statuses = {WorkflowStatus(status) for status in status_filter}
+    if WorkflowStatus.NONE in statuses:
+        raise ValueError("No workflow has the status NONE. Leave it out of status_filter.")
+    return statuses
 
 
 def cancel(workflow_id: str) -> None:

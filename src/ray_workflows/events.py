@@ -122,14 +122,16 @@ def sleep(duration: float) -> DAGNode:
     """A node that produces None after a while; the deadline survives crashes.
 
     Args:
-        duration: how long to wait, in seconds, from the moment the node could start.
+        duration: how long to wait, in seconds, from the moment the node could start; a negative
+            one is over at once.
 
     Raises:
         TypeError: not a number.
-        ValueError: negative, infinite or not a number.
+        ValueError: infinite or not a number (NaN).
     """
     if isinstance(duration, bool) or not isinstance(duration, (int, float)):
         raise TypeError(f"sleep takes a number of seconds, not {type(duration).__name__}.")
-    if not 0 <= duration < math.inf:
-        raise ValueError(f"sleep takes a finite, non-negative number of seconds, not {duration}.")
-    return bind(end_time, {"kind": TIMER, "duration": float(duration)}, duration)
+    if not math.isfinite(duration):
+        raise ValueError(f"sleep takes a finite number of seconds, not {duration}.")
+    seconds = max(0.0, float(duration))
+    return bind(end_time, {"kind": TIMER, "duration": seconds}, seconds)

@@ -4,6 +4,8 @@ Each error pickles, names the workflow it is about and says what to do next.
 
     WorkflowError
     ├── WorkflowExecutionError          the workflow failed; ``__cause__`` is the task's error
+    │   └── WorkflowTimeoutError        (also TimeoutError) it ran longer than its timeout
+    ├── TaskTimeoutError                (also TimeoutError) an attempt of a task overran its timeout
     ├── WorkflowCancellationError       the workflow was canceled while somebody waited for it
     ├── WorkflowNotFoundError           (also ValueError) no such workflow, or no such task in it
     ├── WorkflowStillActiveError        delete of a workflow that is still running or pending
@@ -60,6 +62,26 @@ class WorkflowExecutionError(PicklableWorkflowError):
         )
         self.workflow_id = workflow_id
         self.task_id = task_id
+
+
+class WorkflowTimeoutError(WorkflowExecutionError, TimeoutError):
+    """The workflow ran longer than its timeout, and was stopped."""
+
+    def __init__(self, workflow_id: str):
+        super().__init__(workflow_id, None, "it ran longer than its timeout")
+
+
+class TaskTimeoutError(PicklableWorkflowError, TimeoutError):
+    """An attempt of a task ran longer than its timeout, and was stopped."""
+
+    def __init__(self, workflow_id: str, task_id: str, timeout: float):
+        super().__init__(
+            f"An attempt of task '{task_id}' of workflow '{workflow_id}' was stopped: it ran for "
+            f"more than its timeout of {timeout} s."
+        )
+        self.workflow_id = workflow_id
+        self.task_id = task_id
+        self.timeout = timeout
 
 
 class WorkflowCancellationError(PicklableWorkflowError):

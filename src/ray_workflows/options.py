@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 import json
+import math
+from datetime import timedelta
 from typing import Any
 
 from ray.remote_function import RemoteFunction
 
 from ray_workflows._capture.options import read_label, write_label
+from ray_workflows.retry import RetryPolicy
 
-VALID_OPTIONS = ("task_id", "metadata", "catch_exceptions", "checkpoint")
+VALID_OPTIONS = ("task_id", "metadata", "catch_exceptions", "checkpoint", "retry", "timeout")
+
+
+def validate_timeout(timeout: Any) -> float | None:
+    """A timeout in seconds.
+
+    Raises:
+        TypeError: neither a number nor a timedelta.
+        ValueError: not positive and finite.
+    """
+    if timeout is None:
+        return None
+    if isinstance(timeout, timedelta):
+        timeout = timeout.total_seconds()
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(
+            f"timeout must be a number of seconds or a timedelta, not {type(timeout).__name__}."
+        )
+    if not 0 < timeout < math.inf:
+        raise ValueError(f"timeout must be a positive, finite number of seconds, not {timeout}.")
+    return float(timeout)
 
 
 def validate_metadata(metadata: Any) -> dict[str, Any]:
@@ -62,8 +85,13 @@ class options:
             raised; also for errors in continuations it returns. Default False.
         checkpoint: store the result. Default: as the task whose continuation this is, else True.
             False: it is computed again if it is lost while still needed.
+        retry: a `RetryPolicy`, in place of Ray's ``max_retries`` and ``retry_exceptions``.
+        timeout: how long one attempt may run, in seconds or as a timedelta. One that overruns it is
+            stopped (its worker is killed), and fails with `TaskTimeoutError`: it is tried again
+            as after a crash, or as the policy says.
 
     Raises:
+        TypeError: a retry or timeout of a wrong type.
         ValueError: an unknown option, or one with a value it can't have.
 
     Examples:
@@ -95,6 +123,14 @@ class options:
         if "metadata" in workflow_options:
             metadata = validate_metadata(workflow_options["metadata"])
             workflow_options = {**workflow_options, "metadata": metadata}
+        retry = workflow_options.get("retry")
+        if retry is not None:
+            if not isinstance(retry, RetryPolicy):
+                raise TypeError(f"retry must be a RetryPolicy, not {type(retry).__name__}.")
+            workflow_options = {**workflow_options, "retry": retry.to_label()}
+        if "timeout" in workflow_options:
+            timeout = validate_timeout(workflow_options["timeout"])
+            workflow_options = {**workflow_options, "timeout": timeout}
         self.options = workflow_options
 
     def keys(self) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ def test_the_readme_runs(tmp_path: Path) -> None:
     assert Path(store, "workflows.sqlite").exists()
 
 
-@pytest.mark.parametrize("module", ["api", "options", "events"])
+@pytest.mark.parametrize("module", ["api", "options", "retry", "events"])
 def test_docstring_examples_run(cluster: None, module: str) -> None:
     import importlib
 

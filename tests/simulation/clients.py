@@ -101,6 +101,8 @@ class Client:
         else:
             self.plan = shapes.draw_plan(self.rng)
         self.expected = expect(self.plan)
+        # One that ran into it is resumed, and has the whole time again.
+        self.timeout = self.rng.choice([*(None,) * 9, 60.0]) if self.kind != "cancel" else None
         self.incarnation = f"{self.workflow_id}-{self.world.number()}"
         self.request_id = f"request-{self.world.number()}"
 
@@ -216,6 +218,7 @@ class Client:
                     self.plan,
                     {"client": self.workflow_id},
                     self.request_id,
+                    self.timeout,
                 ),
                 self.judge_submit,
                 patient=patient,

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 #: No attempt takes longer.
 MAX_SECONDS = 45.0
 
+#: One that takes longer than this is heard of while it runs.
+TOLD_AFTER_SECONDS = 0.25
+
 #: Identity of an attempt within one executor.
 Key = tuple[str, int, int, int]
 
@@ -96,6 +99,8 @@ class SimulatedExecutor(InlineExecutor):
             if scripts.decode(request.function).endless:
                 return
         delay = min(delay * faults.slowness, MAX_SECONDS)
+        if delay > TOLD_AFTER_SECONDS:
+            world.clock.after(TOLD_AFTER_SECONDS, lambda: self.tell(flight))
         if faults.hit(faults.report_late):
             delay += rng.uniform(0.5, 10.0)
         if faults.hit(faults.worker_crash):
@@ -105,6 +110,12 @@ class SimulatedExecutor(InlineExecutor):
             world.clock.after(delay, lambda: self.crash_worker(flight, error))
             return
         world.clock.after(delay, lambda: self.run_on_worker(action))
+
+    def tell(self, flight: Flight) -> None:
+        """The worker says that the attempt runs."""
+        request = flight.request
+        news = inp.AttemptRuns(request.task, request.epoch, request.attempt, self.life.clock())
+        self.arrive(request.incarnation, news)
 
     def crash_worker(self, flight: Flight, error: ErrorInfo) -> None:
         if self.life.exists:
@@ -205,7 +216,7 @@ class SimulatedExecutor(InlineExecutor):
 
     # -- reports on their way --------------------------------------------------------------
 
-    def send(self, incarnation: str, report: inp.AttemptReport) -> None:
+    def send(self, incarnation: str, report: inp.AttemptNews) -> None:
         """Bring a report to the loop, perhaps twice."""
         faults, rng = self.world.faults, self.world.rng
         if not isinstance(report, inp.AttemptFoundCorruption):
@@ -216,7 +227,7 @@ class SimulatedExecutor(InlineExecutor):
             delay = rng.choice([0.01, 1.0, 20.0]) * rng.random()
             self.world.clock.after(delay, lambda: self.arrive(incarnation, report))
 
-    def arrive(self, incarnation: str, report: inp.AttemptReport) -> None:
+    def arrive(self, incarnation: str, report: inp.AttemptNews) -> None:
         life = self.life
         if life.exists:
             self.world.trace(

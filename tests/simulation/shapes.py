@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from ray_workflows._model.plan import LISTENER, TIMER, Plan, TaskOptions
+from ray_workflows._model.plan import LISTENER, TIMER, Backoff, Plan, TaskOptions
 from tests.simulation.scripts import Script, build
 
 Tasks = list[tuple[Script, TaskOptions, tuple[int, ...]]]
@@ -40,6 +40,7 @@ def draw_options(rng: Random, upstream: tuple[int, ...]) -> TaskOptions:
         duration=duration,
         max_retries=rng.choice([3, 3, 3, 0, 1, -1]),
         retry_exceptions=rng.random() < 0.3,
+        backoff=rng.choice([Backoff(), Backoff(), Backoff(0.5, 4.0, 0.5)]),
         catch_exceptions=rng.random() < 0.15,
         checkpoint=rng.choice([None, None, None, False, False, True]),
     )
@@ -58,6 +59,7 @@ def draw_task(rng: Random, depth: int, upstream: tuple[int, ...]) -> tuple:
             retry_exceptions=True,
             catch_exceptions=options.catch_exceptions,
             checkpoint=options.checkpoint,
+            backoff=options.backoff,
         )
     elif draw < 0.16:
         # Unlimited retries of what always raises would never end.

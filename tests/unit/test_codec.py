@@ -30,6 +30,8 @@ EVENTS = [
     ev.CancelRequested(1.0),
     ev.WorkflowSucceeded(1.0, Outcome(value=Value(BLOB, (BLOB,)))),
     ev.WorkflowFailed(1.0, ERROR, "a"),
+    ev.WorkflowTimedOut(1.0),
+    ev.AttemptStarted(1.0, 0, 1, 0.5),
     ev.WorkflowReleased(1.0, ERROR),
     ev.AttemptFailed(1.0, 0, 1, ERROR, True, 2.0),
     ev.TaskSucceeded(1.0, 0, 1, Value(b"inline"), 0.5, 0.9),

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import pytest
 
 from ray_workflows._engine.commands import commands
+from ray_workflows._engine.evolve import TIMED_OUT
 from ray_workflows._model import events as ev
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.commands import ReleaseValue, StartAttempt, WakeAt
+from ray_workflows._model.plan import Backoff
+from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Value
 from tests.unit.driver import BOOM, Driver
 from tests.unit.plans import plan
@@ -325,6 +329,86 @@ def test_continuations_inherit_checkpoint() -> None:
     d.go_on("a", plan(("x", ()), ("y", (0,), {"checkpoint": True})))
     assert not d.state.checkpoints(d.state.tasks[d.number("x")])
     assert d.state.checkpoints(d.state.tasks[d.number("y")])
+
+
+def test_pauses_between_attempts_double_up_to_a_maximum() -> None:
+    backoff = Backoff(initial=2.0, maximum=5.0)
+    driver = Driver(plan(("a", (), {"max_retries": -1, "backoff": backoff})))
+    pauses = []
+    for _ in range(4):
+        (failed,) = driver.fail("a", retryable=True)
+        pauses.append(failed.retry_at - driver.now)
+    assert pauses == [2.0, 4.0, 5.0, 5.0]
+    for _ in range(2000):
+        (failed,) = driver.fail("a", retryable=True)
+    assert failed.retry_at - driver.now == 5.0
+
+
+def test_jitter_takes_a_part_off_each_pause_and_replays() -> None:
+    backoff = Backoff(initial=10.0, maximum=10.0, jitter=0.5)
+    tasks = [(f"t{i}", (), {"backoff": backoff}) for i in range(50)]
+    driver = Driver(plan(*tasks, ("end", tuple(range(50)))))
+    pauses = [driver.fail(f"t{i}", retryable=True)[0].retry_at - driver.now for i in range(50)]
+    assert all(5.0 <= pause <= 10.0 for pause in pauses)
+    assert len(set(pauses)) > 40
+    assert max(pauses) - min(pauses) > 3.0
+
+
+def test_a_pause_outlives_the_holder() -> None:
+    driver = Driver(plan(("a", (), {"backoff": Backoff(100.0, 100.0)})))
+    driver.fail("a", retryable=True)
+    driver.send(inp.Claim(holder="h2"))
+    (start,) = commands(driver.state)
+    assert (start.attempt, start.not_before) == (2, driver.now + 100)
+
+
+def test_what_is_heard_of_a_running_attempt_changes_nothing() -> None:
+    driver = Driver(plan(("a", ())))
+    news = inp.AttemptRuns(task=0, epoch=0, attempt=1, started_at=driver.now - 1)
+    assert driver.send(news) == [
+        ev.AttemptStarted(at=driver.now, task=0, attempt=1, started_at=driver.now - 1)
+    ]
+    assert driver.running == ["a"]
+    assert driver.send(msgspec.structs.replace(news, attempt=2)) == []
+    assert driver.send(msgspec.structs.replace(news, epoch=1)) == []
+    driver.succeed("a")
+    assert driver.send(news) == []
+
+
+def test_a_workflow_that_overruns_its_timeout_fails_and_stops() -> None:
+    driver = Driver(plan(("a", ()), ("b", ()), ("c", (0, 1))), timeout=10.0)
+    driver.succeed("a")
+    started = driver.flying[1]
+    assert commands(driver.state)[-1] == WakeAt(driver.now + 10)
+    driver.now += 9.9
+    assert driver.send(inp.Wake()) == []
+    driver.now += 0.1
+    assert driver.send(inp.Wake()) == [ev.WorkflowTimedOut(at=driver.now)]
+    assert driver.state.status is WorkflowStatus.FAILED
+    assert driver.state.error is not None
+    assert driver.state.error.type_name == TIMED_OUT
+    assert driver.flying == {}
+    late = inp.AttemptReturned(1, started.epoch, started.attempt, 0.0, 0.0, Value(b"late"))
+    assert driver.send(late) == []
+
+
+def test_a_resumed_workflow_has_its_whole_time_again() -> None:
+    driver = Driver(plan(("a", ())), timeout=10.0)
+    driver.now += 10
+    driver.send(inp.Wake())
+    driver.now += 100
+    driver.send(inp.Resume(holder="h1", start=False))
+    assert driver.state.deadline is None
+    driver.now += 100
+    driver.send(inp.Start())
+    assert driver.state.deadline == driver.now + 10
+    assert driver.running == ["a"]
+    driver.send(inp.Claim(holder="h2"))
+    assert driver.state.deadline == driver.now + 10
+    driver.succeed("a")
+    assert driver.state.status is WorkflowStatus.SUCCESSFUL
+    driver.now += 100
+    assert driver.send(inp.Wake()) == []
 
 
 def test_release_and_claim_again() -> None:

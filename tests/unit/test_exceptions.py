@@ -20,6 +20,7 @@ ALL = [
 ARGUMENTS = {
     "WorkflowExecutionError": ("w", "t", "boom"),
     "WorkflowNotFoundError": ("w", "t"),
+    "TaskTimeoutError": ("w", "t", 1.5),
     "WorkflowStillActiveError": ("DELETE", "w"),
     "OutputNotAvailableError": ("w", None, "it is gone."),
 }

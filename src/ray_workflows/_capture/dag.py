@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import inspect
 import re
 import unicodedata
 from typing import Any
@@ -57,6 +59,26 @@ def function_name(body: Any) -> str:
     return f"{module}.{slugify(qualname)}"
 
 
+@functools.lru_cache(maxsize=1024)
+def signature_of(body: Any) -> inspect.Signature | None:
+    """The signature of a function; None for one that does not tell it (written in C)."""
+    try:
+        return inspect.signature(body)
+    except (TypeError, ValueError):
+        return None
+
+
+def check_arguments(body: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, task: str) -> None:
+    """Raise TypeError unless the function can be called so."""
+    signature = signature_of(body)
+    if signature is None:
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"Task '{task}' can't be called as it was bound: {error}.") from None
+
+
 def check_root(dag: object) -> FunctionNode:
     """Raise unless it is a DAG that can be a workflow."""
     if isinstance(dag, FunctionNode):
@@ -94,6 +116,7 @@ class Node:
             # A timer's arguments are the value it produces.
             self.pickled = pickle_value(None, where=self.where)
             return
+        check_arguments(self.body, node.get_args(), node.get_kwargs(), task=self.name)
         arguments = Arguments(node, where=self.where, input_hook=input_hook)
         self.pickled = arguments.pickled
         self.children = arguments.children

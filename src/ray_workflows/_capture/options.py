@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import (
     PlacementGroupSchedulingStrategy,
 )
 
-from ray_workflows._model.plan import DEFAULT_MAX_RETRIES, FUNCTION, TaskOptions
+from ray_workflows._model.plan import DEFAULT_MAX_RETRIES, FUNCTION, Backoff, TaskOptions
 
 #: The label under which the options of `ray_workflows.options` travel.
 LABEL = "ray_workflows.options"
@@ -54,24 +54,56 @@ def task_options(bound: Mapping[str, Any], *, where: str) -> tuple[TaskOptions, 
             f"return. Return a tuple, and take it apart in the tasks that use it."
         )
     ours = read_label(bound)
-    retry = bound.get("retry_exceptions") or False
-    retry_on = None
-    if not isinstance(retry, bool):
-        retry_on = cloudpickle.dumps(tuple(retry))
-        retry = True
-    max_retries = bound.get("max_retries")
     options = TaskOptions(
         kind=ours.get("kind", FUNCTION),
-        max_retries=DEFAULT_MAX_RETRIES if max_retries is None else max_retries,
-        retry_exceptions=retry,
-        retry_on=retry_on,
         catch_exceptions=bool(ours.get("catch_exceptions")),
         checkpoint=ours.get("checkpoint"),
         metadata=ours.get("metadata") or {},
         ray=encode_ray_options(bound, where=where),
         duration=float(ours.get("duration", 0.0)),
+        timeout=ours.get("timeout"),
+        **retry_options(bound, ours.get("retry"), where=where),
     )
     return options, ours.get("task_id")
+
+
+def retry_options(
+    bound: Mapping[str, Any], policy: Mapping[str, Any] | None, *, where: str
+) -> dict[str, Any]:
+    """When the task is retried: as Ray's options say, or as a policy does."""
+    max_retries = bound.get("max_retries")
+    exceptions = bound.get("retry_exceptions")
+    if policy is None:
+        return {
+            "max_retries": DEFAULT_MAX_RETRIES if max_retries is None else max_retries,
+            "retry_exceptions": bool(exceptions),
+            "retry_on": None
+            if isinstance(exceptions, bool) or not exceptions
+            else cloudpickle.dumps(tuple(exceptions)),
+        }
+    if max_retries is not None or exceptions is not None:
+        raise ValueError(
+            f"The {where} has both a retry policy (retry=) and Ray's max_retries or "
+            f"retry_exceptions. Keep one of them."
+        )
+    attempts = policy["max_attempts"]
+    return {
+        "max_retries": -1 if attempts is None else attempts - 1,
+        "retry_exceptions": True,
+        "retry_on": from_hex(policy["retry_on"]),
+        "give_up_on": from_hex(policy["give_up_on"]),
+        "retry_timeouts": policy["retry_timeouts"],
+        "backoff": Backoff(policy["backoff"], policy["max_backoff"], policy["jitter"]),
+    }
+
+
+def to_hex(types: tuple[type[BaseException], ...]) -> str | None:
+    """Exception types as text for a label."""
+    return cloudpickle.dumps(types).hex() if types else None
+
+
+def from_hex(text: str | None) -> bytes | None:
+    return None if text is None else bytes.fromhex(text)
 
 
 def encode_ray_options(bound: Mapping[str, Any], *, where: str) -> dict[str, Any]:

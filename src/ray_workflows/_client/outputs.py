@@ -9,6 +9,7 @@ from ray_workflows._capture.values import ValueReader
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.views import WorkflowView
 from ray_workflows._codec.journal import decode_entry
+from ray_workflows._engine.evolve import TIMED_OUT
 from ray_workflows._model import events as ev
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.status import WorkflowStatus
@@ -19,6 +20,7 @@ from ray_workflows.exceptions import (
     WorkflowCancellationError,
     WorkflowExecutionError,
     WorkflowNotFoundError,
+    WorkflowTimeoutError,
 )
 from ray_workflows.storage.base import Storage
 
@@ -26,6 +28,7 @@ from ray_workflows.storage.base import Storage
 POLL_SECONDS = 0.5
 
 ACTIVE = WorkflowStatus.non_terminating_status()
+ENDED_BADLY = (WorkflowStatus.FAILED, WorkflowStatus.CANCELED)
 
 
 def read_row(storage: Storage, workflow_id: str) -> CatalogRow:
@@ -70,6 +73,8 @@ def execution_error(storage: Storage, row: CatalogRow) -> WorkflowExecutionError
     info: ErrorInfo | None = view.state.error
     task_id = view.state.failed_task
     reason = f"{info.type_name}: {info.message}" if info is not None else None
+    if info is not None and info.type_name == TIMED_OUT:
+        return WorkflowTimeoutError(row.workflow_id)
     error = WorkflowExecutionError(row.workflow_id, task_id, reason)
     if info is not None:
         where = f"task '{task_id}'" if task_id else f"workflow '{row.workflow_id}'"
@@ -119,30 +124,28 @@ class TaskOutput:
         self.task_id = task_id
         self.view = WorkflowView(row.workflow_id, row.incarnation)
 
-    def read(self, status: WorkflowStatus) -> tuple[bool, Any]:
-        """Whether the result is there, and the result.
-
-        Raises:
-            OutputNotAvailableError: it is not there, and nobody works on it.
-        """
+    def read(self) -> tuple[bool, Any]:
+        """Whether the result is there, and the result."""
         self.view.read(self.storage)
         task = self.view.tasks.get(self.task_id)
         if task is not None and task.outcome is not None:
             return True, self.value(task.outcome)
-        if status in ACTIVE:
-            return False, None
-        if task is None:
-            raise OutputNotAvailableError(
-                self.row.workflow_id, self.task_id, "there is no such task."
-            )
+        return False, None
+
+    def missing(self, status: WorkflowStatus) -> OutputNotAvailableError:
+        """Why the result is not there, when nobody works on it."""
+        task = self.view.tasks.get(self.task_id)
         reason = f"the workflow is {status} and the task has no result."
-        if task.error is None:
-            raise OutputNotAvailableError(self.row.workflow_id, self.task_id, reason)
-        reader = ValueReader(self.storage, self.row.incarnation)
-        cause = reader.read_error(task.error, where=f"task '{self.task_id}'")
-        raise OutputNotAvailableError(
-            self.row.workflow_id, self.task_id, f"it failed: {cause}"
-        ) from cause
+        cause = None
+        if task is None:
+            reason = "there is no such task."
+        elif task.error is not None:
+            reader = ValueReader(self.storage, self.row.incarnation)
+            cause = reader.read_error(task.error, where=f"task '{self.task_id}'")
+            reason = f"it failed: {cause}"
+        error = OutputNotAvailableError(self.row.workflow_id, self.task_id, reason)
+        error.__cause__ = cause
+        return error
 
     def value(self, outcome: Outcome) -> Any:
         if not outcome.stored:
@@ -156,8 +159,9 @@ class TaskOutput:
 class Awaited:
     """An output that is waited for. Ask `look` after each change until it says that it is there.
 
-    ``fresh``: the workflow was just started or resumed by the caller, so that its failure is
-    the caller's: WorkflowExecutionError. Otherwise an output that is not there is a ValueError.
+    ``fresh``: the workflow was started or resumed by the caller, or was seen running, so that its
+    failure is the caller's: WorkflowExecutionError. Otherwise an output that is not there is a
+    ValueError.
     """
 
     def __init__(
@@ -180,10 +184,14 @@ class Awaited:
         self.row = read_row(self.storage, self.workflow_id)
         status = self.connection.status(self.row)
         if self.task is not None:
-            return self.task.read(status)
+            done, value = self.task.read()
+            if done:
+                return True, value
         if status in ACTIVE:
             self.fresh = True
             return False, None
+        if self.task is not None and not (self.fresh and status in ENDED_BADLY):
+            raise self.task.missing(status)
         read = settled_output if self.fresh else stopped_output
         return True, read(self.storage, self.row, status)
 

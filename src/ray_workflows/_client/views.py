@@ -30,12 +30,12 @@ class TaskView:
         "upstream",
     )
 
-    def __init__(self, task: Task, upstream: list[str], checkpoint: bool) -> None:
+    def __init__(self, task: Task, upstream: list[str]) -> None:
         self.number = task.number
         self.task_id = task.task_id
         self.options: TaskOptions = task.options
         self.upstream = upstream
-        self.checkpoint = checkpoint
+        self.checkpoint = task.checkpoint
         self.attempts = 0
         self.outcome: Outcome | None = None
         self.error: ErrorInfo | None = None
@@ -74,7 +74,7 @@ class WorkflowView:
         ids = {number: self.state.tasks[number].task_id for number in numbers}
         for number in numbers:
             task = self.state.tasks[number]
-            view = TaskView(task, [ids[n] for n in task.upstream], self.state.checkpoints(task))
+            view = TaskView(task, [ids[n] for n in task.upstream])
             self.tasks[task.task_id] = view
             self.by_number[number] = view
 
@@ -84,6 +84,8 @@ class WorkflowView:
             view = self.by_number[event.task]
             view.started_at, view.ended_at = event.started_at, event.ended_at
             view.attempts += 1
+        if isinstance(event, ev.AttemptStarted):
+            self.by_number[event.task].started_at = event.started_at
         if isinstance(event, ev.AttemptFailed):
             view = self.by_number[event.task]
             view.started_at = event.started_at

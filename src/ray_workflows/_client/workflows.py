@@ -65,6 +65,7 @@ def submit(
     kwargs: dict[str, Any],
     workflow_id: str | None,
     metadata: dict[str, Any],
+    timeout: float | None,
 ) -> tuple[Connection, str, Accepted | Finished]:
     """Capture a DAG and hand it to the coordinator; durable when it returns."""
     check_root(dag)
@@ -83,7 +84,13 @@ def submit(
             kwargs=kwargs,
         )
         accepted: Accepted | Finished = connection.call(
-            "submit", workflow_id, incarnation, encode_plan(plan), metadata, uuid.uuid4().hex
+            "submit",
+            workflow_id,
+            incarnation,
+            encode_plan(plan),
+            metadata,
+            timeout,
+            uuid.uuid4().hex,
         )
     except (StorageError, CoordinatorUnavailableError):
         # Nobody can say whether the workflow came to be: what it may need stays, and is swept
@@ -117,8 +124,9 @@ def run(
     kwargs: dict[str, Any],
     workflow_id: str | None,
     metadata: dict[str, Any],
+    timeout: float | None,
 ) -> Any:
-    connection, workflow_id, accepted = submit(dag, args, kwargs, workflow_id, metadata)
+    connection, workflow_id, accepted = submit(dag, args, kwargs, workflow_id, metadata, timeout)
     if isinstance(accepted, Finished):
         return workflow_output(connection.storage, accepted.row)
     return await_output(connection, workflow_id, None, fresh=True)
@@ -130,8 +138,9 @@ def run_async(
     kwargs: dict[str, Any],
     workflow_id: str | None,
     metadata: dict[str, Any],
+    timeout: float | None,
 ) -> ray.ObjectRef:
-    connection, workflow_id, _ = submit(dag, args, kwargs, workflow_id, metadata)
+    connection, workflow_id, _ = submit(dag, args, kwargs, workflow_id, metadata, timeout)
     return output_ref(connection, workflow_id, fresh=True)
 
 

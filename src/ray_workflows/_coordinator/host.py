@@ -34,6 +34,7 @@ from ray_workflows._coordinator.requests import (
 )
 from ray_workflows._coordinator.verbs import Verbs
 from ray_workflows._executor.ray_tasks import RayExecutor
+from ray_workflows._model.inputs import AttemptRuns
 from ray_workflows.exceptions import (
     CoordinatorUnavailableError,
     StorageError,
@@ -81,12 +82,12 @@ class Coordinator:
         self.inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.broken: Exception | None = None
         self.watching: dict[str, WatchList] = {}
-        actor_id = ray.get_runtime_context().get_actor_id()
-        self.holder = this_holder(actor_id)
-        executor = RayExecutor(storage, self.report)
+        context = ray.get_runtime_context()
+        self.holder = this_holder(context.get_actor_id())
+        self.executor = RayExecutor(storage, self.report, context.current_actor)
         self.loop = Loop(
             storage,
-            executor,
+            self.executor,
             ThreadIo(self.inbox.put),
             self.holder.holder_id,
             clock=time.time,
@@ -161,13 +162,14 @@ class Coordinator:
         incarnation: str,
         plan: bytes,
         metadata: dict[str, Any],
+        timeout: float | None,
         request_id: str,
     ) -> Any:
         """Create or resume a workflow: `Accepted`, `Finished` or an error."""
         decoded = decode_plan(plan)
         return await self.request(
             lambda reply: SubmitRequest(
-                workflow_id, reply, incarnation, decoded, metadata, request_id
+                workflow_id, reply, incarnation, decoded, metadata, request_id, timeout
             )
         )
 
@@ -234,6 +236,13 @@ class Coordinator:
 
         request = WatchRequest(workflow_id, lambda _: post(events, settle), after)
         self.inbox.put(lambda: self.verbs.ask(request))
+
+    async def attempt_runs(
+        self, incarnation: str, task: int, epoch: int, attempt: int, started_at: float
+    ) -> None:
+        """A worker says that an attempt runs, and since when."""
+        self.executor.attempt_runs(incarnation, task, epoch, attempt)
+        self.report(incarnation, AttemptRuns(task, epoch, attempt, started_at))
 
     async def describe(self) -> dict[str, Any]:
         """What it is and how it fares."""

@@ -191,8 +191,8 @@ class Loop:
         """Look at it in this step."""
         self.dirty[id(workflow)] = workflow
 
-    def report(self, incarnation: str, report: inp.AttemptReport) -> None:
-        """Take the report of an attempt."""
+    def report(self, incarnation: str, report: inp.AttemptNews) -> None:
+        """Take what is heard of an attempt."""
         workflow = self.by_incarnation.get(incarnation)
         if workflow is not None:
             workflow.inputs.append(report)

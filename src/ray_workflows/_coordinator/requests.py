@@ -28,6 +28,7 @@ class SubmitRequest(Request, frozen=True):
     plan: Plan
     metadata: dict[str, Any]
     request_id: str
+    timeout: float | None = None
 
 
 class ResumeRequest(Request, frozen=True):

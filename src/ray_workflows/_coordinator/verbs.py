@@ -168,6 +168,7 @@ class Verbs:
                 holder=loop.holder_id,
                 start=start,
                 request_id=request.request_id,
+                timeout=request.timeout,
             )
         )
         workflow.answers.append((request, Accepted(request.incarnation, created=True)))

@@ -18,5 +18,8 @@ def commands(state: WorkflowState) -> list[Command]:
     if not state.running:
         return []
     due: list[Command] = [start_attempt(state, state.tasks[number]) for number in state.active]
-    due += [WakeAt(at) for at in sorted(set(state.timers.values()))]
+    moments = set(state.timers.values())
+    if state.deadline is not None:
+        moments.add(state.deadline)
+    due += [WakeAt(at) for at in sorted(moments)]
     return due

@@ -43,6 +43,7 @@ def on_submit(state: WorkflowState, input: inp.Submit, now: float) -> Events:
             metadata=input.metadata,
             holder=input.holder,
             request_id=input.request_id,
+            timeout=input.timeout,
         )
     ]
     if input.start:
@@ -100,6 +101,8 @@ def on_release(state: WorkflowState, input: inp.Release, now: float) -> Events:
 def on_wake(state: WorkflowState, input: inp.Wake, now: float) -> Events:
     if not state.running:
         return []
+    if state.deadline is not None and state.deadline <= now:
+        return [ev.WorkflowTimedOut(at=now)]
     events: Events = []
     due = sorted((at, number) for number, at in state.timers.items() if at <= now)
     for at, number in due:
@@ -121,7 +124,7 @@ def on_wake(state: WorkflowState, input: inp.Wake, now: float) -> Events:
 # -- reported ------------------------------------------------------------------------------
 
 
-def reported_task(state: WorkflowState, report: inp.AttemptReport) -> Task | None:
+def reported_task(state: WorkflowState, report: inp.AttemptNews) -> Task | None:
     """The task that a report is about, if it is about the attempt that counts."""
     task = state.tasks.get(report.task)
     if (
@@ -134,6 +137,16 @@ def reported_task(state: WorkflowState, report: inp.AttemptReport) -> Task | Non
     ):
         return None
     return task
+
+
+def on_attempt_runs(state: WorkflowState, input: inp.AttemptRuns, now: float) -> Events:
+    if reported_task(state, input) is None:
+        return []
+    return [
+        ev.AttemptStarted(
+            at=now, task=input.task, attempt=input.attempt, started_at=input.started_at
+        )
+    ]
 
 
 def on_attempt_returned(state: WorkflowState, input: inp.AttemptReturned, now: float) -> Events:
@@ -175,7 +188,7 @@ def on_attempt_raised(state: WorkflowState, input: inp.AttemptRaised, now: float
     task = reported_task(state, input)
     if task is None:
         return []
-    retry_at = next_attempt_at(task, now) if input.retryable else None
+    retry_at = next_attempt_at(task, state.incarnation, now) if input.retryable else None
     if retry_at is not None:
         return [attempt_failed(input, retry_at, charged=True, now=now)]
     events: Events = [task_failed(input, now)]
@@ -197,7 +210,7 @@ def on_attempt_crashed(state: WorkflowState, input: inp.AttemptCrashed, now: flo
     task = reported_task(state, input)
     if task is None:
         return []
-    retry_at = next_attempt_at(task, now)
+    retry_at = next_attempt_at(task, state.incarnation, now)
     if retry_at is not None:
         return [attempt_failed(input, retry_at, charged=True, now=now)]
     # Not caught by catch_exceptions: that is about what user code raises, as it always was.
@@ -314,6 +327,7 @@ HANDLERS: dict[type[inp.Input], Callable[[WorkflowState, Any, float], Events]] =
     inp.RequestCancel: on_request_cancel,
     inp.Release: on_release,
     inp.Wake: on_wake,
+    inp.AttemptRuns: on_attempt_runs,
     inp.AttemptReturned: on_attempt_returned,
     inp.AttemptReturnedPlan: on_attempt_returned_plan,
     inp.AttemptRaised: on_attempt_raised,

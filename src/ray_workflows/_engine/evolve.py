@@ -22,7 +22,10 @@ from ray_workflows._model.commands import (
 )
 from ray_workflows._model.plan import TIMER, Plan
 from ray_workflows._model.status import WorkflowStatus
-from ray_workflows._model.values import Outcome
+from ray_workflows._model.values import ErrorInfo, Outcome
+
+#: Type name of the error of a workflow that ran into its timeout.
+TIMED_OUT = "WorkflowTimeoutError"
 
 
 def evolve(state: WorkflowState, event: ev.Event) -> list[Command]:
@@ -44,6 +47,7 @@ def apply_workflow_submitted(
     state.metadata = event.metadata
     state.request_id = event.request_id
     state.plan_digest = event.plan.digest
+    state.timeout = event.timeout
     open_frame(state, event.plan, event.task_ids, parent=None, wraps=False, checkpoint=True)
 
 
@@ -58,6 +62,7 @@ def apply_workflow_started(
     state: WorkflowState, event: ev.WorkflowStarted, deltas: list[Command]
 ) -> None:
     state.status = WorkflowStatus.RUNNING
+    state.deadline = None if state.timeout is None else event.at + state.timeout
     if state.started_at is None:
         state.started_at = event.at
         for task in state.tasks.values():
@@ -75,6 +80,7 @@ def apply_workflow_resumed(
     state.ended_at = None
     state.error = None
     state.failed_task = None
+    state.deadline = None
     state.cancel_requested = False
     for task in state.tasks.values():
         if task.phase is Phase.FAILED:
@@ -95,11 +101,15 @@ def change_holder(state: WorkflowState, holder: str) -> None:
 def apply_workflow_canceled(
     state: WorkflowState, event: ev.WorkflowCanceled, deltas: list[Command]
 ) -> None:
+    stop_attempts(state, deltas)
+    settle(state, WorkflowStatus.CANCELED, event.at, deltas)
+
+
+def stop_attempts(state: WorkflowState, deltas: list[Command]) -> None:
     for number in state.active:
         # When it is resumed, what the stopped attempt still reports is about the past.
         state.tasks[number].attempts += 1
         deltas.append(CancelAttempt(number))
-    settle(state, WorkflowStatus.CANCELED, event.at, deltas)
 
 
 def apply_cancel_requested(
@@ -123,6 +133,16 @@ def apply_workflow_failed(
     settle(state, WorkflowStatus.FAILED, event.at, deltas)
 
 
+def apply_workflow_timed_out(
+    state: WorkflowState, event: ev.WorkflowTimedOut, deltas: list[Command]
+) -> None:
+    state.error = ErrorInfo(
+        type_name=TIMED_OUT, message=f"it ran for more than its timeout of {state.timeout} s"
+    )
+    stop_attempts(state, deltas)
+    settle(state, WorkflowStatus.FAILED, event.at, deltas)
+
+
 def apply_workflow_released(
     state: WorkflowState, event: ev.WorkflowReleased, deltas: list[Command]
 ) -> None:
@@ -135,10 +155,17 @@ def apply_workflow_released(
 def settle(state: WorkflowState, status: WorkflowStatus, at: float, deltas: list[Command]) -> None:
     state.status = status
     state.ended_at = at
+    state.deadline = None
     deltas.append(Settle())
 
 
 # -- attempts and tasks --------------------------------------------------------------------
+
+
+def apply_attempt_started(
+    state: WorkflowState, event: ev.AttemptStarted, deltas: list[Command]
+) -> None:
+    """Views show it; nothing is decided by it, so that nobody need wait for it."""
 
 
 def apply_attempt_failed(
@@ -166,9 +193,7 @@ def apply_task_continued(
     frame = task.frame
     parent: int | None = task.number
     wraps = task.options.catch_exceptions
-    checkpoint = task.options.checkpoint
-    if checkpoint is None:
-        checkpoint = frame.checkpoint
+    checkpoint = task.checkpoint
     state.active.pop(task.number, None)
     task.phase = Phase.CONTINUED
     if task.is_output:
@@ -352,7 +377,9 @@ APPLIERS: dict[type[ev.Event], Callable[[WorkflowState, Any, list[Command]], Non
     ev.CancelRequested: apply_cancel_requested,
     ev.WorkflowSucceeded: apply_workflow_succeeded,
     ev.WorkflowFailed: apply_workflow_failed,
+    ev.WorkflowTimedOut: apply_workflow_timed_out,
     ev.WorkflowReleased: apply_workflow_released,
+    ev.AttemptStarted: apply_attempt_started,
     ev.AttemptFailed: apply_attempt_failed,
     ev.TaskSucceeded: apply_task_succeeded,
     ev.TaskContinued: apply_task_continued,

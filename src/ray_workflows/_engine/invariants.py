@@ -29,6 +29,8 @@ def check(state: WorkflowState) -> None:
         assert state.output.stored
     if state.output is not None:
         assert not state.tasks
+    runs = state.status is WorkflowStatus.RUNNING
+    assert (state.deadline is not None) == (runs and state.timeout is not None)
     if state.status in WorkflowStatus.non_terminating_status():
         assert state.ended_at is None
         assert state.output is None

@@ -123,6 +123,12 @@ class Task:
         return self.frame.consumers[self.number - self.frame.first]
 
     @property
+    def checkpoint(self) -> bool:
+        """Whether its result is to be stored: as it says, or as it inherits."""
+        checkpoint = self.options.checkpoint
+        return self.frame.checkpoint if checkpoint is None else checkpoint
+
+    @property
     def is_output(self) -> bool:
         """Whether its result is the result of its frame."""
         return self.number == self.frame.output
@@ -134,6 +140,7 @@ class WorkflowState:
     __slots__ = (
         "active",
         "cancel_requested",
+        "deadline",
         "ended_at",
         "epoch",
         "error",
@@ -153,6 +160,7 @@ class WorkflowState:
         "status",
         "submitted_at",
         "tasks",
+        "timeout",
         "timers",
         "workflow_id",
     )
@@ -170,6 +178,9 @@ class WorkflowState:
         self.metadata: dict[str, object] = {}
         self.plan_digest = ""
         self.request_id = ""
+        #: How long it may run from each start, in seconds, and when that is over.
+        self.timeout: float | None = None
+        self.deadline: float | None = None
         self.submitted_at = 0.0
         self.started_at: float | None = None
         self.ended_at: float | None = None
@@ -192,12 +203,9 @@ class WorkflowState:
         return self.status is WorkflowStatus.RUNNING and not self.released
 
     def checkpoints(self, task: Task) -> bool:
-        """Whether the task's result is stored: as it says, or as it inherits.
+        """Whether the task's result is stored.
 
-        The output of the whole workflow is stored whatever was said: a finished workflow
-        has to be able to answer.
+        The output of the whole workflow is, whatever was said: a finished workflow has to be
+        able to answer.
         """
-        checkpoint = task.options.checkpoint
-        if checkpoint is None:
-            checkpoint = task.frame.checkpoint
-        return checkpoint or (task.is_output and task.frame.parent is None)
+        return task.checkpoint or (task.is_output and task.frame.parent is None)

@@ -14,8 +14,7 @@ import ray
 
 from ray_workflows._executor import context
 from ray_workflows._executor.protocol import REQUEST_DECODER
-from ray_workflows._executor.worker import AttemptRun, WireReport
-from ray_workflows.storage.base import Storage
+from ray_workflows._executor.worker import AttemptRun, Home, WireReport
 
 #: Listeners that one host serves at once.
 MAX_LISTENERS = 10_000
@@ -24,16 +23,14 @@ MAX_LISTENERS = 10_000
 class ListenerHost:
     """Waits for events. One for each environment, owned by the coordinator and gone with it."""
 
-    async def listen(
-        self, encoded: bytes, storage: Storage, nested: Mapping[str, Any]
-    ) -> WireReport:
+    async def listen(self, encoded: bytes, home: Home, nested: Mapping[str, Any]) -> WireReport:
         """Run one attempt of a listener task: as `worker.run_attempt`, but awaiting."""
         request = REQUEST_DECODER.decode(encoded)
-        run = AttemptRun(request, storage, dict(nested))
+        run = AttemptRun(request, home, dict(nested))
         token = context.awaits_coroutines.set(True)
         try:
             function, args, kwargs = run.load()
-            with context.running(request):
+            with run.scope():
                 result = function(*args, **kwargs)
                 if inspect.isawaitable(result):
                     result = await result

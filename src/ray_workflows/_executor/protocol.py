@@ -11,8 +11,8 @@ from ray_workflows._model.inputs import (
     AttemptCrashed,
     AttemptFoundCorruption,
     AttemptLostInput,
+    AttemptNews,
     AttemptRaised,
-    AttemptReport,
     AttemptReturned,
     AttemptReturnedPlan,
 )
@@ -68,8 +68,8 @@ ENCODER = msgspec.msgpack.Encoder()
 REQUEST_DECODER = msgspec.msgpack.Decoder(AttemptRequest)
 REPORT_DECODER: msgspec.msgpack.Decoder[AnyReport] = msgspec.msgpack.Decoder(AnyReport)
 
-#: Takes the incarnation of a workflow and the report of one of its attempts; any thread calls it.
-ReportSink = Callable[[str, AttemptReport], None]
+#: Takes the incarnation of a workflow and news of one of its attempts. Any thread calls it.
+ReportSink = Callable[[str, AttemptNews], None]
 
 
 class Executor(Protocol):

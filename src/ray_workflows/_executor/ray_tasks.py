@@ -20,6 +20,7 @@ from ray_workflows._capture.options import decode_ray_options
 from ray_workflows._capture.values import LOST_OBJECT_ERRORS
 from ray_workflows._codec.envelope import seal
 from ray_workflows._environment.capture import runtime_env_for
+from ray_workflows._executor.deadlines import Deadlines
 from ray_workflows._executor.listeners import listener_host_class
 from ray_workflows._executor.protocol import (
     ENCODER,
@@ -28,10 +29,11 @@ from ray_workflows._executor.protocol import (
     AttemptRequest,
     ReportSink,
 )
-from ray_workflows._executor.worker import remote_run_attempt
+from ray_workflows._executor.worker import Home, remote_run_attempt
 from ray_workflows._model.inputs import AttemptCrashed, AttemptLostInput, AttemptRaised
 from ray_workflows._model.plan import LISTENER
 from ray_workflows._model.values import Blob, ErrorInfo, Value
+from ray_workflows.exceptions import TaskTimeoutError
 from ray_workflows.storage.base import Storage
 
 logger = logging.getLogger(__name__)
@@ -49,7 +51,7 @@ NOT_SHAPE = ("name", "_labels", "enable_task_events")
 class Flight:
     """An attempt on its way: queued here, then a Ray task."""
 
-    __slots__ = ("ref", "request", "retired", "shape", "submitted_at")
+    __slots__ = ("expired", "ref", "request", "retired", "shape", "submitted_at", "timed")
 
     def __init__(self, request: AttemptRequest) -> None:
         self.request = request
@@ -58,6 +60,9 @@ class Flight:
         self.submitted_at = 0.0
         #: Canceled or reported: what still comes of it is about the past.
         self.retired = False
+        #: Its timeout runs; it has overrun it and is being stopped.
+        self.timed = False
+        self.expired = False
 
 
 class Lane:
@@ -116,14 +121,21 @@ class RayExecutor:
     """Submits attempts to Ray and turns what comes back into reports.
 
     All methods may be called from any thread. ``report`` is called from Ray's threads.
+    ``coordinator`` is the handle whose ``attempt_runs`` is told which attempts run.
     """
 
     def __init__(
-        self, storage: Storage, report: ReportSink, max_in_flight: int = MAX_IN_FLIGHT
+        self,
+        storage: Storage,
+        report: ReportSink,
+        coordinator: Any = None,
+        max_in_flight: int = MAX_IN_FLIGHT,
     ) -> None:
         self.storage = storage
-        self.storage_ref: ray.ObjectRef | None = None
+        self.home: ray.ObjectRef | None = None
         self.report = report
+        self.coordinator = coordinator
+        self.deadlines = Deadlines()
         self.max_in_flight = max_in_flight
         self.lock = threading.RLock()
         self.lanes: dict[str, Lane] = {}
@@ -170,6 +182,25 @@ class RayExecutor:
                 self.retire(flight)
             self.live.pop(incarnation, None)
 
+    def attempt_runs(self, incarnation: str, task: int, epoch: int, attempt: int) -> None:
+        """An attempt runs since now: its timeout begins."""
+        with self.lock:
+            flight = self.flights.get((incarnation, task))
+            if flight is None or flight.timed:
+                return
+            request = flight.request
+            if (request.epoch, request.attempt) == (epoch, attempt) and request.options.timeout:
+                flight.timed = True
+                self.deadlines.after(request.options.timeout, lambda: self.expire(flight))
+
+    def expire(self, flight: Flight) -> None:
+        """Stop an attempt that overran its timeout. It is reported when it is really over, so that
+        it never runs beside the next one; if it makes it to its end meanwhile, that counts."""
+        with self.lock:
+            if not flight.retired:
+                flight.expired = True
+                self.stop(flight)
+
     def close(self) -> None:
         """Stop everything; nothing is reported any more."""
         with self.lock:
@@ -207,17 +238,17 @@ class RayExecutor:
         objects = live.objects if live is not None else {}
         nested = {key: objects[key] for key in nested_keys(request) if key in objects}
         encoded = ENCODER.encode(request)
-        if self.storage_ref is None:
-            self.storage_ref = ray.put(self.storage)
+        if self.home is None:
+            self.home = ray.put(Home(self.storage, self.coordinator))
         if request.options.kind == LISTENER:
-            return self.listener_host(request).listen.remote(encoded, self.storage_ref, nested)
+            return self.listener_host(request).listen.remote(encoded, self.home, nested)
         keys = [key for key in direct_keys(request) if key in objects]
         options = decode_ray_options(request.options.ray)
         options.setdefault("name", request.task_id)
         options["runtime_env"] = runtime_env_for(request.environment, options.get("runtime_env"))
         remote = remote_run_attempt(options.pop("max_calls", 0))
         return remote.options(**{**options, "max_retries": 0, "retry_exceptions": False}).remote(
-            encoded, self.storage_ref, nested, keys, *(objects[key] for key in keys)
+            encoded, self.home, nested, keys, *(objects[key] for key in keys)
         )
 
     def listener_host(self, request: AttemptRequest) -> Any:
@@ -282,6 +313,8 @@ class RayExecutor:
         return msgspec.structs.replace(report, lost=self.missing_inputs(request))
 
     def ray_failure(self, flight: Flight, error: Exception) -> AnyReport:
+        if flight.expired:
+            return timed_out(flight)
         cause = error.cause if isinstance(error, RayTaskError) else error
         if isinstance(cause, LOST_OBJECT_ERRORS):
             return lost_input(flight.request, (), error, flight)
@@ -297,10 +330,14 @@ class RayExecutor:
             self.listener_hosts.clear()
 
     def retire(self, flight: Flight) -> None:
-        """Stop an attempt; the lock is held."""
+        """Stop an attempt whose report nobody wants; the lock is held."""
         flight.retired = True
         request = flight.request
         self.flights.pop((request.incarnation, request.task), None)
+        self.stop(flight)
+
+    def stop(self, flight: Flight) -> None:
+        request = flight.request
         if flight.ref is not None:
             try:
                 # A soft cancel can be swallowed by user code. Actor calls know no force.
@@ -359,6 +396,16 @@ def error_info(error: BaseException) -> ErrorInfo:
 
 def raised(flight: Flight, error: BaseException) -> AttemptRaised:
     return AttemptRaised(**identity(flight), error=error_info(error), retryable=False)
+
+
+def timed_out(flight: Flight) -> AttemptRaised:
+    request = flight.request
+    timeout = request.options.timeout
+    assert timeout is not None
+    error = TaskTimeoutError(request.workflow_id, request.task_id, timeout)
+    return AttemptRaised(
+        **identity(flight), error=error_info(error), retryable=request.options.retry_timeouts
+    )
 
 
 def lost_input(

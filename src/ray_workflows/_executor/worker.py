@@ -9,7 +9,8 @@ import functools
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -27,6 +28,7 @@ from ray_workflows._capture.values import (
 from ray_workflows._codec.placeholders import CONSTANT, UPSTREAM_REF, UPSTREAM_VALUE, placeholder
 from ray_workflows._executor import context
 from ray_workflows._executor.protocol import ENCODER, REQUEST_DECODER, AnyReport, AttemptRequest
+from ray_workflows._executor.watch import watched
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.values import INLINE_LIMIT, Blob, ErrorInfo, Value
 from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError
@@ -41,13 +43,24 @@ function_cache: OrderedDict[str, Callable[..., Any]] = OrderedDict()
 WireReport = tuple[bytes, dict[str, Any]]
 
 
+class Home:
+    """Where attempts come from: the storage, and the coordinator's handle, if it wants news."""
+
+    __slots__ = ("coordinator", "storage")
+
+    def __init__(self, storage: Storage, coordinator: Any = None) -> None:
+        self.storage = storage
+        self.coordinator = coordinator
+
+
 class AttemptRun:
     """One attempt in this process."""
 
-    def __init__(self, request: AttemptRequest, storage: Storage, live: Mapping[str, Any]) -> None:
+    def __init__(self, request: AttemptRequest, home: Home, live: Mapping[str, Any]) -> None:
         self.request = request
-        self.reader = ValueReader(storage, request.incarnation, live)
-        self.writer = ValueWriter(storage, request.incarnation)
+        self.home = home
+        self.reader = ValueReader(home.storage, request.incarnation, live)
+        self.writer = ValueWriter(home.storage, request.incarnation)
         self.started_at = time.time()
         self.live: dict[str, Any] = {}
 
@@ -84,6 +97,13 @@ class AttemptRun:
                 return self.reader.read_object(data)
             return ray.put(self.reader.read_outcome(outcome, where=request.where))
         return placeholder(kind, index)
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """Around user code: it can ask which task it is, and is seen to run."""
+        request = self.request
+        with context.running(request), watched(request, self.home.coordinator, self.started_at):
+            yield
 
     # -- after user code -------------------------------------------------------------------
 
@@ -145,9 +165,11 @@ class AttemptRun:
         options = self.request.options
         if not options.retry_exceptions:
             return False
-        if options.retry_on is None:
-            return True
         try:
+            if options.give_up_on and isinstance(error, unpickle_value(options.give_up_on, [])):
+                return False
+            if options.retry_on is None:
+                return True
             return isinstance(error, unpickle_value(options.retry_on, []))
         except Exception:
             return False
@@ -183,7 +205,7 @@ def user_traceback(error: BaseException) -> Any:
 
 
 def run_attempt(
-    encoded: bytes, storage: Storage, nested: Mapping[str, Any], keys: list[str], *values: Any
+    encoded: bytes, home: Home, nested: Mapping[str, Any], keys: list[str], *values: Any
 ) -> WireReport:
     """Run one attempt in a Ray task.
 
@@ -191,10 +213,10 @@ def run_attempt(
     the values behind ``keys``, which Ray has brought here.
     """
     request = REQUEST_DECODER.decode(encoded)
-    run = AttemptRun(request, storage, {**nested, **dict(zip(keys, values, strict=True))})
+    run = AttemptRun(request, home, {**nested, **dict(zip(keys, values, strict=True))})
     try:
         function, args, kwargs = run.load()
-        with context.running(request):
+        with run.scope():
             result = function(*args, **kwargs)
         del args, kwargs
         return run.wire(run.returned(result))

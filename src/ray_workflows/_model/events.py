@@ -23,7 +23,8 @@ class Event(msgspec.Struct, frozen=True, array_like=True):
 class WorkflowSubmitted(Event, frozen=True, tag="workflow-submitted"):
     """The workflow exists: acknowledged and durable. It is pending until it is started.
 
-    ``task_ids`` are the ids of the plan's tasks, which are numbered from 0.
+    ``task_ids`` are the ids of the plan's tasks, which are numbered from 0. ``timeout`` is how
+    long it may run from each start, in seconds.
     """
 
     plan: Plan
@@ -31,6 +32,7 @@ class WorkflowSubmitted(Event, frozen=True, tag="workflow-submitted"):
     metadata: dict[str, Any]
     holder: str
     request_id: str = ""
+    timeout: float | None = None
 
 
 class WorkflowClaimed(Event, frozen=True, tag="workflow-claimed"):
@@ -70,10 +72,22 @@ class WorkflowFailed(Event, frozen=True, tag="workflow-failed"):
     task_id: str | None = None
 
 
+class WorkflowTimedOut(Event, frozen=True, tag="workflow-timed-out"):
+    """It ran longer than it may: its attempts are stopped, and it has failed."""
+
+
 class WorkflowReleased(Event, frozen=True, tag="workflow-released"):
     """The coordinator gave the workflow up: it reads as RESUMABLE, with this error."""
 
     error: ErrorInfo
+
+
+class AttemptStarted(Event, frozen=True, tag="attempt-started"):
+    """An attempt has been running for a while. For those who look on: nothing follows from it."""
+
+    task: int
+    attempt: int
+    started_at: float
 
 
 class AttemptFailed(Event, frozen=True, tag="attempt-failed"):
@@ -152,7 +166,9 @@ AnyEvent = (
     | CancelRequested
     | WorkflowSucceeded
     | WorkflowFailed
+    | WorkflowTimedOut
     | WorkflowReleased
+    | AttemptStarted
     | AttemptFailed
     | TaskSucceeded
     | TaskContinued

@@ -22,6 +22,7 @@ class Submit(Input, frozen=True):
     holder: str
     start: bool
     request_id: str = ""
+    timeout: float | None = None
 
 
 class Claim(Input, frozen=True):
@@ -62,13 +63,22 @@ class Wake(Input, frozen=True):
     """Time has passed: timers and retries that are due go on."""
 
 
-class AttemptReport(Input, frozen=True):
-    """Base of what an attempt reports. ``epoch`` counts the claims before it was started."""
+class AttemptNews(Input, frozen=True):
+    """Base of what is heard of an attempt. ``epoch`` counts the claims before it was started."""
 
     task: int
     epoch: int
     attempt: int
     started_at: float
+
+
+class AttemptRuns(AttemptNews, frozen=True):
+    """It has been running for a while."""
+
+
+class AttemptReport(AttemptNews, frozen=True):
+    """Base of what an attempt reports when it ends."""
+
     ended_at: float
 
 
@@ -85,7 +95,10 @@ class AttemptReturnedPlan(AttemptReport, frozen=True, tag=True):
 
 
 class AttemptRaised(AttemptReport, frozen=True, tag=True):
-    """User code raised. ``retryable``: it matches ``retry_exceptions``, as judged in the worker."""
+    """User code raised, or overran its timeout.
+
+    ``retryable``: it matches the exceptions to retry, as judged where they can be unpickled.
+    """
 
     error: ErrorInfo
     retryable: bool

@@ -15,12 +15,25 @@ FUNCTION, LISTENER, TIMER = "function", "listener", "timer"
 DEFAULT_MAX_RETRIES = 3
 
 
+class Backoff(msgspec.Struct, frozen=True, array_like=True):
+    """Pauses between attempts, in seconds: ``initial``, doubled each time, at most ``maximum``.
+
+    ``jitter`` is the part of a pause, from 0 to 1, that may be taken off it.
+    """
+
+    initial: float = 0.0
+    maximum: float = 0.0
+    jitter: float = 0.0
+
+
 class TaskOptions(msgspec.Struct, frozen=True, array_like=True):
     """Options of a task. None means: inherit from the task whose continuation this is.
 
-    ``ray`` is what goes to Ray's ``.options()``, as JSON-compatible data. ``retry_on`` is the
-    pickled tuple of exception types given as ``retry_exceptions``, for the worker alone.
-    ``duration`` is the length of a timer in seconds.
+    ``ray`` is what goes to Ray's ``.options()``, as JSON-compatible data. ``retry_on`` and
+    ``give_up_on`` are pickled tuples of exception types, for the worker alone; exceptions are
+    retried if they match the first (None: all do) and not the second. ``retry_timeouts`` is the
+    same judgement about attempts that overran ``timeout``. ``timeout``, of one attempt, and
+    ``duration``, of a timer, are in seconds.
     """
 
     kind: str = FUNCTION
@@ -32,6 +45,10 @@ class TaskOptions(msgspec.Struct, frozen=True, array_like=True):
     metadata: dict[str, Any] = {}
     ray: dict[str, Any] = {}
     duration: float = 0.0
+    give_up_on: bytes | None = None
+    backoff: Backoff = Backoff()
+    timeout: float | None = None
+    retry_timeouts: bool = True
 
 
 class Function(msgspec.Struct, frozen=True, array_like=True):

@@ -35,7 +35,7 @@ class TaskInfo(msgspec.Struct, frozen=True):
         task_id: its id in the workflow.
         status: where it stands.
         attempts: how many attempts have ended, with whatever result.
-        started_at: when the newest ended attempt started, in seconds since 1970; None before.
+        started_at: when the newest attempt started that is known to have, in seconds since 1970.
         ended_at: when its last attempt ended.
         upstream: ids of the tasks whose results it takes.
         error: type and message of its error, also of one that was caught.

@@ -6,6 +6,16 @@ import ray
 
 from tests.parity.kit import caught, scenario, seen, shape
 from tests.parity.tasks import add, continue_with, fail, hold, identity
+from tests.ray.marks import wait_until
+
+
+def wait_until_seen_running(workflow, workflow_id, task_id):
+    """Ours tells of a task that runs when it has run for a moment."""
+
+    def started():
+        return "start_time" in workflow.get_metadata(workflow_id, task_id)["stats"]
+
+    wait_until(started, f"{task_id} is seen running")
 
 
 def named(workflow, function, task_id, **options):
@@ -88,6 +98,7 @@ def metadata_while_running(workflow, scratch):
     dag = named(workflow, identity, "waiting", metadata={"k": 1}).bind(held)
     ref = workflow.run_async(dag, workflow_id=scratch.id(), metadata={"k": "v"})
     scratch.marks.wait_for("held")
+    wait_until_seen_running(workflow, scratch.id(), "held")
 
     def tasks():
         return {i: workflow.get_metadata(scratch.id(), i) for i in ("done", "held", "waiting")}
@@ -116,6 +127,7 @@ def metadata_of_a_canceled_workflow(workflow, scratch):
     dag = named(workflow, hold, "held").bind(scratch.marks, scratch.gate(), "held")
     workflow.run_async(dag, workflow_id=scratch.id(), metadata={"k": "v"})
     scratch.marks.wait_for("held")
+    wait_until_seen_running(workflow, scratch.id(), "held")
     workflow.cancel(scratch.id())
     return {
         "workflow": shape(workflow.get_metadata(scratch.id())),

@@ -1,0 +1,106 @@
+"""`RetryPolicy`: when a task that failed is tried again."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ray_workflows._capture.options import to_hex
+from ray_workflows.exceptions import TaskTimeoutError
+
+#: One type of exceptions, or several.
+ExceptionTypes = type[BaseException] | tuple[type[BaseException], ...] | list[type[BaseException]]
+
+
+def exception_types(name: str, given: Any) -> tuple[type[BaseException], ...]:
+    """Exception types as a tuple.
+
+    Raises:
+        TypeError: something else is among them.
+    """
+    types = tuple(given) if isinstance(given, (tuple, list)) else (given,)
+    for item in types:
+        if not isinstance(item, type) or not issubclass(item, BaseException):
+            raise TypeError(f"{name} takes exception types, not {item!r}.")
+    return types
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """When a task that failed is tried again. Given as ``workflow.options(retry=RetryPolicy())``.
+
+    Attempts and pauses are durable: after a crash of the coordinator or the cluster they go on
+    where they were. Attempts that end with the death of their worker or node count as well;
+    those that lost an input do not. It stands in place of Ray's ``max_retries`` and
+    ``retry_exceptions``.
+
+    Args:
+        max_attempts: how often it is tried in all; None: as often as it takes.
+        backoff: the pause before the second attempt, in seconds; it doubles with each attempt.
+        max_backoff: the longest pause, in seconds.
+        jitter: which part of each pause may be taken off it, from 0 to 1, so that tasks that
+            failed together do not come back together.
+        retry_on: exception types that are tried again, a type or a tuple of types.
+        give_up_on: exception types among them that are not.
+
+    Raises:
+        TypeError: an argument of a wrong type.
+        ValueError: an argument out of range.
+
+    Examples:
+        >>> import ray, ray_workflows as workflow
+        >>> policy = workflow.RetryPolicy(max_attempts=3, backoff=0.01, give_up_on=ValueError)
+        >>> @workflow.options(retry=policy)
+        ... @ray.remote
+        ... def flaky():
+        ...     if workflow.current().attempt < 3:
+        ...         raise ConnectionError("try again")
+        ...     return workflow.current().attempt
+        >>> workflow.run(flaky.bind())
+        3
+    """
+
+    max_attempts: int | None = 3
+    backoff: float = 1.0
+    max_backoff: float = 60.0
+    jitter: float = 0.1
+    retry_on: ExceptionTypes = Exception
+    give_up_on: ExceptionTypes = ()
+
+    def __post_init__(self) -> None:
+        attempts = self.max_attempts
+        if attempts is not None:
+            if isinstance(attempts, bool) or not isinstance(attempts, int):
+                raise TypeError(f"max_attempts must be an integer or None, not {attempts!r}.")
+            if attempts < 1:
+                raise ValueError(
+                    f"max_attempts counts the first attempt too and must be at least 1, not "
+                    f"{attempts}. None is as often as it takes."
+                )
+        for name, highest in (("backoff", math.inf), ("max_backoff", math.inf), ("jitter", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"{name} must be a number, not {value!r}.")
+            if not (0 <= value <= highest and math.isfinite(value)):
+                limits = "from 0 to 1" if name == "jitter" else "finite seconds, 0 or more"
+                raise ValueError(f"{name} must be {limits}, not {value}.")
+        exception_types("retry_on", self.retry_on)
+        exception_types("give_up_on", self.give_up_on)
+
+    def to_label(self) -> dict[str, Any]:
+        """As it travels with a task: JSON-compatible, exception types pickled."""
+        retry_on = exception_types("retry_on", self.retry_on)
+        give_up_on = exception_types("give_up_on", self.give_up_on)
+        retries_timeouts = issubclass(TaskTimeoutError, retry_on) and not (
+            give_up_on and issubclass(TaskTimeoutError, give_up_on)
+        )
+        return {
+            "max_attempts": self.max_attempts,
+            "backoff": float(self.backoff),
+            "max_backoff": float(self.max_backoff),
+            "jitter": float(self.jitter),
+            "retry_on": to_hex(retry_on),
+            "give_up_on": to_hex(give_up_on),
+            "retry_timeouts": retries_timeouts,
+        }
