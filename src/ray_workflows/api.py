@@ -168,6 +168,45 @@ def resume_all(include_failed: bool = False) -> list[tuple[str, ray.ObjectRef]]:
     return workflows.resume_all(include_failed)
 
 
+def fork(workflow_id: str, from_task: str, new_id: str | None = None) -> str:
+    """Run a workflow again from one of its tasks, as a new workflow.
+
+    That task and all that comes of it run again; every other result is kept and not made again.
+    The new workflow has the plan, the arguments, the metadata and the timeout of the old one, which
+    stays as it is, in whatever state it is, and can be deleted.
+
+    Args:
+        workflow_id: the workflow to fork.
+        from_task: id of the task to run again; tasks of continuations too.
+        new_id: id of the new workflow. Default: a generated one.
+
+    Returns:
+        The id of the new workflow. It is durable, and it is running or pending.
+
+    Raises:
+        WorkflowNotFoundError: there is no such workflow, or no such task in it.
+        WorkflowAlreadyExistsError: the new id is in use. (It is a ValueError.)
+
+    Examples:
+        >>> import ray, ray_workflows as workflow
+        >>> @workflow.options(task_id="first")
+        ... @ray.remote
+        ... def first():
+        ...     return workflow.current().workflow_id
+        >>> @workflow.options(task_id="second")
+        ... @ray.remote
+        ... def second(made_by):
+        ...     return made_by, workflow.current().workflow_id
+        >>> workflow.run(second.bind(first.bind()), workflow_id="original")
+        ('original', 'original')
+        >>> workflow.get_output(workflow.fork("original", from_task="second", new_id="fork"))
+        ('original', 'fork')
+    """
+    if not isinstance(from_task, str):
+        raise TypeError(f"from_task must be a task id, not {type(from_task).__name__}.")
+    return workflows.fork(workflow_id, from_task, new_id)
+
+
 def get_output(workflow_id: str, *, task_id: str | None = None) -> Any:
     """The output of a workflow, or of one of its tasks; waits while it is running.
 

@@ -9,6 +9,7 @@ Each error pickles, names the workflow it is about and says what to do next.
     ├── WorkflowCancellationError       the workflow was canceled while somebody waited for it
     ├── WorkflowNotFoundError           (also ValueError) no such workflow, or no such task in it
     ├── WorkflowStillActiveError        delete of a workflow that is still running or pending
+    ├── WorkflowAlreadyExistsError      (also ValueError) a fork's new id is in use
     ├── WorkflowAlreadyRunningError     (also RuntimeError) run or resume of a running workflow
     ├── WorkflowNotResumableError       the workflow can't be resumed as it is
     ├── OutputNotAvailableError         (also ValueError) the output asked for does not exist (yet)
@@ -130,6 +131,17 @@ class WorkflowAlreadyRunningError(PicklableWorkflowError, RuntimeError):
         super().__init__(
             f"Workflow '{workflow_id}' is already running or pending. "
             f"get_output({workflow_id!r}) waits for its result."
+        )
+        self.workflow_id = workflow_id
+
+
+class WorkflowAlreadyExistsError(PicklableWorkflowError, ValueError):
+    """The id of a workflow that was to be created is in use."""
+
+    def __init__(self, workflow_id: str):
+        super().__init__(
+            f"Workflow '{workflow_id}' exists already. Choose another id, or "
+            f"delete({workflow_id!r}) first."
         )
         self.workflow_id = workflow_id
 

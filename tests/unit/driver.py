@@ -21,12 +21,27 @@ BOOM = ErrorInfo("ValueError", "boom")
 
 
 class Driver:
-    def __init__(self, plan: Plan, start: bool = True, timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        start: bool = True,
+        timeout: float | None = None,
+        history: tuple[Event, ...] = (),
+    ) -> None:
         self.state = WorkflowState("wf", "i1")
         self.journal: list[Event] = []
         self.flying: dict[int, StartAttempt] = {}
         self.now = 1000.0
-        self.send(inp.Submit(plan=plan, metadata={}, holder="h1", start=start, timeout=timeout))
+        self.send(
+            inp.Submit(
+                plan=plan,
+                metadata={},
+                holder="h1",
+                start=start,
+                timeout=timeout,
+                history=history,
+            )
+        )
 
     def send(self, input: inp.Input) -> list[Event]:
         events = decide(self.state, input, self.now)

@@ -6,7 +6,8 @@ import logging
 import time
 import uuid
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -15,10 +16,11 @@ from ray.dag import DAGNode
 from ray_workflows._capture.dag import capture_plan, check_root
 from ray_workflows._capture.values import ValueWriter
 from ray_workflows._client.connection import Connection, connect
+from ray_workflows._client.forks import Fork
 from ray_workflows._client.outputs import await_output, read_row, workflow_output
 from ray_workflows._client.views import WorkflowView, task_infos, task_metadata
 from ray_workflows._client.waiter import OutputError, waiter_class
-from ray_workflows._codec.journal import encode_plan
+from ray_workflows._codec.journal import encode_entry, encode_plan
 from ray_workflows._coordinator.lease import list_rows
 from ray_workflows._coordinator.requests import Accepted, Finished
 from ray_workflows._environment.capture import capture_environment
@@ -29,6 +31,7 @@ from ray_workflows._model.tasks import TaskInfo
 from ray_workflows.exceptions import (
     CoordinatorUnavailableError,
     StorageError,
+    StorageUnavailableError,
     WorkflowNotFoundError,
 )
 
@@ -73,8 +76,7 @@ def submit(
         workflow_id = generate_workflow_id()
     validate_workflow_id(workflow_id)
     connection = connect()
-    incarnation = uuid.uuid4().hex
-    try:
+    with new_incarnation(connection) as incarnation:
         plan = capture_plan(
             dag,
             writer=ValueWriter(connection.storage, incarnation),
@@ -92,13 +94,6 @@ def submit(
             timeout,
             uuid.uuid4().hex,
         )
-    except (StorageError, CoordinatorUnavailableError):
-        # Nobody can say whether the workflow came to be: what it may need stays, and is swept
-        # when it is old and still nobody's.
-        raise
-    except BaseException:
-        discard_blobs(connection, incarnation)
-        raise
     if not (isinstance(accepted, Accepted) and accepted.incarnation == incarnation):
         discard_blobs(connection, incarnation)
     if not accepted.same_plan:
@@ -108,6 +103,43 @@ def submit(
             stacklevel=4,
         )
     return connection, workflow_id, accepted
+
+
+def fork(workflow_id: str, from_task: str, new_id: str | None) -> str:
+    validate_workflow_id(workflow_id)
+    new_id = generate_workflow_id() if new_id is None else validate_workflow_id(new_id)
+    connection = connect()
+    storage = connection.storage
+    origin = Fork(storage, read_row(storage, workflow_id), from_task)
+    submitted = origin.submitted
+    with new_incarnation(connection) as incarnation:
+        origin.copy_blobs(incarnation)
+        connection.call(
+            "submit",
+            new_id,
+            incarnation,
+            encode_plan(submitted.plan),
+            submitted.metadata,
+            submitted.timeout,
+            uuid.uuid4().hex,
+            encode_entry(origin.history),
+        )
+    return new_id
+
+
+@contextmanager
+def new_incarnation(connection: Connection) -> Iterator[str]:
+    """The identity of what is submitted in this scope; without a trace if that raises."""
+    incarnation = uuid.uuid4().hex
+    try:
+        yield incarnation
+    except (StorageUnavailableError, CoordinatorUnavailableError):
+        # Nobody can say whether the workflow came to be: what it may need stays, and is swept
+        # when it is old and still nobody's.
+        raise
+    except BaseException:
+        discard_blobs(connection, incarnation)
+        raise
 
 
 def discard_blobs(connection: Connection, incarnation: str) -> None:

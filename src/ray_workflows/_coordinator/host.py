@@ -18,7 +18,7 @@ from typing import Any
 
 import ray
 
-from ray_workflows._codec.journal import decode_plan
+from ray_workflows._codec.journal import decode_entry, decode_plan
 from ray_workflows._coordinator.claims import this_holder
 from ray_workflows._coordinator.io import ThreadIo
 from ray_workflows._coordinator.lease import Lease
@@ -164,12 +164,14 @@ class Coordinator:
         metadata: dict[str, Any],
         timeout: float | None,
         request_id: str,
+        fork: bytes | None = None,
     ) -> Any:
         """Create or resume a workflow: `Accepted`, `Finished` or an error."""
         decoded = decode_plan(plan)
+        history = None if fork is None else tuple(decode_entry(fork, where="fork"))
         return await self.request(
             lambda reply: SubmitRequest(
-                workflow_id, reply, incarnation, decoded, metadata, request_id, timeout
+                workflow_id, reply, incarnation, decoded, metadata, request_id, timeout, history
             )
         )
 

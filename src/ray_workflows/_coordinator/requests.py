@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from ray_workflows._model.catalog import CatalogRow
+from ray_workflows._model.events import Event
 from ray_workflows._model.plan import Plan
 
 #: Takes the answer, or the exception that is the answer.
@@ -22,13 +23,17 @@ class Request(msgspec.Struct, frozen=True):
 
 
 class SubmitRequest(Request, frozen=True):
-    """Create a workflow, or resume the one of this id. Repeating it with its id is harmless."""
+    """Create a workflow, or resume the one of this id. Repeating it with its id is harmless.
+
+    ``fork``: what it knows of its tasks from the start. A fork does not resume what is there.
+    """
 
     incarnation: str
     plan: Plan
     metadata: dict[str, Any]
     request_id: str
     timeout: float | None = None
+    fork: tuple[Event, ...] | None = None
 
 
 class ResumeRequest(Request, frozen=True):

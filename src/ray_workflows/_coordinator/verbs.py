@@ -25,6 +25,7 @@ from ray_workflows._engine.state import WorkflowState
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.exceptions import (
+    WorkflowAlreadyExistsError,
     WorkflowAlreadyRunningError,
     WorkflowNotFoundError,
     WorkflowNotResumableError,
@@ -94,6 +95,8 @@ class Verbs:
         if isinstance(request, SubmitRequest) and state.request_id == request.request_id:
             # The same request, repeated because its answer was lost.
             workflow.answers.append((request, Accepted(state.incarnation, created=True)))
+        elif is_fork(request):
+            answer(request.reply, WorkflowAlreadyExistsError(request.workflow_id))
         elif state.status in ACTIVE:
             answer(request.reply, WorkflowAlreadyRunningError(workflow.workflow_id))
         else:
@@ -169,6 +172,7 @@ class Verbs:
                 start=start,
                 request_id=request.request_id,
                 timeout=request.timeout,
+                history=request.fork or (),
             )
         )
         workflow.answers.append((request, Accepted(request.incarnation, created=True)))
@@ -186,6 +190,8 @@ class Verbs:
         repeated = submitted and state.request_id == request.request_id  # type: ignore[union-attr]
         if repeated and status is not WorkflowStatus.RESUMABLE:
             answer(request.reply, Accepted(state.incarnation, created=True))
+        elif not repeated and is_fork(request):
+            answer(request.reply, WorkflowAlreadyExistsError(request.workflow_id))
         elif status in ACTIVE:
             answer(request.reply, WorkflowAlreadyRunningError(request.workflow_id))
         elif status is WorkflowStatus.SUCCESSFUL:
@@ -227,6 +233,10 @@ class Verbs:
                 self.ask(request)
 
         self.loop.io.call(work, then)
+
+
+def is_fork(request: Request) -> bool:
+    return isinstance(request, SubmitRequest) and request.fork is not None
 
 
 def accepted(request: SubmitRequest | ResumeRequest, state: WorkflowState) -> Accepted:

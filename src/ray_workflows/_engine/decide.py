@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import msgspec
+
 from ray_workflows._engine.names import assign_task_ids
 from ray_workflows._engine.retry import next_attempt_at
 from ray_workflows._engine.state import Frame, Phase, Task, WorkflowState
@@ -46,8 +48,12 @@ def on_submit(state: WorkflowState, input: inp.Submit, now: float) -> Events:
             timeout=input.timeout,
         )
     ]
-    if input.start:
+    if input.start or input.history:
         events.append(ev.WorkflowStarted(at=now))
+    events += [msgspec.structs.replace(event, at=now) for event in input.history]
+    if input.history and not input.start:
+        # What has a past has been started, and waits as one that is resumed.
+        events.append(ev.WorkflowResumed(at=now, holder=input.holder))
     return events
 
 

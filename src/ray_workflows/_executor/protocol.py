@@ -52,7 +52,8 @@ class AttemptRequest(msgspec.Struct, frozen=True, array_like=True):
     @property
     def blob_prefix(self) -> str:
         """Start of the keys of blobs that this attempt writes; no other attempt has it."""
-        return f"task-{self.task}-{self.epoch}-{self.attempt}"
+        # The incarnation, because a fork has the blobs of the workflow that it comes from.
+        return f"{self.incarnation}-task-{self.task}-{self.epoch}-{self.attempt}"
 
 
 AnyReport = (

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from ray_workflows._model.events import Event
 from ray_workflows._model.plan import Plan
 from ray_workflows._model.values import ErrorInfo, Value
 
@@ -15,7 +16,10 @@ class Input(msgspec.Struct, frozen=True):
 
 
 class Submit(Input, frozen=True):
-    """Create the workflow. ``start``: admit it at once, else it waits as PENDING."""
+    """Create the workflow. ``start``: admit it at once, else it waits as PENDING.
+
+    ``history``: what a fork knows of its tasks from the start, as `fork_history` made it.
+    """
 
     plan: Plan
     metadata: dict[str, Any]
@@ -23,6 +27,7 @@ class Submit(Input, frozen=True):
     start: bool
     request_id: str = ""
     timeout: float | None = None
+    history: tuple[Event, ...] = ()
 
 
 class Claim(Input, frozen=True):

@@ -1,0 +1,63 @@
+"""Forking: a new workflow from another one's plan and the results that need not be made again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ray_workflows._codec.envelope import unseal
+from ray_workflows._codec.journal import decode_entry
+from ray_workflows._codec.references import blobs_in
+from ray_workflows._engine.fork import fork_history
+from ray_workflows._model import events as ev
+from ray_workflows._model.blobs import BlobStore
+from ray_workflows._model.catalog import CatalogRow
+from ray_workflows._model.values import Blob
+from ray_workflows.exceptions import WorkflowNotFoundError
+from ray_workflows.storage.base import Storage
+
+
+class Fork:
+    """What a fork starts with: the submission of its origin, and what is kept of its results."""
+
+    def __init__(self, storage: Storage, row: CatalogRow, from_task: str) -> None:
+        events = [
+            event
+            for entry in storage.read_journal(row.incarnation)
+            for event in decode_entry(
+                entry.entry, where=f"{entry.seq} of workflow '{row.workflow_id}'"
+            )
+        ]
+        if not events:
+            raise WorkflowNotFoundError(row.workflow_id)  # Deleted since.
+        history = fork_history(events, from_task)
+        if history is None:
+            raise WorkflowNotFoundError(row.workflow_id, from_task)
+        submitted = events[0]
+        assert isinstance(submitted, ev.WorkflowSubmitted)
+        self.storage = storage
+        self.origin = row.incarnation
+        self.submitted = submitted
+        self.history = history
+
+    def copy_blobs(self, incarnation: str) -> None:
+        """Give the fork blobs of its own: its origin may be deleted."""
+        copy_blobs(
+            self.storage,
+            self.origin,
+            incarnation,
+            blobs_in([self.submitted.plan, *self.history]),
+        )
+
+
+def copy_blobs(storage: BlobStore, origin: str, target: str, blobs: Iterable[Blob]) -> None:
+    """Copy blobs under their keys, and the blobs of the ObjectRefs inside of them."""
+    copied: set[str] = set()
+    pending = list(blobs)
+    while pending:
+        blob = pending.pop()
+        if blob.key in copied:
+            continue
+        copied.add(blob.key)
+        data = storage.read_blob(origin, blob)
+        storage.write_blob(target, blob.key, [data])
+        pending += unseal(data, where=f"blob {blob.key}").objects

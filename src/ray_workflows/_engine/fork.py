@@ -1,0 +1,186 @@
+"""A fork's past: what a journal says of the tasks that need not run again.
+
+The new workflow has the same plan. Of the old one's events it takes the results of all tasks but
+the one it starts from and those downstream; tasks get new numbers where continuations fall away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from ray_workflows._engine.evolve import evolve
+from ray_workflows._engine.state import Frame, Phase, WorkflowState
+from ray_workflows._model import events as ev
+
+
+class Lineage:
+    """Who became whose continuation, over a whole journal: more than a state remembers."""
+
+    def __init__(self) -> None:
+        self.frames: dict[int, Frame] = {}
+        self.frame_of: dict[int, Frame] = {}
+        #: The task whose continuation a frame was; None for the submitted plan.
+        self.opener: dict[int, int | None] = {}
+        self.numbers: dict[str, int] = {}
+        #: Tasks that have a result, or returned a continuation.
+        self.done: set[int] = set()
+
+    def add_frame(self, frame: Frame, task_ids: Iterable[str], opener: int | None) -> None:
+        self.frames[frame.number] = frame
+        self.opener[frame.number] = opener
+        for offset, task_id in enumerate(task_ids):
+            self.frame_of[frame.first + offset] = frame
+            self.numbers[task_id] = frame.first + offset
+
+    def affected_by(self, start: int) -> tuple[set[int], set[int]]:
+        """Tasks that run again when ``start`` does, and frames whose result is then open."""
+        again: set[int] = set()
+        open_frames: set[int] = set()
+        pending = [start]
+        while pending:
+            number = pending.pop()
+            if number in again:
+                continue
+            again.add(number)
+            pending += self.downstream(number, open_frames)
+        return again, open_frames
+
+    def downstream(self, number: int, open_frames: set[int]) -> list[int]:
+        """Who takes the result of a task, also as the result of the task it is a part of."""
+        takers: list[int] = []
+        current: int | None = number
+        while current is not None:
+            frame = self.frame_of[current]
+            takers += frame.consumers[current - frame.first]
+            if current != frame.output:
+                break
+            open_frames.add(frame.number)
+            current = self.opener[frame.number]
+        return takers
+
+
+def read_lineage(events: Sequence[ev.Event]) -> Lineage:
+    """Replay a journal and note what the engine forgets."""
+    lineage = Lineage()
+    state = WorkflowState("", "")
+    for event in events:
+        before = state.next_frame
+        if isinstance(event, (ev.TaskSucceeded, ev.TaskContinued)) or (
+            isinstance(event, ev.ErrorCaught) and event.frame is None
+        ):
+            lineage.done.add(event.task)
+        evolve(state, event)
+        if isinstance(event, ev.WorkflowSubmitted):
+            lineage.add_frame(state.frames[before], event.task_ids, None)
+        elif isinstance(event, ev.TaskContinued):
+            lineage.add_frame(state.frames[before], event.task_ids, event.task)
+    return lineage
+
+
+def fork_history(events: Sequence[ev.Event], from_task: str) -> list[ev.Event] | None:
+    """What a fork knows from the start, to follow its ``WorkflowStarted``.
+
+    Args:
+        events: the journal of the workflow that is forked, from its first event.
+        from_task: id of the task to run again.
+
+    Returns:
+        Events about tasks, in order; None if there is no such task.
+    """
+    lineage = read_lineage(events)
+    start = lineage.numbers.get(from_task)
+    if start is None:
+        return None
+    return History(lineage, *lineage.affected_by(start)).write(events)
+
+
+class History:
+    """Writes the events that are kept, with the numbers that tasks and frames have in the fork."""
+
+    def __init__(self, lineage: Lineage, again: set[int], open_frames: set[int]) -> None:
+        self.lineage = lineage
+        self.again = again
+        self.open_frames = open_frames
+        #: Tasks that wait for such a frame. Their results, and what else became of them when
+        #: those were lost, are not in the fork.
+        self.continued = {lineage.opener[frame] for frame in open_frames}
+        self.state = WorkflowState("", "")
+        #: New numbers by old ones, of what is in the fork.
+        self.tasks: dict[int, int] = {}
+        self.frames: dict[int, int] = {}
+        self.kept: list[ev.Event] = []
+
+    def write(self, events: Sequence[ev.Event]) -> list[ev.Event]:
+        frame_number = 0
+        for index, event in enumerate(events):
+            if isinstance(event, ev.WorkflowSubmitted):
+                evolve(self.state, event)
+                evolve(self.state, ev.WorkflowStarted(at=event.at))
+                self.enter(frame_number, first=0)
+                frame_number += 1
+            elif isinstance(event, ev.TaskContinued):
+                if frame_number in self.open_frames or self.keeps(event.task):
+                    self.keep(event, first=self.state.next_task)
+                    self.enter(frame_number, first=self.kept[-1].first)  # type: ignore[attr-defined]
+                frame_number += 1
+            elif isinstance(event, ev.TaskFailed):
+                # A failure is a result only if somebody caught it.
+                caught = events[index + 1] if index + 1 < len(events) else None
+                if isinstance(caught, ev.ErrorCaught) and self.keeps_catch(caught):
+                    self.keep(event)
+            elif isinstance(event, ev.ErrorCaught):
+                if self.keeps_catch(event):
+                    self.keep(event, frame=self.new_frame(event.frame))
+            elif isinstance(event, ev.ValuesLost):
+                lost = tuple(self.tasks[task] for task in event.tasks if self.keeps(task))
+                if lost:
+                    self.keep(event, tasks=lost)
+            elif isinstance(event, (ev.TaskSucceeded, ev.AttemptFailed)) and self.keeps(event.task):
+                self.keep(event)
+        self.lose_unstored()
+        return self.kept
+
+    def keeps(self, task: int) -> bool:
+        """Whether a task that is in the fork has what it had."""
+        return (
+            task in self.tasks
+            and task in self.lineage.done
+            and task not in self.again
+            and task not in self.continued
+        )
+
+    def keeps_catch(self, event: ev.ErrorCaught) -> bool:
+        if event.task not in self.tasks or event.task in self.again:
+            return False
+        return event.frame is None or (
+            event.frame in self.frames and event.frame not in self.open_frames
+        )
+
+    def new_frame(self, frame: int | None) -> int | None:
+        return None if frame is None else self.frames[frame]
+
+    def enter(self, frame: int, *, first: int) -> None:
+        """A frame is in the fork too: number what is in it."""
+        old = self.lineage.frames[frame]
+        self.frames[frame] = self.state.next_frame - 1
+        for offset in range(len(old.plan.tasks)):
+            self.tasks[old.first + offset] = first + offset
+
+    def keep(self, event: ev.Event, **changes: object) -> None:
+        if "tasks" not in changes:
+            changes["task"] = self.tasks[event.task]  # type: ignore[attr-defined]
+        kept = msgspec.structs.replace(event, **changes)
+        evolve(self.state, kept)
+        self.kept.append(kept)
+
+    def lose_unstored(self) -> None:
+        """Live values belong to the old workflow: what was not checkpointed runs again."""
+        lost = tuple(
+            number
+            for number, task in self.state.tasks.items()
+            if task.phase is Phase.SUCCEEDED and task.outcome and not task.outcome.stored
+        )
+        if lost:
+            self.kept.append(ev.ValuesLost(at=0.0, tasks=lost))

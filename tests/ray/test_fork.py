@@ -1,0 +1,158 @@
+"""Forks on a cluster: real values, blobs and ObjectRefs, and a life of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+import ray_workflows as workflow
+from tests.ray.marks import Gate, Marks
+from tests.ray.processes import DriverProcess
+
+
+@ray.remote
+def large(marks: Marks):
+    marks.add("large")
+    return np.ones(1_000_000), ray.put([np.zeros(100_000)])
+
+
+@ray.remote
+def looks(marks: Marks, value, factor):
+    marks.add("looks")
+    array, ref = value
+    (inner,) = ray.get(ref)
+    return float(array.sum() + inner.sum()) * factor
+
+
+@ray.remote
+def ends(marks: Marks, value, shared):
+    marks.add("ends")
+    return value, float(shared.sum()), workflow.current().workflow_id
+
+
+def named(function, task_id: str):
+    return function.options(**workflow.options(task_id=task_id))
+
+
+def build(marks: Marks):
+    first = named(large, "first").bind(marks)
+    second = named(looks, "second").bind(marks, first, ray.put(3))
+    return named(ends, "third").bind(marks, second, np.full(100_000, 2.0))
+
+
+def test_a_fork_keeps_what_is_upstream_and_has_copies_of_its_own(wid: str, marks: Marks) -> None:
+    output = workflow.run(build(marks), workflow_id=wid, metadata={"owner": "me"}, timeout=60)
+    assert output == (3e6, 2e5, wid)
+    fork = workflow.fork(wid, "second", f"{wid} fork")
+    assert fork == f"{wid} fork"
+    assert workflow.get_output(fork) == (3e6, 2e5, fork)
+    assert marks.counts() == {"large": 1, "looks": 2, "ends": 2}
+    assert workflow.get_metadata(fork)["user_metadata"] == {"owner": "me"}
+    assert [t.status.value for t in workflow.get_tasks(fork)] == ["SUCCESSFUL"] * 3
+    # The old one is as it was, and not needed.
+    assert workflow.get_output(wid) == output
+    workflow.delete(wid)
+    array, ref = workflow.get_output(fork, task_id="first")
+    assert (array.sum(), ray.get(ref)[0].shape) == (1e6, (100_000,))
+    again = workflow.fork(fork, from_task="third")
+    assert workflow.get_output(again) == (3e6, 2e5, again)
+    assert marks.counts() == {"large": 1, "looks": 2, "ends": 3}
+
+
+def test_a_fork_of_a_failed_one_and_of_one_that_runs(wid: str, marks: Marks, gate: Gate) -> None:
+    @ray.remote
+    def held(marks: Marks, gate: Gate):
+        marks.add("held")
+        gate.wait()
+        return "held"
+
+    @ray.remote
+    def one(marks: Marks):
+        marks.add("one")
+        return 1
+
+    @ray.remote
+    def last(*values):
+        if values[2] != workflow.current().workflow_id:
+            return values
+        raise ValueError("not in the first one")
+
+    dag = named(last, "last").bind(
+        named(held, "held").bind(marks, gate), named(one, "one").bind(marks), wid
+    )
+    ref = workflow.run_async(dag, workflow_id=wid)
+    marks.wait_for("held")
+    marks.wait_for("one")
+    assert workflow.get_output(wid, task_id="one") == 1
+    running = workflow.fork(wid, "held")
+    marks.wait_for("held", 2)
+    gate.open()
+    with pytest.raises(workflow.WorkflowExecutionError):
+        ray.get(ref)
+    assert workflow.get_output(running) == ("held", 1, wid)
+    failed = workflow.fork(wid, "last")
+    assert workflow.get_output(failed) == ("held", 1, wid)
+    assert marks.counts() == {"held": 2, "one": 1}
+
+
+def test_bad_forks(wid: str, marks: Marks, storage_dir: Path) -> None:
+    with pytest.raises(workflow.WorkflowNotFoundError, match="doesn't exist"):
+        workflow.fork(wid, "first")
+    workflow.run(build(marks), workflow_id=wid)
+    before = {path.name for path in (storage_dir / "blobs").iterdir()}
+    with pytest.raises(workflow.WorkflowNotFoundError, match="No such task_id 'nobody'"):
+        workflow.fork(wid, "nobody")
+    with pytest.raises(workflow.WorkflowAlreadyExistsError, match="exists already"):
+        workflow.fork(wid, "third", wid)
+    with pytest.raises(ValueError, match="empty"):
+        workflow.fork(wid, "third", "")
+    with pytest.raises(TypeError, match="from_task must be a task id, not int"):
+        workflow.fork(wid, 1)
+    with pytest.raises(TypeError, match="workflow_id"):
+        workflow.fork(1, "third")
+    # The blobs of what did not come to be are gone.
+    assert {path.name for path in (storage_dir / "blobs").iterdir()} == before
+    assert marks.counts() == {"large": 1, "looks": 1, "ends": 1}
+
+
+def test_a_fork_survives_the_cluster_and_waits_for_room(tmp_path: Path) -> None:
+    code = """
+        import os, ray
+        import ray_workflows as workflow
+        from tests.ray.marks import Gate, Marks
+        from tests.ray.test_fork import build, named
+
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        workflow.init({store!r}, max_running_workflows=1)
+        marks = Marks({marks!r})
+
+        @ray.remote
+        def hold(marks, gate):
+            marks.add("hold")
+            gate.wait()
+
+        if not os.path.exists({gate!r}):
+            workflow.run(build(marks), workflow_id="origin")
+            workflow.run_async(hold.bind(marks, Gate({gate!r})), workflow_id="holds")
+            marks.wait_for("hold")
+            workflow.fork("origin", "third", "fork")
+            print("STATUS", workflow.get_status("fork"), flush=True)
+            Gate({gate!r} + "-never").wait()
+        for workflow_id, ref in workflow.resume_all():
+            ray.get(ref)
+        print("OUTPUT", workflow.get_output("fork"), marks.counts(), flush=True)
+    """.format(
+        store=str(tmp_path / "store"), marks=str(tmp_path / "marks"), gate=str(tmp_path / "gate")
+    )
+    with DriverProcess(tmp_path, code) as driver:
+        driver.wait_for_text("STATUS PENDING")
+        driver.kill_all()
+    Gate(str(tmp_path / "gate")).open()
+    with DriverProcess(tmp_path, code) as driver:
+        assert (
+            "OUTPUT (3000000.0, 200000.0, 'fork') "
+            "{'ends': 2, 'hold': 2, 'large': 1, 'looks': 1}" in driver.wait()
+        )
