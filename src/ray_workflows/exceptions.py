@@ -6,9 +6,11 @@ Each error pickles, names the workflow it is about and says what to do next.
     ├── WorkflowExecutionError          the workflow failed; ``__cause__`` is the task's error
     ├── WorkflowCancellationError       the workflow was canceled while somebody waited for it
     ├── WorkflowNotFoundError           (also ValueError) no such workflow, or no such task in it
+    │   └── WorkflowToResumeNotFoundError   (also WorkflowNotResumableError) resume of an unknown id
     ├── WorkflowStillActiveError        delete of a workflow that is still running or pending
     ├── WorkflowAlreadyRunningError     (also RuntimeError) run or resume of a running workflow
     ├── WorkflowNotResumableError       the workflow can't be resumed as it is
+    │   └── WorkflowTaskNotRecoverableError   never raised here; for code that names it
     ├── OutputNotAvailableError         (also ValueError) the output asked for does not exist (yet)
     ├── InvalidWorkflowIdError          (also ValueError) the id can't name a workflow
     ├── SerializationError              (also TypeError) a value can't be stored; says which part
@@ -40,7 +42,15 @@ def rebuild_error(cls: type[WorkflowError], message: str, state: dict[str, Any])
 
 
 class PicklableWorkflowError(WorkflowError):
-    """An error whose attributes and ``__cause__`` survive pickling (plain exceptions lose both)."""
+    """An error whose attributes and ``__cause__`` survive pickling (plain exceptions lose both).
+
+    Attributes:
+        message: what ``str`` of the error gives.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message)
+        self.message = message
 
     def __reduce__(self) -> tuple[Any, ...]:
         message = str(self.args[0]) if self.args else ""
@@ -89,6 +99,36 @@ class WorkflowNotFoundError(PicklableWorkflowError, ValueError):
         self.task_id = task_id
 
 
+class WorkflowNotResumableError(PicklableWorkflowError):
+    """The workflow can't be resumed as it is; the message says why and what to do."""
+
+    def __init__(self, workflow_id: str, reason: str = ""):
+        super().__init__(f"Workflow[id={workflow_id}] is not resumable. {reason}".rstrip())
+        self.workflow_id = workflow_id
+
+
+class WorkflowToResumeNotFoundError(WorkflowNotFoundError, WorkflowNotResumableError):
+    """There is no workflow of this id to resume."""
+
+    def __init__(self, workflow_id: str):
+        # What both bases would make of the id is one message.
+        PicklableWorkflowError.__init__(
+            self,
+            f"Workflow[id={workflow_id}] is not resumable: it doesn't exist. "
+            f"list_all() shows the workflows of this storage.",
+        )
+        self.workflow_id = workflow_id
+        self.task_id = None
+
+
+class WorkflowTaskNotRecoverableError(WorkflowNotResumableError):
+    """A task's inputs are lost. Nothing here raises it: what is lost is computed again."""
+
+    def __init__(self, task_id: str):
+        PicklableWorkflowError.__init__(self, f"Workflow task[id={task_id}] is not recoverable")
+        self.task_id = task_id
+
+
 class WorkflowStillActiveError(PicklableWorkflowError):
     """The operation needs a workflow that is neither running nor pending."""
 
@@ -109,14 +149,6 @@ class WorkflowAlreadyRunningError(PicklableWorkflowError, RuntimeError):
             f"Workflow '{workflow_id}' is already running or pending. "
             f"get_output({workflow_id!r}) waits for its result."
         )
-        self.workflow_id = workflow_id
-
-
-class WorkflowNotResumableError(PicklableWorkflowError):
-    """The workflow can't be resumed as it is; the message says why and what to do."""
-
-    def __init__(self, workflow_id: str, reason: str = ""):
-        super().__init__(f"Workflow[id={workflow_id}] is not resumable. {reason}".rstrip())
         self.workflow_id = workflow_id
 
 

@@ -288,9 +288,6 @@ DIFFERENCES: dict[str, Difference] = {
 #: Differences that no user should accept: their tests fail as expected until they are mended, and
 #: fail for good when they are and still stand here. What then still differs is listed above.
 TO_MEND: dict[str, str] = {
-    "errors_pickle": "errors whose cause is a task's error pickle, with it",
-    "messages_of_errors": "errors have an attribute `message`",
-    "the_errors": "`exceptions.WorkflowTaskNotRecoverableError` exists",
     "wrong_arguments_of_tasks": "arguments that the function can't take are a TypeError of `run`",
     "outputs_of_a_workflow_that_fails_then": (
         "get_output(task_id=) that waits for a workflow that fails raises WorkflowExecutionError"
@@ -298,7 +295,6 @@ TO_MEND: dict[str, str] = {
     "outputs_of_tasks_never_reached": (
         "get_output(task_id=) that waits for a workflow that fails raises WorkflowExecutionError"
     ),
-    "resume_an_unknown_one": "the error can be caught as WorkflowNotResumableError",
     "metadata_while_running": "running tasks have a start_time",
     "metadata_of_a_canceled_workflow": "tasks stopped by a cancel have a start_time",
     "task_options_in_metadata": "checkpoint=False of the last task is told as it was given",
