@@ -142,7 +142,8 @@ def resume(workflow_id: str, *, canceled: bool = False) -> Any:
         The output; at once if the workflow has finished before.
 
     Raises:
-        WorkflowNotFoundError: there is no such workflow.
+        WorkflowToResumeNotFoundError: there is no such workflow. (It is a WorkflowNotFoundError
+            and a WorkflowNotResumableError.)
         WorkflowAlreadyRunningError: it is running or pending.
         WorkflowNotResumableError: it was canceled, and ``canceled`` is not set.
         WorkflowExecutionError: it failed (again).

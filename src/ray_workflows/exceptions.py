@@ -8,10 +8,12 @@ Each error pickles, names the workflow it is about and says what to do next.
     ├── TaskTimeoutError                (also TimeoutError) an attempt of a task overran its timeout
     ├── WorkflowCancellationError       the workflow was canceled while somebody waited for it
     ├── WorkflowNotFoundError           (also ValueError) no such workflow, or no such task in it
+    │   └── WorkflowToResumeNotFoundError   (also WorkflowNotResumableError) resume of an unknown id
     ├── WorkflowStillActiveError        delete of a workflow that is still running or pending
     ├── WorkflowAlreadyExistsError      (also ValueError) a fork's new id is in use
     ├── WorkflowAlreadyRunningError     (also RuntimeError) run or resume of a running workflow
     ├── WorkflowNotResumableError       the workflow can't be resumed as it is
+    │   └── WorkflowTaskNotRecoverableError   never raised here; for code that names it
     ├── OutputNotAvailableError         (also ValueError) the output asked for does not exist (yet)
     ├── InvalidWorkflowIdError          (also ValueError) the id can't name a workflow
     ├── SerializationError              (also TypeError) a value can't be stored; says which part
@@ -43,7 +45,15 @@ def rebuild_error(cls: type[WorkflowError], message: str, state: dict[str, Any])
 
 
 class PicklableWorkflowError(WorkflowError):
-    """An error whose attributes and ``__cause__`` survive pickling (plain exceptions lose both)."""
+    """An error whose attributes and ``__cause__`` survive pickling (plain exceptions lose both).
+
+    Attributes:
+        message: what ``str`` of the error gives.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message)
+        self.message = message
 
     def __reduce__(self) -> tuple[Any, ...]:
         message = str(self.args[0]) if self.args else ""
@@ -112,6 +122,36 @@ class WorkflowNotFoundError(PicklableWorkflowError, ValueError):
         self.task_id = task_id
 
 
+class WorkflowNotResumableError(PicklableWorkflowError):
+    """The workflow can't be resumed as it is; the message says why and what to do."""
+
+    def __init__(self, workflow_id: str, reason: str = ""):
+        super().__init__(f"Workflow[id={workflow_id}] is not resumable. {reason}".rstrip())
+        self.workflow_id = workflow_id
+
+
+class WorkflowToResumeNotFoundError(WorkflowNotFoundError, WorkflowNotResumableError):
+    """There is no workflow of this id to resume."""
+
+    def __init__(self, workflow_id: str):
+        # What both bases would make of the id is one message.
+        PicklableWorkflowError.__init__(
+            self,
+            f"Workflow[id={workflow_id}] is not resumable: it doesn't exist. "
+            f"list_all() shows the workflows of this storage.",
+        )
+        self.workflow_id = workflow_id
+        self.task_id = None
+
+
+class WorkflowTaskNotRecoverableError(WorkflowNotResumableError):
+    """A task's inputs are lost. Nothing here raises it: what is lost is computed again."""
+
+    def __init__(self, task_id: str):
+        PicklableWorkflowError.__init__(self, f"Workflow task[id={task_id}] is not recoverable")
+        self.task_id = task_id
+
+
 class WorkflowStillActiveError(PicklableWorkflowError):
     """The operation needs a workflow that is neither running nor pending."""
 
@@ -143,14 +183,6 @@ class WorkflowAlreadyExistsError(PicklableWorkflowError, ValueError):
             f"Workflow '{workflow_id}' exists already. Choose another id, or "
             f"delete({workflow_id!r}) first."
         )
-        self.workflow_id = workflow_id
-
-
-class WorkflowNotResumableError(PicklableWorkflowError):
-    """The workflow can't be resumed as it is; the message says why and what to do."""
-
-    def __init__(self, workflow_id: str, reason: str = ""):
-        super().__init__(f"Workflow[id={workflow_id}] is not resumable. {reason}".rstrip())
         self.workflow_id = workflow_id
 
 

@@ -287,9 +287,4 @@ DIFFERENCES: dict[str, Difference] = {
 
 #: Differences that no user should accept: their tests fail as expected until they are mended, and
 #: fail for good when they are and still stand here. What then still differs is listed above.
-TO_MEND: dict[str, str] = {
-    "errors_pickle": "errors whose cause is a task's error pickle, with it",
-    "messages_of_errors": "errors have an attribute `message`",
-    "the_errors": "`exceptions.WorkflowTaskNotRecoverableError` exists",
-    "resume_an_unknown_one": "the error can be caught as WorkflowNotResumableError",
-}
+TO_MEND: dict[str, str] = {}

@@ -192,8 +192,7 @@ class ValueReader:
         if isinstance(cause, ray.exceptions.RayError) or not isinstance(cause, Exception):
             return cause
         text = error.traceback or f"{error.type_name}: {error.message}"
-        wrapped = ray.exceptions.RayTaskError(where, text, cause)
-        return wrapped.as_instanceof_cause()  # type: ignore[no-any-return]
+        return as_instance_of_cause(ray.exceptions.RayTaskError(where, text, cause))
 
     def read_outcome(self, outcome: Outcome, *, where: str) -> Any:
         """What a consumer of a task gets."""
@@ -203,6 +202,15 @@ class ValueReader:
         assert outcome.value is not None
         value = self.read(outcome.value, where=where)
         return (value, None) if outcome.wrapped else value
+
+
+def as_instance_of_cause(wrapped: ray.exceptions.RayTaskError) -> BaseException:
+    """Ray's error of a task as an instance of what the task raised too; one that pickles."""
+    error: BaseException = wrapped.as_instanceof_cause()
+    if error is not wrapped:
+        # Ray makes a class for each such error, which pickle does not find by its name.
+        type(error).__reduce__ = lambda self: (as_instance_of_cause, (wrapped,))  # type: ignore
+    return error
 
 
 @ray.remote(num_cpus=0, max_retries=3)  # type: ignore[untyped-decorator]

@@ -30,6 +30,7 @@ from ray_workflows.exceptions import (
     WorkflowNotFoundError,
     WorkflowNotResumableError,
     WorkflowStillActiveError,
+    WorkflowToResumeNotFoundError,
 )
 from ray_workflows.storage.base import CommitOutcome
 
@@ -140,6 +141,8 @@ class Verbs:
         if found is None:
             if isinstance(request, SubmitRequest):
                 self.create(request)
+            elif isinstance(request, ResumeRequest):
+                answer(request.reply, WorkflowToResumeNotFoundError(request.workflow_id))
             else:
                 answer(request.reply, WorkflowNotFoundError(request.workflow_id))
             return
