@@ -49,7 +49,7 @@ class EventListener:
         """Called after the event is durable, so that its source can forget it. At least once."""
 
 
-EventListenerType = Callable[[], EventListener]
+EventListenerType = type[EventListener]
 
 
 class TimerListener(EventListener):

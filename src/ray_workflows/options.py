@@ -3,13 +3,42 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn, Protocol, TypeVar
 
+import ray
 from ray.remote_function import RemoteFunction
 
 from ray_workflows._capture.options import read_label, write_label
 
-VALID_OPTIONS = ("task_id", "metadata", "catch_exceptions", "checkpoint")
+
+class NotGiven:
+    """The value of an option that was left out: unlike None, it leaves the decorator's alone."""
+
+    def __repr__(self) -> str:
+        return "<not given>"
+
+
+NOT_GIVEN: Any = NotGiven()
+
+
+class RemoteTask(Protocol):
+    """What ``@ray.remote`` makes of a function, for type checkers.
+
+    Ray has a class of its own for each number of arguments, and none of these is the class that
+    the function has at run time.
+    """
+
+    @property
+    def bind(self) -> Callable[..., Any]:
+        """A node of the function."""
+
+    @property
+    def remote(self) -> Callable[..., ray.ObjectRef[Any]]:
+        """Classes have it too, but make handles, not ObjectRefs."""
+
+
+F = TypeVar("F", bound=RemoteTask)
 
 
 def validate_metadata(metadata: Any) -> dict[str, Any]:
@@ -78,13 +107,27 @@ class options:
         True
     """
 
-    def __init__(self, **workflow_options: Any) -> None:
-        invalid = sorted(set(workflow_options) - set(VALID_OPTIONS))
-        if invalid:
+    def __init__(
+        self,
+        *,
+        task_id: str | None = NOT_GIVEN,
+        metadata: dict[str, Any] | None = NOT_GIVEN,
+        catch_exceptions: bool | None = NOT_GIVEN,
+        checkpoint: bool | None = NOT_GIVEN,
+        **unknown: NoReturn,
+    ) -> None:
+        known: dict[str, Any] = {
+            "task_id": task_id,
+            "metadata": metadata,
+            "catch_exceptions": catch_exceptions,
+            "checkpoint": checkpoint,
+        }
+        if unknown:
             raise ValueError(
-                f"Invalid option keywords {invalid} for workflow tasks. "
-                f"Valid ones are {list(VALID_OPTIONS)}."
+                f"Invalid option keywords {sorted(unknown)} for workflow tasks. "
+                f"Valid ones are {list(known)}."
             )
+        workflow_options = {k: v for k, v in known.items() if v is not NOT_GIVEN}
         task_id = workflow_options.get("task_id")
         if task_id is not None and (not isinstance(task_id, str) or not task_id):
             raise ValueError(f"task_id must be a non-empty string, not {task_id!r}.")
@@ -93,8 +136,7 @@ class options:
             if value is not None and not isinstance(value, bool):
                 raise ValueError(f"{name} must be True or False, not {value!r}.")
         if "metadata" in workflow_options:
-            metadata = validate_metadata(workflow_options["metadata"])
-            workflow_options = {**workflow_options, "metadata": metadata}
+            workflow_options["metadata"] = validate_metadata(workflow_options["metadata"])
         self.options = workflow_options
 
     def keys(self) -> tuple[str, ...]:
@@ -104,7 +146,7 @@ class options:
     def __getitem__(self, key: str) -> dict[str, str]:
         return {"_labels": write_label(self.options)}[key]
 
-    def __call__(self, function: RemoteFunction) -> RemoteFunction:
+    def __call__(self, function: F) -> F:
         """Decorate a remote function.
 
         Raises:
