@@ -10,6 +10,7 @@ import ray
 from ray.remote_function import RemoteFunction
 
 from ray_workflows._capture.options import read_label, write_label
+from ray_workflows._capture.ray_private import LABELS, default_options
 
 
 class NotGiven:
@@ -73,10 +74,10 @@ class MergingOptions:
 
     def __call__(self, **task_options: Any) -> Any:
         """As Ray's ``.options(**task_options)``."""
-        labels = task_options.get("_labels")
+        labels = task_options.get(LABELS)
         if labels is not None:
             merged = {**self.defaults, **read_label(task_options)}
-            task_options["_labels"] = {**labels, **write_label(merged)}
+            task_options[LABELS] = {**labels, **write_label(merged)}
         return RemoteFunction.options(self.function, **task_options)
 
 
@@ -141,10 +142,10 @@ class options:
 
     def keys(self) -> tuple[str, ...]:
         """For ``**``."""
-        return ("_labels",)
+        return (LABELS,)
 
     def __getitem__(self, key: str) -> dict[str, str]:
-        return {"_labels": write_label(self.options)}[key]
+        return {LABELS: write_label(self.options)}[key]
 
     def __call__(self, function: F) -> F:
         """Decorate a remote function.
@@ -161,8 +162,8 @@ class options:
 
 
 def set_default_options(function: RemoteFunction, ours: dict[str, Any]) -> None:
-    """The one place that touches a private name of RemoteFunction; a test watches over it."""
-    defaults = function._default_options
+    """Add ours to the options that the function has from ``@ray.remote``."""
+    defaults = default_options(function)
     merged = {**read_label(defaults), **ours}
-    defaults["_labels"] = {**(defaults.get("_labels") or {}), **write_label(merged)}
+    defaults[LABELS] = {**(defaults.get(LABELS) or {}), **write_label(merged)}
     function.options = MergingOptions(function, merged)

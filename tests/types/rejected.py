@@ -1,4 +1,4 @@
-"""What users may write by mistake: a type checker must find every line that is marked, and no other.
+"""Mistakes of users: a type checker must find every line that is marked, and no other.
 
 Checked, not run: see `test_types`.
 """
