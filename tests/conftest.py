@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,6 +50,10 @@ def cluster(storage_dir: Path) -> Iterator[None]:
     )
     workflow.init(storage_dir)
     yield
-    ray.shutdown()
+    with warnings.catch_warnings():
+        # Ray 2.48 does not wait for the end of the processes that it has told to end.
+        warnings.simplefilter("ignore", ResourceWarning)
+        ray.shutdown()
+        gc.collect()
     del os.environ["RAY_TMPDIR"]
     shutil.rmtree(ray_directory, ignore_errors=True)

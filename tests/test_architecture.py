@@ -134,6 +134,37 @@ def test_nothing_is_underscored_inside_private_packages() -> None:
                 assert not private, f"{path}:{node.lineno} {node.name}"
 
 
+def private_names(path: Path) -> Iterator[tuple[str, int]]:
+    """Names that begin with an underscore and are somebody else's."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        found: list[str] = []
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ("self", "cls"):
+            found = [node.attr]
+        elif isinstance(node, ast.keyword) and node.arg:
+            found = [node.arg]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found = [node.value]
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            modules = [alias.name for alias in node.names]
+            modules.append(node.module or "" if isinstance(node, ast.ImportFrom) else "")
+            parts = [name.split(".") for name in modules if name.split(".")[0] == "ray"]
+            found = [part for names in parts for part in names]
+        for name in found:
+            if re.fullmatch(r"_[a-z]\w*", name):
+                yield name, node.lineno
+
+
+def test_private_names_of_ray_are_in_one_place() -> None:
+    place = PACKAGE / "_capture" / "ray_private.py"
+    assert list(private_names(place))
+    for path in FILES:
+        if path != place:
+            found = [f"{path}:{line} {name}" for name, line in private_names(path)]
+            assert not found, (
+                f"Wrap it in {place.name}, and test it in test_ray_private.py: {found}"
+            )
+
+
 def test_public_names_are_sorted_and_there() -> None:
     import ray_workflows
 

@@ -1,5 +1,6 @@
 """Durable workflows on Ray: ``import ray_workflows as workflow``."""
 
+from ray_workflows._executor.context import CurrentTask
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.tasks import TaskInfo, TaskStatus
 from ray_workflows._version import __version__
@@ -64,6 +65,7 @@ __all__ = [
     "RUNNING",
     "SUCCESSFUL",
     "CoordinatorUnavailableError",
+    "CurrentTask",
     "EventListener",
     "InvalidResultError",
     "InvalidWorkflowIdError",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import ray
 from ray.dag import DAGNode
@@ -16,6 +16,12 @@ from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.tasks import TaskInfo
 from ray_workflows.options import validate_metadata, validate_timeout
 from ray_workflows.storage import Storage
+
+#: A WorkflowStatus is a str, and a frozenset of them is a frozenset of str; a set is not.
+StatusFilter = str | set[WorkflowStatus] | set[str] | frozenset[str] | None
+
+#: Whatever the task returns that goes on with a DAG.
+T = TypeVar("T")
 
 
 def check_limit(name: str, value: int | None, minimum: int, what: str) -> None:
@@ -118,7 +124,7 @@ def run_async(
     metadata: dict[str, Any] | None = None,
     timeout: float | timedelta | None = None,
     **kwargs: Any,
-) -> ray.ObjectRef:
+) -> ray.ObjectRef[Any]:
     """Start a workflow. When this returns, it is durable and will outlive this process.
 
     Args and errors as in `run`; errors of the workflow itself are raised by ``ray.get``.
@@ -151,12 +157,12 @@ def resume(workflow_id: str, *, canceled: bool = False) -> Any:
     return workflows.resume(workflow_id, canceled)
 
 
-def resume_async(workflow_id: str, *, canceled: bool = False) -> ray.ObjectRef:
+def resume_async(workflow_id: str, *, canceled: bool = False) -> ray.ObjectRef[Any]:
     """Resume a workflow; as `resume`, but returns an ObjectRef of the output."""
     return workflows.resume_async(workflow_id, canceled)
 
 
-def resume_all(include_failed: bool = False) -> list[tuple[str, ray.ObjectRef]]:
+def resume_all(include_failed: bool = False) -> list[tuple[str, ray.ObjectRef[Any]]]:
     """Resume all workflows that were interrupted, those that were running first.
 
     Args:
@@ -224,7 +230,7 @@ def get_output(workflow_id: str, *, task_id: str | None = None) -> Any:
     return workflows.get_output(workflow_id, task_id)
 
 
-def get_output_async(workflow_id: str, *, task_id: str | None = None) -> ray.ObjectRef:
+def get_output_async(workflow_id: str, *, task_id: str | None = None) -> ray.ObjectRef[Any]:
     """As `get_output`, but returns an ObjectRef that is ready when the output is."""
     return workflows.get_output_async(workflow_id, task_id)
 
@@ -276,7 +282,7 @@ def get_tasks(workflow_id: str) -> list[TaskInfo]:
 
 
 def list_all(
-    status_filter: WorkflowStatus | str | set[WorkflowStatus] | set[str] | None = None,
+    status_filter: StatusFilter = None,
 ) -> list[tuple[str, WorkflowStatus]]:
     """All workflows with their statuses, oldest first, interrupted ones last.
 
@@ -291,7 +297,7 @@ def list_all(
 
 
 def parse_status_filter(
-    status_filter: WorkflowStatus | str | set[WorkflowStatus] | set[str] | None,
+    status_filter: StatusFilter,
 ) -> set[WorkflowStatus]:
     """The statuses that a filter lets through."""
     if status_filter is None:
@@ -334,7 +340,9 @@ def delete(workflow_id: str) -> None:
     workflows.delete(workflow_id)
 
 
-def continuation(dag_node: DAGNode) -> Any:
+# The type is that of the task's other results, which is known where it is called: with Any, a
+# checker would complain of every ``return workflow.continuation(...)`` in a typed task.
+def continuation(dag_node: DAGNode) -> T:  # type: ignore[type-var]
     """Go on with a DAG: ``return workflow.continuation(dag)``.
 
     In a workflow it returns the DAG, which becomes part of the workflow and whose output becomes
@@ -348,9 +356,8 @@ def continuation(dag_node: DAGNode) -> Any:
     """
     if not isinstance(dag_node, DAGNode):
         raise TypeError(f"Input should be a DAG, not {type(dag_node).__name__}.")
-    if current_attempt() is not None:
-        return dag_node
-    return ray.get(execute_dag(dag_node))
+    result: Any = dag_node if current_attempt() is not None else ray.get(execute_dag(dag_node))
+    return cast(T, result)
 
 
 def current() -> CurrentTask | None:

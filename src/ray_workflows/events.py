@@ -13,6 +13,7 @@ import ray
 from ray.dag import DAGNode
 
 from ray_workflows._capture.options import write_label
+from ray_workflows._capture.ray_private import LABELS
 from ray_workflows._executor.context import awaits_coroutines
 from ray_workflows._model.plan import LISTENER, TIMER
 
@@ -49,7 +50,7 @@ class EventListener:
         """Called after the event is durable, so that its source can forget it. At least once."""
 
 
-EventListenerType = Callable[[], EventListener]
+EventListenerType = type[EventListener]
 
 
 class TimerListener(EventListener):
@@ -88,7 +89,8 @@ def end_time(duration: float) -> None:
 def bind(function: Callable[..., Any], options: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
     """A node of a function of this module, with options that only the package itself can give."""
     # A listener whose host dies with another listener's fault must not fail for it.
-    remote = ray.remote(function).options(max_retries=-1, _labels=write_label(options))
+    labels = {LABELS: write_label(options)}
+    remote = ray.remote(function).options(max_retries=-1, **labels)
     return remote.bind(*args, **kwargs)
 
 

@@ -4,15 +4,45 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn, Protocol, TypeVar
 
+import ray
 from ray.remote_function import RemoteFunction
 
 from ray_workflows._capture.options import read_label, write_label
+from ray_workflows._capture.ray_private import LABELS, default_options
 from ray_workflows.retry import RetryPolicy
 
-VALID_OPTIONS = ("task_id", "metadata", "catch_exceptions", "checkpoint", "retry", "timeout")
+
+class NotGiven:
+    """The value of an option that was left out: unlike None, it leaves the decorator's alone."""
+
+    def __repr__(self) -> str:
+        return "<not given>"
+
+
+NOT_GIVEN: Any = NotGiven()
+
+
+class RemoteTask(Protocol):
+    """What ``@ray.remote`` makes of a function, for type checkers.
+
+    Ray has a class of its own for each number of arguments, and none of these is the class that
+    the function has at run time.
+    """
+
+    @property
+    def bind(self) -> Callable[..., Any]:
+        """A node of the function."""
+
+    @property
+    def remote(self) -> Callable[..., ray.ObjectRef[Any]]:
+        """Classes have it too, but make handles, not ObjectRefs."""
+
+
+F = TypeVar("F", bound=RemoteTask)
 
 
 def validate_timeout(timeout: Any) -> float | None:
@@ -67,10 +97,10 @@ class MergingOptions:
 
     def __call__(self, **task_options: Any) -> Any:
         """As Ray's ``.options(**task_options)``."""
-        labels = task_options.get("_labels")
+        labels = task_options.get(LABELS)
         if labels is not None:
             merged = {**self.defaults, **read_label(task_options)}
-            task_options["_labels"] = {**labels, **write_label(merged)}
+            task_options[LABELS] = {**labels, **write_label(merged)}
         return RemoteFunction.options(self.function, **task_options)
 
 
@@ -106,13 +136,31 @@ class options:
         True
     """
 
-    def __init__(self, **workflow_options: Any) -> None:
-        invalid = sorted(set(workflow_options) - set(VALID_OPTIONS))
-        if invalid:
+    def __init__(
+        self,
+        *,
+        task_id: str | None = NOT_GIVEN,
+        metadata: dict[str, Any] | None = NOT_GIVEN,
+        catch_exceptions: bool | None = NOT_GIVEN,
+        checkpoint: bool | None = NOT_GIVEN,
+        retry: RetryPolicy | None = NOT_GIVEN,
+        timeout: float | timedelta | None = NOT_GIVEN,
+        **unknown: NoReturn,
+    ) -> None:
+        known: dict[str, Any] = {
+            "task_id": task_id,
+            "metadata": metadata,
+            "catch_exceptions": catch_exceptions,
+            "checkpoint": checkpoint,
+            "retry": retry,
+            "timeout": timeout,
+        }
+        if unknown:
             raise ValueError(
-                f"Invalid option keywords {invalid} for workflow tasks. "
-                f"Valid ones are {list(VALID_OPTIONS)}."
+                f"Invalid option keywords {sorted(unknown)} for workflow tasks. "
+                f"Valid ones are {list(known)}."
             )
+        workflow_options = {k: v for k, v in known.items() if v is not NOT_GIVEN}
         task_id = workflow_options.get("task_id")
         if task_id is not None and (not isinstance(task_id, str) or not task_id):
             raise ValueError(f"task_id must be a non-empty string, not {task_id!r}.")
@@ -121,26 +169,23 @@ class options:
             if value is not None and not isinstance(value, bool):
                 raise ValueError(f"{name} must be True or False, not {value!r}.")
         if "metadata" in workflow_options:
-            metadata = validate_metadata(workflow_options["metadata"])
-            workflow_options = {**workflow_options, "metadata": metadata}
-        retry = workflow_options.get("retry")
-        if retry is not None:
+            workflow_options["metadata"] = validate_metadata(workflow_options["metadata"])
+        if workflow_options.get("retry") is not None:
             if not isinstance(retry, RetryPolicy):
                 raise TypeError(f"retry must be a RetryPolicy, not {type(retry).__name__}.")
-            workflow_options = {**workflow_options, "retry": retry.to_label()}
+            workflow_options["retry"] = retry.to_label()
         if "timeout" in workflow_options:
-            timeout = validate_timeout(workflow_options["timeout"])
-            workflow_options = {**workflow_options, "timeout": timeout}
+            workflow_options["timeout"] = validate_timeout(timeout)
         self.options = workflow_options
 
     def keys(self) -> tuple[str, ...]:
         """For ``**``."""
-        return ("_labels",)
+        return (LABELS,)
 
     def __getitem__(self, key: str) -> dict[str, str]:
-        return {"_labels": write_label(self.options)}[key]
+        return {LABELS: write_label(self.options)}[key]
 
-    def __call__(self, function: RemoteFunction) -> RemoteFunction:
+    def __call__(self, function: F) -> F:
         """Decorate a remote function.
 
         Raises:
@@ -155,8 +200,8 @@ class options:
 
 
 def set_default_options(function: RemoteFunction, ours: dict[str, Any]) -> None:
-    """The one place that touches a private name of RemoteFunction; a test watches over it."""
-    defaults = function._default_options
+    """Add ours to the options that the function has from ``@ray.remote``."""
+    defaults = default_options(function)
     merged = {**read_label(defaults), **ours}
-    defaults["_labels"] = {**(defaults.get("_labels") or {}), **write_label(merged)}
+    defaults[LABELS] = {**(defaults.get(LABELS) or {}), **write_label(merged)}
     function.options = MergingOptions(function, merged)

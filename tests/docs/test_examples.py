@@ -29,6 +29,12 @@ def test_the_readme_runs(tmp_path: Path) -> None:
     assert Path(store, "workflows.sqlite").exists()
 
 
+def test_the_page_on_types_runs(tmp_path: Path) -> None:
+    (block,) = python_blocks(ROOT / "docs" / "types.md")
+    with DriverProcess(tmp_path, block, RAY_WORKFLOW_STORAGE=str(tmp_path / "store")) as driver:
+        assert "0.0 SUCCESSFUL" in driver.wait()
+
+
 @pytest.mark.parametrize("module", ["api", "options", "retry", "events"])
 def test_docstring_examples_run(cluster: None, module: str) -> None:
     import importlib

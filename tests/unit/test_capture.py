@@ -183,18 +183,3 @@ def test_pickled_values_come_back() -> None:
     restored = unpickle_value(pickled.data, pickled.buffers)
     assert restored["f"](1) == 2
     assert restored["a"].sum() == 10_000
-
-
-def test_private_names_of_ray_that_are_used() -> None:
-    """Each is wrapped in one place; this fails when Ray changes one."""
-    node = f.bind(1)
-    assert node._body is f._function
-    assert isinstance(f._default_options, dict)
-    with InputNode() as inputs:
-        attribute, item = inputs.x, inputs[0]
-    assert attribute._dag_input_node is inputs
-    assert attribute._accessor_method == "__getattr__"
-    assert item._accessor_method == "__getitem__"
-    from ray._raylet import PlacementGroupID
-
-    assert PlacementGroupID(bytes.fromhex("ab" * PlacementGroupID.size())).hex()

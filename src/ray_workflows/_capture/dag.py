@@ -15,6 +15,7 @@ from ray.dag import DAGNode, FunctionNode, InputAttributeNode, InputNode
 
 from ray_workflows._capture.options import task_options
 from ray_workflows._capture.pickling import pickle_value
+from ray_workflows._capture.ray_private import node_function, node_input, takes_item
 from ray_workflows._capture.values import ValueWriter
 from ray_workflows._capture.walk import Arguments, InputHook, direct_argument, postorder
 from ray_workflows._model.plan import (
@@ -104,7 +105,7 @@ class Node:
     __slots__ = ("body", "children", "name", "nested", "options", "pickled", "where")
 
     def __init__(self, node: FunctionNode, input_hook: InputHook) -> None:
-        self.body = node._body  # FunctionNode has no public name for its function.
+        self.body = node_function(node)
         default_name = function_name(self.body)
         self.options, task_id = task_options(node.get_options(), where=f"task '{default_name}'")
         self.name: str = task_id or default_name
@@ -176,7 +177,7 @@ class DAGCapture:
         if isinstance(node, InputNode):
             owner, key, value = node, ("input", None), self.input_value()
         else:
-            owner, key = node._dag_input_node, ("attribute", node.key)
+            owner, key = node_input(node), ("attribute", node.key)
             value = self.input_attribute(node)
         uuid = owner.get_stable_uuid()
         if self.input_node not in (None, uuid):
@@ -207,7 +208,7 @@ class DAGCapture:
         if len(self.args) == 1 and not self.kwargs:
             # As in Ray: the parts of a single input object.
             try:
-                if node._accessor_method == "__getitem__":
+                if takes_item(node):
                     return self.args[0][key]
                 return getattr(self.args[0], key)
             except (KeyError, AttributeError, TypeError):

@@ -12,6 +12,7 @@ from ray.dag import DAGNode, FunctionNode, InputAttributeNode, InputNode
 
 from ray_workflows._capture.dag import check_root
 from ray_workflows._capture.pickling import unpickle_value
+from ray_workflows._capture.ray_private import node_function
 from ray_workflows._capture.walk import Arguments, postorder
 from ray_workflows._codec.placeholders import OBJECT_REF, OBJECT_VALUE
 
@@ -40,6 +41,6 @@ def execute_dag(dag: DAGNode) -> ray.ObjectRef:
         pickled = arguments.pickled
         args, kwargs = unpickle_value(pickled.data, pickled.buffers, resolve)
         node = nodes[key]
-        remote = ray.remote(node._body).options(**node.get_options())
+        remote = ray.remote(node_function(node)).options(**node.get_options())
         refs[key] = remote.remote(*args, **kwargs)
     return refs[root.get_stable_uuid()]

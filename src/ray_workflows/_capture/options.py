@@ -19,18 +19,19 @@ from ray.util.scheduling_strategies import (
     PlacementGroupSchedulingStrategy,
 )
 
+from ray_workflows._capture.ray_private import LABELS, placement_group
 from ray_workflows._model.plan import DEFAULT_MAX_RETRIES, FUNCTION, Backoff, TaskOptions
 
 #: The label under which the options of `ray_workflows.options` travel.
 LABEL = "ray_workflows.options"
 
 #: What the engine owns, and what makes no sense for a workflow task.
-NOT_FOR_RAY = ("max_retries", "retry_exceptions", "num_returns", "_labels")
+NOT_FOR_RAY = ("max_retries", "retry_exceptions", "num_returns", LABELS)
 
 
 def read_label(ray_options: Mapping[str, Any]) -> dict[str, Any]:
     """The workflow options among Ray's options, as given to `ray_workflows.options`."""
-    labels = ray_options.get("_labels") or {}
+    labels = ray_options.get(LABELS) or {}
     text = labels.get(LABEL)
     found: dict[str, Any] = json.loads(text) if text else {}
     return found
@@ -124,9 +125,9 @@ def encode_ray_options(bound: Mapping[str, Any], *, where: str) -> dict[str, Any
                 f"The {where} has the Ray option {key}={value!r}, which can't be stored: {error}."
             ) from None
         encoded[key] = value
-    labels = {k: v for k, v in (bound.get("_labels") or {}).items() if k != LABEL}
+    labels = {k: v for k, v in (bound.get(LABELS) or {}).items() if k != LABEL}
     if labels:
-        encoded["_labels"] = labels
+        encoded[LABELS] = labels
     return encoded
 
 
@@ -158,11 +159,8 @@ def decode_strategy(data: Any) -> Any:
         return NodeAffinitySchedulingStrategy(**fields)
     if kind == "node_label":
         return cloudpickle.loads(bytes.fromhex(fields))
-    from ray._raylet import PlacementGroupID
-
-    group = PlacementGroup(PlacementGroupID(bytes.fromhex(fields["id"])))
     return PlacementGroupSchedulingStrategy(
-        placement_group=group,
+        placement_group=placement_group(fields["id"]),
         placement_group_bundle_index=fields["bundle_index"],
         placement_group_capture_child_tasks=fields["capture_child_tasks"],
     )

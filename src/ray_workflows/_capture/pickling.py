@@ -13,8 +13,9 @@ from typing import Any
 import ray
 from ray import cloudpickle
 from ray.actor import ActorHandle
-from ray.dag import DAGNode
+from ray.dag import DAGNode, FunctionNode
 
+from ray_workflows._capture.ray_private import node_function
 from ray_workflows._codec.placeholders import OBJECT_REF, OBJECT_VALUE, placeholder
 from ray_workflows.exceptions import InvalidResultError, SerializationError, WorkflowError
 
@@ -52,8 +53,10 @@ NodeHook = Callable[[DAGNode, bool], tuple[str, int]]
 
 
 def describe_node(node: DAGNode) -> str:
-    body = getattr(node, "_body", None)
-    return f"{type(node).__name__} of {body.__qualname__}" if body else type(node).__name__
+    kind = type(node).__name__
+    return (
+        f"{kind} of {node_function(node).__qualname__}" if isinstance(node, FunctionNode) else kind
+    )
 
 
 def refuse_node(node: DAGNode, direct: bool) -> tuple[str, int]:

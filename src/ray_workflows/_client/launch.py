@@ -15,11 +15,9 @@ from typing import Any
 import ray
 from ray import cloudpickle
 
+from ray_workflows._capture.ray_private import JOB_CONFIG_VARIABLE
 from ray_workflows._coordinator.host import coordinator_class
 from ray_workflows.exceptions import CoordinatorUnavailableError
-
-#: Carries a job's runtime_env into the drivers it starts (``ray job submit``).
-JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 #: How long the driver that starts the coordinator may take, in seconds.
 LAUNCH_SECONDS = 60.0

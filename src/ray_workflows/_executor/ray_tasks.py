@@ -17,6 +17,7 @@ from ray import cloudpickle
 from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 
 from ray_workflows._capture.options import decode_ray_options
+from ray_workflows._capture.ray_private import LABELS
 from ray_workflows._capture.values import LOST_OBJECT_ERRORS
 from ray_workflows._codec.envelope import seal
 from ray_workflows._environment.capture import runtime_env_for
@@ -45,7 +46,7 @@ logger = logging.getLogger(__name__)
 MAX_IN_FLIGHT = 2_000
 
 #: Ray options that do not change where a task can run.
-NOT_SHAPE = ("name", "_labels", "enable_task_events")
+NOT_SHAPE = ("name", LABELS, "enable_task_events")
 
 
 class Flight:

@@ -64,7 +64,7 @@ class Database:
 
     def __init__(self, path: str):
         self.path = path
-        self.lock = threading.RLock()
+        self.lock: threading.RLock = threading.RLock()
         self.connection: sqlite3.Connection | None = None
         self.turnstile: int | None = None
         self.identity: Identity = (None, None)

@@ -62,8 +62,8 @@ class MemoryStorage(Storage):
 
     def __init__(self, *, clock: Callable[[], float] = time.time, name: str | None = None):
         self.clock = clock
-        self.name = str(next(NUMBERS)) if name is None else name
-        self.lock = threading.RLock()
+        self.name: str = str(next(NUMBERS)) if name is None else name
+        self.lock: threading.RLock = threading.RLock()
         self.rows: dict[str, CatalogRow] = {}
         self.incarnations: dict[str, str] = {}
         self.journals: dict[str, list[JournalEntry]] = {}

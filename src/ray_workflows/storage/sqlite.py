@@ -69,12 +69,12 @@ class SqliteStorage(Storage):
     """
 
     def __init__(self, directory: str | os.PathLike[str]):
-        self.directory = real_path(directory)
+        self.directory: str = real_path(directory)
         path = os.path.join(self.directory, DATABASE_NAME)
         # Two connections: nobody who reads waits for the disk while somebody else commits.
-        self.writer = Database(path)
-        self.reader = Database(path)
-        self.blobs = BlobFiles(os.path.join(self.directory, BLOBS_NAME))
+        self.writer: Database = Database(path)
+        self.reader: Database = Database(path)
+        self.blobs: BlobFiles = BlobFiles(os.path.join(self.directory, BLOBS_NAME))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.directory,)

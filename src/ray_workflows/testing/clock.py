@@ -26,9 +26,9 @@ class VirtualClock:
     """
 
     def __init__(self, start: float = 1_000_000.0) -> None:
-        self.now = start
+        self.now: float = start
         self.agenda: list[tuple[float, int, Callable[[], None]]] = []
-        self.count = 0
+        self.count: int = 0
 
     def __call__(self) -> float:
         """The time, in seconds since 1970."""

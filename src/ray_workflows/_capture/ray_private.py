@@ -1,0 +1,48 @@
+"""Names of Ray that Ray calls private, each used here and nowhere else.
+
+There is no public way to what they give. `tests/unit/test_ray_private.py` fails when Ray changes
+one, and `tests/test_architecture.py` when one is used elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ray._raylet import PlacementGroupID
+from ray.dag import FunctionNode, InputAttributeNode, InputNode
+from ray.remote_function import RemoteFunction
+from ray.util.placement_group import PlacementGroup
+
+#: The option that takes any strings: Ray rejects options that it does not know.
+LABELS = "_labels"
+
+#: Carries a job's runtime_env into the drivers it starts (``ray job submit``).
+JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+
+def node_function(node: FunctionNode) -> Callable[..., Any]:
+    """The function that a node calls."""
+    function: Callable[..., Any] = node._body
+    return function
+
+
+def node_input(node: InputAttributeNode) -> InputNode:
+    """The input that a node takes a part of."""
+    return node._dag_input_node
+
+
+def takes_item(node: InputAttributeNode) -> bool:
+    """Whether a node takes a part of its input as ``input[key]``, and not as ``input.key``."""
+    return bool(node._accessor_method == "__getitem__")
+
+
+def default_options(function: RemoteFunction) -> dict[str, Any]:
+    """The options given to ``@ray.remote``; a change of them is a change of the function's."""
+    options: dict[str, Any] = function._default_options
+    return options
+
+
+def placement_group(hex_id: str) -> PlacementGroup:
+    """The placement group of an id."""
+    return PlacementGroup(PlacementGroupID(bytes.fromhex(hex_id)))

@@ -1,0 +1,55 @@
+"""Each private name of Ray that is used: fails when Ray changes one. No cluster is needed."""
+
+from __future__ import annotations
+
+import ray
+from ray.dag import InputNode
+
+from ray_workflows._capture import ray_private
+
+
+def plain(*args, **kwargs):
+    return args, kwargs
+
+
+f = ray.remote(plain)
+
+
+def test_node_function() -> None:
+    assert ray_private.node_function(f.bind(1)) is plain
+    assert ray_private.node_function(f.options(num_cpus=2).bind()) is plain
+
+
+def test_node_input() -> None:
+    with InputNode() as inputs:
+        # By different keys: Ray makes one node of ``inputs.x`` and ``inputs["x"]``.
+        by_item = {inputs.x: False, inputs["y"]: True, inputs[0]: True}
+    for node, expected in by_item.items():
+        assert ray_private.node_input(node) is inputs
+        assert ray_private.takes_item(node) is expected
+
+
+def test_default_options() -> None:
+    function = ray.remote(num_cpus=2)(plain)
+    assert ray_private.default_options(function)["num_cpus"] == 2
+    ray_private.default_options(function)[ray_private.LABELS] = {"team": "a"}
+    assert function.bind().get_options()[ray_private.LABELS] == {"team": "a"}
+
+
+def test_labels() -> None:
+    """Taken by Ray, and handed on as they are."""
+    labels = {ray_private.LABELS: {"any name, like this.one": '{"any": "text"}'}}
+    assert f.options(**labels).bind().get_options()[ray_private.LABELS] == labels["_labels"]
+
+
+def test_placement_group() -> None:
+    from ray._raylet import PlacementGroupID
+
+    hex_id = "ab" * PlacementGroupID.size()
+    assert ray_private.placement_group(hex_id).id.hex() == hex_id
+
+
+def test_job_config_variable() -> None:
+    from ray._private.runtime_env import constants
+
+    assert constants.RAY_JOB_CONFIG_JSON_ENV_VAR == ray_private.JOB_CONFIG_VARIABLE
