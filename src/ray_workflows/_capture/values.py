@@ -213,6 +213,15 @@ def as_instance_of_cause(wrapped: ray.exceptions.RayTaskError) -> BaseException:
     return error
 
 
+class DetachedReader(ValueReader):
+    """Reads values where there is no cluster, and so no ObjectRef: the value that one refers to
+    stands in its place."""
+
+    def read_object(self, blob: Blob) -> Any:
+        """The value of a checkpointed object."""
+        return self.read_object_value(blob, where=f"object {blob.key}")
+
+
 @ray.remote(num_cpus=0, max_retries=3)  # type: ignore[untyped-decorator]
 def restore_object(storage: BlobStore, incarnation: str, blob: Blob) -> Any:
     """Bring a checkpointed object back into the object store."""

@@ -10,13 +10,12 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ray_workflows._capture.values import ValueReader
 from ray_workflows._client.launch import start_coordinator
-from ray_workflows._coordinator.claims import Claims
+from ray_workflows._client.reader import Reader
 from ray_workflows._coordinator.host import ACTOR_NAME, NAMESPACE
 from ray_workflows._coordinator.loop import UNLIMITED, Limits
 from ray_workflows._executor.node_storage import NodeStorage
-from ray_workflows._model.catalog import CatalogRow
-from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._version import __version__
 from ray_workflows.exceptions import CoordinatorUnavailableError, StorageConfigError
 from ray_workflows.storage import Storage
@@ -31,14 +30,14 @@ START_SECONDS = 60.0
 CALL_SECONDS = 90.0
 
 
-class Connection:
+class Connection(Reader):
     """The coordinator of a cluster and its storage, as seen from this process."""
 
     def __init__(self, coordinator: Any, description: dict[str, Any]) -> None:
+        super().__init__(description["storage"], cluster=description["holder"].coordinator)
         self.coordinator = coordinator
-        self.storage: Storage = description["storage"]
         self.limits: Limits = description["limits"]
-        self.coordinator_id: str = description["holder"].coordinator
+        self.version: str = description["version"]
         self.session = session_id()
 
     def call(self, method: str, *args: Any) -> Any:
@@ -65,16 +64,9 @@ class Connection:
         if isinstance(answer, BaseException):
             raise answer
 
-    def claims(self) -> Claims:
-        """Who holds what, as storage has it now."""
-        holders = self.storage.read_holders()
-        return Claims(holders, self.storage.now(), cluster=self.coordinator_id)
-
-    def status(self, row: CatalogRow) -> WorkflowStatus:
-        """The status of a workflow as users see it."""
-        if row.status not in WorkflowStatus.non_terminating_status():
-            return row.status
-        return self.claims().status(row)
+    def values(self, incarnation: str) -> ValueReader:
+        """Reads the values of a workflow; ObjectRefs come back as such."""
+        return ValueReader(self.storage, incarnation)
 
 
 lock = threading.Lock()

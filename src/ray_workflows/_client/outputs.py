@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from ray_workflows._capture.values import ValueReader
 from ray_workflows._client.connection import Connection
+from ray_workflows._client.reader import ACTIVE, Reader
 from ray_workflows._client.views import WorkflowView
 from ray_workflows._codec.journal import decode_entry
 from ray_workflows._engine.evolve import TIMED_OUT
@@ -27,7 +27,6 @@ from ray_workflows.storage.base import Storage
 #: How often a workflow is looked at that another cluster drives, in seconds.
 POLL_SECONDS = 0.5
 
-ACTIVE = WorkflowStatus.non_terminating_status()
 ENDED_BADLY = (WorkflowStatus.FAILED, WorkflowStatus.CANCELED)
 
 
@@ -50,26 +49,26 @@ def last_events(storage: Storage, row: CatalogRow) -> list[Any]:
     return [event for entry in entries for event in decode_entry(entry.entry, where=where)]
 
 
-def workflow_output(storage: Storage, row: CatalogRow) -> Any:
+def workflow_output(reader: Reader, row: CatalogRow) -> Any:
     """The output of a workflow that has succeeded.
 
     Raises:
         Exception: the output is an error of the kind that `read_outcome` raises.
     """
-    for event in reversed(last_events(storage, row)):
+    for event in reversed(last_events(reader.storage, row)):
         if isinstance(event, ev.WorkflowSucceeded):
-            reader = ValueReader(storage, row.incarnation)
-            return reader.read_outcome(event.output, where=f"output of '{row.workflow_id}'")
+            values = reader.values(row.incarnation)
+            return values.read_outcome(event.output, where=f"output of '{row.workflow_id}'")
     raise StorageCorruptError(
         f"Workflow '{row.workflow_id}' is SUCCESSFUL, but its last journal entry ({row.seq}) has "
         f"no output."
     )
 
 
-def execution_error(storage: Storage, row: CatalogRow) -> WorkflowExecutionError:
+def execution_error(reader: Reader, row: CatalogRow) -> WorkflowExecutionError:
     """The error of a workflow that has failed, its cause chained."""
     view = WorkflowView(row.workflow_id, row.incarnation)
-    view.read(storage)
+    view.read(reader.storage)
     info: ErrorInfo | None = view.state.error
     task_id = view.state.failed_task
     reason = f"{info.type_name}: {info.message}" if info is not None else None
@@ -78,16 +77,16 @@ def execution_error(storage: Storage, row: CatalogRow) -> WorkflowExecutionError
     error = WorkflowExecutionError(row.workflow_id, task_id, reason)
     if info is not None:
         where = f"task '{task_id}'" if task_id else f"workflow '{row.workflow_id}'"
-        error.__cause__ = ValueReader(storage, row.incarnation).read_error(info, where=where)
+        error.__cause__ = reader.values(row.incarnation).read_error(info, where=where)
     return error
 
 
-def settled_output(storage: Storage, row: CatalogRow, status: WorkflowStatus) -> Any:
+def settled_output(reader: Reader, row: CatalogRow, status: WorkflowStatus) -> Any:
     """The output of a workflow that was waited for, or the error that it ended with."""
     if status is WorkflowStatus.SUCCESSFUL:
-        return workflow_output(storage, row)
+        return workflow_output(reader, row)
     if status is WorkflowStatus.FAILED:
-        raise execution_error(storage, row)
+        raise execution_error(reader, row)
     if status is WorkflowStatus.CANCELED:
         raise WorkflowCancellationError(row.workflow_id)
     raise not_driven(row)
@@ -102,13 +101,13 @@ def not_driven(row: CatalogRow) -> OutputNotAvailableError:
     )
 
 
-def stopped_output(storage: Storage, row: CatalogRow, status: WorkflowStatus) -> Any:
+def stopped_output(reader: Reader, row: CatalogRow, status: WorkflowStatus) -> Any:
     """The output of a workflow that nobody drives, as `get_output` has it: errors are ValueErrors,
     because nothing failed in this call."""
     if status is WorkflowStatus.SUCCESSFUL:
-        return workflow_output(storage, row)
+        return workflow_output(reader, row)
     if status is WorkflowStatus.FAILED:
-        cause = execution_error(storage, row)
+        cause = execution_error(reader, row)
         raise OutputNotAvailableError(row.workflow_id, None, f"it failed: {cause}") from cause
     if status is WorkflowStatus.CANCELED:
         raise OutputNotAvailableError(row.workflow_id, None, "it was canceled.")
@@ -118,15 +117,15 @@ def stopped_output(storage: Storage, row: CatalogRow, status: WorkflowStatus) ->
 class TaskOutput:
     """Follows a journal until a task has its result."""
 
-    def __init__(self, storage: Storage, row: CatalogRow, task_id: str) -> None:
-        self.storage = storage
+    def __init__(self, reader: Reader, row: CatalogRow, task_id: str) -> None:
+        self.reader = reader
         self.row = row
         self.task_id = task_id
         self.view = WorkflowView(row.workflow_id, row.incarnation)
 
     def read(self) -> tuple[bool, Any]:
         """Whether the result is there, and the result."""
-        self.view.read(self.storage)
+        self.view.read(self.reader.storage)
         task = self.view.tasks.get(self.task_id)
         if task is not None and task.outcome is not None:
             return True, self.value(task.outcome)
@@ -140,8 +139,8 @@ class TaskOutput:
         if task is None:
             reason = "there is no such task."
         elif task.error is not None:
-            reader = ValueReader(self.storage, self.row.incarnation)
-            cause = reader.read_error(task.error, where=f"task '{self.task_id}'")
+            values = self.reader.values(self.row.incarnation)
+            cause = values.read_error(task.error, where=f"task '{self.task_id}'")
             reason = f"it failed: {cause}"
         error = OutputNotAvailableError(self.row.workflow_id, self.task_id, reason)
         error.__cause__ = cause
@@ -152,8 +151,8 @@ class TaskOutput:
             raise OutputNotAvailableError(
                 self.row.workflow_id, self.task_id, "it was not checkpointed (checkpoint=False)."
             )
-        reader = ValueReader(self.storage, self.row.incarnation)
-        return reader.read_outcome(outcome, where=f"task '{self.task_id}'")
+        values = self.reader.values(self.row.incarnation)
+        return values.read_outcome(outcome, where=f"task '{self.task_id}'")
 
 
 class Awaited:
@@ -165,14 +164,13 @@ class Awaited:
     """
 
     def __init__(
-        self, connection: Connection, workflow_id: str, task_id: str | None, *, fresh: bool
+        self, reader: Reader, workflow_id: str, task_id: str | None, *, fresh: bool
     ) -> None:
-        self.connection = connection
-        self.storage = connection.storage
+        self.reader = reader
         self.workflow_id = workflow_id
         self.fresh = fresh
-        self.row = read_row(self.storage, workflow_id)
-        self.task = TaskOutput(self.storage, self.row, task_id) if task_id is not None else None
+        self.row = read_row(reader.storage, workflow_id)
+        self.task = TaskOutput(reader, self.row, task_id) if task_id is not None else None
 
     @property
     def after(self) -> int | None:
@@ -181,8 +179,8 @@ class Awaited:
 
     def look(self) -> tuple[bool, Any]:
         """Whether the output is there, and the output; raises if it never will be."""
-        self.row = read_row(self.storage, self.workflow_id)
-        status = self.connection.status(self.row)
+        self.row = read_row(self.reader.storage, self.workflow_id)
+        status = self.reader.status(self.row)
         if self.task is not None:
             done, value = self.task.read()
             if done:
@@ -193,7 +191,7 @@ class Awaited:
         if self.task is not None and not (self.fresh and status in ENDED_BADLY):
             raise self.task.missing(status)
         read = settled_output if self.fresh else stopped_output
-        return True, read(self.storage, self.row, status)
+        return True, read(self.reader, self.row, status)
 
 
 def await_output(

@@ -1,4 +1,4 @@
-"""The verbs that change workflows, and those that look at many: one function each."""
+"""The verbs of a driver: one function each. Those that only look are in `reads`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,14 @@ from ray.dag import DAGNode
 
 from ray_workflows._capture.dag import capture_plan, check_root
 from ray_workflows._capture.values import ValueWriter
+from ray_workflows._client import reads
 from ray_workflows._client.connection import Connection, connect
 from ray_workflows._client.forks import Fork
 from ray_workflows._client.outputs import await_output, read_row, workflow_output
-from ray_workflows._client.views import WorkflowView, task_infos, task_metadata
 from ray_workflows._client.waiter import OutputError, waiter_class
 from ray_workflows._codec.journal import encode_entry, encode_plan
-from ray_workflows._coordinator.lease import list_rows
 from ray_workflows._coordinator.requests import Accepted, Finished
 from ray_workflows._environment.capture import capture_environment
-from ray_workflows._model.catalog import CatalogQuery
 from ray_workflows._model.ids import validate_workflow_id
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.tasks import TaskInfo
@@ -32,7 +30,6 @@ from ray_workflows.exceptions import (
     CoordinatorUnavailableError,
     StorageError,
     StorageUnavailableError,
-    WorkflowNotFoundError,
 )
 
 logger = logging.getLogger(__name__)
@@ -160,7 +157,7 @@ def run(
 ) -> Any:
     connection, workflow_id, accepted = submit(dag, args, kwargs, workflow_id, metadata, timeout)
     if isinstance(accepted, Finished):
-        return workflow_output(connection.storage, accepted.row)
+        return workflow_output(connection, accepted.row)
     return await_output(connection, workflow_id, None, fresh=True)
 
 
@@ -180,7 +177,7 @@ def resume(workflow_id: str, canceled: bool) -> Any:
     connection = connect()
     accepted = connection.call("resume", validate_workflow_id(workflow_id), canceled)
     if isinstance(accepted, Finished):
-        return workflow_output(connection.storage, accepted.row)
+        return workflow_output(connection, accepted.row)
     return await_output(connection, workflow_id, None, fresh=True)
 
 
@@ -230,58 +227,16 @@ def get_output_async(workflow_id: str, task_id: str | None) -> ray.ObjectRef:
 
 
 def get_status(workflow_id: str) -> WorkflowStatus:
-    connection = connect()
-    return connection.status(read_row(connection.storage, validate_workflow_id(workflow_id)))
+    return reads.get_status(connect(), workflow_id)
 
 
 def list_all(wanted: Iterable[WorkflowStatus]) -> list[tuple[str, WorkflowStatus]]:
-    """Ids with their statuses, oldest first; RESUMABLE ones last, running before pending."""
-    connection = connect()
-    wanted = set(wanted)
-    stored = wanted - {WorkflowStatus.RESUMABLE}
-    if WorkflowStatus.RESUMABLE in wanted:
-        stored.update(WorkflowStatus.non_terminating_status())
-    if not stored:
-        return []
-    claims = connection.claims()
-    found: list[tuple[str, WorkflowStatus]] = []
-    interrupted: dict[WorkflowStatus, list[str]] = {
-        status: [] for status in WorkflowStatus.non_terminating_status()
-    }
-    for row in list_rows(connection.storage, CatalogQuery(statuses=tuple(sorted(stored)))):
-        status = claims.status(row)
-        if status not in wanted:
-            continue
-        if status is WorkflowStatus.RESUMABLE:
-            interrupted[row.status].append(row.workflow_id)
-        else:
-            found.append((row.workflow_id, status))
-    for rows in interrupted.values():
-        found += [(workflow_id, WorkflowStatus.RESUMABLE) for workflow_id in rows]
-    return found
+    return reads.list_all(connect(), wanted)
 
 
 def get_metadata(workflow_id: str, task_id: str | None) -> dict[str, Any]:
-    connection = connect()
-    row = read_row(connection.storage, validate_workflow_id(workflow_id))
-    if task_id is None:
-        stats = {"start_time": row.started_at, "end_time": row.ended_at}
-        return {
-            "status": connection.status(row).value,
-            "user_metadata": dict(row.metadata),
-            "stats": {name: value for name, value in stats.items() if value is not None},
-        }
-    view = WorkflowView(workflow_id, row.incarnation)
-    view.read(connection.storage)
-    task = view.tasks.get(task_id)
-    if task is None:
-        raise WorkflowNotFoundError(workflow_id, task_id)
-    return task_metadata(task)
+    return reads.get_metadata(connect(), workflow_id, task_id)
 
 
 def get_tasks(workflow_id: str) -> list[TaskInfo]:
-    storage = connect().storage
-    row = read_row(storage, validate_workflow_id(workflow_id))
-    view = WorkflowView(workflow_id, row.incarnation)
-    view.read(storage)
-    return task_infos(view)
+    return reads.get_tasks(connect(), workflow_id)

@@ -78,6 +78,9 @@ class NodeStorage(Storage):
     def open(self) -> None:
         self.call("open")
 
+    def open_existing(self) -> None:
+        self.call("open_existing")
+
     def close(self) -> None:
         self.storage.close()
 

@@ -77,9 +77,13 @@ class JournalEntry(msgspec.Struct, frozen=True):
 
 
 class CatalogQuery(msgspec.Struct, frozen=True):
-    """Which rows to list, oldest submission first. Empty ``statuses``: all of them."""
+    """Which rows to list. Empty ``statuses``: all of them.
+
+    Oldest submission first, or newest first. A cursor continues a listing of the same order.
+    """
 
     statuses: tuple[WorkflowStatus, ...] = ()
     holders: tuple[str, ...] = ()
     limit: int = 1000
     cursor: str | None = None
+    newest_first: bool = False

@@ -60,6 +60,17 @@ class Storage(ABC):
             StorageConfigError: it can't be used as configured; the message names the remedy.
         """
 
+    def open_existing(self) -> None:
+        """Check that the storage is there and can be read. Creates and changes nothing.
+
+        For those who only look, such as the command line. The default checks nothing: what is
+        wrong shows at the first read.
+
+        Raises:
+            StorageConfigError: there is none, or it can't be read; the message names the remedy.
+        """
+        return
+
     @abstractmethod
     def close(self) -> None:
         """Give back connections and threads of this process. Using it again reopens it."""
@@ -92,6 +103,8 @@ class Storage(ABC):
     @abstractmethod
     def list_catalog(self, query: CatalogQuery) -> Page:
         """One page of rows, oldest submission first (equal times: by workflow id).
+
+        With ``newest_first`` in exactly the reverse order.
 
         Ids are ordered by their code points, as Python and the bytes of UTF-8 order them.
 

@@ -67,6 +67,9 @@ class Database:
         self.lock: threading.RLock = threading.RLock()
         self.connection: sqlite3.Connection | None = None
         self.turnstile: int | None = None
+        #: For those who only look, and not for long: a database that can't be written is read
+        #: without locks if nobody has it open.
+        self.may_be_immutable = False
         self.identity: Identity = (None, None)
         with FORK_LOCK:
             DATABASES.add(self)
@@ -133,10 +136,20 @@ class Database:
     def connected(self) -> sqlite3.Connection:
         """The connection; the caller has the lock."""
         if self.connection is None:
-            self.connection, self.identity = connect(self.path)
+            self.connection, self.identity = self.connect()
         else:
             self.check_identity()
         return self.connection
+
+    def connect(self) -> tuple[sqlite3.Connection, Identity]:
+        """A new connection, and the files that it has open."""
+        try:
+            return connect(self.path)
+        except sqlite3.OperationalError:
+            # SQLite keeps its log beside the database, also to read, and here it can't.
+            if not self.may_be_immutable or not is_at_rest(self.path):
+                raise
+            return connect(self.path, "mode=ro&immutable=1")
 
     def check_identity(self) -> None:
         """Raise if the files are not those that were opened.
@@ -181,10 +194,22 @@ def try_lock(descriptor: int) -> bool:
     return True
 
 
-def connect(path: str) -> tuple[sqlite3.Connection, Identity]:
+def is_at_rest(path: str) -> bool:
+    """Whether this process can't write a database, and nobody has it open for writing.
+
+    All that was committed is then in the database file itself.
+    """
+    try:
+        logged = os.path.getsize(f"{path}-wal")
+    except FileNotFoundError:
+        logged = 0
+    return logged == 0 and not os.access(os.path.dirname(path), os.W_OK)
+
+
+def connect(path: str, mode: str = "mode=rw") -> tuple[sqlite3.Connection, Identity]:
     """Connect to an existing database of ours; never creates one."""
     connection = sqlite3.connect(
-        f"file:{quote(os.fsencode(path))}?mode=rw",
+        f"file:{quote(os.fsencode(path))}?{mode}",
         uri=True,
         timeout=BUSY_SECONDS,
         # Transactions are begun and ended by us, not by the module.

@@ -111,6 +111,30 @@ def check_local(path: str) -> None:
         )
 
 
+def check_existing(path: str) -> None:
+    """Raise unless there is a database file at ``path``, on a local disk.
+
+    Raises:
+        StorageConfigError: there is none, or this user may not look.
+        StorageUnavailableError: the disk is broken.
+    """
+    directory = os.path.dirname(path)
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        found = f"it has no {os.path.basename(path)}"
+        if not os.path.isdir(directory):
+            found = "it is no directory" if os.path.lexists(directory) else "it does not exist"
+        raise StorageConfigError(
+            f"{directory} is not a storage of workflows: {found}. Nothing was created. Name the "
+            f"directory that was given to init(storage=...), with --storage or "
+            f"$RAY_WORKFLOW_STORAGE."
+        ) from None
+    except OSError as error:
+        raise open_error(directory, error) from error
+    check_local(path)
+
+
 @contextlib.contextmanager
 def prepared_directory(path: str) -> Iterator[None]:
     """Create a directory (mode 0700) and its parents, and take them away if the body raises.

@@ -27,6 +27,7 @@ from ray_workflows.exceptions import StorageCorruptError
 from ray_workflows.storage.base import CommitOutcome, Storage
 from ray_workflows.storage.records import (
     CHECKSUM_PREFIX,
+    Position,
     check_appends,
     check_limit,
     check_name,
@@ -138,18 +139,19 @@ class MemoryStorage(Storage):
 
     def list_catalog(self, query: CatalogQuery) -> Page:
         """One page of rows, oldest submission first."""
-        after = decode_cursor(query.cursor)
+        after = decode_cursor(query.cursor, newest_first=query.newest_first)
         limit = check_limit(query.limit)
         with self.lock:
             rows = sorted(
                 (
                     row
                     for row in self.rows.values()
-                    if (row.submitted_at, row.workflow_id) > after
+                    if is_after((row.submitted_at, row.workflow_id), after, query.newest_first)
                     and (not query.statuses or row.status in query.statuses)
                     and (not query.holders or row.holder in query.holders)
                 ),
                 key=lambda row: (row.submitted_at, row.workflow_id),
+                reverse=query.newest_first,
             )
         page = tuple(detached(row) for row in rows[:limit])
         if len(rows) <= limit:
@@ -238,6 +240,11 @@ class MemoryStorage(Storage):
     def now(self) -> float:
         """What the clock says."""
         return self.clock()
+
+
+def is_after(place: Position, other: Position, newest_first: bool) -> bool:
+    """Whether a place comes later in a listing."""
+    return place < other if newest_first else place > other
 
 
 def detached(row: CatalogRow) -> CatalogRow:

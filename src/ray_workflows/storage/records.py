@@ -26,8 +26,11 @@ SLICE_BYTES = 4 * 1024 * 1024
 #: A place in the listing: submission time and workflow id of the last row that was seen.
 Position = tuple[float, str]
 
-#: Before every row.
+#: Before every row, in the order from the oldest.
 START: Position = (float("-inf"), "")
+
+#: The same in the order from the newest: no id is after it.
+END: Position = (float("inf"), "\U0010ffff")
 
 
 def check_appends(appends: Sequence[Append]) -> None:
@@ -73,10 +76,10 @@ def encode_cursor(position: Position) -> str:
     return json.dumps(position)
 
 
-def decode_cursor(cursor: str | None) -> Position:
+def decode_cursor(cursor: str | None, *, newest_first: bool = False) -> Position:
     """The position of a cursor; raises ValueError if it is none of ours."""
     if cursor is None:
-        return START
+        return END if newest_first else START
     try:
         submitted_at, workflow_id = json.loads(cursor)
         return float(submitted_at), str(workflow_id)

@@ -33,7 +33,7 @@ from ray_workflows.exceptions import (
 from ray_workflows.storage.base import CommitOutcome, Storage
 from ray_workflows.storage.database import QUERIES, Database, create
 from ray_workflows.storage.files import BlobFiles, remove_temporaries
-from ray_workflows.storage.location import check_local, prepared_directory
+from ray_workflows.storage.location import check_existing, check_local, prepared_directory
 from ray_workflows.storage.records import check_appends, check_limit, decode_cursor, encode_cursor
 
 DATABASE_NAME = "workflows.sqlite"
@@ -110,6 +110,30 @@ class SqliteStorage(Storage):
                 create(path)
             self.check_writable()
 
+    def open_existing(self) -> None:
+        """Check that there is a storage here and that it can be read; creates nothing.
+
+        One that this user can't write, or on a read-only disk, is read nevertheless.
+
+        Raises:
+            StorageConfigError: there is none, this user may not read it, the file system is a
+                network's, or the database is not ours or of a newer release.
+            StorageCorruptError: the database is damaged.
+            StorageUnavailableError: the disk is broken, or the database stays locked.
+        """
+        check_existing(self.writer.path)
+        self.reader.may_be_immutable = True
+        try:
+            with self.reader.use() as connection:
+                connection.execute(QUERIES["read_holders"]).fetchone()
+        except StorageUnavailableError as error:
+            if "unable to open" not in str(error.__cause__):
+                raise
+            raise StorageConfigError(
+                f"{self.writer.path} can't be read: {error.__cause__}. SQLite needs the right to "
+                f"read it and its -wal and -shm files. Run this as the user who owns it."
+            ) from error
+
     def check_writable(self) -> None:
         """Raise `StorageConfigError` if the database can't be written."""
         try:
@@ -156,9 +180,9 @@ class SqliteStorage(Storage):
         return None if row is None else self.decode_row(row)
 
     def list_catalog(self, query: CatalogQuery) -> Page:
-        """One page of rows, oldest submission first."""
+        """One page of rows, oldest or newest submission first."""
         limit = check_limit(query.limit)
-        submitted_at, workflow_id = decode_cursor(query.cursor)
+        submitted_at, workflow_id = decode_cursor(query.cursor, newest_first=query.newest_first)
         parameters = {
             "submitted_at": submitted_at,
             "workflow_id": workflow_id,
@@ -166,9 +190,9 @@ class SqliteStorage(Storage):
             # One more shows whether there is a next page.
             "limit": limit + 1,
         }
-        name = "list_catalog"
+        name = "list_catalog_newest" if query.newest_first else "list_catalog"
         if query.statuses:
-            name = "list_catalog_by_status"
+            name += "_by_status"
             parameters["statuses"] = json.dumps(sorted({s.value for s in query.statuses}))
         with self.reader.use() as connection:
             found = connection.execute(QUERIES[name], parameters).fetchall()

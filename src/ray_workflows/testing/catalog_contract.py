@@ -109,6 +109,9 @@ class CatalogContract:
         for submitted_at, name in reversed(expected):
             fill(storage, name, submitted_at=submitted_at)
         assert list_ids(storage) == [name for _, name in expected]
+        newest = [name for _, name in reversed(expected)]
+        assert list_ids(storage, newest_first=True) == newest
+        assert list_ids(storage, newest_first=True, limit=1) == newest
 
     @pytest.mark.parametrize("limit", [1, 2, 3, 7, 24, 25, 26, 1000])
     @pytest.mark.parametrize("statuses", [(), (RUNNING,), (FAILED, RUNNING), (RUNNING, RUNNING)])
@@ -122,6 +125,8 @@ class CatalogContract:
         assert storage.commit(appends) == [OK] * 25
         expected = [name for _, name, status in rows if not statuses or status in statuses]
         assert list_ids(storage, limit=limit, statuses=statuses) == expected
+        newest = list_ids(storage, limit=limit, statuses=statuses, newest_first=True)
+        assert newest == expected[::-1]
         first = storage.list_catalog(CatalogQuery(limit=limit, statuses=statuses))
         assert len(first.rows) == min(limit, len(expected))
         assert len(expected) <= limit or first.cursor is not None
@@ -142,6 +147,8 @@ class CatalogContract:
         assert list_ids(storage, statuses=(SUCCESSFUL,)) == []
         assert list_ids(storage, holders=("h3",)) == []
         assert list_ids(storage, holders=("h2",), limit=1) == ["0h2", "1h2", "2h2"]
+        both = {"statuses": (RUNNING, PENDING), "holders": ("h2",), "newest_first": True}
+        assert list_ids(storage, **both) == ["2h2", "0h2"]
 
     def test_filters_follow_commits(self, storage: Storage) -> None:
         """A row is found under its status of now only."""

@@ -48,6 +48,16 @@ class StorageContract(JournalContract, CatalogContract, BlobContract):
         storage.open()
         assert state(storage, "w") == before
 
+    def test_a_storage_that_exists_can_be_looked_at(self, storage: Storage) -> None:
+        """Opening it for looking changes nothing; what others commit later is seen."""
+        fill(storage, "w", 2)
+        before = state(storage, "w")
+        storage.open_existing()
+        storage.open_existing()
+        assert state(storage, "w") == before
+        assert storage.commit([make_append("w", 2)]) == [OK]
+        assert len(storage.read_journal(before[0].incarnation)) == 3  # type: ignore[union-attr]
+
     def test_use_after_close(self, storage: Storage) -> None:
         """It reopens, and everything is there."""
         row = fill(storage, "w", 2)

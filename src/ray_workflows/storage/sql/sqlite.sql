@@ -75,6 +75,34 @@ WHERE found.id IN (
 ORDER BY found.submitted_at, found.workflow_id
 LIMIT :limit;
 
+-- name: list_catalog_newest
+-- As list_catalog, from the other end.
+SELECT workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
+    metadata, plan_digest, error, released
+FROM catalog
+WHERE (submitted_at, workflow_id) < (:submitted_at, :workflow_id)
+    AND (:holders IS NULL OR holder IN (SELECT value FROM json_each(:holders)))
+ORDER BY submitted_at DESC, workflow_id DESC
+LIMIT :limit;
+
+-- name: list_catalog_newest_by_status
+-- As list_catalog_by_status, from the other end.
+SELECT found.workflow_id, found.incarnation, found.seq, found.status, found.holder,
+    found.submitted_at, found.started_at, found.ended_at, found.metadata, found.plan_digest,
+    found.error, found.released
+FROM json_each(:statuses) AS wanted
+CROSS JOIN catalog AS found
+WHERE found.id IN (
+    SELECT page.id FROM catalog AS page
+    WHERE page.status = wanted.value
+        AND (page.submitted_at, page.workflow_id) < (:submitted_at, :workflow_id)
+        AND (:holders IS NULL OR page.holder IN (SELECT value FROM json_each(:holders)))
+    ORDER BY page.submitted_at DESC, page.workflow_id DESC
+    LIMIT :limit
+)
+ORDER BY found.submitted_at DESC, found.workflow_id DESC
+LIMIT :limit;
+
 -- name: delete_workflow
 DELETE FROM catalog
 WHERE workflow_id = :workflow_id AND incarnation = :incarnation AND seq = :expected_seq;

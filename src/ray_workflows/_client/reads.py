@@ -1,0 +1,67 @@
+"""The verbs that only look: one function each, over a `Reader`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ray_workflows._client.outputs import Awaited, read_row
+from ray_workflows._client.reader import ACTIVE, Reader
+from ray_workflows._client.views import WorkflowView, task_infos, task_metadata
+from ray_workflows._model.ids import validate_workflow_id
+from ray_workflows._model.status import WorkflowStatus
+from ray_workflows._model.tasks import TaskInfo
+from ray_workflows.exceptions import OutputNotAvailableError, WorkflowNotFoundError
+
+
+def get_status(reader: Reader, workflow_id: str) -> WorkflowStatus:
+    return reader.status(read_row(reader.storage, validate_workflow_id(workflow_id)))
+
+
+def list_all(reader: Reader, wanted: Iterable[WorkflowStatus]) -> list[tuple[str, WorkflowStatus]]:
+    """Ids with their statuses, oldest first; RESUMABLE ones last, running before pending."""
+    found: list[tuple[str, WorkflowStatus]] = []
+    interrupted: dict[WorkflowStatus, list[str]] = {status: [] for status in ACTIVE}
+    for row, status in reader.rows(wanted):
+        if status is WorkflowStatus.RESUMABLE:
+            interrupted[row.status].append(row.workflow_id)
+        else:
+            found.append((row.workflow_id, status))
+    for ids in interrupted.values():
+        found += [(workflow_id, WorkflowStatus.RESUMABLE) for workflow_id in ids]
+    return found
+
+
+def get_metadata(reader: Reader, workflow_id: str, task_id: str | None) -> dict[str, Any]:
+    row = read_row(reader.storage, validate_workflow_id(workflow_id))
+    if task_id is None:
+        stats = {"start_time": row.started_at, "end_time": row.ended_at}
+        return {
+            "status": reader.status(row).value,
+            "user_metadata": dict(row.metadata),
+            "stats": {name: value for name, value in stats.items() if value is not None},
+        }
+    view = WorkflowView(workflow_id, row.incarnation)
+    view.read(reader.storage)
+    task = view.tasks.get(task_id)
+    if task is None:
+        raise WorkflowNotFoundError(workflow_id, task_id)
+    return task_metadata(task)
+
+
+def get_tasks(reader: Reader, workflow_id: str) -> list[TaskInfo]:
+    row = read_row(reader.storage, validate_workflow_id(workflow_id))
+    view = WorkflowView(workflow_id, row.incarnation)
+    view.read(reader.storage)
+    return task_infos(view)
+
+
+def stored_output(reader: Reader, workflow_id: str, task_id: str | None) -> Any:
+    """The output of a workflow or task if it is there now; waits for nothing."""
+    awaited = Awaited(reader, validate_workflow_id(workflow_id), task_id, fresh=False)
+    done, value = awaited.look()
+    if not done:
+        raise OutputNotAvailableError(
+            workflow_id, task_id, f"it is not there yet: the workflow is {awaited.row.status}."
+        )
+    return value
