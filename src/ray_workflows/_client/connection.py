@@ -14,6 +14,7 @@ from ray_workflows._client.launch import start_coordinator
 from ray_workflows._coordinator.claims import Claims
 from ray_workflows._coordinator.host import ACTOR_NAME, NAMESPACE
 from ray_workflows._coordinator.loop import UNLIMITED, Limits
+from ray_workflows._environment.cluster import call_inside, is_outside
 from ray_workflows._executor.node_storage import NodeStorage
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.status import WorkflowStatus
@@ -36,7 +37,7 @@ class Connection:
 
     def __init__(self, coordinator: Any, description: dict[str, Any]) -> None:
         self.coordinator = coordinator
-        self.storage: Storage = description["storage"]
+        self.storage: Storage = reachable(description["storage"])
         self.limits: Limits = description["limits"]
         self.coordinator_id: str = description["holder"].coordinator
         self.session = session_id()
@@ -105,8 +106,16 @@ def describe(coordinator: Any) -> dict[str, Any]:
     return description
 
 
-def start(storage: Storage, limits: Limits) -> Any:
-    """Start the coordinator, and return its handle."""
+def reachable(storage: Storage) -> Storage:
+    """The cluster's storage as this process can use it."""
+    if is_outside() and not isinstance(storage, NodeStorage):
+        return NodeStorage(storage, None)
+    return storage
+
+
+def start(storage: Storage, limits: Limits) -> None:
+    """Open the storage and start the coordinator. Called in the cluster."""
+    storage.open()
     options: dict[str, Any] = {
         "name": ACTOR_NAME,
         "namespace": NAMESPACE,
@@ -118,7 +127,24 @@ def start(storage: Storage, limits: Limits) -> Any:
         storage = NodeStorage(storage, node_id)
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node_id, soft=False)
     start_coordinator(options, (storage, limits, __version__))
-    return ray.get_actor(ACTOR_NAME, namespace=NAMESPACE)
+
+
+def storage_in_cluster(spec: str | os.PathLike[str] | Storage | None) -> Storage:
+    """What ``storage=`` names in the cluster: variables, home and links are those of the node
+    that serves this Ray Client.
+
+    Raises:
+        StorageConfigError: a relative path, which would name a directory of some worker.
+    """
+    if isinstance(spec, (str, os.PathLike)):
+        path = os.fspath(spec)
+        if not path.startswith(("/", "~")) and ":" not in path:
+            raise StorageConfigError(
+                f"{path!r} is a relative path, which means nothing in the cluster that this Ray "
+                f"Client is connected to. Give an absolute path of its head node."
+            )
+    found: Storage = call_inside(storage_from_url, spec)
+    return found
 
 
 def init(
@@ -139,14 +165,16 @@ def init(
         if starts_ray:
             ray.init()
         try:
+            if is_outside():
+                wanted = storage_in_cluster(storage)
             coordinator = find_coordinator()
             if coordinator is None:
-                wanted.open()
                 limits = Limits(
                     max_running=UNLIMITED if max_running is None else max_running,
                     max_pending=UNLIMITED if max_pending is None else max_pending,
                 )
-                coordinator = start(wanted, limits)
+                call_inside(start, wanted, limits)
+                coordinator = ray.get_actor(ACTOR_NAME, namespace=NAMESPACE)
             connection = Connection(coordinator, describe(coordinator))
             if storage is not None:
                 check_same_storage(connection, wanted)
