@@ -95,7 +95,8 @@ class ValuePickler(cloudpickle.CloudPickler):  # type: ignore[misc]
             if isinstance(obj.target, ray.ObjectRef):
                 return placeholder, (OBJECT_VALUE, self.ref_index(obj.target))
             return placeholder, self.call_hook(obj.target, True)
-        if isinstance(obj, ActorHandle):
+        # The handles of a Ray Client are of a class that can be imported only where it can be used.
+        if isinstance(obj, ActorHandle) or type(obj).__name__ == "ClientActorHandle":
             raise SerializationError(
                 f"an actor handle ({obj!r}) can't be stored: the actor ends with its cluster. "
                 f"Pass its name and call ray.get_actor(name) in the task."

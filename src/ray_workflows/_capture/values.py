@@ -20,6 +20,7 @@ from ray_workflows._capture.pickling import (
 )
 from ray_workflows._codec.envelope import seal, unseal
 from ray_workflows._codec.placeholders import OBJECT_REF, OBJECT_VALUE, placeholder
+from ray_workflows._environment.cluster import call_inside, is_outside
 from ray_workflows._model.blobs import BlobStore
 from ray_workflows._model.values import INLINE_LIMIT, Blob, ErrorInfo, Outcome, Value
 from ray_workflows.exceptions import WorkflowError
@@ -77,15 +78,22 @@ class ValueWriter:
         if identity in self.objects:
             return self.objects[identity]
         key = f"object-{ref.hex()}"
+        if is_outside():
+            # The object stays in the cluster: its value may be large, or of no use out here.
+            blob: Blob = call_inside(write_object, self.storage, self.incarnation, [ref], where)
+        else:
+            blob = self.store_object(ref, key, f"object that the {where} refers to")
+        self.objects[identity] = blob
+        self.written[key] = ref
+        return blob
+
+    def store_object(self, ref: ray.ObjectRef, key: str, where: str) -> Blob:
         blob = self.storage.find_blob(self.incarnation, key)
         if blob is None:
-            where = f"object that the {where} refers to"
             pickled = pickle_value(ray.get(ref), where=where)
             nested = tuple(self.write_object(inner, where) for inner in pickled.refs)
             chunks = seal(pickled.data, pickled.buffers, nested)
             blob = self.storage.write_blob(self.incarnation, key, chunks)
-        self.objects[identity] = blob
-        self.written[key] = ref
         return blob
 
     def write_error(self, error: BaseException, *, key: str, traceback: str = "") -> ErrorInfo:
@@ -101,6 +109,15 @@ class ValueWriter:
         except Exception:
             value = None
         return ErrorInfo(type_name=name, message=message, traceback=traceback, exception=value)
+
+
+def write_object(
+    storage: BlobStore, incarnation: str, refs: list[ray.ObjectRef], where: str
+) -> Blob:
+    """As `ValueWriter.write_object`, for the one ref in a list: a bare one would arrive as its
+    value."""
+    (ref,) = refs
+    return ValueWriter(storage, incarnation).write_object(ref, where)
 
 
 def safe_str(error: BaseException) -> str:

@@ -15,6 +15,7 @@ from ray_workflows._client.launch import start_coordinator
 from ray_workflows._client.reader import Reader
 from ray_workflows._coordinator.host import ACTOR_NAME, NAMESPACE
 from ray_workflows._coordinator.loop import UNLIMITED, Limits
+from ray_workflows._environment.cluster import call_inside, is_outside
 from ray_workflows._executor.node_storage import NodeStorage
 from ray_workflows._version import __version__
 from ray_workflows.exceptions import CoordinatorUnavailableError, StorageConfigError
@@ -34,7 +35,8 @@ class Connection(Reader):
     """The coordinator of a cluster and its storage, as seen from this process."""
 
     def __init__(self, coordinator: Any, description: dict[str, Any]) -> None:
-        super().__init__(description["storage"], cluster=description["holder"].coordinator)
+        storage = reachable(description["storage"])
+        super().__init__(storage, cluster=description["holder"].coordinator)
         self.coordinator = coordinator
         self.limits: Limits = description["limits"]
         self.version: str = description["version"]
@@ -97,8 +99,16 @@ def describe(coordinator: Any) -> dict[str, Any]:
     return description
 
 
-def start(storage: Storage, limits: Limits) -> Any:
-    """Start the coordinator, and return its handle."""
+def reachable(storage: Storage) -> Storage:
+    """The cluster's storage as this process can use it."""
+    if is_outside() and not isinstance(storage, NodeStorage):
+        return NodeStorage(storage, None)
+    return storage
+
+
+def start(storage: Storage, limits: Limits) -> None:
+    """Open the storage and start the coordinator. Called in the cluster."""
+    storage.open()
     options: dict[str, Any] = {
         "name": ACTOR_NAME,
         "namespace": NAMESPACE,
@@ -110,7 +120,24 @@ def start(storage: Storage, limits: Limits) -> Any:
         storage = NodeStorage(storage, node_id)
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node_id, soft=False)
     start_coordinator(options, (storage, limits, __version__))
-    return ray.get_actor(ACTOR_NAME, namespace=NAMESPACE)
+
+
+def storage_in_cluster(spec: str | os.PathLike[str] | Storage | None) -> Storage:
+    """What ``storage=`` names in the cluster: variables, home and links are those of the node
+    that serves this Ray Client.
+
+    Raises:
+        StorageConfigError: a relative path, which would name a directory of some worker.
+    """
+    if isinstance(spec, (str, os.PathLike)):
+        path = os.fspath(spec)
+        if not path.startswith(("/", "~")) and ":" not in path:
+            raise StorageConfigError(
+                f"{path!r} is a relative path, which means nothing in the cluster that this Ray "
+                f"Client is connected to. Give an absolute path of its head node."
+            )
+    found: Storage = call_inside(storage_from_url, spec)
+    return found
 
 
 def init(
@@ -131,14 +158,16 @@ def init(
         if starts_ray:
             ray.init()
         try:
+            if is_outside():
+                wanted = storage_in_cluster(storage)
             coordinator = find_coordinator()
             if coordinator is None:
-                wanted.open()
                 limits = Limits(
                     max_running=UNLIMITED if max_running is None else max_running,
                     max_pending=UNLIMITED if max_pending is None else max_pending,
                 )
-                coordinator = start(wanted, limits)
+                call_inside(start, wanted, limits)
+                coordinator = ray.get_actor(ACTOR_NAME, namespace=NAMESPACE)
             connection = Connection(coordinator, describe(coordinator))
             if storage is not None:
                 check_same_storage(connection, wanted)

@@ -1,7 +1,8 @@
-"""A node-bound storage as other nodes of the cluster reach it: by small Ray tasks on its node.
+"""A storage as processes reach it that can't use it directly: by small Ray tasks where it is.
 
 The embedded default lives on one machine's disk. What runs there uses it directly; a worker
-elsewhere must not write to its own disk of the same path, where nobody would find it.
+elsewhere, or a Ray Client, must not write to its own disk of the same path, where nobody would
+find it.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ray_workflows._environment.cluster import call_on, is_outside
 from ray_workflows._model.catalog import (
     Append,
     CatalogQuery,
@@ -26,44 +27,43 @@ from ray_workflows.exceptions import StorageUnavailableError
 from ray_workflows.storage.base import CommitOutcome, Storage
 
 
-@ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
-def call_storage(storage: Storage, method: str, args: tuple[Any, ...]) -> Any:
-    """Call a method of a storage on its own node. Errors are returned: Ray would wrap them."""
-    try:
-        result = getattr(storage, method)(*args)
-    except Exception as error:
-        return error
-    # Out of band: large blobs go into the object store without a copy in a pickle.
-    return pickle.PickleBuffer(result) if isinstance(result, memoryview) else result
+def call_storage(storage: Storage, method: str, *args: Any) -> Any:
+    """Call a method of a storage where it can be used."""
+    result = getattr(storage, method)(*args)
+    # Large blobs go into the object store without a copy in a pickle.
+    return BufferList([result]) if isinstance(result, memoryview) else result
 
 
 class NodeStorage(Storage):
-    """A storage that lives on one node, usable from all nodes of the cluster.
+    """A storage that not every process can use directly.
 
     Args:
         storage: the storage, usable directly on its node.
-        node_id: Ray's hex id of that node.
+        node_id: Ray's hex id of that node. None: on any node of the cluster, but not in a Ray
+            Client.
     """
 
-    def __init__(self, storage: Storage, node_id: str) -> None:
+    def __init__(self, storage: Storage, node_id: str | None) -> None:
         self.storage = storage
         self.node_id = node_id
 
+    def is_here(self) -> bool:
+        """Whether this process can use the storage directly."""
+        if is_outside():
+            return False
+        return self.node_id in (None, ray.get_runtime_context().get_node_id())
+
     def call(self, method: str, *args: Any) -> Any:
-        if ray.get_runtime_context().get_node_id() == self.node_id:
+        if self.is_here():
             return getattr(self.storage, method)(*args)
-        strategy = NodeAffinitySchedulingStrategy(self.node_id, soft=False)
-        ref = call_storage.options(scheduling_strategy=strategy).remote(self.storage, method, args)
         try:
-            result = ray.get(ref)
+            return call_on(self.node_id, call_storage, self.storage, method, *args)
         except ray.exceptions.RayError as error:
+            place = f"on node {self.node_id}" if self.node_id else "in the cluster"
             raise StorageUnavailableError(
-                f"The storage {self.url} is on node {self.node_id}, which can't be reached: "
-                f"{error}. For storage that outlives a node use a shared one."
+                f"The storage {self.url} is {place}, which can't be reached: {error}. For storage "
+                f"that outlives a node use a shared one."
             ) from error
-        if isinstance(result, Exception):
-            raise result
-        return result
 
     @property
     def url(self) -> str:
@@ -72,8 +72,8 @@ class NodeStorage(Storage):
 
     @property
     def node_bound(self) -> bool:
-        """True: it is what this class is for."""
-        return True
+        """Whether it is on one node."""
+        return self.node_id is not None
 
     def open(self) -> None:
         self.call("open")
@@ -105,12 +105,13 @@ class NodeStorage(Storage):
         return outcome
 
     def write_blob(self, incarnation: str, key: str, chunks: Iterable[bytes | memoryview]) -> Blob:
-        buffers = [pickle.PickleBuffer(chunk) for chunk in chunks]
-        blob: Blob = self.call("write_blob", incarnation, key, BufferList(buffers))
+        blob: Blob = self.call("write_blob", incarnation, key, BufferList(list(chunks)))
         return blob
 
     def read_blob(self, incarnation: str, blob: Blob) -> memoryview:
-        return memoryview(self.call("read_blob", incarnation, blob)).cast("B")
+        result = self.call("read_blob", incarnation, blob)
+        (view,) = result if isinstance(result, BufferList) else (result,)
+        return memoryview(view).cast("B")
 
     def find_blob(self, incarnation: str, key: str) -> Blob | None:
         blob: Blob | None = self.call("find_blob", incarnation, key)
@@ -139,10 +140,16 @@ class NodeStorage(Storage):
 
 
 class BufferList:
-    """Chunks of a blob on their way: pickled out of band, iterated as memoryviews."""
+    """Chunks of a blob on their way: pickled out of band, iterated as memoryviews.
+
+    Pickled again by every process it comes through: the server of a Ray Client is one more.
+    """
 
     def __init__(self, buffers: list[Any]) -> None:
         self.buffers = buffers
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BufferList, ([pickle.PickleBuffer(buffer) for buffer in self.buffers],)
 
     def __iter__(self) -> Any:
         return (memoryview(buffer).cast("B") for buffer in self.buffers)
