@@ -192,7 +192,7 @@ class SqliteStorage(Storage):
         }
         name = "list_catalog_newest" if query.newest_first else "list_catalog"
         if query.statuses:
-            name += "_by_status"
+            name = f"{name}_by_status"
             parameters["statuses"] = json.dumps(sorted({s.value for s in query.statuses}))
         with self.reader.use() as connection:
             found = connection.execute(QUERIES[name], parameters).fetchall()
