@@ -44,6 +44,15 @@ ADVANCE = QUERIES["advance_workflow"]
 APPEND = QUERIES["append_entry"]
 
 
+#: Which query lists rows: whether some statuses are asked for, whether the newest come first.
+LIST_QUERIES = {
+    (False, False): "list_catalog",
+    (True, False): "list_catalog_by_status",
+    (False, True): "list_catalog_newest",
+    (True, True): "list_catalog_newest_by_status",
+}
+
+
 class SqliteStorage(Storage):
     """Workflows in a directory of this machine: ``workflows.sqlite`` and ``blobs/``.
 
@@ -190,9 +199,8 @@ class SqliteStorage(Storage):
             # One more shows whether there is a next page.
             "limit": limit + 1,
         }
-        name = "list_catalog_newest" if query.newest_first else "list_catalog"
+        name = LIST_QUERIES[bool(query.statuses), query.newest_first]
         if query.statuses:
-            name = f"{name}_by_status"
             parameters["statuses"] = json.dumps(sorted({s.value for s in query.statuses}))
         with self.reader.use() as connection:
             found = connection.execute(QUERIES[name], parameters).fetchall()
