@@ -34,6 +34,13 @@ def check_limit(name: str, value: int | None, minimum: int, what: str) -> None:
         raise ValueError(f"'{name}' must be a {what} integer or use -1 as infinity, not {value}.")
 
 
+def check_flag(name: str, value: bool) -> bool:
+    """The flag, or TypeError if it is none."""
+    if not isinstance(value, bool):
+        raise TypeError(f"'{name}' must be True or False, not {value!r}.")
+    return value
+
+
 def init(
     storage: str | os.PathLike[str] | Storage | None = None,
     *,
@@ -72,6 +79,7 @@ def run(
     workflow_id: str | None = None,
     metadata: dict[str, Any] | None = None,
     timeout: float | timedelta | None = None,
+    progress: bool = False,
     **kwargs: Any,
 ) -> Any:
     """Run a workflow and return its output.
@@ -87,7 +95,11 @@ def run(
         timeout: how long it may run, in seconds or as a timedelta, from its start to its end, time
             without a coordinator included. Then its tasks are stopped and it has failed; when it
             is resumed, it has the whole time again. Default: without end.
-        kwargs: named inputs of the DAG.
+        progress: show on standard error how many tasks are done: a bar on a terminal or in a
+            notebook, a line from time to time in a log.
+        kwargs: named inputs of the DAG. One that is called like an argument of this function is
+            given as the field of a single input instead: ``run(dag, {"timeout": 5})`` with
+            ``input["timeout"]``.
 
     Returns:
         The output of the last task.
@@ -113,7 +125,13 @@ def run(
         101
     """
     return workflows.run(
-        dag, args, kwargs, workflow_id, validate_metadata(metadata), validate_timeout(timeout)
+        dag,
+        args,
+        kwargs,
+        workflow_id,
+        validate_metadata(metadata),
+        validate_timeout(timeout),
+        check_flag("progress", progress),
     )
 
 
@@ -137,12 +155,13 @@ def run_async(
     )
 
 
-def resume(workflow_id: str, *, canceled: bool = False) -> Any:
+def resume(workflow_id: str, *, canceled: bool = False, progress: bool = False) -> Any:
     """Resume a workflow and return its output. Finished tasks do not run again.
 
     Args:
         workflow_id: the workflow.
         canceled: also resume a workflow that was canceled.
+        progress: show how far it is, as `run` does.
 
     Returns:
         The output; at once if the workflow has finished before.
@@ -154,12 +173,14 @@ def resume(workflow_id: str, *, canceled: bool = False) -> Any:
         WorkflowNotResumableError: it was canceled, and ``canceled`` is not set.
         WorkflowExecutionError: it failed (again).
     """
-    return workflows.resume(workflow_id, canceled)
+    return workflows.resume(
+        workflow_id, check_flag("canceled", canceled), check_flag("progress", progress)
+    )
 
 
 def resume_async(workflow_id: str, *, canceled: bool = False) -> ray.ObjectRef[Any]:
     """Resume a workflow; as `resume`, but returns an ObjectRef of the output."""
-    return workflows.resume_async(workflow_id, canceled)
+    return workflows.resume_async(workflow_id, check_flag("canceled", canceled))
 
 
 def resume_all(include_failed: bool = False) -> list[tuple[str, ray.ObjectRef[Any]]]:

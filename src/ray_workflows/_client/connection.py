@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -60,9 +61,17 @@ class Connection(Reader):
             raise answer
         return answer
 
-    def wait(self, workflow_id: str, after: int | None) -> None:
-        """Block until a workflow's journal may have grown, or (None) it may be settled."""
-        answer = ray.get(self.coordinator.watch_one.remote(workflow_id, after))
+    def wait(
+        self, workflow_id: str, after: int | None, tick: Callable[[], float] | None = None
+    ) -> None:
+        """Block until a workflow's journal may have grown, or (None) it may be settled.
+
+        ``tick`` is called meanwhile, and returns how many seconds later it is to be called again.
+        """
+        ref = self.coordinator.watch_one.remote(workflow_id, after)
+        while tick is not None and not ray.wait([ref], timeout=tick())[0]:
+            continue
+        answer = ray.get(ref)
         if isinstance(answer, BaseException):
             raise answer
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from ray_workflows._client.connection import Connection
+from ray_workflows._client.progress import ProgressDisplay
 from ray_workflows._client.reader import ACTIVE, Reader
 from ray_workflows._client.views import WorkflowView
 from ray_workflows._codec.journal import decode_entry
@@ -195,9 +197,14 @@ class Awaited:
 
 
 def await_output(
-    connection: Connection, workflow_id: str, task_id: str | None, *, fresh: bool = False
+    connection: Connection,
+    workflow_id: str,
+    task_id: str | None,
+    *,
+    fresh: bool = False,
+    tick: Callable[[], float] | None = None,
 ) -> Any:
-    """Wait for an output and return it; errors as in `Awaited`."""
+    """Wait for an output and return it; errors as in `Awaited`, ``tick`` as in `Connection`."""
     awaited = Awaited(connection, workflow_id, task_id, fresh=fresh)
     seen = -1
     while True:
@@ -208,4 +215,10 @@ def await_output(
             # Another cluster drives it: nobody here can tell us.
             time.sleep(POLL_SECONDS)
         seen = awaited.row.seq
-        connection.wait(workflow_id, awaited.after)
+        connection.wait(workflow_id, awaited.after, tick)
+
+
+def await_shown(connection: Connection, workflow_id: str) -> Any:
+    """Wait for the output of a workflow that the caller has started, and show its progress."""
+    with ProgressDisplay(connection, read_row(connection.storage, workflow_id)) as display:
+        return await_output(connection, workflow_id, None, fresh=True, tick=display.update)

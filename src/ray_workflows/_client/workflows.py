@@ -18,7 +18,7 @@ from ray_workflows._capture.values import ValueWriter
 from ray_workflows._client import reads
 from ray_workflows._client.connection import Connection, connect
 from ray_workflows._client.forks import Fork
-from ray_workflows._client.outputs import await_output, read_row, workflow_output
+from ray_workflows._client.outputs import await_output, await_shown, read_row, workflow_output
 from ray_workflows._client.waiter import OutputError, waiter_class
 from ray_workflows._codec.journal import encode_entry, encode_plan
 from ray_workflows._coordinator.requests import Accepted, Finished
@@ -154,11 +154,12 @@ def run(
     workflow_id: str | None,
     metadata: dict[str, Any],
     timeout: float | None,
+    progress: bool,
 ) -> Any:
     connection, workflow_id, accepted = submit(dag, args, kwargs, workflow_id, metadata, timeout)
     if isinstance(accepted, Finished):
         return workflow_output(connection, accepted.row)
-    return await_output(connection, workflow_id, None, fresh=True)
+    return await_started(connection, workflow_id, progress)
 
 
 def run_async(
@@ -173,11 +174,18 @@ def run_async(
     return output_ref(connection, workflow_id, fresh=True)
 
 
-def resume(workflow_id: str, canceled: bool) -> Any:
+def resume(workflow_id: str, canceled: bool, progress: bool) -> Any:
     connection = connect()
     accepted = connection.call("resume", validate_workflow_id(workflow_id), canceled)
     if isinstance(accepted, Finished):
         return workflow_output(connection, accepted.row)
+    return await_started(connection, workflow_id, progress)
+
+
+def await_started(connection: Connection, workflow_id: str, progress: bool) -> Any:
+    """The output of a workflow that was just started or resumed here."""
+    if progress:
+        return await_shown(connection, workflow_id)
     return await_output(connection, workflow_id, None, fresh=True)
 
 
