@@ -246,6 +246,10 @@ class Coordinator:
         self.executor.attempt_runs(incarnation, task, epoch, attempt)
         self.report(incarnation, AttemptRuns(task, epoch, attempt, started_at))
 
+    async def batch_overran(self, number: int, encoded: bytes, objects: dict[str, Any]) -> None:
+        """A worker hands back what waits behind an attempt that takes long."""
+        self.executor.batch_overran(number, encoded, objects)
+
     async def describe(self) -> dict[str, Any]:
         """What it is and how it fares."""
         return {

@@ -110,6 +110,7 @@ class Loop:
         while self.dirty:
             self.advance(self.dirty.pop(next(iter(self.dirty))))
         self.flush()
+        self.executor.flush()
         return max(0.0, self.alarms[0][0] - now) if self.alarms else None
 
     def at(self, time: float, action: Callable[[], None]) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import deque
 
 from ray_workflows._coordinator.requests import Reply, Request, WatchRequest
-from ray_workflows._engine.state import WorkflowState
-from ray_workflows._executor.protocol import AttemptRequest
+from ray_workflows._engine.state import Task, WorkflowState
+from ray_workflows._executor.protocol import AttemptRequest, Scene
 from ray_workflows._model.catalog import Append, CatalogRow
 from ray_workflows._model.commands import Command, StartAttempt
 from ray_workflows._model.inputs import AttemptReport, Input
 from ray_workflows._model.status import WorkflowStatus
+
+#: Scenes kept of one workflow: frames come and go.
+MAX_SCENES = 256
 
 #: A request and the answer it gets when what it asked for is durable.
 Answer = tuple[Request, object]
@@ -56,6 +59,7 @@ class Workflow:
         "reading",
         "requests",
         "row",
+        "scenes",
         "seq",
         "state",
         "watchers",
@@ -83,6 +87,7 @@ class Workflow:
         #: Tasks with an attempt in the executor, or whose report is not decided on: epoch, attempt.
         self.flying: dict[int, tuple[int, int]] = {}
         self.watchers: list[WatchRequest] = []
+        self.scenes: dict[tuple[int, int, int], Scene] = {}
 
     @property
     def busy(self) -> bool:
@@ -129,31 +134,44 @@ class Workflow:
             or not state.running
         ):
             return None
-        plan = task.frame.plan
-        spec = task.spec
         upstream = task.upstream
         inputs = []
         for number in upstream:
             outcome = state.tasks[number].outcome
             assert outcome is not None, (task.task_id, number)
             inputs.append(outcome)
+        spec = task.spec
         return AttemptRequest(
-            workflow_id=state.workflow_id,
-            incarnation=state.incarnation,
+            scene=self.scene(task),
             task=task.number,
             task_id=task.task_id,
             epoch=command.epoch,
             attempt=command.attempt,
-            function=plan.functions[spec.function],
             arguments=spec.arguments,
-            options=task.options,
-            environment=plan.environment,
             checkpoint=state.checkpoints(task),
             upstream=tuple(upstream),
             nested=spec.nested,
             inputs=tuple(inputs),
-            constants=plan.constants,
         )
+
+    def scene(self, task: Task) -> Scene:
+        """What the task has in common with others of its plan: one object for all of them."""
+        frame, spec = task.frame, task.spec
+        key = (frame.number, spec.function, spec.options)
+        scene = self.scenes.get(key)
+        if scene is None:
+            if len(self.scenes) >= MAX_SCENES:
+                self.scenes.clear()
+            plan = frame.plan
+            scene = self.scenes[key] = Scene(
+                workflow_id=self.workflow_id,
+                incarnation=self.incarnation,
+                function=plan.functions[spec.function],
+                options=plan.options[spec.options],
+                environment=plan.environment,
+                constants=plan.constants,
+            )
+        return scene
 
 
 def answer(reply: Reply, value: object) -> None:

@@ -77,6 +77,9 @@ class InlineExecutor:
         self.flights[key] = flight
         self.defer(request, lambda: self.run(flight))
 
+    def flush(self) -> None:
+        """Nothing was held back."""
+
     def cancel(self, incarnation: str, task: int) -> None:
         flight = self.flights.get((incarnation, task))
         if flight is not None:

@@ -13,8 +13,10 @@ from typing import Any
 import ray
 
 from ray_workflows._executor import context
-from ray_workflows._executor.protocol import REQUEST_DECODER
-from ray_workflows._executor.worker import AttemptRun, Home, WireReport
+from ray_workflows._executor.batch import Home, WireReport
+from ray_workflows._executor.protocol import ENCODER, AnyReport, BatchReport, decode_batch
+from ray_workflows._executor.watch import RunningAttempt, watching
+from ray_workflows._executor.worker import AttemptRun
 
 #: Listeners that one host serves at once.
 MAX_LISTENERS = 10_000
@@ -23,22 +25,31 @@ MAX_LISTENERS = 10_000
 class ListenerHost:
     """Waits for events. One for each environment, owned by the coordinator and gone with it."""
 
-    async def listen(self, encoded: bytes, home: Home, nested: Mapping[str, Any]) -> WireReport:
-        """Run one attempt of a listener task: as `worker.run_attempt`, but awaiting."""
-        request = REQUEST_DECODER.decode(encoded)
-        run = AttemptRun(request, home, dict(nested))
-        token = context.awaits_coroutines.set(True)
-        try:
-            function, args, kwargs = run.load()
-            with run.scope():
-                result = function(*args, **kwargs)
-                if inspect.isawaitable(result):
-                    result = await result
-            return run.wire(run.returned(result))
-        except Exception as error:
-            return run.wire(run.raised(error))
-        finally:
-            context.awaits_coroutines.reset(token)
+    async def listen(
+        self, encoded: bytes, home: Home, nested: Mapping[str, Mapping[str, Any]]
+    ) -> WireReport:
+        """Run one attempt of a listener task: as `batch.run_batch`, but awaiting."""
+        _, (request,) = decode_batch(encoded)
+        run = AttemptRun(request, home.storage, nested.get(request.incarnation, {}))
+        with watching(RunningAttempt(request, home.coordinator)):
+            report = await run_listener(run)
+        wire = ENCODER.encode(BatchReport(((0, report),), (0.0,)))
+        return wire, {request.incarnation: run.made} if run.made else {}
+
+
+async def run_listener(run: AttemptRun) -> AnyReport:
+    token = context.awaits_coroutines.set(True)
+    try:
+        function, args, kwargs = run.load()
+        with context.running(run.request):
+            result = function(*args, **kwargs)
+            if inspect.isawaitable(result):
+                result = await result
+        return run.returned(result)
+    except Exception as error:
+        return run.raised(error)
+    finally:
+        context.awaits_coroutines.reset(token)
 
 
 listener_host_class = ray.remote(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Protocol
 
 import msgspec
 
+from ray_workflows._capture.ray_private import LABELS
 from ray_workflows._model.inputs import (
     AttemptCrashed,
     AttemptFoundCorruption,
@@ -16,11 +18,59 @@ from ray_workflows._model.inputs import (
     AttemptReturned,
     AttemptReturnedPlan,
 )
-from ray_workflows._model.plan import Environment, Function, TaskOptions
+from ray_workflows._model.plan import FUNCTION, Environment, Function, TaskOptions
 from ray_workflows._model.values import Outcome, Value
 
+#: Ray options that do not change where a task can run.
+NOT_SHAPE = ("name", LABELS, "enable_task_events")
 
-class AttemptRequest(msgspec.Struct, frozen=True, array_like=True):
+#: Ray options with which a task may still share a Ray task with others.
+SHARED_OPTIONS = (*NOT_SHAPE, "runtime_env")
+
+
+class Scene(msgspec.Struct, frozen=True, array_like=True, dict=True):
+    """What the attempts of one function in one plan have in common."""
+
+    workflow_id: str
+    incarnation: str
+    function: Function
+    options: TaskOptions
+    environment: Environment
+    constants: tuple[Value, ...]
+
+    @cached_property
+    def shape(self) -> str:
+        """What decides where an attempt can run."""
+        options = {k: v for k, v in self.options.ray.items() if k not in NOT_SHAPE}
+        environment = self.environment
+        return repr(
+            (
+                self.options.kind,
+                environment.code_digest,
+                environment.runtime_env,
+                environment.python_path,
+                sorted(options.items()),
+            )
+        )
+
+    @cached_property
+    def batchable(self) -> bool:
+        """Whether attempts may travel in one Ray task with others of the function.
+
+        Not if they have resources of their own, if they must be stopped one by one, or if one
+        that did run must not run again because a neighbour killed their worker.
+        """
+        options = self.options
+        return (
+            options.kind == FUNCTION
+            and options.batch
+            and options.timeout is None
+            and options.max_retries != 0
+            and all(key in SHARED_OPTIONS for key in options.ray)
+        )
+
+
+class AttemptRequest(msgspec.Struct, frozen=True):
     """Everything a worker needs to run one attempt.
 
     ``inputs`` are the outcomes of the upstream tasks, whose numbers are ``upstream``; those at
@@ -28,21 +78,40 @@ class AttemptRequest(msgspec.Struct, frozen=True, array_like=True):
     ``checkpoint``: the result is to be stored.
     """
 
-    workflow_id: str
-    incarnation: str
+    scene: Scene
     task: int
     task_id: str
     epoch: int
     attempt: int
-    function: Function
     arguments: Value
-    options: TaskOptions
-    environment: Environment
     checkpoint: bool
     upstream: tuple[int, ...] = ()
     nested: tuple[int, ...] = ()
     inputs: tuple[Outcome, ...] = ()
-    constants: tuple[Value, ...] = ()
+
+    @property
+    def workflow_id(self) -> str:
+        return self.scene.workflow_id
+
+    @property
+    def incarnation(self) -> str:
+        return self.scene.incarnation
+
+    @property
+    def function(self) -> Function:
+        return self.scene.function
+
+    @property
+    def options(self) -> TaskOptions:
+        return self.scene.options
+
+    @property
+    def environment(self) -> Environment:
+        return self.scene.environment
+
+    @property
+    def constants(self) -> tuple[Value, ...]:
+        return self.scene.constants
 
     @property
     def where(self) -> str:
@@ -56,6 +125,29 @@ class AttemptRequest(msgspec.Struct, frozen=True, array_like=True):
         return f"{self.incarnation}-task-{self.task}-{self.epoch}-{self.attempt}"
 
 
+class Member(msgspec.Struct, frozen=True, array_like=True):
+    """An `AttemptRequest` on the wire. ``scene`` is an index: many members share one."""
+
+    scene: int
+    task: int
+    task_id: str
+    epoch: int
+    attempt: int
+    arguments: Value
+    checkpoint: bool
+    upstream: tuple[int, ...]
+    nested: tuple[int, ...]
+    inputs: tuple[Outcome, ...]
+
+
+class Batch(msgspec.Struct, frozen=True, array_like=True):
+    """Attempts that travel together, to run one after the other. ``number`` is the executor's."""
+
+    number: int
+    scenes: tuple[Scene, ...]
+    members: tuple[Member, ...]
+
+
 AnyReport = (
     AttemptReturned
     | AttemptReturnedPlan
@@ -65,9 +157,70 @@ AnyReport = (
     | AttemptFoundCorruption
 )
 
+
+class BatchReport(msgspec.Struct, frozen=True, array_like=True):
+    """What became of members of a batch.
+
+    ``reports`` are pairs of the member's index and its report; ``seconds`` is how long each
+    of them kept the worker busy. ``unstarted`` are the indices of members handed back.
+    """
+
+    reports: tuple[tuple[int, AnyReport], ...]
+    seconds: tuple[float, ...]
+    unstarted: tuple[int, ...] = ()
+
+
 ENCODER = msgspec.msgpack.Encoder()
-REQUEST_DECODER = msgspec.msgpack.Decoder(AttemptRequest)
-REPORT_DECODER: msgspec.msgpack.Decoder[AnyReport] = msgspec.msgpack.Decoder(AnyReport)
+BATCH_DECODER = msgspec.msgpack.Decoder(Batch)
+REPORT_DECODER = msgspec.msgpack.Decoder(BatchReport)
+
+
+def encode_batch(number: int, requests: Sequence[AttemptRequest]) -> bytes:
+    """Attempts on their way to a worker."""
+    scenes: dict[int, int] = {}
+    distinct: list[Scene] = []
+    members = []
+    for request in requests:
+        scene = request.scene
+        index = scenes.setdefault(id(scene), len(distinct))
+        if index == len(distinct):
+            distinct.append(scene)
+        members.append(
+            Member(
+                index,
+                request.task,
+                request.task_id,
+                request.epoch,
+                request.attempt,
+                request.arguments,
+                request.checkpoint,
+                request.upstream,
+                request.nested,
+                request.inputs,
+            )
+        )
+    return ENCODER.encode(Batch(number, tuple(distinct), tuple(members)))
+
+
+def decode_batch(data: bytes) -> tuple[int, list[AttemptRequest]]:
+    """The number of the batch that `encode_batch` encoded, and its attempts."""
+    batch = BATCH_DECODER.decode(data)
+    return batch.number, [
+        AttemptRequest(
+            batch.scenes[member.scene],
+            member.task,
+            member.task_id,
+            member.epoch,
+            member.attempt,
+            member.arguments,
+            member.checkpoint,
+            member.upstream,
+            member.nested,
+            member.inputs,
+        )
+        for member in batch.members
+    ]
+
 
 #: Takes the incarnation of a workflow and news of one of its attempts. Any thread calls it.
 ReportSink = Callable[[str, AttemptNews], None]
@@ -77,7 +230,10 @@ class Executor(Protocol):
     """Runs attempts. Every attempt that was started and not canceled is reported, once or more."""
 
     def start(self, request: AttemptRequest) -> None:
-        """Run an attempt. One that is running already is left alone."""
+        """Run an attempt, at the latest after `flush`. One that is running is left alone."""
+
+    def flush(self) -> None:
+        """No more is started for now: what was, is on its way when this returns."""
 
     def cancel(self, incarnation: str, task: int) -> None:
         """Stop a task's attempt, if there is one; it reports nothing any more."""

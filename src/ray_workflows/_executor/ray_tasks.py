@@ -1,155 +1,101 @@
-"""The executor on Ray: each attempt a Ray task without retries of Ray's own.
+"""The executor on Ray: attempts in Ray tasks without retries of Ray's own.
 
 The engine owns retries: with Ray's, losing a node would run a committed task again.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
-from collections import deque
 from typing import Any
 
 import msgspec
 import ray
-from ray import cloudpickle
-from ray.exceptions import RayError, RayTaskError, TaskCancelledError
+from ray.exceptions import RayError, TaskCancelledError
 
 from ray_workflows._capture.options import decode_ray_options
-from ray_workflows._capture.ray_private import LABELS
-from ray_workflows._capture.values import LOST_OBJECT_ERRORS
-from ray_workflows._codec.envelope import seal
 from ray_workflows._environment.capture import runtime_env_for
+from ray_workflows._executor.batch import Home, Live, remote_run_batch
 from ray_workflows._executor.deadlines import Deadlines
+from ray_workflows._executor.failures import failure, lost_input, raised
+from ray_workflows._executor.lanes import Durations, Flight, Lane
 from ray_workflows._executor.listeners import listener_host_class
+from ray_workflows._executor.live import LiveValues, direct_keys, nested_keys, value_keys
 from ray_workflows._executor.protocol import (
-    ENCODER,
     REPORT_DECODER,
     AnyReport,
     AttemptRequest,
+    BatchReport,
     ReportSink,
+    Scene,
+    encode_batch,
 )
-from ray_workflows._executor.worker import Home, remote_run_attempt
-from ray_workflows._model.inputs import AttemptCrashed, AttemptLostInput, AttemptRaised
+from ray_workflows._executor.watch import TOLD_AFTER_SECONDS
+from ray_workflows._model.inputs import AttemptLostInput
 from ray_workflows._model.plan import LISTENER
-from ray_workflows._model.values import Blob, ErrorInfo, Value
-from ray_workflows.exceptions import TaskTimeoutError
+from ray_workflows._model.values import Value
 from ray_workflows.storage.base import Storage
 
 logger = logging.getLogger(__name__)
 
-#: Ray tasks of one shape (resources, placement, environment) in flight at once. Enough to fill a
-#: large cluster and to show demand to an autoscaler; a pending Ray task costs memory here, so not
-#: all of a million ready tasks are submitted. Per shape, so that tasks that wait for a GPU hold
-#: back no others.
-MAX_IN_FLIGHT = 2_000
+#: How long the size of the cluster is believed, in seconds.
+SLOTS_SECONDS = 1.0
 
-#: Ray options that do not change where a task can run.
-NOT_SHAPE = ("name", LABELS, "enable_task_events")
+#: Ray functions with their options, ready to be called: one for each shape and name.
+MAX_REMOTES = 1_000
 
 
-class Flight:
-    """An attempt on its way: queued here, then a Ray task."""
+class Submission:
+    """A Ray task in flight. ``open`` counts members that are not reported, canceled or handed
+    back."""
 
-    __slots__ = ("expired", "ref", "request", "retired", "shape", "submitted_at", "timed")
+    __slots__ = ("digest", "listens", "members", "number", "open", "ref", "shape")
 
-    def __init__(self, request: AttemptRequest) -> None:
-        self.request = request
-        self.shape = shape(request)
+    def __init__(self, number: int, members: list[Flight]) -> None:
+        scene = members[0].request.scene
+        self.number = number
+        self.members = members
+        self.shape = scene.shape
+        self.digest = scene.function.digest
+        self.listens = scene.options.kind == LISTENER
+        self.open = len(members)
         self.ref: ray.ObjectRef | None = None
-        self.submitted_at = 0.0
-        #: Canceled or reported: what still comes of it is about the past.
-        self.retired = False
-        #: Its timeout runs; it has overrun it and is being stopped.
-        self.timed = False
-        self.expired = False
-
-
-class Lane:
-    """Attempts of one shape: those that wait here, and how many are with Ray."""
-
-    __slots__ = ("queue", "submitted")
-
-    def __init__(self) -> None:
-        self.queue: deque[Flight] = deque()
-        self.submitted = 0
-
-
-def shape(request: AttemptRequest) -> str:
-    """What decides where the attempt can run."""
-    options = {k: v for k, v in request.options.ray.items() if k not in NOT_SHAPE}
-    return repr((request.options.kind, request.environment.code_digest, sorted(options.items())))
-
-
-class LiveValues:
-    """Objects of one workflow in the cluster's object store, by blob key, with counted holds."""
-
-    def __init__(self) -> None:
-        self.objects: dict[str, Any] = {}
-        self.holds: dict[str, int] = {}
-
-    def add(self, value: Value | None, objects: dict[str, Any]) -> None:
-        self.objects.update(objects)
-        for key in value_keys(value):
-            self.holds[key] = self.holds.get(key, 0) + 1
-
-    def release(self, value: Value) -> None:
-        for key in value_keys(value):
-            holds = self.holds.get(key, 0) - 1
-            if holds > 0:
-                self.holds[key] = holds
-            else:
-                self.holds.pop(key, None)
-                self.objects.pop(key, None)
-
-    def drop(self, keys: list[str]) -> None:
-        for key in keys:
-            self.objects.pop(key, None)
-
-
-def value_keys(value: Value | None) -> list[str]:
-    """The blob keys of a value and of the objects in it."""
-    if value is None:
-        return []
-    keys = [blob.key for blob in value.objects]
-    if isinstance(value.data, Blob):
-        keys.append(value.data.key)
-    return keys
 
 
 class RayExecutor:
     """Submits attempts to Ray and turns what comes back into reports.
 
     All methods may be called from any thread. ``report`` is called from Ray's threads.
-    ``coordinator`` is the handle whose ``attempt_runs`` is told which attempts run.
+    ``coordinator`` is the handle through which workers tell of attempts that take long.
     """
 
-    def __init__(
-        self,
-        storage: Storage,
-        report: ReportSink,
-        coordinator: Any = None,
-        max_in_flight: int = MAX_IN_FLIGHT,
-    ) -> None:
+    def __init__(self, storage: Storage, report: ReportSink, coordinator: Any = None) -> None:
         self.storage = storage
         self.home: ray.ObjectRef | None = None
         self.report = report
         self.coordinator = coordinator
         self.deadlines = Deadlines()
-        self.max_in_flight = max_in_flight
         self.lock = threading.RLock()
+        self.numbers = itertools.count()
         self.lanes: dict[str, Lane] = {}
-        self.flights: dict[tuple[str, int], Flight] = {}
+        #: Shapes of lanes to which something was added since the last `flush`.
+        self.grown: set[str] = set()
+        self.durations = Durations()
+        #: By incarnation and task.
+        self.flights: dict[str, dict[int, Flight]] = {}
+        self.submissions: dict[int, Submission] = {}
         self.live: dict[str, LiveValues] = {}
         self.listener_hosts: dict[str, Any] = {}
+        self.remotes: dict[tuple[str, str, int], Any] = {}
+        self.slots_known = (0.0, 1)
 
     # -- asked by the coordinator ----------------------------------------------------------
 
     def start(self, request: AttemptRequest) -> None:
-        key = (request.incarnation, request.task)
         with self.lock:
-            current = self.flights.get(key)
+            current = self.flight(request.incarnation, request.task)
             if current is not None:
                 running = current.request
                 if (running.epoch, running.attempt) == (request.epoch, request.attempt):
@@ -160,14 +106,17 @@ class RayExecutor:
                 self.report(request.incarnation, lost_input(request, lost))
                 return
             flight = Flight(request)
-            self.flights[key] = flight
-            lane = self.lanes.setdefault(flight.shape, Lane())
-            lane.queue.append(flight)
-            self.pump(flight.shape, lane)
+            self.flights.setdefault(request.incarnation, {})[request.task] = flight
+            self.enqueue(flight)
+
+    def flush(self) -> None:
+        with self.lock:
+            while self.grown:
+                self.pump(self.grown.pop())
 
     def cancel(self, incarnation: str, task: int) -> None:
         with self.lock:
-            flight = self.flights.get((incarnation, task))
+            flight = self.flight(incarnation, task)
             if flight is not None:
                 self.retire(flight)
 
@@ -179,81 +128,136 @@ class RayExecutor:
 
     def forget(self, incarnation: str) -> None:
         with self.lock:
-            for flight in [f for k, f in self.flights.items() if k[0] == incarnation]:
+            for flight in list(self.flights.get(incarnation, {}).values()):
                 self.retire(flight)
             self.live.pop(incarnation, None)
-
-    def attempt_runs(self, incarnation: str, task: int, epoch: int, attempt: int) -> None:
-        """An attempt runs since now: its timeout begins."""
-        with self.lock:
-            flight = self.flights.get((incarnation, task))
-            if flight is None or flight.timed:
-                return
-            request = flight.request
-            if (request.epoch, request.attempt) == (epoch, attempt) and request.options.timeout:
-                flight.timed = True
-                self.deadlines.after(request.options.timeout, lambda: self.expire(flight))
-
-    def expire(self, flight: Flight) -> None:
-        """Stop an attempt that overran its timeout. It is reported when it is really over, so that
-        it never runs beside the next one; if it makes it to its end meanwhile, that counts."""
-        with self.lock:
-            if not flight.retired:
-                flight.expired = True
-                self.stop(flight)
 
     def close(self) -> None:
         """Stop everything; nothing is reported any more."""
         with self.lock:
-            for flight in list(self.flights.values()):
-                self.retire(flight)
+            for incarnation in list(self.flights):
+                self.forget(incarnation)
             self.live.clear()
             for host in self.listener_hosts.values():
                 ray.kill(host)
             self.listener_hosts.clear()
 
+    # -- told by workers -------------------------------------------------------------------
+
+    def attempt_runs(self, incarnation: str, task: int, epoch: int, attempt: int) -> None:
+        """An attempt runs, since a while or, if it has a timeout, since now."""
+        with self.lock:
+            flight = self.flight(incarnation, task)
+            if flight is None:
+                return
+            request = flight.request
+            if (request.epoch, request.attempt) != (epoch, attempt):
+                return
+            timeout = request.options.timeout
+            if timeout is None:
+                # One of a function that is not known yet: others need not wait for its end.
+                self.durations.at_least(request.function.digest, TOLD_AFTER_SECONDS)
+                self.pump(request.scene.shape)
+            elif not flight.timed:
+                flight.timed = True
+                self.deadlines.after(timeout, lambda: self.expire(flight))
+
+    def batch_overran(self, number: int, encoded: bytes, objects: Live) -> None:
+        """A member takes long: what is done so far, and members to run elsewhere."""
+        with self.lock:
+            submission = self.submissions.get(number)
+            if submission is not None:
+                self.settle(submission, REPORT_DECODER.decode(encoded), objects)
+                self.stop_if_unwanted(submission)
+                self.pump(submission.shape)
+
     # -- submission ------------------------------------------------------------------------
 
-    def pump(self, key: str, lane: Lane) -> None:
-        """Submit what waits, as far as the window allows. The lock is held."""
-        while lane.queue and lane.submitted < self.max_in_flight:
-            flight = lane.queue.popleft()
-            if flight.retired:
-                continue
-            flight.submitted_at = time.time()
-            # Listeners take no room: they wait in their host, for days if need be.
-            lane.submitted += flight.request.options.kind != LISTENER
-            try:
-                flight.ref = self.submit(flight.request)
-            except Exception as error:
-                # Options that this Ray refuses: the user's to mend.
-                lane.submitted -= flight.request.options.kind != LISTENER
-                self.land(flight, raised(flight, error))
-                continue
-            flight.ref.future().add_done_callback(lambda future, f=flight: self.done(f, future))
-        if not lane.queue and not lane.submitted:
-            self.lanes.pop(key, None)
+    def enqueue(self, flight: Flight) -> None:
+        shape = flight.request.scene.shape
+        lane = self.lanes.get(shape)
+        if lane is None:
+            lane = self.lanes[shape] = Lane()
+        lane.add(flight)
+        self.grown.add(shape)
 
-    def submit(self, request: AttemptRequest) -> ray.ObjectRef:
-        live = self.live.get(request.incarnation)
-        objects = live.objects if live is not None else {}
-        nested = {key: objects[key] for key in nested_keys(request) if key in objects}
-        encoded = ENCODER.encode(request)
+    def pump(self, shape: str) -> None:
+        """Submit what waits, as far as it is time. The lock is held."""
+        lane = self.lanes.get(shape)
+        while lane is not None:
+            batch = lane.next_batch(self.durations, self.slots())
+            if not batch:
+                break
+            self.submit(lane, batch)
+        if lane is not None and lane.idle:
+            del self.lanes[shape]
+
+    def slots(self) -> int:
+        """How many tasks of one CPU the cluster can run at once."""
+        now = time.monotonic()
+        known_until, slots = self.slots_known
+        if now >= known_until:
+            slots = max(1, int(ray.cluster_resources().get("CPU", 1)))
+            self.slots_known = (now + SLOTS_SECONDS, slots)
+        return slots
+
+    def submit(self, lane: Lane, members: list[Flight]) -> None:
+        submission = Submission(next(self.numbers), members)
+        now = time.time()
+        for flight in members:
+            flight.batch = submission.number
+            flight.submitted_at = now
+        self.submissions[submission.number] = submission
+        lane.submitted += not submission.listens
+        try:
+            submission.ref = self.send(submission)
+        except Exception as error:
+            # Options that this Ray refuses: the user's to mend.
+            self.over(submission)
+            for flight in members:
+                self.land(flight, raised(flight, error))
+            return
+        submission.ref.future().add_done_callback(lambda future: self.done(submission, future))
+
+    def send(self, submission: Submission) -> ray.ObjectRef:
+        requests = [flight.request for flight in submission.members]
+        nested: Live = {}
+        values: dict[tuple[str, str], Any] = {}
+        for request in requests:
+            live = self.live.get(request.incarnation)
+            if live is None:
+                continue
+            found = live.among(nested_keys(request))
+            if found:
+                nested.setdefault(request.incarnation, {}).update(found)
+            for key, value in live.among(direct_keys(request)).items():
+                values[request.incarnation, key] = value
+        encoded = encode_batch(submission.number, requests)
         if self.home is None:
             self.home = ray.put(Home(self.storage, self.coordinator))
-        if request.options.kind == LISTENER:
-            return self.listener_host(request).listen.remote(encoded, self.home, nested)
-        keys = [key for key in direct_keys(request) if key in objects]
-        options = decode_ray_options(request.options.ray)
-        options.setdefault("name", request.task_id)
-        options["runtime_env"] = runtime_env_for(request.environment, options.get("runtime_env"))
-        remote = remote_run_attempt(options.pop("max_calls", 0))
-        return remote.options(**{**options, "max_retries": 0, "retry_exceptions": False}).remote(
-            encoded, self.home, nested, keys, *(objects[key] for key in keys)
-        )
+        scene = requests[0].scene
+        if submission.listens:
+            return self.listener_host(scene).listen.remote(encoded, self.home, nested)
+        return self.remote(scene).remote(encoded, self.home, nested, list(values), *values.values())
 
-    def listener_host(self, request: AttemptRequest) -> Any:
-        runtime_env = runtime_env_for(request.environment, request.options.ray.get("runtime_env"))
+    def remote(self, scene: Scene) -> Any:
+        """The Ray function for a shape and a name. Ray parses options anew with each use."""
+        options = decode_ray_options(scene.options.ray)
+        name = options.setdefault("name", scene.function.name)
+        max_calls = options.pop("max_calls", 0)
+        key = (scene.shape, name, max_calls)
+        remote = self.remotes.get(key)
+        if remote is None:
+            options["runtime_env"] = runtime_env_for(scene.environment, options.get("runtime_env"))
+            options.update(max_retries=0, retry_exceptions=False)
+            remote = remote_run_batch(max_calls).options(**options)
+            if len(self.remotes) >= MAX_REMOTES:
+                self.remotes.clear()
+            self.remotes[key] = remote
+        return remote
+
+    def listener_host(self, scene: Scene) -> Any:
+        runtime_env = runtime_env_for(scene.environment, scene.options.ray.get("runtime_env"))
         name = msgspec.json.encode(runtime_env).decode()
         host = self.listener_hosts.get(name)
         if host is None:
@@ -273,22 +277,62 @@ class RayExecutor:
 
     # -- what comes back -------------------------------------------------------------------
 
-    def done(self, flight: Flight, future: Any) -> None:
+    def done(self, submission: Submission, future: Any) -> None:
         """A Ray task ended. Called from a thread of Ray's."""
-        objects: dict[str, Any] = {}
-        try:
-            encoded, objects = future.result()
-            report = REPORT_DECODER.decode(encoded)
-        except Exception as error:
-            report = self.ray_failure(flight, error)
         try:
             with self.lock:
-                lane = self.lanes.setdefault(flight.shape, Lane())
-                lane.submitted -= flight.request.options.kind != LISTENER
-                self.land(flight, report, objects)
-                self.pump(flight.shape, lane)
+                self.over(submission)
+                try:
+                    encoded, objects = future.result()
+                    report = REPORT_DECODER.decode(encoded)
+                except Exception as error:
+                    self.fail(submission, error)
+                else:
+                    self.settle(submission, report, objects)
+                self.pump(submission.shape)
         except Exception:
-            logger.exception("Report of %s could not be handled.", flight.request.where)
+            logger.exception("A batch of %s could not be handled.", submission.members[0])
+
+    def over(self, submission: Submission) -> None:
+        del self.submissions[submission.number]
+        if not submission.listens:
+            lane = self.lanes.setdefault(submission.shape, Lane())
+            lane.landed(submission.digest)
+
+    def settle(self, submission: Submission, report: BatchReport, objects: Live) -> None:
+        """Take what a batch has to tell; what it told before is told again."""
+        for (index, found), seconds in zip(report.reports, report.seconds, strict=True):
+            flight = submission.members[index]
+            if flight.retired or flight.batch != submission.number:
+                continue
+            self.durations.learn(flight.request.function.digest, seconds)
+            self.land(flight, found, objects.get(flight.request.incarnation))
+            submission.open -= 1
+        for index in report.unstarted:
+            self.run_elsewhere(submission, submission.members[index])
+
+    def run_elsewhere(self, submission: Submission, flight: Flight) -> None:
+        if not flight.retired and flight.batch == submission.number:
+            flight.batch = None
+            submission.open -= 1
+            self.enqueue(flight)
+
+    def fail(self, submission: Submission, error: Exception) -> None:
+        """The Ray task failed. If several members are left, one was guilty: they run again alone,
+        and only the guilty one will be charged."""
+        if isinstance(error, RayError) and not isinstance(error, TaskCancelledError):
+            self.forget_dead_hosts(error)
+        left = [
+            flight
+            for flight in submission.members
+            if not flight.retired and flight.batch == submission.number
+        ]
+        if len(left) == 1:
+            self.land(left[0], failure(left[0], error))
+            return
+        for flight in left:
+            flight.alone = True
+            self.run_elsewhere(submission, flight)
 
     def land(
         self, flight: Flight, report: AnyReport, objects: dict[str, Any] | None = None
@@ -296,12 +340,12 @@ class RayExecutor:
         """Report a flight, unless it was retired before. The lock is held."""
         if flight.retired:
             return
-        flight.retired = True
+        self.take_out(flight)
         request = flight.request
-        self.flights.pop((request.incarnation, request.task), None)
         if objects:
+            keys = value_keys(getattr(report, "value", None))
             live = self.live.setdefault(request.incarnation, LiveValues())
-            live.add(getattr(report, "value", None), objects)
+            live.add(keys, {key: objects[key] for key in keys if key in objects})
         if isinstance(report, AttemptLostInput):
             report = self.without_lost(request, report)
         self.report(request.incarnation, report)
@@ -313,115 +357,52 @@ class RayExecutor:
             live.drop([*direct_keys(request), *nested_keys(request)])
         return msgspec.structs.replace(report, lost=self.missing_inputs(request))
 
-    def ray_failure(self, flight: Flight, error: Exception) -> AnyReport:
-        if flight.expired:
-            return timed_out(flight)
-        cause = error.cause if isinstance(error, RayTaskError) else error
-        if isinstance(cause, LOST_OBJECT_ERRORS):
-            return lost_input(flight.request, (), error, flight)
-        if isinstance(error, RayTaskError):
-            return raised(flight, error)
-        if isinstance(error, RayError) and not isinstance(error, TaskCancelledError):
-            with self.lock:
-                self.forget_dead_hosts(error)
-        return AttemptCrashed(**identity(flight), error=error_info(error))
-
     def forget_dead_hosts(self, error: Exception) -> None:
         if isinstance(error, ray.exceptions.RayActorError):
             self.listener_hosts.clear()
 
+    def flight(self, incarnation: str, task: int) -> Flight | None:
+        return self.flights.get(incarnation, {}).get(task)
+
+    def take_out(self, flight: Flight) -> None:
+        """What still comes of it is about the past."""
+        flight.retired = True
+        incarnation = flight.request.incarnation
+        flights = self.flights.get(incarnation, {})
+        if flights.get(flight.request.task) is flight:
+            del flights[flight.request.task]
+            if not flights:
+                del self.flights[incarnation]
+
+    # -- what is stopped -------------------------------------------------------------------
+
     def retire(self, flight: Flight) -> None:
         """Stop an attempt whose report nobody wants; the lock is held."""
-        flight.retired = True
-        request = flight.request
-        self.flights.pop((request.incarnation, request.task), None)
-        self.stop(flight)
+        self.take_out(flight)
+        submission = None if flight.batch is None else self.submissions.get(flight.batch)
+        if submission is not None:
+            submission.open -= 1
+            self.stop_if_unwanted(submission)
 
-    def stop(self, flight: Flight) -> None:
-        request = flight.request
-        if flight.ref is not None:
+    def stop_if_unwanted(self, submission: Submission) -> None:
+        """Stop a Ray task when nobody wants anything of it. While there are others in it, one that
+        is not wanted runs on: it is short, or those others are handed back."""
+        if not submission.open:
+            self.stop(submission)
+
+    def expire(self, flight: Flight) -> None:
+        """Stop an attempt that overran its timeout. It is reported when it is really over, so that
+        it never runs beside the next one; if it makes it to its end meanwhile, that counts."""
+        with self.lock:
+            if not flight.retired and flight.batch is not None:
+                flight.expired = True
+                self.stop(self.submissions[flight.batch])
+
+    def stop(self, submission: Submission) -> None:
+        if submission.ref is not None:
             try:
                 # A soft cancel can be swallowed by user code. Actor calls know no force.
-                ray.cancel(flight.ref, force=request.options.kind != LISTENER)
+                ray.cancel(submission.ref, force=not submission.listens)
             except Exception as error:
-                logger.warning("Attempt of %s could not be canceled: %s", request.where, error)
-
-
-def direct_keys(request: AttemptRequest) -> list[str]:
-    """Keys of live objects that the attempt takes by value."""
-    nested = set(request.nested)
-    return [
-        outcome.value.data.key
-        for position, outcome in enumerate(request.inputs)
-        if position not in nested
-        and outcome.value is not None
-        and isinstance(outcome.value.data, Blob)
-    ]
-
-
-def nested_keys(request: AttemptRequest) -> list[str]:
-    """Keys of live objects that the attempt gets as ObjectRefs."""
-    keys = [blob.key for blob in request.arguments.objects]
-    for outcome in request.inputs:
-        keys += [blob.key for blob in outcome.value.objects] if outcome.value is not None else []
-    for position in request.nested:
-        value = request.inputs[position].value
-        if value is not None and isinstance(value.data, Blob):
-            keys.append(value.data.key)
-    for value in request.constants:
-        keys += [blob.key for blob in value.objects]
-    return keys
-
-
-def identity(flight: Flight) -> dict[str, Any]:
-    request = flight.request
-    return {
-        "task": request.task,
-        "epoch": request.epoch,
-        "attempt": request.attempt,
-        "started_at": flight.submitted_at,
-        "ended_at": time.time(),
-    }
-
-
-def error_info(error: BaseException) -> ErrorInfo:
-    """An error of Ray's own, pickled here: nothing of the user's is in it."""
-    try:
-        exception = Value(b"".join(seal(cloudpickle.dumps(error), [])))
-    except Exception:
-        exception = None
-    return ErrorInfo(
-        type_name=type(error).__name__, message=str(error), traceback="", exception=exception
-    )
-
-
-def raised(flight: Flight, error: BaseException) -> AttemptRaised:
-    return AttemptRaised(**identity(flight), error=error_info(error), retryable=False)
-
-
-def timed_out(flight: Flight) -> AttemptRaised:
-    request = flight.request
-    timeout = request.options.timeout
-    assert timeout is not None
-    error = TaskTimeoutError(request.workflow_id, request.task_id, timeout)
-    return AttemptRaised(
-        **identity(flight), error=error_info(error), retryable=request.options.retry_timeouts
-    )
-
-
-def lost_input(
-    request: AttemptRequest,
-    lost: tuple[int, ...],
-    error: BaseException | None = None,
-    flight: Flight | None = None,
-) -> AttemptLostInput:
-    now = time.time()
-    return AttemptLostInput(
-        task=request.task,
-        epoch=request.epoch,
-        attempt=request.attempt,
-        started_at=flight.submitted_at if flight is not None else now,
-        ended_at=now,
-        error=error_info(error) if error else ErrorInfo("ObjectLostError", "an input is gone"),
-        lost=lost,
-    )
+                where = submission.members[0].request.where
+                logger.warning("Attempt of %s could not be canceled: %s", where, error)

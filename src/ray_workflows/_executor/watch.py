@@ -1,78 +1,117 @@
-"""Tells the coordinator which attempts have been running for a while. It is told nothing of short
-ones, which are the many."""
+"""Looks from time to time at what runs in this process, on a thread of its own.
+
+What is short is over before it is looked at: the many cost nothing here.
+"""
 
 from __future__ import annotations
 
-import queue
+import logging
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from ray_workflows._executor.protocol import AttemptRequest
 
-#: How long an attempt runs before it is told, in seconds.
+logger = logging.getLogger(__name__)
+
+#: Between two looks, in seconds.
+LOOK_SECONDS = 0.05
+
+#: How long an attempt runs before the coordinator is told, in seconds.
 TOLD_AFTER_SECONDS = 0.25
 
 
-class Watched:
-    """An attempt that runs in this process. ``due`` is on the monotonic clock."""
+class Watched(Protocol):
+    """What can be looked at."""
 
-    __slots__ = ("coordinator", "due", "ended", "request", "started_at")
-
-    def __init__(self, request: AttemptRequest, coordinator: Any, started_at: float) -> None:
-        self.request = request
-        self.coordinator = coordinator
-        self.started_at = started_at
-        self.due = time.monotonic() + TOLD_AFTER_SECONDS
-        self.ended = False
-
-    def tell(self) -> None:
-        """Nobody waits for it to arrive: if it gets lost, less is shown."""
-        request = self.request
-        self.coordinator.attempt_runs.remote(
-            request.incarnation, request.task, request.epoch, request.attempt, self.started_at
-        )
+    def check(self, now: float) -> bool:
+        """Look at it, at a time of the monotonic clock; whether to look again."""
 
 
-#: Attempts in the order in which they are due; None before this process has the thread.
-due: queue.SimpleQueue[Watched] | None = None
-lock = threading.Lock()
+class Watch:
+    """The thread, which starts with the first thing to watch, and what it watches."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.watched: dict[int, Watched] = {}
+        self.thread: threading.Thread | None = None
+
+    def add(self, watched: Watched) -> None:
+        with self.changed:
+            self.watched[id(watched)] = watched
+            if self.thread is None:
+                self.thread = threading.Thread(
+                    target=self.run, name="ray-workflows-watch", daemon=True
+                )
+                self.thread.start()
+            elif len(self.watched) == 1:
+                self.changed.notify()
+
+    def remove(self, watched: Watched) -> None:
+        with self.changed:
+            self.watched.pop(id(watched), None)
+
+    def run(self) -> None:
+        while True:
+            with self.changed:
+                while not self.watched:
+                    self.changed.wait()
+            time.sleep(LOOK_SECONDS)
+            with self.changed:
+                watched = list(self.watched.values())
+            now = time.monotonic()
+            for one in watched:
+                try:
+                    again = one.check(now)
+                except Exception:
+                    # The cluster is going away: what is not told now is told by nobody.
+                    logger.debug("What runs here could not be told.", exc_info=True)
+                    again = False
+                if not again:
+                    self.remove(one)
 
 
-def due_queue() -> queue.SimpleQueue[Watched]:
-    global due
-    with lock:
-        if due is None:
-            due = queue.SimpleQueue()
-            threading.Thread(
-                target=tell_when_due, args=(due,), name="ray-workflows-watch", daemon=True
-            ).start()
-        return due
-
-
-def tell_when_due(watched: queue.SimpleQueue[Watched]) -> None:
-    while True:
-        attempt = watched.get()
-        time.sleep(max(0.0, attempt.due - time.monotonic()))
-        if not attempt.ended:
-            attempt.tell()
+WATCH = Watch()
 
 
 @contextmanager
-def watched(request: AttemptRequest, coordinator: Any, started_at: float) -> Iterator[None]:
-    """Scope of one attempt. ``coordinator`` None: nobody wants to know."""
-    if coordinator is None:
-        yield
-        return
-    attempt = Watched(request, coordinator, started_at)
-    if request.options.timeout is not None:
-        # Its time runs from here.
-        attempt.tell()
-    else:
-        due_queue().put(attempt)
+def watching(watched: Watched) -> Iterator[None]:
+    """Scope in which something is looked at."""
+    WATCH.add(watched)
     try:
         yield
     finally:
-        attempt.ended = True
+        WATCH.remove(watched)
+
+
+class RunningAttempt:
+    """An attempt that runs: the coordinator hears of it when it has run for a while."""
+
+    __slots__ = ("began", "coordinator", "request", "started_at", "told")
+
+    def __init__(self, request: AttemptRequest, coordinator: Any) -> None:
+        self.request = request
+        #: None: nobody wants to know.
+        self.coordinator = coordinator
+        self.started_at = time.time()
+        self.began = time.monotonic()
+        self.told = coordinator is None
+        if request.options.timeout is not None:
+            # Its time runs from here.
+            self.tell()
+
+    def check(self, now: float) -> bool:
+        if now - self.began >= TOLD_AFTER_SECONDS:
+            self.tell()
+        return not self.told
+
+    def tell(self) -> None:
+        """Nobody waits for it to arrive: if it gets lost, less is shown."""
+        if not self.told:
+            self.told = True
+            request = self.request
+            self.coordinator.attempt_runs.remote(
+                request.incarnation, request.task, request.epoch, request.attempt, self.started_at
+            )

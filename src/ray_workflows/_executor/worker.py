@@ -1,16 +1,14 @@
-"""What runs inside a Ray worker: one attempt, from its request to its report.
+"""One attempt inside a Ray worker, from its request to its report.
 
 It never raises for what user code did; a Ray error from here means that the worker is gone.
 """
 
 from __future__ import annotations
 
-import functools
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -27,8 +25,7 @@ from ray_workflows._capture.values import (
 )
 from ray_workflows._codec.placeholders import CONSTANT, UPSTREAM_REF, UPSTREAM_VALUE, placeholder
 from ray_workflows._executor import context
-from ray_workflows._executor.protocol import ENCODER, REQUEST_DECODER, AnyReport, AttemptRequest
-from ray_workflows._executor.watch import watched
+from ray_workflows._executor.protocol import AnyReport, AttemptRequest
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.values import INLINE_LIMIT, Blob, ErrorInfo, Value
 from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError
@@ -39,30 +36,20 @@ FUNCTION_CACHE_SIZE = 256
 
 function_cache: OrderedDict[str, Callable[..., Any]] = OrderedDict()
 
-#: A report as bytes, and live objects by the key of the blob that holds the same.
-WireReport = tuple[bytes, dict[str, Any]]
-
-
-class Home:
-    """Where attempts come from: the storage, and the coordinator's handle, if it wants news."""
-
-    __slots__ = ("coordinator", "storage")
-
-    def __init__(self, storage: Storage, coordinator: Any = None) -> None:
-        self.storage = storage
-        self.coordinator = coordinator
-
 
 class AttemptRun:
-    """One attempt in this process."""
+    """One attempt in this process.
 
-    def __init__(self, request: AttemptRequest, home: Home, live: Mapping[str, Any]) -> None:
+    ``live`` are at first the live objects that it may use, and in ``made`` those that it made, by
+    the key of the blob that holds the same.
+    """
+
+    def __init__(self, request: AttemptRequest, storage: Storage, live: Mapping[str, Any]) -> None:
         self.request = request
-        self.home = home
-        self.reader = ValueReader(home.storage, request.incarnation, live)
-        self.writer = ValueWriter(home.storage, request.incarnation)
+        self.reader = ValueReader(storage, request.incarnation, live)
+        self.writer = ValueWriter(storage, request.incarnation)
         self.started_at = time.time()
-        self.live: dict[str, Any] = {}
+        self.made: dict[str, Any] = {}
 
     # -- before user code ------------------------------------------------------------------
 
@@ -98,13 +85,6 @@ class AttemptRun:
             return ray.put(self.reader.read_outcome(outcome, where=request.where))
         return placeholder(kind, index)
 
-    @contextmanager
-    def scope(self) -> Iterator[None]:
-        """Around user code: it can ask which task it is, and is seen to run."""
-        request = self.request
-        with context.running(request), watched(request, self.home.coordinator, self.started_at):
-            yield
-
     # -- after user code -------------------------------------------------------------------
 
     def returned(self, result: Any) -> AnyReport:
@@ -128,12 +108,12 @@ class AttemptRun:
         where = f"result of task '{request.task_id}'"
         pickled = pickle_value(result, where=where)
         if not request.checkpoint:
-            self.live[key] = ray.put(result)
+            self.made[key] = ray.put(result)
             return Value(Blob(key, pickled.nbytes, ""))
         value = self.writer.write_pickled(pickled, key=key, where=where)
         if pickled.nbytes > INLINE_LIMIT:
-            self.live[key] = ray.put(result)
-        self.live.update(self.writer.written)
+            self.made[key] = ray.put(result)
+        self.made.update(self.writer.written)
         return value
 
     def raised(self, error: BaseException) -> AnyReport:
@@ -179,7 +159,7 @@ class AttemptRun:
         info = self.writer.write_error(
             error, key=f"{self.request.blob_prefix}-error", traceback=text
         )
-        self.live.update(self.writer.written)
+        self.made.update(self.writer.written)
         return info
 
     def identity(self, ended_at: float) -> dict[str, Any]:
@@ -192,9 +172,6 @@ class AttemptRun:
             "ended_at": ended_at,
         }
 
-    def wire(self, report: AnyReport) -> WireReport:
-        return ENCODER.encode(report), self.live
-
 
 def user_traceback(error: BaseException) -> Any:
     """The traceback without the frames of this module."""
@@ -204,30 +181,13 @@ def user_traceback(error: BaseException) -> Any:
     return tb
 
 
-def run_attempt(
-    encoded: bytes, home: Home, nested: Mapping[str, Any], keys: list[str], *values: Any
-) -> WireReport:
-    """Run one attempt in a Ray task.
-
-    ``nested`` are live ObjectRefs by blob key, to be handed out as ObjectRefs; ``values`` are
-    the values behind ``keys``, which Ray has brought here.
-    """
-    request = REQUEST_DECODER.decode(encoded)
-    run = AttemptRun(request, home, {**nested, **dict(zip(keys, values, strict=True))})
+def run_attempt(run: AttemptRun) -> AnyReport:
+    """Run an attempt to its end."""
     try:
         function, args, kwargs = run.load()
-        with run.scope():
+        with context.running(run.request):
             result = function(*args, **kwargs)
         del args, kwargs
-        return run.wire(run.returned(result))
+        return run.returned(result)
     except Exception as error:
-        return run.wire(run.raised(error))
-
-
-@functools.cache
-def remote_run_attempt(max_calls: int) -> Any:
-    """`run_attempt` as a Ray function.
-
-    ``max_calls`` can't be given to ``.options()``; every function with a GPU has it.
-    """
-    return ray.remote(max_calls=max_calls)(run_attempt)
+        return run.raised(error)

@@ -33,7 +33,7 @@ class TaskOptions(msgspec.Struct, frozen=True, array_like=True):
     ``give_up_on`` are pickled tuples of exception types, for the worker alone; exceptions are
     retried if they match the first (None: all do) and not the second. ``retry_timeouts`` is the
     same judgement about attempts that overran ``timeout``. ``timeout``, of one attempt, and
-    ``duration``, of a timer, are in seconds.
+    ``duration``, of a timer, are in seconds. ``batch``: if it is short, it may travel with others.
     """
 
     kind: str = FUNCTION
@@ -49,6 +49,7 @@ class TaskOptions(msgspec.Struct, frozen=True, array_like=True):
     backoff: Backoff = Backoff()
     timeout: float | None = None
     retry_timeouts: bool = True
+    batch: bool = True
 
 
 class Function(msgspec.Struct, frozen=True, array_like=True):

@@ -1,0 +1,138 @@
+"""What a Ray task of ours runs: a batch of attempts, one after the other. Mostly it is one.
+
+If a member takes long, those after it are handed back, to run elsewhere meanwhile.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+
+from ray_workflows._executor.protocol import (
+    ENCODER,
+    AnyReport,
+    AttemptRequest,
+    BatchReport,
+    decode_batch,
+)
+from ray_workflows._executor.watch import RunningAttempt, watching
+from ray_workflows._executor.worker import AttemptRun, run_attempt
+from ray_workflows.storage.base import Storage
+
+#: A member that has run for so long, in seconds, holds nobody back any more.
+OVERRUN_SECONDS = 0.05
+
+#: Live objects by incarnation and the key of the blob that holds the same.
+Live = dict[str, dict[str, Any]]
+
+#: A `BatchReport` as bytes, and the live objects that the members made.
+WireReport = tuple[bytes, Live]
+
+
+class Home:
+    """Where attempts come from: the storage, and the coordinator's handle, if it wants news."""
+
+    __slots__ = ("coordinator", "storage")
+
+    def __init__(self, storage: Storage, coordinator: Any = None) -> None:
+        self.storage = storage
+        self.coordinator = coordinator
+
+
+class BatchRun:
+    """A batch in this process. Its watch looks at it from another thread."""
+
+    def __init__(
+        self,
+        number: int,
+        requests: Sequence[AttemptRequest],
+        home: Home,
+        live: Mapping[str, Mapping[str, Any]],
+    ) -> None:
+        self.number = number
+        self.requests = requests
+        self.home = home
+        self.live = live
+        self.lock = threading.Lock()
+        self.next = 0
+        #: Members from here on were handed back.
+        self.end = len(requests)
+        self.running: RunningAttempt | None = None
+        self.reports: list[tuple[int, AnyReport]] = []
+        self.seconds: list[float] = []
+        self.made: Live = {}
+
+    def run(self) -> WireReport:
+        """Run all members that are not handed back; what became of each."""
+        while True:
+            with self.lock:
+                if self.next >= self.end:
+                    self.running = None
+                    return self.wire()
+                index = self.next
+                self.next += 1
+                request = self.requests[index]
+                self.running = running = RunningAttempt(request, self.home.coordinator)
+            attempt = AttemptRun(request, self.home.storage, self.live.get(request.incarnation, {}))
+            report = run_attempt(attempt)
+            with self.lock:
+                self.reports.append((index, report))
+                self.seconds.append(time.monotonic() - running.began)
+                if attempt.made:
+                    self.made.setdefault(request.incarnation, {}).update(attempt.made)
+
+    def wire(self) -> WireReport:
+        """All that is known so far: who got it before ignores what is in it again."""
+        unstarted = tuple(range(self.end, len(self.requests)))
+        report = BatchReport(tuple(self.reports), tuple(self.seconds), unstarted)
+        return ENCODER.encode(report), self.made
+
+    def check(self, now: float) -> bool:
+        """Hand back what waits behind a member that takes long, and tell of that member."""
+        with self.lock:
+            running = self.running
+            if running is None:
+                return True
+            overran = now - running.began >= OVERRUN_SECONDS and self.next < self.end
+            if overran:
+                self.end = self.next
+                encoded, made = self.wire()
+        if overran and self.home.coordinator is not None:
+            self.home.coordinator.batch_overran.remote(self.number, encoded, made)
+        running.check(now)
+        return True
+
+
+def run_batch(
+    encoded: bytes,
+    home: Home,
+    nested: Mapping[str, Mapping[str, Any]],
+    keys: Sequence[tuple[str, str]],
+    *values: Any,
+) -> WireReport:
+    """Run a batch in a Ray task.
+
+    ``nested`` are live ObjectRefs by incarnation and blob key, to be handed out as ObjectRefs;
+    ``values`` are the values behind ``keys``, which Ray has brought here.
+    """
+    live: Live = {incarnation: dict(objects) for incarnation, objects in nested.items()}
+    for (incarnation, key), value in zip(keys, values, strict=True):
+        live.setdefault(incarnation, {})[key] = value
+    number, requests = decode_batch(encoded)
+    batch = BatchRun(number, requests, home, live)
+    with watching(batch):
+        return batch.run()
+
+
+@functools.cache
+def remote_run_batch(max_calls: int) -> Any:
+    """`run_batch` as a Ray function.
+
+    ``max_calls`` can't be given to ``.options()``; every function with a GPU has it.
+    """
+    return ray.remote(max_calls=max_calls)(run_batch)

@@ -1,0 +1,83 @@
+"""Reports of attempts that could not report themselves."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ray import cloudpickle
+from ray.exceptions import RayTaskError
+
+from ray_workflows._capture.values import LOST_OBJECT_ERRORS
+from ray_workflows._codec.envelope import seal
+from ray_workflows._executor.lanes import Flight
+from ray_workflows._executor.protocol import AnyReport, AttemptRequest
+from ray_workflows._model.inputs import AttemptCrashed, AttemptLostInput, AttemptRaised
+from ray_workflows._model.values import ErrorInfo, Value
+from ray_workflows.exceptions import TaskTimeoutError
+
+
+def failure(flight: Flight, error: Exception) -> AnyReport:
+    """The report of an attempt whose Ray task failed with an error of Ray's."""
+    if flight.expired:
+        return timed_out(flight)
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, LOST_OBJECT_ERRORS):
+        return lost_input(flight.request, (), error, flight)
+    if isinstance(error, RayTaskError):
+        return raised(flight, error)
+    return AttemptCrashed(**identity(flight), error=error_info(error))
+
+
+def identity(flight: Flight) -> dict[str, Any]:
+    request = flight.request
+    return {
+        "task": request.task,
+        "epoch": request.epoch,
+        "attempt": request.attempt,
+        "started_at": flight.submitted_at,
+        "ended_at": time.time(),
+    }
+
+
+def error_info(error: BaseException) -> ErrorInfo:
+    """An error of Ray's own, pickled here: nothing of the user's is in it."""
+    try:
+        exception = Value(b"".join(seal(cloudpickle.dumps(error), [])))
+    except Exception:
+        exception = None
+    return ErrorInfo(
+        type_name=type(error).__name__, message=str(error), traceback="", exception=exception
+    )
+
+
+def raised(flight: Flight, error: BaseException) -> AttemptRaised:
+    return AttemptRaised(**identity(flight), error=error_info(error), retryable=False)
+
+
+def timed_out(flight: Flight) -> AttemptRaised:
+    request = flight.request
+    timeout = request.options.timeout
+    assert timeout is not None
+    error = TaskTimeoutError(request.workflow_id, request.task_id, timeout)
+    return AttemptRaised(
+        **identity(flight), error=error_info(error), retryable=request.options.retry_timeouts
+    )
+
+
+def lost_input(
+    request: AttemptRequest,
+    lost: tuple[int, ...],
+    error: BaseException | None = None,
+    flight: Flight | None = None,
+) -> AttemptLostInput:
+    now = time.time()
+    return AttemptLostInput(
+        task=request.task,
+        epoch=request.epoch,
+        attempt=request.attempt,
+        started_at=flight.submitted_at if flight is not None else now,
+        ended_at=now,
+        error=error_info(error) if error else ErrorInfo("ObjectLostError", "an input is gone"),
+        lost=lost,
+    )

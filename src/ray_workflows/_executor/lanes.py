@@ -1,0 +1,160 @@
+"""Which attempts travel together in a Ray task, and when: a policy, with nothing of Ray in it.
+
+A Ray task costs about a millisecond of CPU. Attempts of functions that have shown themselves short
+share one; all others have one each.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from ray_workflows._executor.protocol import AttemptRequest
+from ray_workflows._model.plan import LISTENER
+
+#: What a batch aims at, in seconds, and below what a batch is not worth its Ray task.
+TARGET_SECONDS, WORTHWHILE_SECONDS = 0.05, 0.005
+
+#: Attempts that take longer, in seconds, travel alone: two of them would make a batch.
+LONG_SECONDS = TARGET_SECONDS / 2
+
+#: An attempt takes at least this long with all that is around it, in seconds.
+LEAST_SECONDS = 2e-5
+
+#: How much of what is known of a function's duration comes from its last attempt.
+SMOOTHING = 0.3
+
+#: Functions whose durations are known.
+MAX_FUNCTIONS = 100_000
+
+#: Ray tasks of one shape (resources, placement, environment) in flight at once. Enough to fill a
+#: large cluster and to show demand to an autoscaler; a pending Ray task costs memory here, so not
+#: all of a million ready tasks are submitted. Per shape, so that tasks that wait for a GPU hold
+#: back no others.
+MAX_IN_FLIGHT = 2_000
+
+#: Batches of short attempts in flight for each slot: one runs, one waits for it to end.
+BATCHES_PER_SLOT = 2
+
+
+class Flight:
+    """An attempt on its way: queued in a lane, then in a Ray task."""
+
+    __slots__ = (
+        "alone",
+        "batch",
+        "expired",
+        "request",
+        "retired",
+        "submitted_at",
+        "timed",
+    )
+
+    def __init__(self, request: AttemptRequest) -> None:
+        self.request = request
+        #: The number of the Ray task that it travels in.
+        self.batch: int | None = None
+        self.submitted_at = 0.0
+        #: It shares no Ray task: its neighbours died with their worker, and one was guilty.
+        self.alone = not request.scene.batchable
+        #: Canceled or reported: what still comes of it is about the past.
+        self.retired = False
+        #: Its timeout runs; it has overrun it and is being stopped.
+        self.timed = False
+        self.expired = False
+
+
+class Durations:
+    """How long attempts of each function have taken, by its digest, in seconds."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def learn(self, digest: str, seconds: float) -> None:
+        seconds = max(seconds, LEAST_SECONDS)
+        known = self.seconds.get(digest)
+        if known is None:
+            if len(self.seconds) >= MAX_FUNCTIONS:
+                self.seconds.clear()
+            self.seconds[digest] = seconds
+        else:
+            self.seconds[digest] = known + SMOOTHING * (seconds - known)
+
+    def at_least(self, digest: str, seconds: float) -> None:
+        """An attempt has been running for so long, and is not done."""
+        self.seconds[digest] = max(seconds, self.seconds.get(digest, 0.0))
+
+    def get(self, digest: str) -> float | None:
+        return self.seconds.get(digest)
+
+
+class Lane:
+    """Attempts of one shape that wait, by function, and how many Ray tasks of it are in flight."""
+
+    def __init__(self) -> None:
+        self.queues: dict[str, deque[Flight]] = {}
+        self.submitted = 0
+        #: Attempts in flight of functions of which nothing is known yet.
+        self.trials: dict[str, int] = {}
+
+    @property
+    def idle(self) -> bool:
+        return not self.queues and not self.submitted
+
+    def add(self, flight: Flight) -> None:
+        digest = flight.request.scene.function.digest
+        queue = self.queues.get(digest)
+        if queue is None:
+            queue = self.queues[digest] = deque()
+        queue.append(flight)
+
+    def next_batch(self, durations: Durations, slots: int) -> list[Flight]:
+        """What to submit now as one Ray task; empty if nothing is to be.
+
+        Args:
+            durations: what is known of the functions.
+            slots: how many tasks of this shape the cluster can run at once.
+        """
+        for digest in list(self.queues):
+            # In turn: each function comes last when it had its batch.
+            queue = self.queues.pop(digest)
+            while queue and queue[0].retired:
+                queue.popleft()
+            if not queue:
+                continue
+            batch = self.take(digest, queue, durations.get(digest), slots)
+            if queue:
+                self.queues[digest] = queue
+            if batch:
+                return batch
+        return []
+
+    def take(
+        self, digest: str, queue: deque[Flight], seconds: float | None, slots: int
+    ) -> list[Flight]:
+        if queue[0].request.options.kind == LISTENER:
+            # They wait in their host, for days if need be, and take no room.
+            return [queue.popleft()]
+        if queue[0].alone or (seconds is not None and seconds > LONG_SECONDS):
+            return [queue.popleft()] if self.submitted < MAX_IN_FLIGHT else []
+        if seconds is None:
+            # A few show how long it takes. If that is long, they say so while they run.
+            tried = self.trials.get(digest, 0)
+            if tried >= slots or self.submitted >= MAX_IN_FLIGHT:
+                return []
+            self.trials[digest] = tried + 1
+            return [queue.popleft()]
+        if self.submitted >= BATCHES_PER_SLOT * slots:
+            return []
+        share = -(-len(queue) // slots)
+        size = min(max(share, int(WORTHWHILE_SECONDS / seconds), 1), int(TARGET_SECONDS / seconds))
+        batch: list[Flight] = []
+        while queue and len(batch) < size and not queue[0].alone:
+            flight = queue.popleft()
+            if not flight.retired:
+                batch.append(flight)
+        return batch
+
+    def landed(self, digest: str) -> None:
+        """A Ray task ended, with attempts of this function."""
+        self.submitted -= 1
+        self.trials.pop(digest, None)
