@@ -119,6 +119,9 @@ class options:
         timeout: how long one attempt may run, in seconds or as a timedelta. One that overruns it is
             stopped (its worker is killed), and fails with `TaskTimeoutError`: it is tried again
             as after a crash, or as the policy says.
+        batch: False: it never shares a Ray task (and its worker's moment of death) with others.
+            Default True: tasks of functions that have shown themselves short, without resources of
+            their own, travel together.
 
     Raises:
         TypeError: a retry or timeout of a wrong type.
@@ -145,6 +148,7 @@ class options:
         checkpoint: bool | None = NOT_GIVEN,
         retry: RetryPolicy | None = NOT_GIVEN,
         timeout: float | timedelta | None = NOT_GIVEN,
+        batch: bool | None = NOT_GIVEN,
         **unknown: NoReturn,
     ) -> None:
         known: dict[str, Any] = {
@@ -154,6 +158,7 @@ class options:
             "checkpoint": checkpoint,
             "retry": retry,
             "timeout": timeout,
+            "batch": batch,
         }
         if unknown:
             raise ValueError(
@@ -164,7 +169,7 @@ class options:
         task_id = workflow_options.get("task_id")
         if task_id is not None and (not isinstance(task_id, str) or not task_id):
             raise ValueError(f"task_id must be a non-empty string, not {task_id!r}.")
-        for name in ("catch_exceptions", "checkpoint"):
+        for name in ("catch_exceptions", "checkpoint", "batch"):
             value = workflow_options.get(name)
             if value is not None and not isinstance(value, bool):
                 raise ValueError(f"{name} must be True or False, not {value!r}.")

@@ -1,0 +1,177 @@
+"""Short tasks travel together: what one does to the others, and which never do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+import ray
+
+import ray_workflows as workflow
+from tests.ray.marks import Gate, Marks, wait_until
+
+
+def ray_task_id() -> str:
+    return ray.get_runtime_context().get_task_id()
+
+
+@ray.remote
+def total(*values):
+    return values
+
+
+def known_to_be_short(function) -> None:
+    """Let it be seen often enough."""
+    for _ in range(3):
+        workflow.run(total.bind(*(function.bind(None) for _ in range(20))))
+
+
+def run_many(function, count: int) -> set[str]:
+    """The Ray tasks in which so many attempts ran."""
+    found = set(workflow.run(total.bind(*(function.bind(None) for _ in range(count)))))
+    assert all(found)
+    return found
+
+
+def test_short_tasks_share_ray_tasks() -> None:
+    @ray.remote
+    def short(_):
+        return ray_task_id()
+
+    known_to_be_short(short)
+    assert len(run_many(short, 400)) <= 40
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda f: f.options(**workflow.options(batch=False)),
+        lambda f: f.options(**workflow.options(timeout=60)),
+        lambda f: f.options(max_retries=0),
+        lambda f: f.options(num_cpus=0.5),
+        lambda f: f.options(resources={"special": 1}),
+    ],
+)
+def test_tasks_that_are_to_be_alone(change: Callable) -> None:
+    @ray.remote
+    def short(_):
+        return ray_task_id()
+
+    alone = change(short)
+    known_to_be_short(short)
+    assert len(run_many(alone, 30)) == 30
+
+
+def test_long_tasks_do_not_wait_for_each_other() -> None:
+    @ray.remote
+    def long(_):
+        time.sleep(0.1)
+        return ray_task_id()
+
+    assert len(run_many(long, 12)) == 12
+
+
+def test_a_slow_member_holds_nobody_back(wid: str, marks: Marks, gate: Gate) -> None:
+    @ray.remote
+    def mostly_short(held: bool | None):
+        if held:
+            marks.add("held")
+            gate.wait()
+        return ray_task_id()
+
+    known_to_be_short(mostly_short)
+    nodes = [mostly_short.bind(index == 10) for index in range(100)]
+    ref = workflow.run_async(total.bind(*nodes), workflow_id=wid)
+    marks.wait_for("held")
+
+    def all_others_are_done() -> bool:
+        statuses = [task.status for task in workflow.get_tasks(wid)[:100]]
+        return statuses.count(workflow.TaskStatus.SUCCESSFUL) == 99
+
+    wait_until(all_others_are_done, "the others are done")
+    gate.open()
+    assert len(ray.get(ref)) == 100
+    assert [task.attempts for task in workflow.get_tasks(wid)] == [1] * 101
+    assert marks.count("held") == 1
+
+
+def test_a_death_of_a_worker_charges_only_the_guilty(wid: str, marks: Marks) -> None:
+    @ray.remote(max_retries=1)
+    def fragile(index: int | None):
+        if index == 50:
+            marks.add("guilty")
+            if marks.count("guilty") <= 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return ray_task_id()
+
+    known_to_be_short(fragile)
+    workflow.run(total.bind(*(fragile.bind(index) for index in range(100))), workflow_id=wid)
+    attempts = [task.attempts for task in workflow.get_tasks(wid)]
+    # Once with the others, which is nobody's fault; then alone, which is; then it works.
+    assert marks.count("guilty") == 3
+    assert attempts == [1] * 50 + [2] + [1] * 50
+
+
+def test_cancel_of_a_workflow_stops_its_members_only(wid: str, marks: Marks, gate: Gate) -> None:
+    @ray.remote
+    def mixed(kind: str | None):
+        if kind == "forever":
+            marks.add("forever")
+            while True:
+                time.sleep(0.01)
+        if kind == "held":
+            gate.wait()
+        return ray_task_id()
+
+    known_to_be_short(mixed)
+    doomed = f"{wid}-doomed"
+    ref = workflow.run_async(total.bind(*(mixed.bind(None) for _ in range(50))), workflow_id=wid)
+    workflow.run_async(
+        total.bind(*(mixed.bind("forever" if index == 3 else None) for index in range(50))),
+        workflow_id=doomed,
+    )
+    marks.wait_for("forever")
+    workflow.cancel(doomed)
+    assert len(ray.get(ref)) == 50
+    (pid,) = marks.pids("forever")
+    wait_until(lambda: not os.path.exists(f"/proc/{pid}"), "it is stopped")
+    assert workflow.get_status(doomed) == workflow.CANCELED
+
+
+def test_errors_and_results_of_members_are_their_own(wid: str) -> None:
+    @ray.remote
+    def odd_ones_fail(index: int | None):
+        if index and index % 2:
+            raise ValueError(index)
+        # Its own context, too.
+        return index, workflow.current().task_id if workflow.current() else None
+
+    catching = odd_ones_fail.options(**workflow.options(catch_exceptions=True))
+    known_to_be_short(odd_ones_fail)
+    values = workflow.run(total.bind(*(catching.bind(index) for index in range(60))))
+    for index, (value, error) in enumerate(values):
+        if index % 2:
+            assert isinstance(error, ValueError)
+            assert error.cause.args == (index,)
+        else:
+            assert value[0] == index
+    assert len({value[1] for value, _ in values if value}) == 30
+
+
+def test_large_results_and_refs_of_members() -> None:
+    import numpy as np
+
+    @ray.remote
+    def makes(index: int | None):
+        return np.full(20_000, index or 0), ray.put(index)
+
+    @ray.remote
+    def takes(*values):
+        return [(int(array.sum()), ray.get(ref)) for array, ref in values]
+
+    known_to_be_short(makes)
+    found = workflow.run(takes.bind(*(makes.bind(index) for index in range(40))))
+    assert found == [(20_000 * index, index) for index in range(40)]

@@ -1,0 +1,170 @@
+"""Which attempts travel together: the policy, without Ray and without a clock."""
+
+from __future__ import annotations
+
+import pytest
+
+from ray_workflows._executor.lanes import (
+    BATCHES_PER_SLOT,
+    MAX_IN_FLIGHT,
+    SMOOTHING,
+    TARGET_SECONDS,
+    Durations,
+    Flight,
+    Lane,
+)
+from ray_workflows._executor.protocol import AttemptRequest, Scene, decode_batch, encode_batch
+from ray_workflows._model.plan import Environment, Function, TaskOptions
+from ray_workflows._model.values import Value
+
+
+def scene(name: str = "f", **options) -> Scene:
+    return Scene("w", "i", Function(name, name, b""), TaskOptions(**options), Environment(), ())
+
+
+def fill(lane: Lane, count: int, of: Scene | None = None) -> list[Flight]:
+    of = of or scene()
+    requests = [AttemptRequest(of, n, f"t{n}", 0, 1, Value(b""), True) for n in range(count)]
+    flights = [Flight(request) for request in requests]
+    for flight in flights:
+        lane.add(flight)
+    return flights
+
+
+def submit_all(lane: Lane, durations: Durations, slots: int) -> list[int]:
+    """Sizes of the batches that go out when nothing comes back."""
+    sizes = []
+    while batch := lane.next_batch(durations, slots):
+        lane.submitted += 1
+        sizes.append(len(batch))
+    return sizes
+
+
+def known(seconds: float, name: str = "f") -> Durations:
+    durations = Durations()
+    durations.learn(name, seconds)
+    return durations
+
+
+def test_an_unknown_function_is_tried_on_every_slot_first() -> None:
+    lane, durations = Lane(), Durations()
+    fill(lane, 1000)
+    assert submit_all(lane, durations, slots=4) == [1] * 4
+    lane.landed("f")
+    durations.learn("f", 0.0001)
+    assert submit_all(lane, durations, slots=4)[0] == 249
+
+
+def test_a_trial_that_turns_out_long_opens_the_window() -> None:
+    lane, durations = Lane(), Durations()
+    fill(lane, 3000)
+    submit_all(lane, durations, slots=2)
+    durations.at_least("f", 0.25)
+    assert submit_all(lane, durations, slots=2) == [1] * (MAX_IN_FLIGHT - 2)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "count", "slots", "sizes"),
+    [
+        (0.01, 400, 2, [5] * 4),
+        (0.01, 8, 2, [4, 2, 1, 1]),
+        (0.01, 2, 2, [1, 1]),
+        (0.0001, 10, 2, [10]),
+        (0.0001, 10_000, 2, [500] * 4),
+        (0.1, 5, 2, [1] * 5),
+        (0.02, 40, 1, [2] * 2),
+    ],
+)
+def test_batches_keep_every_slot_busy_and_are_worth_it(
+    seconds: float, count: int, slots: int, sizes: list[int]
+) -> None:
+    lane = Lane()
+    fill(lane, count)
+    assert submit_all(lane, known(seconds), slots) == sizes
+
+
+def test_batches_end_with_the_target_and_wait_for_slots() -> None:
+    lane = Lane()
+    fill(lane, 100_000)
+    sizes = submit_all(lane, known(0.0002), slots=8)
+    assert len(sizes) == 8 * BATCHES_PER_SLOT
+    assert all(size * 0.0002 == pytest.approx(TARGET_SECONDS, rel=0.01) for size in sizes)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch": False},
+        {"timeout": 1.0},
+        {"max_retries": 0},
+        {"kind": "listener"},
+        {"ray": {"num_cpus": 1}},
+        {"ray": {"resources": {"special": 1}}},
+        {"ray": {"scheduling_strategy": "SPREAD"}},
+    ],
+)
+def test_what_never_travels_with_others(options: dict) -> None:
+    lane = Lane()
+    fill(lane, 20, scene(**options))
+    assert submit_all(lane, known(0.001), slots=2) == [1] * 20
+
+
+@pytest.mark.parametrize(
+    "ray", [{"name": "n"}, {"runtime_env": {"env_vars": {"A": "1"}}}, {"enable_task_events": False}]
+)
+def test_options_that_change_nothing_of_that(ray: dict) -> None:
+    lane = Lane()
+    fill(lane, 20, scene(ray=ray))
+    assert submit_all(lane, known(0.0001), slots=2) == [20]
+
+
+def test_functions_take_turns_and_are_not_mixed() -> None:
+    lane, durations = Lane(), known(0.01)
+    durations.learn("g", 0.01)
+    fill(lane, 100)
+    fill(lane, 100, scene("g"))
+    names = []
+    while batch := lane.next_batch(durations, slots=4):
+        lane.submitted += 1
+        (name,) = {flight.request.function.name for flight in batch}
+        names.append(name)
+    assert names == ["f", "g"] * 4
+
+
+def test_what_was_canceled_is_skipped_and_what_is_alone_stays_alone() -> None:
+    lane = Lane()
+    flights = fill(lane, 10)
+    for index in (0, 3, 9):
+        flights[index].retired = True
+    flights[5].alone = True
+    sizes = submit_all(lane, known(0.0001), slots=1)
+    assert sizes == [3, 1]  # Two more Ray tasks would have to wait for their slot.
+    lane.landed("f")
+    assert submit_all(lane, known(0.0001), slots=1) == [3]
+    lane.landed("f")
+    lane.landed("f")
+    assert lane.idle
+
+
+def test_durations_follow_what_was_seen_last() -> None:
+    durations = known(1.0)
+    durations.learn("f", 0.0)
+    assert durations.get("f") == pytest.approx(1 - SMOOTHING, rel=1e-3)
+    durations.at_least("f", 0.1)
+    assert durations.get("f") == pytest.approx(1 - SMOOTHING, rel=1e-3)
+    durations.at_least("f", 5.0)
+    assert durations.get("f") == 5.0
+    assert durations.get("g") is None
+
+
+def test_a_batch_survives_the_wire_with_its_scenes_shared() -> None:
+    first, second = scene("f"), scene("g", batch=False)
+    requests = [
+        AttemptRequest(of, n, f"t{n}", 2, 3, Value(b"args"), n == 1, (7,), (0,))
+        for n, of in enumerate([first, second, first])
+    ]
+    data = encode_batch(5, requests)
+    number, decoded = decode_batch(data)
+    assert (number, decoded) == (5, requests)
+    assert decoded[0].scene is decoded[2].scene
+    assert data.count(b"f") < 2 * encode_batch(5, requests * 2).count(b"f")
