@@ -20,6 +20,15 @@ def test_node_function() -> None:
     assert ray_private.node_function(f.options(num_cpus=2).bind()) is plain
 
 
+def test_node_options() -> None:
+    with_options = f.options(num_cpus=2)
+    first, second = with_options.bind(1), with_options.bind(2)
+    assert ray_private.node_options(first) == first.get_options()
+    assert ray_private.node_options(first) is ray_private.node_options(second)
+    assert ray_private.node_options(f.options(num_cpus=2).bind()) is not with_options
+    assert ray_private.node_options(f.bind(1)) == {}
+
+
 def test_node_input() -> None:
     with InputNode() as inputs:
         # By different keys: Ray makes one node of ``inputs.x`` and ``inputs["x"]``.

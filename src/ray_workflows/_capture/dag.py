@@ -15,7 +15,7 @@ from ray.dag import DAGNode, FunctionNode, InputAttributeNode, InputNode
 
 from ray_workflows._capture.options import task_options
 from ray_workflows._capture.pickling import pickle_value
-from ray_workflows._capture.ray_private import node_function, node_input, takes_item
+from ray_workflows._capture.ray_private import node_function, node_input, node_options, takes_item
 from ray_workflows._capture.values import ValueWriter
 from ray_workflows._capture.walk import Arguments, InputHook, direct_argument, postorder
 from ray_workflows._model.plan import (
@@ -99,26 +99,37 @@ def check_root(dag: object) -> FunctionNode:
     raise TypeError(f"Input should be a DAG, not {type(dag).__name__}.{hint}")
 
 
-class Node:
-    """What one FunctionNode contributes to the plan."""
+class Kind:
+    """What nodes of one function with the same options have in common; worked out once."""
 
-    __slots__ = ("body", "children", "name", "nested", "options", "pickled", "where")
+    __slots__ = ("body", "function", "name", "option", "options", "where")
 
-    def __init__(self, node: FunctionNode, input_hook: InputHook) -> None:
+    def __init__(self, node: FunctionNode) -> None:
         self.body = node_function(node)
         default_name = function_name(self.body)
         self.options, task_id = task_options(node.get_options(), where=f"task '{default_name}'")
         self.name: str = task_id or default_name
         self.where = f"arguments of task '{self.name}'"
+        #: Indices into the plan's functions and options; -1 until they are there.
+        self.function = self.option = -1
+
+
+class Node:
+    """What one FunctionNode contributes to the plan."""
+
+    __slots__ = ("children", "kind", "nested", "pickled")
+
+    def __init__(self, node: FunctionNode, kind: Kind, input_hook: InputHook) -> None:
+        self.kind = kind
         self.children: list[FunctionNode] = []
         #: Positions in ``children`` that are taken by reference only.
         self.nested: tuple[int, ...] = ()
-        if self.options.kind == TIMER:
+        if kind.options.kind == TIMER:
             # A timer's arguments are the value it produces.
-            self.pickled = pickle_value(None, where=self.where)
+            self.pickled = pickle_value(None, where=kind.where)
             return
-        check_arguments(self.body, node.get_args(), node.get_kwargs(), task=self.name)
-        arguments = Arguments(node, where=self.where, input_hook=input_hook)
+        check_arguments(kind.body, node.get_args(), node.get_kwargs(), task=kind.name)
+        arguments = Arguments(node, where=kind.where, input_hook=input_hook)
         self.pickled = arguments.pickled
         self.children = arguments.children
         self.nested = tuple(set(range(len(self.children))) - arguments.direct)
@@ -145,24 +156,34 @@ class DAGCapture:
         self.constant_indices: dict[tuple[str, Any], int] = {}
         self.constant_values: list[Any] = []
         self.constant_names: list[str] = []
+        self.kinds: dict[tuple[int, int], Kind] = {}
         self.nodes: dict[str, Node] = {}
 
     def capture(self, root: FunctionNode) -> None:
         """Visit every node, inputs before the tasks that take them."""
-        self.nodes = postorder(root, lambda node: Node(node, self.constant_index))
+        self.nodes = postorder(root, lambda node: Node(node, self.kind(node), self.constant_index))
 
-    def function_index(self, node: Node) -> int:
-        index = self.function_indices.get(id(node.body))
+    def kind(self, node: FunctionNode) -> Kind:
+        """The kind of a node. The DAG keeps alive what its identity is told by."""
+        options = node_options(node)
+        key = (id(node_function(node)), id(options) if options else 0)
+        kind = self.kinds.get(key)
+        if kind is None:
+            kind = self.kinds[key] = Kind(node)
+        return kind
+
+    def function_index(self, kind: Kind) -> int:
+        index = self.function_indices.get(id(kind.body))
         if index is None:
-            where = f"function of task '{node.name}'"
-            pickled = pickle_value(node.body, where=where)
+            where = f"function of task '{kind.name}'"
+            pickled = pickle_value(kind.body, where=where)
             sha = hashlib.sha256(pickled.data)
             for buffer in pickled.buffers:
                 sha.update(buffer)
             digest = sha.hexdigest()
             value = self.writer.write_pickled(pickled, key=f"function-{digest}", where=where)
-            index = self.function_indices[id(node.body)] = len(self.functions)
-            name = function_name(node.body)
+            index = self.function_indices[id(kind.body)] = len(self.functions)
+            name = function_name(kind.body)
             self.functions.append(Function(digest, name, value.data, value.objects))
         return index
 
@@ -232,19 +253,23 @@ class DAGCapture:
         specs = []
         for index, node in enumerate(self.nodes.values()):
             key = f"{self.prefix}-arguments-{index}"
-            arguments = self.writer.write_pickled(node.pickled, key=key, where=node.where)
+            kind = node.kind
+            if kind.function < 0:
+                kind.function = self.function_index(kind)
+                kind.option = self.option_index(kind.options)
+            arguments = self.writer.write_pickled(node.pickled, key=key, where=kind.where)
             upstream = tuple(indices[child.get_stable_uuid()] for child in node.children)
             specs.append(
                 TaskSpec(
-                    name=node.name,
-                    function=self.function_index(node),
-                    options=self.option_index(node.options),
+                    name=kind.name,
+                    function=kind.function,
+                    options=kind.option,
                     arguments=arguments,
                     upstream=upstream,
                     nested=node.nested,
                 )
             )
-            digest.update(repr((node.name, upstream)).encode())
+            digest.update(repr((kind.name, upstream)).encode())
             digest_value(digest, arguments)
         return Plan(
             functions=tuple(self.functions),

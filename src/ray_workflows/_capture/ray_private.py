@@ -27,6 +27,13 @@ def node_function(node: FunctionNode) -> Callable[..., Any]:
     return function
 
 
+def node_options(node: FunctionNode) -> dict[str, Any]:
+    """The options that a node was bound with: one object for all nodes bound by one
+    ``function.options(...)``, where ``get_options`` makes copies."""
+    options: dict[str, Any] = node._bound_options
+    return options
+
+
 def node_input(node: InputAttributeNode) -> InputNode:
     """The input that a node takes a part of."""
     return node._dag_input_node
