@@ -183,7 +183,8 @@ class Monitor:
         self, state: WorkflowState, event: Any, made_by: str, holder_id: str, where: str
     ) -> None:
         """What is committed came from the attempt that counts, started by who commits it."""
-        expected = f"task-{event.task}-{state.epoch}-{event.attempt}.{holder_id}."
+        expected = f"{state.incarnation}-task-{event.task}-{state.epoch}-{event.attempt}."
+        expected += f"{holder_id}."
         attempt = state.tasks[event.task].attempts + 1
         # A lost input is found by the executor, before anything runs.
         right = not made_by or made_by.startswith(expected)

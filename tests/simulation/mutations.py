@@ -326,7 +326,7 @@ def start_unleased(loop: Loop, workflow: Workflow, command: StartAttempt) -> Non
         loop.executor.start(request)
 
 
-@breaks("stuck", until=35.0, hang=0.3, slowness=12.0)
+@breaks("stuck", crowded=True, until=60.0, hang=0.5, slowness=4.0)
 def what_a_lapsed_lease_held_back_is_forgotten(patch: Any) -> None:
     """Whether it had lapsed is judged by when the renewal began."""
 

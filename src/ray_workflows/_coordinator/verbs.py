@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+from collections.abc import Callable
 from typing import Any
 
 from ray_workflows._coordinator.claims import Claims
@@ -47,11 +48,18 @@ class Verbs:
         self.loop = loop
         self.lease = lease
         self.fetching: dict[str, list[Request]] = {}
-        loop.ask_again = self.ask
+        loop.ask_again = self.look_up
         loop.take_requests = self.take_requests
 
     def ask(self, request: Request) -> None:
         """Take a request; its reply is called once, on this thread."""
+        self.take(request, self.try_new if isinstance(request, SubmitRequest) else self.fetch)
+
+    def look_up(self, request: Request) -> None:
+        """As `ask`, about a workflow that storage is known to have something of."""
+        self.take(request, self.fetch)
+
+    def take(self, request: Request, about_another: Callable[[Any], None]) -> None:
         workflow = self.loop.workflows.get(request.workflow_id)
         if workflow is not None:
             if isinstance(request, WatchRequest):
@@ -62,11 +70,11 @@ class Verbs:
         elif not self.lease.recovered or request.workflow_id in self.loop.guests:
             # Who asks about a workflow that we are about to take over must not be told that it
             # is nobody's.
-            self.loop.after(SOON, lambda: self.ask(request))
+            self.loop.after(SOON, lambda: self.take(request, about_another))
         elif isinstance(request, WatchRequest):
             answer(request.reply, Watched(None))
         else:
-            self.fetch(request)
+            about_another(request)
 
     # -- workflows in hand -----------------------------------------------------------------
 
@@ -115,6 +123,14 @@ class Verbs:
 
     # -- other workflows -------------------------------------------------------------------
 
+    def try_new(self, request: SubmitRequest) -> None:
+        """Submit what is most likely new without looking first: if it is not, the commit is
+        stale, and the request is asked again through `look_up`."""
+        if request.workflow_id in self.fetching:
+            self.fetch(request)
+        else:
+            self.create(request)
+
     def fetch(self, request: Request) -> None:
         """Read a workflow that is not in hand, then answer."""
         waiting = self.fetching.setdefault(request.workflow_id, [])
@@ -133,7 +149,7 @@ class Verbs:
             if isinstance(result, Exception):
                 answer(request.reply, result)
             elif index > 0 or workflow_id in self.loop.workflows:
-                self.ask(request)  # The first one, or a takeover, may have changed it.
+                self.look_up(request)  # The first one, or a takeover, may have changed it.
             else:
                 self.take_fetched(request, *result)
 
