@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -52,7 +52,7 @@ class SimulatedExecutor(InlineExecutor):
 
     # -- asked by the coordinator ----------------------------------------------------------
 
-    def start(self, request: AttemptRequest) -> None:
+    def start(self, request: AttemptRequest, followers: Iterable[AttemptRequest] = ()) -> None:
         life, world = self.life, self.world
         life.may_crash()
         world.monitor.started(life.name, life.known.get(request.incarnation, 0), request)

@@ -41,6 +41,28 @@ LOST_OBJECT_ERRORS = (
 )
 
 
+class Kept:
+    """A value that is neither stored nor in the object store: who reads it gets a copy of his own,
+    as from there."""
+
+    __slots__ = ("pickled", "value")
+
+    def __init__(self, pickled: Pickled, value: Any) -> None:
+        self.pickled = pickled
+        self.value = value
+
+    def copy(self) -> Any:
+        """The value, its large buffers shared and read-only."""
+        pickled = self.pickled
+        buffers = [buffer.toreadonly() for buffer in pickled.buffers]
+
+        def resolve(kind: str, index: int) -> Any:
+            ref = pickled.refs[index]
+            return ref if kind == OBJECT_REF else ray.get(ref)
+
+        return unpickle_value(pickled.data, buffers, resolve)
+
+
 class ValueWriter:
     """Writes values of one workflow. Blobs are durable when a method returns.
 
@@ -175,6 +197,8 @@ class ValueReader:
 
     def live_value(self, key: str) -> Any:
         value = self.live[key]
+        if isinstance(value, Kept):
+            return value.copy()
         return ray.get(value) if isinstance(value, ray.ObjectRef) else value
 
     def read_object(self, blob: Blob) -> ray.ObjectRef:

@@ -475,7 +475,7 @@ class Loop:
         request = workflow.attempt_request(command)
         if request is not None:
             workflow.flying[command.task] = attempt
-            self.executor.start(request)
+            self.executor.start(request, workflow.followers(request))
 
     def wake(self, workflow: Workflow) -> None:
         if self.holds(workflow):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 
 from ray_workflows._coordinator.requests import Reply, Request, WatchRequest
-from ray_workflows._engine.state import Task, WorkflowState
+from ray_workflows._engine.state import Phase, Task, WorkflowState
 from ray_workflows._executor.protocol import AttemptRequest, Scene
 from ray_workflows._model.catalog import Append, CatalogRow
 from ray_workflows._model.commands import Command, StartAttempt
 from ray_workflows._model.inputs import AttemptReport, Input
+from ray_workflows._model.plan import FUNCTION
 from ray_workflows._model.status import WorkflowStatus
+from ray_workflows._model.values import Blob, Outcome, Value
 
 #: Scenes kept of one workflow: frames come and go.
 MAX_SCENES = 256
@@ -134,25 +137,48 @@ class Workflow:
             or not state.running
         ):
             return None
-        upstream = task.upstream
-        inputs = []
-        for number in upstream:
-            outcome = state.tasks[number].outcome
-            assert outcome is not None, (task.task_id, number)
-            inputs.append(outcome)
+        inputs = [state.tasks[number].outcome for number in task.upstream]
+        return self.request(task, command.epoch, command.attempt, inputs)
+
+    def request(
+        self, task: Task, epoch: int, attempt: int, inputs: list[Outcome | None]
+    ) -> AttemptRequest:
         spec = task.spec
+        assert None not in inputs, (task.task_id, task.upstream)
         return AttemptRequest(
             scene=self.scene(task),
             task=task.number,
             task_id=task.task_id,
-            epoch=command.epoch,
-            attempt=command.attempt,
+            epoch=epoch,
+            attempt=attempt,
             arguments=spec.arguments,
-            checkpoint=state.checkpoints(task),
-            upstream=tuple(upstream),
+            checkpoint=self.state.checkpoints(task),
+            upstream=tuple(task.upstream),
             nested=spec.nested,
-            inputs=tuple(inputs),
+            inputs=tuple(inputs),  # type: ignore[arg-type]
         )
+
+    def followers(self, request: AttemptRequest) -> Iterator[AttemptRequest]:
+        """Attempts that this one alone makes ready, and so on, where the result in between is not
+        stored and nobody else takes it: they need not wait for a commit."""
+        tasks = self.state.tasks
+        task = tasks[request.task]
+        while not request.checkpoint and len(task.consumers) == 1:
+            follower = tasks[task.consumers[0]]
+            position = follower.upstream.index(task.number)
+            if (
+                follower.unmet != 1
+                or follower.phase is not Phase.WAITING
+                or follower.options.kind != FUNCTION
+                or position in follower.spec.nested
+            ):
+                return
+            value = Value(Blob(request.result_key, 0, ""))
+            inputs = [tasks[number].outcome for number in follower.upstream]
+            inputs[position] = Outcome(value).wrap_if(task.options.catch_exceptions)
+            request = self.request(follower, request.epoch, follower.attempts + 1, inputs)
+            task = follower
+            yield request
 
     def scene(self, task: Task) -> Scene:
         """What the task has in common with others of its plan: one object for all of them."""

@@ -22,6 +22,7 @@ from ray_workflows._executor.protocol import (
 )
 from ray_workflows._executor.watch import RunningAttempt, watching
 from ray_workflows._executor.worker import AttemptRun, run_attempt
+from ray_workflows._model.inputs import AttemptReturned
 from ray_workflows.storage.base import Storage
 
 #: A member that has run for so long, in seconds, holds nobody back any more.
@@ -66,6 +67,8 @@ class BatchRun:
         self.reports: list[tuple[int, AnyReport]] = []
         self.seconds: list[float] = []
         self.made: Live = {}
+        #: The result of the last member for the next one, by its key.
+        self.handed: dict[str, Any] = {}
 
     def run(self) -> WireReport:
         """Run all members that are not handed back; what became of each."""
@@ -78,13 +81,31 @@ class BatchRun:
                 self.next += 1
                 request = self.requests[index]
                 self.running = running = RunningAttempt(request, self.home.coordinator)
-            attempt = AttemptRun(request, self.home.storage, self.live.get(request.incarnation, {}))
+            live = self.live.get(request.incarnation, {})
+            attempt = AttemptRun(request, self.home.storage, {**live, **self.handed})
             report = run_attempt(attempt)
             with self.lock:
+                # From here on it is not in the way of others any more.
+                self.running = None
                 self.reports.append((index, report))
                 self.seconds.append(time.monotonic() - running.began)
+                self.handed = self.hand_on(attempt, report)
                 if attempt.made:
                     self.made.setdefault(request.incarnation, {}).update(attempt.made)
+
+    def hand_on(self, attempt: AttemptRun, report: AnyReport) -> dict[str, Any]:
+        """What the next member gets of this one, if it is to get it from here."""
+        if not attempt.request.fused:
+            return {}
+        if not isinstance(report, AttemptReturned):
+            # Those that follow are not to run: on an error, or on a continuation still to come.
+            self.end = self.next
+            return {}
+        if self.next < self.end:
+            return attempt.kept
+        # Who was to get it was handed back: it gets it as any other.
+        attempt.put_kept()
+        return {}
 
     def wire(self) -> WireReport:
         """All that is known so far: who got it before ignores what is in it again."""

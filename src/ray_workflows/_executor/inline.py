@@ -6,7 +6,7 @@ says when. It knows nothing of what is committed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ray_workflows._executor.protocol import AnyReport, AttemptRequest, ReportSink
@@ -61,7 +61,7 @@ class InlineExecutor:
 
     # -- asked by the coordinator ----------------------------------------------------------
 
-    def start(self, request: AttemptRequest) -> None:
+    def start(self, request: AttemptRequest, followers: Iterable[AttemptRequest] = ()) -> None:
         key = (request.incarnation, request.task)
         current = self.flights.get(key)
         if current is not None:

@@ -7,6 +7,9 @@ share one; all others have one each.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
+
+import msgspec
 
 from ray_workflows._executor.protocol import AttemptRequest
 from ray_workflows._model.plan import LISTENER
@@ -43,6 +46,8 @@ class Flight:
         "alone",
         "batch",
         "expired",
+        "followers",
+        "follows",
         "request",
         "retired",
         "submitted_at",
@@ -51,6 +56,9 @@ class Flight:
 
     def __init__(self, request: AttemptRequest) -> None:
         self.request = request
+        #: Attempts that run at once after it, each on the result of the one before.
+        self.followers: list[Flight] = []
+        self.follows = False
         #: The number of the Ray task that it travels in.
         self.batch: int | None = None
         self.submitted_at = 0.0
@@ -85,6 +93,26 @@ class Durations:
 
     def get(self, digest: str) -> float | None:
         return self.seconds.get(digest)
+
+    def fuse(self, flight: Flight, followers: Iterable[AttemptRequest]) -> None:
+        """Let attempts follow this one, as far as all of them together are short."""
+        scene = flight.request.scene
+        left = TARGET_SECONDS
+        previous = flight
+        for request in followers:
+            for one in (previous.request, request):
+                if not one.scene.batchable or one.scene.shape != scene.shape:
+                    return
+            before, after = (self.get(r.function.digest) for r in (previous.request, request))
+            if before is None or after is None:
+                return
+            left -= before
+            if left < after:
+                return
+            previous.request = msgspec.structs.replace(previous.request, fused=True)
+            previous = Flight(request)
+            previous.follows = True
+            flight.followers.append(previous)
 
 
 class Lane:
@@ -145,10 +173,13 @@ class Lane:
             return [queue.popleft()]
         if self.submitted >= BATCHES_PER_SLOT * slots:
             return []
+        if queue[0].followers:
+            head = queue.popleft()
+            return [head, *head.followers]
         share = -(-len(queue) // slots)
         size = min(max(share, int(WORTHWHILE_SECONDS / seconds), 1), int(TARGET_SECONDS / seconds))
         batch: list[Flight] = []
-        while queue and len(batch) < size and not queue[0].alone:
+        while queue and len(batch) < size and not (queue[0].alone or queue[0].followers):
             flight = queue.popleft()
             if not flight.retired:
                 batch.append(flight)

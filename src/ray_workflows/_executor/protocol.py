@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Protocol
 
@@ -75,7 +75,8 @@ class AttemptRequest(msgspec.Struct, frozen=True):
 
     ``inputs`` are the outcomes of the upstream tasks, whose numbers are ``upstream``; those at
     the positions ``nested`` are taken by reference only.
-    ``checkpoint``: the result is to be stored.
+    ``checkpoint``: the result is to be stored. ``fused``: the next member of its batch, and
+    nobody else, takes the result.
     """
 
     scene: Scene
@@ -88,6 +89,7 @@ class AttemptRequest(msgspec.Struct, frozen=True):
     upstream: tuple[int, ...] = ()
     nested: tuple[int, ...] = ()
     inputs: tuple[Outcome, ...] = ()
+    fused: bool = False
 
     @property
     def workflow_id(self) -> str:
@@ -124,6 +126,11 @@ class AttemptRequest(msgspec.Struct, frozen=True):
         # The incarnation, because a fork has the blobs of the workflow that it comes from.
         return f"{self.incarnation}-task-{self.task}-{self.epoch}-{self.attempt}"
 
+    @property
+    def result_key(self) -> str:
+        """The key of its result, stored or live."""
+        return f"{self.blob_prefix}-result"
+
 
 class Member(msgspec.Struct, frozen=True, array_like=True):
     """An `AttemptRequest` on the wire. ``scene`` is an index: many members share one."""
@@ -138,6 +145,7 @@ class Member(msgspec.Struct, frozen=True, array_like=True):
     upstream: tuple[int, ...]
     nested: tuple[int, ...]
     inputs: tuple[Outcome, ...]
+    fused: bool
 
 
 class Batch(msgspec.Struct, frozen=True, array_like=True):
@@ -197,6 +205,7 @@ def encode_batch(number: int, requests: Sequence[AttemptRequest]) -> bytes:
                 request.upstream,
                 request.nested,
                 request.inputs,
+                request.fused,
             )
         )
     return ENCODER.encode(Batch(number, tuple(distinct), tuple(members)))
@@ -217,6 +226,7 @@ def decode_batch(data: bytes) -> tuple[int, list[AttemptRequest]]:
             member.upstream,
             member.nested,
             member.inputs,
+            member.fused,
         )
         for member in batch.members
     ]
@@ -229,8 +239,13 @@ ReportSink = Callable[[str, AttemptNews], None]
 class Executor(Protocol):
     """Runs attempts. Every attempt that was started and not canceled is reported, once or more."""
 
-    def start(self, request: AttemptRequest) -> None:
-        """Run an attempt, at the latest after `flush`. One that is running is left alone."""
+    def start(self, request: AttemptRequest, followers: Iterable[AttemptRequest] = ()) -> None:
+        """Run an attempt, at the latest after `flush`. One that is running is left alone.
+
+        ``followers``: attempts that are to be started when this one has succeeded, each by the one
+        before it, whose unstored result nobody else takes. They may be run at once after it,
+        and are reported then; those that are not reported will be started again.
+        """
 
     def flush(self) -> None:
         """No more is started for now: what was, is on its way when this returns."""

@@ -9,6 +9,7 @@ import itertools
 import logging
 import threading
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -89,11 +90,13 @@ class RayExecutor:
         self.live: dict[str, LiveValues] = {}
         self.listener_hosts: dict[str, Any] = {}
         self.remotes: dict[tuple[str, str, int], Any] = {}
+        #: Workflows in which a run of fused attempts took its worker down.
+        self.suspects: set[str] = set()
         self.slots_known = (0.0, 1)
 
     # -- asked by the coordinator ----------------------------------------------------------
 
-    def start(self, request: AttemptRequest) -> None:
+    def start(self, request: AttemptRequest, followers: Iterable[AttemptRequest] = ()) -> None:
         with self.lock:
             current = self.flight(request.incarnation, request.task)
             if current is not None:
@@ -106,7 +109,11 @@ class RayExecutor:
                 self.report(request.incarnation, lost_input(request, lost))
                 return
             flight = Flight(request)
-            self.flights.setdefault(request.incarnation, {})[request.task] = flight
+            if not flight.alone and request.incarnation not in self.suspects:
+                self.durations.fuse(flight, followers)
+            flights = self.flights.setdefault(request.incarnation, {})
+            for one in (flight, *flight.followers):
+                flights[one.request.task] = one
             self.enqueue(flight)
 
     def flush(self) -> None:
@@ -131,6 +138,7 @@ class RayExecutor:
             for flight in list(self.flights.get(incarnation, {}).values()):
                 self.retire(flight)
             self.live.pop(incarnation, None)
+            self.suspects.discard(incarnation)
 
     def close(self) -> None:
         """Stop everything; nothing is reported any more."""
@@ -313,8 +321,14 @@ class RayExecutor:
 
     def run_elsewhere(self, submission: Submission, flight: Flight) -> None:
         if not flight.retired and flight.batch == submission.number:
-            flight.batch = None
             submission.open -= 1
+            if flight.follows:
+                # It has no input of its own there. It is started anew when its input is there.
+                self.take_out(flight)
+                return
+            flight.batch = None
+            flight.followers = []
+            flight.request = msgspec.structs.replace(flight.request, fused=False)
             self.enqueue(flight)
 
     def fail(self, submission: Submission, error: Exception) -> None:
@@ -332,6 +346,9 @@ class RayExecutor:
             return
         for flight in left:
             flight.alone = True
+            if flight.follows:
+                # Who of them it was comes out when they run one by one.
+                self.suspects.add(flight.request.incarnation)
             self.run_elsewhere(submission, flight)
 
     def land(

@@ -19,6 +19,7 @@ from ray_workflows._capture.dag import capture_plan
 from ray_workflows._capture.pickling import pickle_value, unpickle_value
 from ray_workflows._capture.values import (
     LOST_OBJECT_ERRORS,
+    Kept,
     ValueReader,
     ValueWriter,
     restored_objects,
@@ -50,6 +51,8 @@ class AttemptRun:
         self.writer = ValueWriter(storage, request.incarnation)
         self.started_at = time.time()
         self.made: dict[str, Any] = {}
+        #: A result that the next member of the batch takes from here, by its key.
+        self.kept: dict[str, Kept] = {}
 
     # -- before user code ------------------------------------------------------------------
 
@@ -104,17 +107,25 @@ class AttemptRun:
 
     def write_result(self, result: Any) -> Value:
         request = self.request
-        key = f"{request.blob_prefix}-result"
+        key = request.result_key
         where = f"result of task '{request.task_id}'"
         pickled = pickle_value(result, where=where)
         if not request.checkpoint:
-            self.made[key] = ray.put(result)
+            if request.fused:
+                self.kept[key] = Kept(pickled, result)
+            else:
+                self.made[key] = ray.put(result)
             return Value(Blob(key, pickled.nbytes, ""))
         value = self.writer.write_pickled(pickled, key=key, where=where)
         if pickled.nbytes > INLINE_LIMIT:
             self.made[key] = ray.put(result)
         self.made.update(self.writer.written)
         return value
+
+    def put_kept(self) -> None:
+        """Make what was kept live, as any other result."""
+        for key, kept in self.kept.items():
+            self.made[key] = ray.put(kept.value)
 
     def raised(self, error: BaseException) -> AnyReport:
         """The report for an exception, of user code or of the way there."""
