@@ -21,11 +21,19 @@ BOOM = ErrorInfo("ValueError", "boom")
 
 
 class Driver:
-    def __init__(self, plan: Plan, start: bool = True) -> None:
-        self.state = WorkflowState("wf", "i1")
+    def __init__(
+        self,
+        plan: Plan,
+        start: bool = True,
+        *,
+        workflow_id: str = "wf",
+        incarnation: str = "i1",
+        now: float = 1000.0,
+    ) -> None:
+        self.state = WorkflowState(workflow_id, incarnation)
         self.journal: list[Event] = []
         self.flying: dict[int, StartAttempt] = {}
-        self.now = 1000.0
+        self.now = now
         self.send(inp.Submit(plan=plan, metadata={}, holder="h1", start=start))
 
     def send(self, input: inp.Input) -> list[Event]:
@@ -40,7 +48,7 @@ class Driver:
                     self.flying.pop(command.task, None)
         self.journal += events
         check(self.state)
-        replayed = replay("wf", "i1", self.journal)
+        replayed = replay(self.state.workflow_id, self.state.incarnation, self.journal)
         assert commands(replayed) == commands(self.state)
         return events
 
