@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,9 @@ class Cli:
         return result
 
     def json(self, *args: str, **extra: Any) -> Any:
-        return json.loads(self(*args, "--json", **extra).stdout)
+        return json.loads(self(args[0], "--json", *args[1:], **extra).stdout)
 
 
 @pytest.fixture
-def cli(store: Store) -> Callable[..., Result]:
+def cli(store: Store) -> Cli:
     return Cli(store)

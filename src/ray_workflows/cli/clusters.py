@@ -46,8 +46,10 @@ def find(address: str | None) -> str:
         )
     try:
         found = resolve(named)
-    except (ConnectionError, ValueError) as error:
+    except ConnectionError as error:
         raise NoClusterError(NO_CLUSTER if named == "auto" else str(error)) from error
+    except ValueError:
+        found = ""
     if found is None:
         raise NoClusterError(NO_CLUSTER)
     host, colon, port = found.rpartition(":")

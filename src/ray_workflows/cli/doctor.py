@@ -89,7 +89,7 @@ def examine_cluster(address: str | None) -> Iterator[Connection | Finding]:
         else:
             yield checks.note("cluster", "None runs here. Reading needs none.")
     except click.ClickException as error:
-        remedy = "Use the cluster's versions of Python and Ray here."
+        remedy = "Use its versions of Python and Ray, and its token; or name another cluster."
         yield checks.problem("cluster", error.message, remedy)
     else:
         yield checks.ok("cluster", f"Connected to {ray.get_runtime_context().gcs_address}.")
