@@ -105,11 +105,11 @@ def old_and_new(store: Store) -> Store:
 def test_what_ended_long_ago(old_and_new: Store, cli: Cli) -> None:
     dry = cli("prune", "--older-than", "30d", "--dry-run")
     assert dry.stdout.splitlines() == ["done-40d", "failed-35d", "canceled-31d"]
-    assert "3 workflows would be deleted" in dry.stderr
+    assert "3 workflows to be deleted" in dry.stderr
     assert len(ids(old_and_new)) == 6
     done = cli("prune", "--older-than", "30d", "--yes")
     assert done.stdout == dry.stdout
-    assert "3 workflows were deleted" in done.stderr
+    assert "3 workflows deleted" in done.stderr
     assert ids(old_and_new) == ["cut-off-50d", "done-29d", "done-now"]
 
 

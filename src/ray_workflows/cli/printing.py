@@ -43,6 +43,11 @@ def printable(text: str) -> str:
     )
 
 
+def count(number: int) -> str:
+    """So many workflows."""
+    return f"{number} workflow" if number == 1 else f"{number} workflows"
+
+
 def first_line(text: str | None) -> str:
     """The first line of a message."""
     lines = (text or "").strip().splitlines()

@@ -15,7 +15,7 @@ from ray_workflows.cli.parameters import (
     json_option,
     parse_duration,
 )
-from ray_workflows.cli.printing import note, print_json, printable
+from ray_workflows.cli.printing import count, note, print_json, printable
 
 PRUNABLE = [*(status.value for status in removal.ENDED), WorkflowStatus.RESUMABLE.value]
 
@@ -68,7 +68,7 @@ def prune(
     if found and not dry_run and not yes:
         if not sys.stdin.isatty():
             raise click.UsageError("There is nobody to ask: say --yes, or --dry-run.")
-        question = f"Delete {len(found)} workflows from {reader.storage.url}?"
+        question = f"Delete {count(len(found))} from {reader.storage.url}?"
         click.confirm(question, abort=True, err=True)
     deleted = []
     for row in found:
@@ -78,5 +78,5 @@ def prune(
                 click.echo(printable(row.workflow_id))
     if as_json:
         print_json(deleted)
-    verb = "would be" if dry_run else "were"
-    note(f"{len(deleted)} workflows {verb} deleted from {reader.storage.url}.")
+    done = "to be deleted" if dry_run else "deleted"
+    note(f"{count(len(deleted))} {done} from {reader.storage.url}.")
