@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from ray_workflows._client import removal
 from ray_workflows._client.reader import Reader
-from ray_workflows._coordinator.claims import LEASE_SECONDS
+from ray_workflows._coordinator.claims import LEASE_SECONDS, this_host
 from ray_workflows.cli.parameters import parse_duration
 from ray_workflows.exceptions import StorageUnavailableError, WorkflowStillActiveError
 from ray_workflows.testing.builders import OK, list_ids, make_append, make_holder
@@ -53,11 +54,14 @@ def test_what_is_driven_stays(store: Store, cli: Cli) -> None:
 def test_a_coordinator_that_died_just_now_may_come_back(store: Store, cli: Cli) -> None:
     """Ray restarts it: its process is gone, its lease is not."""
     row = store.running("w")
-    store.storage.renew_holder(make_holder(row.holder), LEASE_SECONDS)
+    # Of this machine, and gone: a process of this id started at another time.
+    gone = make_holder(row.holder, host=this_host(), pid=os.getpid(), started_ticks=1)
+    store.storage.renew_holder(gone, LEASE_SECONDS)
+    assert cli.json("list")[0]["status"] == "RESUMABLE"
     reader = Reader(store.storage)
     assert "is running or pending" in cli("delete", "w", code=1).stderr
     assert removal.find_prunable(reader, 0.0, {"RESUMABLE"}, 0) == []
-    store.storage.renew_holder(make_holder(row.holder), -1.0)
+    store.storage.renew_holder(gone, -1.0)
     cli("delete", "w")
 
 

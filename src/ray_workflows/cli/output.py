@@ -18,7 +18,7 @@ from ray_workflows.cli.values import load, pickle_value, print_value
 @click.option("--task-id", metavar="TASK", help="The output of this task of the workflow.")
 @click.option(
     "--to",
-    type=click.File("wb", lazy=True, atomic=True),
+    type=click.File("wb", lazy=True),
     help="Write the output to this file, for pickle.load. '-' is stdout.",
 )
 @json_option
