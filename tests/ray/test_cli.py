@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -218,6 +219,29 @@ def test_a_process_of_its_own_finds_the_cluster(wid: str, marks: Marks, gate: Ga
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout) == {"workflow_id": wid, "canceled": True}
     wait_until(lambda: workflow.get_status(wid) == workflow.CANCELED, "it is canceled")
+
+
+def test_an_interrupt_stops_the_waiting_alone(wid: str, marks: Marks, gate: Gate) -> None:
+    workflow.run_async(held.bind(marks, gate), workflow_id=wid)
+    workflow.cancel(wid)
+    before = marks.count("held")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ray_workflows.cli", "resume", "--canceled", wid],
+        env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    marks.wait_for("held", before + 1)
+    process.send_signal(signal.SIGINT)
+    printed, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert printed == ""
+    assert f"{wid} is not canceled. How far it is: ray-workflows show {wid}" in said
+    assert "Traceback" not in said
+    assert workflow.get_status(wid) == workflow.RUNNING
+    gate.open()
+    assert workflow.get_output(wid) == "held"
 
 
 def test_a_laptop_that_rebooted(tmp_path: Path, marks: Marks, gate: Gate) -> None:

@@ -73,11 +73,11 @@ def go_on(
     connection: Connection, workflow_id: str, canceled: bool, wait: bool, as_json: bool
 ) -> None:
     """Resume it, and print the output if it is waited for."""
-    connection.call("resume", workflow_id, canceled)
-    if not wait:
-        note(f"{workflow_id} goes on. How far it is: {command('show', workflow_id)}")
-        return
     try:
+        connection.call("resume", workflow_id, canceled)
+        if not wait:
+            note(f"{workflow_id} goes on. How far it is: {command('show', workflow_id)}")
+            return
         value = load(
             lambda: await_output(connection, workflow_id, None, fresh=True),
             lambda: import_directories(connection, workflow_id),
