@@ -14,6 +14,9 @@ import pytest
 
 from tests.ray.processes import LOOPBACK
 
+# Before the first test module imports them.
+pytest.register_assert_rewrite("ray_workflows.testing")
+
 # Ray reads it when it is imported, and what needs no cluster must not import Ray here.
 os.environ.update(LOOPBACK)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -359,6 +360,74 @@ def delete(workflow_id: str) -> None:
         WorkflowStillActiveError: it is running or pending.
     """
     workflows.delete(workflow_id)
+
+
+def prune(
+    older_than: float | timedelta,
+    statuses: WorkflowStatus | str | set[WorkflowStatus] | set[str] | None = None,
+    keep: int = 0,
+) -> list[str]:
+    """Delete workflows that ended long ago, with all that they have stored.
+
+    Running and pending ones are never deleted. One that is resumed meanwhile is left alone.
+
+    Args:
+        older_than: how long ago they must have ended: seconds, or a ``timedelta``. An
+            interrupted workflow ended when it was last heard of.
+        statuses: which to delete. None: SUCCESSFUL, FAILED and CANCELED ones; RESUMABLE ones
+            only if named.
+        keep: leave this many of them, those that ended last.
+
+    Returns:
+        The ids of what was deleted, the longest ended first.
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: a negative number, or a status that can't be pruned.
+
+    Examples:
+        >>> import datetime, ray_workflows as workflow
+        >>> workflow.prune(older_than=datetime.timedelta(days=30), keep=100)
+        []
+    """
+    return workflows.prune(parse_age(older_than), parse_prunable(statuses), parse_keep(keep))
+
+
+def parse_age(older_than: float | timedelta) -> float:
+    """Seconds of an age."""
+    seconds = older_than.total_seconds() if isinstance(older_than, timedelta) else older_than
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise TypeError(
+            f"'older_than' must be seconds or a timedelta, not {type(older_than).__name__}."
+        )
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"'older_than' must be a non-negative number, not {seconds}.")
+    return float(seconds)
+
+
+def parse_prunable(
+    statuses: WorkflowStatus | str | set[WorkflowStatus] | set[str] | None,
+) -> set[WorkflowStatus] | None:
+    """The statuses of workflows to delete."""
+    if statuses is None:
+        return None
+    wanted = parse_status_filter(statuses)
+    active = wanted & {*WorkflowStatus.non_terminating_status(), WorkflowStatus.NONE}
+    if active or not wanted:
+        raise ValueError(
+            f"statuses={sorted(active) or 'set()'} can't be pruned. Name some of SUCCESSFUL, "
+            f"FAILED, CANCELED and RESUMABLE; cancel() what is running first."
+        )
+    return wanted
+
+
+def parse_keep(keep: int) -> int:
+    """How many to leave."""
+    if isinstance(keep, bool) or not isinstance(keep, int):
+        raise TypeError(f"'keep' must be an integer, not {type(keep).__name__}.")
+    if keep < 0:
+        raise ValueError(f"'keep' must be a non-negative integer, not {keep}.")
+    return keep
 
 
 # The type is that of the task's other results, which is known where it is called: with Any, a

@@ -707,6 +707,19 @@ def test_looking_without_the_right_to_write_while_others_write(others_storage):
         assert receive(pipe) == ["w", "w2"]
 
 
+def test_looking_without_the_right_to_write_past_a_log(others_storage):
+    """As after a crash: what was committed last is in the log, which can't be read from here."""
+    left = Path(others_storage.directory).parent / "left"
+    left.mkdir(0o755)
+    for suffix in ("", "-wal"):
+        shutil.copy(f"{others_storage.writer.path}{suffix}", left)
+    assert os.path.getsize(left / "workflows.sqlite-wal") > 0
+    with child(look_as_nobody, str(left)) as (_, pipe):
+        error = receive(pipe)
+    assert isinstance(error, StorageConfigError)
+    assert "-wal" in str(error)
+
+
 def test_looking_without_the_right_to_read(others_storage):
     Path(others_storage.writer.path).chmod(0o600)
     with child(look_as_nobody, others_storage.directory) as (_, pipe):

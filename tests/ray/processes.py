@@ -32,7 +32,8 @@ class DriverProcess:
         self.ray_directory = tempfile.mkdtemp(prefix="rw-")
         environment = {
             **os.environ,
-            "PYTHONPATH": str(ROOT),
+            # The package of this tree, wherever another one is installed.
+            "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src"))),
             "PYTHONWARNINGS": "ignore",
             "RAY_TMPDIR": self.ray_directory,
             **LOOPBACK,

@@ -27,11 +27,15 @@ class Driver:
         start: bool = True,
         timeout: float | None = None,
         history: tuple[Event, ...] = (),
+        *,
+        workflow_id: str = "wf",
+        incarnation: str = "i1",
+        now: float = 1000.0,
     ) -> None:
-        self.state = WorkflowState("wf", "i1")
+        self.state = WorkflowState(workflow_id, incarnation)
         self.journal: list[Event] = []
         self.flying: dict[int, StartAttempt] = {}
-        self.now = 1000.0
+        self.now = now
         self.send(
             inp.Submit(
                 plan=plan,
@@ -55,7 +59,7 @@ class Driver:
                     self.flying.pop(command.task, None)
         self.journal += events
         check(self.state)
-        replayed = replay("wf", "i1", self.journal)
+        replayed = replay(self.state.workflow_id, self.state.incarnation, self.journal)
         assert commands(replayed) == commands(self.state)
         return events
 

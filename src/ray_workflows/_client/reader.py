@@ -44,6 +44,7 @@ class Reader:
         *,
         newest_first: bool = False,
         page: int = CatalogQuery().limit,
+        claims: Claims | None = None,
     ) -> Iterator[tuple[CatalogRow, WorkflowStatus]]:
         """The rows of these statuses with their status as users see it, read page by page."""
         wanted = set(wanted)
@@ -52,7 +53,7 @@ class Reader:
             stored.update(ACTIVE)
         if not stored:
             return
-        claims = self.claims()
+        claims = claims or self.claims()
         query = CatalogQuery(statuses=tuple(sorted(stored)), limit=page, newest_first=newest_first)
         for row in list_rows(self.storage, query):
             status = claims.status(row)

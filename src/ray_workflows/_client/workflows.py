@@ -15,7 +15,7 @@ from ray.dag import DAGNode
 
 from ray_workflows._capture.dag import capture_plan, check_root
 from ray_workflows._capture.values import ValueWriter
-from ray_workflows._client import reads
+from ray_workflows._client import reads, removal
 from ray_workflows._client.connection import Connection, connect
 from ray_workflows._client.forks import Fork
 from ray_workflows._client.outputs import await_output, await_shown, read_row, workflow_output
@@ -219,6 +219,10 @@ def cancel(workflow_id: str) -> None:
 
 def delete(workflow_id: str) -> None:
     connect().call("delete", validate_workflow_id(workflow_id))
+
+
+def prune(older_than: float, statuses: set[WorkflowStatus] | None, keep: int) -> list[str]:
+    return removal.prune(connect(), older_than, statuses, keep)
 
 
 # -- look ----------------------------------------------------------------------------------

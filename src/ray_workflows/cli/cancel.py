@@ -1,0 +1,33 @@
+"""``ray-workflows cancel``: stop a workflow."""
+
+from __future__ import annotations
+
+import click
+
+from ray_workflows._model.ids import validate_workflow_id
+from ray_workflows.cli.clusters import connect
+from ray_workflows.cli.parameters import (
+    address_option,
+    cluster_storage_option,
+    json_option,
+    workflow_argument,
+)
+from ray_workflows.cli.printing import print_json, printable
+
+
+@click.command()
+@workflow_argument
+@cluster_storage_option
+@address_option
+@json_option
+def cancel(workflow_id: str, storage: str | None, address: str | None, as_json: bool) -> None:
+    """Stop the workflow ID.
+
+    Its running tasks are stopped; what it has stored stays.
+    """
+    validate_workflow_id(workflow_id)
+    connect(storage, address).call("cancel", workflow_id)
+    if as_json:
+        print_json({"workflow_id": workflow_id, "canceled": True})
+    else:
+        click.echo(f"Canceled {printable(workflow_id)}.")

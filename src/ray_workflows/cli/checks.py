@@ -1,0 +1,246 @@
+"""What `doctor` looks at: each check yields findings, and a finding that is a problem a remedy."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from enum import Enum
+from typing import Any
+
+import msgspec
+import ray
+
+from ray_workflows._client import connection as connections
+from ray_workflows._client.connection import Connection
+from ray_workflows._client.reader import ACTIVE, Reader
+from ray_workflows._codec.journal import decode_entry
+from ray_workflows._coordinator.claims import LEASE_SECONDS
+from ray_workflows._coordinator.recovery import recover
+from ray_workflows._model.catalog import CatalogRow
+from ray_workflows._model.status import WorkflowStatus
+from ray_workflows._model.values import Blob
+from ray_workflows._version import __version__
+from ray_workflows.cli.messages import command
+from ray_workflows.exceptions import StorageError, WorkflowError
+from ray_workflows.storage import SqliteStorage, Storage
+
+OLDEST_RAY = (2, 48)
+
+#: Less free space than this is a problem: a few large results fill it.
+FREE_BYTES = 256 * 1024**2
+
+#: Clocks may differ by this much, in seconds.
+CLOCK_SECONDS = 5.0
+
+#: So many interrupted workflows are named one by one.
+NAMED = 20
+
+
+class Level(str, Enum):
+    """How a check came out."""
+
+    OK = "ok"
+    #: Worth knowing, and nothing to be done.
+    NOTE = "note"
+    PROBLEM = "problem"
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """The result of a check."""
+
+    name: str
+    level: Level
+    message: str
+    remedy: str = ""
+
+
+def ok(name: str, message: str) -> Finding:
+    """A check that came out well."""
+    return Finding(name, Level.OK, message)
+
+
+def note(name: str, message: str) -> Finding:
+    """Something worth knowing."""
+    return Finding(name, Level.NOTE, message)
+
+
+def problem(name: str, message: str, remedy: str) -> Finding:
+    """Something to be mended, and how."""
+    return Finding(name, Level.PROBLEM, message, remedy)
+
+
+def check_ray(version: str) -> Iterator[Finding]:
+    """The release of Ray."""
+    oldest = ".".join(map(str, OLDEST_RAY))
+    numbers = tuple(map(int, re.findall(r"\d+", version)[:2]))
+    if numbers < OLDEST_RAY:
+        remedy = f"Upgrade it: pip install 'ray>={oldest}'"
+        yield problem("ray", f"Ray {version} is not supported.", remedy)
+    else:
+        yield ok("ray", f"Ray {version} is supported ({oldest} and newer are).")
+
+
+def check_storage(storage: Storage) -> Iterator[Finding]:
+    """Whether the storage can be written, has room, and agrees about the time."""
+    yield ok("storage", f"{storage.url} can be read.")
+    if isinstance(storage, SqliteStorage):
+        try:
+            storage.check_writable()
+        except StorageError as error:
+            remedy = "Run as the user who owns it, or give this user the right to write it."
+            yield problem("writable", str(error), remedy)
+        else:
+            yield ok("writable", "It can be written, and is on a local disk.")
+        free = shutil.disk_usage(storage.directory).free
+        message = f"{free / 1e9:.1f} GB are free."
+        if free < FREE_BYTES:
+            remedy = "Free some space, for one with: ray-workflows prune --older-than 30d"
+            yield problem("space", message, remedy)
+        else:
+            yield ok("space", message)
+    yield from check_clock(storage, time.time())
+
+
+def check_clock(storage: Storage, here: float) -> Iterator[Finding]:
+    """Whether leases, which are measured on the storage's clock, can be trusted."""
+    now = storage.now()
+    ahead = [
+        holder.lease_until - LEASE_SECONDS - now
+        for holder in storage.read_holders()
+        if holder.lease_until - LEASE_SECONDS > now + CLOCK_SECONDS
+    ]
+    if abs(now - here) > CLOCK_SECONDS:
+        message = f"The storage's clock and this machine's differ by {abs(now - here):.0f} s."
+        yield problem("clock", message, "Set both clocks, best by NTP.")
+    elif ahead:
+        message = (
+            f"A coordinator renewed its lease {max(ahead):.0f} s in the future: the clock was set "
+            f"back since, and its workflows read as running until then."
+        )
+        yield problem("clock", message, "Set the clock, or wait until that time has passed.")
+    else:
+        yield ok("clock", "The storage's clock agrees with this machine's.")
+
+
+def check_coordinator(connection: Connection, description: dict[str, Any]) -> Iterator[Finding]:
+    """The coordinator of the cluster, by what it says of itself."""
+    version = description["version"]
+    message = (
+        f"It answers, drives {description['workflows']} workflows in {connection.storage.url}, "
+        f"and is of release {version}."
+    )
+    trouble = description["storage_error"] or description["unexpected_error"]
+    if version != __version__:
+        remedy = (
+            f"This is release {__version__}. Install the same in the cluster and here, and "
+            f"restart the cluster when its workflows have finished."
+        )
+        yield problem("coordinator", message, remedy)
+    elif trouble:
+        remedy = "Mend the cause; the coordinator goes on by itself."
+        yield problem("coordinator", f"{message} It has trouble: {trouble}", remedy)
+    else:
+        yield ok("coordinator", message)
+
+
+def find_coordinator() -> Iterator[Connection | Finding]:
+    """The coordinator of the cluster that this process is connected to."""
+    actor = connections.find_coordinator()
+    if actor is None:
+        yield note("coordinator", "The cluster has none: no workflow was run in it yet.")
+        return
+    try:
+        description = connections.describe(actor)
+    except (WorkflowError, ray.exceptions.RayError) as error:
+        remedy = "Check that the node of the storage is alive; look into the actor's log."
+        yield problem("coordinator", f"It does not answer: {error}", remedy)
+        return
+    connection = Connection(actor, description)
+    yield connection
+    yield from check_coordinator(connection, description)
+
+
+def check_workflows(reader: Reader) -> Iterator[Finding]:
+    """Whether there are interrupted workflows, and how many there are of the others."""
+    counts = dict.fromkeys(WorkflowStatus, 0)
+    interrupted: list[CatalogRow] = []
+    for row, status in reader.rows({*ACTIVE, WorkflowStatus.RESUMABLE}):
+        counts[status] += 1
+        if status is WorkflowStatus.RESUMABLE and len(interrupted) < NAMED:
+            interrupted.append(row)
+    message = (
+        f"{counts[WorkflowStatus.RUNNING]} are running, {counts[WorkflowStatus.PENDING]} pending, "
+        f"{counts[WorkflowStatus.RESUMABLE]} interrupted."
+    )
+    if not interrupted:
+        yield ok("workflows", message)
+        return
+    more = "" if counts[WorkflowStatus.RESUMABLE] <= NAMED else f" The first {NAMED} are named."
+    remedy = "Resume them all from Python: ray_workflows.resume_all()"
+    yield problem("workflows", message + more, remedy)
+    for row in interrupted:
+        why = f": {row.error}" if row.error else "."
+        message = f"{row.workflow_id!r} was interrupted{why}"
+        yield problem("workflow", message, command("resume", row.workflow_id))
+
+
+def check_journals(reader: Reader) -> Iterator[Finding]:
+    """Read every journal and every blob that it names."""
+    count = 0
+    for row, _ in reader.rows(set(WorkflowStatus) - {WorkflowStatus.NONE}):
+        count += 1
+        try:
+            trouble = check_journal(reader.storage, row)
+        except StorageError as error:
+            trouble = str(error)
+        except Exception as error:
+            trouble = f"It can't be replayed: {type(error).__name__}: {error}"
+        if trouble:
+            remedy = (
+                f"Restore the storage from a backup, or give the workflow up: "
+                f"{command('delete', row.workflow_id)}"
+            )
+            yield problem("journal", f"{row.workflow_id!r}: {trouble}", remedy)
+    yield ok("journals", f"{count} journals were read, with their blobs.")
+
+
+def check_journal(storage: Storage, row: CatalogRow) -> str:
+    """What is wrong with a journal; empty if nothing is.
+
+    Raises:
+        StorageError: an entry or a blob is damaged.
+    """
+    found = recover(storage, row.workflow_id)
+    if found is None or found.row.incarnation != row.incarnation:
+        gone = storage.read_catalog(row.workflow_id)
+        return "Its journal is missing." if gone == row else ""
+    entries = storage.read_journal(row.incarnation)
+    numbers = [entry.seq for entry in entries]
+    if numbers != list(range(1, len(numbers) + 1)) or len(numbers) < row.seq:
+        return f"Its journal has {len(numbers)} entries up to number {numbers[-1]}, not {row.seq}."
+    if found.seq == row.seq and found.row != row:
+        return f"The catalog says {row.status}, its journal {found.row.status}, or other details."
+    for entry in entries:
+        where = f"{entry.seq} of workflow '{row.workflow_id}'"
+        for blob in blobs_in(decode_entry(entry.entry, where=where)):
+            storage.read_blob(row.incarnation, blob)
+    return ""
+
+
+def blobs_in(part: Any) -> Iterator[Blob]:
+    """The stored blobs that events name."""
+    if isinstance(part, Blob):
+        if part.stored:
+            yield part
+        return
+    inner: Iterable[Any] = ()
+    if isinstance(part, msgspec.Struct):
+        inner = (getattr(part, name) for name in part.__struct_fields__)
+    elif isinstance(part, (list, tuple)):
+        inner = part
+    elif isinstance(part, dict):
+        inner = part.values()
+    for item in inner:
+        yield from blobs_in(item)

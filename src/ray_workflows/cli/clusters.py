@@ -1,0 +1,149 @@
+"""Connecting to a running cluster. None is started but by `start_local`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import click
+import ray
+
+from ray_workflows._client import connection as connections
+from ray_workflows._client.connection import Connection
+from ray_workflows._client.reader import Reader
+from ray_workflows.cli.stores import open_reader, open_storage, reader_of
+from ray_workflows.storage.urls import storage_from_url
+
+#: How long a cluster may take to answer a first knock, in seconds. Ray itself waits for minutes
+#: for one that is gone but still noted somewhere.
+KNOCK_SECONDS = 3.0
+
+NO_CLUSTER = (
+    "No Ray cluster runs here. Start one with `ray start --head`, or name one with --address or "
+    "$RAY_ADDRESS."
+)
+
+
+class NoClusterError(click.ClickException):
+    """There is no cluster to connect to."""
+
+
+def find(address: str | None) -> str:
+    """The address of a cluster that answers.
+
+    Raises:
+        NoClusterError: there is none; ``explicit`` tells whether one was named.
+    """
+    named = address or os.environ.get("RAY_ADDRESS") or "auto"
+    if "://" in named:
+        return named
+    if named == "local":
+        raise NoClusterError(
+            "--address local would start a cluster; only `resume --local` does that."
+        )
+    try:
+        found = resolve(named)
+    except ConnectionError as error:
+        raise NoClusterError(NO_CLUSTER if named == "auto" else str(error)) from error
+    except ValueError:
+        found = ""
+    if found is None:
+        raise NoClusterError(NO_CLUSTER)
+    host, colon, port = found.rpartition(":")
+    if not colon or not port.isdigit() or not 0 < int(port) < 65536:
+        raise NoClusterError(f"{named!r} is not the address of a cluster. Write HOST:PORT.")
+    try:
+        socket.create_connection((host, int(port)), KNOCK_SECONDS).close()
+    except OSError as error:
+        raise NoClusterError(
+            f"The Ray cluster at {found} does not answer: {error.strerror or error}. Check that "
+            f"it runs, or name another with --address or $RAY_ADDRESS."
+        ) from error
+    return found
+
+
+def resolve(address: str) -> str | None:
+    """The address as Ray sees it, and for ``auto`` the one that Ray would take."""
+    from ray._private import services
+
+    found: str | None = services.canonicalize_bootstrap_address(address)
+    return found
+
+
+def attach(address: str | None) -> None:
+    """Connect this process to a running cluster.
+
+    Raises:
+        NoClusterError: there is none that answers.
+        click.ClickException: it can't be used, because it runs other versions for one.
+    """
+    if ray.is_initialized():
+        return
+    found = find(address)
+    try:
+        # What tasks print goes to the logs of the cluster, not between our results.
+        ray.init(address=found, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise click.ClickException(f"The Ray cluster at {found} can't be used: {error}") from error
+
+
+def connect(spec: str | None, address: str | None) -> Connection:
+    """The coordinator of the running cluster, which has this storage.
+
+    A cluster that has no coordinator yet gets one, for a storage that exists.
+    """
+    attach(address)
+    exists = connections.find_coordinator() is not None
+    if not exists:
+        open_storage(spec)
+    connection = connections.init(None if exists else spec, None, None)
+    check_same(connection, spec)
+    reader_of(connection)
+    return connection
+
+
+def check_same(connection: Connection, spec: str | None) -> None:
+    """Raise if the cluster has another storage than was asked for."""
+    if spec is not None and storage_from_url(spec).url != connection.storage.url:
+        raise click.ClickException(
+            f"The workflows of this cluster are in {connection.storage.url}, not in "
+            f"{storage_from_url(spec).url}. Leave --storage out, or name the cluster that uses it "
+            f"with --address."
+        )
+
+
+def reader_for_change(spec: str | None, address: str | None) -> Reader:
+    """The storage for commands that change it and need no cluster: the one that is named, else
+    that of the running cluster, else the default."""
+    if spec is None and (address or os.environ.get("RAY_ADDRESS") or reaches()):
+        attach(address)
+        if connections.find_coordinator() is not None:
+            return reader_of(connections.init(None, None, None))
+    return open_reader(spec)
+
+
+def reaches() -> bool:
+    """Whether there is a cluster on this machine that answers."""
+    if ray.is_initialized():
+        return True
+    try:
+        find(None)
+    except NoClusterError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def local_cluster(spec: str | None) -> Iterator[Any]:
+    """A cluster of this process's own, while the body runs, with a coordinator of the storage."""
+    if ray.is_initialized():
+        raise click.ClickException("This process is connected to a cluster: leave --local out.")
+    storage = open_storage(spec)
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        yield connections.init(storage, None, None)
+    finally:
+        ray.shutdown()

@@ -1,0 +1,47 @@
+"""``ray-workflows fork``: run a workflow again from one of its tasks, under a new id."""
+
+from __future__ import annotations
+
+import click
+
+import ray_workflows
+from ray_workflows._model.ids import validate_workflow_id
+from ray_workflows.cli.clusters import connect
+from ray_workflows.cli.parameters import (
+    address_option,
+    cluster_storage_option,
+    json_option,
+    workflow_argument,
+)
+from ray_workflows.cli.printing import print_json
+
+
+@click.command()
+@workflow_argument
+@cluster_storage_option
+@address_option
+@click.option("--from-task", metavar="TASK", required=True, help="The task to run again.")
+@click.option("--new-id", metavar="ID", help="Id of the new workflow. Default: a generated one.")
+@json_option
+def fork(
+    workflow_id: str,
+    storage: str | None,
+    address: str | None,
+    from_task: str,
+    new_id: str | None,
+    as_json: bool,
+) -> None:
+    """Run the workflow ID again from one of its tasks.
+
+    The run is a workflow of its own, which keeps all results but those of that task and of what
+    is downstream of it. Prints the id of the new workflow, which goes on in the cluster.
+    """
+    for given in (workflow_id, new_id):
+        if given is not None:
+            validate_workflow_id(given)
+    connect(storage, address)
+    created = ray_workflows.fork(workflow_id, from_task=from_task, new_id=new_id)
+    if as_json:
+        print_json({"workflow_id": created, "forked_from": workflow_id})
+    else:
+        click.echo(created)

@@ -1,0 +1,105 @@
+"""What the command line says about errors: the remedy as a command, not as a call."""
+
+from __future__ import annotations
+
+import queue
+import shlex
+from collections.abc import Callable
+
+import click
+
+from ray_workflows.exceptions import (
+    WorkflowAlreadyRunningError,
+    WorkflowExecutionError,
+    WorkflowNotFoundError,
+    WorkflowNotResumableError,
+    WorkflowStillActiveError,
+)
+
+#: Where the storage in use is kept in the context of a command: its URL, and what was given.
+STORAGE = "ray_workflows.storage"
+GIVEN = "ray_workflows.given"
+
+
+def command(verb: str, workflow_id: str, *options: str) -> str:
+    """A command that can be pasted into a shell, for the storage that was given to this one."""
+    spec = remembered(GIVEN)
+    storage = ["--storage", spec] if spec else []
+    dashes = ["--"] if workflow_id.startswith("-") else []
+    return shlex.join(["ray-workflows", verb, *storage, *options, *dashes, workflow_id])
+
+
+def remember(key: str, value: str | None) -> None:
+    """Keep something for messages."""
+    click.get_current_context().find_root().meta[key] = value
+
+
+def remembered(key: str) -> str | None:
+    """What was kept, if we are in a command."""
+    context = click.get_current_context(silent=True)
+    return context.find_root().meta.get(key) if context is not None else None
+
+
+def where() -> str:
+    """Names the storage in use, if it is known."""
+    url = remembered(STORAGE)
+    return f" in {url}" if url else ""
+
+
+def explain(error: BaseException) -> str:
+    """The message for an error of ours."""
+    found: Callable[[str], str] | None = next(
+        (text for kind, text in MESSAGES.items() if isinstance(error, kind)), None
+    )
+    workflow_id = getattr(error, "workflow_id", None)
+    if isinstance(error, queue.Full):
+        return "The cluster takes no more workflows now (max_pending_workflows). Try again later."
+    if found is None or workflow_id is None or getattr(error, "task_id", None) is not None:
+        return str(error)
+    return found(workflow_id) or str(error)
+
+
+def not_found(workflow_id: str) -> str:
+    """For `WorkflowNotFoundError`."""
+    return (
+        f"There is no workflow {workflow_id!r}{where()}. `ray-workflows list` shows those there "
+        f"are; --storage names another storage."
+    )
+
+
+def still_active(workflow_id: str) -> str:
+    """For `WorkflowStillActiveError`."""
+    return (
+        f"Workflow {workflow_id!r} is running or pending, or its coordinator was lost seconds "
+        f"ago and may return. Wait for it, or stop it with: {command('cancel', workflow_id)}"
+    )
+
+
+def already_running(workflow_id: str) -> str:
+    """For `WorkflowAlreadyRunningError`."""
+    return (
+        f"Workflow {workflow_id!r} is running or pending already. How far it is: "
+        f"{command('show', workflow_id)}"
+    )
+
+
+MESSAGES: dict[type[BaseException], Callable[[str], str]] = {
+    WorkflowNotFoundError: not_found,
+    WorkflowStillActiveError: still_active,
+    WorkflowAlreadyRunningError: already_running,
+}
+
+
+def explain_resume(error: BaseException, workflow_id: str) -> str:
+    """The message for an error of a resume."""
+    if isinstance(error, WorkflowNotResumableError) and "canceled=True" in str(error):
+        return (
+            f"Workflow {workflow_id!r} was canceled. To go on nevertheless: "
+            f"{command('resume', workflow_id, '--canceled')}"
+        )
+    if isinstance(error, WorkflowExecutionError):
+        return (
+            f"Workflow {workflow_id!r} failed: {error.__cause__ or error}\n"
+            f"Mend the cause, then go on with: {command('resume', workflow_id)}"
+        )
+    return explain(error)

@@ -1,0 +1,57 @@
+"""Options and kinds of values that several commands share."""
+
+from __future__ import annotations
+
+import re
+
+import click
+
+from ray_workflows.cli.messages import GIVEN
+
+SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
+
+
+def parse_duration(text: str) -> float:
+    """The seconds of ``30d``, ``12h``, ``90m``, ``45s`` or ``2w``."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smhdw])", text.strip(), re.ASCII)
+    if match is None:
+        raise click.BadParameter(
+            f"{text!r} is not a duration. Write a number and a unit without a blank: 30d, 12h, "
+            f"90m, 45s or 2w."
+        )
+    return float(match[1]) * SECONDS[match[2]]
+
+
+def remember_storage(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Remedies name the storage that was given."""
+    ctx.find_root().meta[GIVEN] = value
+    return value
+
+
+storage_option = click.option(
+    "--storage",
+    metavar="DIR|URL",
+    callback=remember_storage,
+    help="Directory or URL of the workflows. Default: $RAY_WORKFLOW_STORAGE, else the directory "
+    "of this user.",
+)
+
+#: For commands that act: they ask a running cluster first.
+cluster_storage_option = click.option(
+    "--storage",
+    metavar="DIR|URL",
+    callback=remember_storage,
+    help="Directory or URL of the workflows. Default: what the running cluster uses, else "
+    "$RAY_WORKFLOW_STORAGE, else the directory of this user.",
+)
+
+address_option = click.option(
+    "--address",
+    metavar="HOST:PORT",
+    help="The Ray cluster to connect to. Default: $RAY_ADDRESS, else the one that runs on this "
+    "machine. None is ever started.",
+)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+workflow_argument = click.argument("workflow_id", metavar="ID")

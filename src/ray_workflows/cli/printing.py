@@ -1,0 +1,119 @@
+"""How results are printed: tables on a terminal, tab-separated lines in a pipe, JSON if asked.
+
+Only results go to stdout. Ids and errors are users' text: what could move the cursor, or turn
+the line around, is shown as an escape.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+
+STYLES = {
+    "RUNNING": "cyan",
+    "PENDING": "blue",
+    "SUCCESSFUL": "green",
+    "FAILED": "red",
+    "CANCELED": "yellow",
+    "RESUMABLE": "magenta",
+    "problem": "red",
+    "ok": "green",
+}
+
+
+def print_json(document: Any) -> None:
+    """One document, in ASCII, on stdout."""
+    click.echo(json.dumps(document, indent=2))
+
+
+def note(text: str) -> None:
+    """Something that is not the result: on stderr."""
+    click.echo(text, err=True)
+
+
+def printable(text: str) -> str:
+    """The text on one line, with escapes for what does not print."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+
+
+def count(number: int) -> str:
+    """So many workflows."""
+    return f"{number} workflow" if number == 1 else f"{number} workflows"
+
+
+def first_line(text: str | None) -> str:
+    """The first line of a message."""
+    lines = (text or "").strip().splitlines()
+    return printable(lines[0]) if lines else ""
+
+
+def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table. In a pipe: a line for each row, without the titles and without any color."""
+    if not sys.stdout.isatty():
+        for row in rows:
+            click.echo("\t".join(row))
+        return
+    # Takes longer to import than most commands to run.
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in titles:
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
+    Console().print(table)
+
+
+def print_fields(fields: Iterable[tuple[str, str]]) -> None:
+    """Names and values, one pair on a line."""
+    rows = [(name, value) for name, value in fields if value]
+    if sys.stdout.isatty():
+        width = max(len(name) for name, _ in rows) + 2
+        for name, value in rows:
+            click.echo(click.style(name.ljust(width), bold=True) + value)
+    else:
+        for name, value in rows:
+            click.echo(f"{name}\t{value}")
+
+
+def format_time(seconds: float | None) -> str:
+    """A moment in the time zone of this machine."""
+    if seconds is None:
+        return ""
+    moment = datetime.datetime.fromtimestamp(seconds).astimezone()
+    return moment.isoformat(sep=" ", timespec="seconds")
+
+
+def format_duration(seconds: float | None) -> str:
+    """A duration with the two units that matter."""
+    if seconds is None:
+        return ""
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    left = round(seconds)
+    for unit, size, smaller, part in (
+        ("d", 86400, "h", 3600),
+        ("h", 3600, "min", 60),
+        ("min", 60, "s", 1),
+    ):
+        if left >= size:
+            return f"{left // size} {unit} {left % size // part} {smaller}"
+    return f"{left} s"
+
+
+def duration(started_at: float | None, ended_at: float | None) -> float | None:
+    """Seconds between two moments; clocks that disagree make it none, not negative."""
+    if started_at is None or ended_at is None:
+        return None
+    return max(0.0, ended_at - started_at)

@@ -1,0 +1,82 @@
+"""``ray-workflows prune``: delete what ended long ago."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from ray_workflows._client import removal
+from ray_workflows._model.status import WorkflowStatus
+from ray_workflows.cli.clusters import reader_for_change
+from ray_workflows.cli.parameters import (
+    address_option,
+    cluster_storage_option,
+    json_option,
+    parse_duration,
+)
+from ray_workflows.cli.printing import count, note, print_json, printable
+
+PRUNABLE = [*(status.value for status in removal.ENDED), WorkflowStatus.RESUMABLE.value]
+
+
+@click.command()
+@cluster_storage_option
+@address_option
+@click.option(
+    "--older-than",
+    type=parse_duration,
+    metavar="DURATION",
+    required=True,
+    help="Delete what ended longer ago than this: 30d, 12h, 90m, 45s or 2w.",
+)
+@click.option(
+    "--status",
+    "statuses",
+    type=click.Choice(PRUNABLE, case_sensitive=False),
+    multiple=True,
+    help="Only workflows of this status. Can be given several times. Default: all but RESUMABLE.",
+)
+@click.option(
+    "--keep",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Leave so many of them, those that ended last.",
+)
+@click.option("--dry-run", is_flag=True, help="Only print which would be deleted.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+def prune(
+    storage: str | None,
+    address: str | None,
+    older_than: float,
+    statuses: tuple[str, ...],
+    keep: int,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Delete workflows that ended long ago.
+
+    All that they have stored goes with them. Needs no cluster. Prints their IDs. Running and
+    pending ones are never deleted.
+    """
+    reader = reader_for_change(storage, address)
+    wanted = {WorkflowStatus(status.upper()) for status in statuses} or None
+    found = removal.find_prunable(reader, older_than, wanted, keep)
+    if found and not dry_run and not yes:
+        if not sys.stdin.isatty():
+            raise click.UsageError("There is nobody to ask: say --yes, or --dry-run.")
+        question = f"Delete {count(len(found))} from {reader.storage.url}?"
+        click.confirm(question, abort=True, err=True)
+    deleted = []
+    for row in found:
+        if dry_run or removal.delete_row(reader, row):
+            deleted.append(row.workflow_id)
+            if not as_json:
+                click.echo(printable(row.workflow_id))
+    if as_json:
+        print_json(deleted)
+    done = "to be deleted" if dry_run else "deleted"
+    note(f"{count(len(deleted))} {done} from {reader.storage.url}.")

@@ -1,0 +1,88 @@
+"""``ray-workflows resume``: go on with a workflow."""
+
+from __future__ import annotations
+
+import click
+
+from ray_workflows._client.connection import Connection
+from ray_workflows._client.outputs import await_output
+from ray_workflows._client.reads import import_directories
+from ray_workflows._model.ids import validate_workflow_id
+from ray_workflows.cli.clusters import NoClusterError, connect, local_cluster
+from ray_workflows.cli.messages import command, explain_resume
+from ray_workflows.cli.parameters import (
+    address_option,
+    cluster_storage_option,
+    json_option,
+    workflow_argument,
+)
+from ray_workflows.cli.printing import note
+from ray_workflows.cli.values import load, print_value
+from ray_workflows.exceptions import WorkflowError
+
+
+@click.command()
+@workflow_argument
+@cluster_storage_option
+@address_option
+@click.option(
+    "--local",
+    is_flag=True,
+    help="Start a Ray cluster of its own on this machine for it, and stop it afterwards.",
+)
+@click.option("--canceled", is_flag=True, help="Also if the workflow was canceled.")
+@click.option("--no-wait", is_flag=True, help="Return when it goes on; do not wait for the output.")
+@json_option
+def resume(
+    workflow_id: str,
+    storage: str | None,
+    address: str | None,
+    local: bool,
+    canceled: bool,
+    no_wait: bool,
+    as_json: bool,
+) -> None:
+    """Resume the workflow ID and print its output.
+
+    Finished tasks do not run again. The output of one that has finished is printed at once.
+    """
+    if local and no_wait:
+        raise click.UsageError("--local runs it in this process: leave --no-wait out.")
+    if local and address:
+        raise click.UsageError("--local starts a cluster, --address names one: choose.")
+    if no_wait and as_json:
+        raise click.UsageError("--no-wait prints no output: leave --json out.")
+    validate_workflow_id(workflow_id)
+    try:
+        if local:
+            with local_cluster(storage) as connection:
+                go_on(connection, workflow_id, canceled, not no_wait, as_json)
+        else:
+            connection = connect(storage, address)
+            go_on(connection, workflow_id, canceled, not no_wait, as_json)
+    except NoClusterError as error:
+        raise click.ClickException(
+            f"{error.message} To run it to its end in a cluster of its own: "
+            f"{command('resume', workflow_id, '--local')}"
+        ) from error
+    except WorkflowError as error:
+        raise click.ClickException(explain_resume(error, workflow_id)) from error
+
+
+def go_on(
+    connection: Connection, workflow_id: str, canceled: bool, wait: bool, as_json: bool
+) -> None:
+    """Resume it, and print the output if it is waited for."""
+    try:
+        connection.call("resume", workflow_id, canceled)
+        if not wait:
+            note(f"{workflow_id} goes on. How far it is: {command('show', workflow_id)}")
+            return
+        value = load(
+            lambda: await_output(connection, workflow_id, None, fresh=True),
+            lambda: import_directories(connection, workflow_id),
+        )
+    except KeyboardInterrupt:
+        note(f"{workflow_id} is not canceled. How far it is: {command('show', workflow_id)}")
+        raise
+    print_value(value, as_json=as_json)

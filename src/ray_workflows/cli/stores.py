@@ -1,0 +1,49 @@
+"""Opening the storage of a command. Nothing is ever created."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from ray_workflows._client.connection import Connection
+from ray_workflows._client.reader import Reader
+from ray_workflows.cli.messages import STORAGE, remember
+from ray_workflows.exceptions import StorageConfigError
+from ray_workflows.storage import Storage
+from ray_workflows.storage.urls import VARIABLE, storage_from_url
+
+
+def open_storage(spec: str | None) -> Storage:
+    """The storage that is given, or that is the default; it must exist.
+
+    Raises:
+        click.ClickException: there is none; says where it was looked for and why there.
+    """
+    try:
+        storage = storage_from_url(spec)
+        remember(STORAGE, storage.url)
+        storage.open_existing()
+    except StorageConfigError as error:
+        raise click.ClickException(f"{error}{origin(spec)}") from error
+    return storage
+
+
+def origin(spec: str | None) -> str:
+    """Why it was this storage, if nobody named it in the command."""
+    if spec is not None:
+        return ""
+    if os.environ.get(VARIABLE):
+        return f" (It is the one in ${VARIABLE}.)"
+    return f" (It is the default, because there is no --storage and ${VARIABLE} is not set.)"
+
+
+def open_reader(spec: str | None) -> Reader:
+    """What reads the storage; needs no cluster."""
+    return Reader(open_storage(spec))
+
+
+def reader_of(connection: Connection) -> Reader:
+    """What reads the storage of a cluster."""
+    remember(STORAGE, connection.storage.url)
+    return connection

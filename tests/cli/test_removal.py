@@ -1,0 +1,189 @@
+"""``delete`` and ``prune``, which need no cluster."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ray_workflows._client import removal
+from ray_workflows._client.reader import Reader
+from ray_workflows._coordinator.claims import LEASE_SECONDS, this_host
+from ray_workflows.cli.parameters import parse_duration
+from ray_workflows.exceptions import StorageUnavailableError, WorkflowStillActiveError
+from ray_workflows.testing.builders import OK, list_ids, make_append, make_holder
+from tests.cli.conftest import Cli
+from tests.cli.store import Store
+
+DAY = 86400.0
+
+
+def ids(store: Store) -> list[str]:
+    return sorted(list_ids(store.storage))
+
+
+# -- delete ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["successful", "failed", "canceled", "running"])
+def test_delete_what_nobody_drives(store: Store, cli: Cli, kind: str) -> None:
+    row = getattr(store, kind)("w")
+    store.successful("other")
+    assert cli("delete", "w").stdout == f"Deleted w from {store.storage.url}.\n"
+    assert ids(store) == ["other"]
+    assert store.storage.read_journal(row.incarnation) == []
+    assert "no workflow 'w'" in cli("delete", "w", code=1).stderr
+
+
+def test_delete_takes_blobs_along(store: Store, cli: Cli) -> None:
+    store.successful("w", bytes(200_000))
+    assert list(store.directory.glob("blobs/*"))
+    assert cli.json("delete", "w") == {"workflow_id": "w", "deleted": True}
+    assert not list(store.directory.glob("blobs/*"))
+
+
+def test_what_is_driven_stays(store: Store, cli: Cli) -> None:
+    store.running("w")
+    store.hold()
+    error = cli("delete", "w", code=1).stderr
+    assert f"ray-workflows cancel --storage {store.directory} w" in error
+    assert ids(store) == ["w"]
+
+
+def test_a_coordinator_that_died_just_now_may_come_back(store: Store, cli: Cli) -> None:
+    """Ray restarts it: its process is gone, its lease is not."""
+    row = store.running("w")
+    # Of this machine, and gone: a process of this id started at another time.
+    gone = make_holder(row.holder, host=this_host(), pid=os.getpid(), started_ticks=1)
+    store.storage.renew_holder(gone, LEASE_SECONDS)
+    assert cli.json("list")[0]["status"] == "RESUMABLE"
+    reader = Reader(store.storage)
+    assert "is running or pending" in cli("delete", "w", code=1).stderr
+    assert removal.find_prunable(reader, 0.0, {"RESUMABLE"}, 0) == []
+    store.storage.renew_holder(gone, -1.0)
+    cli("delete", "w")
+
+
+def test_who_goes_on_meanwhile_wins(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look and the deletion the workflow was resumed by a coordinator that lives."""
+    row = store.failed("w")
+    reader = Reader(store.storage)
+    real = type(store.storage).delete
+
+    def resumed_first(self, workflow_id: str, incarnation: str, expected_seq: int):
+        if self.read_catalog("w") == row:
+            resumed = make_append("w", row.seq, incarnation=row.incarnation)
+            assert self.commit([resumed]) == [OK]
+            store.hold()
+        return real(self, workflow_id, incarnation, expected_seq)
+
+    monkeypatch.setattr(type(store.storage), "delete", resumed_first)
+    with pytest.raises(WorkflowStillActiveError):
+        removal.delete(reader, "w")
+    assert not removal.delete_row(reader, row)
+    assert ids(store) == ["w"]
+
+
+def test_a_workflow_that_never_rests(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.failed("w")
+    monkeypatch.setattr(removal, "delete_row", lambda reader, row: False)
+    with pytest.raises(StorageUnavailableError, match="changed each time"):
+        removal.delete(Reader(store.storage), "w")
+
+
+# -- prune -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def old_and_new(store: Store) -> Store:
+    store.successful("done-40d", ago=40 * DAY)
+    store.failed("failed-35d", ago=35 * DAY)
+    store.canceled("canceled-31d", ago=31 * DAY)
+    store.running("cut-off-50d", ago=50 * DAY)
+    store.successful("done-29d", ago=29 * DAY)
+    store.successful("done-now", ago=10)
+    return store
+
+
+def test_what_ended_long_ago(old_and_new: Store, cli: Cli) -> None:
+    dry = cli("prune", "--older-than", "30d", "--dry-run")
+    assert dry.stdout.splitlines() == ["done-40d", "failed-35d", "canceled-31d"]
+    assert "3 workflows to be deleted" in dry.stderr
+    assert len(ids(old_and_new)) == 6
+    done = cli("prune", "--older-than", "30d", "--yes")
+    assert done.stdout == dry.stdout
+    assert "3 workflows deleted" in done.stderr
+    assert ids(old_and_new) == ["cut-off-50d", "done-29d", "done-now"]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--older-than", "0s"], "done-40d failed-35d canceled-31d done-29d done-now"),
+        (["--older-than", "28d"], "done-40d failed-35d canceled-31d done-29d"),
+        (["--older-than", "1d", "--status", "SUCCESSFUL"], "done-40d done-29d"),
+        (["--older-than", "1d", "--status", "successful", "--keep", "1"], "done-40d done-29d"),
+        (["--older-than", "1d", "--status", "SUCCESSFUL", "--keep", "2"], "done-40d"),
+        (["--older-than", "1d", "--keep", "9"], ""),
+        (["--older-than", "1d", "--status", "RESUMABLE"], "cut-off-50d"),
+        (["--older-than", "1d", "--status", "RESUMABLE", "--status", "FAILED"],
+         "cut-off-50d failed-35d"),
+        (["--older-than", "999d"], ""),
+    ],
+)  # fmt: skip
+def test_selection(old_and_new: Store, cli: Cli, options: list[str], expected: str) -> None:
+    assert cli.json("prune", "--yes", *options) == expected.split()
+    assert len(ids(old_and_new)) == 6 - len(expected.split())
+
+
+def test_running_ones_stay(store: Store, cli: Cli) -> None:
+    store.running("held", ago=50 * DAY)
+    store.hold()
+    for status in ("RUNNING", "PENDING", "NONE"):
+        cli("prune", "--older-than", "1d", "--yes", "--status", status, code=2)
+    assert cli.json("prune", "--older-than", "1d", "--yes", "--status", "RESUMABLE") == []
+
+
+def test_an_interrupted_one_is_as_old_as_its_last_sign_of_life(store: Store, cli: Cli) -> None:
+    """It ran for 50 days, and its coordinator was lost yesterday."""
+    row = store.running("w", ago=50 * DAY)
+    store.storage.renew_holder(make_holder(row.holder), -DAY)
+    options = ("--yes", "--status", "RESUMABLE")
+    assert cli.json("prune", "--older-than", "2d", *options) == []
+    assert cli.json("prune", "--older-than", "12h", *options) == ["w"]
+
+
+def test_a_question_needs_somebody_to_answer(old_and_new: Store, cli: Cli) -> None:
+    result = cli("prune", "--older-than", "30d", code=2, input="y\n")
+    assert "--yes" in result.stderr
+    assert len(ids(old_and_new)) == 6
+    # Nothing to delete, nothing to ask.
+    cli("prune", "--older-than", "999d")
+
+
+@pytest.mark.parametrize("text", ["", "30", "d", "-1d", "1 d", "1y", "1d2h", "nan", "inf", "١d"])
+def test_bad_durations(cli: Cli, text: str) -> None:
+    result = cli("prune", "--older-than", text, "--yes", code=2)
+    assert "is not a duration. Write a number and a unit" in result.stderr
+    assert "--older-than" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("30d", 30 * DAY),
+        ("12h", 43200),
+        ("90m", 5400),
+        ("45s", 45),
+        ("2w", 14 * DAY),
+        ("0.5h", 1800),
+    ],
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+def test_older_than_is_required(cli: Cli, tmp_path: Path) -> None:
+    assert "--older-than" in cli("prune", code=2).stderr
+    cli("prune", "--older-than", "1d", "--keep", "-1", code=2)

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import pytest
+
+from ray_workflows._model import inputs as inp
+from tests.cli.conftest import Cli
+from tests.cli.store import STEP, Store
+from tests.unit.plans import plan
+
+
+def test_tasks_with_state_attempts_and_durations(store: Store, cli: Cli) -> None:
+    store.failed("broken")
+    head, _, tasks = cli("show", "broken").stdout.partition("\n\n")
+    fields = dict(line.split("\t") for line in head.splitlines())
+    assert fields["workflow"] == "broken"
+    assert fields["status"] == "FAILED"
+    assert fields["error"] == "ValueError: boom"
+    assert fields["duration"] == "2.0 s"
+    assert [line.split("\t") for line in tasks.splitlines()] == [
+        ["fetch", "SUCCESSFUL", "1", "2.0 s", ""],
+        ["total", "FAILED", "2", "0 ms", "ValueError: boom"],
+    ]
+
+
+def test_json(store: Store, cli: Cli) -> None:
+    row = store.successful("done")
+    found = cli.json("show", "done")
+    assert found["status"] == "SUCCESSFUL"
+    assert found["ended_at"] == row.ended_at
+    assert found["user_metadata"] == {}
+    fetch, total = found["tasks"]
+    assert fetch["upstream"] == []
+    assert total["upstream"] == ["fetch"]
+    assert total["attempts"] == 1
+    assert total["duration"] == pytest.approx(STEP)
+    assert total["error"] is None
+
+
+def test_a_task_that_waits_and_one_that_runs(store: Store, cli: Cli) -> None:
+    store.save(store.story("new"))
+    store.hold()
+    found = cli.json("show", "new")
+    assert found["status"] == "RUNNING"
+    assert [(t["status"], t["attempts"], t["duration"]) for t in found["tasks"]] == [
+        ("RUNNING", 0, None),
+        ("WAITING", 0, None),
+    ]
+
+
+def test_nobodys_tasks_have_no_growing_duration(store: Store, cli: Cli) -> None:
+    story = store.story("cut off", plan=plan(("a", (), {"max_retries": 3})))
+    story.fail("a", retryable=True)
+    store.save(story)
+    (task,) = cli.json("show", "cut off")["tasks"]
+    assert (task["status"], task["duration"]) == ("RUNNING", None)
+    store.hold()
+    (task,) = cli.json("show", "cut off")["tasks"]
+    assert task["duration"] == pytest.approx(3600, abs=60)
+
+
+def test_metadata_is_shown(store: Store, cli: Cli) -> None:
+    story = store.story("w")
+    # As `Submit` stores it, but with metadata.
+    story.state.metadata["team"] = "ü"
+    store.save(story)
+    assert 'metadata\t{"team": "\\u00fc"}' in cli("show", "w").stdout
+    assert cli.json("show", "w")["user_metadata"] == {"team": "ü"}
+
+
+def test_a_damaged_journal_is_named(store: Store, cli: Cli) -> None:
+    store.successful("w")
+    with store.storage.writer.transaction() as connection:
+        connection.execute("UPDATE journal SET entry = x'00' WHERE seq = 2")
+    error = cli("show", "w", code=1).stderr
+    assert "2 of workflow 'w'" in error
+    assert error.count("\n") == 1
+
+
+def test_a_cancel_that_is_asked_for_is_no_end(store: Store, cli: Cli) -> None:
+    story = store.story("w")
+    story.send(inp.RequestCancel())
+    store.save(story)
+    store.hold()
+    assert cli.json("show", "w")["status"] == "RUNNING"
