@@ -5,11 +5,12 @@ Events are kept in the storage of the workflow from the moment they are answered
 lost with the provider, and none comes too early.
 """
 
-from __future__ import annotations
+# No annotations from __future__: FastAPI must find the types of parameters in a worker.
 
 import asyncio
 import json
 import logging
+import re
 import threading
 from collections import defaultdict
 from collections.abc import Callable
@@ -47,11 +48,11 @@ __all__ = ["HTTPEventProvider", "HTTPListener", "WorkflowEventHandleError"]
 #: Where the provider is found below the address of Ray Serve.
 ROUTE_PREFIX = "/event"
 
-#: How long a request waits for the workflow to take its event, in seconds.
-ANSWER_SECONDS = 30.0
+#: How long a request waits for the workflow to take its event, in seconds; and at most, if it says.
+ANSWER_SECONDS, MAX_ANSWER_SECONDS = 30.0, 300.0
 
-#: How long one poll of a listener takes at most, in seconds.
-POLL_SECONDS = 30.0
+#: How long one poll of a listener takes at most, in seconds. Each leaves a line in Serve's log.
+POLL_SECONDS = 300.0
 
 #: Requests that are served at once: senders that wait, and listeners.
 MAX_REQUESTS = 10_000
@@ -154,11 +155,28 @@ def read_event(body: bytes) -> tuple[str, bytes]:
     return key, json.dumps(event["event_payload"], sort_keys=True).encode()
 
 
+def wait_seconds(prefer: str) -> float:
+    """How long a request wants to wait: ``Prefer: wait=10``, as in RFC 7240."""
+    wanted = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?(\d+)", prefer)
+    return min(float(wanted[1]), MAX_ANSWER_SECONDS) if wanted else ANSWER_SECONDS
+
+
+def error_response(code: int, message: str) -> JSONResponse:
+    """An answer that says what is wrong."""
+    return JSONResponse(status_code=code, content={"error": {"code": code, "message": message}})
+
+
+# Ray Serve copies the routes with the functions they use while the class below is made: what they
+# use has to stand above it.
 app = FastAPI()
 
 
 @serve.deployment(
-    num_replicas=1, max_ongoing_requests=MAX_REQUESTS, ray_actor_options={"num_cpus": 0}
+    num_replicas=1,
+    max_ongoing_requests=MAX_REQUESTS,
+    # Whoever waits asks again.
+    graceful_shutdown_timeout_s=2.0,
+    ray_actor_options={"num_cpus": 0},
 )
 @serve.ingress(app)
 class HTTPEventProvider:
@@ -175,8 +193,9 @@ class HTTPEventProvider:
     Answers:
 
     - 200: the event is in the workflow's journal, and will not be asked for again.
-    - 202: it is stored, and no task has taken it within 30 s. It stays, and a task that waits for
-      it later will get it, unless the workflow is deleted before.
+    - 202: it is stored, and no task has taken it within 30 s, or the time that the request gives
+      by ``Prefer: wait=seconds``. It stays, and a task that waits for it later will get it, unless
+      the workflow is deleted before.
     - 400: no JSON object, or a field is missing or of a wrong type.
     - 404: there is no such workflow.
     - 409: this key was sent with another payload before, which stays.
@@ -241,13 +260,14 @@ class HTTPEventProvider:
         def settled() -> bool:
             return event in self.failed or mailbox.is_done(key)
 
-        if not await self.news.wait_until(*event, settled, ANSWER_SECONDS):
+        seconds = wait_seconds(req.headers.get("prefer", ""))
+        if not await self.news.wait_until(*event, settled, seconds):
             return JSONResponse(
                 status_code=202,
                 content={
                     "message": f"The event is stored, and will be given to the task of the "
-                    f"workflow that waits for event_key {key!r}. No task has within "
-                    f"{ANSWER_SECONDS:.0f} s."
+                    f"workflow that waits for event_key {key!r}. None has taken it within "
+                    f"{seconds:.0f} s."
                 },
             )
         if event in self.failed:
@@ -331,11 +351,6 @@ class HTTPEventProvider:
                 self.failed.add((row.incarnation, event_key))
             self.news.tell(row.incarnation, event_key)
         return "OK"
-
-
-def error_response(code: int, message: str) -> JSONResponse:
-    """An answer that says what is wrong."""
-    return JSONResponse(status_code=code, content={"error": {"code": code, "message": message}})
 
 
 # -- the listener --------------------------------------------------------------------------

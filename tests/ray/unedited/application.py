@@ -1,4 +1,4 @@
-"""An application as it was written for ray.workflow 2.47: run it twice, the first time is killed."""
+"""An application as it was written for ray.workflow 2.47. Its first run is killed."""
 
 import sys
 

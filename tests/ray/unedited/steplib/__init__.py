@@ -60,5 +60,4 @@ def status_or_none(workflow_id):
     try:
         return WorkflowStatus(workflow.get_status(workflow_id))
     except ray.workflow.exceptions.WorkflowNotFoundError as error:
-        assert workflow_id in error.message
-        return None
+        return None if workflow_id in error.message else error
