@@ -6,6 +6,7 @@ import importlib
 import inspect
 import json
 import pickle
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -298,6 +299,15 @@ def test_rays_private_names() -> None:
     """What they do is tested on a cluster."""
     assert workers.HOOK_VARIABLE == "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
     assert workers.JOB_VARIABLE == "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+
+def test_the_example_runs() -> None:
+    code = """
+import doctest, ray_workflows.compat
+found = doctest.testmod(ray_workflows.compat)
+assert found.attempted and not found.failed
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 
 # -- python -m ray_workflows.compat --------------------------------------------------------
