@@ -134,6 +134,14 @@ def test_storage_as_url(installed: None, tmp_path: Path) -> None:
     assert connection.default_storage.url == tmp_path.as_uri()
 
 
+def test_a_ray_client_leaves_paths_to_the_cluster(
+    installed: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_init.ray_client, "is_connected", lambda: True)
+    ray.init("ray://somewhere:10001", storage="~/workflows")
+    assert connection.default_storage == "~/workflows"
+
+
 @pytest.mark.parametrize("storage", ["gopher://bucket/x", "custom://module.filesystem/x"])
 def test_storage_of_other_kinds(installed: None, connected: list, storage: str) -> None:
     with pytest.raises(StorageConfigError, match="Supported are"):

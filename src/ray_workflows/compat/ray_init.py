@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
+from ray.util.client import ray as ray_client
 
 from ray_workflows._client import connection
 from ray_workflows.compat.workers import prepared
@@ -33,7 +34,8 @@ def wrap(ray_init: Callable[..., Any]) -> Callable[..., Any]:
         url = home if home is None or isinstance(home, str) else home.url
         with prepared(kwargs, url):
             context = ray_init(*args, **kwargs)
-        connection.default_storage = home
+        # What a path names in its cluster is not for a Ray Client to say.
+        connection.default_storage = storage if storage and ray_client.is_connected() else home
         return context
 
     return init
