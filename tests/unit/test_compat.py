@@ -114,6 +114,7 @@ def test_install_twice_and_uninstall_leave_nothing() -> None:
     compat.uninstall()
     compat.uninstall()
     assert (ray.init, sys.meta_path, workers.capture.process_env_vars) == before
+    assert "workflow" not in vars(ray)
     assert not [name for name in sys.modules if name.startswith("ray.workflow")]
     test_without_it_ray_workflow_is_an_error()
 
