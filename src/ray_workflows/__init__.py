@@ -1,5 +1,6 @@
 """Durable workflows on Ray: ``import ray_workflows as workflow``."""
 
+from ray_workflows import common, event_listener, workflow_context  # noqa: F401
 from ray_workflows._executor.context import CurrentTask
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.tasks import TaskInfo, TaskStatus

@@ -1,4 +1,7 @@
-"""The public verbs: signatures, documentation, and checks of what users pass in."""
+"""The public verbs: signatures, documentation, and checks of what users pass in.
+
+What is passed on from `events` and `options` was in ``ray.workflow.api`` too.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ from ray_workflows._client import connection, workflows
 from ray_workflows._executor.context import CurrentTask, current_attempt, current_task
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.tasks import TaskInfo
-from ray_workflows.options import validate_metadata, validate_timeout
+from ray_workflows.events import sleep, wait_for_event  # noqa: F401
+from ray_workflows.options import options, validate_metadata, validate_timeout  # noqa: F401
 from ray_workflows.storage import Storage
 
 #: A WorkflowStatus is a str, and a frozenset of them is a frozenset of str; a set is not.

@@ -24,7 +24,7 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("Could not find any running Ray instance.")
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(clusters, "resolve", none)
+    monkeypatch.setattr(clusters, "bootstrap_address", none)
 
 
 def problems(cli: Cli, *options: str) -> dict[str, dict[str, str]]:

@@ -70,6 +70,8 @@ def test_help_and_reads_start_no_ray(store: Store, environment: dict[str, str]) 
 def test_what_needs_a_cluster_says_so(store: Store, environment: dict[str, str], verb: str) -> None:
     store.running("w")
     where = ("--storage", str(store.directory))
+    if verb == "fork":
+        where = (*where, "--from-task", "fetch")
     result = run(environment, verb, "w", *where)
     assert result.returncode == 1
     assert result.stdout == ""
@@ -112,7 +114,7 @@ def test_no_cluster_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("Could not find any running Ray instance.")
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(clusters, "resolve", none)
+    monkeypatch.setattr(clusters, "bootstrap_address", none)
     with pytest.raises(clusters.NoClusterError, match="ray start --head"):
         clusters.find(None)
 

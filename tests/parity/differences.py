@@ -277,12 +277,6 @@ DIFFERENCES: dict[str, Difference] = {
         "`sleep` takes a finite number of seconds; other values raise at the call.",
         {"text": raises("TypeError")},
     ),
-    # -- names -----------------------------------------------------------------------------
-    "submodules": Difference(
-        "There is no `ray_workflows.common`, `.event_listener` or `.workflow_context`: what was "
-        "public in them is in `ray_workflows` itself.",
-        dict.fromkeys(("common", "event_listener", "workflow_context")),
-    ),
 }
 
 #: Differences that no user should accept: their tests fail as expected until they are mended, and

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import ray
 from ray.dag import InputNode
 
@@ -56,6 +59,18 @@ def test_placement_group() -> None:
 
     hex_id = "ab" * PlacementGroupID.size()
     assert ray_private.placement_group(hex_id).id.hex() == hex_id
+
+
+def test_bootstrap_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert ray_private.bootstrap_address("127.0.0.1:1234") == "127.0.0.1:1234"
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:4321")
+    assert ray_private.bootstrap_address("auto") == "127.0.0.1:4321"
+
+
+def test_setup_hook_variable() -> None:
+    from ray._private import ray_constants
+
+    assert ray_constants.WORKER_PROCESS_SETUP_HOOK_ENV_VAR == ray_private.SETUP_HOOK_VARIABLE
 
 
 def test_job_config_variable() -> None:

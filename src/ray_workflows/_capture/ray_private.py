@@ -20,6 +20,9 @@ LABELS = "_labels"
 #: Carries a job's runtime_env into the drivers it starts (``ray job submit``).
 JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
+#: Names what Ray calls in each new worker of a job.
+SETUP_HOOK_VARIABLE = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
+
 
 def node_function(node: FunctionNode) -> Callable[..., Any]:
     """The function that a node calls."""
@@ -48,6 +51,14 @@ def default_options(function: RemoteFunction) -> dict[str, Any]:
     """The options given to ``@ray.remote``; a change of them is a change of the function's."""
     options: dict[str, Any] = function._default_options
     return options
+
+
+def bootstrap_address(address: str) -> str | None:
+    """An address as Ray sees it, and for ``auto`` that of the cluster that Ray would take."""
+    from ray._private import services
+
+    found: str | None = services.canonicalize_bootstrap_address(address)
+    return found
 
 
 def placement_group(hex_id: str) -> PlacementGroup:

@@ -83,6 +83,9 @@ class Connection(Reader):
 lock = threading.Lock()
 current: Connection | None = None
 
+#: The storage if `init` is given none: what `ray.init(storage=...)` was given under `compat`.
+default_storage: Storage | str | None = None
+
 
 def session_id() -> str:
     """Changes when this process connects to another cluster, or again to the same."""
@@ -162,6 +165,8 @@ def init(
     """
     global current
     with lock:
+        if storage is None:
+            storage = default_storage
         wanted = storage_from_url(storage)
         starts_ray = not ray.is_initialized()
         if starts_ray:

@@ -23,6 +23,9 @@ from ray_workflows._model.plan import Environment
 #: Directories larger than this are not searched for modules that were not imported yet.
 MAX_SCANNED_FILES = 1000
 
+#: Variables that this process wants in the attempts of all workflows it submits; see `compat`.
+process_env_vars: dict[str, str] = {}
+
 
 @functools.cache
 def library_directories() -> tuple[str, ...]:
@@ -86,6 +89,8 @@ def capture_environment() -> Environment:
     """The environment of this process: a driver, or a worker that submits a workflow."""
     directories = import_directories()
     runtime_env = dict(ray.get_runtime_context().runtime_env)
+    if process_env_vars:
+        runtime_env["env_vars"] = {**process_env_vars, **(runtime_env.get("env_vars") or {})}
     return Environment(
         runtime_env=json.loads(json.dumps(runtime_env, default=str)),
         python_path=directories,

@@ -11,6 +11,7 @@ from typing import Any
 import click
 import ray
 
+from ray_workflows._capture.ray_private import bootstrap_address
 from ray_workflows._client import connection as connections
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.reader import Reader
@@ -45,7 +46,7 @@ def find(address: str | None) -> str:
             "--address local would start a cluster; only `resume --local` does that."
         )
     try:
-        found = resolve(named)
+        found = bootstrap_address(named)
     except ConnectionError as error:
         raise NoClusterError(NO_CLUSTER if named == "auto" else str(error)) from error
     except ValueError:
@@ -62,14 +63,6 @@ def find(address: str | None) -> str:
             f"The Ray cluster at {found} does not answer: {error.strerror or error}. Check that "
             f"it runs, or name another with --address or $RAY_ADDRESS."
         ) from error
-    return found
-
-
-def resolve(address: str) -> str | None:
-    """The address as Ray sees it, and for ``auto`` the one that Ray would take."""
-    from ray._private import services
-
-    found: str | None = services.canonicalize_bootstrap_address(address)
     return found
 
 

@@ -1,0 +1,445 @@
+"""Events that arrive by HTTP: `HTTPListener` waits for them, `HTTPEventProvider` receives them.
+
+The provider is a Ray Serve application; importing this module needs ``pip install "ray[serve]"``.
+Events are kept in the storage of the workflow from the moment they are answered, so that none is
+lost with the provider, and none comes too early.
+"""
+
+# No annotations from __future__: FastAPI must find the types of parameters in a worker.
+
+import asyncio
+import json
+import logging
+import re
+import threading
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+from ray_workflows._client import connection
+from ray_workflows._client.mailbox import Mailbox
+from ray_workflows._model.catalog import CatalogRow
+from ray_workflows._model.ids import validate_workflow_id
+from ray_workflows._model.status import WorkflowStatus
+from ray_workflows.common import HTTP_EVENT_PROVIDER_NAME
+from ray_workflows.events import Event, EventListener
+from ray_workflows.exceptions import (
+    CoordinatorUnavailableError,
+    InvalidWorkflowIdError,
+    PicklableWorkflowError,
+    StorageError,
+)
+from ray_workflows.workflow_context import get_current_task_id, get_current_workflow_id
+
+try:
+    from fastapi import FastAPI, Request
+    from fastapi.responses import JSONResponse
+    from ray import serve
+except ImportError as missing:
+    raise ImportError(
+        f"ray_workflows.http_event_provider needs Ray Serve with FastAPI ({missing}). Install it: "
+        f'pip install "ray[serve]"'
+    ) from missing
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["HTTPEventProvider", "HTTPListener", "WorkflowEventHandleError"]
+
+#: Where the provider is found below the address of Ray Serve.
+ROUTE_PREFIX = "/event"
+
+#: How long a request waits for the workflow to take its event, in seconds; and at most, if it says.
+ANSWER_SECONDS, MAX_ANSWER_SECONDS = 30.0, 300.0
+
+#: How long one poll of a listener takes at most, in seconds. Each leaves a line in Serve's log.
+POLL_SECONDS = 300.0
+
+#: Requests that are served at once: senders that wait, and listeners.
+MAX_REQUESTS = 10_000
+
+#: The largest request, in bytes.
+MAX_BODY_BYTES = 1 << 20
+
+#: Events of one workflow that are kept while no task waits for them.
+MAX_EARLY_EVENTS = 1_000
+
+#: Pauses of a listener whose provider does not answer, in seconds.
+FIRST_PAUSE, LAST_PAUSE = 0.1, 5.0
+
+
+class WorkflowEventHandleError(PicklableWorkflowError):
+    """An event can't be waited for."""
+
+    def __init__(self, workflow_id: str, what_happened: str):
+        super().__init__(f"Workflow[id={workflow_id}] HTTP event handle failed: {what_happened}")
+        self.workflow_id = workflow_id
+
+
+class Refused(Exception):
+    """A request that is answered with an error."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class News:
+    """Wakes those who wait for something about one event of one workflow."""
+
+    def __init__(self) -> None:
+        self.waiting: dict[tuple[str, str], set[asyncio.Event]] = defaultdict(set)
+
+    def tell(self, incarnation: str, key: str) -> None:
+        """Wake all who wait for this event."""
+        for waiter in self.waiting.get((incarnation, key), ()):
+            waiter.set()
+
+    async def wait_until(
+        self, incarnation: str, key: str, look: Callable[[], Any], seconds: float
+    ) -> Any:
+        """What ``look`` returns, as soon as it is true, or after some seconds what it then is."""
+        waiter = asyncio.Event()
+        self.waiting[incarnation, key].add(waiter)
+        deadline = asyncio.get_running_loop().time() + seconds
+        try:
+            while True:
+                waiter.clear()
+                found = await asyncio.to_thread(look)
+                left = deadline - asyncio.get_running_loop().time()
+                if found or left <= 0:
+                    return found
+                try:
+                    await asyncio.wait_for(waiter.wait(), left)
+                except asyncio.TimeoutError:
+                    continue
+        finally:
+            self.waiting[incarnation, key].discard(waiter)
+            if not self.waiting[incarnation, key]:
+                del self.waiting[incarnation, key]
+
+
+def find_workflow(workflow_id: str) -> tuple[CatalogRow, Mailbox] | None:
+    """A workflow of this cluster and its events.
+
+    Raises:
+        CoordinatorUnavailableError: there are no workflows here.
+        StorageError: the storage does not answer.
+    """
+    if connection.find_coordinator() is None:
+        # Not started from here: only the application knows with which storage.
+        raise CoordinatorUnavailableError("No workflow was started on this cluster yet.")
+    storage = connection.connect().storage
+    row = storage.read_catalog(workflow_id)
+    return None if row is None else (row, Mailbox(storage, row.incarnation))
+
+
+def read_event(body: bytes) -> tuple[str, bytes]:
+    """Key and payload of a request's body, the payload as canonical JSON.
+
+    Raises:
+        Refused: it has none.
+    """
+    form = '{"event_key": "a-key", "event_payload": ...}'
+    try:
+        event = json.loads(body)
+    except ValueError as error:
+        raise Refused(400, f"The request's body is no JSON ({error}). Send {form}.") from None
+    if not isinstance(event, dict):
+        raise Refused(400, f"The request's body is JSON, but no object. Send {form}.")
+    for field in ("event_key", "event_payload"):
+        if field not in event:
+            raise Refused(400, f"'{field}' field is not found in the request JSON. Send {form}.")
+    key = event["event_key"]
+    if not isinstance(key, str) or not key:
+        raise Refused(400, f"event_key must be a text that is not empty, not {key!r}.")
+    return key, json.dumps(event["event_payload"], sort_keys=True).encode()
+
+
+def wait_seconds(prefer: str) -> float:
+    """How long a request wants to wait: ``Prefer: wait=10``, as in RFC 7240."""
+    wanted = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?(\d+)", prefer)
+    return min(float(wanted[1]), MAX_ANSWER_SECONDS) if wanted else ANSWER_SECONDS
+
+
+def error_response(code: int, message: str) -> JSONResponse:
+    """An answer that says what is wrong."""
+    return JSONResponse(status_code=code, content={"error": {"code": code, "message": message}})
+
+
+# Ray Serve copies the routes with the functions they use while the class below is made: what they
+# use has to stand above it.
+app = FastAPI()
+
+
+@serve.deployment(
+    num_replicas=1,
+    max_ongoing_requests=MAX_REQUESTS,
+    # Whoever waits asks again.
+    graceful_shutdown_timeout_s=2.0,
+    ray_actor_options={"num_cpus": 0},
+)
+@serve.ingress(app)
+class HTTPEventProvider:
+    """Receives events for workflows: ``POST /event/send_event/{workflow_id}``.
+
+    The body is JSON, ``{"event_key": "a-key", "event_payload": ...}``; a task of the workflow that
+    waits by ``workflow.wait_for_event(HTTPListener, event_key="a-key")`` produces the pair
+    ``("a-key", payload)``. A key names one event of a workflow: sent again with the same payload it
+    is the same event, however often, and answered as the first.
+
+    The first listener deploys it, on the address that Ray Serve has or is given by default. To
+    receive events before, or at an address of your choice, deploy it yourself.
+
+    Answers:
+
+    - 200: the event is in the workflow's journal, and will not be asked for again.
+    - 202: it is stored, and no task has taken it within 30 s, or the time that the request gives
+      by ``Prefer: wait=seconds``. It stays, and a task that waits for it later will get it, unless
+      the workflow is deleted before.
+    - 400: no JSON object, or a field is missing or of a wrong type.
+    - 404: there is no such workflow.
+    - 409: this key was sent with another payload before, which stays.
+    - 410: the workflow has finished without this event.
+    - 413: more than 1 MiB.
+    - 429: 1,000 events of this workflow are kept already that no task has waited for.
+    - 500: a listener reported that it could not handle the event.
+    - 503: the storage, or the cluster's coordinator, does not answer. Send it again.
+
+    Errors have a body ``{"error": {"code": ..., "message": ...}}``.
+
+    Examples:
+        Deploying it on an address of your choice, in a driver::
+
+            from ray import serve
+            from ray_workflows.common import HTTP_EVENT_PROVIDER_NAME
+            from ray_workflows.http_event_provider import HTTPEventProvider
+
+            serve.start(http_options={"host": "127.0.0.1", "port": 8000})
+            serve.run(
+                HTTPEventProvider.bind(), name=HTTP_EVENT_PROVIDER_NAME, route_prefix="/event"
+            )
+    """
+
+    def __init__(self) -> None:
+        self.news = News()
+        #: Keys that were sent and that no task has waited for, by incarnation. Only a bound: it
+        #: may forget.
+        self.early: dict[str, set[str]] = defaultdict(set)
+        #: Events that a listener gave up.
+        self.failed: set[tuple[str, str]] = set()
+
+    @app.post("/send_event/{workflow_id:path}")  # type: ignore[untyped-decorator]
+    async def send_event(self, workflow_id: str, req: Request) -> JSONResponse:
+        """Receive an event, and answer when the workflow has it."""
+        try:
+            return await self.receive(workflow_id, req)
+        except Refused as refused:
+            return error_response(refused.code, str(refused))
+        except InvalidWorkflowIdError as error:
+            return error_response(400, str(error))
+        except (StorageError, CoordinatorUnavailableError) as error:
+            return error_response(503, str(error))
+
+    async def receive(self, workflow_id: str, req: Request) -> JSONResponse:
+        """As `send_event`; raises what is answered with an error."""
+        body = bytearray()
+        async for chunk in req.stream():
+            body += chunk
+            if len(body) > MAX_BODY_BYTES:
+                raise Refused(413, f"The request has more than {MAX_BODY_BYTES} bytes.")
+        key, payload = read_event(bytes(body))
+        found = await asyncio.to_thread(find_workflow, validate_workflow_id(workflow_id))
+        if found is None:
+            raise Refused(404, f"Workflow[id={workflow_id}] doesn't exist.")
+        row, mailbox = found
+        await self.keep(row, mailbox, key, payload)
+        event = (row.incarnation, key)
+        self.failed.discard(event)
+        self.news.tell(*event)
+
+        def settled() -> bool:
+            return event in self.failed or mailbox.is_done(key)
+
+        seconds = wait_seconds(req.headers.get("prefer", ""))
+        if not await self.news.wait_until(*event, settled, seconds):
+            return JSONResponse(
+                status_code=202,
+                content={
+                    "message": f"The event is stored, and will be given to the task of the "
+                    f"workflow that waits for event_key {key!r}. None has taken it within "
+                    f"{seconds:.0f} s."
+                },
+            )
+        if event in self.failed:
+            raise Refused(500, "event processing failed")
+        return JSONResponse(status_code=200, content={})
+
+    async def keep(self, row: CatalogRow, mailbox: Mailbox, key: str, payload: bytes) -> None:
+        """Store an event, unless it is stored already."""
+        stored = await asyncio.to_thread(mailbox.payload, key)
+        if stored is None:
+            early = self.early[row.incarnation]
+            if row.status is WorkflowStatus.SUCCESSFUL:
+                del self.early[row.incarnation]
+                raise Refused(410, f"Workflow[id={row.workflow_id}] has finished without it.")
+            if len(early) >= MAX_EARLY_EVENTS and not self.is_awaited(row, key):
+                raise Refused(
+                    429,
+                    f"{len(early)} events are kept for workflow[id={row.workflow_id}] that no task "
+                    f"has waited for.",
+                )
+            early.add(key)
+            stored = await asyncio.to_thread(mailbox.put, key, payload)
+        if stored != payload:
+            raise Refused(
+                409,
+                f"event_key {key!r} was sent with another payload before, which stays. Use "
+                f"another key for another event.",
+            )
+
+    def is_awaited(self, row: CatalogRow, key: str) -> bool:
+        """Whether a listener, or another sender, waits for news of this event."""
+        return (row.incarnation, key) in self.news.waiting
+
+    # -- what listeners call ---------------------------------------------------------------
+
+    async def poll_event(
+        self, workflow_id: str, event_key: str, task_id: str | None = None
+    ) -> Event | None:
+        """The event, as soon as it is there; None after `POLL_SECONDS`.
+
+        Raises:
+            WorkflowEventHandleError: another task has this key, or the workflow is gone.
+        """
+        found = await asyncio.to_thread(find_workflow, workflow_id)
+        if found is None:
+            raise WorkflowEventHandleError(workflow_id, "the workflow doesn't exist any more.")
+        row, mailbox = found
+        if task_id is not None:
+            taker = await asyncio.to_thread(mailbox.take, event_key, task_id)
+            if taker != task_id:
+                raise WorkflowEventHandleError(
+                    workflow_id,
+                    f"The same event_key {event_key!r} is used to get payload again, by task "
+                    f"{task_id!r} after task {taker!r}. Wait once, and bind both to it, or use "
+                    f"another key.",
+                )
+        if row.incarnation in self.early:
+            self.early[row.incarnation].discard(event_key)
+        payload = await self.news.wait_until(
+            row.incarnation, event_key, lambda: mailbox.payload(event_key), POLL_SECONDS
+        )
+        return None if payload is None else (event_key, json.loads(payload))
+
+    async def get_event_payload(self, workflow_id: str, event_key: str) -> Event:
+        """The event, however long it takes; for listeners of your own."""
+        event = None
+        while event is None:
+            event = await self.poll_event(workflow_id, event_key)
+        return event
+
+    async def report_checkpointed(
+        self, workflow_id: str, event_key: str, confirmation: bool
+    ) -> str:
+        """Answer those who sent the event: it is checkpointed, or it could not be handled."""
+        found = await asyncio.to_thread(find_workflow, workflow_id)
+        if found is not None:
+            row, mailbox = found
+            if confirmation:
+                await asyncio.to_thread(mailbox.finish, event_key)
+            else:
+                self.failed.add((row.incarnation, event_key))
+            self.news.tell(row.incarnation, event_key)
+        return "OK"
+
+
+# -- the listener --------------------------------------------------------------------------
+
+lock = threading.Lock()
+provider: Any = None
+
+
+def provider_handle(fresh: bool) -> Any:
+    """The handle of the provider, which is deployed if there is none.
+
+    ``fresh``: the one from last time did not answer.
+    """
+    global provider
+    with lock:
+        if provider is None or fresh:
+            try:
+                provider = serve.get_app_handle(HTTP_EVENT_PROVIDER_NAME)
+            except serve.exceptions.RayServeException:
+                provider = serve.run(
+                    HTTPEventProvider.bind(),  # type: ignore[attr-defined]
+                    name=HTTP_EVENT_PROVIDER_NAME,
+                    route_prefix=ROUTE_PREFIX,
+                )
+        return provider
+
+
+class HTTPListener(EventListener):
+    """Waits for an event that is sent to the `HTTPEventProvider`.
+
+    Examples:
+        ::
+
+            from ray_workflows.http_event_provider import HTTPListener
+
+            event = workflow.wait_for_event(HTTPListener, event_key="approval")
+            workflow.run_async(handle.bind(event), workflow_id="order-1")
+
+        and from anywhere, with ``requests``::
+
+            requests.post(
+                "http://127.0.0.1:8000/event/send_event/order-1",
+                json={"event_key": "approval", "event_payload": "granted"},
+            )
+    """
+
+    async def poll_for_event(self, event_key: str | None = None) -> Event:
+        """Wait for the event; the pair of its key and its payload.
+
+        Args:
+            event_key: names it in its workflow. Default: the id of the task that waits.
+
+        Raises:
+            WorkflowEventHandleError: another task of the workflow waits, or has waited, for it.
+        """
+        workflow_id, task_id = get_current_workflow_id(), get_current_task_id()
+        pause = FIRST_PAUSE
+        fresh = False
+        while True:
+            try:
+                handle = await asyncio.to_thread(provider_handle, fresh)
+                event = await handle.poll_event.remote(workflow_id, event_key or task_id, task_id)
+            except WorkflowEventHandleError:
+                raise
+            except Exception as error:
+                # It, its node or the storage may come back: a wait takes days if need be.
+                logger.warning("The HTTP event provider does not answer: %s", error)
+                fresh = True
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LAST_PAUSE)
+                continue
+            if event is not None:
+                return tuple(event)
+            fresh, pause = False, FIRST_PAUSE
+
+    async def event_checkpointed(self, event: Event) -> None:
+        """Note that the event is checkpointed, and answer those who sent it."""
+        workflow_id, (event_key, _) = get_current_workflow_id(), event
+
+        def finish() -> None:
+            found = find_workflow(workflow_id)
+            if found is not None:
+                found[1].finish(event_key)
+
+        # First in the storage: the workflow must go on even if the provider is gone for good, and
+        # who sends the event again must be told that it is done.
+        await asyncio.to_thread(finish)
+        try:
+            handle = await asyncio.to_thread(provider_handle, False)
+            await handle.report_checkpointed.remote(workflow_id, event_key, True)
+        except Exception as error:
+            logger.warning("Senders of event %r are not answered: %s", event_key, error)
