@@ -4,20 +4,29 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+# The oldest Ray that pyproject.toml admits, and what is run on it: all that imports Ray.
+OLDEST_RAY := 2.48
+OLDEST_LOCK := tests/requirements-ray-$(OLDEST_RAY).lock
+OLDEST_VENV := .venv-ray-oldest
+RAY_TESTS := tests/unit tests/types tests/docs tests/ray
+
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test parity lint types format lock bench-sizes clean
+.PHONY: help setup quickstart test test-matrix test-oldest-ray parity lint types format lock bench-sizes clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 setup: $(VENV)/.ready ## Create .venv with the locked dependencies and this package
 
-$(VENV)/.ready: requirements.lock pyproject.toml
+$(VENV)/.ready: requirements.lock
+$(OLDEST_VENV)/.ready: $(OLDEST_LOCK)
+
+$(VENV)/.ready $(OLDEST_VENV)/.ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo "ray-workflows needs CPython 3.10 or newer; $(PYTHON) is older. Use make PYTHON=..."; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $(filter %.lock,$^)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
 
 quickstart: setup ## Run the examples and the main job: a pipeline that survives kill -9
@@ -25,6 +34,12 @@ quickstart: setup ## Run the examples and the main job: a pipeline that survives
 
 test: setup ## Run all tests
 	$(BIN)/python -m pytest
+
+test-matrix: setup test-oldest-ray ## Run the tests that need Ray on its oldest supported release and on the newest
+	$(BIN)/python -m pytest $(RAY_TESTS)
+
+test-oldest-ray: $(OLDEST_VENV)/.ready ## Run the tests that need Ray on its oldest supported release
+	$(OLDEST_VENV)/bin/python -m pytest $(RAY_TESTS)
 
 parity: setup ## Compare with ray.workflow 2.47.1, which is installed into .venv-parity
 	$(BIN)/python -m pytest tests/parity
@@ -40,12 +55,15 @@ format: setup ## Format the code
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
-lock: ## Pin the newest releases (needs uv)
-	uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 \
-		--no-header --no-annotate --upgrade -o requirements.lock
+COMPILE := uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 \
+	--no-header --no-annotate --upgrade
+
+lock: ## Pin the newest releases, with the newest and with the oldest Ray (needs uv)
+	$(COMPILE) -o requirements.lock
+	echo "ray==$(OLDEST_RAY).0" | $(COMPILE) - -o $(OLDEST_LOCK)
 
 bench-sizes: setup ## Run the sizes it must take: chain, ladder, fan-out, loop
 	$(BIN)/python benchmarks/sizes.py
 
-clean: ## Remove .venv and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist src/*.egg-info
+clean: ## Remove the environments and caches
+	rm -rf $(VENV) .venv-* .pytest_cache .mypy_cache .ruff_cache build dist src/*.egg-info

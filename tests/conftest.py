@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.metadata
 import os
 import shutil
 import tempfile
@@ -22,6 +23,10 @@ os.environ.update(LOOPBACK)
 
 #: More than the machine has: some tests hold a worker while others work.
 CLUSTER_CPUS = 4
+
+
+def pytest_report_header() -> str:
+    return f"ray: {importlib.metadata.version('ray')}"
 
 
 @pytest.fixture(scope="session")

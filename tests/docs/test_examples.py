@@ -62,6 +62,15 @@ def test_links_of_the_documents_lead_somewhere() -> None:
                 assert (path.parent / target).exists(), f"{path.name}: {target}"
 
 
+def test_the_oldest_ray_that_is_admitted_is_tested() -> None:
+    (admitted,) = re.findall(r'"ray>=([\d.]+)"', (ROOT / "pyproject.toml").read_text())
+    makefile = (ROOT / "Makefile").read_text()
+    assert re.search(rf"^OLDEST_RAY := {re.escape(admitted)}$", makefile, re.MULTILINE)
+    lock = (ROOT / "tests" / f"requirements-ray-{admitted}.lock").read_text()
+    assert f"ray=={admitted}." in lock
+    assert f"Ray {admitted} and newer" in (ROOT / "README.md").read_text()
+
+
 def test_make_help_lists_the_targets_of_the_readme() -> None:
     makefile = (ROOT / "Makefile").read_text()
     readme = (ROOT / "README.md").read_text()

@@ -52,6 +52,9 @@ class Faults:
         self.skew = some(0.3, 0.1, 30.0)
         # Attempts take this many times longer.
         self.slowness = rng.choice([1.0, 1.0, 1.0, 4.0, 12.0])
+        # Late commits that take effect at the worst moment: just before another coordinator's
+        # commit to the same workflow. Only where it is looked for.
+        self.late_at_worst = 0.0
         for name, value in trouble.items():
             assert hasattr(self, name), name
             setattr(self, name, value)

@@ -401,6 +401,48 @@ def takeovers_overlap(patch: Any) -> None:
     patch.setattr(Lease, "took", took)
 
 
+@breaks("stuck", until=25.0, crash_after_step=0.04, commit_late=0.6, late_at_worst=1.0)
+def takeover_happens_once(patch: Any) -> None:
+    """What earlier lives left is looked for when a life begins, and never again.
+
+    A commit that was on its way when its sender died takes effect before the claim of the next
+    life: the claim is stale, and the workflow is its dead sender's again.
+    """
+
+    def took(self: Lease, result: Any) -> None:
+        after = self.loop.after
+        self.loop.after = lambda seconds, action: None  # type: ignore[method-assign]
+        try:
+            original(self, result)
+        finally:
+            self.loop.after = after  # type: ignore[method-assign]
+
+    original = Lease.took
+    patch.setattr(Lease, "took", took)
+
+
+@breaks(
+    "stuck",
+    until=40.0,
+    crash_after_step=0.03,
+    commit_late=0.3,
+    late_at_worst=1.0,
+    hang=0.1,
+    hang_forever=0.02,
+    slowness=4.0,
+    corrupt=0.0,
+)
+def earlier_lives_are_forgotten_while_workflows_name_them(patch: Any) -> None:
+    """The row of a dead holder goes when it lapses, whatever of its is not claimed yet."""
+
+    def list_rows(storage: Any, query: Any) -> Any:
+        for row in original(storage, query):
+            yield msgspec.structs.replace(row, holder="")
+
+    original = lease_module.list_rows
+    patch.setattr(lease_module, "list_rows", list_rows)
+
+
 @breaks("stuck")
 def requests_to_cancel_are_not_looked_for(patch: Any) -> None:
     patch.setattr(lease_module, "TAIL_SECONDS", 1e9)

@@ -25,6 +25,25 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 
+class LateCommit:
+    """A commit that its sender has given up on, and that is still on its way."""
+
+    def __init__(self, storage: FaultyStorage, appends: list[Append]) -> None:
+        self.storage = storage
+        self.appends = appends
+
+    def disturbs(self, life: Life, appends: Sequence[Append]) -> bool:
+        """Whether it appends to what another one is about to append to."""
+        mine = {append.incarnation for append in self.appends}
+        return self.storage.life is not life and any(a.incarnation in mine for a in appends)
+
+    def arrive(self) -> None:
+        world = self.storage.world
+        if self in world.late:
+            world.late.remove(self)
+            self.storage.apply(self.appends)
+
+
 class FaultyStorage(Storage):
     """What one coordinator sees of the world's storage."""
 
@@ -69,9 +88,10 @@ class FaultyStorage(Storage):
             raise StorageUnavailableError("the commit failed")
         if faults.hit(faults.commit_late):
             # The request is on its way: it takes effect when the client has given up on it.
-            late = list(appends)
+            late = LateCommit(self, list(appends))
             delay = world.rng.choice([0.02, 0.1, 0.1, 0.5, 3.0]) * world.rng.random()
-            world.clock.after(delay, lambda: self.apply(late))
+            world.clock.after(delay, late.arrive)
+            world.late.append(late)
             world.trace("commit by %s will be late", self.life.name)
             raise StorageUnavailableError("the commit timed out")
         if faults.hit(faults.commit_partial):
@@ -79,6 +99,9 @@ class FaultyStorage(Storage):
             self.apply(list(appends)[:cut])
             world.trace("commit by %s broke off after %d", self.life.name, cut)
             raise StorageUnavailableError("the commit broke off")
+        for late in list(world.late):
+            if late.disturbs(self.life, appends) and faults.hit(faults.late_at_worst):
+                late.arrive()
         outcomes = self.apply(appends)
         if faults.hit(faults.commit_unsaid):
             world.trace("commit by %s: the answer is lost", self.life.name)

@@ -17,6 +17,7 @@ from tests.simulation.faults import Faults
 from tests.simulation.io import Job
 from tests.simulation.life import Life, Ticket
 from tests.simulation.monitor import Monitor
+from tests.simulation.storage import LateCommit
 from tests.simulation.violations import Violation
 
 #: After the trouble ends, everything has to end within this many virtual seconds.
@@ -71,6 +72,7 @@ class World:
         self.monitor = Monitor()
         self.job: Job | None = None
         self.jobs: dict[Job, None] = {}
+        self.late: list[LateCommit] = []
         self.lives: list[Life] = []
         self.crashes = 0
         self.failure: Violation | None = None

@@ -95,6 +95,10 @@ class NoListener:
         return path
 
 
+def make_listener() -> workflow.EventListener:
+    return workflow.TimerListener()
+
+
 class Blocking(workflow.EventListener):
     def poll_for_event(self, path: str) -> str:  # rejected
         return path
@@ -102,5 +106,6 @@ class Blocking(workflow.EventListener):
 
 workflow.wait_for_event(NoListener)  # rejected
 workflow.wait_for_event(workflow.TimerListener())  # rejected
+workflow.wait_for_event(make_listener)  # rejected
 node: DAGNode = workflow.sleep(1)
 wrong: int = workflow.sleep(1)  # rejected

@@ -133,6 +133,20 @@ def test_decorated_options_stay_under_call_options() -> None:
     assert (task_id, mixed.ray["_labels"]) == ("decorated", {"team": "a"})
 
 
+def test_none_takes_an_option_back_and_leaving_it_out_does_not() -> None:
+    @options(checkpoint=False, metadata={"a": 1})
+    @ray.remote
+    def h():
+        return 0
+
+    def chosen(**given):
+        return task_options(h.options(**options(**given)).bind().get_options(), where="x")[0]
+
+    assert (chosen().checkpoint, chosen().metadata) == (False, {"a": 1})
+    assert chosen(checkpoint=None).checkpoint is None
+    assert chosen(metadata=None).metadata == {}
+
+
 def test_strategies_are_data() -> None:
     from ray.util.scheduling_strategies import (
         In,

@@ -97,8 +97,12 @@ class Lease:
             claims = self.read_claims()
             former = claims.former_lives() if self.former is None else self.former
             found: Found = []
+            named: set[str] = set()
             for row in list_rows(storage, CatalogQuery(statuses=ACTIVE, holders=(*former, me))):
-                if row.released or row.workflow_id in held:
+                if row.released:
+                    continue
+                named.add(row.holder)
+                if row.workflow_id in held:
                     continue
                 try:
                     recovered = recover(storage, row.workflow_id)
@@ -107,11 +111,11 @@ class Lease:
                     continue
                 if recovered is not None:
                     found.append((row, recovered))
-            if not found:
-                for holder_id in former:
-                    # A live lease is nobody's who is dead, whatever we take it for.
-                    if claims.lapsed(holder_id):
-                        storage.remove_holder(holder_id)
+            for holder_id in former:
+                # A live lease is nobody's who is dead, whatever we take it for; and what is still
+                # named by a workflow, in hand or not, the next life must know for a life of ours.
+                if holder_id not in named and claims.lapsed(holder_id):
+                    storage.remove_holder(holder_id)
             return found, former
 
         self.loop.call_storage(work, self.took, what="Recovery")

@@ -6,7 +6,7 @@ import time
 
 import ray
 
-from tests.parity.kit import caught, scenario
+from tests.parity.kit import PATIENCE, caught, scenario, within
 from tests.parity.tasks import fail, hold, identity, mark, nap
 from tests.ray.processes import is_running
 
@@ -21,10 +21,7 @@ def start_held(workflow, scratch, suffix=""):
 def stopped(scratch) -> bool:
     """Whether the worker of the held task is gone, some seconds after the cancel."""
     (pid,) = scratch.marks.pids("held")
-    deadline = time.monotonic() + 10
-    while is_running(pid) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return not is_running(pid)
+    return within(lambda: not is_running(pid), PATIENCE / 4)
 
 
 @scenario
@@ -122,7 +119,7 @@ def cancel_before_its_task_starts(workflow, scratch):
     ref = workflow.run_async(mark.bind(scratch.marks, "a"), workflow_id=scratch.id())
     time.sleep(0.5)
     answer = caught(workflow.cancel, scratch.id())
-    run = caught(ray.get, ref, timeout=20)
+    run = caught(ray.get, ref, timeout=PATIENCE / 2)
     scratch.gate().open()
     ray.get(blocking)
     time.sleep(0.5)
@@ -135,7 +132,7 @@ def cancel_during_a_sleep(workflow, scratch):
     time.sleep(1.0)
     return {
         "answer": caught(workflow.cancel, scratch.id()),
-        "run": caught(ray.get, ref, timeout=20),
+        "run": caught(ray.get, ref, timeout=PATIENCE / 2),
         "status": caught(workflow.get_status, scratch.id()),
     }
 

@@ -39,12 +39,12 @@ def count_down(marks, n):
     return n if n == 0 else workflow.continuation(count_down.bind(marks, n - 1))
 
 
-@scenario(timeout=60)
+@scenario
 def recursion(workflow, scratch):
     return {"value": workflow.run(factorial.bind(6), workflow_id=scratch.id())}
 
 
-@scenario(timeout=60)
+@scenario
 def a_loop(workflow, scratch):
     value = workflow.run(count_down.bind(scratch.marks, 12), workflow_id=scratch.id())
     base = "tests.parity.scenarios.continuations.count_down"

@@ -7,7 +7,16 @@ import pickle
 import ray
 from ray import cloudpickle
 
-from tests.parity.kit import caught, cause_types, error_types, raised, scenario
+from tests.parity.kit import (
+    PATIENCE,
+    caught,
+    cause_types,
+    error_types,
+    on_each,
+    raised,
+    scenario,
+    within,
+)
 from tests.parity.tasks import describe, fail, fail_unless, hold, identity, mark
 from tests.ray.marks import wait_until
 
@@ -99,7 +108,6 @@ def a_sibling_of_a_failed_task(workflow, scratch):
     wait_until(
         lambda: "returns" in caught(workflow.get_output, scratch.id(), task_id="sibling"),
         "the sibling's output",
-        10,
     )
     status = caught(workflow.get_status, scratch.id())
     gate.open()
@@ -138,16 +146,10 @@ def how_often_a_running_sibling_runs(workflow, scratch):
     gate.open()
     again = workflow.resume_async(scratch.id())
     scratch.marks.wait_for("failing", 2)
-    # A second run of the sibling has started beside the first by now, or never does.
-    wait_until(lambda: scratch.marks.count("sibling") > 1 or gate_time(scratch), "time", 5)
+    within(lambda: scratch.marks.count("sibling") > 1, on_each(old=PATIENCE / 2, ours=2.0))
     scratch.gate("other").open()
     caught(ray.get, again)
     return {"sibling": scratch.marks.count("sibling")}
-
-
-def gate_time(scratch):
-    scratch.marks.add("polls")
-    return scratch.marks.count("polls") > 100
 
 
 @scenario

@@ -129,7 +129,7 @@ def a_canceled_one_makes_room(workflow, scratch):
     return {"first": caught(ray.get, refs[0]), "second": caught(ray.get, second)}
 
 
-@scenario(group="limits", timeout=5)
+@scenario(group="limits", old_hangs=5.0)
 def cancel_a_pending_one(workflow, scratch):
     """The last of its cluster: what hangs here would hold up others."""
     refs = fill(workflow, scratch, 1)

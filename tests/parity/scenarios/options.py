@@ -123,7 +123,7 @@ def environment(name):
     return os.environ.get(name)
 
 
-@scenario(timeout=60)
+@scenario
 def runtime_env_of_a_task(workflow, scratch):
     variables = environment.options(runtime_env={"env_vars": {"PARITY_VALUE": "from the task"}})
     return {"value": workflow.run(variables.bind("PARITY_VALUE"), workflow_id=scratch.id())}

@@ -6,7 +6,7 @@ import threading
 
 import ray
 
-from tests.parity.kit import caught, ready, scenario, seen
+from tests.parity.kit import PATIENCE, caught, ready, scenario, seen
 from tests.parity.tasks import add, continue_with, fail, hold, identity, mark
 from tests.ray.marks import wait_until
 
@@ -98,7 +98,7 @@ def outputs_while_running(workflow, scratch):
     scratch.marks.wait_for("held")
     names = {"workflow": None, "done": "done", "held": "held", "last": "last"}
     refs = {n: workflow.get_output_async(scratch.id(), task_id=t) for n, t in names.items()}
-    early = {"done": ready(refs["done"], 10)}
+    early = {"done": ready(refs["done"], PATIENCE / 2)}
     early |= {name: ready(ref, 0.2) for name, ref in refs.items() if name != "done"}
     gate.open()
     return {"early": early, "values": {n: caught(ray.get, r) for n, r in refs.items()}}
@@ -142,7 +142,7 @@ def outputs_with_ray_wait(workflow, scratch):
         scratch.marks.wait_for(f"held{i}")
     refs = [workflow.get_output_async(scratch.id(str(i))) for i in range(2)]
     gates[1].open()
-    done, waiting = ray.wait(refs, num_returns=1, timeout=20)
+    done, waiting = ray.wait(refs, num_returns=1, timeout=PATIENCE / 2)
     outcome = {"done": [refs.index(r) for r in done], "waiting": [refs.index(r) for r in waiting]}
     gates[0].open()
     return {**outcome, "values": caught(ray.get, refs)}
@@ -300,5 +300,5 @@ def outputs_while_others_wait(workflow, scratch):
     scratch.marks.wait_for("held")
     refs = [workflow.get_output_async(scratch.id()) for _ in range(3)]
     gate.open()
-    wait_until(lambda: all(ready(ref) for ref in refs), "all refs", 20)
+    wait_until(lambda: all(ready(ref) for ref in refs), "all refs")
     return {"values": ray.get(refs)}

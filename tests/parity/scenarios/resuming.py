@@ -181,7 +181,7 @@ def resume_all_finds_nothing(workflow, scratch):
     return {"resumed": seen(workflow.resume_all())}
 
 
-@scenario(group="fresh", timeout=60)
+@scenario(group="fresh")
 def resume_all_with_failed_ones(workflow, scratch):
     gate = scratch.gate()
     for i in range(2):

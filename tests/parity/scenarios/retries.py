@@ -50,13 +50,13 @@ def exceptions_of_other_types_are_not_retried(workflow, scratch):
     return {"run": value, "ran": scratch.marks.counts()}
 
 
-@scenario(timeout=60)
+@scenario
 def crashes_are_retried(workflow, scratch):
     value = run(workflow, scratch, crash_until.bind(scratch.marks, "runs", 3))
     return {"run": value, "ran": scratch.marks.counts()}
 
 
-@scenario(timeout=60)
+@scenario
 def crashes_are_retried_so_often(workflow, scratch):
     task = crash_until.options(max_retries=1)
     return {
@@ -67,7 +67,7 @@ def crashes_are_retried_so_often(workflow, scratch):
     }
 
 
-@scenario(timeout=60)
+@scenario
 def crashes_are_retried_three_times(workflow, scratch):
     value = run(workflow, scratch, crash_until.bind(scratch.marks, "runs", 9))
     return {"run": value, "ran": scratch.marks.counts()}
@@ -80,7 +80,7 @@ def retries_forbidden(workflow, scratch):
     return {"run": value, "ran": scratch.marks.counts()}
 
 
-@scenario(timeout=60)
+@scenario
 def retries_without_end(workflow, scratch):
     """Ray's max_retries=-1."""
     task = crash_until.options(max_retries=-1)
@@ -99,7 +99,7 @@ def retries_given_to_ray_remote(workflow, scratch):
     return {"run": value, "ran": scratch.marks.counts()}
 
 
-@scenario(timeout=60)
+@scenario
 def the_cause_after_a_crash(workflow, scratch):
     dag = crash_until.options(max_retries=0).bind(scratch.marks, "runs", 2)
     error = raised(workflow.run, dag, workflow_id=scratch.id())

@@ -12,7 +12,16 @@ from typing import Any
 import ray
 from ray.dag import InputNode
 
-from tests.parity.kit import LIBRARY, caught, ready, scenario, seen, without_random, workflow
+from tests.parity.kit import (
+    LIBRARY,
+    PATIENCE,
+    caught,
+    ready,
+    scenario,
+    seen,
+    without_random,
+    workflow,
+)
 from tests.parity.tasks import add, describe, fail, fail_unless, hold, identity, mark
 
 
@@ -29,7 +38,7 @@ def run_async_returns_a_ref(workflow, scratch):
     scratch.marks.wait_for("held")
     outcome = {"type": seen(ref), "ready_while_running": ready(ref)}
     gate.open()
-    return {**outcome, "ready_then": ready(ref, 20), "value": ray.get(ref)}
+    return {**outcome, "ready_then": ready(ref, PATIENCE / 2), "value": ray.get(ref)}
 
 
 @scenario
@@ -264,7 +273,7 @@ def run_driver(scratch, kind):
     scratch.gate().open()
 
 
-@scenario(timeout=60)
+@scenario
 def its_driver_ends(workflow, scratch):
     """A workflow outlives the driver that started it."""
     run_driver(scratch, "plain")
@@ -275,7 +284,7 @@ def its_driver_ends(workflow, scratch):
     }
 
 
-@scenario(timeout=20)
+@scenario
 def refs_of_a_driver_that_ended(workflow, scratch):
     run_driver(scratch, "refs")
     return {"output": caught(workflow.get_output, scratch.id())}
@@ -293,7 +302,7 @@ def refs_with_ray_wait(workflow, scratch):
     gate = scratch.gate()
     slow = workflow.run_async(hold.bind(scratch.marks, gate, "held"), workflow_id=scratch.id("1"))
     fast = workflow.run_async(identity.bind(1), workflow_id=scratch.id("2"))
-    done, waiting = ray.wait([slow, fast], num_returns=1, timeout=20)
+    done, waiting = ray.wait([slow, fast], num_returns=1, timeout=PATIENCE / 2)
     gate.open()
     return {"done": done == [fast], "waiting": waiting == [slow], "values": ray.get([slow, fast])}
 
