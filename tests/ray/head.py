@@ -1,0 +1,62 @@
+"""A cluster as people start it, ``ray start --head``, with a dashboard and a Ray Client server."""
+
+from __future__ import annotations
+
+import re
+import socket
+from pathlib import Path
+
+from tests.ray.processes import DriverProcess
+
+# In the foreground, so that what it starts are its descendants, to be killed with it.
+START = """
+    import sys
+    from ray.scripts.scripts import main
+    sys.argv = ["ray", "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=2",
+                "--node-ip-address=127.0.0.1", "--port=0", "--ray-client-server-port={client}",
+                "--include-dashboard=true", "--dashboard-host=127.0.0.1",
+                "--dashboard-port={dashboard}", "--dashboard-agent-listen-port={agent}"]
+    main()
+"""
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that are free now, all different."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for sock in sockets:
+            sock.bind(("127.0.0.1", 0))
+        return [sock.getsockname()[1] for sock in sockets]
+    finally:
+        for sock in sockets:
+            sock.close()
+
+
+class Head(DriverProcess):
+    """The head node of a cluster of its own. Its storage is the default one: its environment says
+    where that is."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir()
+        self.storage = directory / "store"
+        client, dashboard, agent = free_ports(3)
+        self.client = f"ray://127.0.0.1:{client}"
+        self.dashboard = f"http://127.0.0.1:{dashboard}"
+        code = START.format(client=client, dashboard=dashboard, agent=agent)
+        super().__init__(directory, code, RAY_WORKFLOW_STORAGE=str(self.storage))
+
+    def wait_until_up(self) -> None:
+        self.wait_for_text("Ray runtime started")
+
+    @property
+    def joining(self) -> dict[str, str]:
+        """The environment of another process on this node."""
+        return {"RAY_TMPDIR": self.ray_directory, "RAY_WORKFLOW_STORAGE": str(self.storage)}
+
+
+def python_blocks(document: Path, heading: str) -> list[str]:
+    """The Python code under a heading of a document."""
+    _, _, rest = document.read_text().partition(f"\n## {heading}\n")
+    assert rest, heading
+    section = rest.partition("\n## ")[0]
+    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
