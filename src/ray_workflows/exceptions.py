@@ -141,7 +141,7 @@ class WorkflowToResumeNotFoundError(WorkflowNotFoundError, WorkflowNotResumableE
             f"list_all() shows the workflows of this storage.",
         )
         self.workflow_id = workflow_id
-        self.task_id = None
+        self.task_id: str | None = None
 
 
 class WorkflowTaskNotRecoverableError(WorkflowNotResumableError):

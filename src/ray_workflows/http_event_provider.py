@@ -35,13 +35,13 @@ try:
     from fastapi import FastAPI, Request
     from fastapi.responses import JSONResponse
     from ray import serve
-except ImportError as missing:
+except ImportError as _missing:
     raise ImportError(
-        f"ray_workflows.http_event_provider needs Ray Serve with FastAPI ({missing}). Install it: "
+        f"ray_workflows.http_event_provider needs Ray Serve with FastAPI ({_missing}). Install it: "
         f'pip install "ray[serve]"'
-    ) from missing
+    ) from _missing
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 __all__ = ["HTTPEventProvider", "HTTPListener", "WorkflowEventHandleError"]
 
@@ -168,7 +168,7 @@ def error_response(code: int, message: str) -> JSONResponse:
 
 # Ray Serve copies the routes with the functions they use while the class below is made: what they
 # use has to stand above it.
-app = FastAPI()
+app: FastAPI = FastAPI()
 
 
 @serve.deployment(
@@ -355,7 +355,7 @@ class HTTPEventProvider:
 
 # -- the listener --------------------------------------------------------------------------
 
-lock = threading.Lock()
+_lock = threading.Lock()
 provider: Any = None
 
 
@@ -365,7 +365,7 @@ def provider_handle(fresh: bool) -> Any:
     ``fresh``: the one from last time did not answer.
     """
     global provider
-    with lock:
+    with _lock:
         if provider is None or fresh:
             try:
                 provider = serve.get_app_handle(HTTP_EVENT_PROVIDER_NAME)

@@ -63,7 +63,7 @@ class AliasFinder(MetaPathFinder):
         return None
 
 
-finder = AliasFinder()
+finder: AliasFinder = AliasFinder()
 
 
 def install() -> None:
