@@ -24,6 +24,7 @@ from ray_workflows.api import (
     resume_async,
     run,
     run_async,
+    run_async_many,
 )
 from ray_workflows.events import EventListener, TimerListener, sleep, wait_for_event
 from ray_workflows.exceptions import (
@@ -112,6 +113,7 @@ __all__ = [
     "resume_async",
     "run",
     "run_async",
+    "run_async_many",
     "sleep",
     "wait_for_event",
 ]

@@ -172,4 +172,7 @@ def decode_ray_options(options: Mapping[str, Any]) -> dict[str, Any]:
     decoded = dict(options)
     if "scheduling_strategy" in decoded:
         decoded["scheduling_strategy"] = decode_strategy(decoded["scheduling_strategy"])
+    group = decoded.get("placement_group")
+    if isinstance(group, dict):
+        decoded["placement_group"] = placement_group(group["placement_group"])
     return decoded

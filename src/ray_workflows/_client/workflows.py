@@ -5,32 +5,23 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import ray
 from ray.dag import DAGNode
 
-from ray_workflows._capture.dag import capture_plan, check_root
-from ray_workflows._capture.values import ValueWriter
+from ray_workflows._capture.dag import check_root
 from ray_workflows._client import reads, removal
 from ray_workflows._client.connection import Connection, connect
+from ray_workflows._client.drafts import Drafts
 from ray_workflows._client.forks import Fork
 from ray_workflows._client.outputs import await_output, await_shown, read_row, workflow_output
 from ray_workflows._client.waiter import OutputError, waiter_class
-from ray_workflows._codec.journal import encode_entry, encode_plan
 from ray_workflows._coordinator.requests import Accepted, Finished
-from ray_workflows._environment.capture import capture_environment
 from ray_workflows._model.ids import validate_workflow_id
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.tasks import TaskInfo
-from ray_workflows.exceptions import (
-    CoordinatorUnavailableError,
-    StorageError,
-    StorageUnavailableError,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -69,82 +60,55 @@ def submit(
 ) -> tuple[Connection, str, Accepted | Finished]:
     """Capture a DAG and hand it to the coordinator; durable when it returns."""
     check_root(dag)
-    if workflow_id is None:
-        workflow_id = generate_workflow_id()
-    validate_workflow_id(workflow_id)
+    workflow_id = given_or_generated(workflow_id)
     connection = connect()
-    with new_incarnation(connection) as incarnation:
-        plan = capture_plan(
-            dag,
-            writer=ValueWriter(connection.storage, incarnation),
-            environment=capture_environment(),
-            prefix="plan",
-            args=args,
-            kwargs=kwargs,
-        )
-        accepted: Accepted | Finished = connection.call(
-            "submit",
-            workflow_id,
-            incarnation,
-            encode_plan(plan),
-            metadata,
-            timeout,
-            uuid.uuid4().hex,
-        )
-    if not (isinstance(accepted, Accepted) and accepted.incarnation == incarnation):
-        discard_blobs(connection, incarnation)
-    if not accepted.same_plan:
-        warnings.warn(
-            f"Workflow '{workflow_id}' exists with another DAG or other arguments; the stored one "
-            f"is used. Choose another workflow_id, or delete({workflow_id!r}) first.",
-            stacklevel=4,
-        )
-    return connection, workflow_id, accepted
+    with Drafts(connection) as drafts:
+        drafts.capture(dag, args, kwargs, workflow_id, metadata, timeout)
+        (answer,) = drafts.send()
+    if isinstance(answer, Exception):
+        raise answer
+    return connection, workflow_id, answer
+
+
+def run_async_many(
+    dags: Sequence[DAGNode],
+    workflow_ids: Sequence[str] | None,
+    metadata: dict[str, Any],
+    timeout: float | None,
+) -> list[ray.ObjectRef]:
+    for dag in dags:
+        check_root(dag)
+    given: Sequence[str | None] = workflow_ids or [None] * len(dags)
+    ids = [given_or_generated(workflow_id) for workflow_id in given]
+    connection = connect()
+    with Drafts(connection) as drafts:
+        for dag, workflow_id in zip(dags, ids, strict=True):
+            drafts.capture(dag, (), {}, workflow_id, metadata, timeout)
+        answers = drafts.send()
+    return [
+        ray.put(OutputError(answer))
+        if isinstance(answer, Exception)
+        else output_ref(connection, workflow_id, fresh=True)
+        for workflow_id, answer in zip(ids, answers, strict=True)
+    ]
+
+
+def given_or_generated(workflow_id: str | None) -> str:
+    return generate_workflow_id() if workflow_id is None else validate_workflow_id(workflow_id)
 
 
 def fork(workflow_id: str, from_task: str, new_id: str | None) -> str:
     validate_workflow_id(workflow_id)
-    new_id = generate_workflow_id() if new_id is None else validate_workflow_id(new_id)
+    new_id = given_or_generated(new_id)
     connection = connect()
     storage = connection.storage
     origin = Fork(storage, read_row(storage, workflow_id), from_task)
-    submitted = origin.submitted
-    with new_incarnation(connection) as incarnation:
-        origin.copy_blobs(incarnation)
-        connection.call(
-            "submit",
-            new_id,
-            incarnation,
-            encode_plan(submitted.plan),
-            submitted.metadata,
-            submitted.timeout,
-            uuid.uuid4().hex,
-            encode_entry(origin.history),
-        )
+    with Drafts(connection) as drafts:
+        drafts.add_fork(origin, new_id)
+        (answer,) = drafts.send()
+    if isinstance(answer, Exception):
+        raise answer
     return new_id
-
-
-@contextmanager
-def new_incarnation(connection: Connection) -> Iterator[str]:
-    """The identity of what is submitted in this scope; without a trace if that raises."""
-    incarnation = uuid.uuid4().hex
-    try:
-        yield incarnation
-    except (StorageUnavailableError, CoordinatorUnavailableError):
-        # Nobody can say whether the workflow came to be: what it may need stays, and is swept
-        # when it is old and still nobody's.
-        raise
-    except BaseException:
-        discard_blobs(connection, incarnation)
-        raise
-
-
-def discard_blobs(connection: Connection, incarnation: str) -> None:
-    """Remove what was written for a workflow that did not come to be."""
-    try:
-        connection.storage.delete_blobs(incarnation)
-    except StorageError as error:
-        logger.warning("Blobs of %s are left for the sweep: %s", incarnation, error)
 
 
 def run(

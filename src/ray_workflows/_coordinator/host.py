@@ -14,6 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import ray
@@ -29,6 +30,7 @@ from ray_workflows._coordinator.requests import (
     Reply,
     Request,
     ResumeRequest,
+    Submission,
     SubmitRequest,
     WatchRequest,
 )
@@ -61,6 +63,21 @@ MAX_CALLS = 10_000
 def post(events: asyncio.AbstractEventLoop, action: Callable[[], None]) -> None:
     """Bring an answer from the loop's thread to Ray's."""
     events.call_soon_threadsafe(action)
+
+
+def submit_request(submission: Submission, reply: Reply) -> Request:
+    """The request to the loop for what a driver submits."""
+    fork = submission.fork
+    return SubmitRequest(
+        submission.workflow_id,
+        reply,
+        submission.incarnation,
+        decode_plan(submission.plan),
+        submission.metadata,
+        submission.request_id,
+        submission.timeout,
+        None if fork is None else tuple(decode_entry(fork, where="fork")),
+    )
 
 
 class WatchList:
@@ -156,24 +173,15 @@ class Coordinator:
             f"stays so, look into the log of the actor '{ACTOR_NAME}' ({NAMESPACE})."
         )
 
-    async def submit(
-        self,
-        workflow_id: str,
-        incarnation: str,
-        plan: bytes,
-        metadata: dict[str, Any],
-        timeout: float | None,
-        request_id: str,
-        fork: bytes | None = None,
-    ) -> Any:
-        """Create or resume a workflow: `Accepted`, `Finished` or an error."""
-        decoded = decode_plan(plan)
-        history = None if fork is None else tuple(decode_entry(fork, where="fork"))
-        return await self.request(
-            lambda reply: SubmitRequest(
-                workflow_id, reply, incarnation, decoded, metadata, request_id, timeout, history
-            )
-        )
+    async def submit(self, submissions: list[Submission]) -> list[Any]:
+        """Create or resume workflows: for each `Accepted`, `Finished` or an error."""
+        waiting = [self.wait(partial(submit_request, submission)) for submission in submissions]
+        tasks = [asyncio.ensure_future(one) for one in waiting]
+        _, late = await asyncio.wait(tasks, timeout=ANSWER_SECONDS)
+        for task in late:
+            task.cancel()
+        reason = self.why_no_answer() if late else None
+        return [reason if task in late else task.result() for task in tasks]
 
     async def resume(self, workflow_id: str, canceled: bool) -> Any:
         """Resume a workflow: `Accepted`, `Finished` or an error."""

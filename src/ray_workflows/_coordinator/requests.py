@@ -15,6 +15,19 @@ from ray_workflows._model.plan import Plan
 Reply = Callable[[Any], None]
 
 
+class Submission(msgspec.Struct, frozen=True):
+    """A workflow on its way from a driver. ``plan`` and ``fork`` are encoded: the plan, and what a
+    fork knows of its tasks from the start."""
+
+    workflow_id: str
+    incarnation: str
+    plan: bytes
+    metadata: dict[str, Any]
+    timeout: float | None
+    request_id: str
+    fork: bytes | None = None
+
+
 class Request(msgspec.Struct, frozen=True):
     """Base of what is asked about one workflow."""
 

@@ -5,10 +5,12 @@ It never raises for what user code did; a Ray error from here means that the wor
 
 from __future__ import annotations
 
+import contextlib
 import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
@@ -116,9 +118,15 @@ class AttemptRun:
             else:
                 self.made[key] = ray.put(result)
             return Value(Blob(key, pickled.nbytes, ""))
-        value = self.writer.write_pickled(pickled, key=key, where=where)
         if pickled.nbytes > INLINE_LIMIT:
-            self.made[key] = ray.put(result)
+            # Both take long and neither needs the other.
+            with ThreadPoolExecutor(1) as pool:
+                stored = pool.submit(self.writer.write_pickled, pickled, key=key, where=where)
+                with contextlib.suppress(ray.exceptions.ObjectStoreFullError):
+                    self.made[key] = ray.put(result)
+                value = stored.result()
+        else:
+            value = self.writer.write_pickled(pickled, key=key, where=where)
         self.made.update(self.writer.written)
         return value
 

@@ -1,0 +1,129 @@
+"""Workflows on their way to the coordinator. What they have written goes if they don't arrive."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+import warnings
+from types import TracebackType
+from typing import Any
+
+from ray.dag import DAGNode
+
+from ray_workflows._capture.dag import capture_plan
+from ray_workflows._capture.values import ValueWriter
+from ray_workflows._client.connection import Connection
+from ray_workflows._client.forks import Fork
+from ray_workflows._codec.journal import encode_entry, encode_plan
+from ray_workflows._coordinator.requests import Accepted, Finished, Submission
+from ray_workflows._environment.capture import capture_environment
+from ray_workflows.exceptions import (
+    CoordinatorUnavailableError,
+    StorageError,
+    StorageUnavailableError,
+)
+
+logger = logging.getLogger(__name__)
+
+#: Nobody can say whether the workflow came to be: what it may need stays, and is swept when it is
+#: old and still nobody's.
+DOUBT = (StorageUnavailableError, CoordinatorUnavailableError)
+
+#: What the coordinator says to one submission.
+Answer = Accepted | Finished | Exception
+
+
+class Drafts:
+    """Submissions that are put together. Used as a context; what they have written is removed if it
+    is left by an error."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.environment = capture_environment()
+        self.incarnations: list[str] = []
+        self.submissions: list[Submission] = []
+
+    def __enter__(self) -> Drafts:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None and not isinstance(error, DOUBT):
+            for incarnation in self.incarnations:
+                self.discard(incarnation)
+
+    def new_incarnation(self) -> str:
+        incarnation = uuid.uuid4().hex
+        self.incarnations.append(incarnation)
+        return incarnation
+
+    def capture(
+        self,
+        dag: DAGNode,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        workflow_id: str,
+        metadata: dict[str, Any],
+        timeout: float | None,
+    ) -> None:
+        """Add a workflow that runs a DAG."""
+        incarnation = self.new_incarnation()
+        plan = capture_plan(
+            dag,
+            writer=ValueWriter(self.connection.storage, incarnation),
+            environment=self.environment,
+            prefix="plan",
+            args=args,
+            kwargs=kwargs,
+        )
+        self.submissions.append(
+            Submission(
+                workflow_id, incarnation, encode_plan(plan), metadata, timeout, uuid.uuid4().hex
+            )
+        )
+
+    def add_fork(self, origin: Fork, workflow_id: str) -> None:
+        """Add a workflow that begins with another one's results."""
+        incarnation = self.new_incarnation()
+        origin.copy_blobs(incarnation)
+        submitted = origin.submitted
+        self.submissions.append(
+            Submission(
+                workflow_id,
+                incarnation,
+                encode_plan(submitted.plan),
+                submitted.metadata,
+                submitted.timeout,
+                uuid.uuid4().hex,
+                encode_entry(origin.history),
+            )
+        )
+
+    def send(self) -> list[Answer]:
+        """Hand all of them to the coordinator; what it says to each."""
+        if not self.submissions:
+            return []
+        answers: list[Answer] = self.connection.call("submit", self.submissions)
+        for submission, answer in zip(self.submissions, answers, strict=True):
+            used = isinstance(answer, Accepted) and answer.incarnation == submission.incarnation
+            if not used and not isinstance(answer, DOUBT):
+                self.discard(submission.incarnation)
+            if not isinstance(answer, Exception) and not answer.same_plan:
+                warnings.warn(
+                    f"Workflow '{submission.workflow_id}' exists with another DAG or other "
+                    f"arguments; the stored one is used. Choose another workflow_id, or "
+                    f"delete({submission.workflow_id!r}) first.",
+                    stacklevel=5,
+                )
+        return answers
+
+    def discard(self, incarnation: str) -> None:
+        """Remove what was written for a workflow that did not come to be."""
+        try:
+            self.connection.storage.delete_blobs(incarnation)
+        except StorageError as error:
+            logger.warning("Blobs of %s are left for the sweep: %s", incarnation, error)
