@@ -44,10 +44,32 @@ def fib(n):
     return n if n < 2 else workflow.continuation(add.bind(fib.bind(n - 1), fib.bind(n - 2)))
 
 
+def only_inside(client):
+    if os.getpid() == client:
+        raise AssertionError("an object left the cluster")
+    return OnlyInside(client)
+
+
+class OnlyInside:
+    """Can't be unpickled in the client."""
+
+    def __init__(self, client):
+        self.client = client
+
+    def __reduce__(self):
+        return only_inside, (self.client,)
+
+
+@ray.remote
+def make_inside(client):
+    return OnlyInside(client)
+
+
 @ray.remote
 def use(direct, nested, large):
     import shipped
 
+    assert isinstance(ray.get(nested[1]), OnlyInside)
     there = (shipped.NAME, os.environ["FLAVOUR"])
     return direct, ray.get(nested[0]), ray.put(large[:3]), large * 2, there
 
@@ -113,7 +135,7 @@ def plain_values():
 def references():
     large = np.arange(100_000.0)
     direct, nested = ray.put("direct"), ray.put(["nested", ray.put("inner")])
-    dag = use.bind(direct, [nested], large)
+    dag = use.bind(direct, [nested, make_inside.remote(os.getpid())], large)
     first = workflow.run(dag, workflow_id="client")
     ray.kill(connect().coordinator, no_restart=False)
     for output in (
