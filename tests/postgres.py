@@ -18,10 +18,15 @@ from types import TracebackType
 
 import psycopg
 
+from tests.ray.processes import descendants
+
 VARIABLE = "RAY_WORKFLOWS_TEST_POSTGRES"
 
 #: PostgreSQL does not run as root; the account that every system has for such.
 ACCOUNT = "nobody"
+
+#: The role that needs its password, if a test creates it; all others need none.
+GUARDED = "guarded"
 
 START_SECONDS = 30.0
 
@@ -71,6 +76,10 @@ class PostgresServer:
         self.process: subprocess.Popen[bytes] | None = None
         superuser = ("-U", "postgres", "-A", "trust")
         self.run("initdb", "-D", self.data, *superuser, "-E", "UTF8", "--no-locale", "-N")
+        access = self.data / "pg_hba.conf"
+        # The first line that fits counts.
+        rule = f"host all {GUARDED} 127.0.0.1/32 scram-sha-256\n"
+        access.write_text(rule + access.read_text())
         self.start()
 
     def __enter__(self) -> PostgresServer:
@@ -126,10 +135,11 @@ class PostgresServer:
                 return
 
     def signal(self, number: int) -> None:
-        """Send a signal to the server and all its processes."""
+        """Send a signal to the server and all its processes; they have groups of their own."""
         assert self.process is not None
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, number)
+        for pid in (self.process.pid, *descendants(self.process.pid)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def kill(self) -> None:
         """SIGKILL, as when the power is cut."""

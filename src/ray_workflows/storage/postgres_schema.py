@@ -42,7 +42,6 @@ class Schema:
         self.names: dict[str, Any] = {
             "schema_name": target.schema,
             "schema_text": quoted,
-            "table_text": f"{quoted}.schema_version",
             "blobs_text": f"{quoted}.blobs",
         }
 

@@ -5,6 +5,7 @@ Nothing is connected here.
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -31,6 +32,9 @@ PERSONAL = ("user", "port")
 
 #: libpq takes it in URLs, for URLs that were made for JDBC, but does not list it.
 UNLISTED = {"ssl"}
+
+#: All of libpq's are like this. Anything else may be the end of a password.
+PARAMETER = re.compile(r"[a-z_]+")
 
 
 class Target:
@@ -77,6 +81,8 @@ def parse_target(url: str) -> Target:
         if name == "schema":
             schema = unquote(value)
             continue
+        if not PARAMETER.fullmatch(name):
+            raise unreadable()
         if name not in known:
             raise StorageConfigError(
                 f"The PostgreSQL URL has the unknown parameter {name!r}. Known are schema and the "
@@ -85,20 +91,37 @@ def parse_target(url: str) -> Target:
             )
         kept.append(part)
     check_schema(schema)
+    scheme, _, rest = address.partition("://")
+    # Where a password is not encoded, its end would pass for the name of a database, and be shown.
+    if set("@/") & set(rest.partition("/")[2]):
+        raise unreadable()
     try:
-        parameters = conninfo_to_dict("?".join([address, "&".join(kept)]).rstrip("?"))
+        parameters = conninfo_to_dict(f"{scheme.lower()}://{rest}?{'&'.join(kept)}".rstrip("?"))
     except ProgrammingError:
         # libpq quotes the URL in its message, and so perhaps the password.
-        raise StorageConfigError(
-            "The PostgreSQL URL can't be read. It is postgresql://user:password@host:port/database"
-            "?schema=name; in user and password, write %40 for '@', %3A for ':', %2F for '/', "
-            "%3F for '?', %23 for '#' and %25 for '%'."
-        ) from None
+        raise unreadable() from None
+    ports = str(parameters.get("port") or "").split(",")
+    if not all(port == "" or (port.isascii() and port.isdigit()) for port in ports):
+        raise unreadable()
+    if "" in ports:
+        # An empty one means the default, to libpq; here it would hide what the URLs have in common.
+        parameters["port"] = ",".join(port or "5432" for port in ports)
+    if not any(ports):
+        del parameters["port"]
     if "service" not in parameters:
         parameters = {**environment(), **parameters}
         if not parameters.get("dbname"):
             parameters["dbname"] = parameters.get("user", "")
     return Target(parameters, schema)
+
+
+def unreadable() -> StorageConfigError:
+    """The error for a URL whose parts can't be told apart: none of them can be shown."""
+    return StorageConfigError(
+        "The PostgreSQL URL can't be read. It is postgresql://user:password@host:port/database"
+        "?schema=name; in user and password, write %40 for '@', %3A for ':', %2F for '/', "
+        "%3F for '?', %23 for '#' and %25 for '%'."
+    )
 
 
 def environment() -> dict[str, Any]:
@@ -118,10 +141,16 @@ def environment() -> dict[str, Any]:
 
 def check_schema(schema: str) -> None:
     """Raise unless PostgreSQL takes this as the name of a schema."""
-    if not schema or "\0" in schema or len(schema.encode()) > 63 or schema.startswith("pg_"):
+    # A percent sign would be the mark of a parameter in every query.
+    if (
+        not schema
+        or set("\0%") & set(schema)
+        or len(schema.encode()) > 63
+        or schema.startswith("pg_")
+    ):
         raise StorageConfigError(
-            f"schema={schema!r} can't be the name of a schema. It has up to 63 bytes and does not "
-            f"start with pg_."
+            f"schema={schema!r} can't be the name of a schema. It has up to 63 bytes, no '%' "
+            f"in it, and does not start with pg_."
         )
 
 

@@ -2,10 +2,14 @@
 -- come in the order of CatalogRow.
 
 -- name: read_server
+-- The catalog is asked itself: to_regclass may answer from before the transaction waited for a lock.
 SELECT current_setting('server_version_num')::integer, current_setting('server_encoding'),
     current_setting('fsync'), current_setting('transaction_read_only'),
-    to_regnamespace(%(schema_text)s) IS NOT NULL,
-    to_regclass(%(table_text)s) IS NOT NULL;
+    EXISTS (SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = %(schema_name)s),
+    EXISTS (
+        SELECT 1 FROM pg_catalog.pg_tables
+        WHERE schemaname = %(schema_name)s AND tablename = 'schema_version'
+    );
 
 -- name: read_schema_version
 SELECT max(version) FROM {schema}.schema_version;
@@ -135,16 +139,19 @@ LIMIT %(limit)s;
 
 -- name: list_catalog_by_status
 -- As list_catalog. A page of each status is read from the index, and the pages are merged: one scan
--- would pass over all rows of the other statuses, or sort all of these.
+-- would pass over all rows of the other statuses, or sort all of these. Said as a range and an
+-- order of all columns, because no other index can serve that: given an equality, the planner may
+-- take the one by submission and throw away what it did not hope to meet.
 SELECT page.*
 FROM unnest(%(statuses)s::text[]) AS wanted (status)
 CROSS JOIN LATERAL (
     SELECT workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
         metadata, plan_digest, error, released
     FROM {schema}.catalog
-    WHERE catalog.status = wanted.status
-        AND (submitted_at, workflow_id) > (%(submitted_at)s::double precision, %(workflow_id)s)
-    ORDER BY submitted_at, workflow_id
+    WHERE (catalog.status, submitted_at, workflow_id)
+            > (wanted.status, %(submitted_at)s::double precision, %(workflow_id)s)
+        AND catalog.status <= wanted.status
+    ORDER BY catalog.status, submitted_at, workflow_id
     LIMIT %(limit)s
 ) AS page
 ORDER BY page.submitted_at, page.workflow_id
@@ -159,9 +166,10 @@ CROSS JOIN LATERAL (
     SELECT workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
         metadata, plan_digest, error, released
     FROM {schema}.catalog
-    WHERE catalog.holder = owner.holder AND catalog.status = wanted.status
-        AND (submitted_at, workflow_id) > (%(submitted_at)s::double precision, %(workflow_id)s)
-    ORDER BY submitted_at, workflow_id
+    WHERE (catalog.holder, catalog.status, submitted_at, workflow_id)
+            > (owner.holder, wanted.status, %(submitted_at)s::double precision, %(workflow_id)s)
+        AND (catalog.holder, catalog.status) <= (owner.holder, wanted.status)
+    ORDER BY catalog.holder, catalog.status, submitted_at, workflow_id
     LIMIT %(limit)s
 ) AS page
 ORDER BY page.submitted_at, page.workflow_id
@@ -184,9 +192,10 @@ CROSS JOIN LATERAL (
     SELECT workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
         metadata, plan_digest, error, released
     FROM {schema}.catalog
-    WHERE catalog.status = wanted.status
-        AND (submitted_at, workflow_id) < (%(submitted_at)s::double precision, %(workflow_id)s)
-    ORDER BY submitted_at DESC, workflow_id DESC
+    WHERE (catalog.status, submitted_at, workflow_id)
+            < (wanted.status, %(submitted_at)s::double precision, %(workflow_id)s)
+        AND catalog.status >= wanted.status
+    ORDER BY catalog.status DESC, submitted_at DESC, workflow_id DESC
     LIMIT %(limit)s
 ) AS page
 ORDER BY page.submitted_at DESC, page.workflow_id DESC
@@ -201,9 +210,10 @@ CROSS JOIN LATERAL (
     SELECT workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
         metadata, plan_digest, error, released
     FROM {schema}.catalog
-    WHERE catalog.holder = owner.holder AND catalog.status = wanted.status
-        AND (submitted_at, workflow_id) < (%(submitted_at)s::double precision, %(workflow_id)s)
-    ORDER BY submitted_at DESC, workflow_id DESC
+    WHERE (catalog.holder, catalog.status, submitted_at, workflow_id)
+            < (owner.holder, wanted.status, %(submitted_at)s::double precision, %(workflow_id)s)
+        AND (catalog.holder, catalog.status) >= (owner.holder, wanted.status)
+    ORDER BY catalog.holder DESC, catalog.status DESC, submitted_at DESC, workflow_id DESC
     LIMIT %(limit)s
 ) AS page
 ORDER BY page.submitted_at DESC, page.workflow_id DESC
