@@ -109,7 +109,7 @@ class Connection(psycopg.Connection[Any]):
         try:
             yield
         finally:
-            self.silence_seconds = SILENCE_SECONDS
+            del self.silence_seconds
 
 
 class Pool:
