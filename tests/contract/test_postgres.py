@@ -343,6 +343,8 @@ def interrupting(error):
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_fork_while_another_thread_commits(storage):
     fill(storage, "w", 1)
+    # Some lie idle: a child that used one would speak in its parent's session.
+    in_threads([storage.now] * 4)
     stop = threading.Event()
 
     def commit_until_stopped():

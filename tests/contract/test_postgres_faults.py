@@ -308,6 +308,41 @@ def test_killed_in_mid_commit_and_restarted(server, storage):
     assert sum(ends.values()) > 240
 
 
+def many_rounds(storage):
+    assert storage.commit([make_append("w", seq) for seq in range(1, 9)]) == [OK] * 8
+    return lambda: len(state(storage, "w")[1]) == 9
+
+
+def one_round(storage):
+    assert storage.commit([make_append("w", 1), make_append("w2", 0)]) == [OK, OK]
+    return lambda: len(list_ids(storage)) == 2
+
+
+def deletion(storage):
+    assert storage.delete("w", incarnation_of("w"), 1) is OK
+    return lambda: storage.read_catalog("w") is None
+
+
+def small_blob(storage):
+    storage.write_blob("i", "k", [b"small"])
+    return lambda: storage.find_blob("i", "k") is not None
+
+
+def large_blob(storage):
+    blob = storage.write_blob("i", "k", [b"x" * 3_000_000])
+    return lambda: len(storage.read_blob("i", blob)) == 3_000_000
+
+
+@pytest.mark.parametrize("act", [many_rounds, one_round, deletion, small_blob, large_blob])
+def test_what_is_acknowledged_is_on_the_disk(server, storage, act):
+    """The server's own default would lose each of them."""
+    fill(storage, "w")
+    is_there = act(storage)
+    server.kill()
+    server.start()
+    assert is_there()
+
+
 def test_restart_is_not_noticed_when_nothing_is_under_way(server, storage):
     fill(storage, "w")
     in_threads([storage.now] * 4)
