@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test parity lint types format lock bench-sizes clean
+.PHONY: help setup quickstart test parity lint types format lock bench-sizes bench-postgres clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -46,6 +46,9 @@ lock: ## Pin the newest releases (needs uv)
 
 bench-sizes: setup ## Run the sizes it must take: chain, ladder, fan-out, loop
 	$(BIN)/python benchmarks/sizes.py
+
+bench-postgres: setup ## Measure PostgreSQL as storage beside the bare database
+	$(BIN)/python benchmarks/storage_postgres.py
 
 clean: ## Remove .venv and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist src/*.egg-info

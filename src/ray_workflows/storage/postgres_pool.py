@@ -1,6 +1,6 @@
 """Connections of this process to a PostgreSQL: few, opened on demand, closed when idle.
 
-Not psycopg_pool: see docs/decisions/008-postgresql.md. Knows nothing of workflows.
+Not psycopg_pool: see docs/decisions/010-postgresql.md. Knows nothing of workflows.
 """
 
 from __future__ import annotations
