@@ -212,3 +212,37 @@ def test_two_clusters_share_a_server(
             assert "all right" in second.wait()
         assert "all right" in first.wait()
     assert marks.counts() == {"held": 2}
+
+
+def test_values_elsewhere(server, prologue: str, tmp_path: Path) -> None:
+    blobs = tmp_path / "values"
+    code = (
+        prologue.replace("workflow.init(", f"workflow.init(blobs={str(blobs)!r}, storage=")
+        + f"""
+    assert workflow.run(use_objects.bind(make_objects.bind()), workflow_id="w") == 2_300_000.0
+    workflow.init()
+    workflow.init(blobs={str(blobs)!r}, storage=URL)
+    for other in (dict(storage=URL), dict(storage=URL, blobs={str(tmp_path)!r})):
+        try:
+            raise SystemExit(f"accepted {{workflow.init(**other)}}")
+        except workflow.StorageConfigError as error:
+            assert "One cluster has one storage" in str(error), error
+            assert "{SECRET}" not in str(error), error
+    print("all right", flush=True)
+    """
+    )
+    url = prologue.split("workflow.init(")[1].split(")", maxsplit=1)[0]
+    with DriverProcess(tmp_path, code.replace("URL", url)) as driver:
+        assert "all right" in driver.wait()
+    large = [path for path in blobs.rglob("*") if path.is_file() and path.stat().st_size > 2**20]
+    assert len(large) == 2
+    schema = url.rpartition("=")[2].strip("'")
+    assert count_rows(server, f"{schema}.blobs") == 0
+    assert count_rows(server, f"{schema}.catalog") == 1
+
+
+def count_rows(server, table: str) -> int:
+    import psycopg
+
+    with psycopg.connect(server.url) as connection:
+        return connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]

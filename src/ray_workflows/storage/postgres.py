@@ -264,6 +264,14 @@ class PostgresStorage(Storage):
         """Delete all blobs of an incarnation."""
         self.blobs.delete(incarnation)
 
+    def old_blobs(self, grace_seconds: float) -> list[str]:
+        """Incarnations whose newest blob is older than the grace period."""
+        grace = {"grace_seconds": float(grace_seconds)}
+        rows = self.pool.read(
+            lambda connection: connection.execute(self.queries["old_blobs"], grace).fetchall()
+        )
+        return [incarnation for (incarnation,) in rows]
+
     def sweep(self, grace_seconds: float) -> int:
         """Remove old blobs that belong to no workflow.
 

@@ -291,6 +291,12 @@ chunks AS (
 )
 SELECT count(*) FROM headers;
 
+-- name: old_blobs
+SELECT incarnation FROM {schema}.blobs
+GROUP BY incarnation
+HAVING max(written_at) <= clock_timestamp() - make_interval(secs => %(grace_seconds)s)
+ORDER BY incarnation;
+
 -- name: bury_orphans
 -- Incarnations with blobs but no workflow get a tombstone when the newest blob is old enough.
 INSERT INTO {schema}.tombstones (incarnation)
