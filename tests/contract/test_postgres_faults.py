@@ -511,6 +511,28 @@ def test_user_who_may_only_read(server, roles, storage):
     reader.close()
 
 
+def test_rights_that_the_message_names_are_enough(server, roles, storage):
+    schema = storage.target.schema
+    user = PostgresStorage(
+        changed(server, user=GUARDED, password=SECRET, query=f"?schema={schema}")
+    )
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        connection.execute(f"GRANT USAGE ON SCHEMA {schema} TO {GUARDED}")
+        connection.execute(
+            f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO {GUARDED}"
+        )
+    user.open()
+    row = fill(user, "w", 3)
+    for size in (10, 3_000_000):
+        user.write_blob(row.incarnation, f"k{size}", [b"x" * size])
+        user.write_blob(f"orphan{size}", "k", [b"x" * size])
+    assert user.sweep(0.0) == 2
+    user.renew_holder(make_holder("h"), 15.0)
+    user.remove_holder("h")
+    assert user.delete("w", row.incarnation, 3) is OK
+    user.close()
+
+
 def test_unsafe_server_is_warned_of(server, url, caplog):
     with psycopg.connect(server.url, autocommit=True) as connection:
         connection.execute("ALTER SYSTEM SET fsync = off")

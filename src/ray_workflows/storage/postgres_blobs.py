@@ -6,6 +6,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import secrets
+import time
+import uuid
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -21,7 +24,7 @@ from ray_workflows.storage.records import CHECKSUM_PREFIX, check_name, describe_
 #: small enough that client and server hold a few at a time.
 CHUNK_BYTES = 1024 * 1024
 
-COLUMN_TYPES = ("int8", "int4", "bytea")
+COLUMN_TYPES = ("uuid", "int4", "bytea")
 
 
 class BlobRows:
@@ -31,7 +34,6 @@ class BlobRows:
         self.pool = pool
         self.target = schema.target
         self.queries = schema.queries
-        self.names = schema.names
 
     def write(self, incarnation: str, key: str, chunks: Iterable[bytes | memoryview]) -> Blob:
         """Write a blob durably unless the key exists; return the description of what is stored."""
@@ -60,6 +62,7 @@ class BlobRows:
         size = len(data)
         blob = Blob(key, size, CHECKSUM_PREFIX + hashlib.sha256(data).hexdigest())
         values = {
+            "id": new_blob_id(),
             "incarnation": incarnation,
             "key": key,
             "size": size,
@@ -76,18 +79,18 @@ class BlobRows:
         """Write a blob, or return None if somebody else was faster."""
         digest = hashlib.sha256()
         size = 0
+        blob_id = new_blob_id()
         with self.pool.use() as connection, connection.transaction() as transaction:
             connection.execute(self.queries["configure_transaction"])
-            row = connection.first(self.queries["new_blob_id"], self.names)
             with connection.cursor().copy(self.queries["copy_chunks"]) as copy:
                 copy.set_types(COLUMN_TYPES)
                 for number, data in enumerate(rows):
                     digest.update(data)
                     size += len(data)
-                    copy.write_row((row[0], number, data))
+                    copy.write_row((blob_id, number, data))
             blob = Blob(key, size, CHECKSUM_PREFIX + digest.hexdigest())
             values = {
-                "id": row[0],
+                "id": blob_id,
                 "incarnation": incarnation,
                 "key": key,
                 "size": size,
@@ -150,6 +153,12 @@ class BlobRows:
         values = {"incarnation": check_name("incarnation", incarnation)}
         with self.pool.use() as connection, connection.patient():
             connection.execute(self.queries["delete_blobs"], values)
+
+
+def new_blob_id() -> uuid.UUID:
+    """An id that nobody else has. Later ones are larger, so that an index grows at its end."""
+    milliseconds = time.time_ns() // 1_000_000
+    return uuid.UUID(int=(milliseconds << 80) | secrets.randbits(80))
 
 
 def packed(chunks: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:

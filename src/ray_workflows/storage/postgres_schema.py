@@ -42,7 +42,6 @@ class Schema:
         self.names: dict[str, Any] = {
             "schema_name": target.schema,
             "schema_text": quoted,
-            "blobs_text": f"{quoted}.blobs",
         }
 
     def ensure(self, connection: Connection) -> None:

@@ -242,14 +242,11 @@ SELECT count(*), set_config('synchronous_commit',
         WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true)
 FROM gone;
 
--- name: new_blob_id
-SELECT nextval(pg_get_serial_sequence(%(blobs_text)s, 'id'));
-
 -- name: write_blob
 -- A blob of one chunk, whole; returns how many were written.
 WITH header AS (
-    INSERT INTO {schema}.blobs (incarnation, key, size, checksum)
-    VALUES (%(incarnation)s, %(key)s, %(size)s, %(checksum)s)
+    INSERT INTO {schema}.blobs (id, incarnation, key, size, checksum)
+    VALUES (%(id)s, %(incarnation)s, %(key)s, %(size)s, %(checksum)s)
     ON CONFLICT DO NOTHING
     RETURNING id
 ),
@@ -268,7 +265,6 @@ COPY {schema}.blob_chunks (blob_id, number, data) FROM STDIN (FORMAT BINARY);
 -- name: write_blob_header
 -- Last, when all chunks are there. The time is when it became one, not when it was begun.
 INSERT INTO {schema}.blobs (id, incarnation, key, size, checksum, written_at)
-OVERRIDING SYSTEM VALUE
 VALUES (%(id)s, %(incarnation)s, %(key)s, %(size)s, %(checksum)s, clock_timestamp())
 ON CONFLICT DO NOTHING
 RETURNING id;

@@ -51,8 +51,9 @@ CREATE TABLE {schema}.holders (
 );
 
 -- A blob's row is written in the transaction that writes its chunks: what has a row is whole.
+-- The writer makes the id: for a sequence, users would need one right more.
 CREATE TABLE {schema}.blobs (
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    id uuid PRIMARY KEY,
     incarnation text COLLATE "C" NOT NULL,
     key text COLLATE "C" NOT NULL,
     size bigint NOT NULL,
@@ -63,7 +64,7 @@ CREATE TABLE {schema}.blobs (
 
 -- In rows, because a value can't be larger than 1 GB and is held in memory whole.
 CREATE TABLE {schema}.blob_chunks (
-    blob_id bigint NOT NULL,
+    blob_id uuid NOT NULL,
     number integer NOT NULL,
     data bytea NOT NULL,
     PRIMARY KEY (blob_id, number)
