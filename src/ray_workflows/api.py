@@ -50,6 +50,7 @@ def check_flag(name: str, value: bool) -> bool:
 def init(
     storage: str | os.PathLike[str] | Storage | None = None,
     *,
+    blobs: str | os.PathLike[str] | Storage | None = None,
     max_running_workflows: int | None = None,
     max_pending_workflows: int | None = None,
 ) -> None:
@@ -58,8 +59,11 @@ def init(
     Calling it is optional: the other functions do it with defaults.
 
     Args:
-        storage: a directory, a ``file://`` URL, or a `Storage`. Default: what the cluster uses
-            already; else ``$RAY_WORKFLOW_STORAGE``; else a directory of the user's own.
+        storage: a directory, a ``file://`` or ``postgresql://`` URL, or a `Storage`. Default: what
+            the cluster uses already; else ``$RAY_WORKFLOW_STORAGE``; else a directory of the
+            user's own.
+        blobs: where values larger than 64 KiB are kept, given in the same ways, if not in
+            ``storage``. Everybody who uses the storage has to name the same place.
         max_running_workflows: how many workflows run at once; more wait as PENDING. -1: no limit.
             None: as it is, or no limit.
         max_pending_workflows: how many may wait; one more raises ``queue.Full``. -1: no limit.
@@ -76,7 +80,7 @@ def init(
     """
     check_limit("max_running_workflows", max_running_workflows, 1, "positive")
     check_limit("max_pending_workflows", max_pending_workflows, 0, "non-negative")
-    connection.init(storage, max_running_workflows, max_pending_workflows)
+    connection.init(storage, blobs, max_running_workflows, max_pending_workflows)
 
 
 def run(

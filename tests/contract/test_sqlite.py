@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import multiprocessing
 import os
 import pickle
 import random
@@ -44,15 +43,7 @@ from ray_workflows.testing.builders import (
     make_holder,
     state,
 )
-
-# Children come from a server that has imported what they need: a real process in milliseconds,
-# without forking this one and its threads.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(
-    ["pytest", "ray_workflows.storage", "ray_workflows.testing.builders"]
-)
-
-HANG_SECONDS = 60
+from tests.children import HANG_SECONDS, child, receive
 
 
 class TestSqliteStorage(StorageContract):
@@ -78,28 +69,6 @@ def tree(root) -> dict[str, int]:
         str(path.relative_to(root)): path.lstat().st_size if path.is_file() else -1
         for path in Path(root).rglob("*")
     }
-
-
-@contextlib.contextmanager
-def child(function, *arguments):
-    """A process that runs ``function(pipe, *arguments)``; killed at the end."""
-    ours, theirs = PROCESSES.Pipe()
-    process = PROCESSES.Process(target=function, args=(theirs, *arguments), daemon=True)
-    process.start()
-    theirs.close()
-    try:
-        yield process, ours
-    finally:
-        process.kill()
-        process.join(HANG_SECONDS)
-        assert process.exitcode is not None
-        process.close()
-        ours.close()
-
-
-def receive(pipe):
-    assert pipe.poll(HANG_SECONDS), "the child hangs"
-    return pipe.recv()
 
 
 # -- several processes ------------------------------------------------------------------------

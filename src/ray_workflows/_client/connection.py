@@ -21,6 +21,7 @@ from ray_workflows._executor.node_storage import NodeStorage
 from ray_workflows._version import __version__
 from ray_workflows.exceptions import CoordinatorUnavailableError, StorageConfigError
 from ray_workflows.storage import Storage
+from ray_workflows.storage.combined import CombinedStorage
 from ray_workflows.storage.urls import storage_from_url
 
 logger = logging.getLogger(__name__)
@@ -152,8 +153,18 @@ def storage_in_cluster(spec: str | os.PathLike[str] | Storage | None) -> Storage
     return found
 
 
+def wanted_storage(
+    storage: str | os.PathLike[str] | Storage | None,
+    blobs: str | os.PathLike[str] | Storage | None,
+) -> Storage:
+    """What ``storage=`` and ``blobs=`` name, each where it means something."""
+    find = storage_in_cluster if ray.is_initialized() and is_outside() else storage_from_url
+    return find(storage) if blobs is None else CombinedStorage(find(storage), find(blobs))
+
+
 def init(
     storage: str | os.PathLike[str] | Storage | None,
+    blobs: str | os.PathLike[str] | Storage | None,
     max_running: int | None,
     max_pending: int | None,
 ) -> Connection:
@@ -167,13 +178,13 @@ def init(
     with lock:
         if storage is None:
             storage = default_storage
-        wanted = storage_from_url(storage)
+        wanted = wanted_storage(storage, blobs)
         starts_ray = not ray.is_initialized()
         if starts_ray:
             ray.init()
         try:
-            if is_outside():
-                wanted = storage_in_cluster(storage)
+            if starts_ray and is_outside():
+                wanted = wanted_storage(storage, blobs)
             coordinator = find_coordinator()
             if coordinator is None:
                 limits = Limits(
@@ -183,7 +194,7 @@ def init(
                 call_inside(start, wanted, limits)
                 coordinator = ray.get_actor(ACTOR_NAME, namespace=NAMESPACE)
             connection = Connection(coordinator, describe(coordinator))
-            if storage is not None:
+            if storage is not None or blobs is not None:
                 check_same_storage(connection, wanted)
             check_same_limits(connection.limits, max_running, max_pending)
         except BaseException:
@@ -221,4 +232,4 @@ def connect() -> Connection:
     connection = current
     if connection is not None and ray.is_initialized() and connection.session == session_id():
         return connection
-    return init(None, None, None)
+    return init(None, None, None, None)

@@ -124,6 +124,10 @@ class NodeStorage(Storage):
         count: int = self.call("sweep", grace_seconds)
         return count
 
+    def old_blobs(self, grace_seconds: float) -> list[str]:
+        incarnations: list[str] = self.call("old_blobs", grace_seconds)
+        return incarnations
+
     def renew_holder(self, holder: Holder, lease_seconds: float) -> None:
         self.call("renew_holder", holder, lease_seconds)
 

@@ -19,6 +19,7 @@ from ray_workflows._model.catalog import (
     Page,
 )
 from ray_workflows._model.values import Blob
+from ray_workflows.exceptions import StorageConfigError
 
 
 @unique
@@ -160,6 +161,16 @@ class Storage(ABC):
 
         Returns how many incarnations were cleaned up.
         """
+
+    def old_blobs(self, grace_seconds: float) -> list[str]:
+        """Incarnations whose newest blob is older than the grace period, with a workflow or not.
+
+        Needed of a storage only if it holds the blobs of another one (``init(blobs=...)``).
+        """
+        raise StorageConfigError(
+            f"{self.url} can't hold the blobs of another storage: {type(self).__name__} lacks the "
+            f"method old_blobs."
+        )
 
     # -- holders ---------------------------------------------------------------------------
 

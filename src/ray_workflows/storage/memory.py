@@ -203,16 +203,21 @@ class MemoryStorage(Storage):
         with self.lock:
             self.blobs.pop(incarnation, None)
 
+    def old_blobs(self, grace_seconds: float) -> list[str]:
+        """Incarnations whose newest blob is older than the grace period."""
+        with self.lock:
+            limit = self.clock() - grace_seconds
+            return [
+                incarnation
+                for incarnation, blobs in self.blobs.items()
+                if max(stored.written_at for stored in blobs.values()) <= limit
+            ]
+
     def sweep(self, grace_seconds: float) -> int:
         """Remove old blobs of incarnations without a catalog row."""
         with self.lock:
-            limit = self.clock() - grace_seconds
-            swept = [
-                incarnation
-                for incarnation, blobs in self.blobs.items()
-                if incarnation not in self.incarnations
-                and max(stored.written_at for stored in blobs.values()) <= limit
-            ]
+            old = self.old_blobs(grace_seconds)
+            swept = [incarnation for incarnation in old if incarnation not in self.incarnations]
             for incarnation in swept:
                 del self.blobs[incarnation]
             return len(swept)

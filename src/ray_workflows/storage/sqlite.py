@@ -277,6 +277,12 @@ class SqliteStorage(Storage):
         """Delete all blobs of an incarnation."""
         self.blobs.delete(incarnation)
 
+    def old_blobs(self, grace_seconds: float) -> list[str]:
+        """Incarnations whose newest blob is older than the grace period."""
+        before = self.now() - grace_seconds
+        newest = ((name, self.blobs.newest(name)) for name in self.blobs.incarnations())
+        return [name for name, time in newest if time is not None and time <= before]
+
     def sweep(self, grace_seconds: float) -> int:
         """Finish interrupted deletions, and remove old blobs that belong to no workflow.
 

@@ -1,0 +1,217 @@
+"""`CombinedStorage`: journals and catalog in one storage, blobs in another.
+Knows both by their public methods only; what is atomic stays so in the one with the journals.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Sequence
+from urllib.parse import quote
+
+from ray_workflows._codec.journal import encode_entry
+from ray_workflows._model.catalog import (
+    Append,
+    CatalogQuery,
+    CatalogRow,
+    Holder,
+    JournalEntry,
+    Page,
+)
+from ray_workflows._model.status import WorkflowStatus
+from ray_workflows._model.values import Blob
+from ray_workflows.exceptions import (
+    StorageConfigError,
+    StorageCorruptError,
+    StorageUnavailableError,
+)
+from ray_workflows.storage.base import CommitOutcome, Storage
+
+#: The holder of rows that stand for incarnations whose blobs are being swept.
+SWEEPER = "sweep"
+
+
+class CombinedStorage(Storage):
+    """A storage whose blobs are in another one, as ``init(storage, blobs=...)`` makes it.
+
+    Values that do not fit into the journal go to ``blobs``, all else to ``storage``. Blobs that
+    ``storage`` has from before, when it stood alone, are still read from it.
+
+    Args:
+        storage: has the journals, the catalog and the holders.
+        blobs: has the blobs. What else it may hold is left alone, so that it can be somebody's
+            storage too.
+
+    Example:
+        >>> from ray_workflows.storage import MemoryStorage
+        >>> combined = CombinedStorage(MemoryStorage(name="db"), MemoryStorage(name="bucket"))
+        >>> combined.url
+        'memory://db#blobs=memory%3A%2F%2Fbucket'
+    """
+
+    def __init__(self, storage: Storage, blobs: Storage) -> None:
+        self.storage = storage
+        self.blobs = blobs
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.storage!r}, {self.blobs!r})"
+
+    @property
+    def url(self) -> str:
+        """The storage's, and behind a ``#`` that of the blobs: elsewhere, it is another storage."""
+        return f"{self.storage.url}#blobs={quote(self.blobs.url, safe='')}"
+
+    @property
+    def node_bound(self) -> bool:
+        """Whether one of them is."""
+        return self.storage.node_bound or self.blobs.node_bound
+
+    def open(self) -> None:
+        """Open both.
+
+        Raises:
+            StorageConfigError: one of them can't be used, or ``blobs`` can't hold the blobs of
+                another storage.
+        """
+        if type(self.blobs).old_blobs is Storage.old_blobs:
+            raise StorageConfigError(
+                f"{self.blobs!r} can't hold the blobs of another storage: "
+                f"{type(self.blobs).__name__} lacks the method old_blobs. Add it, or leave out "
+                f"blobs=."
+            )
+        self.storage.open()
+        self.blobs.open()
+
+    def open_existing(self) -> None:
+        """Check that both are there."""
+        self.storage.open_existing()
+        self.blobs.open_existing()
+
+    def close(self) -> None:
+        """Close both."""
+        self.storage.close()
+        self.blobs.close()
+
+    # -- journal and catalog ---------------------------------------------------------------
+
+    def commit(self, appends: Sequence[Append]) -> list[CommitOutcome]:
+        """As the storage does it."""
+        return self.storage.commit(appends)
+
+    def read_journal(self, incarnation: str, after: int = 0) -> list[JournalEntry]:
+        """As the storage does it."""
+        return self.storage.read_journal(incarnation, after)
+
+    def read_catalog(self, workflow_id: str) -> CatalogRow | None:
+        """As the storage does it."""
+        return self.storage.read_catalog(workflow_id)
+
+    def list_catalog(self, query: CatalogQuery) -> Page:
+        """As the storage does it."""
+        return self.storage.list_catalog(query)
+
+    def delete(self, workflow_id: str, incarnation: str, expected_seq: int) -> CommitOutcome:
+        """Delete the workflow, and then its blobs; `sweep` finds those if this is interrupted."""
+        outcome = self.storage.delete(workflow_id, incarnation, expected_seq)
+        if outcome is CommitOutcome.OK:
+            # It is gone whatever happens now.
+            with contextlib.suppress(StorageUnavailableError):
+                self.blobs.delete_blobs(incarnation)
+        return outcome
+
+    # -- blobs -----------------------------------------------------------------------------
+
+    def write_blob(self, incarnation: str, key: str, chunks: Iterable[bytes | memoryview]) -> Blob:
+        """Write a blob where the blobs are."""
+        return self.blobs.write_blob(incarnation, key, chunks)
+
+    def read_blob(self, incarnation: str, blob: Blob) -> memoryview:
+        """The bytes of a blob, wherever it is."""
+        try:
+            return self.blobs.read_blob(incarnation, blob)
+        except StorageCorruptError:
+            # It may be from before this storage was a combined one.
+            if self.storage.find_blob(incarnation, blob.key) is None:
+                raise
+        return self.storage.read_blob(incarnation, blob)
+
+    def find_blob(self, incarnation: str, key: str) -> Blob | None:
+        """The description of a blob, wherever it is."""
+        return self.blobs.find_blob(incarnation, key) or self.storage.find_blob(incarnation, key)
+
+    def delete_blobs(self, incarnation: str) -> None:
+        """Delete all blobs of an incarnation in both."""
+        self.blobs.delete_blobs(incarnation)
+        self.storage.delete_blobs(incarnation)
+
+    def old_blobs(self, grace_seconds: float) -> list[str]:
+        """Incarnations with old blobs, in either."""
+        found = {*self.blobs.old_blobs(grace_seconds), *self.storage.old_blobs(grace_seconds)}
+        return sorted(found)
+
+    def sweep(self, grace_seconds: float) -> int:
+        """Remove old blobs that belong to no workflow.
+
+        While that is done, their incarnation is taken by a row of its own in the catalog: the
+        commit that every storage has keeps sweep and submission apart.
+        """
+        swept = set()
+        taken = CatalogQuery(holders=(SWEEPER,), statuses=(WorkflowStatus.CANCELED,))
+        # What an interrupted sweep left.
+        for row in self.storage.list_catalog(taken).rows:
+            if row.workflow_id == sweep_id(row.incarnation):
+                self.finish_sweep(row.incarnation)
+                swept.add(row.incarnation)
+        for incarnation in self.blobs.old_blobs(grace_seconds):
+            if self.storage.commit([take(incarnation, self.now())]) == [CommitOutcome.OK]:
+                self.finish_sweep(incarnation)
+                swept.add(incarnation)
+        return len(swept) + self.storage.sweep(grace_seconds)
+
+    def finish_sweep(self, incarnation: str) -> None:
+        """Remove the blobs of an incarnation that is taken, and then the row that takes it."""
+        self.blobs.delete_blobs(incarnation)
+        self.storage.delete(sweep_id(incarnation), incarnation, 1)
+
+    # -- holders ---------------------------------------------------------------------------
+
+    def renew_holder(self, holder: Holder, lease_seconds: float) -> None:
+        """As the storage does it."""
+        self.storage.renew_holder(holder, lease_seconds)
+
+    def remove_holder(self, holder_id: str) -> None:
+        """As the storage does it."""
+        self.storage.remove_holder(holder_id)
+
+    def read_holders(self) -> list[Holder]:
+        """As the storage does it."""
+        return self.storage.read_holders()
+
+    def now(self) -> float:
+        """The clock of the storage."""
+        return self.storage.now()
+
+
+def sweep_id(incarnation: str) -> str:
+    """The id of the row that takes an incarnation. It is seen for a moment, if ever."""
+    return f"swept blobs of {incarnation}"
+
+
+def take(incarnation: str, now: float) -> Append:
+    """An append that succeeds only if no workflow has this incarnation, and keeps it so."""
+    row = CatalogRow(
+        workflow_id=sweep_id(incarnation),
+        incarnation=incarnation,
+        seq=1,
+        status=WorkflowStatus.CANCELED,
+        holder=SWEEPER,
+        submitted_at=now,
+        ended_at=now,
+    )
+    return Append(
+        workflow_id=row.workflow_id,
+        incarnation=incarnation,
+        expected_seq=0,
+        commit_id=f"sweep-{incarnation}",
+        entry=encode_entry([]),
+        catalog=row,
+    )

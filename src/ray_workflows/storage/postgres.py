@@ -1,0 +1,378 @@
+"""`PostgresStorage`: workflows in a schema of a PostgreSQL database, for any number of clusters.
+Needs the extra ``postgres``; nothing else in the package imports it before it is asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import msgspec
+from psycopg import errors
+
+from ray_workflows._model.catalog import (
+    Append,
+    CatalogQuery,
+    CatalogRow,
+    Holder,
+    JournalEntry,
+    Page,
+)
+from ray_workflows._model.status import WorkflowStatus
+from ray_workflows._model.values import Blob
+from ray_workflows.exceptions import StorageCorruptError
+from ray_workflows.storage.base import CommitOutcome, Storage
+from ray_workflows.storage.postgres_blobs import BlobRows
+from ray_workflows.storage.postgres_pool import Connection, Pool, pool_of
+from ray_workflows.storage.postgres_schema import Schema
+from ray_workflows.storage.postgres_target import Target, parse_target
+from ray_workflows.storage.records import check_appends, check_limit, decode_cursor, encode_cursor
+
+#: How much one statement carries, in bytes of entries. A transaction has as many as it needs.
+STATEMENT_BYTES = 8 * 1024 * 1024
+
+#: How often a transaction that the server gave up, to end a deadlock, is begun again.
+ATTEMPTS = 5
+
+#: What says for certain that nothing was committed.
+CLASHES = (errors.SerializationFailure, errors.DeadlockDetected)
+
+STATUSES = sorted(status.value for status in WorkflowStatus)
+
+#: Which query lists rows: whether some statuses, or some holders, are asked for, whether the
+#: newest come first.
+LIST_QUERIES = {
+    (False, False, False): "list_catalog",
+    (True, False, False): "list_catalog_by_status",
+    (False, True, False): "list_catalog_by_holder",
+    (True, True, False): "list_catalog_by_holder",
+    (False, False, True): "list_catalog_newest",
+    (True, False, True): "list_catalog_newest_by_status",
+    (False, True, True): "list_catalog_newest_by_holder",
+    (True, True, True): "list_catalog_newest_by_holder",
+}
+
+
+class PostgresStorage(Storage):
+    """Workflows in a schema of a PostgreSQL database (13 or newer, encoding UTF8).
+
+    Any process that reaches the server may use it at once, of any number of clusters. A commit is
+    on the server's disk when it is acknowledged, whatever its ``synchronous_commit``. Each process
+    has a few connections, opened on demand and closed when idle. Only `open` creates anything.
+
+    Instances pickle with all that is needed to connect, the password too: they travel to the
+    processes of the cluster, and into nothing that is stored. Neither ``url`` nor ``repr`` nor
+    any message shows it.
+
+    Args:
+        url: ``postgresql://user:password@host:port/database?schema=name``. What is left out comes
+            from the PG* variables, the service file and ``~/.pgpass``, as for other programs;
+            the schema is ``ray_workflows``. Other parameters are libpq's, such as ``sslmode``.
+
+    Raises:
+        StorageConfigError: the URL can't be understood.
+
+    Example:
+        >>> PostgresStorage("postgresql://me:secret@db.example.com:5432/work?schema=mine")
+        PostgresStorage('postgresql://db.example.com:5432/work?schema=mine')
+    """
+
+    def __init__(self, url: str) -> None:
+        self.connect_to(parse_target(url))
+
+    def connect_to(self, target: Target) -> None:
+        """Set it up for a target; nothing is connected yet."""
+        self.target: Target = target
+        self.schema: Schema = Schema(target)
+        self.queries: dict[str, str] = self.schema.queries
+        self.pool: Pool = pool_of(target)
+        self.blobs: BlobRows = BlobRows(self.pool, self.schema)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return rebuild, (type(self), self.target)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.target.url!r})"
+
+    @property
+    def url(self) -> str:
+        """Host, port, database and schema; no user and no password."""
+        return self.target.url
+
+    def open(self) -> None:
+        """Create the schema and its tables if they are missing, and check the user's rights.
+
+        Raises:
+            StorageConfigError: wrong password, unknown host or database, no right to create the
+                schema, a server that is too old, a schema of a newer release.
+            StorageUnavailableError: the server does not answer.
+        """
+        with self.pool.use() as connection:
+            self.schema.ensure(connection)
+
+    def open_existing(self) -> None:
+        """Check that there is a storage here and that it can be read; changes nothing.
+
+        Raises:
+            StorageConfigError: as `open`, and if there is none.
+            StorageUnavailableError: the server does not answer.
+        """
+        self.pool.read(self.schema.check_existing)
+
+    def close(self) -> None:
+        """Close the connections of this process that are not in use; the next use opens others."""
+        self.pool.drop_idle()
+
+    # -- journal and catalog ---------------------------------------------------------------
+
+    def commit(self, appends: Sequence[Append]) -> list[CommitOutcome]:
+        """Append to several journals in one transaction; see `Storage.commit`."""
+        # Taken out and encoded here so that what raises does so before the transaction.
+        appends = list(appends)
+        check_appends(appends)
+        statements = [
+            (numbers, encode_appends([appends[number] for number in numbers]))
+            for numbers in statement_numbers(appends)
+        ]
+        outcomes = [CommitOutcome.STALE] * len(appends)
+        if not statements:
+            return outcomes
+        for attempt in range(ATTEMPTS):
+            with self.pool.use() as connection:
+                try:
+                    found = self.execute_commit(connection, [values for _, values in statements])
+                    break
+                except CLASHES:
+                    if attempt == ATTEMPTS - 1:
+                        raise
+            time.sleep(random.uniform(0.0, 0.02 * 2**attempt))
+        for (numbers, _), appended in zip(statements, found, strict=True):
+            for number in numbers:
+                if appends[number].incarnation in appended:
+                    outcomes[number] = CommitOutcome.OK
+        return outcomes
+
+    def execute_commit(
+        self, connection: Connection, statements: list[dict[str, Any]]
+    ) -> list[set[str]]:
+        """Run the statements of a commit in one transaction and one trip to the server.
+
+        For each, the incarnations that were appended to.
+        """
+        query = self.queries["commit_appends"]
+        if len(statements) == 1:
+            cursors = [connection.execute(query, statements[0])]
+        else:
+            with connection.pipeline(), connection.transaction():
+                connection.execute(self.queries["configure_transaction"])
+                cursors = [connection.execute(query, values) for values in statements]
+        return [set((cursor.fetchone() or [None])[0] or ()) for cursor in cursors]
+
+    def read_journal(self, incarnation: str, after: int = 0) -> list[JournalEntry]:
+        """Entries with ``seq > after``, in order."""
+        key = {"incarnation": incarnation, "after": after}
+
+        def work(connection: Connection) -> list[JournalEntry]:
+            with connection.cursor(binary=True) as cursor:
+                rows = cursor.execute(self.queries["read_journal"], key).fetchall()
+            return [JournalEntry(*row) for row in rows]
+
+        return self.pool.read(work)
+
+    def read_catalog(self, workflow_id: str) -> CatalogRow | None:
+        """The row of a workflow, or None."""
+        row = self.fetch_one("read_catalog", {"workflow_id": workflow_id})
+        return None if row is None else self.decode_row(row)
+
+    def list_catalog(self, query: CatalogQuery) -> Page:
+        """One page of rows, oldest or newest submission first."""
+        limit = check_limit(query.limit)
+        submitted_at, workflow_id = decode_cursor(query.cursor, newest_first=query.newest_first)
+        statuses = sorted({status.value for status in query.statuses})
+        parameters = {
+            "submitted_at": submitted_at,
+            "workflow_id": workflow_id,
+            "statuses": statuses or STATUSES,
+            "holders": sorted(set(query.holders)),
+            # One more shows whether there is a next page.
+            "limit": limit + 1,
+        }
+        name = LIST_QUERIES[bool(statuses), bool(query.holders), query.newest_first]
+        found = self.pool.read(
+            lambda connection: connection.execute(self.queries[name], parameters).fetchall()
+        )
+        rows = tuple(map(self.decode_row, found[:limit]))
+        if len(found) <= limit:
+            return Page(rows)
+        return Page(rows, encode_cursor((rows[-1].submitted_at, rows[-1].workflow_id)))
+
+    def fetch_one(self, name: str, parameters: dict[str, Any]) -> Any:
+        """The first row of a query that changes nothing, or None."""
+        return self.pool.read(lambda connection: connection.first(self.queries[name], parameters))
+
+    def decode_row(self, row: tuple[Any, ...]) -> CatalogRow:
+        """The catalog row of a row of the catalog query."""
+        try:
+            return CatalogRow(
+                workflow_id=row[0],
+                incarnation=row[1],
+                seq=row[2],
+                status=WorkflowStatus(row[3]),
+                holder=row[4],
+                submitted_at=row[5],
+                started_at=row[6],
+                ended_at=row[7],
+                metadata=json.loads(row[8]),
+                plan_digest=row[9],
+                error=row[10],
+                released=row[11],
+            )
+        except ValueError as reason:
+            raise StorageCorruptError(
+                f"The catalog row of {row[0]!r} in {self.url} can't be read: {reason}."
+            ) from reason
+
+    def delete(self, workflow_id: str, incarnation: str, expected_seq: int) -> CommitOutcome:
+        """Delete a workflow and its blobs, if its journal still ends at ``expected_seq``."""
+        key = {
+            "workflow_id": workflow_id,
+            "incarnation": incarnation,
+            "expected_seq": expected_seq,
+        }
+        with self.pool.use() as connection, connection.patient():
+            found = connection.first(self.queries["delete_workflow"], key)
+        return CommitOutcome.OK if found[0] else CommitOutcome.STALE
+
+    # -- blobs -----------------------------------------------------------------------------
+
+    def write_blob(self, incarnation: str, key: str, chunks: Iterable[bytes | memoryview]) -> Blob:
+        """Write a blob durably unless the key exists; return what is stored."""
+        return self.blobs.write(incarnation, key, chunks)
+
+    def read_blob(self, incarnation: str, blob: Blob) -> memoryview:
+        """The bytes of a blob, checked."""
+        return self.blobs.read(incarnation, blob)
+
+    def find_blob(self, incarnation: str, key: str) -> Blob | None:
+        """The description of a stored blob, or None. Not read: it was computed when written."""
+        return self.blobs.find(incarnation, key)
+
+    def delete_blobs(self, incarnation: str) -> None:
+        """Delete all blobs of an incarnation."""
+        self.blobs.delete(incarnation)
+
+    def old_blobs(self, grace_seconds: float) -> list[str]:
+        """Incarnations whose newest blob is older than the grace period."""
+        grace = {"grace_seconds": float(grace_seconds)}
+        rows = self.pool.read(
+            lambda connection: connection.execute(self.queries["old_blobs"], grace).fetchall()
+        )
+        return [incarnation for (incarnation,) in rows]
+
+    def sweep(self, grace_seconds: float) -> int:
+        """Remove old blobs that belong to no workflow.
+
+        Their incarnations get tombstones: a submission that arrives later still is stale, and does
+        not become a workflow without its blobs.
+        """
+        with self.pool.use() as connection, connection.patient():
+            grace = {"grace_seconds": float(grace_seconds)}
+            connection.execute(self.queries["bury_orphans"], grace)
+            if not connection.first(self.queries["has_buried"])[0]:
+                connection.execute(self.queries["remove_tombstones"])
+                return 0
+            with connection.transaction():
+                connection.execute(self.queries["configure_transaction"])
+                connection.execute(self.queries["lock_catalog"])
+                connection.execute(self.queries["spare_created"])
+            buried = connection.execute(self.queries["read_buried"]).fetchall()
+        for (incarnation,) in buried:
+            self.blobs.delete(incarnation)
+        return len(buried)
+
+    # -- holders ---------------------------------------------------------------------------
+
+    def renew_holder(self, holder: Holder, lease_seconds: float) -> None:
+        """Insert or renew the holder's row; the lease runs on the server's clock."""
+        row = {**msgspec.structs.asdict(holder), "lease_seconds": float(lease_seconds)}
+        with self.pool.use() as connection:
+            connection.execute(self.queries["renew_holder"], row)
+
+    def remove_holder(self, holder_id: str) -> None:
+        """Remove the holder's row, if there is one."""
+        with self.pool.use() as connection:
+            connection.execute(self.queries["remove_holder"], {"holder_id": holder_id})
+
+    def read_holders(self) -> list[Holder]:
+        """All holders, by id."""
+        rows = self.pool.read(
+            lambda connection: connection.execute(self.queries["read_holders"]).fetchall()
+        )
+        return [Holder(*row) for row in rows]
+
+    def now(self) -> float:
+        """The clock of the server."""
+        now: float = self.fetch_one("now", {})[0]
+        return now
+
+
+def rebuild(cls: type[PostgresStorage], target: Target) -> PostgresStorage:
+    """A pickled storage, in the process it came to."""
+    storage = cls.__new__(cls)
+    storage.connect_to(target)
+    return storage
+
+
+def statement_numbers(appends: Sequence[Append]) -> Iterator[list[int]]:
+    """Which appends go into one statement: each workflow once, sorted, and not too many bytes.
+
+    Several appends to one workflow come in statements after each other. Each statement takes its
+    locks in the order of the ids, so that rival transactions can't wait for each other in a ring.
+    """
+    rounds: list[list[int]] = []
+    ends: dict[tuple[str, str], int] = {}
+    for number, append in enumerate(appends):
+        keys = (("id", append.workflow_id), ("incarnation", append.incarnation))
+        place = max(ends.get(key, 0) for key in keys)
+        for key in keys:
+            ends[key] = place + 1
+        if place == len(rounds):
+            rounds.append([])
+        rounds[place].append(number)
+    for numbers in rounds:
+        numbers.sort(key=lambda number: appends[number].workflow_id.encode())
+        part: list[int] = []
+        size = 0
+        for number in numbers:
+            if part and size + len(appends[number].entry) > STATEMENT_BYTES:
+                yield part
+                part, size = [], 0
+            part.append(number)
+            size += len(appends[number].entry)
+        yield part
+
+
+def encode_appends(appends: Sequence[Append]) -> dict[str, Any]:
+    """The parameters of ``commit_appends``."""
+    rows = []
+    for append in appends:
+        row = msgspec.structs.asdict(append.catalog)
+        row["status"] = append.catalog.status.value
+        row["metadata"] = json.dumps(row["metadata"]) if row["metadata"] else "{}"
+        row["error"] = clean(row["error"])
+        row["commit_id"] = append.commit_id
+        rows.append(row)
+    return {
+        "rows": msgspec.json.encode(rows).decode(),
+        "entries": [append.entry for append in appends],
+    }
+
+
+def clean(text: str | None) -> str | None:
+    """The text of an error as PostgreSQL can hold it: without lone surrogates and zeros."""
+    if text is None:
+        return None
+    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")

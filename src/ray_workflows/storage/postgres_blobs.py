@@ -1,0 +1,180 @@
+"""Blobs as rows of PostgreSQL: chunked, written whole or not at all, verified when read.
+Knows nothing of journals and catalog: who may delete what is decided by its callers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import secrets
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from psycopg import Rollback
+
+from ray_workflows._model.values import Blob
+from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError
+from ray_workflows.storage.postgres_pool import Connection, Pool
+from ray_workflows.storage.postgres_schema import Schema
+from ray_workflows.storage.records import CHECKSUM_PREFIX, check_name, describe_blob, slices
+
+#: The size of a row, but for the last. Large enough that rows cost nothing beside their bytes,
+#: small enough that client and server hold a few at a time.
+CHUNK_BYTES = 1024 * 1024
+
+COLUMN_TYPES = ("uuid", "int4", "bytea")
+
+
+class BlobRows:
+    """The blobs of one schema."""
+
+    def __init__(self, pool: Pool, schema: Schema) -> None:
+        self.pool = pool
+        self.target = schema.target
+        self.queries = schema.queries
+
+    def write(self, incarnation: str, key: str, chunks: Iterable[bytes | memoryview]) -> Blob:
+        """Write a blob durably unless the key exists; return the description of what is stored."""
+        check_name("incarnation", incarnation)
+        check_name("blob key", key)
+        rows = packed(chunks)
+        first = next(rows, b"")
+        # Nothing is asked of the server while a producer may still fail at once.
+        second = next(rows, None)
+        if second is None:
+            blob = self.write_small(incarnation, key, first)
+        else:
+            blob = self.find(incarnation, key)
+            if blob is None:
+                blob = self.write_large(incarnation, key, itertools.chain((first, second), rows))
+        blob = blob or self.find(incarnation, key)
+        if blob is None:
+            raise StorageUnavailableError(
+                f"Blob {key!r} of {incarnation!r} in {self.target.url} was deleted while it was "
+                f"written. Write it again if it is still needed."
+            )
+        return blob
+
+    def write_small(self, incarnation: str, key: str, data: bytes | memoryview) -> Blob | None:
+        """Write a blob of one chunk, or return None if there is one of this key."""
+        size = len(data)
+        blob = Blob(key, size, CHECKSUM_PREFIX + hashlib.sha256(data).hexdigest())
+        values = {
+            "id": new_blob_id(),
+            "incarnation": incarnation,
+            "key": key,
+            "size": size,
+            "checksum": blob.checksum,
+            "data": data,
+        }
+        with self.pool.use() as connection:
+            found = connection.first(self.queries["write_blob"], values)
+        return blob if found[0] else None
+
+    def write_large(
+        self, incarnation: str, key: str, rows: Iterable[bytes | memoryview]
+    ) -> Blob | None:
+        """Write a blob, or return None if somebody else was faster."""
+        digest = hashlib.sha256()
+        size = 0
+        blob_id = new_blob_id()
+        with self.pool.use() as connection, connection.transaction() as transaction:
+            connection.execute(self.queries["configure_transaction"])
+            with connection.cursor().copy(self.queries["copy_chunks"]) as copy:
+                copy.set_types(COLUMN_TYPES)
+                for number, data in enumerate(rows):
+                    digest.update(data)
+                    size += len(data)
+                    copy.write_row((blob_id, number, data))
+            blob = Blob(key, size, CHECKSUM_PREFIX + digest.hexdigest())
+            values = {
+                "id": blob_id,
+                "incarnation": incarnation,
+                "key": key,
+                "size": size,
+                "checksum": blob.checksum,
+            }
+            if connection.first(self.queries["write_blob_header"], values) is None:
+                # The chunks go with the transaction.
+                raise Rollback(transaction)
+            return blob
+        return None
+
+    def find(self, incarnation: str, key: str) -> Blob | None:
+        """The description of a stored blob as its writer gave it, or None."""
+        found = self.pool.read(lambda connection: self.look_up(connection, incarnation, key))
+        return None if found is None else Blob(*found[:3])
+
+    def look_up(self, connection: Connection, incarnation: str, key: str) -> Any:
+        """The row of a blob."""
+        values = {
+            "incarnation": check_name("incarnation", incarnation),
+            "key": check_name("blob key", key),
+        }
+        return connection.first(self.queries["find_blob"], values)
+
+    def read(self, incarnation: str, blob: Blob) -> memoryview:
+        """The bytes of a blob, checked against its size and checksum; read-only."""
+        what = f"{describe_blob(incarnation, blob)} in {self.target.url}"
+
+        def work(connection: Connection) -> memoryview:
+            found = self.look_up(connection, incarnation, blob.key)
+            if found is None:
+                raise StorageCorruptError(f"The {what} is missing.")
+            if Blob(*found[:3]) != blob:
+                raise StorageCorruptError(
+                    f"The {what} was written with {found[1]} bytes and checksum {found[2]}, "
+                    f"expected {blob.size} and {blob.checksum}."
+                )
+            # Filled in place: it is in memory once, beside a chunk or two.
+            data = bytearray(blob.size)
+            end = 0
+            digest = hashlib.sha256()
+            with connection.cursor(binary=True) as cursor:
+                for (chunk,) in cursor.stream(self.queries["read_chunks"], {"id": found[3]}):
+                    digest.update(chunk)
+                    # A slice that is too long would make the buffer longer.
+                    data[end : end + len(chunk)] = chunk[: blob.size - end]
+                    end += len(chunk)
+            if end != blob.size:
+                raise StorageCorruptError(f"The {what} has {end} bytes, expected {blob.size}.")
+            if CHECKSUM_PREFIX + digest.hexdigest() != blob.checksum:
+                raise StorageCorruptError(
+                    f"The {what} has another checksum than it was written with: its bytes changed."
+                )
+            return memoryview(data).toreadonly()
+
+        return self.pool.read(work)
+
+    def delete(self, incarnation: str) -> None:
+        """Delete all blobs of an incarnation."""
+        values = {"incarnation": check_name("incarnation", incarnation)}
+        with self.pool.use() as connection, connection.patient():
+            connection.execute(self.queries["delete_blobs"], values)
+
+
+def new_blob_id() -> uuid.UUID:
+    """An id that nobody else has. Later ones are larger, so that an index grows at its end."""
+    milliseconds = time.time_ns() // 1_000_000
+    return uuid.UUID(int=(milliseconds << 80) | secrets.randbits(80))
+
+
+def packed(chunks: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    """The same bytes in rows of `CHUNK_BYTES`. Large pieces are not copied."""
+    pending = bytearray()
+    for piece in slices(chunks):
+        start = 0
+        if pending:
+            start = min(CHUNK_BYTES - len(pending), len(piece))
+            pending += piece[:start]
+            if len(pending) == CHUNK_BYTES:
+                yield bytes(pending)
+                pending.clear()
+        while len(piece) - start >= CHUNK_BYTES:
+            yield piece[start : start + CHUNK_BYTES]
+            start += CHUNK_BYTES
+        pending += piece[start:]
+    if pending:
+        yield bytes(pending)

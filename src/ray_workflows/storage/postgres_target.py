@@ -1,0 +1,181 @@
+"""Which PostgreSQL a URL means: connection parameters, schema, and a URL that is safe to show.
+Nothing is connected here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+from urllib.parse import quote, unquote
+
+from psycopg import ProgrammingError, pq
+from psycopg.conninfo import conninfo_to_dict
+
+from ray_workflows.exceptions import StorageConfigError
+
+DEFAULT_SCHEMA = "ray_workflows"
+
+#: Added where the URL does not say otherwise: a server that is gone is noticed within seconds,
+#: not when the system gives up after a quarter of an hour. Seconds; the last but one milliseconds.
+DEFAULTS: dict[str, str] = {
+    "connect_timeout": "5",
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "10000",
+    "fallback_application_name": "ray-workflows",
+}
+
+#: Of these, what this process would use goes along to the others, whose account is another.
+PERSONAL = ("user", "port")
+
+#: libpq takes it in URLs, for URLs that were made for JDBC, but does not list it.
+UNLISTED = {"ssl"}
+
+#: All of libpq's are like this. Anything else may be the end of a password.
+PARAMETER = re.compile(r"[a-z_]+")
+
+
+class Target:
+    """A schema in a database of a server. Pickles with its password; shows none.
+
+    ``parameters`` are libpq's, ``url`` is the identity: host, port, database and schema.
+    """
+
+    __slots__ = ("parameters", "schema", "url")
+
+    def __init__(self, parameters: dict[str, Any], schema: str) -> None:
+        self.parameters = parameters
+        self.schema = schema
+        self.url = public_url(parameters, schema)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Target, (self.parameters, self.schema)
+
+    def __repr__(self) -> str:
+        return f"Target({self.url!r})"
+
+    def connect_parameters(self) -> dict[str, Any]:
+        """What is handed to libpq."""
+        parameters = {**DEFAULTS, **self.parameters, "client_encoding": "UTF8"}
+        if "," in str(parameters.get("host", "")):
+            # Of several servers, the one that can be written to.
+            parameters.setdefault("target_session_attrs", "read-write")
+        return parameters
+
+
+def parse_target(url: str) -> Target:
+    """The target of a ``postgresql:`` URL, completed from this process's environment.
+
+    Raises:
+        StorageConfigError: the URL can't be understood. The message shows no part of it that could
+            be a password.
+    """
+    address, _, query = url.partition("?")
+    kept: list[str] = []
+    schema = DEFAULT_SCHEMA
+    known = {option.keyword.decode() for option in pq.Conninfo.get_defaults()} | UNLISTED
+    for part in filter(None, query.split("&")):
+        name, _, value = part.partition("=")
+        if name == "schema":
+            schema = unquote(value)
+            continue
+        if not PARAMETER.fullmatch(name):
+            raise unreadable()
+        if name not in known:
+            raise StorageConfigError(
+                f"The PostgreSQL URL has the unknown parameter {name!r}. Known are schema and the "
+                f"connection parameters of libpq, such as sslmode, connect_timeout and options. "
+                f"(A '?' in a password is written %3F.)"
+            )
+        kept.append(part)
+    check_schema(schema)
+    scheme, _, rest = address.partition("://")
+    # Where a password is not encoded, its end would pass for the name of a database, and be shown.
+    if set("@/") & set(rest.partition("/")[2]):
+        raise unreadable()
+    try:
+        parameters = conninfo_to_dict(f"{scheme.lower()}://{rest}?{'&'.join(kept)}".rstrip("?"))
+    except ProgrammingError:
+        # libpq quotes the URL in its message, and so perhaps the password.
+        raise unreadable() from None
+    ports = str(parameters.get("port") or "").split(",")
+    if not all(port == "" or (port.isascii() and port.isdigit()) for port in ports):
+        raise unreadable()
+    if "" in ports:
+        # An empty one means the default, to libpq; here it would hide what the URLs have in common.
+        parameters["port"] = ",".join(port or "5432" for port in ports)
+    if not any(ports):
+        del parameters["port"]
+    if "service" not in parameters:
+        parameters = {**environment(), **parameters}
+        if not parameters.get("dbname"):
+            parameters["dbname"] = parameters.get("user", "")
+    return Target(parameters, schema)
+
+
+def unreadable() -> StorageConfigError:
+    """The error for a URL whose parts can't be told apart: none of them can be shown."""
+    return StorageConfigError(
+        "The PostgreSQL URL can't be read. It is postgresql://user:password@host:port/database"
+        "?schema=name; in user and password, write %40 for '@', %3A for ':', %2F for '/', "
+        "%3F for '?', %23 for '#' and %25 for '%'."
+    )
+
+
+def environment() -> dict[str, Any]:
+    """What this process's environment adds: PG* variables, its service file, its account."""
+    everything = "PGSERVICE" in os.environ
+    found = {}
+    for option in pq.Conninfo.get_defaults():
+        name = option.keyword.decode()
+        named = option.envvar is not None and option.envvar.decode() in os.environ
+        if option.val and (everything or named or name in PERSONAL):
+            found[name] = option.val.decode()
+    # What it named is here now, and need not be a file of other nodes.
+    found.pop("service", None)
+    found.pop("servicefile", None)
+    return found
+
+
+def check_schema(schema: str) -> None:
+    """Raise unless PostgreSQL takes this as the name of a schema."""
+    # A percent sign would be the mark of a parameter in every query.
+    if (
+        not schema
+        or set("\0%") & set(schema)
+        or len(schema.encode()) > 63
+        or schema.startswith("pg_")
+    ):
+        raise StorageConfigError(
+            f"schema={schema!r} can't be the name of a schema. It has up to 63 bytes, no '%' "
+            f"in it, and does not start with pg_."
+        )
+
+
+def public_url(parameters: dict[str, Any], schema: str) -> str:
+    """A URL without credentials, the same for all that means the same."""
+    query = {}
+    hosts = str(parameters.get("host") or parameters.get("hostaddr") or "").split(",")
+    ports = str(parameters.get("port") or "").split(",")
+    address = ""
+    if "service" in parameters:
+        query["service"] = parameters["service"]
+    if any(host.startswith(("/", "@")) for host in hosts):
+        query.update(host=",".join(hosts), port=",".join(ports))
+    else:
+        # One port serves all hosts if there is one only.
+        ports = ports * len(hosts) if len(ports) == 1 else ports
+        pairs = zip(hosts, ports, strict=False)
+        address = ",".join(f"{bracketed(h.lower())}:{p}" if p else bracketed(h) for h, p in pairs)
+    if schema != DEFAULT_SCHEMA:
+        query["schema"] = schema
+    database = quote(str(parameters.get("dbname") or ""), safe="")
+    tail = "&".join(f"{name}={quote(str(value), safe='')}" for name, value in query.items())
+    return f"postgresql://{address}/{database}" + (f"?{tail}" if tail else "")
+
+
+def bracketed(host: str) -> str:
+    """A host as URLs have it: IPv6 addresses in brackets."""
+    return f"[{host}]" if ":" in host else quote(host, safe="")

@@ -1,0 +1,802 @@
+"""`PostgresStorage` keeps the contract on a real server, and its own promises: several processes,
+few connections, pages from indexes, whole blobs, and one schema for old and new releases."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import pickle
+import random
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from ray_workflows._model.catalog import CatalogQuery
+from ray_workflows._model.status import WorkflowStatus
+from ray_workflows.exceptions import (
+    StorageConfigError,
+    StorageCorruptError,
+    StorageUnavailableError,
+)
+from ray_workflows.storage import Storage, postgres_blobs, postgres_pool, postgres_schema
+from ray_workflows.storage.postgres import PostgresStorage
+from ray_workflows.storage.queries import read_sql
+from ray_workflows.testing import StorageContract
+from ray_workflows.testing.builders import (
+    OK,
+    STALE,
+    fill,
+    in_threads,
+    incarnation_of,
+    list_ids,
+    make_append,
+    state,
+)
+from tests.children import HANG_SECONDS, child, receive
+from tests.ray.marks import wait_until
+
+SCHEMA_NUMBERS = itertools.count(1)
+
+TABLES = ("catalog", "journal", "holders", "blobs", "blob_chunks", "tombstones")
+
+
+@pytest.fixture
+def schema_url(postgres_url):
+    """A schema that does not exist yet, and is gone afterwards."""
+    name = f"test_{os.getpid()}_{next(SCHEMA_NUMBERS)}"
+    yield with_parameter(postgres_url, f"schema={name}")
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(f"SET client_min_messages = error; DROP SCHEMA IF EXISTS {name} CASCADE")
+
+
+def with_parameter(url, parameter):
+    return f"{url}{'&' if '?' in url else '?'}{parameter}"
+
+
+@pytest.fixture
+def storage(schema_url):
+    storage = PostgresStorage(schema_url)
+    storage.open()
+    yield storage
+    storage.close()
+
+
+class TestPostgresStorage(StorageContract):
+    @pytest.fixture
+    def storage(self, schema_url: str):
+        storage: Storage = PostgresStorage(schema_url)
+        storage.open()
+        yield storage
+        storage.close()
+
+
+@pytest.fixture
+def admin(postgres_url, schema_url):
+    """A connection of its own whose search path is the schema of the test."""
+    schema = schema_url.rpartition("schema=")[2]
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(f"SET search_path = {schema}")
+        yield connection
+
+
+def sessions(admin, storage):
+    """How many connections the storages of this schema have."""
+    found = admin.execute(
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s",
+        (storage.target.parameters["application_name"],),
+    )
+    return found.fetchone()[0]
+
+
+@pytest.fixture
+def named(schema_url):
+    """A storage whose connections can be counted."""
+    name = f"counted_{os.getpid()}_{next(SCHEMA_NUMBERS)}"
+    storage = PostgresStorage(with_parameter(schema_url, f"application_name={name}"))
+    storage.open()
+    yield storage
+    storage.close()
+
+
+def count(admin, table):
+    return admin.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+
+
+# -- several processes ------------------------------------------------------------------------
+
+
+def append_as_rival(pipe, url, name, until):
+    storage = PostgresStorage(url)
+    pipe.recv()
+    mine = []
+    while True:
+        row = storage.read_catalog("w")
+        if row.seq >= until:
+            break
+        commit_id = f"{name}-{row.seq}"
+        if storage.commit([make_append("w", row.seq, commit_id=commit_id)]) == [OK]:
+            mine.append((row.seq + 1, commit_id))
+    storage.close()
+    pipe.send(mine)
+
+
+def test_two_processes_append_to_one_journal(storage, schema_url):
+    fill(storage, "w", 1)
+    with contextlib.ExitStack() as stack:
+        pipes = [
+            stack.enter_context(child(append_as_rival, schema_url, name, 150))[1]
+            for name in ("a", "b")
+        ]
+        for pipe in pipes:
+            pipe.send("go")
+        # Meanwhile a driver reads, and sees every state whole.
+        row = storage.read_catalog("w")
+        while row.seq < 150:
+            row = storage.read_catalog("w")
+            assert len(storage.read_journal(incarnation_of("w"))) >= row.seq
+        acknowledged = [receive(pipe) for pipe in pipes]
+    _, journal = state(storage, "w")
+    stored = {(entry.seq, entry.commit_id) for entry in journal[1:]}
+    assert stored == {*acknowledged[0], *acknowledged[1]}
+    assert len(stored) == len(acknowledged[0]) + len(acknowledged[1])
+    assert len(journal) == 150
+
+
+def commit_groups(pipe, url, name, names, rounds):
+    """Append to all workflows at once, in another order each time, as a coordinator that believes
+    that they are its own."""
+    storage = PostgresStorage(url)
+    chance = random.Random(name)
+    pipe.recv()
+    mine = []
+    for number in range(rounds):
+        chance.shuffle(names)
+        rows = {n: storage.read_catalog(n) for n in names}
+        appends = [make_append(n, rows[n].seq, commit_id=f"{name}-{number}") for n in names]
+        # And one that is new: a creation holds its row too.
+        appends.append(make_append(f"new{number}", 0, commit_id=f"{name}-{number}"))
+        chance.shuffle(appends)
+        for append, outcome in zip(appends, storage.commit(appends), strict=True):
+            assert outcome in (OK, STALE)
+            if outcome is OK:
+                mine.append((append.workflow_id, append.catalog.seq, append.commit_id))
+    storage.close()
+    pipe.send(mine)
+
+
+def test_groups_of_rivals_do_not_wait_in_a_ring(storage, schema_url, admin):
+    names = [f"w{i}" for i in range(30)]
+    for name in names:
+        fill(storage, name)
+    deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+    before = admin.execute(deadlocks).fetchone()[0]
+    with contextlib.ExitStack() as stack:
+        pipes = [
+            stack.enter_context(child(commit_groups, schema_url, name, list(names), 40))[1]
+            for name in ("a", "b", "c")
+        ]
+        for pipe in pipes:
+            pipe.send("go")
+        acknowledged = list(itertools.chain(*(receive(pipe) for pipe in pipes)))
+    stored = {
+        (row.workflow_id, entry.seq, entry.commit_id)
+        for row in storage.list_catalog(CatalogQuery()).rows
+        for entry in state(storage, row.workflow_id)[1]
+        if entry.commit_id != "commit-1"
+    }
+    assert stored == set(acknowledged)
+    assert len(stored) == len(acknowledged)
+    assert admin.execute(deadlocks).fetchone()[0] == before
+
+
+def test_transaction_that_the_server_gave_up_is_begun_again(storage, admin):
+    fill(storage, "a")
+    fill(storage, "b")
+    refused = []
+    commit = storage.execute_commit
+
+    def clash(connection, statements):
+        if len(refused) < 2:
+            refused.append(1)
+            raise psycopg.errors.DeadlockDetected("deadlock detected")
+        return commit(connection, statements)
+
+    storage.execute_commit = clash
+    assert storage.commit([make_append("a", 1), make_append("b", 1)]) == [OK, OK]
+    assert len(refused) == 2
+
+
+def test_strict_isolation_of_the_server_is_no_hindrance(schema_url):
+    option = "options=-c%20default_transaction_isolation%3Dserializable"
+    storage = PostgresStorage(with_parameter(schema_url, option))
+    storage.open()
+    for round_number in range(5):
+        name = f"w{round_number}"
+        fill(storage, name)
+        rivals = [make_append(name, 1, commit_id=f"r{i}") for i in range(6)]
+        outcomes = in_threads([partial(storage.commit, [rival]) for rival in rivals])
+        assert sorted(outcomes) == [[OK]] + [[STALE]] * 5
+    storage.close()
+
+
+def test_a_stopped_process_holds_no_workflow(storage, admin, monkeypatch):
+    """It was cut off between two statements of its transaction; the server gives up for it."""
+    fill(storage, "w")
+    other = pickle.loads(pickle.dumps(storage))
+    with other.pool.use() as connection:
+        connection.execute("BEGIN")
+        connection.execute(storage.queries["configure_transaction"].replace("15s", "300ms"))
+        connection.execute(f"SELECT * FROM {schema_of(storage)}.catalog FOR UPDATE")
+        assert storage.commit([make_append("w", 1)]) == [OK]
+        with pytest.raises(psycopg.errors.IdleInTransactionSessionTimeout):
+            connection.execute("COMMIT")
+
+
+def schema_of(storage):
+    return sql.Identifier(storage.target.schema).as_string(None)
+
+
+def open_and_create(pipe, url, name):
+    pipe.recv()
+    storage = PostgresStorage(url)
+    storage.open()
+    pipe.send(storage.commit([make_append(name, 0)]))
+    storage.close()
+
+
+def test_processes_and_threads_open_a_new_storage_at_once(schema_url, admin):
+    with contextlib.ExitStack() as stack:
+        pipes = [
+            stack.enter_context(child(open_and_create, schema_url, f"p{i}"))[1] for i in range(3)
+        ]
+        for pipe in pipes:
+            pipe.send("go")
+        ours = [PostgresStorage(schema_url) for _ in range(4)]
+        in_threads([storage.open for storage in ours])
+        assert [receive(pipe) for pipe in pipes] == [[OK]] * 3
+    assert len(list_ids(ours[0])) == 3
+    assert count(admin, "schema_version") == len(postgres_schema.MIGRATIONS)
+    ours[0].close()
+
+
+# -- connections ------------------------------------------------------------------------------
+
+
+def test_a_process_has_few_connections(named, admin):
+    """Whatever the number of threads, and of storages that its tasks brought along."""
+    copies = [pickle.loads(pickle.dumps(named)) for _ in range(12)]
+    peak = []
+
+    def write(number):
+        for seq in range(100):
+            assert copies[number].commit([make_append(f"w{number}", seq)]) == [OK]
+            if seq % 20 == 0:
+                peak.append(sessions(admin, named))
+
+    # psycopg lets threads share a connection in turns.
+    in_threads([partial(write, number) for number in range(12)])
+    assert max(peak) <= postgres_pool.LIMIT
+    assert [len(state(named, f"w{number}")[1]) for number in range(12)] == [100] * 12
+
+
+def test_idle_connections_are_closed(named, admin, monkeypatch):
+    named.close()
+    monkeypatch.setattr(postgres_pool, "IDLE_SECONDS", 0.05)
+    in_threads([named.now] * 4)
+    wait_until(lambda: sessions(admin, named) == 0, "no connection is left")
+
+    def threads():
+        return {thread.name for thread in threading.enumerate()}
+
+    wait_until(lambda: "ray-workflows-postgres" not in threads(), "nobody waits to close one")
+    assert named.read_holders() == []
+    wait_until(lambda: sessions(admin, named) == 0, "no connection is left")
+
+
+def test_a_storage_that_is_not_used_has_no_connection(named, admin):
+    named.close()
+    wait_until(lambda: sessions(admin, named) == 0, "no connection is left")
+    copy = pickle.loads(pickle.dumps(named))
+    assert copy.url == named.url
+    assert sessions(admin, named) == 0
+
+
+def test_an_old_connection_is_replaced(named, admin, monkeypatch):
+    monkeypatch.setattr(postgres_pool, "LIFE_SECONDS", -1.0)
+    named.now()
+    wait_until(lambda: sessions(admin, named) == 0, "no connection is left")
+
+
+def test_connections_that_the_server_ended_are_replaced(named, admin):
+    in_threads([named.now] * 4)
+    ended = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s"
+    admin.execute(ended, (named.target.parameters["application_name"],))
+    wait_until(lambda: sessions(admin, named) == 0, "they are ended")
+    # Not even the first commit fails: nobody knows what would have become of it.
+    assert named.commit([make_append("w", 0)]) == [OK]
+
+
+def test_an_interrupted_call_leaves_no_answer_to_the_next(named):
+    class Interrupt(BaseException):
+        pass
+
+    with named.pool.use() as connection:
+        connection.pgconn.send_query(b"SELECT 1")
+        with pytest.raises(Interrupt):
+            connection.wait(interrupting(Interrupt))
+    assert connection.closed
+    assert named.read_catalog("w") is None
+
+
+def interrupting(error):
+    raise error
+    yield
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_fork_while_another_thread_commits(storage):
+    fill(storage, "w", 1)
+    # Some lie idle: a child that used one would speak in its parent's session.
+    in_threads([storage.now] * 4)
+    stop = threading.Event()
+
+    def commit_until_stopped():
+        seq = 1
+        while not stop.is_set():
+            assert storage.commit([make_append("w", seq)]) == [OK]
+            seq += 1
+        return seq
+
+    def fork_children():
+        codes = []
+        for number in range(5):
+            pid = os.fork()
+            if pid == 0:
+                code = 1
+                with contextlib.suppress(BaseException):
+                    assert storage.pool.idle == []
+                    assert storage.commit([make_append(f"child{number}", 0)]) == [OK]
+                    storage.close()
+                    code = 0
+                os._exit(code)
+            codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        stop.set()
+        return codes
+
+    seq, codes = in_threads([commit_until_stopped, fork_children])
+    assert codes == [0] * 5
+    assert len(state(storage, "w")[1]) == seq
+    assert len(list_ids(storage)) == 6
+
+
+# -- commits ----------------------------------------------------------------------------------
+
+
+def test_many_appends_in_one_commit(storage):
+    appends = [make_append(f"w{i}", 0, status=WorkflowStatus.PENDING) for i in range(10_000)]
+    assert storage.commit(appends) == [OK] * 10_000
+    assert len(list_ids(storage, statuses=(WorkflowStatus.PENDING,), limit=3000)) == 10_000
+
+
+def test_large_entries_in_one_commit(storage):
+    """More bytes than one statement carries; what is stale is so in any of them."""
+    entries = [bytes([65 + i]) * 3_000_000 for i in range(8)]
+    fill(storage, "w3")
+    appends = [make_append(f"w{i}", 0, entry=entry) for i, entry in enumerate(entries)]
+    assert storage.commit(appends) == [OK] * 3 + [STALE] + [OK] * 4
+    (stored,) = storage.read_journal(incarnation_of("w7"))
+    assert stored.entry == entries[7]
+
+
+def test_incarnations_of_one_id_and_ids_of_one_incarnation_in_one_commit(storage):
+    appends = [
+        make_append("a", 0, incarnation="i1"),
+        make_append("a", 0, incarnation="i2"),
+        make_append("b", 0, incarnation="i1"),
+        make_append("b", 0, incarnation="i2"),
+        make_append("a", 1, incarnation="i1"),
+    ]
+    assert storage.commit(appends) == [OK, STALE, STALE, OK, OK]
+    assert [len(storage.read_journal(name)) for name in ("i1", "i2")] == [2, 1]
+
+
+def test_text_that_postgres_cannot_hold_does_no_harm(storage):
+    fill(storage, "w", error="zero: \0 and \udcff", metadata={"k": "\0\ud800"})
+    row = storage.read_catalog("w")
+    assert row.error == "zero: \\x00 and \\udcff"
+    assert row.metadata == {"k": "\0\ud800"}
+
+
+def test_clock_is_the_servers(storage, admin):
+    before = admin.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchone()[0]
+    now = storage.now()
+    after = admin.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchone()[0]
+    assert before <= now <= after
+
+
+def test_delete_leaves_nothing(storage, admin):
+    row = fill(storage, "w", 5)
+    for key in ("a", "b"):
+        storage.write_blob(row.incarnation, key, [b"x" * 3_000_000])
+    storage.write_blob(row.incarnation, "c", [b"small"])
+    assert storage.delete("w", row.incarnation, 5) is OK
+    assert {table: count(admin, table) for table in TABLES} == dict.fromkeys(TABLES, 0)
+
+
+# -- blobs ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("extra", [-1, 0, 1])
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_blobs_around_the_size_of_a_chunk(storage, admin, chunks, extra):
+    size = chunks * postgres_blobs.CHUNK_BYTES + extra
+    data = random.Random(7).randbytes(size)
+    pieces = [data[:10], data[10 : size - 5], data[size - 5 :]]
+    blob = storage.write_blob("i", "k", pieces)
+    assert bytes(storage.read_blob("i", blob)) == data
+    assert count(admin, "blob_chunks") == chunks + (extra > 0)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            "UPDATE blob_chunks SET data = overlay(data placing 'X' from 9) WHERE number = 1",
+            "check",
+        ),
+        ("UPDATE blob_chunks SET data = substr(data, 9) WHERE number = 1", "bytes, expected"),
+        ("UPDATE blob_chunks SET data = data || '0123'::bytea WHERE number = 2", "bytes, expected"),
+        ("DELETE FROM blob_chunks WHERE number = 1", "bytes, expected"),
+        ("DELETE FROM blob_chunks", "0 bytes, expected"),
+        ("UPDATE blobs SET size = size + 1", "was written with"),
+        ("DELETE FROM blobs", "missing"),
+    ],
+)
+def test_damaged_blob_is_corrupt(storage, admin, damage, message):
+    blob = storage.write_blob("inc", "key", [b"x" * 2_500_000])
+    admin.execute(damage)
+    with pytest.raises(
+        StorageCorruptError, match=f"'key' of workflow incarnation 'inc'.*{message}"
+    ):
+        storage.read_blob("inc", blob)
+    assert storage.find_blob("inc", "other") is None
+
+
+def test_a_writer_that_fails_or_loses_leaves_nothing(storage, admin):
+    def chunks():
+        yield b"x" * 5_000_000
+        raise OSError("the producer failed")
+
+    with pytest.raises(OSError, match="the producer failed"):
+        storage.write_blob("i", "k", chunks())
+    assert count(admin, "blobs") == count(admin, "blob_chunks") == 0
+
+    def overtaken():
+        yield b"x" * 5_000_000
+        storage.write_blob("i", "k", [b"faster"])
+
+    blob = storage.write_blob("i", "k", overtaken())
+    assert bytes(storage.read_blob("i", blob)) == b"faster"
+    assert (count(admin, "blobs"), count(admin, "blob_chunks")) == (1, 1)
+
+
+def peak_memory():
+    """The most that this process ever had, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError
+
+
+def write_and_read(pipe, url, size):
+    storage = PostgresStorage(url)
+    piece = bytes(range(256)) * 4096
+    storage.read_blob("i", storage.write_blob("i", "warm", [piece, piece]))
+    start = peak_memory()
+    blob = storage.write_blob("i", "k", (piece for _ in range(size // len(piece))))
+    written = peak_memory()
+    view = storage.read_blob("i", blob)
+    pipe.send((blob.size, written - start, peak_memory() - written, len(view)))
+
+
+def test_large_blobs_are_in_memory_once_at_most(storage, schema_url):
+    size = 256 * 1024 * 1024
+    with child(write_and_read, schema_url, size) as (_, pipe):
+        stored, writing, reading, length = receive(pipe)
+    assert stored == length == size
+    assert writing < 32 * 1024 * 1024
+    assert reading < size + 32 * 1024 * 1024
+
+
+# -- sweep ------------------------------------------------------------------------------------
+
+
+def test_swept_submission_does_not_become_a_workflow(storage, admin):
+    storage.write_blob("i", "k", [b"x"])
+    assert storage.sweep(0.0) == 1
+    assert storage.commit([make_append("w", 0, incarnation="i")]) == [STALE]
+    assert storage.sweep(0.0) == 0
+    assert count(admin, "tombstones") == 1
+    admin.execute("UPDATE tombstones SET buried_at = now() - interval '31 days'")
+    assert storage.sweep(0.0) == 0
+    assert count(admin, "tombstones") == 0
+
+
+def test_sweep_goes_by_the_newest_blob(storage, admin):
+    for key in ("a", "b"):
+        storage.write_blob("i", key, [b"x"])
+    old = "UPDATE blobs SET written_at = now() - interval '1000 seconds' WHERE key = %s"
+    admin.execute(old, ("a",))
+    assert storage.sweep(500.0) == 0
+    admin.execute(old, ("b",))
+    assert storage.sweep(1500.0) == 0
+    assert storage.sweep(500.0) == 1
+
+
+def test_sweep_spares_what_is_being_created(storage, admin, postgres_url):
+    """A creation that began before the tombstone was there keeps its blobs."""
+    blob = storage.write_blob("i", "k", [b"x"])
+    swept = []
+    with psycopg.connect(postgres_url) as creator:
+        # As `commit` does it, stopped before its end.
+        creator.execute(
+            f"INSERT INTO {schema_of(storage)}.catalog VALUES "
+            "('w', 'i', 1, 'RUNNING', 'h', 0, NULL, NULL, '{}', '', NULL, false)"
+        )
+        sweeper = threading.Thread(target=lambda: swept.append(storage.sweep(0.0)), daemon=True)
+        sweeper.start()
+        waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+        wait_until(lambda: admin.execute(waiting).fetchone()[0], "the sweep waits for the creation")
+        creator.commit()
+    sweeper.join(HANG_SECONDS)
+    assert swept == [0]
+    assert bytes(storage.read_blob("i", blob)) == b"x"
+    assert count(admin, "tombstones") == 0
+
+
+def test_interrupted_sweep_is_finished_by_the_next(storage, admin):
+    storage.write_blob("i", "k", [b"x"])
+    admin.execute("INSERT INTO tombstones (incarnation) VALUES ('i')")
+    assert storage.sweep(3600.0) == 1
+    assert count(admin, "blobs") == 0
+
+
+# -- queries ----------------------------------------------------------------------------------
+
+MANY = 100_000
+
+
+@pytest.fixture(scope="module")
+def crowded(postgres_url):
+    """A storage with many workflows, most of them over."""
+    name = f"test_{os.getpid()}_crowded"
+    storage = PostgresStorage(with_parameter(postgres_url, f"schema={name}"))
+    storage.open()
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(
+            f"""
+            INSERT INTO {name}.catalog
+            SELECT 'w' || i, 'i' || i, 3,
+                CASE WHEN i %% 1000 = 0 THEN 'FAILED' WHEN i %% 100 = 0 THEN 'RUNNING'
+                    ELSE 'SUCCESSFUL' END,
+                'holder' || i %% 7, i / 10, i, NULL, '{{"a": 1}}', 'd', NULL, false
+            FROM generate_series(1, %s) AS i
+            """,
+            (MANY,),
+        )
+        connection.execute(f"ANALYZE {name}.catalog")
+        yield storage
+        storage.close()
+        connection.execute(f"DROP SCHEMA {name} CASCADE")
+
+
+LISTINGS = {
+    "list_catalog": {},
+    "list_catalog_by_status": {"statuses": ("FAILED", "RUNNING")},
+    "list_catalog_by_holder": {"holders": ("holder3",)},
+}
+
+
+@pytest.mark.parametrize("newest", [False, True])
+@pytest.mark.parametrize("name", list(LISTINGS))
+def test_listing_reads_a_page_from_its_index(crowded, name, newest):
+    query = {"holders": (), "statuses": [s.value for s in WorkflowStatus], "limit": 101}
+    query.update({key: list(value) for key, value in LISTINGS[name].items()})
+    query.update(submitted_at=MANY / 20, workflow_id="w0")
+    if newest:
+        name = name.replace("list_catalog", "list_catalog_newest")
+    explain = "EXPLAIN (ANALYZE, FORMAT JSON) " + without_comments(crowded.queries[name])
+    with crowded.pool.use() as connection:
+        (plan,) = connection.first(explain, query)
+    nodes = list(walk(plan[0]["Plan"]))
+    scans = [node for node in nodes if node.get("Relation Name") == "catalog"]
+    assert {node["Node Type"] for node in scans} <= {"Index Scan", "Index Only Scan"}
+    # Only what is on the page is read, and nothing is read and thrown away.
+    assert all(node["Actual Rows"] <= 101 for node in scans)
+    assert not any(node.get("Rows Removed by Filter") for node in scans)
+
+
+def walk(node):
+    yield node
+    for inner in node.get("Plans", ()):
+        yield from walk(inner)
+
+
+def without_comments(query):
+    return "\n".join(line for line in query.splitlines() if not line.startswith("--"))
+
+
+def test_first_page_of_many_workflows(crowded):
+    queries = [
+        CatalogQuery(limit=100),
+        CatalogQuery(limit=100, newest_first=True),
+        CatalogQuery(limit=100, statuses=(WorkflowStatus.FAILED,)),
+        CatalogQuery(limit=100, statuses=(WorkflowStatus.RUNNING, WorkflowStatus.FAILED)),
+        CatalogQuery(limit=100, statuses=(WorkflowStatus.RUNNING,), holders=("holder3",)),
+    ]
+    for query in queries:
+        times = []
+        for _ in range(5):
+            started = time.perf_counter()
+            assert len(crowded.list_catalog(query).rows) == 100
+            times.append(time.perf_counter() - started)
+        assert min(times) < 0.1
+
+
+# -- schema -----------------------------------------------------------------------------------
+
+
+def names_in(admin):
+    found = admin.execute(
+        "SELECT relname FROM pg_class WHERE relnamespace = %s::regnamespace",
+        (admin.execute("SHOW search_path").fetchone()[0],),
+    )
+    return {name for (name,) in found}
+
+
+def test_everything_is_in_the_schema(storage, admin):
+    tables = admin.execute(
+        "SELECT schemaname, tablename FROM pg_tables WHERE schemaname NOT IN "
+        "('pg_catalog', 'information_schema') AND schemaname NOT LIKE 'test\\_%%'",
+        (),
+    ).fetchall()
+    assert tables == []
+    assert {"schema_version", *TABLES} <= names_in(admin)
+
+
+def test_odd_schema_names(postgres_url):
+    for name in ("Gr%C3%B6%C3%9Fe", "a%22b", "a%27b%3B--", "select", "a%7Bb"):
+        storage = PostgresStorage(with_parameter(postgres_url, f"schema={name}"))
+        storage.open()
+        storage.open()
+        fill(storage, "w", 2)
+        storage.write_blob("i", "k", [b"x" * 3_000_000])
+        assert list_ids(storage) == ["w"]
+        with storage.pool.use() as connection:
+            connection.execute(f"DROP SCHEMA {schema_of(storage)} CASCADE")
+        storage.close()
+
+
+def test_only_open_creates(schema_url, admin):
+    storage = PostgresStorage(schema_url)
+    calls = [
+        lambda: storage.commit([make_append("w", 0)]),
+        lambda: storage.read_catalog("w"),
+        lambda: storage.list_catalog(CatalogQuery()),
+        lambda: storage.write_blob("i", "k", [b"x"]),
+        lambda: storage.sweep(0.0),
+    ]
+    for call in calls:
+        with pytest.raises(StorageUnavailableError, match="missing"):
+            call()
+    with pytest.raises(StorageConfigError, match="no workflows.*init"):
+        storage.open_existing()
+    assert admin.execute("SELECT current_schemas(false)").fetchone() == ([],)
+    storage.close()
+
+
+def test_open_again_changes_nothing(storage, admin):
+    version = "SELECT xmin, * FROM schema_version"
+    before = admin.execute(version).fetchall()
+    storage.open()
+    storage.open_existing()
+    assert admin.execute(version).fetchall() == before
+
+
+def test_newer_schema_is_refused(storage, admin):
+    admin.execute("INSERT INTO schema_version (version) VALUES (99)")
+    again = pickle.loads(pickle.dumps(storage))
+    for check in (again.open, again.open_existing):
+        with pytest.raises(StorageConfigError, match=r"newer release.*99.*Upgrade"):
+            check()
+    # Whoever was here before goes on.
+    assert storage.commit([make_append("w", 0)]) == [OK]
+
+
+def test_a_migration_and_a_running_coordinator(storage, admin, monkeypatch):
+    """The next release adds what it needs; the one that runs does not notice."""
+    fill(storage, "w", 2)
+    step = (
+        "ALTER TABLE {schema}.catalog ADD COLUMN priority integer NOT NULL DEFAULT 0;"
+        "CREATE INDEX catalog_by_priority ON {schema}.catalog (priority);"
+    )
+    texts = {"step_2.sql": step}
+    monkeypatch.setattr(postgres_schema, "MIGRATIONS", ("postgres_schema_1.sql", "step_2.sql"))
+    monkeypatch.setattr(postgres_schema, "read_sql", lambda name: texts.get(name) or read_sql(name))
+    with pytest.raises(StorageConfigError, match=r"version 1.*init\(\)"):
+        storage.open_existing()
+    stop = threading.Event()
+
+    def go_on():
+        seq = 2
+        while not stop.is_set():
+            assert storage.commit([make_append("w", seq)]) == [OK]
+            seq += 1
+        return seq
+
+    def migrate():
+        try:
+            copies = [pickle.loads(pickle.dumps(storage)) for _ in range(3)]
+            for copy in copies:
+                copy.open()
+        finally:
+            stop.set()
+
+    seq, _ = in_threads([go_on, migrate])
+    assert [v for (v,) in admin.execute("SELECT version FROM schema_version ORDER BY 1")] == [1, 2]
+    assert len(state(storage, "w")[1]) == seq
+    monkeypatch.undo()
+    assert storage.commit([make_append("w", seq)]) == [OK]
+    with pytest.raises(StorageConfigError, match="newer release"):
+        storage.open()
+
+
+def test_failed_migration_changes_nothing(storage, admin, monkeypatch):
+    before = names_in(admin)
+    monkeypatch.setattr(postgres_schema, "MIGRATIONS", ("postgres_schema_1.sql", "step_2.sql"))
+    step = "CREATE TABLE {schema}.more (); CREATE TABLE {schema}.catalog ();"
+    monkeypatch.setattr(postgres_schema, "read_sql", lambda name: step)
+    with pytest.raises(StorageConfigError, match="Something else"):
+        storage.open()
+    assert names_in(admin) == before
+    monkeypatch.undo()
+    storage.open()
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        ("CREATE TABLE catalog (x integer)", "Something else is in it.*schema="),
+        ("CREATE TABLE schema_version (x integer)", "not of ray-workflows.*schema="),
+        ("CREATE TABLE schema_version (version text)", "not of ray-workflows.*schema="),
+    ],
+)
+def test_foreign_tables_are_left_alone(schema_url, admin, made, message):
+    schema = admin.execute("SHOW search_path").fetchone()[0]
+    admin.execute(f"CREATE SCHEMA {schema}")
+    admin.execute(made)
+    before = names_in(admin)
+    storage = PostgresStorage(schema_url)
+    with pytest.raises(StorageConfigError, match=message):
+        storage.open()
+    assert names_in(admin) == before
+    storage.close()
+
+
+def test_dropped_while_in_use(storage, admin):
+    fill(storage, "w")
+    admin.execute("SET client_min_messages = error; DROP TABLE catalog")
+    with pytest.raises(StorageUnavailableError, match="dropped while in use"):
+        storage.commit([make_append("w", 1)])
+
+
+def test_pickle_is_small(storage):
+    assert len(pickle.dumps(storage)) < 500
+    assert json.dumps(storage.url)
