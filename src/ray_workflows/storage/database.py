@@ -6,9 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import importlib.resources
 import os
-import re
 import sqlite3
 import threading
 import time
@@ -24,6 +22,7 @@ from ray_workflows.exceptions import (
     StorageUnavailableError,
 )
 from ray_workflows.storage.files import TEMPORARY_PREFIX, sync, sync_directory
+from ray_workflows.storage.queries import read_queries, read_sql
 
 #: As in ``sqlite_schema.sql``.
 APPLICATION_ID = 0x52575246
@@ -35,18 +34,6 @@ BUSY_SECONDS = 10.0
 #: How long to queue for the turn to ask for the write lock, and how often to look, in seconds.
 TURN_SECONDS = 2.0
 TURN_POLL_SECONDS = 0.0005
-
-
-def read_sql(name: str) -> str:
-    """The text of a file in ``storage/sql``."""
-    package = importlib.resources.files("ray_workflows")
-    return package.joinpath("storage", "sql", name).read_text(encoding="utf-8")
-
-
-def read_queries(name: str) -> dict[str, str]:
-    """The statements of a file in ``storage/sql``, by the names in its ``-- name:`` lines."""
-    parts = re.split(r"^-- name: (\w+)\n", read_sql(name), flags=re.MULTILINE)
-    return {query: text.strip() for query, text in zip(parts[1::2], parts[2::2], strict=True)}
 
 
 QUERIES = read_queries("sqlite.sql")

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Callable
 from urllib.parse import unquote_to_bytes
 
 from ray_workflows.exceptions import StorageConfigError
@@ -16,18 +17,45 @@ from ray_workflows.storage.sqlite import SqliteStorage
 VARIABLE = "RAY_WORKFLOW_STORAGE"
 
 SUPPORTED = (
-    "Supported are a directory path, file:///directory, and an instance of a Storage subclass."
+    "Supported are a directory path, file:///directory, postgresql://, and an instance of a "
+    "Storage subclass."
 )
 
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+def load_postgres(url: str) -> Storage:
+    """The storage of a ``postgresql:`` URL."""
+    try:
+        from ray_workflows.storage.postgres import PostgresStorage
+    except ImportError as error:
+        raise missing_extra("PostgreSQL", "postgres", error) from None
+    return PostgresStorage(url)
+
+
+def missing_extra(what: str, extra: str, error: ImportError) -> StorageConfigError:
+    """The error for a storage whose packages are not installed."""
+    return StorageConfigError(
+        f"{what} as storage needs packages that are not installed here ({error}). Install them on "
+        f'every node: pip install "ray-workflows[{extra}]"'
+    )
+
+
+#: What makes a storage of a URL, by the scheme in lower case. Each imports what it needs itself:
+#: nobody has to have the packages of storages that they don't use.
+LOADERS: dict[str, Callable[[str], Storage]] = {
+    "postgres": load_postgres,
+    "postgresql": load_postgres,
+}
 
 
 def storage_from_url(spec: str | os.PathLike[str] | Storage | None = None) -> Storage:
     """The storage that ``spec`` names. It is not opened.
 
     Args:
-        spec: a path, a ``file:///directory`` URL (percent-decoded), or a `Storage`, which is
-            returned as it is. None: ``$RAY_WORKFLOW_STORAGE`` if set, else `default_directory`.
+        spec: a path, a ``file:///directory`` URL (percent-decoded), a URL of a scheme in
+            `LOADERS`, or a `Storage`, which is returned as it is. None: ``$RAY_WORKFLOW_STORAGE``
+            if set, else `default_directory`.
 
     Raises:
         StorageConfigError: the URL can't be used; the message says what is supported.
@@ -48,6 +76,8 @@ def storage_from_url(spec: str | os.PathLike[str] | Storage | None = None) -> St
     if spec.lower().startswith("file:"):
         return SqliteStorage(file_url_path(spec))
     scheme = SCHEME.match(spec)
+    if scheme and scheme[1].lower() in LOADERS:
+        return LOADERS[scheme[1].lower()](spec)
     if scheme:
         raise StorageConfigError(
             f"Storage URLs of scheme {scheme[1]!r} are not supported. {SUPPORTED}"
