@@ -18,7 +18,14 @@ from ray_workflows.storage.journals import (
     READING_SECONDS,
     segment_key,
 )
-from ray_workflows.storage.segments import Grave, Segment, decode, encode, new_nonce
+from ray_workflows.storage.segments import (
+    Grave,
+    Segment,
+    decode,
+    encode,
+    new_nonce,
+    tombstone,
+)
 
 Work = TypeVar("Work")
 
@@ -56,22 +63,24 @@ class Burial:
         self.crew = index.crew
         self.blobs = blobs
 
-    def bury(self, incarnation: str, workflow_id: str, listed_as: str, doubt: str) -> None:
+    def bury(self, incarnation: str, workflow_id: str, entries: Iterable[str]) -> None:
         """Remove the contents of a journal that ends in a tombstone, its blobs and entries."""
         key = f"{GRAVES}/{incarnation}"
-        grave = Grave(incarnation, workflow_id, listed_as, doubt)
+        end = self.journals.end(incarnation)
+        known = {*entries, *(end.segment.entries if end is not None else ())}
+        grave = Grave(incarnation, workflow_id, tuple(sorted(known)))
         self.operations.put(key, encode(grave))
         numbers = self.journals.numbers(incarnation)
         self.crew.together(
             [
                 *(partial(self.empty, incarnation, workflow_id, number) for number in numbers),
                 partial(self.blobs.delete, incarnation),
-                partial(self.operations.delete, [listed_as] if listed_as else []),
+                partial(self.operations.delete, [k for k in known if not k.startswith(OPEN)]),
             ]
         )
         self.journals.forget_all(incarnation)
-        # Last: it is what leads here if this is interrupted.
-        self.operations.delete([doubt] if doubt else [])
+        # Last: what is listed as settled is taken for true unless something is open.
+        self.operations.delete([k for k in known if k.startswith(OPEN)])
         grave.done = True
         self.operations.put(key, encode(grave))
 
@@ -81,16 +90,15 @@ class Burial:
             segment_key(incarnation, seq), encode(Segment(new_nonce(), workflow_id))
         )
 
-    def abandon(self, incarnation: str, workflow_id: str, *entries: str) -> bool:
+    def abandon(self, incarnation: str, workflow_id: str, entries: Iterable[str] = ()) -> bool:
         """Bury a journal that no id leads to, so that none ever will; False if one does by now."""
         end = self.journals.end(incarnation)
         if end is None or not end.segment.tombstone:
             seq = 1 if end is None else end.seq + 1
-            if not self.journals.put(incarnation, seq, Segment(new_nonce(), workflow_id)):
+            last = Segment(new_nonce(), workflow_id) if end is None else end.segment
+            if not self.journals.put(incarnation, seq, tombstone(last)):
                 return False
-        for entry in entries:
-            self.operations.delete([entry])
-        self.bury(incarnation, workflow_id, "", "")
+        self.bury(incarnation, workflow_id, entries)
         return True
 
     def sweep(self, now: float, grace_seconds: float) -> int:
@@ -116,7 +124,7 @@ class Burial:
             grave = decode(Grave, object.data, key)
             found.add(short_hash(grave.incarnation))
             if not grave.done:
-                self.bury(grave.incarnation, grave.workflow_id, grave.listed_as, grave.doubted_as)
+                self.bury(grave.incarnation, grave.workflow_id, grave.entries)
                 finished += 1
             elif object.modified <= now - GRAVE_SECONDS:
                 self.clear(key, grave)
@@ -167,7 +175,7 @@ class Burial:
         keys = [entry.key for entry, _ in group]
         end = self.journals.end(incarnation)
         if end is not None and end.segment.tombstone:
-            self.bury_with(incarnation, row.workflow_id, keys)
+            self.bury(incarnation, row.workflow_id, keys)
             return
         if self.index.mend(incarnation, keys) is not None:
             # Entries that were written before a segment that never came.
@@ -178,12 +186,7 @@ class Burial:
             ]
             self.operations.delete(old)
         elif max(modified for _, modified in group) <= now - READING_SECONDS:
-            self.abandon(incarnation, row.workflow_id, *keys)
-
-    def bury_with(self, incarnation: str, workflow_id: str, keys: list[str]) -> None:
-        """Bury a journal that ends in a tombstone and whose burial left entries."""
-        self.bury(incarnation, workflow_id, "", "")
-        self.operations.delete(keys)
+            self.abandon(incarnation, row.workflow_id, keys)
 
     def visit_journals(self, now: float, known: set[str]) -> None:
         """Journals that no entry leads to: creations that broke off, or entries that got lost."""
@@ -194,7 +197,7 @@ class Burial:
                 return
             workflow_id = end.segment.workflow_id
             if end.segment.tombstone:
-                self.bury(incarnation, workflow_id, "", "")
+                self.bury(incarnation, workflow_id, ())
             elif self.index.mend(incarnation, []) is None:
                 written = self.operations.get(segment_key(incarnation, end.seq))
                 if written is not None and written.modified <= now - READING_SECONDS:

@@ -68,11 +68,11 @@ class Index:
         """Write an entry."""
         self.operations.put(key, encode(pack_row(row)))
 
-    def advance(self, end: End, row: CatalogRow, *, add: str, remove: Iterable[str]) -> None:
+    def advance(self, end: End, row: CatalogRow, *, add: str, remove: Iterable[str]) -> bool:
         """List a workflow by the entry for its new end, in place of others.
 
-        Does not raise if the store does not answer: the journal has it, and what is owed to the
-        index is paid later.
+        False if the store does not answer: the journal has it, and what is owed to the index is
+        paid later.
         """
         try:
             if add:
@@ -83,6 +83,8 @@ class Index:
             self.crew.together(works)
         except StorageUnavailableError:
             self.owe(row.incarnation, [add, *remove])
+            return False
+        return True
 
     def withdraw_if_late(self, incarnation: str, seq: int, key: str) -> None:
         """Take an entry back if the journal has gone on: who did that has removed what it knew of,
@@ -102,15 +104,19 @@ class Index:
         while debts:
             incarnation, keys = debts.popitem()
             try:
-                self.mend(incarnation, keys)
+                self.mend(incarnation, keys, sure=False)
             except StorageUnavailableError:
                 self.owe(incarnation, keys)
                 for incarnation, keys in debts.items():
                     self.owe(incarnation, keys)
                 return
 
-    def mend(self, incarnation: str, keys: Iterable[str]) -> CatalogRow | None:
+    def mend(
+        self, incarnation: str, keys: Iterable[str], *, sure: bool = True
+    ) -> CatalogRow | None:
         """Let the entries of an incarnation be what its journal says; its row if it has one.
+
+        ``keys``: what entries there are, if that is sure, or may be.
 
         Entries for numbers that the journal has not reached stay: they may be somebody's who is
         about to append. `Sweeper` takes them when they are old.
@@ -120,11 +126,13 @@ class Index:
             return None
         end, row = found
         right = end.segment.listed_as
-        if right not in keys:
+        if not sure or right not in keys:
             self.put(right, row)
             self.withdraw_if_late(incarnation, end.seq, right)
-        wrong = [key for key in keys if key != right and seq_of(key) <= end.seq]
-        self.operations.delete(wrong)
+        known = {*keys, *end.segment.replaced}
+        wrong = [key for key in known if key != right and seq_of(key) <= end.seq]
+        # The open ones last: they say that something is in doubt.
+        self.operations.delete(sorted(wrong, key=lambda key: key.startswith(OPEN)))
         with self.lock:
             self.verified[right] = None
             if len(self.verified) > KNOWN_ENDS:

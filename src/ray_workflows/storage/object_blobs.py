@@ -44,8 +44,9 @@ class Head(msgspec.Struct, array_like=True):
 class ObjectBlobs:
     """Blobs as ``blobs/<incarnation>/<key>``, the uploads of large ones below ``parts/``."""
 
-    def __init__(self, operations: RemoteOperations) -> None:
+    def __init__(self, operations: RemoteOperations, whole_bytes: int = WHOLE_BYTES) -> None:
         self.operations = operations
+        self.whole_bytes = whole_bytes
 
     def write(self, incarnation: str, key: str, chunks: Iterable[bytes | memoryview]) -> Blob:
         """Write a blob durably unless the key exists; return the description of what is stored."""
@@ -59,10 +60,10 @@ class ObjectBlobs:
         for piece in pieces:
             digest.update(piece)
             gathered += piece
-            if len(gathered) > WHOLE_BYTES:
+            if len(gathered) > self.whole_bytes:
                 break
         head = Head(uuid.uuid4().hex, len(gathered), "")
-        if len(gathered) > WHOLE_BYTES:
+        if len(gathered) > self.whole_bytes:
             head.part = f"{PARTS}/{incarnation}/{key}.{head.nonce}"
             head.size = self.upload(head.part, gathered, pieces, digest)
             gathered = bytearray()

@@ -44,6 +44,7 @@ from ray_workflows.storage.segments import (
     encode,
     new_nonce,
     pack_row,
+    tombstone,
     unpack_row,
 )
 
@@ -166,6 +167,9 @@ class PutOnceStorage(Storage):
     def close(self) -> None:
         """Give back threads and connections; the next use takes them anew."""
         quietly(self.index.pay)
+        if self.asked_at != float("-inf"):
+            quietly(partial(self.operations.delete, [self.clock_key]))
+            self.asked_at = float("-inf")
         self.crew.close()
         self.operations.close()
 
@@ -231,6 +235,9 @@ class PutOnceStorage(Storage):
             segment.listed_as = before.segment.listed_as
         else:
             segment.listed_as = entry_key(row, segment.nonce)
+            entries = before.segment.entries
+            # What came before the entry of an end that we listed is gone.
+            segment.replaced = entries[-1:] if before.listed else entries
             if was.status not in ACTIVE:
                 # Before a settled workflow becomes something else, it is listed as open.
                 doubt = entry_key(row, segment.nonce, tentative=True)
@@ -246,17 +253,17 @@ class PutOnceStorage(Storage):
         if not self.is_timely(before, incarnation):
             return STALE
         end = End(seq + 1, segment, self.clock(), listed=True)
-        journals.learn(incarnation, end)
         if not unlisted:
             late = self.clock() - put_at > PROMPT_SECONDS
-            self.index.advance(
+            listed = self.index.advance(
                 end,
                 row,
                 add="" if segment.listed_as == doubt and not late else segment.listed_as,
-                remove=[
-                    key for key in (before.segment.listed_as, doubt) if key != segment.listed_as
-                ],
+                # The one in doubt last.
+                remove=[key for key in (*segment.replaced, doubt) if key != segment.listed_as],
             )
+            end = end._replace(listed=listed)
+        journals.learn(incarnation, end)
         return OK
 
     def is_timely(self, before: End, incarnation: str) -> bool:
@@ -268,7 +275,7 @@ class PutOnceStorage(Storage):
         if found is not None and not found.tombstone:
             return True
         self.journals.forget(incarnation)
-        self.burial.abandon(incarnation, before.segment.workflow_id, before.segment.listed_as)
+        self.burial.abandon(incarnation, before.segment.workflow_id, before.segment.entries)
         return False
 
     def create(self, append: Append) -> CommitOutcome:
@@ -309,9 +316,10 @@ class PutOnceStorage(Storage):
             return STALE
         journals.note_linked(incarnation)
         end = End(1, segment, self.clock(), listed=True)
-        journals.learn(incarnation, end)
         if segment.listed_as != doubt:
-            self.index.advance(end, row, add=segment.listed_as, remove=[doubt])
+            listed = self.index.advance(end, row, add=segment.listed_as, remove=[doubt])
+            end = end._replace(listed=listed)
+        journals.learn(incarnation, end)
         return OK
 
     def undo(self, append: Append, created: bool, link: str | None, doubt: str) -> None:
@@ -364,14 +372,12 @@ class PutOnceStorage(Storage):
         row = msgspec.structs.replace(unpack_row(before.segment.row), seq=expected_seq + 1)
         doubt = entry_key(row, new_nonce(), tentative=True)
         self.index.put(doubt, row)
-        if not journals.put(incarnation, expected_seq + 1, Segment(new_nonce(), workflow_id)):
+        if not journals.put(incarnation, expected_seq + 1, tombstone(before.segment)):
             journals.forget(incarnation)
             quietly(partial(self.operations.delete, [doubt]))
             return STALE
         # The workflow is gone, whatever happens now; the entry in doubt leads to what is left.
-        quietly(
-            partial(self.burial.bury, incarnation, workflow_id, before.segment.listed_as, doubt)
-        )
+        quietly(partial(self.burial.bury, incarnation, workflow_id, (doubt,)))
         return OK
 
     # -- blobs -----------------------------------------------------------------------------

@@ -28,17 +28,23 @@ class Row(msgspec.Struct, array_like=True):
 class Segment(msgspec.Struct, array_like=True, omit_defaults=True):
     """One journal entry with the catalog row after it: both are written by one put.
 
-    ``listed_as`` is the key of the index entry that this row is listed under. ``nonce`` makes the
-    bytes unique to the attempt to write them. A tombstone, in place of an entry, says that the
-    workflow is deleted.
+    ``listed_as`` is the key of the index entry that this row is listed under, ``replaced`` are
+    those that came before it and may still be there. ``nonce`` makes the bytes unique to the
+    attempt to write them. A tombstone, in place of an entry, says that the workflow is deleted.
     """
 
     nonce: str
     workflow_id: str
     commit_id: str = ""
     listed_as: str = ""
+    replaced: tuple[str, ...] = ()
     row: Row | None = None
     entry: bytes = b""
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """All index entries that it knows of, the right one last."""
+        return (*self.replaced, self.listed_as) if self.listed_as else self.replaced
 
     @property
     def tombstone(self) -> bool:
@@ -55,12 +61,11 @@ class Pointer(msgspec.Struct, array_like=True):
 
 
 class Grave(msgspec.Struct, array_like=True):
-    """A deleted incarnation. ``done``: only its emptied numbers are left."""
+    """A deleted incarnation and its index entries. ``done``: only its emptied numbers are left."""
 
     incarnation: str
     workflow_id: str
-    listed_as: str
-    doubted_as: str = ""
+    entries: tuple[str, ...] = ()
     done: bool = False
 
 
@@ -84,6 +89,11 @@ Record = TypeVar("Record", Row, Segment, Pointer, Grave, Lease, Layout)
 def new_nonce() -> str:
     """What no other attempt has."""
     return uuid.uuid4().hex
+
+
+def tombstone(last: Segment) -> Segment:
+    """What deletes a journal that ends with a segment: it leads to the entries of that."""
+    return Segment(new_nonce(), last.workflow_id, replaced=last.entries)
 
 
 def encode(record: Row | Segment | Pointer | Grave | Lease | Layout) -> bytes:
