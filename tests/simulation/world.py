@@ -9,9 +9,10 @@ from random import Random
 from typing import Any
 
 from ray_workflows._model.catalog import Append, Holder
-from ray_workflows.storage.base import CommitOutcome
+from ray_workflows.storage.base import CommitOutcome, Storage
 from ray_workflows.storage.memory import MemoryStorage
 from ray_workflows.testing.clock import VirtualClock
+from tests.put_once import MemoryObjectStorage, MemoryOperations
 from tests.simulation.clients import Client, Pause, Put, draw_clients
 from tests.simulation.faults import Faults
 from tests.simulation.io import Job
@@ -44,11 +45,27 @@ class Cluster:
         self.lost = False
 
 
+def objects_in_memory(clock: VirtualClock) -> Storage:
+    """The algorithm of object stores and shared directories."""
+    storage = MemoryObjectStorage(MemoryOperations(clock), clock)
+    storage.open()
+    return storage
+
+
+STORAGES: dict[str, Callable[[VirtualClock], Storage]] = {
+    "memory": lambda clock: MemoryStorage(clock=clock),
+    "objects": objects_in_memory,
+}
+
+
 class World:
     """All of one seed. `run` raises a `Violation` if a promise is broken.
 
     ``trouble`` are faults that are not drawn; ``crowded``: many workflows, and few may run.
     """
+
+    #: Which of `STORAGES` is used.
+    storage_kind = "memory"
 
     def __init__(
         self,
@@ -67,7 +84,7 @@ class World:
         self.numbers = 0
         self.faults = Faults(self.rng, trouble or {})
         self.crowded = crowded
-        self.storage = MemoryStorage(clock=self.clock, name=f"seed-{seed}")
+        self.storage = STORAGES[self.storage_kind](self.clock)
         self.monitor = Monitor()
         self.job: Job | None = None
         self.jobs: dict[Job, None] = {}
