@@ -45,15 +45,21 @@ class Cluster:
         self.lost = False
 
 
-def objects_in_memory(clock: VirtualClock) -> Storage:
-    """The algorithm of object stores and shared directories."""
-    storage = MemoryObjectStorage(MemoryOperations(clock), clock)
-    storage.open()
-    return storage
+def in_memory(clock: VirtualClock) -> Callable[[], Storage]:
+    """One instance for all."""
+    storage = MemoryStorage(clock=clock)
+    return lambda: storage
 
 
-STORAGES: dict[str, Callable[[VirtualClock], Storage]] = {
-    "memory": lambda clock: MemoryStorage(clock=clock),
+def objects_in_memory(clock: VirtualClock) -> Callable[[], Storage]:
+    """The algorithm of object stores and shared directories, on one store of objects."""
+    operations = MemoryOperations(clock)
+    MemoryObjectStorage(operations, clock).open()
+    return lambda: MemoryObjectStorage(operations, clock)
+
+
+STORAGES: dict[str, Callable[[VirtualClock], Callable[[], Storage]]] = {
+    "memory": in_memory,
     "objects": objects_in_memory,
 }
 
@@ -84,7 +90,9 @@ class World:
         self.numbers = 0
         self.faults = Faults(self.rng, trouble or {})
         self.crowded = crowded
-        self.storage = STORAGES[self.storage_kind](self.clock)
+        #: Gives each process its own instance.
+        self.open_storage = STORAGES[self.storage_kind](self.clock)
+        self.storage = self.open_storage()
         self.monitor = Monitor()
         self.job: Job | None = None
         self.jobs: dict[Job, None] = {}

@@ -229,7 +229,10 @@ class PutOnceStorage(Storage):
         row = append.catalog
         was = before.segment.row.row
         segment = new_segment(append)
-        unlisted = before.listed and is_same_listing(before.segment, segment)
+        # What its own coordinator appends need not be seen by others at once. What another one
+        # does (a request) has to be, and its holder looks for it in the listing.
+        ours = short_hash(row.holder) in self.renewed
+        unlisted = ours and before.listed and is_same_listing(before.segment, segment)
         doubt = ""
         if unlisted:
             segment.listed_as = before.segment.listed_as
