@@ -108,6 +108,7 @@ class ObjectStorage(PutOnceStorage):
                 writes; the message names the remedy.
             StorageUnavailableError: the store does not answer.
         """
+        check_http(self.options)
         try:
             super().open()
         except StorageAccessError as error:
@@ -119,6 +120,7 @@ class ObjectStorage(PutOnceStorage):
         Raises:
             StorageConfigError: there is none, or it can't be read.
         """
+        check_http(self.options)
         try:
             super().open_existing()
         except StorageAccessError as error:
@@ -159,6 +161,17 @@ def split_url(url: str) -> tuple[str, str, str, dict[str, str]]:
             raise StorageConfigError("The endpoint has credentials in it. Leave them out.")
         options[name] = value
     return scheme, unquote(parts.netloc), prefix, options
+
+
+def check_http(options: dict[str, str]) -> None:
+    """Raise if the endpoint is not encrypted and nobody said that this is meant."""
+    plain = options.get("endpoint", "").lower().startswith("http://")
+    if plain and options.get("allow_http") != "true" and options.get("use_emulator") != "true":
+        raise StorageConfigError(
+            f"The endpoint {options['endpoint']} is plain http, where everybody on the way reads "
+            f"along. Use https, or say that it is meant: add &allow_http=true to the URL, or set "
+            f"$AWS_ALLOW_HTTP=true."
+        )
 
 
 def with_environment(scheme: str, given: dict[str, str]) -> dict[str, str]:

@@ -61,11 +61,6 @@ CONFIG_ERRORS = (
         "and $AWS_SECRET_ACCESS_KEY) on every node, or give the nodes a role",
     ),
     (
-        r"URL scheme is not allowed",
-        "the endpoint is plain http, which has to be allowed. Add ?allow_http=true to the URL, or "
-        "set $AWS_ALLOW_HTTP=true",
-    ),
-    (
         r"NotImplemented|not implemented|501 Not Implemented",
         "the store does not support conditional writes, without which nothing keeps two "
         "coordinators apart. Use a store that honours If-None-Match on PUT",
