@@ -8,7 +8,7 @@ import time
 import traceback
 
 from tests.simulation.runner import command, run_seed
-from tests.simulation.world import World
+from tests.simulation.world import STORAGES, World
 
 
 def main() -> int:
@@ -20,7 +20,9 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=1000, help="how many seeds to soak")
     parser.add_argument("--start", type=int, default=0, help="the first seed to soak")
     parser.add_argument("--keep-going", action="store_true", help="do not stop at a failure")
+    parser.add_argument("--storage", choices=STORAGES, default="memory")
     options = parser.parse_args()
+    World.storage_kind = options.storage
     if options.seed is not None:
         pairs = (item.partition("=") for item in options.trouble)
         trouble = {name: float(value) for name, _, value in pairs}

@@ -12,6 +12,8 @@ def command(seed: int, trouble: Mapping[str, float] | None = None, crowded: bool
     """What to type to live through a seed again."""
     words = [f"python -m tests.simulation --seed {seed}"]
     words += [f"--trouble {name}={value}" for name, value in (trouble or {}).items()]
+    if World.storage_kind != "memory":
+        words.append(f"--storage {World.storage_kind}")
     return " ".join([*words, *(["--crowded"] if crowded else []), "--verbose"])
 
 

@@ -50,7 +50,7 @@ class FaultyStorage(Storage):
     def __init__(self, world: World, life: Life) -> None:
         self.world = world
         self.life = life
-        self.inner = world.storage
+        self.inner = world.open_storage()
         #: Until when this coordinator can't reach it.
         self.away_until = 0.0
 

@@ -8,6 +8,7 @@ from tests.simulation.__main__ import main
 from tests.simulation.mutations import MUTATIONS
 from tests.simulation.runner import run_seed
 from tests.simulation.violations import Violation
+from tests.simulation.world import World
 
 #: Seeds in one test: many enough that pytest costs nothing, few enough to see where it fails.
 CHUNK = 50
@@ -37,6 +38,14 @@ def test_coordinators_are_cut_off_replaced_and_come_back(seed: int) -> None:
 def test_the_storage_is_away_most_of_the_time(seed: int) -> None:
     trouble = {"until": 30.0, "read_fails": 0.3, "outage": 0.4, "commit_late": 0.3, "hang": 0.1}
     run_seed(seed, trouble=trouble)
+
+
+@pytest.mark.parametrize("chunk", range(4))
+def test_promises_hold_on_objects(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the algorithm of object stores and shared directories, each process with its own view."""
+    monkeypatch.setattr(World, "storage_kind", "objects")
+    for seed in range(4_000_000 + chunk * CHUNK, 4_000_000 + (chunk + 1) * CHUNK):
+        run_seed(seed)
 
 
 def test_a_failing_seed_says_how_to_see_it_again(

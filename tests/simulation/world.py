@@ -9,9 +9,10 @@ from random import Random
 from typing import Any
 
 from ray_workflows._model.catalog import Append, Holder
-from ray_workflows.storage.base import CommitOutcome
+from ray_workflows.storage.base import CommitOutcome, Storage
 from ray_workflows.storage.memory import MemoryStorage
 from ray_workflows.testing.clock import VirtualClock
+from tests.put_once import MemoryObjectStorage, MemoryOperations
 from tests.simulation.clients import Client, Pause, Put, draw_clients
 from tests.simulation.faults import Faults
 from tests.simulation.io import Job
@@ -45,11 +46,33 @@ class Cluster:
         self.lost = False
 
 
+def in_memory(clock: VirtualClock) -> Callable[[], Storage]:
+    """One instance for all."""
+    storage = MemoryStorage(clock=clock)
+    return lambda: storage
+
+
+def objects_in_memory(clock: VirtualClock) -> Callable[[], Storage]:
+    """The algorithm of object stores and shared directories, on one store of objects."""
+    operations = MemoryOperations(clock)
+    MemoryObjectStorage(operations, clock).open()
+    return lambda: MemoryObjectStorage(operations, clock)
+
+
+STORAGES: dict[str, Callable[[VirtualClock], Callable[[], Storage]]] = {
+    "memory": in_memory,
+    "objects": objects_in_memory,
+}
+
+
 class World:
     """All of one seed. `run` raises a `Violation` if a promise is broken.
 
     ``trouble`` are faults that are not drawn; ``crowded``: many workflows, and few may run.
     """
+
+    #: Which of `STORAGES` is used.
+    storage_kind = "memory"
 
     def __init__(
         self,
@@ -68,7 +91,9 @@ class World:
         self.numbers = 0
         self.faults = Faults(self.rng, trouble or {})
         self.crowded = crowded
-        self.storage = MemoryStorage(clock=self.clock, name=f"seed-{seed}")
+        #: Gives each process its own instance.
+        self.open_storage = STORAGES[self.storage_kind](self.clock)
+        self.storage = self.open_storage()
         self.monitor = Monitor()
         self.job: Job | None = None
         self.jobs: dict[Job, None] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 
 from ray_workflows.exceptions import StorageConfigError
 from ray_workflows.storage import MemoryStorage, SqliteStorage
+from ray_workflows.storage.objects import VARIABLES, ObjectStorage
+from ray_workflows.storage.shared import SharedStorage
 from ray_workflows.storage.urls import storage_from_url
 
 
@@ -62,10 +65,114 @@ def test_storage_is_returned_as_it_is():
     assert storage_from_url(storage) is storage
 
 
-@pytest.mark.parametrize("scheme", ["s3", "gs", "az", "shared", "memory", "sqlite"])
+@pytest.mark.parametrize("scheme", ["hdfs", "memory", "sqlite"])
 def test_unsupported_scheme(scheme):
     with pytest.raises(StorageConfigError, match=rf"'{scheme}'.*file:///directory"):
         storage_from_url(f"{scheme}://user:secret@host/x")
+
+
+@pytest.mark.parametrize(
+    ("url", "directory"),
+    [
+        ("shared:///mnt/wf", "/mnt/wf"),
+        ("SHARED:///mnt/a%20b/", "/mnt/a b"),
+        ("shared://localhost/mnt/wf", "/mnt/wf"),
+    ],
+)
+def test_shared_directories(url, directory):
+    storage = storage_from_url(url)
+    assert type(storage) is SharedStorage
+    assert storage.directory == directory
+    assert storage_from_url(storage.url).directory == directory
+    assert not storage.node_bound
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("shared://server/export", "host 'server'.*shared:///server/export"),
+        ("shared://me:secret@server/export", "host 'server'"),
+        ("shared:///mnt?x=1", "query"),
+        ("shared://", "no absolute path"),
+    ],
+)
+def test_bad_shared_urls(url, message):
+    with pytest.raises(StorageConfigError, match=message) as caught:
+        storage_from_url(url)
+    assert "secret" not in str(caught.value)
+
+
+NO_VARIABLES = [name for names in VARIABLES.values() for found in names.values() for name in found]
+
+
+@pytest.fixture
+def no_provider(monkeypatch):
+    for name in NO_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("s3://bucket", "s3://bucket"),
+        ("S3://bucket/", "s3://bucket"),
+        ("s3://bucket//a/b/", "s3://bucket/a/b"),
+        ("s3://bucket/a%20b", "s3://bucket/a%20b"),
+        ("s3://bucket/p?region=eu-west-1", "s3://bucket/p"),
+        (
+            "s3://bucket/p?region=x&endpoint=http://127.0.0.1:9000&allow_http=true",
+            "s3://bucket/p?endpoint=http://127.0.0.1:9000",
+        ),
+        ("gs://bucket/p", "gs://bucket/p"),
+        ("az://container/p?account_name=acc", "az://container/p?account_name=acc"),
+    ],
+)
+def test_buckets(no_provider, url, expected):
+    storage = storage_from_url(url)
+    assert type(storage) is ObjectStorage
+    assert storage.url == expected
+    copy = pickle.loads(pickle.dumps(storage))
+    assert (copy.url, copy.options) == (storage.url, storage.options)
+    assert storage_from_url(storage.url).url == expected
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("s3://", "names no bucket"),
+        ("s3:///prefix", "names no bucket"),
+        ("s3://key:secret@bucket/p", "credentials"),
+        ("s3://bucket/p?secret_access_key=secret", "environment"),
+        ("s3://bucket/p?access_key_id=secret", "environment"),
+        ("s3://bucket/p?sas_token=secret", "environment"),
+        ("s3://bucket/p?endpoint=http://me:secret@host", "credentials"),
+        ("s3://bucket/p?colour=red", "no option 'colour'.*endpoint"),
+        ("s3://bucket/p?allow_http=yes", "true or false"),
+        ("s3://bucket/a/../b", r"'\.\.'"),
+        ("s3://bucket/p#x", "fragment"),
+    ],
+)
+def test_bad_bucket_urls(no_provider, url, message):
+    with pytest.raises(StorageConfigError, match=message) as caught:
+        storage_from_url(url)
+    assert "=secret" not in str(caught.value)
+    assert ":secret" not in str(caught.value)
+
+
+def test_where_a_bucket_is_travels_and_credentials_stay(no_provider, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9000")
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "TRUE")
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "my-key-id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "my-secret")
+    storage = storage_from_url("s3://bucket/p")
+    pickled = pickle.dumps(storage)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    assert pickle.loads(pickled).url == "s3://bucket/p?endpoint=http://127.0.0.1:9000"
+    assert pickle.loads(pickled).options["region"] == "eu-west-1"
+    for shown in (storage.url, repr(storage), repr(vars(storage)), pickled.decode("latin-1")):
+        assert "my-secret" not in shown
+        assert "my-key-id" not in shown
 
 
 def test_message_keeps_credentials():
@@ -103,8 +210,8 @@ def test_variable(monkeypatch):
     monkeypatch.setenv("RAY_WORKFLOW_STORAGE", "file:///from/variable")
     assert storage_from_url().directory == "/from/variable"
     assert storage_from_url("/given").directory == "/given"
-    monkeypatch.setenv("RAY_WORKFLOW_STORAGE", "s3://bucket")
-    with pytest.raises(StorageConfigError, match="'s3'"):
+    monkeypatch.setenv("RAY_WORKFLOW_STORAGE", "hdfs://bucket")
+    with pytest.raises(StorageConfigError, match="'hdfs'"):
         storage_from_url(None)
 
 

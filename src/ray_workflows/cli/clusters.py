@@ -92,7 +92,7 @@ def connect(spec: str | None, address: str | None) -> Connection:
     exists = connections.find_coordinator() is not None
     if not exists:
         open_storage(spec)
-    connection = connections.init(None if exists else spec, None, None)
+    connection = connections.init(None if exists else spec, None, None, None)
     check_same(connection, spec)
     reader_of(connection)
     return connection
@@ -114,7 +114,7 @@ def reader_for_change(spec: str | None, address: str | None) -> Reader:
     if spec is None and (address or os.environ.get("RAY_ADDRESS") or reaches()):
         attach(address)
         if connections.find_coordinator() is not None:
-            return reader_of(connections.init(None, None, None))
+            return reader_of(connections.init(None, None, None, None))
     return open_reader(spec)
 
 
@@ -137,6 +137,6 @@ def local_cluster(spec: str | None) -> Iterator[Any]:
     storage = open_storage(spec)
     ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
-        yield connections.init(storage, None, None)
+        yield connections.init(storage, None, None, None)
     finally:
         ray.shutdown()

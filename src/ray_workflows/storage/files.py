@@ -36,11 +36,13 @@ class BlobFiles:
     """The blobs below one directory, as ``<root>/<incarnation>/<key>``.
 
     ``root`` must exist: it is never created here, so that nothing is written beside a storage that
-    was moved away or unmounted.
+    was moved away or unmounted. ``mapped``: large blobs are read by mapping them, which needs files
+    that stay readable when they are deleted: those of this machine.
     """
 
-    def __init__(self, root: str):
+    def __init__(self, root: str, *, mapped: bool = True):
         self.root = root
+        self.mapped = mapped
 
     def directory(self, incarnation: str) -> str:
         """Where the blobs of an incarnation are."""
@@ -133,7 +135,8 @@ class BlobFiles:
                         f"The {what} has {size} bytes, expected {blob.size}: it was truncated or "
                         f"overwritten."
                     )
-                view = read_all(file) if size < MAP_FROM_BYTES else map_all(file, size)
+                large = self.mapped and size >= MAP_FROM_BYTES
+                view = map_all(file, size) if large else read_all(file)
         checksum = CHECKSUM_PREFIX + hashlib.sha256(view).hexdigest()
         if checksum != blob.checksum:
             raise StorageCorruptError(

@@ -136,8 +136,10 @@ def check_existing(path: str) -> None:
 
 
 @contextlib.contextmanager
-def prepared_directory(path: str) -> Iterator[None]:
+def prepared_directory(path: str, *, shared: bool = False) -> Iterator[None]:
     """Create a directory (mode 0700) and its parents, and take them away if the body raises.
+
+    ``shared``: it may be on a network file system.
 
     Raises:
         StorageConfigError: the path can't become a directory, or is on a network file system.
@@ -152,7 +154,8 @@ def prepared_directory(path: str) -> Iterator[None]:
         raise StorageConfigError(
             f"The storage directory {path} can't be used: {existing} is not a directory. {REMEDY}"
         )
-    check_local(existing)
+    if not shared:
+        check_local(existing)
     created: list[str] = []
     try:
         for directory in reversed(missing):

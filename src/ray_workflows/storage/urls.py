@@ -17,8 +17,8 @@ from ray_workflows.storage.sqlite import SqliteStorage
 VARIABLE = "RAY_WORKFLOW_STORAGE"
 
 SUPPORTED = (
-    "Supported are a directory path, file:///directory, postgresql://, and an instance of a "
-    "Storage subclass."
+    "Supported are a directory path, file:///directory, shared:///directory, s3://, gs:// and "
+    "az://bucket/prefix, postgresql://, and an instance of a Storage subclass."
 )
 
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -33,6 +33,20 @@ def load_postgres(url: str) -> Storage:
     return PostgresStorage(url)
 
 
+def load_objects(url: str) -> Storage:
+    """The storage of a URL of an object store."""
+    from ray_workflows.storage.objects import ObjectStorage
+
+    return ObjectStorage(url)
+
+
+def load_shared(url: str) -> Storage:
+    """The storage of a ``shared:`` URL."""
+    from ray_workflows.storage.shared import SharedStorage
+
+    return SharedStorage(url_path(url, "shared"))
+
+
 def missing_extra(what: str, extra: str, error: ImportError) -> StorageConfigError:
     """The error for a storage whose packages are not installed."""
     return StorageConfigError(
@@ -44,6 +58,10 @@ def missing_extra(what: str, extra: str, error: ImportError) -> StorageConfigErr
 #: What makes a storage of a URL, by the scheme in lower case. Each imports what it needs itself:
 #: nobody has to have the packages of storages that they don't use.
 LOADERS: dict[str, Callable[[str], Storage]] = {
+    "az": load_objects,
+    "gs": load_objects,
+    "s3": load_objects,
+    "shared": load_shared,
     "postgres": load_postgres,
     "postgresql": load_postgres,
 }
@@ -74,7 +92,7 @@ def storage_from_url(spec: str | os.PathLike[str] | Storage | None = None) -> St
     if not isinstance(spec, str):
         raise TypeError(f"A storage can't be made from {type(spec).__name__} {spec!r}. {SUPPORTED}")
     if spec.lower().startswith("file:"):
-        return SqliteStorage(file_url_path(spec))
+        return SqliteStorage(url_path(spec, "file"))
     scheme = SCHEME.match(spec)
     if scheme and scheme[1].lower() in LOADERS:
         return LOADERS[scheme[1].lower()](spec)
@@ -85,26 +103,29 @@ def storage_from_url(spec: str | os.PathLike[str] | Storage | None = None) -> St
     return SqliteStorage(spec)
 
 
-def file_url_path(url: str) -> str:
-    """The path of a ``file:`` URL."""
-    rest = url[len("file:") :]
+def url_path(url: str, scheme: str) -> str:
+    """The path of a ``file:`` or ``shared:`` URL."""
+    rest = url[len(scheme) + 1 :]
     if "?" in rest or "#" in rest:
         raise StorageConfigError(
-            f"{url} has a query or a fragment, which a file URL of ours has not. In a directory's "
-            f"name, write %3F for '?' and %23 for '#'."
+            f"{url} has a query or a fragment, which a {scheme} URL of ours has not. In a "
+            f"directory's name, write %3F for '?' and %23 for '#'."
         )
     host = ""
     if rest.startswith("//"):
         host, slash, path = rest[2:].partition("/")
         rest = slash + path
     if host not in ("", "localhost"):
+        # What is before an @ may be a password.
+        host = host.rpartition("@")[2]
         raise StorageConfigError(
-            f"{url} names the host {host!r}, but a file URL can only name a directory of this "
-            f"machine. Write file:///{host}{rest} if that is the path."
+            f"The {scheme} URL names the host {host!r}, but it can only name a directory as this "
+            f"machine sees it. Write {scheme}:///{host}{rest} if that is the path."
         )
     if not rest.startswith("/"):
         raise StorageConfigError(
-            f"{url} has no absolute path. Write file:///directory, or a plain path without file:."
+            f"{url} has no absolute path. Write {scheme}:///directory"
+            + (", or a plain path without file:." if scheme == "file" else ".")
         )
     return os.fsdecode(unquote_to_bytes(rest))
 

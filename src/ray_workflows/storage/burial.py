@@ -1,0 +1,241 @@
+"""What is left of workflows that are deleted, or never came to be, and its removal.
+
+A deleted journal keeps all its numbers, emptied, for some hours: nobody who read it before can
+append to it. Knows nothing of what is deleted and why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Protocol, TypeVar
+
+from ray_workflows.exceptions import StorageCorruptError
+from ray_workflows.storage.entries import OPEN, SETTLED, Entry, parse, short_hash
+from ray_workflows.storage.index import Index
+from ray_workflows.storage.journals import (
+    GRAVE_SECONDS,
+    READING_SECONDS,
+    segment_key,
+)
+from ray_workflows.storage.segments import (
+    Grave,
+    Segment,
+    decode,
+    encode,
+    new_nonce,
+    tombstone,
+)
+
+Work = TypeVar("Work")
+
+GRAVES = "graves"
+
+#: Holders whose lease ran out this long ago, in seconds, are forgotten: as dead as if they stayed.
+HOLDER_SECONDS = 7 * 24 * 3600.0
+#: Objects that somebody wrote to learn the time; each process has one.
+CLOCK_SECONDS = 24 * 3600.0
+
+
+class RemovableBlobs(Protocol):
+    """Of the blobs, what is needed to remove them."""
+
+    def delete(self, incarnation: str) -> None:
+        """Delete all blobs of an incarnation."""
+
+    def incarnations(self) -> list[str]:
+        """All incarnations that have blobs."""
+
+    def newest(self, incarnation: str) -> float | None:
+        """When something was last written for an incarnation."""
+
+    def remove_temporaries(self, incarnation: str, before: float) -> None:
+        """Remove what killed writers left."""
+
+
+class Burial:
+    """Deletes what no workflow needs, so that an interruption anywhere is made good later."""
+
+    def __init__(self, index: Index, blobs: RemovableBlobs) -> None:
+        self.index = index
+        self.journals = index.journals
+        self.operations = index.operations
+        self.crew = index.crew
+        self.blobs = blobs
+
+    def bury(self, incarnation: str, workflow_id: str, entries: Iterable[str]) -> None:
+        """Remove the contents of a journal that ends in a tombstone, its blobs and entries."""
+        key = f"{GRAVES}/{incarnation}"
+        end = self.journals.end(incarnation)
+        known = {*entries, *(end.segment.entries if end is not None else ())}
+        grave = Grave(incarnation, workflow_id, tuple(sorted(known)))
+        self.operations.put(key, encode(grave))
+        numbers = self.journals.numbers(incarnation)
+        self.crew.together(
+            [
+                *(partial(self.empty, incarnation, workflow_id, number) for number in numbers),
+                partial(self.blobs.delete, incarnation),
+                partial(self.operations.delete, [k for k in known if not k.startswith(OPEN)]),
+            ]
+        )
+        self.journals.forget_all(incarnation)
+        # Last: what is listed as settled is taken for true unless something is open.
+        self.operations.delete([k for k in known if k.startswith(OPEN)])
+        grave.done = True
+        self.operations.put(key, encode(grave))
+
+    def empty(self, incarnation: str, workflow_id: str, seq: int) -> None:
+        """Put a tombstone in the place of a segment."""
+        self.operations.put(
+            segment_key(incarnation, seq), encode(Segment(new_nonce(), workflow_id))
+        )
+
+    def abandon(self, incarnation: str, workflow_id: str, entries: Iterable[str] = ()) -> bool:
+        """Bury a journal that no id leads to, so that none ever will; False if one does by now."""
+        end = self.journals.end(incarnation)
+        if end is None or not end.segment.tombstone:
+            seq = 1 if end is None else end.seq + 1
+            last = Segment(new_nonce(), workflow_id) if end is None else end.segment
+            if not self.journals.put(incarnation, seq, tombstone(last)):
+                return False
+        self.bury(incarnation, workflow_id, entries)
+        return True
+
+    def sweep(self, now: float, grace_seconds: float) -> int:
+        """Remove what is left over and old; how many incarnations had interrupted deletions or
+        blobs of no workflow."""
+        graves, finished = self.visit_graves(now)
+        known = self.visit_entries(now) | graves
+        self.visit_journals(now, known)
+        finished += self.visit_blobs(now - grace_seconds, known)
+        self.visit_holders(now)
+        self.operations.sweep(now - READING_SECONDS)
+        return finished
+
+    def visit_graves(self, now: float) -> tuple[set[str], int]:
+        """Finish interrupted burials; remove the graves that nobody can stumble into any more."""
+        found: set[str] = set()
+        finished = 0
+        for listed in list(self.operations.list(GRAVES)):
+            key = f"{GRAVES}/{listed.name}"
+            object = self.operations.get(key)
+            if object is None:
+                continue
+            grave = decode(Grave, object.data, key)
+            found.add(short_hash(grave.incarnation))
+            if not grave.done:
+                self.bury(grave.incarnation, grave.workflow_id, grave.entries)
+                finished += 1
+            elif object.modified <= now - GRAVE_SECONDS:
+                self.clear(key, grave)
+        return found, finished
+
+    def clear(self, key: str, grave: Grave) -> None:
+        """Remove the last traces of a deleted workflow."""
+        incarnation = grave.incarnation
+        chain = self.journals.chain(grave.workflow_id)
+        self.operations.delete([k for k, pointer in chain if pointer.incarnation == incarnation])
+        numbers = self.journals.numbers(incarnation)
+        keys = [segment_key(incarnation, number) for number in numbers]
+        self.operations.delete(keys[:-1])
+        self.operations.delete(keys[-1:])
+        self.blobs.delete(incarnation)
+        self.operations.delete([key])
+
+    def visit_entries(self, now: float) -> set[str]:
+        """Compare the open entries with their journals where that is due; the hashes of all
+        incarnations that have an entry."""
+        groups: dict[str, list[tuple[Entry, float]]] = {}
+        for listed in list(self.operations.list(OPEN)):
+            entry = parse(OPEN, listed.name)
+            if entry is not None:
+                group = groups.setdefault(entry.incarnation_hash, [])
+                group.append((entry, listed.modified))
+        due = [
+            group
+            for group in groups.values()
+            if len(group) > 1 or not self.index.is_believed(group[0][0])
+        ]
+        self.each(due, lambda group: self.visit_group(now, group))
+        known = set(groups)
+        for status in self.operations.list_prefixes(SETTLED):
+            for day in self.operations.list_prefixes(f"{SETTLED}/{status}"):
+                prefix = f"{SETTLED}/{status}/{day}"
+                known.update(entry.incarnation_hash for entry in self.index.entries(prefix))
+        return known
+
+    def visit_group(self, now: float, group: list[tuple[Entry, float]]) -> None:
+        """Let the entries of one incarnation be right, or bury what they lead to."""
+        row = None
+        for entry, _ in group:
+            row = row or self.index.row(entry.key)
+        if row is None:
+            return
+        incarnation = row.incarnation
+        keys = [entry.key for entry, _ in group]
+        end = self.journals.end(incarnation)
+        if end is not None and end.segment.tombstone:
+            self.bury(incarnation, row.workflow_id, keys)
+            return
+        if self.index.mend(incarnation, keys) is not None:
+            # Entries that were written before a segment that never came.
+            old = [
+                entry.key
+                for entry, modified in group
+                if end is not None and entry.seq > end.seq and modified <= now - READING_SECONDS
+            ]
+            self.operations.delete(old)
+        elif max(modified for _, modified in group) <= now - READING_SECONDS:
+            self.abandon(incarnation, row.workflow_id, keys)
+
+    def visit_journals(self, now: float, known: set[str]) -> None:
+        """Journals that no entry leads to: creations that broke off, or entries that got lost."""
+
+        def visit(incarnation: str) -> None:
+            end = self.journals.end(incarnation)
+            if end is None:
+                return
+            workflow_id = end.segment.workflow_id
+            if end.segment.tombstone:
+                self.bury(incarnation, workflow_id, ())
+            elif self.index.mend(incarnation, []) is None:
+                written = self.operations.get(segment_key(incarnation, end.seq))
+                if written is not None and written.modified <= now - READING_SECONDS:
+                    self.abandon(incarnation, workflow_id)
+
+        unknown = self.unknown(self.operations.list_prefixes("journal"), known)
+        self.each(unknown, visit)
+
+    def visit_blobs(self, before: float, known: set[str]) -> int:
+        """Blobs of no workflow, older than that time; of how many incarnations."""
+        swept = 0
+        for incarnation in self.blobs.incarnations():
+            if short_hash(incarnation) in known:
+                self.blobs.remove_temporaries(incarnation, before)
+                continue
+            newest = self.blobs.newest(incarnation)
+            # Once buried, the workflow can't be created any more, so that it can't lose its blobs.
+            if newest is None or newest > before or self.index.live_end(incarnation) is not None:
+                continue
+            swept += self.abandon(incarnation, "")
+        return swept
+
+    def visit_holders(self, now: float) -> None:
+        """Forget those long dead, and what was written to learn the time."""
+        for prefix, age in (("holders", HOLDER_SECONDS), ("clocks", CLOCK_SECONDS)):
+            old = [
+                f"{prefix}/{listed.name}"
+                for listed in self.operations.list(prefix)
+                if listed.modified <= now - age
+            ]
+            self.operations.delete(old)
+
+    def unknown(self, incarnations: Iterable[str], known: set[str]) -> list[str]:
+        """Those that no entry and no grave is about."""
+        return [name for name in incarnations if short_hash(name) not in known]
+
+    def each(self, found: list[Work], visit: Callable[[Work], None]) -> None:
+        """Visit all of them, many at once. What is damaged is left for its reader to complain."""
+        for outcome in self.crew.groups([partial(visit, one) for one in found]) if found else []:
+            if isinstance(outcome, Exception) and not isinstance(outcome, StorageCorruptError):
+                raise outcome

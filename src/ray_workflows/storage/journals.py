@@ -1,0 +1,292 @@
+"""Journals as objects, one per entry, and which journal a workflow id means.
+
+An entry is appended by creating the object of its number. Of a deleted journal every number stays
+taken for longer than anybody may act on an old reading of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import partial
+from threading import Lock
+from typing import NamedTuple
+
+from ray_workflows.exceptions import StorageCorruptError
+from ray_workflows.storage.entries import short_hash
+from ray_workflows.storage.operations import Crew, Operations
+from ray_workflows.storage.segments import Pointer, Segment, decode, encode, new_nonce
+
+#: What was read longer ago than this, in seconds, is read again before anything is based on it.
+READING_SECONDS = 3600.0
+#: How long what is left of a deleted workflow stays, so that no such reading is wrong.
+GRAVE_SECONDS = 2 * READING_SECONDS
+
+#: Read segments that are kept, because they never change: so many bytes, of so small ones.
+CACHE_BYTES = 16 * 1024 * 1024
+CACHED_SEGMENT_BYTES = 128 * 1024
+
+#: How many journals' ends are remembered.
+KNOWN_ENDS = 50_000
+
+HOUR = 3600.0
+
+
+class End(NamedTuple):
+    """The end of a journal as this process knows it. ``listed``: its index entry is in place."""
+
+    seq: int
+    segment: Segment
+    read_at: float
+    listed: bool = False
+
+
+class Journals:
+    """The objects ``journal/<incarnation>/<number>`` and ``ids/<hash of the id>/<number>``."""
+
+    def __init__(
+        self, operations: Operations, crew: Crew, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.operations = operations
+        self.crew = crew
+        #: This machine's, for durations; unlike a monotonic one it goes on while it sleeps.
+        self.clock = clock
+        self.lock = Lock()
+        self.ends: OrderedDict[str, End] = OrderedDict()
+        self.cache: OrderedDict[str, tuple[Segment, int]] = OrderedDict()
+        self.cached_bytes = 0
+        #: Pointers never change.
+        self.pointers: OrderedDict[str, Pointer] = OrderedDict()
+        self.linked: OrderedDict[str, None] = OrderedDict()
+
+    # -- segments --------------------------------------------------------------------------
+
+    def segment(self, incarnation: str, seq: int) -> Segment | None:
+        """A segment, or None if there is none of this number."""
+        key = segment_key(incarnation, seq)
+        with self.lock:
+            if key in self.cache:
+                self.cache.move_to_end(key)
+                return self.cache[key][0]
+        found = self.operations.get(key)
+        if found is None:
+            return None
+        segment = decode(Segment, found.data, key)
+        if not segment.tombstone:
+            self.remember(key, segment, len(found.data))
+        return segment
+
+    def remember(self, key: str, segment: Segment, size: int) -> None:
+        """Keep a segment for the next who reads it."""
+        if size > CACHED_SEGMENT_BYTES:
+            return
+        with self.lock:
+            if key not in self.cache:
+                self.cached_bytes += size
+            self.cache[key] = (segment, size)
+            while self.cached_bytes > CACHE_BYTES:
+                _, (_, dropped) = self.cache.popitem(last=False)
+                self.cached_bytes -= dropped
+
+    def put(self, incarnation: str, seq: int, segment: Segment) -> bool:
+        """Append a segment; False if the number is taken."""
+        key = segment_key(incarnation, seq)
+        data = encode(segment)
+        if not self.operations.put_if_absent(key, data):
+            return False
+        if not segment.tombstone:
+            self.remember(key, segment, len(data))
+        return True
+
+    def numbers(self, incarnation: str, after: int = 0) -> list[int]:
+        """The numbers of all segments after one."""
+        found = self.operations.list(journal_prefix(incarnation), f"{after:010d}" if after else "")
+        return [int(listed.name) for listed in found]
+
+    def at(self, incarnation: str, seq: int) -> End | None:
+        """What is known of a segment, if that is what the journal ended with when it was read."""
+        with self.lock:
+            known = self.ends.get(incarnation)
+        if known is not None and known.seq > seq:
+            return None
+        if known is not None and known.seq == seq and self.is_recent(known.read_at):
+            return known
+        read_at = self.clock()
+        segment = self.segment_now(incarnation, seq)
+        return None if segment is None else End(seq, segment, read_at)
+
+    def segment_now(self, incarnation: str, seq: int) -> Segment | None:
+        """A segment as it is in the store now, whatever was read before."""
+        with self.lock:
+            if (dropped := self.cache.pop(segment_key(incarnation, seq), None)) is not None:
+                self.cached_bytes -= dropped[1]
+        return self.segment(incarnation, seq)
+
+    def is_recent(self, read_at: float) -> bool:
+        """Whether a reading may still be acted upon."""
+        return abs(self.clock() - read_at) < READING_SECONDS
+
+    def learn(self, incarnation: str, end: End) -> None:
+        """Remember where a journal ends."""
+        with self.lock:
+            self.ends[incarnation] = end
+            self.ends.move_to_end(incarnation)
+            if len(self.ends) > KNOWN_ENDS:
+                self.ends.popitem(last=False)
+
+    def forget(self, incarnation: str) -> None:
+        """It does not end where we thought."""
+        with self.lock:
+            self.ends.pop(incarnation, None)
+
+    def forget_all(self, incarnation: str) -> None:
+        """All that was read of a journal is gone."""
+        prefix = journal_prefix(incarnation) + "/"
+        with self.lock:
+            self.ends.pop(incarnation, None)
+            self.linked.pop(incarnation, None)
+            for key in [key for key in self.cache if key.startswith(prefix)]:
+                self.cached_bytes -= self.cache.pop(key)[1]
+
+    def end(self, incarnation: str) -> End | None:
+        """The end of a journal, which may be a tombstone; None if it has no segments."""
+        with self.lock:
+            known = self.ends.get(incarnation)
+        if known is not None and not self.is_recent(known.read_at):
+            known = None
+        read_at = self.clock()
+        numbers = self.numbers(incarnation, known.seq if known else 0)
+        if not numbers:
+            return known
+        segment = self.segment(incarnation, numbers[-1])
+        if segment is None:
+            return None  # Removed between the two: it was deleted long ago.
+        end = End(numbers[-1], segment, read_at)
+        if not segment.tombstone:
+            self.learn(incarnation, end)
+        return end
+
+    def read(self, incarnation: str, after: int) -> list[tuple[int, Segment]]:
+        """All segments after one, in order; none if the journal is deleted.
+
+        Raises:
+            StorageCorruptError: one is missing or damaged; names the key.
+        """
+        after = max(after, 0)
+        read_at = self.clock()
+        numbers = self.numbers(incarnation, after)
+        if not numbers:
+            return []
+        # A store that lists while others write may show a later one without an earlier.
+        wanted = range(after + 1, numbers[-1] + 1)
+        last = self.segment(incarnation, wanted[-1])
+        if last is None or last.tombstone:
+            return []
+        segments = self.crew.together([partial(self.segment, incarnation, n) for n in wanted[:-1]])
+        found: list[tuple[int, Segment]] = []
+        for seq, segment in zip(wanted, [*segments, last], strict=True):
+            if segment is None:
+                now = self.end(incarnation)
+                if now is None or now.segment.tombstone:
+                    return []
+                raise StorageCorruptError(
+                    f"{segment_key(incarnation, seq)} is missing, but the journal goes on until "
+                    f"{now.seq}. Restore it from a backup or an earlier version of the object."
+                )
+            if segment.tombstone:
+                return []
+            found.append((seq, segment))
+        with self.lock:
+            known = self.ends.get(incarnation)
+        if known is None or known.seq < wanted[-1]:
+            self.learn(incarnation, End(wanted[-1], last, read_at))
+        return found
+
+    # -- ids -------------------------------------------------------------------------------
+
+    def chain(self, workflow_id: str) -> list[tuple[str, Pointer]]:
+        """All that an id ever meant, or was to mean, and that is not yet cleaned up; in order."""
+        return self.follow(self.chain_keys(workflow_id))
+
+    def chain_keys(self, workflow_id: str) -> list[str]:
+        """The keys of a chain."""
+        prefix = id_prefix(workflow_id)
+        return [f"{prefix}/{listed.name}" for listed in self.operations.list(prefix)]
+
+    def follow(self, keys: Sequence[str]) -> list[tuple[str, Pointer]]:
+        """The pointers of a chain. There is one, but for ids that were used again."""
+        found = [(key, self.pointer(key)) for key in keys]
+        return [(key, pointer) for key, pointer in found if pointer is not None]
+
+    def pointer(self, key: str) -> Pointer | None:
+        """What an id means, by the key of the pointer."""
+        with self.lock:
+            if key in self.pointers:
+                return self.pointers[key]
+        found = self.operations.get(key)
+        if found is None:
+            return None
+        pointer = decode(Pointer, found.data, key)
+        with self.lock:
+            self.pointers[key] = pointer
+            if len(self.pointers) > KNOWN_ENDS:
+                self.pointers.popitem(last=False)
+        return pointer
+
+    def link(
+        self, workflow_id: str, incarnation: str, chain: Sequence[tuple[str, Pointer]]
+    ) -> str | None:
+        """Let an id mean an incarnation, next in the chain; the key, or None if it is taken.
+
+        The number has the hour in it, so that one that was removed is never used again, and a
+        removal that comes late hits nothing.
+        """
+        number = int(self.clock() // HOUR) * 1_000_000
+        if chain:
+            number = max(number, int(chain[-1][0].rpartition("/")[2]) + 1)
+        key = f"{id_prefix(workflow_id)}/{number:014d}"
+        pointer = Pointer(new_nonce(), workflow_id, incarnation)
+        return key if self.operations.put_if_absent(key, encode(pointer)) else None
+
+    def is_linked(self, workflow_id: str, incarnation: str) -> bool:
+        """Whether an id means, or meant, this incarnation."""
+        with self.lock:
+            if incarnation in self.linked:
+                return True
+        found = any(p.incarnation == incarnation for _, p in self.chain(workflow_id))
+        if found:
+            self.note_linked(incarnation)
+        return found
+
+    def note_linked(self, incarnation: str) -> None:
+        """Remember that an id means it."""
+        with self.lock:
+            self.linked[incarnation] = None
+            if len(self.linked) > KNOWN_ENDS:
+                self.linked.popitem(last=False)
+
+    def current(self, chain: Sequence[tuple[str, Pointer]]) -> tuple[str, End] | None:
+        """The incarnation that a chain means now, and its end: the first that is not deleted."""
+        for _, pointer in chain:
+            end = self.end(pointer.incarnation)
+            if end is not None and not end.segment.tombstone:
+                self.note_linked(pointer.incarnation)
+                return pointer.incarnation, end
+        return None
+
+
+def journal_prefix(incarnation: str) -> str:
+    """Where the segments of an incarnation are. No other name goes there: a later release may
+    put packs of many segments beside them."""
+    return f"journal/{incarnation}"
+
+
+def segment_key(incarnation: str, seq: int) -> str:
+    """Where a segment is."""
+    return f"{journal_prefix(incarnation)}/{seq:010d}"
+
+
+def id_prefix(workflow_id: str) -> str:
+    """Where the pointers of an id are."""
+    return f"ids/{short_hash(workflow_id)}"

@@ -1,0 +1,250 @@
+"""Blobs in an object store: written once, streamed in parts, checked when read.
+
+A small blob is one object. A large one is uploaded in parts under a name of its own, because
+parts can't be uploaded on condition; then a small object, put if absent, says which upload counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import uuid
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+
+from ray_workflows._model.values import Blob
+from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError
+from ray_workflows.storage.operations import Found
+from ray_workflows.storage.records import CHECKSUM_PREFIX, check_name, describe_blob, slices
+from ray_workflows.storage.remote import LARGE_BYTES, RemoteOperations
+
+BLOBS = "blobs"
+PARTS = "parts"
+
+#: A blob of up to this size is one object, put at once.
+WHOLE_BYTES = 8 * 1024 * 1024
+#: Large ones go in parts of this size, so many at once: S3 takes 10,000 parts, 160 GB.
+PART_BYTES = 16 * 1024 * 1024
+PARTS_AT_ONCE = 4
+
+MAGIC = b"rwb1"
+
+
+class Head(msgspec.Struct, array_like=True):
+    """What a blob's object begins with. ``part``: the key of the upload, if it is not whole."""
+
+    nonce: str
+    size: int
+    checksum: str
+    part: str = ""
+
+
+class ObjectBlobs:
+    """Blobs as ``blobs/<incarnation>/<key>``, the uploads of large ones below ``parts/``."""
+
+    def __init__(self, operations: RemoteOperations, whole_bytes: int = WHOLE_BYTES) -> None:
+        self.operations = operations
+        self.whole_bytes = whole_bytes
+
+    def write(self, incarnation: str, key: str, chunks: Iterable[bytes | memoryview]) -> Blob:
+        """Write a blob durably unless the key exists; return the description of what is stored."""
+        where = blob_key(incarnation, key)
+        stored = self.head(incarnation, key)
+        if stored is not None:
+            return described(key, stored)
+        digest = hashlib.sha256()
+        gathered = bytearray()
+        pieces = slices(chunks)
+        for piece in pieces:
+            digest.update(piece)
+            gathered += piece
+            if len(gathered) > self.whole_bytes:
+                break
+        head = Head(uuid.uuid4().hex, len(gathered), "")
+        if len(gathered) > self.whole_bytes:
+            head.part = f"{PARTS}/{incarnation}/{key}.{head.nonce}"
+            head.size = self.upload(head.part, gathered, pieces, digest)
+            gathered = bytearray()
+        head.checksum = CHECKSUM_PREFIX + digest.hexdigest()
+        if self.operations.put_if_absent(where, with_head(head, gathered)):
+            return described(key, head)
+        if head.part:
+            self.operations.delete([head.part])
+        stored = self.head(incarnation, key)
+        if stored is None:
+            raise StorageUnavailableError(
+                f"{where} was deleted while it was written. Write it again if it is still needed."
+            )
+        return described(key, stored)
+
+    def upload(
+        self,
+        part: str,
+        begun: bytearray,
+        pieces: Iterator[memoryview],
+        digest: hashlib._Hash,
+    ) -> int:
+        """Upload the bytes begun with and the rest of the pieces; how many they are."""
+        import obstore
+
+        size = 0
+        with self.operations.errors(part):
+            store = self.operations.store(LARGE_BYTES + 1)
+            writer = obstore.open_writer(
+                store, part, buffer_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE
+            )
+        try:
+            for piece in self.rest(begun, pieces, digest):
+                size += piece.nbytes
+                with self.operations.errors(part):
+                    # The writer takes bytes of its own: a view of them may change.
+                    writer.write(piece)
+        except BaseException:
+            # Only a completed upload can be removed; one that breaks off stays, unseen and paid
+            # for, until a rule of the bucket ends it.
+            with contextlib.suppress(Exception):
+                writer.close()
+            with contextlib.suppress(StorageUnavailableError):
+                self.operations.delete([part])
+            raise
+        with self.operations.errors(part):
+            writer.close()
+        return size
+
+    def rest(
+        self, begun: bytearray, pieces: Iterator[memoryview], digest: hashlib._Hash
+    ) -> Iterator[memoryview]:
+        """What was gathered, then all other pieces, counted into the checksum."""
+        yield memoryview(begun)
+        for piece in pieces:
+            digest.update(piece)
+            yield piece
+
+    def found(self, incarnation: str, key: str) -> tuple[Head, Found] | None:
+        """The head of a blob and its object."""
+        where = blob_key(incarnation, key)
+        object = self.operations.get(where)
+        if object is None:
+            return None
+        length = int.from_bytes(object.data[4:8], "big")
+        try:
+            if object.data[:4] != MAGIC:
+                raise ValueError("it does not begin as a blob does")
+            return msgspec.msgpack.decode(object.data[8 : 8 + length], type=Head), object
+        except ValueError as reason:
+            raise StorageCorruptError(f"{where} can't be read: {reason}.") from reason
+
+    def head(self, incarnation: str, key: str) -> Head | None:
+        """The head of a blob, or None if there is none."""
+        found = self.found(incarnation, key)
+        return None if found is None else found[0]
+
+    def read(self, incarnation: str, blob: Blob) -> memoryview:
+        """The bytes of a blob, checked against its size and checksum; read-only."""
+        what = f"{describe_blob(incarnation, blob)} ({blob_key(incarnation, blob.key)})"
+        found = self.found(incarnation, blob.key)
+        if found is None:
+            raise StorageCorruptError(f"The {what} is missing.")
+        head, object = found
+        if head.size != blob.size:
+            raise StorageCorruptError(
+                f"The {what} has {head.size} bytes, expected {blob.size}: it was overwritten."
+            )
+        if head.part:
+            view = self.download(head.part, blob.size, what)
+        else:
+            start = 8 + int.from_bytes(object.data[4:8], "big")
+            view = memoryview(object.data)[start:]
+        if view.nbytes != blob.size:
+            raise StorageCorruptError(
+                f"The {what} has {view.nbytes} bytes, expected {blob.size}: it was truncated."
+            )
+        checksum = CHECKSUM_PREFIX + hashlib.sha256(view).hexdigest()
+        if checksum != blob.checksum:
+            raise StorageCorruptError(
+                f"The {what} has the checksum {checksum}, expected {blob.checksum}: its bytes "
+                f"are not what was written."
+            )
+        return view
+
+    def download(self, part: str, size: int, what: str) -> memoryview:
+        """The bytes of an upload, some ranges at once into one buffer."""
+        import obstore
+
+        buffer = bytearray(size)
+        store = self.operations.store(LARGE_BYTES + 1)
+
+        def fetch(start: int) -> None:
+            end = min(start + PART_BYTES, size)
+            with self.operations.errors(part):
+                data = obstore.get_range(store, part, start=start, end=end)
+            if len(data) != end - start:
+                raise StorageCorruptError(
+                    f"The {what} is truncated: {part} ends before byte {end} of {size}."
+                )
+            buffer[start:end] = memoryview(data)
+
+        try:
+            with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
+                for _ in pool.map(fetch, range(0, size, PART_BYTES)):
+                    pass
+        except FileNotFoundError:
+            raise StorageCorruptError(f"The {what} is missing: there is no {part}.") from None
+        return memoryview(buffer).toreadonly()
+
+    def find(self, incarnation: str, key: str) -> Blob | None:
+        """The description of a stored blob, or None. It is what was written: `read` checks it."""
+        head = self.head(incarnation, key)
+        return None if head is None else described(key, head)
+
+    def delete(self, incarnation: str) -> None:
+        """Delete all blobs of an incarnation."""
+        for prefix in (BLOBS, PARTS):
+            below = f"{prefix}/{check_name('incarnation', incarnation)}"
+            names = [listed.name for listed in self.operations.list(below)]
+            self.operations.delete([f"{below}/{name}" for name in names])
+
+    def incarnations(self) -> list[str]:
+        """All incarnations that have blobs, or began to, in order."""
+        found = {*self.operations.list_prefixes(BLOBS), *self.operations.list_prefixes(PARTS)}
+        return sorted(found)
+
+    def newest(self, incarnation: str) -> float | None:
+        """When something was last written for an incarnation, on the store's clock."""
+        times = [
+            listed.modified
+            for prefix in (BLOBS, PARTS)
+            for listed in self.operations.list(f"{prefix}/{incarnation}")
+        ]
+        return max(times, default=None)
+
+    def remove_temporaries(self, incarnation: str, before: float) -> None:
+        """Remove uploads that no blob came of."""
+        old = [
+            listed.name
+            for listed in self.operations.list(f"{PARTS}/{incarnation}")
+            if listed.modified <= before
+        ]
+        for name in old:
+            key, _, nonce = name.rpartition(".")
+            head = self.head(incarnation, key)
+            if head is None or head.nonce != nonce:
+                self.operations.delete([f"{PARTS}/{incarnation}/{name}"])
+
+
+def blob_key(incarnation: str, key: str) -> str:
+    """Where a blob is."""
+    return f"{BLOBS}/{check_name('incarnation', incarnation)}/{check_name('blob key', key)}"
+
+
+def described(key: str, head: Head) -> Blob:
+    """What others refer to a blob by."""
+    return Blob(key, head.size, head.checksum)
+
+
+def with_head(head: Head, data: bytes | bytearray) -> bytes:
+    """The bytes of a blob's object."""
+    packed = msgspec.msgpack.encode(head)
+    return b"".join((MAGIC, len(packed).to_bytes(4, "big"), packed, data))

@@ -1,0 +1,501 @@
+"""`PutOnceStorage`: a `Storage` on any store that can create an object only if it is not there.
+
+Object stores and shared directories are the two kinds; this is the one algorithm of both. What
+keeps a stale writer out is that the next number of a journal can be created once. See
+``docs/decisions/007-put-once-storage.md``.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from threading import Lock
+from typing import Any, Protocol
+
+import msgspec
+
+from ray_workflows._model.catalog import (
+    Append,
+    CatalogQuery,
+    CatalogRow,
+    Holder,
+    JournalEntry,
+    Page,
+)
+from ray_workflows._model.values import Blob
+from ray_workflows.exceptions import (
+    StorageConfigError,
+    StorageUnavailableError,
+)
+from ray_workflows.storage.base import CommitOutcome, Storage
+from ray_workflows.storage.burial import Burial
+from ray_workflows.storage.entries import ACTIVE, entry_key, short_hash
+from ray_workflows.storage.index import Index, quietly
+from ray_workflows.storage.journals import End, Journals, segment_key
+from ray_workflows.storage.operations import Crew, Operations
+from ray_workflows.storage.records import check_appends
+from ray_workflows.storage.segments import (
+    Layout,
+    Lease,
+    Segment,
+    decode,
+    encode,
+    new_nonce,
+    pack_row,
+    tombstone,
+    unpack_row,
+)
+
+OK, STALE, AMBIGUOUS = CommitOutcome.OK, CommitOutcome.STALE, CommitOutcome.AMBIGUOUS
+
+LAYOUT_KEY = "layout"
+LAYOUT_VERSION = 1
+
+HOLDERS = "holders"
+CLOCKS = "clocks"
+
+#: The store's time is asked for anew when what is known of it is older than this, in seconds.
+CLOCK_SECONDS = 1.0
+#: Who lives is read anew when what is known is older than this, in seconds.
+ALIVE_SECONDS = 3.0
+#: An entry that was put longer ago than this before its segment is put again after it.
+PROMPT_SECONDS = 60.0
+
+
+class Blobs(Protocol):
+    """Where the blobs are; as `BlobFiles`."""
+
+    def write(self, incarnation: str, key: str, chunks: Iterable[bytes | memoryview]) -> Blob:
+        """Write a blob unless the key exists; what is stored."""
+
+    def read(self, incarnation: str, blob: Blob) -> memoryview:
+        """The bytes of a blob, checked."""
+
+    def find(self, incarnation: str, key: str) -> Blob | None:
+        """The description of a stored blob, or None."""
+
+    def delete(self, incarnation: str) -> None:
+        """Delete all blobs of an incarnation."""
+
+    def incarnations(self) -> list[str]:
+        """All incarnations that have blobs."""
+
+    def newest(self, incarnation: str) -> float | None:
+        """When something was last written for an incarnation."""
+
+    def remove_temporaries(self, incarnation: str, before: float) -> None:
+        """Remove what killed writers left."""
+
+
+class PutOnceStorage(Storage):
+    """Journals, index and holders as objects. Subclasses say where; they are what users name.
+
+    Args:
+        operations: the store.
+        blobs: where the blobs are.
+        crew: what runs independent requests at once.
+        clock: this machine's time, in seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        operations: Operations,
+        blobs: Blobs,
+        *,
+        crew: Crew | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.operations = operations
+        self.blobs = blobs
+        self.crew = crew or Crew()
+        self.clock = clock
+        self.journals = Journals(operations, self.crew, clock)
+        self.index = Index(self.journals, self.is_alive)
+        self.burial = Burial(self.index, blobs)
+        self.lock = Lock()
+        self.clock_key = f"{CLOCKS}/{uuid.uuid4().hex}"
+        #: The latest time of the store that was seen, and when the store was asked.
+        self.seen_now = 0.0
+        self.asked_at = float("-inf")
+        #: Hashes of holders that live, and when that was read.
+        self.alive: frozenset[str] = frozenset()
+        self.alive_at = float("-inf")
+        #: Until when holders live that this process renews, on its own clock.
+        self.renewed: dict[str, float] = {}
+
+    def open(self) -> None:
+        """Create what is needed, and check that the store keeps what it promises.
+
+        Raises:
+            StorageConfigError: it can't be used; the message names the remedy.
+        """
+        first = Layout(new_nonce(), LAYOUT_VERSION)
+        self.operations.put_if_absent(LAYOUT_KEY, encode(first))
+        self.open_existing()
+        again = Layout(new_nonce(), LAYOUT_VERSION)
+        if self.operations.put_if_absent(LAYOUT_KEY, encode(again)):
+            raise StorageConfigError(
+                f"{self.url} does not support conditional writes: an object that existed was "
+                f"created again, so that nothing would keep two coordinators apart. Use a store "
+                f"that honours If-None-Match on PUT (Amazon S3, Google Cloud Storage, Azure Blob "
+                f"Storage, recent MinIO, Ceph and R2 do), or another kind of storage."
+            )
+
+    def open_existing(self) -> None:
+        """Check that there is a storage here that can be read; creates nothing.
+
+        Raises:
+            StorageConfigError: there is none, it can't be read, or a newer release wrote it.
+        """
+        found = self.operations.get(LAYOUT_KEY)
+        if found is None:
+            raise StorageConfigError(
+                f"{self.url} is not a storage of workflows: it has no object {LAYOUT_KEY!r}. "
+                f"Nothing was created. Name what was given to init(storage=...), with --storage "
+                f"or $RAY_WORKFLOW_STORAGE."
+            )
+        layout = decode(Layout, found.data, f"{self.url}: {LAYOUT_KEY}")
+        if layout.layout > LAYOUT_VERSION:
+            raise StorageConfigError(
+                f"{self.url} was written by a newer release of ray-workflows (layout "
+                f"{layout.layout}; this one knows up to {LAYOUT_VERSION}). Upgrade ray-workflows "
+                f"here."
+            )
+
+    def close(self) -> None:
+        """Give back threads and connections; the next use takes them anew."""
+        quietly(self.index.pay)
+        if self.asked_at != float("-inf"):
+            quietly(partial(self.operations.delete, [self.clock_key]))
+            self.asked_at = float("-inf")
+        self.crew.close()
+        self.operations.close()
+
+    # -- journal and catalog ---------------------------------------------------------------
+
+    def commit(self, appends: Sequence[Append]) -> list[CommitOutcome]:
+        """Append to several journals at once; see `Storage.commit`."""
+        appends = list(appends)
+        check_appends(appends)
+        self.index.pay()
+        groups: dict[str, list[int]] = {}
+        for number, append in enumerate(appends):
+            groups.setdefault(append.workflow_id, []).append(number)
+
+        def work(numbers: list[int]) -> list[CommitOutcome]:
+            return self.append_in_turn([appends[number] for number in numbers])
+
+        parts = list(groups.values())
+        found = self.crew.groups([partial(work, numbers) for numbers in parts]) if parts else []
+        outcomes = [AMBIGUOUS] * len(appends)
+        for numbers, outcome in zip(parts, found, strict=True):
+            if isinstance(outcome, StorageUnavailableError):
+                continue
+            if isinstance(outcome, Exception):
+                raise outcome
+            for number, said in zip(numbers, outcome, strict=True):
+                outcomes[number] = said
+        if found and all(isinstance(outcome, Exception) for outcome in found):
+            # So that the caller can say why.
+            assert isinstance(found[0], Exception)
+            raise found[0]
+        return outcomes
+
+    def append_in_turn(self, appends: list[Append]) -> list[CommitOutcome]:
+        """Append to one workflow. What comes after an unknown outcome is not tried."""
+        outcomes: list[CommitOutcome] = []
+        for append in appends:
+            try:
+                put = self.append if append.expected_seq else self.create
+                outcomes.append(put(append))
+            except StorageUnavailableError:
+                if not outcomes:
+                    raise
+                return outcomes + [AMBIGUOUS] * (len(appends) - len(outcomes))
+        return outcomes
+
+    def append(self, append: Append) -> CommitOutcome:
+        """Append an entry to a journal that exists."""
+        journals, incarnation, seq = self.journals, append.incarnation, append.expected_seq
+        before = journals.at(incarnation, seq)
+        if before is None or before.segment.row is None:
+            return STALE
+        if before.segment.workflow_id != append.workflow_id:
+            return STALE
+        if seq == 1 and not journals.is_linked(append.workflow_id, incarnation):
+            return STALE
+        row = append.catalog
+        was = before.segment.row.row
+        segment = new_segment(append)
+        # What its own coordinator appends need not be seen by others at once. What another one
+        # does (a request) has to be, and its holder looks for it in the listing.
+        ours = short_hash(row.holder) in self.renewed
+        unlisted = ours and before.listed and is_same_listing(before.segment, segment)
+        doubt = ""
+        if unlisted:
+            segment.listed_as = before.segment.listed_as
+        else:
+            segment.listed_as = entry_key(row, segment.nonce)
+            entries = before.segment.entries
+            # What came before the entry of an end that we listed is gone.
+            segment.replaced = entries[-1:] if before.listed else entries
+            if was.status not in ACTIVE:
+                # Before a settled workflow becomes something else, it is listed as open.
+                doubt = entry_key(row, segment.nonce, tentative=True)
+                if row.status in ACTIVE:
+                    segment.listed_as = doubt
+                self.index.put(doubt, row)
+        put_at = self.clock()
+        if not journals.put(incarnation, seq + 1, segment):
+            journals.forget(incarnation)
+            if doubt:
+                quietly(partial(self.operations.delete, [doubt]))
+            return STALE
+        if not self.is_timely(before, incarnation):
+            return STALE
+        end = End(seq + 1, segment, self.clock(), listed=True)
+        if not unlisted:
+            late = self.clock() - put_at > PROMPT_SECONDS
+            listed = self.index.advance(
+                end,
+                row,
+                add="" if segment.listed_as == doubt and not late else segment.listed_as,
+                # The one in doubt last.
+                remove=[key for key in (*segment.replaced, doubt) if key != segment.listed_as],
+            )
+            end = end._replace(listed=listed)
+        journals.learn(incarnation, end)
+        return OK
+
+    def is_timely(self, before: End, incarnation: str) -> bool:
+        """Whether what an append was based on still held: its process may have slept for hours,
+        and the workflow been deleted meanwhile, with all traces. Takes the append back if not."""
+        if self.journals.is_recent(before.read_at):
+            return True
+        found = self.journals.segment_now(incarnation, before.seq)
+        if found is not None and not found.tombstone:
+            return True
+        self.journals.forget(incarnation)
+        self.burial.abandon(incarnation, before.segment.workflow_id, before.segment.entries)
+        return False
+
+    def create(self, append: Append) -> CommitOutcome:
+        """Create a workflow: its first segment, then the pointer from its id. It exists from the
+        moment that the pointer is there."""
+        journals = self.journals
+        workflow_id, incarnation, row = append.workflow_id, append.incarnation, append.catalog
+        segment = new_segment(append)
+        doubt = entry_key(row, segment.nonce, tentative=True)
+        segment.listed_as = doubt if row.status in ACTIVE else entry_key(row, segment.nonce)
+        started_at = self.clock()
+        steps: list[Callable[[], Any]] = [
+            partial(self.index.put, doubt, row),
+            partial(journals.put, incarnation, 1, segment),
+            partial(journals.chain_keys, workflow_id),
+        ]
+        _, created, keys = self.crew.together(steps)
+        chain = journals.follow(keys)
+        link = None
+        if not created:
+            # An earlier try of this creation that broke off, or somebody else's incarnation.
+            first = journals.end(incarnation)
+            if first is None or first.seq != 1 or not is_same_creation(first.segment, append):
+                self.undo(append, False, None, doubt)
+                return STALE
+            segment = first.segment
+        while link is None:
+            mine = any(pointer.incarnation == incarnation for _, pointer in chain)
+            if mine or journals.current(chain) is not None:
+                self.undo(append, created and not mine, None, doubt)
+                return STALE
+            link = journals.link(workflow_id, incarnation, chain)
+            chain = journals.chain(workflow_id)
+        # Two that find nothing in different hours create different pointers; both then see both.
+        others = [(key, pointer) for key, pointer in chain if pointer.incarnation != incarnation]
+        if journals.current(others) is not None or not journals.is_recent(started_at):
+            self.undo(append, created, link, doubt)
+            return STALE
+        journals.note_linked(incarnation)
+        end = End(1, segment, self.clock(), listed=True)
+        if segment.listed_as != doubt:
+            listed = self.index.advance(end, row, add=segment.listed_as, remove=[doubt])
+            end = end._replace(listed=listed)
+        journals.learn(incarnation, end)
+        return OK
+
+    def undo(self, append: Append, created: bool, link: str | None, doubt: str) -> None:
+        """Take back a creation that came too late. The incarnation can be used again."""
+        incarnation = append.incarnation
+
+        def work() -> None:
+            if link is not None:
+                self.operations.delete([link])
+            if created:
+                self.journals.forget_all(incarnation)
+                self.operations.delete([segment_key(incarnation, 1)])
+            self.operations.delete([doubt])
+
+        quietly(work)
+
+    def read_journal(self, incarnation: str, after: int = 0) -> list[JournalEntry]:
+        """Entries with ``seq > after``, in order."""
+        segments = self.journals.read(incarnation, after)
+        # A single one may be of a creation that came to nothing.
+        if [seq for seq, _ in segments] == [1] and not self.journals.is_linked(
+            segments[0][1].workflow_id, incarnation
+        ):
+            return []
+        return [JournalEntry(seq, s.commit_id, s.entry) for seq, s in segments]
+
+    def read_catalog(self, workflow_id: str) -> CatalogRow | None:
+        """The row of a workflow, from the end of its journal, or None."""
+        current = self.journals.current(self.journals.chain(workflow_id))
+        if current is None or current[1].segment.row is None:
+            return None
+        return unpack_row(current[1].segment.row)
+
+    def list_catalog(self, query: CatalogQuery) -> Page:
+        """One page of rows. Of a workflow in the hands of a live coordinator, ``seq`` may be that
+        of its last change of status or by another process."""
+        self.index.pay()
+        return self.index.page(query)
+
+    def delete(self, workflow_id: str, incarnation: str, expected_seq: int) -> CommitOutcome:
+        """Delete a workflow and its blobs, if its journal still ends at ``expected_seq``."""
+        journals = self.journals
+        before = journals.at(incarnation, expected_seq) if expected_seq > 0 else None
+        if before is None or before.segment.row is None:
+            return STALE
+        if before.segment.workflow_id != workflow_id:
+            return STALE
+        if expected_seq == 1 and not journals.is_linked(workflow_id, incarnation):
+            return STALE
+        row = msgspec.structs.replace(unpack_row(before.segment.row), seq=expected_seq + 1)
+        doubt = entry_key(row, new_nonce(), tentative=True)
+        self.index.put(doubt, row)
+        if not journals.put(incarnation, expected_seq + 1, tombstone(before.segment)):
+            journals.forget(incarnation)
+            quietly(partial(self.operations.delete, [doubt]))
+            return STALE
+        # The workflow is gone, whatever happens now; the entry in doubt leads to what is left.
+        quietly(partial(self.burial.bury, incarnation, workflow_id, (doubt,)))
+        return OK
+
+    # -- blobs -----------------------------------------------------------------------------
+
+    def write_blob(self, incarnation: str, key: str, chunks: Iterable[bytes | memoryview]) -> Blob:
+        """Write a blob durably unless the key exists; return what is stored."""
+        return self.blobs.write(incarnation, key, chunks)
+
+    def read_blob(self, incarnation: str, blob: Blob) -> memoryview:
+        """The bytes of a blob, checked."""
+        return self.blobs.read(incarnation, blob)
+
+    def find_blob(self, incarnation: str, key: str) -> Blob | None:
+        """The description of a stored blob, or None."""
+        return self.blobs.find(incarnation, key)
+
+    def delete_blobs(self, incarnation: str) -> None:
+        """Delete all blobs of an incarnation."""
+        self.blobs.delete(incarnation)
+
+    def sweep(self, grace_seconds: float) -> int:
+        """Finish interrupted deletions and creations, and remove blobs of no workflow."""
+        self.index.pay()
+        return self.burial.sweep(self.fresh_now(), grace_seconds)
+
+    # -- holders ---------------------------------------------------------------------------
+
+    def renew_holder(self, holder: Holder, lease_seconds: float) -> None:
+        """Insert or renew the holder's row; the lease runs from when the store wrote it."""
+        started_at = self.clock()
+        key = holder_key(holder.holder_id)
+        self.operations.put(key, encode(Lease(holder, lease_seconds)))
+        found = self.operations.get(key)
+        with self.lock:
+            if found is not None:
+                self.seen_now = max(self.seen_now, found.modified)
+            self.renewed[short_hash(holder.holder_id)] = started_at + lease_seconds
+        quietly(self.index.pay)
+
+    def remove_holder(self, holder_id: str) -> None:
+        """Remove the holder's row, if there is one."""
+        with self.lock:
+            self.renewed.pop(short_hash(holder_id), None)
+            self.alive -= {short_hash(holder_id)}
+        self.operations.delete([holder_key(holder_id)])
+
+    def read_holders(self) -> list[Holder]:
+        """All holders, by id."""
+        keys = [f"{HOLDERS}/{listed.name}" for listed in self.operations.list(HOLDERS)]
+        found = self.crew.together([partial(self.operations.get, key) for key in keys])
+        holders = []
+        for key, object in zip(keys, found, strict=True):
+            if object is not None:
+                lease = decode(Lease, object.data, key)
+                until = object.modified + lease.seconds
+                holders.append(msgspec.structs.replace(lease.holder, lease_until=until))
+                self.seen_now = max(self.seen_now, object.modified)
+        return sorted(holders, key=lambda holder: holder.holder_id)
+
+    def is_alive(self, holder_hash: str) -> bool:
+        """Whether the lease of a holder runs, as far as was read some seconds ago."""
+        now = self.clock()
+        with self.lock:
+            if self.renewed.get(holder_hash, float("-inf")) > now:
+                return True
+            if 0 <= now - self.alive_at < ALIVE_SECONDS:
+                return holder_hash in self.alive
+        holders = self.read_holders()
+        limit = self.now()
+        alive = frozenset(short_hash(h.holder_id) for h in holders if h.lease_until > limit)
+        with self.lock:
+            self.alive, self.alive_at = alive, now
+        return holder_hash in alive
+
+    def now(self) -> float:
+        """The store's clock, at most a second late."""
+        with self.lock:
+            if 0 <= self.clock() - self.asked_at < CLOCK_SECONDS:
+                return self.seen_now
+        return self.fresh_now()
+
+    def fresh_now(self) -> float:
+        """The store's clock, asked now. Never runs backwards here."""
+        asked_at = self.clock()
+        found = self.operations.now(self.clock_key)
+        with self.lock:
+            self.asked_at = asked_at
+            self.seen_now = max(self.seen_now, found)
+            return self.seen_now
+
+
+def new_segment(append: Append) -> Segment:
+    """The segment of an append, not yet listed."""
+    return Segment(
+        nonce=new_nonce(),
+        workflow_id=append.workflow_id,
+        commit_id=append.commit_id,
+        row=pack_row(append.catalog),
+        entry=append.entry,
+    )
+
+
+def is_same_creation(first: Segment, append: Append) -> bool:
+    """Whether a segment was written by an earlier try of a creation."""
+    return first.commit_id == append.commit_id and first.workflow_id == append.workflow_id
+
+
+def is_same_listing(before: Segment, after: Segment) -> bool:
+    """Whether two rows differ in their numbers only."""
+    if before.row is None or after.row is None:
+        return False
+    same = msgspec.structs.replace(before.row.row, seq=after.row.row.seq)
+    return same == after.row.row and before.row.metadata == after.row.metadata
+
+
+def holder_key(holder_id: str) -> str:
+    """Where a holder is."""
+    return f"{HOLDERS}/{short_hash(holder_id)}"

@@ -1,0 +1,145 @@
+"""The bytes of what `PutOnceStorage` keeps in objects: journal segments, rows, holders.
+Each carries its format and a checksum, so that what is damaged says so. No input or output here.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+import zlib
+from typing import Any, TypeVar
+
+import msgspec
+
+from ray_workflows._model.catalog import CatalogRow, Holder
+from ray_workflows.exceptions import StorageConfigError, StorageCorruptError
+
+#: The first byte of every object. A later format has another one.
+FORMAT = b"\x01"
+
+
+class Row(msgspec.Struct, array_like=True):
+    """A catalog row; the metadata as JSON, which keeps integers of any size."""
+
+    row: CatalogRow
+    metadata: str
+
+
+class Segment(msgspec.Struct, array_like=True, omit_defaults=True):
+    """One journal entry with the catalog row after it: both are written by one put.
+
+    ``listed_as`` is the key of the index entry that this row is listed under, ``replaced`` are
+    those that came before it and may still be there. ``nonce`` makes the bytes unique to the
+    attempt to write them. A tombstone, in place of an entry, says that the workflow is deleted.
+    """
+
+    nonce: str
+    workflow_id: str
+    commit_id: str = ""
+    listed_as: str = ""
+    replaced: tuple[str, ...] = ()
+    row: Row | None = None
+    entry: bytes = b""
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """All index entries that it knows of, the right one last."""
+        return (*self.replaced, self.listed_as) if self.listed_as else self.replaced
+
+    @property
+    def tombstone(self) -> bool:
+        """Whether it stands for a deleted journal."""
+        return self.row is None
+
+
+class Pointer(msgspec.Struct, array_like=True):
+    """Which incarnation a workflow id means."""
+
+    nonce: str
+    workflow_id: str
+    incarnation: str
+
+
+class Grave(msgspec.Struct, array_like=True):
+    """A deleted incarnation and its index entries. ``done``: only its emptied numbers are left."""
+
+    incarnation: str
+    workflow_id: str
+    entries: tuple[str, ...] = ()
+    done: bool = False
+
+
+class Lease(msgspec.Struct, array_like=True):
+    """A holder and how long its lease is, in seconds from when the object was written."""
+
+    holder: Holder
+    seconds: float
+
+
+class Layout(msgspec.Struct):
+    """What marks a storage as one of ours. Later releases count up."""
+
+    nonce: str
+    layout: int = 1
+
+
+Record = TypeVar("Record", Row, Segment, Pointer, Grave, Lease, Layout)
+
+
+def new_nonce() -> str:
+    """What no other attempt has."""
+    return uuid.uuid4().hex
+
+
+def tombstone(last: Segment) -> Segment:
+    """What deletes a journal that ends with a segment: it leads to the entries of that."""
+    return Segment(new_nonce(), last.workflow_id, replaced=last.entries)
+
+
+def encode(record: Row | Segment | Pointer | Grave | Lease | Layout) -> bytes:
+    """The bytes of a record."""
+    body = msgspec.msgpack.encode(record)
+    return FORMAT + zlib.crc32(body).to_bytes(4, "big") + body
+
+
+def decode(kind: type[Record], data: bytes, key: str) -> Record:
+    """The record that was encoded.
+
+    Raises:
+        StorageCorruptError: the bytes are not what was written; names the key.
+        StorageConfigError: a later release wrote them.
+    """
+    if not data or data[:1] > FORMAT:
+        if data and zlib.crc32(data[5:]) == int.from_bytes(data[1:5], "big"):
+            raise StorageConfigError(
+                f"{key} was written by a newer release of ray-workflows. Upgrade ray-workflows "
+                f"here."
+            )
+    elif zlib.crc32(data[5:]) == int.from_bytes(data[1:5], "big"):
+        try:
+            return msgspec.msgpack.decode(memoryview(data)[5:], type=kind)
+        except msgspec.MsgspecError as reason:
+            raise StorageCorruptError(f"{key} can't be read: {reason}.") from reason
+    raise StorageCorruptError(
+        f"{key} is damaged: its {len(data)} bytes have another checksum than what was written. "
+        f"Restore it from a backup or an earlier version of the object."
+    )
+
+
+def pack_row(row: CatalogRow) -> Row:
+    """A row as it is stored."""
+    metadata = json.dumps(row.metadata) if row.metadata else "{}"
+    return Row(msgspec.structs.replace(row, metadata={}, error=clean(row.error)), metadata)
+
+
+def unpack_row(stored: Row) -> CatalogRow:
+    """The row that was stored, with a metadata dict of its own."""
+    metadata: dict[str, Any] = json.loads(stored.metadata)
+    return msgspec.structs.replace(stored.row, metadata=metadata)
+
+
+def clean(text: str | None) -> str | None:
+    """The text of an error as UTF-8 can hold it: file names in messages can bring surrogates."""
+    if text is None or text.isascii():
+        return text
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
