@@ -2,7 +2,7 @@
 
 Object stores and shared directories are the two kinds; this is the one algorithm of both. What
 keeps a stale writer out is that the next number of a journal can be created once. See
-``docs/decisions/007-put-once-storage.md``.
+``docs/decisions/011-put-once-storage.md``.
 """
 
 from __future__ import annotations
