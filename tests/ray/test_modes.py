@@ -136,7 +136,10 @@ def test_ray_client(head: Head, tmp_path: Path, gate: Gate) -> None:
     project = tmp_path / "project"
     project.mkdir()
     (project / "shipped.py").write_text("NAME = 'shipped'\n")
+    (example,) = python_blocks(RUNNING, "Ray Client")
+    assert "ray://127.0.0.1:10001" in example
     names = {
+        "example": example.replace("ray://127.0.0.1:10001", head.client),
         "address": head.client,
         "storage": str(head.storage),
         "project": str(project),
@@ -151,17 +154,9 @@ def test_ray_client(head: Head, tmp_path: Path, gate: Gate) -> None:
     }
     code = (ROOT / "tests" / "ray" / "client_program.py").read_text()
     with DriverProcess(tmp_path, code, **environment) as driver:
-        assert "all right" in driver.wait(150)
+        printed = driver.wait(150).splitlines()
+    assert [line for line in printed if line in ("3", "all right")] == ["3", "3", "all right"]
     assert not (tmp_path / "elsewhere").exists()
-
-
-def test_the_example_of_ray_client(head: Head, tmp_path: Path) -> None:
-    (code,) = python_blocks(RUNNING, "Ray Client")
-    assert "ray://127.0.0.1:10001" in code
-    code = code.replace("ray://127.0.0.1:10001", head.client)
-    with DriverProcess(tmp_path, code, **head.joining) as driver:
-        printed = driver.wait().splitlines()
-    assert [line for line in printed if line == "3"] == ["3", "3"]
 
 
 def test_a_notebook(head: Head, tmp_path: Path) -> None:
