@@ -5,7 +5,7 @@ Knows both by their public methods only; what is atomic stays so in the one with
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from urllib.parse import quote
 
 from ray_workflows._codec.journal import encode_entry
@@ -185,6 +185,10 @@ class CombinedStorage(Storage):
     def read_holders(self) -> list[Holder]:
         """As the storage does it."""
         return self.storage.read_holders()
+
+    def listen(self, holder_id: str, on_news: Callable[[], None]) -> None:
+        """As the storage does it."""
+        self.storage.listen(holder_id, on_news)
 
     def now(self) -> float:
         """The clock of the storage."""
