@@ -38,7 +38,9 @@ def now():
 @pytest.fixture
 def combined(now):
     storages = (MemoryStorage(clock=lambda: now[0], name=name) for name in ("db", "bucket"))
-    return CombinedStorage(*storages)
+    combined = CombinedStorage(*storages)
+    combined.open()
+    return combined
 
 
 def test_each_part_is_in_its_place(combined):
@@ -130,6 +132,25 @@ def test_interrupted_sweep_is_finished_by_the_next(combined, blobs_are_gone):
     assert combined.sweep(3600.0) == 1
     assert combined.find_blob("i", "k") is None
     assert combined.list_catalog(CatalogQuery()).rows == ()
+
+
+def test_blobs_of_one_storage_are_not_rubbish_of_another(combined):
+    """Two storages that share a place for blobs would sweep what is the other's."""
+    combined.open()
+    combined.open_existing()
+    fill(combined, "w", incarnation="i")
+    combined.write_blob("i", "k", [b"x"])
+    rival = CombinedStorage(MemoryStorage(name="rival"), combined.blobs)
+    for check in (rival.open, rival.open_existing):
+        with pytest.raises(StorageConfigError, match="blobs of memory://db, not of memory://rival"):
+            check()
+    unmarked = CombinedStorage(combined.storage, MemoryStorage())
+    with pytest.raises(StorageConfigError, match="nobody yet.*init"):
+        unmarked.open_existing()
+    fill(combined.blobs, "somebody's")
+    with pytest.raises(StorageConfigError, match="workflows of its own"):
+        combined.open()
+    assert combined.sweep(0.0) == 0
 
 
 def test_storage_that_can_not_list_its_blobs_is_refused(combined):

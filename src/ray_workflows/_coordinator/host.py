@@ -119,6 +119,7 @@ class Coordinator:
 
     def run(self) -> None:
         self.lease.start()
+        self.storage.listen(self.holder.holder_id, lambda: self.inbox.put(self.lease.look))
         while True:
             try:
                 timeout = self.loop.step()

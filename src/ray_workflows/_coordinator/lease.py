@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -176,6 +176,10 @@ class Lease:
             workflow.inputs.append(inp.LoseValues(tasks=lost))
 
     def look_at_tails(self) -> None:
+        """Find what others left, again and again."""
+        self.look(lambda: self.loop.after(TAIL_SECONDS, self.look_at_tails))
+
+    def look(self, afterwards: Callable[[], None] = lambda: None) -> None:
         """Find what others left in the journals of our workflows.
 
         What is not listed as ours any more was taken over, canceled or deleted by somebody who
@@ -197,12 +201,12 @@ class Lease:
                         continue
                     if workflow_id not in result or result[workflow_id] > seq:
                         loop.verify(workflow)
-            loop.after(TAIL_SECONDS, self.look_at_tails)
+            afterwards()
 
         if ends:
             loop.io.call(work, then)
         else:
-            loop.after(TAIL_SECONDS, self.look_at_tails)
+            afterwards()
 
     def sweep(self) -> None:
         """Remove blobs of submissions that never arrived, and of interrupted deletions."""

@@ -8,7 +8,7 @@ find it.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import ray
@@ -137,6 +137,11 @@ class NodeStorage(Storage):
     def read_holders(self) -> list[Holder]:
         holders: list[Holder] = self.call("read_holders")
         return holders
+
+    def listen(self, holder_id: str, on_news: Callable[[], None]) -> None:
+        # Nobody elsewhere could call back here.
+        if self.is_here():
+            self.storage.listen(holder_id, on_news)
 
     def now(self) -> float:
         now: float = self.call("now")

@@ -7,7 +7,7 @@ a journal only if the journal ends where the caller believes it ends.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum, unique
 
 from ray_workflows._model.catalog import (
@@ -185,6 +185,15 @@ class Storage(ABC):
     @abstractmethod
     def read_holders(self) -> list[Holder]:
         """All holders, with their ``lease_until`` on the storage's clock."""
+
+    def listen(self, holder_id: str, on_news: Callable[[], None]) -> None:
+        """Call back, on any thread, when somebody else may have appended to a holder's journal.
+
+        Only to be sooner: the holder looks at the ends of its journals every second anyhow. The
+        default never calls back. The process drives workflows as ``holder_id`` from now on;
+        `close` ends it.
+        """
+        return
 
     @abstractmethod
     def now(self) -> float:

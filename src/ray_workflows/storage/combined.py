@@ -5,7 +5,7 @@ Knows both by their public methods only; what is atomic stays so in the one with
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from urllib.parse import quote
 
 from ray_workflows._codec.journal import encode_entry
@@ -26,6 +26,10 @@ from ray_workflows.exceptions import (
 )
 from ray_workflows.storage.base import CommitOutcome, Storage
 
+#: The blob that says whose blobs these are: its contents are the URL of the storage.
+MARK_INCARNATION = "combined-storage"
+MARK_KEY = "owner"
+
 #: The holder of rows that stand for incarnations whose blobs are being swept.
 SWEEPER = "sweep"
 
@@ -38,8 +42,9 @@ class CombinedStorage(Storage):
 
     Args:
         storage: has the journals, the catalog and the holders.
-        blobs: has the blobs. What else it may hold is left alone, so that it can be somebody's
-            storage too.
+        blobs: has the blobs, and those of nobody else: whatever no workflow of ``storage`` has is
+            swept. `open` marks it, and refuses one that is marked by another storage or has
+            workflows of its own.
 
     Example:
         >>> from ray_workflows.storage import MemoryStorage
@@ -80,11 +85,32 @@ class CombinedStorage(Storage):
             )
         self.storage.open()
         self.blobs.open()
+        if self.blobs.list_catalog(CatalogQuery(limit=1)).rows:
+            raise StorageConfigError(
+                f"{self.blobs.url} has workflows of its own, whose values and ours would be taken "
+                f"for rubbish of each other. Give another directory or prefix as blobs=."
+            )
+        me = [self.storage.url.encode()]
+        self.check_owner(self.blobs.write_blob(MARK_INCARNATION, MARK_KEY, me))
 
     def open_existing(self) -> None:
-        """Check that both are there."""
+        """Check that both are there, and belong together."""
         self.storage.open_existing()
         self.blobs.open_existing()
+        self.check_owner(self.blobs.find_blob(MARK_INCARNATION, MARK_KEY))
+
+    def check_owner(self, mark: Blob | None) -> None:
+        """Raise unless the blobs are those of the storage."""
+        owner = None
+        if mark is not None:
+            owner = bytes(self.blobs.read_blob(MARK_INCARNATION, mark)).decode()
+        if owner != self.storage.url:
+            raise StorageConfigError(
+                f"{self.blobs.url} has the blobs of {owner or 'nobody yet'}, not of "
+                f"{self.storage.url}. Give a directory or prefix of its own as blobs=. If that is "
+                f"the same storage under a new name, delete {MARK_KEY!r} of {MARK_INCARNATION!r} "
+                f"there, and call init()."
+            )
 
     def close(self) -> None:
         """Close both."""
@@ -146,7 +172,7 @@ class CombinedStorage(Storage):
     def old_blobs(self, grace_seconds: float) -> list[str]:
         """Incarnations with old blobs, in either."""
         found = {*self.blobs.old_blobs(grace_seconds), *self.storage.old_blobs(grace_seconds)}
-        return sorted(found)
+        return sorted(found - {MARK_INCARNATION})
 
     def sweep(self, grace_seconds: float) -> int:
         """Remove old blobs that belong to no workflow.
@@ -161,7 +187,8 @@ class CombinedStorage(Storage):
             if row.workflow_id == sweep_id(row.incarnation):
                 self.finish_sweep(row.incarnation)
                 swept.add(row.incarnation)
-        for incarnation in self.blobs.old_blobs(grace_seconds):
+        old = self.blobs.old_blobs(grace_seconds)
+        for incarnation in [name for name in old if name != MARK_INCARNATION]:
             if self.storage.commit([take(incarnation, self.now())]) == [CommitOutcome.OK]:
                 self.finish_sweep(incarnation)
                 swept.add(incarnation)
@@ -185,6 +212,10 @@ class CombinedStorage(Storage):
     def read_holders(self) -> list[Holder]:
         """As the storage does it."""
         return self.storage.read_holders()
+
+    def listen(self, holder_id: str, on_news: Callable[[], None]) -> None:
+        """As the storage does it."""
+        self.storage.listen(holder_id, on_news)
 
     def now(self) -> float:
         """The clock of the storage."""

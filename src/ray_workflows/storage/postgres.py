@@ -4,10 +4,11 @@ Needs the extra ``postgres``; nothing else in the package imports it before it i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -23,9 +24,10 @@ from ray_workflows._model.catalog import (
 )
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Blob
-from ray_workflows.exceptions import StorageCorruptError
+from ray_workflows.exceptions import StorageCorruptError, StorageError
 from ray_workflows.storage.base import CommitOutcome, Storage
 from ray_workflows.storage.postgres_blobs import BlobRows
+from ray_workflows.storage.postgres_news import Listener
 from ray_workflows.storage.postgres_pool import Connection, Pool, pool_of
 from ray_workflows.storage.postgres_schema import Schema
 from ray_workflows.storage.postgres_target import Target, parse_target
@@ -90,6 +92,7 @@ class PostgresStorage(Storage):
         self.queries: dict[str, str] = self.schema.queries
         self.pool: Pool = pool_of(target)
         self.blobs: BlobRows = BlobRows(self.pool, self.schema)
+        self.listener: Listener | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return rebuild, (type(self), self.target)
@@ -124,6 +127,9 @@ class PostgresStorage(Storage):
 
     def close(self) -> None:
         """Close the connections of this process that are not in use; the next use opens others."""
+        listener, self.listener = self.listener, None
+        if listener is not None:
+            listener.stop()
         self.pool.drop_idle()
 
     # -- journal and catalog ---------------------------------------------------------------
@@ -153,7 +159,24 @@ class PostgresStorage(Storage):
             for number in numbers:
                 if appends[number].incarnation in appended:
                     outcomes[number] = CommitOutcome.OK
+        pairs = zip(appends, outcomes, strict=True)
+        self.tell(append.catalog.holder for append, outcome in pairs if outcome is CommitOutcome.OK)
         return outcomes
+
+    def tell(self, holders: Iterable[str]) -> None:
+        """Tell others that one of their journals has grown.
+
+        Nobody is told of their own commits, which are nearly all: the server passes every word on
+        under one lock.
+        """
+        if self.listener is None:
+            return
+        others = sorted(set(holders) - {self.listener.holder_id})
+        if others:
+            values = {"channel": self.listener.channel, "holders": others}
+            # The commit stands; they find it themselves within a second.
+            with contextlib.suppress(StorageError), self.pool.use() as connection:
+                connection.execute(self.queries["tell_holders"], values)
 
     def execute_commit(
         self, connection: Connection, statements: list[dict[str, Any]]
@@ -312,6 +335,12 @@ class PostgresStorage(Storage):
             lambda connection: connection.execute(self.queries["read_holders"]).fetchall()
         )
         return [Holder(*row) for row in rows]
+
+    def listen(self, holder_id: str, on_news: Callable[[], None]) -> None:
+        """Call back when another process that listens has appended to a journal of the holder."""
+        if self.listener is not None:
+            self.listener.stop()
+        self.listener = Listener(self.pool, holder_id, on_news)
 
     def now(self) -> float:
         """The clock of the server."""

@@ -40,6 +40,8 @@ REFUSALS = {
     'database "': "Create the database (createdb), or name another one in the URL.",
     "could not translate host name": "Check the host in the URL, and name resolution here.",
     "failed to resolve host": "Check the host in the URL, and name resolution here.",
+    "name or service not known": "Check the host in the URL, and name resolution here.",
+    "nodename nor servname": "Check the host in the URL, and name resolution here.",
     "no such file or directory": (
         "No server has its socket there. Name a host in the URL, or start the server."
     ),

@@ -118,6 +118,9 @@ SELECT array_agg(incarnation), set_config('synchronous_commit',
         WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true)
 FROM appended;
 
+-- name: tell_holders
+SELECT pg_notify(%(channel)s, holder) FROM unnest(%(holders)s::text[]) AS others (holder);
+
 -- name: read_journal
 SELECT seq, commit_id, entry FROM {schema}.journal
 WHERE incarnation = %(incarnation)s AND seq > %(after)s
