@@ -62,9 +62,9 @@ def test_placement_group() -> None:
 
 
 def test_bootstrap_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert ray_private.bootstrap_address("127.0.0.1:1234") == "127.0.0.1:1234"
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:4321")
-    assert ray_private.bootstrap_address("auto") == "127.0.0.1:4321"
+    assert ray_private.bootstrap_address("10.9.8.7:1234") == "10.9.8.7:1234"
+    monkeypatch.setenv("RAY_ADDRESS", "10.9.8.7:4321")
+    assert ray_private.bootstrap_address("auto") == "10.9.8.7:4321"
 
 
 def test_setup_hook_variable() -> None:

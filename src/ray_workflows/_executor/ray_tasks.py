@@ -191,14 +191,14 @@ class RayExecutor:
 
     def pump(self, shape: str) -> None:
         """Submit what waits, as far as it is time. The lock is held."""
-        lane = self.lanes.get(shape)
-        while lane is not None:
+        # Looked up each time: a Ray task that has ended at once brings us here again meanwhile.
+        while (lane := self.lanes.get(shape)) is not None:
             batch = lane.next_batch(self.durations, self.slots())
             if not batch:
-                break
+                if lane.idle:
+                    del self.lanes[shape]
+                return
             self.submit(lane, batch)
-        if lane is not None and lane.idle:
-            del self.lanes[shape]
 
     def slots(self) -> int:
         """How many tasks of one CPU the cluster can run at once."""
