@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test parity lint types format lock bench-sizes clean
+.PHONY: help setup quickstart test parity lint types format lock bench-sizes bench-objects clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -46,6 +46,9 @@ lock: ## Pin the newest releases (needs uv)
 
 bench-sizes: setup ## Run the sizes it must take: chain, ladder, fan-out, loop
 	$(BIN)/python benchmarks/sizes.py
+
+bench-objects: setup ## Measure object stores and shared directories as storage
+	$(BIN)/python benchmarks/storage_objects.py
 
 clean: ## Remove .venv and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist src/*.egg-info

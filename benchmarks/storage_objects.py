@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=1.0)
     options = parser.parse_args()
     os.environ.update(CREDENTIALS)
-    with tempfile.TemporaryDirectory(dir=".") as directory, s3_server() as endpoint:
+    with tempfile.TemporaryDirectory() as directory, s3_server() as endpoint:
         shared = SharedStorage(directory)
         remote = ObjectStorage(storage_url(endpoint))
         for storage in (shared, remote):

@@ -315,6 +315,28 @@ def test_every_process_sees_it_under_its_url(storage: SharedStorage) -> None:
     assert repr(copy) == repr(storage)
 
 
+def test_what_is_renamed_while_a_directory_is_read_is_listed(
+    storage: SharedStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading a directory may show neither the name that goes nor the one that comes."""
+    operations = storage.operations
+    operations.put("d/old", b"")
+    operations.put("d/stays", b"")
+    scandir = os.scandir
+
+    @contextlib.contextmanager
+    def racing(path: str) -> Iterator[list[os.DirEntry[str]]]:
+        with scandir(path) as entries:
+            found = [entry for entry in entries if entry.name != "old"]
+        if not os.path.exists(os.path.join(path, "new")):
+            operations.put("d/new", b"")
+            operations.delete(["d/old"])
+        yield found
+
+    monkeypatch.setattr(posix.os, "scandir", racing)
+    assert [listed.name for listed in operations.list("d")] == ["new", "stays"]
+
+
 # -- damage -----------------------------------------------------------------------------------
 
 
