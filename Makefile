@@ -11,7 +11,7 @@ OLDEST_VENV := .venv-ray-oldest
 RAY_TESTS := tests/unit tests/types tests/docs tests/ray
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-matrix test-oldest-ray parity lint types format lock bench-sizes bench-postgres clean
+.PHONY: help setup quickstart test test-matrix test-oldest-ray parity lint types format lock bench-sizes bench-postgres bench-objects clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -67,6 +67,9 @@ bench-sizes: setup ## Run the sizes it must take: chain, ladder, fan-out, loop
 
 bench-postgres: setup ## Measure PostgreSQL as storage beside the bare database
 	$(BIN)/python benchmarks/storage_postgres.py
+
+bench-objects: setup ## Measure object stores and shared directories as storage
+	$(BIN)/python benchmarks/storage_objects.py
 
 clean: ## Remove the environments and caches
 	rm -rf $(VENV) .venv-* .pytest_cache .mypy_cache .ruff_cache build dist src/*.egg-info

@@ -65,7 +65,8 @@ class Interrupted(Operations):
     """Counts the operations on a store, and at one of them does not go on.
 
     ``at`` counts from 1. ``how``: ``before`` and ``after`` crash around the operation; ``lost``
-    does it and raises as if the answer had not come; ``failed`` raises without doing it.
+    does it and raises as if the answer had not come; ``failed`` raises without doing it;
+    ``retried`` does it twice, as a client library does that got no answer to the first.
     """
 
     def __init__(self, inner: Operations, at: int = 0, how: str = "before") -> None:
@@ -74,6 +75,8 @@ class Interrupted(Operations):
         self.how = how
         self.count = 0
         self.dead = False
+        #: What the chosen operation was.
+        self.met = ""
         #: Called at the chosen operation, for tests that let others go first.
         self.meanwhile: Callable[[], None] | None = None
 
@@ -82,6 +85,7 @@ class Interrupted(Operations):
         if self.dead:
             raise Crash
         here = self.count == self.at
+        self.met = name if here else self.met
         if here and self.meanwhile is not None:
             self.meanwhile()
         if here and self.how == "before":
@@ -90,6 +94,8 @@ class Interrupted(Operations):
         if here and self.how == "failed":
             raise StorageUnavailableError(f"{name} failed")
         result = getattr(self.inner, name)(*arguments)
+        if here and self.how == "retried":
+            result = getattr(self.inner, name)(*arguments)
         if here and self.how == "after":
             self.dead = True
             raise Crash

@@ -207,7 +207,7 @@ def check_consistent(world: World) -> tuple[int, WorkflowStatus | None]:
 
 
 @pytest.mark.parametrize("sweep_at_once", [False, True])
-@pytest.mark.parametrize("how", ["before", "after", "lost", "failed"])
+@pytest.mark.parametrize("how", ["before", "after", "lost", "failed", "retried"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_interrupted_anywhere(case: Case, how: str, sweep_at_once: bool) -> None:
     before, after = case.ends
@@ -221,6 +221,9 @@ def test_interrupted_anywhere(case: Case, how: str, sweep_at_once: bool) -> None
         reached = process.operations.count >= at
         if sweep_at_once:
             world.process().sweep(DAY)
+        if how == "retried" or (how == "lost" and process.operations.met == "create"):
+            # It is known as our own.
+            assert set(said) == {OK}
         if how in ("lost", "failed"):
             # It lives on, and mends what it owes.
             process.operations.at = 0
@@ -310,6 +313,46 @@ def test_interrupted_sweep(how: str) -> None:
             break
 
 
+@pytest.mark.parametrize("status", [RUNNING, FAILED])
+@pytest.mark.parametrize("how", ["lost", "failed"])
+def test_a_creation_whose_outcome_was_unknown_is_repeated(how: str, status: WorkflowStatus) -> None:
+    """As the coordinator does: it looks for its commit id, and commits the same once more."""
+    append = make_append("w", 0, commit_id="mine", status=status)
+    for at in itertools.count(1):
+        world = World()
+        process = world.process(at, how)
+        with contextlib.suppress(StorageUnavailableError):
+            if process.commit([append]) == [OK]:
+                assert process.read_catalog("w") == append.catalog
+        if process.operations.count < at:
+            break
+        process.operations.at = 0
+        if not process.read_journal(append.incarnation):
+            assert process.commit([append]) == [OK]
+        assert check_consistent(world) == (1, status)
+        assert process.commit([append]) == [STALE]
+        assert check_consistent(world) == (1, status)
+        world.sweep()
+        assert set(world.operations.objects) == world.needed()
+    assert at > 5
+
+
+def test_journals_without_an_entry_are_found() -> None:
+    """The parts of a creation are put at once: its entry may be the one that is missing. And an
+    entry may be lost."""
+    world = World()
+    fill(world.storage, "kept", 2)
+    with contextlib.suppress(Crash):
+        world.process(4, "before").commit([make_append("broken off", 0)])
+    for key in [key for key in world.operations.objects if key.startswith("index/")]:
+        world.operations.delete([key])
+    assert list_ids(world.process()) == []
+    assert world.process().read_catalog("kept") is not None
+    world.sweep()
+    assert list_ids(world.process()) == ["kept"]
+    assert set(world.operations.objects) == world.needed()
+
+
 # -- rivals at every moment -------------------------------------------------------------------
 
 
@@ -351,6 +394,36 @@ def test_a_rival_between_any_two_operations(case: str, others) -> None:
         check_consistent(world)
         assert set(world.operations.objects) == world.needed()
     assert at > 2
+
+
+@pytest.mark.parametrize(("was", "becomes"), [(R, R), (R, S), (F, R), (F, S)])
+def test_a_live_writer_that_was_overtaken_lists_nothing_untrue(
+    was: WorkflowStatus, becomes: WorkflowStatus
+) -> None:
+    """Its append is in the journal, but before it was listed another went on from there: its
+    entry, which its own lease makes believable, must not stay."""
+    for at in itertools.count(1):
+        world = World()
+        history(R, was)(world)
+        process = world.process(at, "none")
+        for holder_id in ("slow", "other"):
+            process.renew_holder(make_holder(holder_id), 1e6)
+        process.operations.count = 0
+
+        def meanwhile() -> None:
+            other = world.process()
+            seq = other.read_catalog("w").seq
+            for status in (R, C):
+                append = make_append("w", seq, status=status, holder="other")
+                assert other.commit([append]) == [OK]
+                seq += 1
+
+        process.operations.meanwhile = meanwhile
+        process.commit([make_append("w", 2, status=becomes, holder="slow")])
+        if process.operations.count < at:
+            break
+        assert check_consistent(world)[1] is C
+    assert at > 4
 
 
 def test_creations_in_different_hours_are_rivals_too() -> None:
@@ -420,6 +493,17 @@ def test_a_writer_that_sleeps_within_its_append(world: World) -> None:
         assert set(world.operations.objects) == world.needed()
 
 
+def test_a_creation_that_lost_leaves_its_incarnation_free(world: World) -> None:
+    """Its submission is made again under the same one, when the id is free by then."""
+    assert world.process().commit([make_append("w", 0, incarnation="i-1")]) == [OK]
+    late = make_append("w", 0, incarnation="i-2", commit_id="first try")
+    assert world.process().commit([late]) == [STALE]
+    assert world.process().delete("w", "i-1", 1) is OK
+    again = make_append("w", 0, incarnation="i-2", commit_id="second try", holder="h2")
+    assert world.process().commit([again]) == [OK]
+    assert world.process().read_catalog("w") == again.catalog
+
+
 def test_emptied_segments_have_no_contents(world: World) -> None:
     append = make_append("w", 0, entry=b"private" * 10, error="private")
     assert world.storage.commit([append]) == [OK]
@@ -427,6 +511,24 @@ def test_emptied_segments_have_no_contents(world: World) -> None:
     assert world.storage.delete("w", append.incarnation, 1) is OK
     stored = b"".join(found.data for found in world.operations.objects.values())
     assert b"private" not in stored
+
+
+@pytest.mark.parametrize("name", ["append", "claim", "finish", "resume", "cancel a failed one"])
+def test_a_writer_that_sleeps_for_days_within_its_append(name: str) -> None:
+    """Nobody else came, but what it had put before its segment was swept as a leftover."""
+    (case,) = (c for c in CASES if c.name == name)
+    for at in itertools.count(1):
+        world = World()
+        case.before(world)
+        process = world.process(at, "none")
+        process.operations.meanwhile = world.sweep
+        assert case.act(process) == [OK]
+        if process.operations.count < at:
+            break
+        assert check_consistent(world)[0] == case.ends[1]
+        world.sweep()
+        assert check_consistent(world)[0] == case.ends[1]
+        assert set(world.operations.objects) == world.needed()
 
 
 # -- the listing ------------------------------------------------------------------------------
@@ -465,6 +567,47 @@ def test_one_append_is_one_request(world: World) -> None:
     count = world.storage.operations.count
     assert world.storage.commit([make_append("w", 2)]) == [OK]
     assert world.storage.operations.count == count + 1
+
+
+@pytest.mark.parametrize(("was", "becomes"), [(F, R), (R, S), (F, C), (R, R)])
+def test_a_workflow_that_moves_while_it_is_listed_is_not_missed(
+    was: WorkflowStatus, becomes: WorkflowStatus
+) -> None:
+    for at in itertools.count(1):
+        world = World()
+        history(R, was)(world)
+        world.process().renew_holder(make_holder("h"), 1e6)
+        reader = world.process(at, "none")
+        append = make_append("w", 2, status=becomes, holder="h")
+        reader.operations.meanwhile = lambda: world.process().commit([append])
+        assert list_ids(reader) == ["w"], at
+        if reader.operations.count < at:
+            break
+    assert at > 2
+
+
+@pytest.mark.parametrize("name", ["resume", "finish", "cancel a failed one", "delete settled"])
+def test_a_reader_that_dies_while_it_mends(name: str) -> None:
+    """After a writer that died while it wrote."""
+    (case,) = (c for c in CASES if c.name == name)
+    for first in itertools.count(1):
+        for second in itertools.count(1):
+            world = World()
+            case.before(world)
+            writer = world.process(first)
+            with contextlib.suppress(Crash):
+                case.act(writer)
+            reader = world.process(second)
+            with contextlib.suppress(Crash):
+                list_ids(reader)
+            found = check_consistent(world)
+            world.sweep()
+            assert check_consistent(world) == found
+            assert set(world.operations.objects) == world.needed()
+            if reader.operations.count < second:
+                break
+        if writer.operations.count < first:
+            break
 
 
 def test_ids_longer_than_a_name_are_in_order(world: World) -> None:
@@ -581,6 +724,18 @@ def test_looking_creates_nothing() -> None:
     with pytest.raises(StorageConfigError, match="not a storage"):
         MemoryObjectStorage(operations, clock).open_existing()
     assert operations.objects == {}
+
+
+def test_old_blobs(world: World) -> None:
+    """With a workflow or not: what a storage needs that holds the blobs of another."""
+    row = fill(world.storage, "w")
+    world.storage.write_blob(row.incarnation, "k", [b"x"])
+    world.storage.write_blob("i-old", "k", [b"x"])
+    world.pass_time(50.0)
+    world.storage.write_blob("i-young", "k", [b"x"])
+    world.storage.write_blob("i-old", "k2", [b"x"])
+    assert world.storage.old_blobs(40.0) == [row.incarnation]
+    assert world.storage.old_blobs(0.0) == sorted([row.incarnation, "i-old", "i-young"])
 
 
 # -- time -------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Protocol, TypeVar
 
+from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageCorruptError
 from ray_workflows.storage.entries import OPEN, SETTLED, Entry, parse, short_hash
 from ray_workflows.storage.index import Index
@@ -37,8 +38,17 @@ HOLDER_SECONDS = 7 * 24 * 3600.0
 CLOCK_SECONDS = 24 * 3600.0
 
 
-class RemovableBlobs(Protocol):
-    """Of the blobs, what is needed to remove them."""
+class Blobs(Protocol):
+    """Where the blobs are; as `BlobFiles`."""
+
+    def write(self, incarnation: str, key: str, chunks: Iterable[bytes | memoryview]) -> Blob:
+        """Write a blob unless the key exists; what is stored."""
+
+    def read(self, incarnation: str, blob: Blob) -> memoryview:
+        """The bytes of a blob, checked."""
+
+    def find(self, incarnation: str, key: str) -> Blob | None:
+        """The description of a stored blob, or None."""
 
     def delete(self, incarnation: str) -> None:
         """Delete all blobs of an incarnation."""
@@ -56,7 +66,7 @@ class RemovableBlobs(Protocol):
 class Burial:
     """Deletes what no workflow needs, so that an interruption anywhere is made good later."""
 
-    def __init__(self, index: Index, blobs: RemovableBlobs) -> None:
+    def __init__(self, index: Index, blobs: Blobs) -> None:
         self.index = index
         self.journals = index.journals
         self.operations = index.operations

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from heapq import merge
 from threading import Lock
@@ -68,7 +68,7 @@ class Index:
         """Write an entry."""
         self.operations.put(key, encode(pack_row(row)))
 
-    def advance(self, end: End, row: CatalogRow, *, add: str, remove: Iterable[str]) -> bool:
+    def advance(self, row: CatalogRow, *, add: str, remove: Iterable[str]) -> bool:
         """List a workflow by the entry for its new end, in place of others.
 
         False if the store does not answer: the journal has it, and what is owed to the index is
@@ -79,7 +79,7 @@ class Index:
                 self.put(add, row)
             works = [partial(self.operations.delete, [key for key in remove if key])]
             if add:
-                works.append(partial(self.withdraw_if_late, row.incarnation, end.seq, add))
+                works.append(partial(self.withdraw_if_late, row.incarnation, row.seq, add))
             self.crew.together(works)
         except StorageUnavailableError:
             self.owe(row.incarnation, [add, *remove])
@@ -258,22 +258,28 @@ class Index:
             reverse=reverse,
         )
         streams: list[Iterator[Candidate]] = [iter(opened)]
-        for status in WorkflowStatus:
-            if status not in ACTIVE and (not query.statuses or status in query.statuses):
-                streams.append(self.settled(status, after, resolved, reverse))
+        prefixes = [
+            f"{SETTLED}/{status.value}"
+            for status in WorkflowStatus
+            if status not in ACTIVE and (not query.statuses or status in query.statuses)
+        ]
+        if prefixes:
+            list_days = self.operations.list_prefixes
+            found = self.crew.together([partial(list_days, prefix) for prefix in prefixes])
+            for prefix, days in zip(prefixes, found, strict=True):
+                streams.append(self.settled(prefix, days, after, resolved, reverse))
         return merge(*streams, key=lambda candidate: candidate[0], reverse=reverse)
 
     def settled(
         self,
-        status: WorkflowStatus,
+        prefix: str,
+        days: Sequence[str],
         after: Position,
         resolved: dict[str, Candidate | None],
         reverse: bool,
     ) -> Iterator[Candidate]:
         """The settled workflows of a status that are not open, by place, from the cursor on."""
-        prefix = f"{SETTLED}/{status.value}"
         first = day(after[0]) if abs(after[0]) != float("inf") else None
-        days = self.operations.list_prefixes(prefix)
         for name in sorted(days, reverse=reverse):
             if first is not None and (name > first if reverse else name < first):
                 continue

@@ -228,11 +228,15 @@ class Journals:
         if found is None:
             return None
         pointer = decode(Pointer, found.data, key)
+        self.keep(key, pointer)
+        return pointer
+
+    def keep(self, key: str, pointer: Pointer) -> None:
+        """Remember a pointer."""
         with self.lock:
             self.pointers[key] = pointer
             if len(self.pointers) > KNOWN_ENDS:
                 self.pointers.popitem(last=False)
-        return pointer
 
     def link(
         self, workflow_id: str, incarnation: str, chain: Sequence[tuple[str, Pointer]]
@@ -247,7 +251,10 @@ class Journals:
             number = max(number, int(chain[-1][0].rpartition("/")[2]) + 1)
         key = f"{id_prefix(workflow_id)}/{number:014d}"
         pointer = Pointer(new_nonce(), workflow_id, incarnation)
-        return key if self.operations.put_if_absent(key, encode(pointer)) else None
+        if not self.operations.put_if_absent(key, encode(pointer)):
+            return None
+        self.keep(key, pointer)
+        return key
 
     def is_linked(self, workflow_id: str, incarnation: str) -> bool:
         """Whether an id means, or meant, this incarnation."""

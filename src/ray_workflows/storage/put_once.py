@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -30,7 +30,7 @@ from ray_workflows.exceptions import (
     StorageUnavailableError,
 )
 from ray_workflows.storage.base import CommitOutcome, Storage
-from ray_workflows.storage.burial import Burial
+from ray_workflows.storage.burial import Blobs, Burial
 from ray_workflows.storage.entries import ACTIVE, entry_key, short_hash
 from ray_workflows.storage.index import Index, quietly
 from ray_workflows.storage.journals import End, Journals, segment_key
@@ -62,31 +62,6 @@ CLOCK_SECONDS = 1.0
 ALIVE_SECONDS = 3.0
 #: An entry that was put longer ago than this before its segment is put again after it.
 PROMPT_SECONDS = 60.0
-
-
-class Blobs(Protocol):
-    """Where the blobs are; as `BlobFiles`."""
-
-    def write(self, incarnation: str, key: str, chunks: Iterable[bytes | memoryview]) -> Blob:
-        """Write a blob unless the key exists; what is stored."""
-
-    def read(self, incarnation: str, blob: Blob) -> memoryview:
-        """The bytes of a blob, checked."""
-
-    def find(self, incarnation: str, key: str) -> Blob | None:
-        """The description of a stored blob, or None."""
-
-    def delete(self, incarnation: str) -> None:
-        """Delete all blobs of an incarnation."""
-
-    def incarnations(self) -> list[str]:
-        """All incarnations that have blobs."""
-
-    def newest(self, incarnation: str) -> float | None:
-        """When something was last written for an incarnation."""
-
-    def remove_temporaries(self, incarnation: str, before: float) -> None:
-        """Remove what killed writers left."""
 
 
 class PutOnceStorage(Storage):
@@ -255,18 +230,17 @@ class PutOnceStorage(Storage):
             return STALE
         if not self.is_timely(before, incarnation):
             return STALE
-        end = End(seq + 1, segment, self.clock(), listed=True)
+        listed = True
         if not unlisted:
             late = self.clock() - put_at > PROMPT_SECONDS
             listed = self.index.advance(
-                end,
                 row,
                 add="" if segment.listed_as == doubt and not late else segment.listed_as,
-                # The one in doubt last.
-                remove=[key for key in (*segment.replaced, doubt) if key != segment.listed_as],
+                # The doubt stays for the next who lists: between two settled states, somebody who
+                # is listing them now sees by it that he may have missed this one.
+                remove=[key for key in segment.replaced if key != segment.listed_as],
             )
-            end = end._replace(listed=listed)
-        journals.learn(incarnation, end)
+        journals.learn(incarnation, End(seq + 1, segment, self.clock(), listed))
         return OK
 
     def is_timely(self, before: End, incarnation: str) -> bool:
@@ -318,11 +292,10 @@ class PutOnceStorage(Storage):
             self.undo(append, created, link, doubt)
             return STALE
         journals.note_linked(incarnation)
-        end = End(1, segment, self.clock(), listed=True)
+        listed = True
         if segment.listed_as != doubt:
-            listed = self.index.advance(end, row, add=segment.listed_as, remove=[doubt])
-            end = end._replace(listed=listed)
-        journals.learn(incarnation, end)
+            listed = self.index.advance(row, add=segment.listed_as, remove=[doubt])
+        journals.learn(incarnation, End(1, segment, self.clock(), listed))
         return OK
 
     def undo(self, append: Append, created: bool, link: str | None, doubt: str) -> None:
@@ -400,6 +373,12 @@ class PutOnceStorage(Storage):
     def delete_blobs(self, incarnation: str) -> None:
         """Delete all blobs of an incarnation."""
         self.blobs.delete(incarnation)
+
+    def old_blobs(self, grace_seconds: float) -> list[str]:
+        """Incarnations whose newest blob is older than the grace period, with a workflow or not."""
+        before = self.fresh_now() - grace_seconds
+        newest = ((name, self.blobs.newest(name)) for name in self.blobs.incarnations())
+        return [name for name, time in newest if time is not None and time <= before]
 
     def sweep(self, grace_seconds: float) -> int:
         """Finish interrupted deletions and creations, and remove blobs of no workflow."""
