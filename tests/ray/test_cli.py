@@ -223,6 +223,7 @@ def test_a_process_of_its_own_finds_the_cluster(wid: str, marks: Marks, gate: Ga
 
 def test_an_interrupt_stops_the_waiting_alone(wid: str, marks: Marks, gate: Gate) -> None:
     workflow.run_async(held.bind(marks, gate), workflow_id=wid)
+    marks.wait_for("held")
     workflow.cancel(wid)
     before = marks.count("held")
     process = subprocess.Popen(
