@@ -11,7 +11,7 @@ OLDEST_VENV := .venv-ray-oldest
 RAY_TESTS := tests/unit tests/types tests/docs tests/ray
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-matrix test-oldest-ray parity lint types format lock bench-sizes bench-postgres bench-objects clean
+.PHONY: help setup quickstart test test-matrix test-oldest-ray parity lint types format lock bench bench-sizes bench-postgres bench-objects clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -61,6 +61,25 @@ COMPILE := uv pip compile pyproject.toml --extra dev --universal --python-versio
 lock: ## Pin the newest releases, with the newest and with the oldest Ray (needs uv)
 	$(COMPILE) -o requirements.lock
 	echo "ray==$(OLDEST_RAY).0" | $(COMPILE) - -o $(OLDEST_LOCK)
+
+PARITY_READY := .venv-parity/requirements-2.47.1.lock
+DBOS_READY := .venv-dbos/requirements-dbos.lock
+
+$(PARITY_READY): tests/parity/requirements-2.47.1.lock
+$(DBOS_READY): benchmarks/peers/requirements-dbos.lock
+
+$(PARITY_READY) $(DBOS_READY):
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@cp $< $@
+
+# What can't be installed is reported as missing. BENCH=--quick shows that the benchmark works.
+BENCH ?= --rounds 5 --json docs/benchmarks.json --markdown docs/benchmarks.md
+
+bench: setup ## Compare with plain Ray, ray.workflow and DBOS; writes docs/benchmarks.md
+	-@$(MAKE) --no-print-directory $(PARITY_READY)
+	-@$(MAKE) --no-print-directory $(DBOS_READY)
+	$(BIN)/python benchmarks/compare.py --commit "$$(git describe --always --dirty)" $(BENCH)
 
 bench-sizes: setup ## Run the sizes it must take: chain, ladder, fan-out, loop
 	$(BIN)/python benchmarks/sizes.py

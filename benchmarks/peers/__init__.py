@@ -1,0 +1,1 @@
+"""What is compared: each module is a process that runs rounds of workloads on request."""

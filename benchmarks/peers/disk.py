@@ -1,0 +1,30 @@
+"""The disk itself: files written and synced one after the other."""
+
+from __future__ import annotations
+
+import os
+
+from peers.serving import Round, serve, timed
+
+#: As the arrays of the other peers.
+FILE_BYTES = 25_000_000
+
+content = os.urandom(FILE_BYTES)
+
+
+def arrays(size: int) -> Round:
+    names = [f"file-{i}" for i in range(size)]
+    with timed() as clock:
+        for name in names:
+            with open(name, "wb", buffering=0) as file:
+                file.write(content)
+                os.fsync(file.fileno())
+    written = sum(os.path.getsize(name) for name in names)
+    for name in names:
+        os.remove(name)
+    assert written == size * FILE_BYTES
+    return Round(clock.seconds, size * (size - 1) // 2, {"megabytes": written / 1e6})
+
+
+if __name__ == "__main__":
+    serve({}, {"arrays": arrays})
