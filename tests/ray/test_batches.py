@@ -161,6 +161,26 @@ def test_errors_and_results_of_members_are_their_own(wid: str) -> None:
     assert len({value[1] for value, _ in values if value}) == 30
 
 
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_members_that_take_the_same_value_have_copies_of_their_own(checkpoint: bool) -> None:
+    @ray.remote
+    def makes(_):
+        return [0] * (1 if not checkpoint else 100_000)
+
+    @ray.remote
+    def changes(values: list | None, index: int = 0):
+        if values is not None:
+            values.append(index)
+            return len(values), values[-1]
+        return None
+
+    known_to_be_short(changes)
+    made = makes.options(**workflow.options(checkpoint=checkpoint)).bind(None)
+    found = workflow.run(total.bind(*(changes.bind(made, index) for index in range(50))))
+    length = 2 if not checkpoint else 100_001
+    assert found == tuple((length, index) for index in range(50))
+
+
 def test_large_results_and_refs_of_members() -> None:
     import numpy as np
 

@@ -58,7 +58,7 @@ gate.wait()
 
 SECOND = """
 _, items = workflow.get_output("kept")
-assert [row["square"] for row in items.take_all()] == [1, 4, 9]
+assert sorted(row["square"] for row in items.take_all()) == [1, 4, 9]
 
 metrics, best = workflow.resume("pipeline")
 assert best == {{"x": 1}}
@@ -70,7 +70,7 @@ assert attempts["__main__.prepare"] == 1, attempts
 dataset = workflow.get_output("pipeline", task_id="__main__.prepare")
 assert dataset.count() == 1000
 doubled = dataset.map_batches(lambda batch: {{"x": 2 * batch["x"]}})
-assert doubled.take_all()[-1] == {{"x": 1.998}}
+assert max(row["x"] for row in doubled.take_all()) == 1.998
 print("all right", flush=True)
 """
 

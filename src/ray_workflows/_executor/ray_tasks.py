@@ -9,6 +9,7 @@ import itertools
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -231,15 +232,23 @@ class RayExecutor:
         requests = [flight.request for flight in submission.members]
         nested: Live = {}
         values: dict[tuple[str, str], Any] = {}
+        taken = Counter(
+            (request.incarnation, key) for request in requests for key in direct_keys(request)
+        )
         for request in requests:
-            live = self.live.get(request.incarnation)
+            incarnation = request.incarnation
+            live = self.live.get(incarnation)
             if live is None:
                 continue
             found = live.among(nested_keys(request))
-            if found:
-                nested.setdefault(request.incarnation, {}).update(found)
             for key, value in live.among(direct_keys(request)).items():
-                values[request.incarnation, key] = value
+                # Ray brings one copy of a value: where several take it, each fetches its own.
+                if taken[incarnation, key] == 1:
+                    values[incarnation, key] = value
+                else:
+                    found[key] = value
+            if found:
+                nested.setdefault(incarnation, {}).update(found)
         encoded = encode_batch(submission.number, requests)
         if self.home is None:
             self.home = ray.put(Home(self.storage, self.coordinator))
