@@ -232,6 +232,8 @@ def test_an_interrupt_stops_the_waiting_alone(wid: str, marks: Marks, gate: Gate
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # What is started in the background of a shell ignores it, and so do its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     marks.wait_for("held", before + 1)
     process.send_signal(signal.SIGINT)
