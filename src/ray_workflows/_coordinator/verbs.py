@@ -125,8 +125,11 @@ class Verbs:
 
     def try_new(self, request: SubmitRequest) -> None:
         """Submit what is most likely new without looking first: if it is not, the commit is
-        stale, and the request is asked again through `look_up`."""
-        if request.workflow_id in self.fetching:
+        stale, and the request is asked again through `look_up`.
+
+        Not while the storage is away: who is told so must not find it created when it returns.
+        """
+        if request.workflow_id in self.fetching or self.loop.storage_error is not None:
             self.fetch(request)
         else:
             self.create(request)
