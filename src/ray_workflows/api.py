@@ -1,11 +1,10 @@
-"""The public verbs: signatures, documentation, and checks of what users pass in.
+"""The public verbs: signatures and documentation.
 
 What is passed on from `events` and `options` was in ``ray.workflow.api`` too.
 """
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from datetime import timedelta
@@ -14,6 +13,15 @@ from typing import Any, TypeVar, cast
 import ray
 from ray.dag import DAGNode
 
+from ray_workflows._arguments import (
+    StatusFilter,
+    check_flag,
+    check_limit,
+    parse_age,
+    parse_keep,
+    parse_prunable,
+    parse_status_filter,
+)
 from ray_workflows._capture.execute import execute_dag
 from ray_workflows._client import connection, workflows
 from ray_workflows._executor.context import CurrentTask, current_attempt, current_task
@@ -23,28 +31,8 @@ from ray_workflows.events import sleep, wait_for_event  # noqa: F401
 from ray_workflows.options import options, validate_metadata, validate_timeout  # noqa: F401
 from ray_workflows.storage import Storage
 
-#: A WorkflowStatus is a str, and a frozenset of them is a frozenset of str; a set is not.
-StatusFilter = str | set[WorkflowStatus] | set[str] | frozenset[str] | None
-
 #: Whatever the task returns that goes on with a DAG.
 T = TypeVar("T")
-
-
-def check_limit(name: str, value: int | None, minimum: int, what: str) -> None:
-    """Raise if a limit is neither None, nor -1, nor an integer from ``minimum`` on."""
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"'{name}' must be None or an integer, not {type(value).__name__}.")
-    if value < minimum and value != -1:
-        raise ValueError(f"'{name}' must be a {what} integer or use -1 as infinity, not {value}.")
-
-
-def check_flag(name: str, value: bool) -> bool:
-    """The flag, or TypeError if it is none."""
-    if not isinstance(value, bool):
-        raise TypeError(f"'{name}' must be True or False, not {value!r}.")
-    return value
 
 
 def init(
@@ -374,31 +362,6 @@ def list_all(
     return workflows.list_all(parse_status_filter(status_filter))
 
 
-def parse_status_filter(
-    status_filter: StatusFilter,
-) -> set[WorkflowStatus]:
-    """The statuses that a filter lets through."""
-    if status_filter is None:
-        return set(WorkflowStatus) - {WorkflowStatus.NONE}
-    if isinstance(status_filter, str):
-        status_filter = {status_filter}
-    if not isinstance(status_filter, (set, frozenset)):
-        raise TypeError(
-            f"status_filter must be a WorkflowStatus or a set of them, not "
-            f"{type(status_filter).__name__}."
-        )
-    for status in status_filter:
-        if not isinstance(status, str):
-            raise TypeError(
-                f"status_filter contains element which is not a type of `WorkflowStatus or str`: "
-                f"{status!r}"
-            )
-    statuses = {WorkflowStatus(status) for status in status_filter}
-    if WorkflowStatus.NONE in statuses:
-        raise ValueError("No workflow has the status NONE. Leave it out of status_filter.")
-    return statuses
-
-
 def cancel(workflow_id: str) -> None:
     """Cancel a workflow: its running tasks are stopped, what it has stored stays.
 
@@ -447,43 +410,6 @@ def prune(
         []
     """
     return workflows.prune(parse_age(older_than), parse_prunable(statuses), parse_keep(keep))
-
-
-def parse_age(older_than: float | timedelta) -> float:
-    """Seconds of an age."""
-    seconds = older_than.total_seconds() if isinstance(older_than, timedelta) else older_than
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-        raise TypeError(
-            f"'older_than' must be seconds or a timedelta, not {type(older_than).__name__}."
-        )
-    if not 0 <= seconds < math.inf:
-        raise ValueError(f"'older_than' must be a non-negative number, not {seconds}.")
-    return float(seconds)
-
-
-def parse_prunable(
-    statuses: WorkflowStatus | str | set[WorkflowStatus] | set[str] | None,
-) -> set[WorkflowStatus] | None:
-    """The statuses of workflows to delete."""
-    if statuses is None:
-        return None
-    wanted = parse_status_filter(statuses)
-    active = wanted & {*WorkflowStatus.non_terminating_status(), WorkflowStatus.NONE}
-    if active or not wanted:
-        raise ValueError(
-            f"statuses={sorted(active) or 'set()'} can't be pruned. Name some of SUCCESSFUL, "
-            f"FAILED, CANCELED and RESUMABLE; cancel() what is running first."
-        )
-    return wanted
-
-
-def parse_keep(keep: int) -> int:
-    """How many to leave."""
-    if isinstance(keep, bool) or not isinstance(keep, int):
-        raise TypeError(f"'keep' must be an integer, not {type(keep).__name__}.")
-    if keep < 0:
-        raise ValueError(f"'keep' must be a non-negative integer, not {keep}.")
-    return keep
 
 
 # The type is that of the task's other results, which is known where it is called: with Any, a

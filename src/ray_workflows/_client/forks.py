@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ray_workflows._codec.envelope import unseal
-from ray_workflows._codec.journal import decode_entry
+from ray_workflows._codec.journal import events_of
 from ray_workflows._codec.references import blobs_in
 from ray_workflows._engine.fork import fork_history
 from ray_workflows._model import events as ev
@@ -23,9 +23,7 @@ class Fork:
         events = [
             event
             for entry in storage.read_journal(row.incarnation)
-            for event in decode_entry(
-                entry.entry, where=f"{entry.seq} of workflow '{row.workflow_id}'"
-            )
+            for event in events_of(entry, row.workflow_id)
         ]
         if not events:
             raise WorkflowNotFoundError(row.workflow_id)  # Deleted since.

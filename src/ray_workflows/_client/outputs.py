@@ -10,7 +10,7 @@ from ray_workflows._client.connection import Connection
 from ray_workflows._client.progress import ProgressDisplay
 from ray_workflows._client.reader import ACTIVE, Reader
 from ray_workflows._client.views import WorkflowView
-from ray_workflows._codec.journal import decode_entry
+from ray_workflows._codec.journal import events_of
 from ray_workflows._engine.evolve import TIMED_OUT
 from ray_workflows._model import events as ev
 from ray_workflows._model.catalog import CatalogRow
@@ -47,8 +47,7 @@ def read_row(storage: Storage, workflow_id: str) -> CatalogRow:
 def last_events(storage: Storage, row: CatalogRow) -> list[Any]:
     """The events of the newest journal entry."""
     entries = storage.read_journal(row.incarnation, row.seq - 1)
-    where = f"{row.seq} of workflow '{row.workflow_id}'"
-    return [event for entry in entries for event in decode_entry(entry.entry, where=where)]
+    return [event for entry in entries for event in events_of(entry, row.workflow_id)]
 
 
 def workflow_output(reader: Reader, row: CatalogRow) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 from ray_workflows._client.outputs import Awaited, read_row
 from ray_workflows._client.reader import ACTIVE, Reader
 from ray_workflows._client.views import WorkflowView, task_infos, task_metadata
-from ray_workflows._codec.journal import decode_entry
+from ray_workflows._codec.journal import events_of
 from ray_workflows._model import events as ev
 from ray_workflows._model.ids import validate_workflow_id
 from ray_workflows._model.status import WorkflowStatus
@@ -62,7 +62,7 @@ def import_directories(reader: Reader, workflow_id: str) -> tuple[str, ...]:
     """The directories from which the driver that submitted a workflow imported its own modules."""
     row = read_row(reader.storage, workflow_id)
     for entry in reader.storage.read_journal(row.incarnation)[:1]:
-        for event in decode_entry(entry.entry, where=f"{entry.seq} of workflow '{workflow_id}'"):
+        for event in events_of(entry, workflow_id):
             if isinstance(event, ev.WorkflowSubmitted):
                 return event.plan.environment.python_path
     return ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray_workflows._codec.journal import decode_entry
+from ray_workflows._codec.journal import events_of
 from ray_workflows._engine.evolve import evolve
 from ray_workflows._engine.state import Frame, Phase, Task, WorkflowState
 from ray_workflows._model import events as ev
@@ -59,8 +59,7 @@ class WorkflowView:
         """Fold what was appended since the last time; whether there was anything."""
         entries = storage.read_journal(self.state.incarnation, self.seq)
         for entry in entries:
-            where = f"{entry.seq} of workflow '{self.state.workflow_id}'"
-            for event in decode_entry(entry.entry, where=where):
+            for event in events_of(entry, self.state.workflow_id):
                 self.observe(event)
                 before = self.state.next_frame
                 evolve(self.state, event)

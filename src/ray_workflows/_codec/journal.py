@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from ray_workflows._model.catalog import JournalEntry
 from ray_workflows._model.events import AnyEvent, Event
 from ray_workflows._model.plan import Plan
 from ray_workflows.exceptions import StorageCorruptError
@@ -65,6 +66,11 @@ def decode_entry(entry: bytes, *, where: str) -> list[AnyEvent]:
         return DECODER.decode(payload)
     except msgspec.MsgspecError as error:
         raise StorageCorruptError(f"Journal entry {where} can't be decoded: {error}") from error
+
+
+def events_of(entry: JournalEntry, workflow_id: str) -> list[AnyEvent]:
+    """The events of a stored entry of a workflow's journal; errors as in `decode_entry`."""
+    return decode_entry(entry.entry, where=f"{entry.seq} of workflow '{workflow_id}'")
 
 
 def encode_plan(plan: Plan) -> bytes:

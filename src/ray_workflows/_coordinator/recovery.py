@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ray_workflows._codec.journal import decode_entry
+from ray_workflows._codec.journal import events_of
 from ray_workflows._engine.evolve import evolve
 from ray_workflows._engine.state import WorkflowState
 from ray_workflows._engine.summary import catalog_row
@@ -34,8 +34,7 @@ def recover(storage: Storage, workflow_id: str) -> Recovered | None:
     state = WorkflowState(workflow_id, row.incarnation)
     seq = 0
     for entry in storage.read_journal(row.incarnation):
-        where = f"{entry.seq} of workflow '{workflow_id}'"
-        for event in decode_entry(entry.entry, where=where):
+        for event in events_of(entry, workflow_id):
             evolve(state, event)
         seq = entry.seq
     if seq == 0:

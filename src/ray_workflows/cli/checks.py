@@ -15,7 +15,7 @@ import ray
 from ray_workflows._client import connection as connections
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.reader import ACTIVE, Reader
-from ray_workflows._codec.journal import decode_entry
+from ray_workflows._codec.journal import events_of
 from ray_workflows._coordinator.claims import LEASE_SECONDS
 from ray_workflows._coordinator.recovery import recover
 from ray_workflows._model.catalog import CatalogRow
@@ -223,8 +223,7 @@ def check_journal(storage: Storage, row: CatalogRow) -> str:
     if found.seq == row.seq and found.row != row:
         return f"The catalog says {row.status}, its journal {found.row.status}, or other details."
     for entry in entries:
-        where = f"{entry.seq} of workflow '{row.workflow_id}'"
-        for blob in blobs_in(decode_entry(entry.entry, where=where)):
+        for blob in blobs_in(events_of(entry, row.workflow_id)):
             storage.read_blob(row.incarnation, blob)
     return ""
 

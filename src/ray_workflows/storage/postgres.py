@@ -24,14 +24,20 @@ from ray_workflows._model.catalog import (
 )
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Blob
-from ray_workflows.exceptions import StorageCorruptError, StorageError
+from ray_workflows.exceptions import StorageError
 from ray_workflows.storage.base import CommitOutcome, Storage
 from ray_workflows.storage.postgres_blobs import BlobRows
 from ray_workflows.storage.postgres_news import Listener
 from ray_workflows.storage.postgres_pool import Connection, Pool, pool_of
 from ray_workflows.storage.postgres_schema import Schema
 from ray_workflows.storage.postgres_target import Target, parse_target
-from ray_workflows.storage.records import check_appends, check_limit, decode_cursor, encode_cursor
+from ray_workflows.storage.records import (
+    check_appends,
+    check_limit,
+    decode_cursor,
+    decode_row,
+    encode_cursor,
+)
 
 #: How much one statement carries, in bytes of entries. A transaction has as many as it needs.
 STATEMENT_BYTES = 8 * 1024 * 1024
@@ -238,25 +244,7 @@ class PostgresStorage(Storage):
 
     def decode_row(self, row: tuple[Any, ...]) -> CatalogRow:
         """The catalog row of a row of the catalog query."""
-        try:
-            return CatalogRow(
-                workflow_id=row[0],
-                incarnation=row[1],
-                seq=row[2],
-                status=WorkflowStatus(row[3]),
-                holder=row[4],
-                submitted_at=row[5],
-                started_at=row[6],
-                ended_at=row[7],
-                metadata=json.loads(row[8]),
-                plan_digest=row[9],
-                error=row[10],
-                released=row[11],
-            )
-        except ValueError as reason:
-            raise StorageCorruptError(
-                f"The catalog row of {row[0]!r} in {self.url} can't be read: {reason}."
-            ) from reason
+        return decode_row(row, where=self.url)
 
     def delete(self, workflow_id: str, incarnation: str, expected_seq: int) -> CommitOutcome:
         """Delete a workflow and its blobs, if its journal still ends at ``expected_seq``."""

@@ -7,9 +7,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
-from ray_workflows._model.catalog import Append
+from ray_workflows._model.catalog import Append, CatalogRow
+from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Blob
+from ray_workflows.exceptions import StorageCorruptError
 
 #: A blob key or incarnation becomes a file or object name, so it has to be harmless as one.
 SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\Z")
@@ -104,3 +107,30 @@ def slices(chunks: Iterable[bytes | memoryview]) -> Iterator[memoryview]:
 def describe_blob(incarnation: str, blob: Blob) -> str:
     """How messages name a blob."""
     return f"blob {blob.key!r} of workflow incarnation {incarnation!r}"
+
+
+def decode_row(row: tuple[Any, ...], *, where: str) -> CatalogRow:
+    """The catalog row that an SQL query found, its columns in the order of the fields.
+
+    Raises:
+        StorageCorruptError: it has what no row has; names the workflow and ``where``.
+    """
+    try:
+        return CatalogRow(
+            workflow_id=row[0],
+            incarnation=row[1],
+            seq=row[2],
+            status=WorkflowStatus(row[3]),
+            holder=row[4],
+            submitted_at=row[5],
+            started_at=row[6],
+            ended_at=row[7],
+            metadata=json.loads(row[8]),
+            plan_digest=row[9],
+            error=row[10],
+            released=bool(row[11]),
+        )
+    except ValueError as reason:
+        raise StorageCorruptError(
+            f"The catalog row of {row[0]!r} in {where} can't be read: {reason}."
+        ) from reason

@@ -23,18 +23,22 @@ from ray_workflows._model.catalog import (
     JournalEntry,
     Page,
 )
-from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import (
     StorageConfigError,
-    StorageCorruptError,
     StorageUnavailableError,
 )
 from ray_workflows.storage.base import CommitOutcome, Storage
 from ray_workflows.storage.database import QUERIES, Database, create
 from ray_workflows.storage.files import BlobFiles, remove_temporaries
 from ray_workflows.storage.location import check_existing, check_local, prepared_directory
-from ray_workflows.storage.records import check_appends, check_limit, decode_cursor, encode_cursor
+from ray_workflows.storage.records import (
+    check_appends,
+    check_limit,
+    decode_cursor,
+    decode_row,
+    encode_cursor,
+)
 
 DATABASE_NAME = "workflows.sqlite"
 BLOBS_NAME = "blobs"
@@ -211,25 +215,7 @@ class SqliteStorage(Storage):
 
     def decode_row(self, row: tuple[Any, ...]) -> CatalogRow:
         """The catalog row of a row of the catalog query."""
-        try:
-            return CatalogRow(
-                workflow_id=row[0],
-                incarnation=row[1],
-                seq=row[2],
-                status=WorkflowStatus(row[3]),
-                holder=row[4],
-                submitted_at=row[5],
-                started_at=row[6],
-                ended_at=row[7],
-                metadata=json.loads(row[8]),
-                plan_digest=row[9],
-                error=row[10],
-                released=bool(row[11]),
-            )
-        except ValueError as reason:
-            raise StorageCorruptError(
-                f"The catalog row of {row[0]!r} in {self.reader.path} can't be read: {reason}."
-            ) from reason
+        return decode_row(row, where=self.reader.path)
 
     def delete(self, workflow_id: str, incarnation: str, expected_seq: int) -> CommitOutcome:
         """Delete a workflow and its blobs, if its journal still ends at ``expected_seq``."""
