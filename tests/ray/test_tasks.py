@@ -274,6 +274,10 @@ def test_ray_options_are_honoured(wid: str) -> None:
         return os.environ["A"], ray.get_runtime_context().get_assigned_resources()
 
     @ray.remote
+    def node_id():
+        return ray.get_runtime_context().get_node_id()
+
+    @ray.remote
     def collect(*values):
         return values
 
@@ -284,14 +288,14 @@ def test_ray_options_are_honoured(wid: str) -> None:
             on_gpu.bind(),
             collect.bind(*(once.bind() for _ in range(3))),
             special.bind(),
-            once.options(scheduling_strategy=strategy).bind(),
+            node_id.options(scheduling_strategy=strategy).bind(),
         ),
         workflow_id=wid,
     )
     assert first["GPU"] == 1
     assert len(set(second)) == 3
     assert third == ("b", {"CPU": 0.5, "special": 1})
-    assert fourth not in second
+    assert fourth == here
     ray_options = workflow.get_metadata(wid, f"{__name__}.{special_name()}")["task_options"]
     assert ray_options["ray_options"]["resources"] == {"special": 1}
 
