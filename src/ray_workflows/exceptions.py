@@ -18,6 +18,8 @@ Each error pickles, names the workflow it is about and says what to do next.
     ├── InvalidWorkflowIdError          (also ValueError) the id can't name a workflow
     ├── SerializationError              (also TypeError) a value can't be stored; says which part
     ├── InvalidResultError              (also TypeError) a task returned what no task may return
+    ├── PackageTooLargeError            (also ValueError) code to be stored is too large
+    ├── EnvironmentMismatchError        what a workflow needs is not here; lists each difference
     ├── StorageError
     │   ├── StorageUnavailableError     the storage does not answer; work goes on when it returns
     │   ├── StorageCorruptError         stored bytes are not what was written; names the key
@@ -27,6 +29,7 @@ Each error pickles, names the workflow it is about and says what to do next.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -207,6 +210,36 @@ class SerializationError(PicklableWorkflowError, TypeError):
 
 class InvalidResultError(PicklableWorkflowError, TypeError):
     """A task returned something that no task may return (a DAG node inside a container)."""
+
+
+class PackageTooLargeError(PicklableWorkflowError, ValueError):
+    """The files that a workflow would need to be resumed elsewhere are too large to be stored."""
+
+    def __init__(self, what: str, size: int = 0, most: int = 0, largest: Sequence[str] = ()):
+        names = f" The largest: {', '.join(largest)}." if largest else ""
+        super().__init__(
+            f"{what} is too large to be stored with workflows: {size} bytes, and {most} may be."
+            f"{names} Name what is not code in a .rayignore or .gitignore beside it, or in "
+            f"runtime_env={{'excludes': [...]}}, or raise $RAY_WORKFLOWS_MAX_PACKAGE_BYTES."
+        )
+
+
+class EnvironmentMismatchError(PicklableWorkflowError):
+    """What a workflow was submitted with is not what is here. Nothing was started.
+
+    Attributes:
+        workflow_id: the workflow.
+        differences: one text for each, with its remedy.
+    """
+
+    def __init__(self, workflow_id: str, differences: Sequence[str] = ()):
+        listed = "".join(f"\n  - {difference}" for difference in differences)
+        super().__init__(
+            f"Workflow '{workflow_id}' was not resumed, because it needs what is not here:{listed}"
+            f"\nTo go on nevertheless: resume({workflow_id!r}, strict=False)."
+        )
+        self.workflow_id = workflow_id
+        self.differences = tuple(differences)
 
 
 class StorageError(PicklableWorkflowError):

@@ -16,7 +16,9 @@ from ray_workflows._client.connection import Connection
 from ray_workflows._client.forks import Fork
 from ray_workflows._codec.journal import encode_entry, encode_plan
 from ray_workflows._coordinator.requests import Accepted, Finished, Submission
-from ray_workflows._environment.capture import capture_environment
+from ray_workflows._environment.snapshot import remember_options, share, take_snapshot
+from ray_workflows._environment.store import workflow_incarnation
+from ray_workflows._model.plan import Environment
 from ray_workflows.exceptions import (
     CoordinatorUnavailableError,
     StorageError,
@@ -39,7 +41,6 @@ class Drafts:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self.environment = capture_environment()
         self.incarnations: list[str] = []
         self.submissions: list[Submission] = []
 
@@ -56,8 +57,8 @@ class Drafts:
             for incarnation in self.incarnations:
                 self.discard(incarnation)
 
-    def new_incarnation(self) -> str:
-        incarnation = uuid.uuid4().hex
+    def new_incarnation(self, environment: Environment) -> str:
+        incarnation = workflow_incarnation(environment.record)
         self.incarnations.append(incarnation)
         return incarnation
 
@@ -71,15 +72,18 @@ class Drafts:
         timeout: float | None,
     ) -> None:
         """Add a workflow that runs a DAG."""
-        incarnation = self.new_incarnation()
+        storage = self.connection.storage
+        environment = take_snapshot(storage, storage.url)
+        incarnation = self.new_incarnation(environment)
         plan = capture_plan(
             dag,
-            writer=ValueWriter(self.connection.storage, incarnation),
-            environment=self.environment,
+            writer=ValueWriter(storage, incarnation),
+            environment=environment,
             prefix="plan",
             args=args,
             kwargs=kwargs,
         )
+        plan = remember_options(storage, plan, (workflow_id, incarnation))
         self.submissions.append(
             Submission(
                 workflow_id, incarnation, encode_plan(plan), metadata, timeout, uuid.uuid4().hex
@@ -88,9 +92,11 @@ class Drafts:
 
     def add_fork(self, origin: Fork, workflow_id: str) -> None:
         """Add a workflow that begins with another one's results."""
-        incarnation = self.new_incarnation()
-        origin.copy_blobs(incarnation)
         submitted = origin.submitted
+        environment = submitted.plan.environment
+        incarnation = self.new_incarnation(environment)
+        share(self.connection.storage, environment, (workflow_id, incarnation))
+        origin.copy_blobs(incarnation)
         self.submissions.append(
             Submission(
                 workflow_id,

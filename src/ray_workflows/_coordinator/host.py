@@ -37,6 +37,7 @@ from ray_workflows._coordinator.requests import (
 from ray_workflows._coordinator.verbs import Verbs
 from ray_workflows._executor.ray_tasks import RayExecutor
 from ray_workflows._model.inputs import AttemptRuns
+from ray_workflows._model.plan import EnvironmentChange
 from ray_workflows.exceptions import (
     CoordinatorUnavailableError,
     StorageError,
@@ -184,9 +185,11 @@ class Coordinator:
         reason = self.why_no_answer() if late else None
         return [reason if task in late else task.result() for task in tasks]
 
-    async def resume(self, workflow_id: str, canceled: bool) -> Any:
+    async def resume(
+        self, workflow_id: str, canceled: bool, change: EnvironmentChange | None = None
+    ) -> Any:
         """Resume a workflow: `Accepted`, `Finished` or an error."""
-        return await self.request(lambda reply: ResumeRequest(workflow_id, reply, canceled))
+        return await self.request(lambda reply: ResumeRequest(workflow_id, reply, canceled, change))
 
     async def cancel(self, workflow_id: str) -> Any:
         """Cancel a workflow: None or an error."""

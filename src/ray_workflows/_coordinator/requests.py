@@ -9,7 +9,7 @@ import msgspec
 
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.events import Event
-from ray_workflows._model.plan import Plan
+from ray_workflows._model.plan import EnvironmentChange, Plan
 
 #: Takes the answer, or the exception that is the answer.
 Reply = Callable[[Any], None]
@@ -50,9 +50,10 @@ class SubmitRequest(Request, frozen=True):
 
 
 class ResumeRequest(Request, frozen=True):
-    """Resume a workflow. ``canceled``: also one that was canceled."""
+    """Resume a workflow. ``canceled``: also one that was canceled. ``change``: see the event."""
 
     canceled: bool = False
+    change: EnvironmentChange | None = None
 
 
 class CancelRequest(Request, frozen=True):

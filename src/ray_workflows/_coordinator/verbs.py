@@ -116,7 +116,8 @@ class Verbs:
         if not start and not self.loop.has_pending_room():
             answer(request.reply, queue.Full("Workflow queue has been full"))
             return
-        workflow.inputs.append(inp.Resume(holder=self.loop.holder_id, start=start))
+        change = request.change if isinstance(request, ResumeRequest) else None
+        workflow.inputs.append(inp.Resume(holder=self.loop.holder_id, start=start, change=change))
         workflow.answers.append((request, accepted(request, workflow.state)))
         if not start:
             self.loop.waiting_room.append(workflow.workflow_id)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
+import msgspec
+
 from ray_workflows._coordinator.requests import Reply, Request, WatchRequest
 from ray_workflows._engine.state import Phase, Task, WorkflowState
 from ray_workflows._executor.protocol import AttemptRequest, Scene
 from ray_workflows._model.catalog import Append, CatalogRow
 from ray_workflows._model.commands import Command, StartAttempt
 from ray_workflows._model.inputs import AttemptReport, Input
-from ray_workflows._model.plan import FUNCTION
+from ray_workflows._model.plan import FUNCTION, Environment, Package
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Blob, Outcome, Value
 
@@ -63,6 +65,7 @@ class Workflow:
         "requests",
         "row",
         "scenes",
+        "scenes_of",
         "seq",
         "state",
         "watchers",
@@ -90,7 +93,8 @@ class Workflow:
         #: Tasks with an attempt in the executor, or whose report is not decided on: epoch, attempt.
         self.flying: dict[int, tuple[int, int]] = {}
         self.watchers: list[WatchRequest] = []
-        self.scenes: dict[tuple[int, int, int], Scene] = {}
+        self.scenes: dict[tuple[int, int, int, str], Scene] = {}
+        self.scenes_of = state.functions
 
     @property
     def busy(self) -> bool:
@@ -182,22 +186,40 @@ class Workflow:
 
     def scene(self, task: Task) -> Scene:
         """What the task has in common with others of its plan: one object for all of them."""
-        frame, spec = task.frame, task.spec
-        key = (frame.number, spec.function, spec.options)
+        frame, spec, state = task.frame, task.spec, self.state
+        if self.scenes_of is not state.functions:
+            # Another state, or one that a resumption has changed.
+            self.scenes.clear()
+            self.scenes_of = state.functions
+        own = state.ray_options.get(task.task_id)
+        key = (frame.number, spec.function, spec.options, task.task_id if own else "")
         scene = self.scenes.get(key)
         if scene is None:
             if len(self.scenes) >= MAX_SCENES:
                 self.scenes.clear()
             plan = frame.plan
+            function = plan.functions[spec.function]
+            options = plan.options[spec.options]
+            if own:
+                ray = {k: v for k, v in {**options.ray, **own}.items() if v is not None}
+                options = msgspec.structs.replace(options, ray=ray)
             scene = self.scenes[key] = Scene(
                 workflow_id=self.workflow_id,
                 incarnation=self.incarnation,
-                function=plan.functions[spec.function],
-                options=plan.options[spec.options],
-                environment=plan.environment,
+                function=state.functions.get(function.digest, function),
+                options=options,
+                environment=with_packages(state.environment, plan.environment.packages),
                 constants=plan.constants,
             )
         return scene
+
+
+def with_packages(environment: Environment, packages: tuple[Package, ...]) -> Environment:
+    """The environment of a workflow with the packages that tasks of a continuation name."""
+    added = tuple(package for package in packages if package not in environment.packages)
+    if not added:
+        return environment
+    return msgspec.structs.replace(environment, packages=(*environment.packages, *added))
 
 
 def answer(reply: Reply, value: object) -> None:

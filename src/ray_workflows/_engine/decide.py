@@ -77,7 +77,7 @@ def on_resume(state: WorkflowState, input: inp.Resume, now: float) -> Events:
     held = state.holder == input.holder and not state.released
     if held and state.status in WorkflowStatus.non_terminating_status():
         return []
-    events: Events = [ev.WorkflowResumed(at=now, holder=input.holder)]
+    events: Events = [ev.WorkflowResumed(at=now, holder=input.holder, change=input.change)]
     if state.output is not None:
         # It had succeeded before it was canceled: there is nothing to run.
         events.append(ev.WorkflowSucceeded(at=now, output=state.output))

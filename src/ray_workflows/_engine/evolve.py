@@ -20,7 +20,7 @@ from ray_workflows._model.commands import (
     Settle,
     WakeAt,
 )
-from ray_workflows._model.plan import TIMER, Plan
+from ray_workflows._model.plan import TIMER, EnvironmentChange, Plan
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import ErrorInfo, Outcome
 
@@ -47,6 +47,7 @@ def apply_workflow_submitted(
     state.metadata = event.metadata
     state.request_id = event.request_id
     state.plan_digest = event.plan.digest
+    state.environment = event.plan.environment
     state.timeout = event.timeout
     open_frame(state, event.plan, event.task_ids, parent=None, wraps=False, checkpoint=True)
 
@@ -76,6 +77,8 @@ def apply_workflow_resumed(
 ) -> None:
     if state.holder != event.holder or state.released:
         change_holder(state, event.holder)
+    if event.change is not None:
+        change_environment(state, event.change)
     state.status = WorkflowStatus.PENDING
     state.ended_at = None
     state.error = None
@@ -89,6 +92,18 @@ def apply_workflow_resumed(
             # An input may have been lost since.
             if not task.unmet:
                 activate(state, task, event.at)
+
+
+def change_environment(state: WorkflowState, change: EnvironmentChange) -> None:
+    if change.environment is not None:
+        state.environment = change.environment
+    # Those of before are not changed in place: attempts that are on their way have them.
+    state.functions = {**state.functions, **change.functions}
+    given = {
+        task_id: {**state.ray_options.get(task_id, {}), **options}
+        for task_id, options in change.ray_options.items()
+    }
+    state.ray_options = {**state.ray_options, **given}
 
 
 def change_holder(state: WorkflowState, holder: str) -> None:

@@ -6,8 +6,9 @@ Each fact is stored once. What is derived for speed is marked so, and `invariant
 from __future__ import annotations
 
 from enum import IntEnum, unique
+from typing import Any
 
-from ray_workflows._model.plan import Plan, TaskOptions, TaskSpec
+from ray_workflows._model.plan import Environment, Function, Plan, TaskOptions, TaskSpec
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import ErrorInfo, Outcome
 
@@ -142,10 +143,12 @@ class WorkflowState:
         "cancel_requested",
         "deadline",
         "ended_at",
+        "environment",
         "epoch",
         "error",
         "failed_task",
         "frames",
+        "functions",
         "holder",
         "incarnation",
         "metadata",
@@ -154,6 +157,7 @@ class WorkflowState:
         "next_task",
         "output",
         "plan_digest",
+        "ray_options",
         "released",
         "request_id",
         "started_at",
@@ -177,6 +181,11 @@ class WorkflowState:
         self.cancel_requested = False
         self.metadata: dict[str, object] = {}
         self.plan_digest = ""
+        #: Where its code runs. What resumptions have changed: functions by the digest of the one
+        #: they take the place of, Ray options by task id.
+        self.environment = Environment()
+        self.functions: dict[str, Function] = {}
+        self.ray_options: dict[str, dict[str, Any]] = {}
         self.request_id = ""
         #: How long it may run from each start, in seconds, and when that is over.
         self.timeout: float | None = None

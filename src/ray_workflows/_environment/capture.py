@@ -1,6 +1,6 @@
-"""The environment of the driver that submits: its runtime_env and its import directories.
+"""The import directories of this process, and when the user's code in them changes.
 
-A task that the coordinator submits sees neither by itself, because the coordinator belongs to
+A task that the coordinator submits does not see them by itself, because the coordinator belongs to
 another driver, or to one that is gone.
 """
 
@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import os
 import site
 import sys
 import sysconfig
 from collections.abc import Iterable
-from typing import Any
 
 import ray
 
-from ray_workflows._model.plan import Environment
+from ray_workflows._environment.ray_private import UNPACKED
 
 #: Directories larger than this are not searched for modules that were not imported yet.
 MAX_SCANNED_FILES = 1000
+
+#: This package, which every worker has: never code of the user's, wherever it is imported from.
+PACKAGE_NAME = __name__.partition(".")[0]
+PACKAGE_DIRECTORY = os.path.realpath(__file__).rpartition(f"{os.sep}{PACKAGE_NAME}{os.sep}")[0]
+PACKAGE_DIRECTORY = os.path.join(PACKAGE_DIRECTORY, PACKAGE_NAME)
 
 #: Variables that this process wants in the attempts of all workflows it submits; see `compat`.
 process_env_vars: dict[str, str] = {}
@@ -32,7 +35,7 @@ def library_directories() -> tuple[str, ...]:
     """Where installed packages and the standard library live, and Ray, which workers have."""
     found = {*sysconfig.get_paths().values(), site.getusersitepackages(), sys.prefix}
     found.update(site.getsitepackages())
-    found.add(os.path.dirname(ray.__file__))
+    found.update((os.path.dirname(ray.__file__), PACKAGE_DIRECTORY))
     return tuple(os.path.realpath(path) for path in found if path)
 
 
@@ -42,8 +45,11 @@ def is_below(path: str, directories: Iterable[str]) -> bool:
 
 @functools.lru_cache(maxsize=65536)
 def own_file(path: str) -> str | None:
-    """The real path of a module of the user's; None for one of an installed package."""
+    """The real path of a module of the user's; None for one of an installed package, or of one of
+    the packages of a runtime_env, which are known as such."""
     real = os.path.realpath(path)
+    if f"{os.sep}{UNPACKED}{os.sep}" in real:
+        return None
     return None if is_below(real, library_directories()) else real
 
 
@@ -83,38 +89,3 @@ def code_digest(directories: tuple[str, ...]) -> str:
             continue
         digest.update(f"{path}:{status.st_mtime_ns}:{status.st_size};".encode())
     return digest.hexdigest()[:16]
-
-
-def capture_environment() -> Environment:
-    """The environment of this process: a driver, or a worker that submits a workflow."""
-    directories = import_directories()
-    runtime_env = dict(ray.get_runtime_context().runtime_env)
-    if process_env_vars:
-        runtime_env["env_vars"] = {**process_env_vars, **(runtime_env.get("env_vars") or {})}
-    return Environment(
-        runtime_env=json.loads(json.dumps(runtime_env, default=str)),
-        python_path=directories,
-        code_digest=code_digest(directories),
-    )
-
-
-def runtime_env_for(environment: Environment, task_env: dict[str, Any] | None) -> dict[str, Any]:
-    """The Ray runtime_env of an attempt: the driver's, and over it the task's own.
-
-    The code digest makes Ray use other worker processes for other code: a worker that has
-    imported a module would go on using the old one after an edit.
-    """
-    merged = {key: value for key, value in environment.runtime_env.items() if key[:1] != "_"}
-    env_vars = dict(merged.pop("env_vars", None) or {})
-    if task_env:
-        merged.update({key: value for key, value in task_env.items() if key != "env_vars"})
-        env_vars.update(task_env.get("env_vars") or {})
-    if environment.python_path:
-        inherited = env_vars.get("PYTHONPATH")
-        paths = [*environment.python_path, *([inherited] if inherited else [])]
-        env_vars["PYTHONPATH"] = os.pathsep.join(paths)
-    if environment.code_digest:
-        env_vars["RAY_WORKFLOWS_CODE"] = environment.code_digest
-    if env_vars:
-        merged["env_vars"] = env_vars
-    return merged

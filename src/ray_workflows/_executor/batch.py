@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 
+from ray_workflows._environment.attempts import prefer_packages
 from ray_workflows._executor.protocol import (
     ENCODER,
     AnyReport,
@@ -139,10 +140,12 @@ def run_batch(
     """Run a batch in a Ray task.
 
     ``nested`` are live ObjectRefs by incarnation and blob key, to be handed out as ObjectRefs;
-    ``values`` are the values behind ``keys``, which Ray has brought here.
+    ``values`` are the values behind ``keys``, which Ray has brought here, and something for each
+    package that it had to bring into the cluster before.
     """
+    prefer_packages()
     live: Live = {incarnation: dict(objects) for incarnation, objects in nested.items()}
-    for (incarnation, key), value in zip(keys, values, strict=True):
+    for (incarnation, key), value in zip(keys, values, strict=False):
         live.setdefault(incarnation, {})[key] = value
     number, requests = decode_batch(encoded)
     batch = BatchRun(number, requests, home, live)

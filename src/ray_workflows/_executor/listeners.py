@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 
+from ray_workflows._environment.attempts import prefer_packages
 from ray_workflows._executor import context
 from ray_workflows._executor.batch import Home, WireReport
 from ray_workflows._executor.protocol import ENCODER, AnyReport, BatchReport, decode_batch
@@ -24,6 +25,10 @@ MAX_LISTENERS = 10_000
 
 class ListenerHost:
     """Waits for events. One for each environment, owned by the coordinator and gone with it."""
+
+    def __init__(self, *brought: None) -> None:
+        """``brought``: something for each package that Ray had to bring into the cluster before."""
+        prefer_packages()
 
     async def listen(
         self, encoded: bytes, home: Home, nested: Mapping[str, Mapping[str, Any]]

@@ -15,10 +15,10 @@ from typing import Any
 
 import msgspec
 import ray
-from ray.exceptions import RayError, TaskCancelledError
+from ray.exceptions import RayError, RuntimeEnvSetupError, TaskCancelledError
 
 from ray_workflows._capture.options import decode_ray_options
-from ray_workflows._environment.capture import runtime_env_for
+from ray_workflows._environment.attempts import packages_for, runtime_env_for
 from ray_workflows._executor.batch import Home, Live, remote_run_batch
 from ray_workflows._executor.deadlines import Deadlines
 from ray_workflows._executor.failures import failure, lost_input, raised
@@ -34,9 +34,10 @@ from ray_workflows._executor.protocol import (
     Scene,
     encode_batch,
 )
+from ray_workflows._executor.rack import Rack
 from ray_workflows._executor.watch import TOLD_AFTER_SECONDS
 from ray_workflows._model.inputs import AttemptLostInput
-from ray_workflows._model.plan import LISTENER
+from ray_workflows._model.plan import LISTENER, Package
 from ray_workflows._model.values import Value
 from ray_workflows.storage.base import Storage
 
@@ -53,7 +54,7 @@ class Submission:
     """A Ray task in flight. ``open`` counts members that are not reported, canceled or handed
     back."""
 
-    __slots__ = ("digest", "listens", "members", "number", "open", "ref", "shape")
+    __slots__ = ("digest", "listens", "members", "number", "open", "packages", "ref", "shape")
 
     def __init__(self, number: int, members: list[Flight]) -> None:
         scene = members[0].request.scene
@@ -64,6 +65,7 @@ class Submission:
         self.listens = scene.options.kind == LISTENER
         self.open = len(members)
         self.ref: ray.ObjectRef | None = None
+        self.packages: tuple[Package, ...] = ()
 
 
 class RayExecutor:
@@ -90,7 +92,9 @@ class RayExecutor:
         self.submissions: dict[int, Submission] = {}
         self.live: dict[str, LiveValues] = {}
         self.listener_hosts: dict[str, Any] = {}
-        self.remotes: dict[tuple[str, str, int], Any] = {}
+        #: Ray functions with their options, and the packages that they need.
+        self.remotes: dict[tuple[str, str, int], tuple[Any, tuple[Package, ...]]] = {}
+        self.rack = Rack(storage)
         #: Workflows in which a run of fused attempts took its worker down.
         self.suspects: set[str] = set()
         self.slots_known = (0.0, 1)
@@ -254,31 +258,38 @@ class RayExecutor:
             self.home = ray.put(Home(self.storage, self.coordinator))
         scene = requests[0].scene
         if submission.listens:
-            return self.listener_host(scene).listen.remote(encoded, self.home, nested)
-        return self.remote(scene).remote(encoded, self.home, nested, list(values), *values.values())
+            host = self.listener_host(submission, scene)
+            return host.listen.remote(encoded, self.home, nested)
+        remote, submission.packages = self.remote(scene)
+        waits = self.rack.need(submission.packages)
+        return remote.remote(encoded, self.home, nested, list(values), *values.values(), *waits)
 
-    def remote(self, scene: Scene) -> Any:
-        """The Ray function for a shape and a name. Ray parses options anew with each use."""
+    def remote(self, scene: Scene) -> tuple[Any, tuple[Package, ...]]:
+        """The Ray function for a shape and a name, and the packages that it needs. Ray parses
+        options anew with each use."""
         options = decode_ray_options(scene.options.ray)
         name = options.setdefault("name", scene.function.name)
         max_calls = options.pop("max_calls", 0)
         key = (scene.shape, name, max_calls)
-        remote = self.remotes.get(key)
-        if remote is None:
-            options["runtime_env"] = runtime_env_for(scene.environment, options.get("runtime_env"))
+        found = self.remotes.get(key)
+        if found is None:
+            runtime_env = runtime_env_for(scene.environment, options.get("runtime_env"))
+            options["runtime_env"] = runtime_env
             options.update(max_retries=0, retry_exceptions=False)
             remote = remote_run_batch(max_calls).options(**options)
             if len(self.remotes) >= MAX_REMOTES:
                 self.remotes.clear()
-            self.remotes[key] = remote
-        return remote
+            found = self.remotes[key] = (remote, packages_for(scene.environment, runtime_env))
+        return found
 
-    def listener_host(self, scene: Scene) -> Any:
+    def listener_host(self, submission: Submission, scene: Scene) -> Any:
         runtime_env = runtime_env_for(scene.environment, scene.options.ray.get("runtime_env"))
+        submission.packages = packages_for(scene.environment, runtime_env)
         name = msgspec.json.encode(runtime_env).decode()
         host = self.listener_hosts.get(name)
         if host is None:
-            host = listener_host_class.options(runtime_env=runtime_env).remote()
+            waits = self.rack.need(submission.packages)
+            host = listener_host_class.options(runtime_env=runtime_env).remote(*waits)
             self.listener_hosts[name] = host
         return host
 
@@ -315,6 +326,8 @@ class RayExecutor:
         if not submission.listens:
             lane = self.lanes.setdefault(submission.shape, Lane())
             lane.landed(submission.digest)
+        if not self.submissions:
+            self.rack.tidy()
 
     def settle(self, submission: Submission, report: BatchReport, objects: Live) -> None:
         """Take what a batch has to tell; what it told before is told again."""
@@ -345,11 +358,17 @@ class RayExecutor:
         and only the guilty one will be charged."""
         if isinstance(error, RayError) and not isinstance(error, TaskCancelledError):
             self.forget_dead_hosts(error)
+        unset = isinstance(error, RuntimeEnvSetupError) and self.rack.missing(submission.packages)
         left = [
             flight
             for flight in submission.members
             if not flight.retired and flight.batch == submission.number
         ]
+        if unset:
+            # Nobody's fault: what the worker was to be set up with had gone from the cluster.
+            for flight in left:
+                self.land(flight, lost_input(flight.request, (), error, flight))
+            return
         if len(left) == 1:
             self.land(left[0], failure(left[0], error))
             return

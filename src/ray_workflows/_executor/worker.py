@@ -27,9 +27,11 @@ from ray_workflows._capture.values import (
     restored_objects,
 )
 from ray_workflows._codec.placeholders import CONSTANT, UPSTREAM_REF, UPSTREAM_VALUE, placeholder
+from ray_workflows._environment.snapshot import remember_options
 from ray_workflows._executor import context
 from ray_workflows._executor.protocol import AnyReport, AttemptRequest
 from ray_workflows._model import inputs as inp
+from ray_workflows._model.plan import Environment
 from ray_workflows._model.values import INLINE_LIMIT, Blob, ErrorInfo, Value
 from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError
 from ray_workflows.storage.base import Storage
@@ -49,6 +51,7 @@ class AttemptRun:
 
     def __init__(self, request: AttemptRequest, storage: Storage, live: Mapping[str, Any]) -> None:
         self.request = request
+        self.storage = storage
         self.reader = ValueReader(storage, request.incarnation, live)
         self.writer = ValueWriter(storage, request.incarnation)
         self.started_at = time.time()
@@ -100,9 +103,12 @@ class AttemptRun:
             plan = capture_plan(
                 result,
                 writer=self.writer,
-                environment=request.environment,
+                # That of the workflow applies, whatever it then is.
+                environment=Environment(),
                 prefix=request.blob_prefix,
             )
+            user = (request.workflow_id, request.incarnation)
+            plan = remember_options(self.storage, plan, user)
             return inp.AttemptReturnedPlan(**self.identity(ended_at), plan=plan)
         value = self.write_result(result)
         return inp.AttemptReturned(**self.identity(ended_at), value=value)

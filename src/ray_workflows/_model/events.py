@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from ray_workflows._model.plan import Plan
+from ray_workflows._model.plan import EnvironmentChange, Plan
 from ray_workflows._model.values import ErrorInfo, Outcome, Value
 
 
@@ -46,9 +46,13 @@ class WorkflowStarted(Event, frozen=True, tag="workflow-started"):
 
 
 class WorkflowResumed(Event, frozen=True, tag="workflow-resumed"):
-    """A failed or canceled workflow goes on: failed tasks get a fresh retry budget."""
+    """A failed or canceled workflow goes on: failed tasks get a fresh retry budget.
+
+    ``change``: who resumed it, and what is different from now on.
+    """
 
     holder: str
+    change: EnvironmentChange | None = None
 
 
 class WorkflowCanceled(Event, frozen=True, tag="workflow-canceled"):

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from ray_workflows._model.events import Event
-from ray_workflows._model.plan import Plan
+from ray_workflows._model.plan import EnvironmentChange, Plan
 from ray_workflows._model.values import ErrorInfo, Value
 
 
@@ -43,11 +43,12 @@ class Start(Input, frozen=True):
 class Resume(Input, frozen=True):
     """Go on with a workflow that failed, was canceled, or lost its coordinator.
 
-    ``start``: admit it at once, else it waits as PENDING.
+    ``start``: admit it at once, else it waits as PENDING. ``change``: see `WorkflowResumed`.
     """
 
     holder: str
     start: bool
+    change: EnvironmentChange | None = None
 
 
 class Cancel(Input, frozen=True):

@@ -78,16 +78,49 @@ class TaskSpec(msgspec.Struct, frozen=True, array_like=True):
     nested: tuple[int, ...] = ()
 
 
+class Package(msgspec.Struct, frozen=True, array_like=True):
+    """Files that tasks import, or find in their working directory: stored once for all workflows.
+
+    ``uri`` is what a runtime_env calls it; the bytes are the blob of an incarnation of its own.
+    """
+
+    uri: str
+    incarnation: str
+    blob: Blob
+
+
 class Environment(msgspec.Struct, frozen=True, array_like=True):
     """Where a workflow's code runs: the runtime environment of the driver that submitted it.
 
     ``python_path`` are the driver's own import directories (not site-packages);
     ``code_digest`` changes when the code in them does, so that no worker serves stale modules.
+
+    ``packages`` are those that ``runtime_env`` and the runtime_env of tasks name. ``code`` is the
+    URI of the one among them that has the driver's own modules. ``record`` is the digest of the
+    document about all this, which is stored as packages are.
     """
 
     runtime_env: dict[str, Any] = {}
     python_path: tuple[str, ...] = ()
     code_digest: str = ""
+    packages: tuple[Package, ...] = ()
+    code: str = ""
+    record: str = ""
+
+
+class EnvironmentChange(msgspec.Struct, frozen=True, array_like=True):
+    """What is to be different from now on: who resumes a workflow has decided so.
+
+    ``code`` is what was asked for, ``by`` who asked. ``environment`` None: as it was.
+    ``functions`` take the place of those with the digests that they are keyed by, ``ray_options``
+    are laid over those of the tasks with these ids; an option None is taken away.
+    """
+
+    code: str
+    by: str
+    environment: Environment | None = None
+    functions: dict[str, Function] = {}
+    ray_options: dict[str, dict[str, Any]] = {}
 
 
 class Plan(msgspec.Struct, frozen=True, array_like=True):

@@ -1,0 +1,148 @@
+"""Zip files of code: what goes in, in which bytes, and how much of it.
+
+The same files give the same bytes, wherever and whenever they are packed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from tempfile import SpooledTemporaryFile
+
+from ray_workflows._environment.ray_private import (
+    default_excludes,
+    git_matcher,
+    largest_package,
+)
+from ray_workflows.exceptions import PackageTooLargeError
+
+#: Names that are never code of the user's.
+NEVER = ("__pycache__/", "*.pyc", ".git/", ".hg/", ".svn/", ".venv/", "venv/", "node_modules/")
+
+#: Files that say what is to be left out, as for Ray.
+IGNORE_FILES = (".gitignore", ".rayignore")
+IGNORE_GITIGNORE = "RAY_RUNTIME_ENV_IGNORE_GITIGNORE"
+
+#: The limit of one package, in bytes of its files, where it is to be another one.
+LIMIT_VARIABLE = "RAY_WORKFLOWS_MAX_PACKAGE_BYTES"
+
+#: Local modules are found by themselves, so a mistake is caught early.
+MAX_CODE_BYTES = 64 * 1024 * 1024
+
+#: Archives of up to this many bytes are put together in memory.
+SPOOL_BYTES = 8 * 1024 * 1024
+CHUNK_BYTES = 1024 * 1024
+
+#: All files are as old as zip files can say.
+TIME = (1980, 1, 1, 0, 0, 0)
+
+#: Files by their names in an archive.
+Files = Mapping[str, str]
+
+
+def limit(default: int) -> int:
+    """How many bytes the files of a package may have."""
+    given = os.environ.get(LIMIT_VARIABLE)
+    return int(given) if given else default
+
+
+def walk(top: str, excludes: Iterable[str] = ()) -> Iterator[tuple[str, str]]:
+    """The files of a directory that belong to a package: their relative and their real paths.
+
+    Left out is what the ignore files of each directory name, what Ray leaves out, and ``excludes``.
+    """
+    always = git_matcher([*NEVER, *default_excludes(), *excludes])
+    yield from walk_below(top, "", [("", always)])
+
+
+Matchers = list[tuple[str, Callable[[str], bool]]]
+
+
+def walk_below(top: str, inner: str, matchers: Matchers) -> Iterator[tuple[str, str]]:
+    directory = os.path.join(top, inner)
+    lines: list[str] = []
+    for name in IGNORE_FILES:
+        if name == ".gitignore" and os.environ.get(IGNORE_GITIGNORE, "0") == "1":
+            continue
+        try:
+            with open(os.path.join(directory, name), encoding="utf-8", errors="replace") as file:
+                lines += file.read().splitlines()
+        except OSError:
+            continue
+    if lines:
+        matchers = [*matchers, (inner, git_matcher(lines))]
+    with os.scandir(directory) as entries:
+        found = sorted(entries, key=lambda entry: entry.name)
+    for entry in found:
+        path = f"{inner}/{entry.name}" if inner else entry.name
+        is_directory = entry.is_dir()
+        if any(excluded(path, is_directory, matcher) for matcher in matchers):
+            continue
+        if is_directory:
+            # A link to a directory above would never end.
+            if not entry.is_symlink():
+                yield from walk_below(top, path, matchers)
+        elif entry.is_file():
+            yield path, entry.path
+
+
+def excluded(path: str, is_directory: bool, matcher: tuple[str, Callable[[str], bool]]) -> bool:
+    """Whether an ignore file of the directory ``matcher[0]`` names a path below it."""
+    inner, matches = matcher
+    relative = path[len(inner) + 1 :] if inner else path
+    return matches(f"{relative}/" if is_directory else relative)
+
+
+def digest_of(files: Files, *, what: str, most: int) -> str:
+    """The digest of files: of their names and what is in them.
+
+    Raises:
+        PackageTooLargeError: they are too large; names the largest.
+    """
+    sizes = {name: os.stat(path).st_size for name, path in files.items()}
+    most = limit(most)
+    if sum(sizes.values()) > most:
+        largest = sorted(sizes, key=lambda name: -sizes[name])[:3]
+        raise PackageTooLargeError(what, sum(sizes.values()), most, largest)
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        digest.update(
+            f"{name}\0{is_executable(files[name])}\0{file_digest(files[name])}\n".encode()
+        )
+    return digest.hexdigest()[:32]
+
+
+def file_digest(path: str) -> str:
+    """The SHA-256 of a file, in hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def is_executable(path: str) -> bool:
+    return bool(os.stat(path).st_mode & stat.S_IXUSR)
+
+
+def pack(files: Files) -> Iterator[bytes]:
+    """The bytes of an archive, a chunk at a time; what is large is put together on the disk."""
+    with SpooledTemporaryFile(SPOOL_BYTES) as spool:
+        with zipfile.ZipFile(spool, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            for name in sorted(files):
+                about = zipfile.ZipInfo(name, TIME)
+                about.compress_type = zipfile.ZIP_DEFLATED
+                about.external_attr = (0o755 if is_executable(files[name]) else 0o644) << 16
+                with open(files[name], "rb") as source, archive.open(about, "w") as target:
+                    while chunk := source.read(CHUNK_BYTES):
+                        target.write(chunk)
+        spool.seek(0, os.SEEK_END)
+        size = spool.tell()
+        if size > largest_package():
+            raise PackageTooLargeError("A package", size, largest_package(), [])
+        spool.seek(0)
+        while chunk := spool.read(CHUNK_BYTES):
+            yield chunk

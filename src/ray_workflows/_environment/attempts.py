@@ -1,0 +1,53 @@
+"""The environment of an attempt: what Ray is to set up, and what the cluster has to have for it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from ray_workflows._environment import packages, secrets
+from ray_workflows._environment.ray_private import UNPACKED
+from ray_workflows._model.plan import Environment, Package
+
+
+def runtime_env_for(environment: Environment, task_env: dict[str, Any] | None) -> dict[str, Any]:
+    """The Ray runtime_env of an attempt: the driver's, and over it the task's own.
+
+    The code digest makes Ray use other worker processes for other code: a worker that has
+    imported a module would go on using the old one after an edit.
+    """
+    merged = {key: value for key, value in environment.runtime_env.items() if key[:1] != "_"}
+    env_vars = dict(merged.pop("env_vars", None) or {})
+    if task_env:
+        merged.update({key: value for key, value in task_env.items() if key != "env_vars"})
+        env_vars.update(task_env.get("env_vars") or {})
+    env_vars = secrets.reveal(env_vars)
+    if environment.code:
+        merged["py_modules"] = [*(merged.get("py_modules") or ()), environment.code]
+    if environment.python_path:
+        inherited = env_vars.get("PYTHONPATH")
+        paths = [*environment.python_path, *([inherited] if inherited else [])]
+        env_vars["PYTHONPATH"] = os.pathsep.join(paths)
+    if environment.code_digest:
+        env_vars["RAY_WORKFLOWS_CODE"] = environment.code_digest
+    if env_vars:
+        merged["env_vars"] = env_vars
+    return merged
+
+
+def packages_for(environment: Environment, runtime_env: dict[str, Any]) -> tuple[Package, ...]:
+    """The packages that have to be in the cluster for a runtime_env."""
+    named = set(packages.names(runtime_env))
+    return tuple(package for package in environment.packages if package.uri in named)
+
+
+def prefer_packages() -> None:
+    """Import from the packages of this worker before anything else.
+
+    Ray puts the directories of the driver that started the coordinator before them, in which there
+    may be later code, or somebody else's.
+    """
+    ours = [path for path in sys.path if f"{os.sep}{UNPACKED}{os.sep}" in path]
+    if ours and sys.path[: len(ours)] != ours:
+        sys.path[:] = [*ours, *(path for path in sys.path if path not in ours)]

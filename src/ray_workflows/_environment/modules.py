@@ -1,0 +1,199 @@
+"""The user's own modules that tasks reach: those that are imported here, and what they import.
+
+Found without running anything: from ``sys.modules``, and from the import statements of the user's
+files, of the script, and of what was typed into a notebook.
+"""
+
+from __future__ import annotations
+
+import ast
+import dis
+import functools
+import importlib.metadata
+import importlib.util
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+from ray.remote_function import RemoteFunction
+
+from ray_workflows._environment.archive import walk
+from ray_workflows._environment.capture import PACKAGE_NAME, own_file
+from ray_workflows._environment.ray_private import remote_body
+
+
+class Reached:
+    """Modules by their top-level names, as files and as what has to be installed."""
+
+    def __init__(self, directories: Iterable[str]) -> None:
+        self.directories = tuple(directories)
+        #: Files by their names in an archive.
+        self.files: dict[str, str] = {}
+        #: Top-level names that are the user's own, and versions of those that are installed.
+        self.own: set[str] = set()
+        self.installed: dict[str, str] = {}
+
+    def follow(self, names: Iterable[str]) -> None:
+        """Add modules and all that they import."""
+        pending = sorted(set(names))
+        seen = set(pending)
+        while pending:
+            name = pending.pop()
+            found = self.files_of(name)
+            if found is None:
+                self.add_installed(name)
+                continue
+            self.own.add(name)
+            self.files.update(found)
+            for path in found.values():
+                if path.endswith(".py"):
+                    new = imports_of(path, *stat_of(path)) - seen
+                    seen |= new
+                    pending += sorted(new)
+
+    def files_of(self, name: str) -> dict[str, str] | None:
+        """The files of a top-level module of the user's, or None if it is none of theirs."""
+        if name in sys.builtin_module_names or name in (PACKAGE_NAME, "__main__", "__mp_main__"):
+            return None
+        module = sys.modules.get(name)
+        if module is not None:
+            return files_of_module(name, module)
+        if name in sys.stdlib_module_names:
+            return None
+        for directory in self.directories:
+            path = os.path.join(directory, name)
+            if os.path.isdir(path) and own_file(path):
+                return files_below(name, path)
+            if os.path.isfile(f"{path}.py") and own_file(f"{path}.py"):
+                return {f"{name}.py": f"{path}.py"}
+        return None
+
+    def add_installed(self, name: str) -> None:
+        if name in sys.stdlib_module_names or name in (PACKAGE_NAME, "ray", "__mp_main__"):
+            return
+        if is_importable(name):
+            self.installed[name] = version_of(name)
+
+
+def files_of_module(name: str, module: ModuleType) -> dict[str, str] | None:
+    """The files of an imported module, or None if they are not the user's own."""
+    path = getattr(module, "__file__", None)
+    if path is None:
+        # A namespace package: its parts that are the user's.
+        parts = [part for part in getattr(module, "__path__", ()) if own_file(part)]
+        if not parts:
+            return None
+        found: dict[str, str] = {}
+        for part in reversed(parts):
+            found.update(files_below(name, part))
+        return found
+    if own_file(path) is None:
+        return None
+    if os.path.basename(path) == "__init__.py":
+        return files_below(name, os.path.dirname(path))
+    return {os.path.basename(path): path}
+
+
+def files_below(name: str, directory: str) -> dict[str, str]:
+    """The files of a package: with an ``__init__`` also its data, else modules alone."""
+    is_package = os.path.exists(os.path.join(directory, "__init__.py"))
+    return {
+        f"{name}/{inner}": path
+        for inner, path in walk(directory)
+        if is_package or path.endswith(".py")
+    }
+
+
+def stat_of(path: str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_mtime_ns, status.st_size
+
+
+@functools.lru_cache(maxsize=4096)
+def imports_of(path: str, mtime: int, size: int) -> frozenset[str]:
+    """The top-level names that a file imports, anywhere in it."""
+    try:
+        with open(path, "rb") as file:
+            return frozenset(imports_in(ast.parse(file.read())))
+    except (OSError, SyntaxError, ValueError):
+        return frozenset()
+
+
+def imports_in(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.partition(".")[0]
+
+
+def roots(main: ModuleType | None) -> set[str]:
+    """Top-level names that tasks may import: all that this process has of the user's, and what
+    its script or notebook imports."""
+    found = {
+        name.partition(".")[0]
+        for name, module in list(sys.modules.items())
+        if is_own_module(module)
+    }
+    found.discard("__main__")
+    if main is not None:
+        path = getattr(main, "__file__", None)
+        if path and os.path.isfile(path):
+            found |= imports_of(path, *stat_of(path))
+        else:
+            found |= imports_typed(vars(main))
+    return found
+
+
+def is_own_module(module: Any) -> bool:
+    path = getattr(module, "__file__", None)
+    return bool(isinstance(path, str) and path.endswith(".py") and own_file(path))
+
+
+def imports_typed(names: Mapping[str, Any]) -> set[str]:
+    """What was imported in a notebook, at a prompt, or by ``python -c``."""
+    found: set[str] = set()
+    for cell in names.get("In") or ():
+        try:
+            found.update(imports_in(ast.parse(cell)))
+        except (SyntaxError, TypeError, ValueError):
+            continue  # One with magic in it.
+    for value in list(names.values()):
+        if isinstance(value, ModuleType):
+            found.add(value.__name__.partition(".")[0])
+        body = remote_body(value) if isinstance(value, RemoteFunction) else value
+        for function in vars(body).values() if isinstance(body, type) else (body,):
+            if isinstance(function, FunctionType):
+                found.update(imports_in_code(function.__code__))
+    return found
+
+
+def imports_in_code(code: CodeType) -> Iterator[str]:
+    """The top-level names that a compiled function imports."""
+    for instruction in dis.get_instructions(code):
+        if instruction.opname == "IMPORT_NAME" and instruction.argval:
+            yield instruction.argval.partition(".")[0]
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from imports_in_code(constant)
+
+
+def is_importable(name: str) -> bool:
+    """Whether there is a module of this name."""
+    if name in sys.modules:
+        return True
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def version_of(name: str) -> str:
+    """The version of what a top-level module belongs to; empty if it does not say."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        version = getattr(sys.modules.get(name), "__version__", "")
+        return version if isinstance(version, str) else ""

@@ -1,0 +1,71 @@
+"""Names of Ray that Ray calls private, and that an environment needs: as `_capture/ray_private.py`.
+
+A package of a runtime_env is a key in the cluster's own store, under its ``gcs://`` URI.
+`tests/unit/test_ray_private.py` fails when Ray changes a name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ray._private.thirdparty.pathspec import PathSpec
+from ray.experimental.internal_kv import (
+    _internal_kv_del,
+    _internal_kv_exists,
+    _internal_kv_get,
+    _internal_kv_put,
+)
+from ray.remote_function import RemoteFunction
+
+#: The directory of a node, below that of the session, in which Ray unpacks packages.
+UNPACKED = "runtime_resources"
+
+
+def put_key(key: str, data: bytes) -> None:
+    """Keep bytes in the cluster, in place of what is there."""
+    _internal_kv_put(key, data)
+
+
+def get_key(key: str) -> bytes | None:
+    """The bytes that the cluster has under a key."""
+    data: bytes | None = _internal_kv_get(key)
+    return data
+
+
+def has_key(key: str) -> bool:
+    """Whether the cluster has something under a key."""
+    return bool(_internal_kv_exists(key))
+
+
+def delete_key(key: str) -> None:
+    """Remove what the cluster has under a key."""
+    _internal_kv_del(key)
+
+
+def largest_package() -> int:
+    """How many bytes a package may have, as Ray limits it."""
+    from ray._private.runtime_env.packaging import GCS_STORAGE_MAX_SIZE
+
+    return int(GCS_STORAGE_MAX_SIZE)
+
+
+def default_excludes() -> list[str]:
+    """What Ray leaves out of every package."""
+    try:
+        from ray._private.ray_constants import get_runtime_env_default_excludes
+    except ImportError:  # Older ones leave out nothing.
+        return []
+    return list(get_runtime_env_default_excludes())
+
+
+def git_matcher(lines: Iterable[str]) -> Callable[[str], bool]:
+    """Whether a relative path is meant by lines of a ``.gitignore``."""
+    spec = PathSpec.from_lines("gitwildmatch", list(lines))
+    return lambda path: bool(spec.match_file(path))
+
+
+def remote_body(function: RemoteFunction) -> Callable[..., Any]:
+    """The function behind ``@ray.remote``."""
+    body: Callable[..., Any] = function._function
+    return body

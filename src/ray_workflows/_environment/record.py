@@ -1,0 +1,72 @@
+"""The document about an environment: what was there when a workflow was submitted.
+
+It is stored beside the packages, once for all workflows that have the same. What decides about
+running is in the journal; this is for those who compare.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import ray
+
+from ray_workflows._environment.secrets import masked
+from ray_workflows._model.plan import Environment
+from ray_workflows._version import __version__
+
+
+class Module(msgspec.Struct, frozen=True):
+    """A file of the user's code: where it was, and the SHA-256 of what was in it."""
+
+    path: str
+    digest: str
+
+
+class Record(msgspec.Struct, frozen=True):
+    """What was there. ``installed``: versions by the names that the user's code imports."""
+
+    python: str
+    ray: str
+    ray_workflows: str
+    platform: str
+    runtime_env: dict[str, Any]
+    python_path: tuple[str, ...]
+    packages: tuple[str, ...]
+    modules: dict[str, Module]
+    installed: dict[str, str]
+
+
+ENCODER = msgspec.json.Encoder(order="deterministic")
+DECODER = msgspec.json.Decoder(Record)
+
+
+def describe(
+    environment: Environment, modules: Mapping[str, Module], installed: Mapping[str, str]
+) -> Record:
+    """The document about an environment of this process."""
+    return Record(
+        python=platform.python_version(),
+        ray=ray.__version__,
+        ray_workflows=__version__,
+        platform=platform.platform(),
+        runtime_env=masked(environment.runtime_env),
+        python_path=environment.python_path,
+        packages=tuple(package.uri for package in environment.packages),
+        modules=dict(modules),
+        installed=dict(installed),
+    )
+
+
+def encode(record: Record) -> tuple[str, bytes]:
+    """The digest of a document, and its bytes."""
+    data = ENCODER.encode(record)
+    return hashlib.sha256(data).hexdigest()[:32], data
+
+
+def decode(data: bytes | memoryview) -> Record:
+    """The document that `encode` encoded."""
+    return DECODER.decode(data)

@@ -1,0 +1,196 @@
+"""What is remembered of a driver when it submits: taken once for all submissions between changes.
+
+The same is taken of a worker that submits a workflow, or that returns a continuation.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+import ray
+
+from ray_workflows._environment import capture, packages, record, secrets, store
+from ray_workflows._environment.archive import file_digest
+from ray_workflows._environment.modules import Reached, roots
+from ray_workflows._environment.packages import User
+from ray_workflows._environment.store import DOCUMENT, SharedStorage
+from ray_workflows._model.plan import Environment, Package, Plan
+
+#: How long what is stored is believed to be there, in seconds.
+BELIEVED_SECONDS = 600.0
+
+
+class Taken:
+    """A snapshot, and what has to be as it was for it to hold still."""
+
+    def __init__(self, key: tuple[Any, ...], environment: Environment, files: list[str]) -> None:
+        self.key = key
+        self.environment = environment
+        self.files = files
+        self.stats = stats(files)
+        self.taken_at = time.monotonic()
+
+    def holds(self, key: tuple[Any, ...]) -> bool:
+        """Whether nothing has changed."""
+        return (
+            key == self.key
+            and time.monotonic() - self.taken_at < BELIEVED_SECONDS
+            and stats(self.files) == self.stats
+        )
+
+
+#: The last snapshot of this process.
+last: Taken | None = None
+
+
+def stats(files: list[str]) -> list[tuple[int, int] | None]:
+    found: list[tuple[int, int] | None] = []
+    for path in files:
+        try:
+            status = os.stat(path)
+        except OSError:
+            found.append(None)
+        else:
+            found.append((status.st_mtime_ns, status.st_size))
+    return found
+
+
+def session() -> str:
+    """Names the cluster that this process is connected to."""
+    context = ray.get_runtime_context()
+    return f"{context.gcs_address}/{context.get_job_id()}"
+
+
+def own_runtime_env() -> dict[str, Any]:
+    """The runtime_env of this process, as data."""
+    runtime_env = dict(ray.get_runtime_context().runtime_env)
+    if capture.process_env_vars:
+        env_vars = runtime_env.get("env_vars") or {}
+        runtime_env["env_vars"] = {**capture.process_env_vars, **env_vars}
+    plain: dict[str, Any] = json.loads(json.dumps(runtime_env, default=str))
+    return {key: value for key, value in plain.items() if key[:1] != "_"}
+
+
+def take_snapshot(storage: SharedStorage, url: str) -> Environment:
+    """The environment of this process, with everything stored that it names.
+
+    Raises:
+        PackageTooLargeError: the user's code is too large.
+        StorageUnavailableError: the storage does not answer.
+    """
+    global last
+    directories = capture.import_directories()
+    runtime_env = own_runtime_env()
+    main = sys.modules.get("__main__")
+    typed = len(vars(main)) + len(vars(main).get("In") or ()) if main is not None else 0
+    digest = capture.code_digest(directories)
+    key = (
+        url,
+        session(),
+        json.dumps(runtime_env, sort_keys=True),
+        directories,
+        digest,
+        secrets.patterns(),
+        typed,
+    )
+    if last is not None and last.holds(key):
+        return last.environment
+    reached = Reached(directories)
+    reached.follow(roots(main))
+    environment = remember(storage, runtime_env, reached, digest)
+    path = getattr(main, "__file__", None)
+    watched = {*reached.files.values(), *map(os.path.dirname, reached.files.values())}
+    last = Taken(key, environment, sorted(watched | ({path} if path else set())))
+    return environment
+
+
+def remember(
+    storage: SharedStorage,
+    runtime_env: Mapping[str, Any],
+    reached: Reached,
+    digest: str,
+    user: User | None = None,
+) -> Environment:
+    """Store what a runtime_env and the user's code need, and the document about it."""
+    changed, needed = packages.localize(storage, runtime_env, user)
+    code = ""
+    if reached.files:
+        package = packages.from_files(storage, reached.files, what="The local code")
+        needed = [*needed, package]
+        code = package.uri
+    return with_record(storage, changed, needed, code, reached, digest, user)
+
+
+def with_record(
+    storage: SharedStorage,
+    runtime_env: dict[str, Any],
+    needed: Iterable[Package],
+    code: str,
+    reached: Reached,
+    digest: str,
+    user: User | None = None,
+) -> Environment:
+    if runtime_env.get("env_vars"):
+        hidden = secrets.hide(runtime_env["env_vars"], session())
+        runtime_env = {**runtime_env, "env_vars": hidden}
+    unique = {package.uri: package for package in needed}
+    environment = Environment(
+        runtime_env=runtime_env,
+        python_path=reached.directories,
+        code_digest=digest,
+        packages=tuple(unique.values()),
+        code=code,
+    )
+    modules = {name: record.Module(path, file_digest(path)) for name, path in reached.files.items()}
+    about = record.describe(environment, modules, reached.installed)
+    name, data = record.encode(about)
+    store.keep(
+        storage,
+        f"{DOCUMENT}/{name}",
+        lambda: [data],
+        [packages.item_name(package) for package in unique.values()],
+        user,
+    )
+    return msgspec.structs.replace(environment, record=name)
+
+
+def remember_options(storage: SharedStorage, plan: Plan, user: User) -> Plan:
+    """A plan whose tasks have runtime_envs that last as long as the workflow does."""
+    options = list(plan.options)
+    added: list[Package] = []
+    for index, option in enumerate(options):
+        runtime_env = option.ray.get("runtime_env")
+        if not runtime_env:
+            continue
+        changed, needed = packages.localize(storage, runtime_env, user)
+        if changed.get("env_vars"):
+            changed["env_vars"] = secrets.hide(changed["env_vars"], session())
+        added += needed
+        options[index] = msgspec.structs.replace(option, ray={**option.ray, "runtime_env": changed})
+    if options == list(plan.options):
+        return plan
+    environment = plan.environment
+    known = {package.uri for package in environment.packages}
+    new = {package.uri: package for package in added if package.uri not in known}
+    environment = msgspec.structs.replace(
+        environment, packages=(*environment.packages, *new.values())
+    )
+    return msgspec.structs.replace(plan, options=tuple(options), environment=environment)
+
+
+def share(storage: SharedStorage, environment: Environment, user: User) -> None:
+    """Let one more workflow use an environment: one that is named after its document."""
+    if not environment.record:
+        return
+    document = store.use(storage, f"{DOCUMENT}/{environment.record}")
+    mentions = document.mentions if document is not None else ()
+    for package in environment.packages:
+        name = packages.item_name(package)
+        if name not in mentions:
+            store.use(storage, name, user)

@@ -1,0 +1,246 @@
+"""What many workflows share in a storage: packages of code, and the documents about environments.
+
+Each such item is an incarnation of its own: its bytes are a blob, and a journal with a catalog row
+keeps them from being swept. The row has the status NONE, which no listing asks for. Whoever uses an
+item makes sure that the journal has grown lately, and whoever removes it names the end of the
+journal that he has seen: the one commit that every storage has keeps the two apart.
+
+The references are those of the catalog: the incarnation of a workflow is named after the document
+about its environment, and the document's row names the packages.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from ray_workflows._codec.journal import encode_entry
+from ray_workflows._model.blobs import BlobStore
+from ray_workflows._model.catalog import Append, CatalogQuery, CatalogRow, Page
+from ray_workflows._model.status import WorkflowStatus
+from ray_workflows._model.values import Blob
+from ray_workflows.exceptions import StorageUnavailableError
+
+#: The ids of rows begin so; what follows is the name of the item: its kind and its digest.
+PREFIX = "ray_workflows/"
+PACKAGE, DOCUMENT = "package", "environment"
+
+#: The key of the blob of an item.
+KEY = "content"
+
+#: The journal of an item that is used has grown this many seconds ago at most, and one that nobody
+#: uses is removed after so many seconds. A submission takes less than the difference.
+USED_SECONDS = 600.0
+UNUSED_SECONDS = 3600.0
+
+#: How often to try again when others change an item at the same time.
+ATTEMPTS = 20
+
+#: The statuses of workflows.
+WORKFLOWS = tuple(sorted(set(WorkflowStatus) - {WorkflowStatus.NONE}))
+
+
+class SharedStorage(BlobStore, Protocol):
+    """What it takes of a storage; `storage.Storage` is one."""
+
+    def commit(self, appends: Sequence[Append]) -> Sequence[str]:
+        """Append to journals that end where the caller believes."""
+
+    def read_catalog(self, workflow_id: str) -> CatalogRow | None:
+        """The row of this id."""
+
+    def list_catalog(self, query: CatalogQuery) -> Page:
+        """A page of rows."""
+
+    def delete(self, workflow_id: str, incarnation: str, expected_seq: int) -> str:
+        """Delete what ends where the caller believes."""
+
+    def delete_blobs(self, incarnation: str) -> None:
+        """Delete the blobs of an incarnation."""
+
+    def now(self) -> float:
+        """The storage's clock."""
+
+
+class Item(msgspec.Struct, frozen=True):
+    """Something shared. ``mentions`` are names of items that it needs."""
+
+    name: str
+    incarnation: str
+    blob: Blob
+    mentions: tuple[str, ...] = ()
+
+
+def workflow_incarnation(record: str) -> str:
+    """A new incarnation for a workflow whose environment is described by a document."""
+    return f"{uuid.uuid4().hex}-{record}" if record else uuid.uuid4().hex
+
+
+def name_of_document(incarnation: str) -> str:
+    """The name of the document about a workflow's environment."""
+    return f"{DOCUMENT}/{incarnation.partition('-')[2]}"
+
+
+def item_of(row: CatalogRow) -> Item:
+    """The item of a row."""
+    about = row.metadata
+    blob = Blob(KEY, about["size"], about["checksum"])
+    return Item(
+        row.workflow_id.removeprefix(PREFIX), row.incarnation, blob, tuple(about["mentions"])
+    )
+
+
+def find(storage: SharedStorage, name: str) -> Item | None:
+    """An item, or None."""
+    row = storage.read_catalog(PREFIX + name)
+    return None if row is None else item_of(row)
+
+
+def use(
+    storage: SharedStorage,
+    name: str,
+    user: tuple[str, str] | None = None,
+) -> Item | None:
+    """An item that will be there as long as a submission takes; None if there is none.
+
+    ``user``: id and incarnation of a workflow that uses it and is not named after it.
+    """
+    for _ in range(ATTEMPTS):
+        row = storage.read_catalog(PREFIX + name)
+        if row is None:
+            return None
+        now = storage.now()
+        users = dict(row.metadata["users"])
+        if user is not None:
+            users[user[1]] = user[0]
+        fresh = row.ended_at is not None and now - row.ended_at < USED_SECONDS
+        if fresh and users == row.metadata["users"]:
+            return item_of(row)
+        used = msgspec.structs.replace(
+            row, seq=row.seq + 1, ended_at=now, metadata={**row.metadata, "users": users}
+        )
+        if append(storage, used):
+            return item_of(used)
+    raise busy(name)
+
+
+def keep(
+    storage: SharedStorage,
+    name: str,
+    chunks: Callable[[], Iterable[bytes | memoryview]],
+    mentions: Iterable[str] = (),
+    user: tuple[str, str] | None = None,
+) -> Item:
+    """As `use`, of an item that is stored if there is none."""
+    for _ in range(ATTEMPTS):
+        item = use(storage, name, user)
+        if item is not None:
+            return item
+        incarnation = uuid.uuid4().hex
+        blob = storage.write_blob(incarnation, KEY, chunks())
+        now = storage.now()
+        about = {
+            "size": blob.size,
+            "checksum": blob.checksum,
+            "mentions": list(mentions),
+            "users": {user[1]: user[0]} if user else {},
+        }
+        row = CatalogRow(
+            workflow_id=PREFIX + name,
+            incarnation=incarnation,
+            seq=1,
+            status=WorkflowStatus.NONE,
+            holder="",
+            submitted_at=now,
+            ended_at=now,
+            metadata=about,
+        )
+        if append(storage, row):
+            return item_of(row)
+        storage.delete_blobs(incarnation)
+    raise busy(name)
+
+
+def append(storage: SharedStorage, row: CatalogRow) -> bool:
+    """Let the journal of an item grow; False if somebody else did, or nobody can say."""
+    commit_id = uuid.uuid4().hex
+    entry = Append(
+        workflow_id=row.workflow_id,
+        incarnation=row.incarnation,
+        expected_seq=row.seq - 1,
+        commit_id=commit_id,
+        entry=encode_entry([]),
+        catalog=row,
+    )
+    return [str(outcome.value) for outcome in storage.commit([entry])] == ["ok"]  # type: ignore[attr-defined]
+
+
+def busy(name: str) -> StorageUnavailableError:
+    return StorageUnavailableError(f"{name} changed each time that it was looked at. Try again.")
+
+
+# -- removal -------------------------------------------------------------------------------
+
+
+def collect(storage: SharedStorage, unused_seconds: float = UNUSED_SECONDS) -> list[str]:
+    """Remove what no workflow uses any more; the names of what was removed.
+
+    Args:
+        storage: where.
+        unused_seconds: leave what was used by a submission so lately: it may be under way.
+    """
+    rows = list(pages(storage, CatalogQuery(statuses=(WorkflowStatus.NONE,))))
+    before = storage.now() - unused_seconds
+    rows = [row for row in rows if row.workflow_id.startswith(PREFIX)]
+    old = {row.workflow_id.removeprefix(PREFIX): row for row in rows if is_old(row, before)}
+    if not old:
+        return []
+    unused = {name for name, row in old.items() if not has_user(storage, row)}
+    documents = {name for name in unused if name.startswith(f"{DOCUMENT}/")}
+    if documents:
+        for row in pages(storage, CatalogQuery(statuses=WORKFLOWS, newest_first=True)):
+            documents.discard(name_of_document(row.incarnation))
+            if not documents:
+                break
+    removed = [name for name in sorted(documents) if remove(storage, old[name])]
+    mentioned = {
+        name
+        for row in rows
+        if row.workflow_id.removeprefix(PREFIX) not in removed
+        for name in row.metadata["mentions"]
+    }
+    for name in sorted(unused - mentioned):
+        if name.startswith(f"{PACKAGE}/") and remove(storage, old[name]):
+            removed.append(name)
+    return removed
+
+
+def is_old(row: CatalogRow, before: float) -> bool:
+    return row.ended_at is not None and row.ended_at <= before
+
+
+def has_user(storage: SharedStorage, row: CatalogRow) -> bool:
+    """Whether one of the workflows that are named one by one is still there."""
+    for incarnation, workflow_id in row.metadata["users"].items():
+        found = storage.read_catalog(workflow_id)
+        if found is not None and found.incarnation == incarnation:
+            return True
+    return False
+
+
+def remove(storage: SharedStorage, row: CatalogRow) -> bool:
+    outcome: Any = storage.delete(row.workflow_id, row.incarnation, row.seq)
+    return str(outcome.value) == "ok"
+
+
+def pages(storage: SharedStorage, query: CatalogQuery) -> Iterable[CatalogRow]:
+    """All rows of a query."""
+    while True:
+        page = storage.list_catalog(query)
+        yield from page.rows
+        if page.cursor is None:
+            return
+        query = msgspec.structs.replace(query, cursor=page.cursor)
