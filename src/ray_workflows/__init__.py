@@ -2,6 +2,7 @@
 
 from ray_workflows import common, event_listener, workflow_context  # noqa: F401
 from ray_workflows._executor.context import CurrentTask
+from ray_workflows._model.environment import EnvironmentInfo
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.tasks import TaskInfo, TaskStatus
 from ray_workflows._version import __version__
@@ -11,6 +12,7 @@ from ray_workflows.api import (
     current,
     delete,
     fork,
+    get_environment,
     get_metadata,
     get_output,
     get_output_async,
@@ -29,9 +31,11 @@ from ray_workflows.api import (
 from ray_workflows.events import EventListener, TimerListener, sleep, wait_for_event
 from ray_workflows.exceptions import (
     CoordinatorUnavailableError,
+    EnvironmentMismatchError,
     InvalidResultError,
     InvalidWorkflowIdError,
     OutputNotAvailableError,
+    PackageTooLargeError,
     SerializationError,
     StorageConfigError,
     StorageCorruptError,
@@ -69,10 +73,13 @@ __all__ = [
     "SUCCESSFUL",
     "CoordinatorUnavailableError",
     "CurrentTask",
+    "EnvironmentInfo",
+    "EnvironmentMismatchError",
     "EventListener",
     "InvalidResultError",
     "InvalidWorkflowIdError",
     "OutputNotAvailableError",
+    "PackageTooLargeError",
     "RetryPolicy",
     "SerializationError",
     "StorageConfigError",
@@ -99,6 +106,7 @@ __all__ = [
     "current",
     "delete",
     "fork",
+    "get_environment",
     "get_metadata",
     "get_output",
     "get_output_async",

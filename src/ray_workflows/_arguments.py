@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
+from ray_workflows._client.environments import CURRENT, RECORDED, Wishes
 from ray_workflows._model.status import WorkflowStatus
 
 #: A WorkflowStatus is a str, and a frozenset of them is a frozenset of str; a set is not.
@@ -88,3 +91,32 @@ def parse_keep(keep: int) -> int:
     if keep < 0:
         raise ValueError(f"'keep' must be a non-negative integer, not {keep}.")
     return keep
+
+
+def parse_wishes(
+    code: str,
+    runtime_env: dict[str, Any] | None,
+    task_options: dict[str, dict[str, Any]] | None,
+    strict: bool,
+) -> Wishes:
+    """How a workflow is to go on."""
+    if code not in (RECORDED, CURRENT):
+        raise ValueError(f"code must be 'recorded' or 'current', not {code!r}.")
+    if runtime_env is not None and not isinstance(runtime_env, dict):
+        raise TypeError(f"runtime_env must be a dict, not {type(runtime_env).__name__}.")
+    if task_options is not None and not (
+        isinstance(task_options, dict) and all(isinstance(v, dict) for v in task_options.values())
+    ):
+        raise TypeError("task_options must be a dict of dicts: Ray options by task id.")
+    return Wishes(code, runtime_env, task_options or {}, check_flag("strict", strict))
+
+
+def parse_patterns(names: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Names of secret variables, or patterns of such."""
+    if names is None:
+        return None
+    if isinstance(names, str) or not all(isinstance(name, str) and name for name in names):
+        raise TypeError(f"secret_env_vars must be a list of names, not {names!r}.")
+    if any("," in name for name in names):
+        raise ValueError("A name in secret_env_vars has a comma. Give them one by one.")
+    return tuple(names)

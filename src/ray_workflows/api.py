@@ -19,12 +19,16 @@ from ray_workflows._arguments import (
     check_limit,
     parse_age,
     parse_keep,
+    parse_patterns,
     parse_prunable,
     parse_status_filter,
+    parse_wishes,
 )
 from ray_workflows._capture.execute import execute_dag
 from ray_workflows._client import connection, workflows
+from ray_workflows._environment import secrets
 from ray_workflows._executor.context import CurrentTask, current_attempt, current_task
+from ray_workflows._model.environment import EnvironmentInfo
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.tasks import TaskInfo
 from ray_workflows.events import sleep, wait_for_event  # noqa: F401
@@ -41,6 +45,7 @@ def init(
     blobs: str | os.PathLike[str] | Storage | None = None,
     max_running_workflows: int | None = None,
     max_pending_workflows: int | None = None,
+    secret_env_vars: Sequence[str] | None = None,
 ) -> None:
     """Connect to the workflows of the cluster. Starts Ray, and the coordinator, if need be.
 
@@ -56,6 +61,10 @@ def init(
             None: as it is, or no limit.
         max_pending_workflows: how many may wait; one more raises ``queue.Full``. -1: no limit.
             None: as it is, or no limit.
+        secret_env_vars: environment variables of runtime_envs whose values are not to be stored,
+            as names or patterns such as ``"MY_*"``; beside ``*_KEY``, ``*_TOKEN``, ``*_SECRET``,
+            ``*PASSWORD`` and ``*_CREDENTIALS``. Who resumes a workflow in another cluster
+            supplies them. For workflows that are submitted by this process.
 
     Raises:
         TypeError: a limit that is not an integer.
@@ -68,6 +77,7 @@ def init(
     """
     check_limit("max_running_workflows", max_running_workflows, 1, "positive")
     check_limit("max_pending_workflows", max_pending_workflows, 0, "non-negative")
+    secrets.choose(parse_patterns(secret_env_vars))
     connection.init(storage, blobs, max_running_workflows, max_pending_workflows)
 
 
@@ -200,13 +210,34 @@ def run_async_many(
     )
 
 
-def resume(workflow_id: str, *, canceled: bool = False, progress: bool = False) -> Any:
+def resume(
+    workflow_id: str,
+    *,
+    canceled: bool = False,
+    progress: bool = False,
+    code: str = "recorded",
+    runtime_env: dict[str, Any] | None = None,
+    task_options: dict[str, dict[str, Any]] | None = None,
+    strict: bool = True,
+) -> Any:
     """Resume a workflow and return its output. Finished tasks do not run again.
+
+    It goes on with the code and the packages it was submitted with, wherever this is called. What
+    is changed here holds until it is changed again, and is noted with who did it.
 
     Args:
         workflow_id: the workflow.
         canceled: also resume a workflow that was canceled.
         progress: show how far it is, as `run` does.
+        code: ``"recorded"``: the code it has; ``"current"``: that of this driver and its
+            runtime_env's ``working_dir`` and ``py_modules``; functions of a script by name.
+        runtime_env: fields that take the place of those of the workflow's runtime_env, variables
+            in ``env_vars`` one by one; a directory is stored. Those of single tasks stay.
+        task_options: Ray options of tasks by their ids, laid over those that they have: another
+            ``scheduling_strategy`` for one whose placement group or node is gone. None takes an
+            option away.
+        strict: raise if something is missing here. Otherwise go on, with tasks whose place is gone
+            anywhere.
 
     Returns:
         The output; at once if the workflow has finished before.
@@ -216,16 +247,30 @@ def resume(workflow_id: str, *, canceled: bool = False, progress: bool = False) 
             and a WorkflowNotResumableError.)
         WorkflowAlreadyRunningError: it is running or pending.
         WorkflowNotResumableError: it was canceled, and ``canceled`` is not set.
+        EnvironmentMismatchError: what it needs is not here: another minor version of Python, an
+            older Ray, a package, the value of a secret variable, a placement group or a node.
         WorkflowExecutionError: it failed (again).
     """
     return workflows.resume(
-        workflow_id, check_flag("canceled", canceled), check_flag("progress", progress)
+        workflow_id,
+        check_flag("canceled", canceled),
+        check_flag("progress", progress),
+        parse_wishes(code, runtime_env, task_options, strict),
     )
 
 
-def resume_async(workflow_id: str, *, canceled: bool = False) -> ray.ObjectRef[Any]:
+def resume_async(
+    workflow_id: str,
+    *,
+    canceled: bool = False,
+    code: str = "recorded",
+    runtime_env: dict[str, Any] | None = None,
+    task_options: dict[str, dict[str, Any]] | None = None,
+    strict: bool = True,
+) -> ray.ObjectRef[Any]:
     """Resume a workflow; as `resume`, but returns an ObjectRef of the output."""
-    return workflows.resume_async(workflow_id, check_flag("canceled", canceled))
+    wishes = parse_wishes(code, runtime_env, task_options, strict)
+    return workflows.resume_async(workflow_id, check_flag("canceled", canceled), wishes)
 
 
 def resume_all(include_failed: bool = False) -> list[tuple[str, ray.ObjectRef[Any]]]:
@@ -322,6 +367,25 @@ def get_metadata(workflow_id: str, task_id: str | None = None) -> dict[str, Any]
         WorkflowNotFoundError: there is no such workflow or task. (It is a ValueError.)
     """
     return workflows.get_metadata(workflow_id, task_id)
+
+
+def get_environment(workflow_id: str) -> EnvironmentInfo:
+    """What a workflow remembers of where it was submitted: versions, packages, code, runtime_env.
+
+    Raises:
+        WorkflowNotFoundError: there is no such workflow. (It is a ValueError.)
+
+    Examples:
+        >>> import platform, ray, ray_workflows as workflow
+        >>> @ray.remote
+        ... def one():
+        ...     return 1
+        >>> workflow.run(one.bind(), workflow_id="environment of one")
+        1
+        >>> workflow.get_environment("environment of one").python == platform.python_version()
+        True
+    """
+    return workflows.get_environment(workflow_id)
 
 
 def get_tasks(workflow_id: str) -> list[TaskInfo]:

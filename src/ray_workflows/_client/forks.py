@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+
+import msgspec
 
 from ray_workflows._codec.envelope import unseal
 from ray_workflows._codec.journal import events_of
 from ray_workflows._codec.references import blobs_in
+from ray_workflows._engine.evolve import evolve
 from ray_workflows._engine.fork import fork_history
+from ray_workflows._engine.state import WorkflowState
 from ray_workflows._model import events as ev
 from ray_workflows._model.blobs import BlobStore
 from ray_workflows._model.catalog import CatalogRow
+from ray_workflows._model.plan import Function, Plan
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import WorkflowNotFoundError
 from ray_workflows.storage.base import Storage
@@ -34,8 +39,20 @@ class Fork:
         assert isinstance(submitted, ev.WorkflowSubmitted)
         self.storage = storage
         self.origin = row.incarnation
-        self.submitted = submitted
-        self.history = history
+        # As the workflow is now: it may have been resumed with other code.
+        state = WorkflowState("", "")
+        for event in events:
+            evolve(state, event)
+        plan = msgspec.structs.replace(
+            with_functions(submitted.plan, state.functions), environment=state.environment
+        )
+        self.submitted = msgspec.structs.replace(submitted, plan=plan)
+        self.history = [
+            msgspec.structs.replace(event, plan=with_functions(event.plan, state.functions))
+            if isinstance(event, ev.TaskContinued)
+            else event
+            for event in history
+        ]
 
     def copy_blobs(self, incarnation: str) -> None:
         """Give the fork blobs of its own: its origin may be deleted."""
@@ -45,6 +62,14 @@ class Fork:
             incarnation,
             blobs_in([self.submitted.plan, *self.history]),
         )
+
+
+def with_functions(plan: Plan, functions: Mapping[str, Function]) -> Plan:
+    """A plan with the functions that took the place of its own."""
+    if not functions:
+        return plan
+    present = tuple(functions.get(function.digest, function) for function in plan.functions)
+    return msgspec.structs.replace(plan, functions=present)
 
 
 def copy_blobs(storage: BlobStore, origin: str, target: str, blobs: Iterable[Blob]) -> None:

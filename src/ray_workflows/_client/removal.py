@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from ray_workflows._client.outputs import read_row
 from ray_workflows._client.reader import ACTIVE, Reader
 from ray_workflows._coordinator.claims import Claims
+from ray_workflows._environment.store import collect
 from ray_workflows._model.catalog import CatalogRow, Holder
 from ray_workflows._model.ids import validate_workflow_id
 from ray_workflows._model.status import WorkflowStatus
@@ -44,6 +45,7 @@ def delete(reader: Reader, workflow_id: str) -> None:
         if reader.claims(by_lease_alone).status(row) in ACTIVE:
             raise WorkflowStillActiveError("DELETE", workflow_id)
         if delete_row(reader, row):
+            collect(reader.storage)
             return
     raise StorageUnavailableError(
         f"Workflow '{workflow_id}' changed each time that it was to be deleted. Try again."
@@ -89,4 +91,7 @@ def prune(
     What was resumed or deleted by somebody else meanwhile is left out.
     """
     rows = find_prunable(reader, older_than, statuses, keep)
-    return [row.workflow_id for row in rows if delete_row(reader, row)]
+    deleted = [row.workflow_id for row in rows if delete_row(reader, row)]
+    if deleted:
+        collect(reader.storage)
+    return deleted

@@ -12,13 +12,15 @@ import ray
 from ray.dag import DAGNode
 
 from ray_workflows._capture.dag import check_root
-from ray_workflows._client import reads, removal
+from ray_workflows._client import environments, reads, removal
 from ray_workflows._client.connection import Connection, connect
 from ray_workflows._client.drafts import Drafts
+from ray_workflows._client.environments import Wishes
 from ray_workflows._client.forks import Fork
 from ray_workflows._client.outputs import await_output, await_shown, read_row, workflow_output
 from ray_workflows._client.waiter import OutputError, waiter_class
 from ray_workflows._coordinator.requests import Accepted, Finished
+from ray_workflows._model.environment import EnvironmentInfo
 from ray_workflows._model.ids import validate_workflow_id
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.tasks import TaskInfo
@@ -138,9 +140,9 @@ def run_async(
     return output_ref(connection, workflow_id, fresh=True)
 
 
-def resume(workflow_id: str, canceled: bool, progress: bool) -> Any:
+def resume(workflow_id: str, canceled: bool, progress: bool, wishes: Wishes) -> Any:
     connection = connect()
-    accepted = connection.call("resume", validate_workflow_id(workflow_id), canceled)
+    accepted = environments.resume(connection, workflow_id, canceled, wishes)
     if isinstance(accepted, Finished):
         return workflow_output(connection, accepted.row)
     return await_started(connection, workflow_id, progress)
@@ -153,9 +155,9 @@ def await_started(connection: Connection, workflow_id: str, progress: bool) -> A
     return await_output(connection, workflow_id, None, fresh=True)
 
 
-def resume_async(workflow_id: str, canceled: bool) -> ray.ObjectRef:
+def resume_async(workflow_id: str, canceled: bool, wishes: Wishes) -> ray.ObjectRef:
     connection = connect()
-    connection.call("resume", validate_workflow_id(workflow_id), canceled)
+    environments.resume(connection, workflow_id, canceled, wishes)
     return output_ref(connection, workflow_id, fresh=True)
 
 
@@ -166,7 +168,7 @@ def resume_all(include_failed: bool) -> list[tuple[str, ray.ObjectRef]]:
     resumed = []
     for workflow_id, _ in list_all(wanted):
         try:
-            resumed.append((workflow_id, resume_async(workflow_id, False)))
+            resumed.append((workflow_id, resume_async(workflow_id, False, Wishes())))
         except Exception as error:
             # One that can't be resumed does not keep the others from it; its ref raises the error.
             logger.error("Workflow '%s' could not be resumed: %s", workflow_id, error)
@@ -212,6 +214,10 @@ def list_all(wanted: Iterable[WorkflowStatus]) -> list[tuple[str, WorkflowStatus
 
 def get_metadata(workflow_id: str, task_id: str | None) -> dict[str, Any]:
     return reads.get_metadata(connect(), workflow_id, task_id)
+
+
+def get_environment(workflow_id: str) -> EnvironmentInfo:
+    return environments.get_environment(connect(), workflow_id)
 
 
 def get_tasks(workflow_id: str) -> list[TaskInfo]:

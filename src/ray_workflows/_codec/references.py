@@ -7,18 +7,24 @@ from typing import Any
 
 import msgspec
 
+from ray_workflows._model.plan import Package
 from ray_workflows._model.values import Blob
 
 
 def blobs_in(record: Any) -> Iterator[Blob]:
-    """Every stored blob in a plan, an event, or a tuple of such; one may come up again."""
+    """Every stored blob of the workflow in a plan, an event, or a tuple of such; one may come up
+    again. Packages are none of the workflow's own."""
     pending = [record]
     while pending:
         current = pending.pop()
         if isinstance(current, Blob):
             if current.stored:
                 yield current
+        elif isinstance(current, Package):
+            continue
         elif isinstance(current, msgspec.Struct):
             pending += [getattr(current, name) for name in current.__struct_fields__]
         elif isinstance(current, (tuple, list)):
             pending += current
+        elif isinstance(current, dict):
+            pending += current.values()

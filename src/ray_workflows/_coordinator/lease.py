@@ -19,6 +19,7 @@ from ray_workflows._coordinator.loop import Loop
 from ray_workflows._coordinator.recovery import Recovered, recover
 from ray_workflows._coordinator.workflow import Workflow
 from ray_workflows._engine.state import Phase, WorkflowState
+from ray_workflows._environment.store import collect
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.catalog import CatalogQuery, CatalogRow, Holder
 from ray_workflows._model.status import WorkflowStatus
@@ -35,6 +36,9 @@ TAIL_SECONDS = 1.0
 SWEEP_SECONDS = 3600.0
 SWEEP_GRACE_SECONDS = 24 * 3600.0
 
+#: How long after a deletion it is looked for what nobody uses any more, in seconds.
+COLLECT_SECONDS = 5.0
+
 ACTIVE = WorkflowStatus.non_terminating_status()
 
 #: What was found of workflows that an earlier life of this coordinator was driving.
@@ -48,6 +52,7 @@ class Lease:
         self.loop = loop
         self.holder = holder
         self.probe = probe
+        self.collecting = False
         #: What earlier lives left is looked for; it is in hand.
         self.recovering = False
         self.recovered = False
@@ -209,15 +214,37 @@ class Lease:
             afterwards()
 
     def sweep(self) -> None:
-        """Remove blobs of submissions that never arrived, and of interrupted deletions."""
+        """Remove blobs of submissions that never arrived, of interrupted deletions, and what
+        workflows shared that are gone."""
         loop = self.loop
+
+        def work() -> None:
+            collect(loop.storage)
+            loop.storage.sweep(SWEEP_GRACE_SECONDS)
 
         def then(result: object) -> None:
             if isinstance(result, Exception):
                 logger.warning("Unreferenced blobs were not swept: %s", result)
             loop.after(SWEEP_SECONDS, self.sweep)
 
-        loop.io.call(lambda: loop.storage.sweep(SWEEP_GRACE_SECONDS), then)
+        loop.io.call(work, then)
+
+    def collect_soon(self) -> None:
+        """Remove what workflows shared that were deleted: once for all that are deleted now."""
+        loop = self.loop
+        if self.collecting:
+            return
+        self.collecting = True
+
+        def work() -> None:
+            self.collecting = False
+            loop.io.call(lambda: collect(loop.storage), then)
+
+        def then(result: object) -> None:
+            if isinstance(result, Exception):
+                logger.warning("What deleted workflows shared was not removed: %s", result)
+
+        loop.after(COLLECT_SECONDS, work)
 
     def read_claims(self) -> Claims:
         """The holders as they are now. Blocks: call it through `Io`."""

@@ -252,6 +252,7 @@ class Verbs:
                 answer(request.reply, result)
             elif result is CommitOutcome.OK:
                 answer(request.reply, None)
+                self.lease.collect_soon()
             else:
                 self.ask(request)
 

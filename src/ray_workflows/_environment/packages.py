@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import ray
@@ -115,17 +115,23 @@ def from_directory(
 
 
 def localize(
-    storage: SharedStorage, runtime_env: Mapping[str, Any], user: User | None = None
+    storage: SharedStorage,
+    runtime_env: Mapping[str, Any],
+    user: User | None = None,
+    kept: Collection[str] = (),
 ) -> tuple[dict[str, Any], list[Package]]:
     """A runtime_env whose packages are ours, and these packages.
 
-    What is at some other address (``s3://``, ``https://``, ``local://``) stays there.
+    What is at some other address (``s3://``, ``https://``, ``local://``) stays there, and so does
+    what is ``kept``.
     """
     changed = dict(runtime_env)
     packages: list[Package] = []
     excludes = changed.pop("excludes", None) or ()
 
     def stored(uri: str, *, module: bool) -> str:
+        if uri in kept:
+            return uri
         if uri.startswith(CLUSTER):
             packages.append(from_cluster(storage, uri, user))
         elif "://" not in uri:

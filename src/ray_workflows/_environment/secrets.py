@@ -76,8 +76,12 @@ def mark(session: str, name: str, value: str) -> str:
 
 
 def reveal(env_vars: Mapping[str, str]) -> dict[str, str]:
-    """The variables with their values. One that the cluster does not have is left to what the
-    nodes have in their own environment."""
+    """The variables with their values. One that was told to another cluster is left to what the
+    nodes of this one have in their environment.
+
+    Raises:
+        LookupError: they do not have it either.
+    """
     revealed = {}
     for name, value in env_vars.items():
         if not value.startswith(MARK):
@@ -86,6 +90,11 @@ def reveal(env_vars: Mapping[str, str]) -> dict[str, str]:
         found = ray_private.get_key(value)
         if found is not None:
             revealed[name] = found.decode()
+        elif name not in os.environ:
+            raise LookupError(
+                f"The value of the secret environment variable {name} is not stored, and this "
+                f"cluster does not have it. Set it where you call resume(), which passes it on."
+            )
     return revealed
 
 

@@ -139,25 +139,55 @@ def with_record(
     if runtime_env.get("env_vars"):
         hidden = secrets.hide(runtime_env["env_vars"], session())
         runtime_env = {**runtime_env, "env_vars": hidden}
-    unique = {package.uri: package for package in needed}
     environment = Environment(
         runtime_env=runtime_env,
         python_path=reached.directories,
         code_digest=digest,
-        packages=tuple(unique.values()),
+        packages=tuple(by_uri(needed).values()),
         code=code,
     )
     modules = {name: record.Module(path, file_digest(path)) for name, path in reached.files.items()}
-    about = record.describe(environment, modules, reached.installed)
-    name, data = record.encode(about)
-    store.keep(
-        storage,
-        f"{DOCUMENT}/{name}",
-        lambda: [data],
-        [packages.item_name(package) for package in unique.values()],
-        user,
-    )
+    return keep_record(storage, environment, modules, reached.installed, user)
+
+
+def keep_record(
+    storage: SharedStorage,
+    environment: Environment,
+    modules: Mapping[str, record.Module],
+    installed: Mapping[str, str],
+    user: User | None,
+) -> Environment:
+    """An environment with the document about it stored."""
+    name, data = record.encode(record.describe(environment, modules, installed))
+    mentions = [packages.item_name(package) for package in environment.packages]
+    store.keep(storage, f"{DOCUMENT}/{name}", lambda: [data], mentions, user)
     return msgspec.structs.replace(environment, record=name)
+
+
+def change_runtime_env(
+    storage: SharedStorage,
+    old: Environment,
+    runtime_env: Mapping[str, Any],
+    about: record.Record | None,
+    user: User,
+) -> Environment:
+    """An environment with another runtime_env and the same code of the user's."""
+    known = {package.uri: package for package in old.packages}
+    kept = [uri for uri in packages.names(runtime_env) if uri in known]
+    changed, needed = packages.localize(storage, runtime_env, user, kept=kept)
+    if changed.get("env_vars"):
+        changed["env_vars"] = secrets.hide(changed["env_vars"], session())
+    # Those that only tasks name, and the code, stay too.
+    environment = msgspec.structs.replace(
+        old, runtime_env=changed, packages=tuple({**known, **by_uri(needed)}.values()), record=""
+    )
+    modules = about.modules if about is not None else {}
+    installed = about.installed if about is not None else {}
+    return keep_record(storage, environment, modules, installed, user)
+
+
+def by_uri(needed: Iterable[Package]) -> dict[str, Package]:
+    return {package.uri: package for package in needed}
 
 
 def remember_options(storage: SharedStorage, plan: Plan, user: User) -> Plan:

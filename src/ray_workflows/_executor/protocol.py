@@ -47,6 +47,7 @@ class Scene(msgspec.Struct, frozen=True, array_like=True, dict=True):
             (
                 self.options.kind,
                 environment.code_digest,
+                environment.code,
                 environment.runtime_env,
                 environment.python_path,
                 sorted(options.items()),

@@ -225,7 +225,7 @@ class RayExecutor:
         try:
             submission.ref = self.send(submission)
         except Exception as error:
-            # Options that this Ray refuses: the user's to mend.
+            # Options that this Ray refuses, or a secret that is not here: the user's to mend.
             self.over(submission)
             for flight in members:
                 self.land(flight, raised(flight, error))

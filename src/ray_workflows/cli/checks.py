@@ -19,6 +19,7 @@ from ray_workflows._codec.journal import events_of
 from ray_workflows._coordinator.claims import LEASE_SECONDS
 from ray_workflows._coordinator.recovery import recover
 from ray_workflows._model.catalog import CatalogRow
+from ray_workflows._model.plan import Package
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Blob
 from ray_workflows._version import __version__
@@ -223,13 +224,19 @@ def check_journal(storage: Storage, row: CatalogRow) -> str:
     if found.seq == row.seq and found.row != row:
         return f"The catalog says {row.status}, its journal {found.row.status}, or other details."
     for entry in entries:
-        for blob in blobs_in(events_of(entry, row.workflow_id)):
-            storage.read_blob(row.incarnation, blob)
+        for part in stored_parts(events_of(entry, row.workflow_id)):
+            if isinstance(part, Package):
+                storage.read_blob(part.incarnation, part.blob)
+            else:
+                storage.read_blob(row.incarnation, part)
     return ""
 
 
-def blobs_in(part: Any) -> Iterator[Blob]:
-    """The stored blobs that events name."""
+def stored_parts(part: Any) -> Iterator[Blob | Package]:
+    """The stored blobs and packages that events name."""
+    if isinstance(part, Package):
+        yield part
+        return
     if isinstance(part, Blob):
         if part.stored:
             yield part
@@ -242,4 +249,4 @@ def blobs_in(part: Any) -> Iterator[Blob]:
     elif isinstance(part, dict):
         inner = part.values()
     for item in inner:
-        yield from blobs_in(item)
+        yield from stored_parts(item)

@@ -13,6 +13,7 @@ from ray_workflows._version import __version__
 from ray_workflows.cli.cancel import cancel
 from ray_workflows.cli.delete import delete
 from ray_workflows.cli.doctor import doctor
+from ray_workflows.cli.env import env
 from ray_workflows.cli.fork import fork
 from ray_workflows.cli.list import list_workflows
 from ray_workflows.cli.messages import explain
@@ -41,12 +42,12 @@ class Commands(click.Group):
 @click.group(
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="list, show, output and doctor read a storage and need no cluster.",
+    epilog="list, show, output, env and doctor read a storage and need no cluster.",
 )
 @click.version_option(__version__, prog_name="ray-workflows")
 def main() -> None:
     """Look at durable workflows on Ray, and act on them."""
 
 
-for command in (list_workflows, show, output, resume, cancel, delete, fork, prune, doctor):
+for command in (list_workflows, show, output, env, resume, cancel, delete, fork, prune, doctor):
     main.add_command(command)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import click
 
+from ray_workflows._client import environments
 from ray_workflows._client.connection import Connection
+from ray_workflows._client.environments import CURRENT, RECORDED, Wishes
 from ray_workflows._client.outputs import await_output
 from ray_workflows._client.reads import import_directories
 from ray_workflows._model.ids import validate_workflow_id
@@ -21,6 +26,21 @@ from ray_workflows.cli.values import load, print_value
 from ray_workflows.exceptions import WorkflowError
 
 
+def parse_runtime_env(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> dict[str, Any] | None:
+    """The object that JSON text stands for."""
+    if value is None:
+        return None
+    try:
+        parsed = json.loads(value)
+    except ValueError as error:
+        raise click.BadParameter(f"It is not JSON: {error}.") from error
+    if not isinstance(parsed, dict):
+        raise click.BadParameter("It is no JSON object.")
+    return parsed
+
+
 @click.command()
 @workflow_argument
 @cluster_storage_option
@@ -31,6 +51,20 @@ from ray_workflows.exceptions import WorkflowError
     help="Start a Ray cluster of its own on this machine for it, and stop it afterwards.",
 )
 @click.option("--canceled", is_flag=True, help="Also if the workflow was canceled.")
+@click.option(
+    "--code",
+    type=click.Choice((RECORDED, CURRENT)),
+    default=RECORDED,
+    show_default=True,
+    help="With the code that it has, or with that of the same modules here.",
+)
+@click.option(
+    "--runtime-env",
+    metavar="JSON",
+    callback=parse_runtime_env,
+    help="Fields of its runtime_env to replace, as JSON.",
+)
+@click.option("--no-strict", is_flag=True, help="Also if something that it needs is not here.")
 @click.option("--no-wait", is_flag=True, help="Return when it goes on; do not wait for the output.")
 @json_option
 def resume(
@@ -39,6 +73,9 @@ def resume(
     address: str | None,
     local: bool,
     canceled: bool,
+    code: str,
+    runtime_env: dict[str, Any] | None,
+    no_strict: bool,
     no_wait: bool,
     as_json: bool,
 ) -> None:
@@ -53,13 +90,14 @@ def resume(
     if no_wait and as_json:
         raise click.UsageError("--no-wait prints no output: leave --json out.")
     validate_workflow_id(workflow_id)
+    wishes = Wishes(code, runtime_env, {}, not no_strict)
     try:
         if local:
             with local_cluster(storage) as connection:
-                go_on(connection, workflow_id, canceled, not no_wait, as_json)
+                go_on(connection, workflow_id, canceled, wishes, not no_wait, as_json)
         else:
             connection = connect(storage, address)
-            go_on(connection, workflow_id, canceled, not no_wait, as_json)
+            go_on(connection, workflow_id, canceled, wishes, not no_wait, as_json)
     except NoClusterError as error:
         raise click.ClickException(
             f"{error.message} To run it to its end in a cluster of its own: "
@@ -70,11 +108,16 @@ def resume(
 
 
 def go_on(
-    connection: Connection, workflow_id: str, canceled: bool, wait: bool, as_json: bool
+    connection: Connection,
+    workflow_id: str,
+    canceled: bool,
+    wishes: Wishes,
+    wait: bool,
+    as_json: bool,
 ) -> None:
     """Resume it, and print the output if it is waited for."""
     try:
-        connection.call("resume", workflow_id, canceled)
+        environments.resume(connection, workflow_id, canceled, wishes)
         if not wait:
             note(f"{workflow_id} goes on. How far it is: {command('show', workflow_id)}")
             return

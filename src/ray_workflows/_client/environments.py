@@ -1,0 +1,302 @@
+"""The environment that a workflow remembers: showing it, comparing it, and resuming with it."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+import ray
+
+from ray_workflows._capture.options import NOT_FOR_RAY, encode_ray_options
+from ray_workflows._capture.upgrade import upgraded
+from ray_workflows._client.connection import Connection
+from ray_workflows._client.outputs import read_row
+from ray_workflows._client.reader import Reader
+from ray_workflows._codec.journal import events_of
+from ray_workflows._engine.evolve import evolve
+from ray_workflows._engine.state import Phase, Task, WorkflowState
+from ray_workflows._environment import capture, secrets, snapshot, store
+from ray_workflows._environment.cluster import call_inside
+from ray_workflows._environment.compare import look, obstacles
+from ray_workflows._environment.modules import Reached, roots
+from ray_workflows._environment.record import Record, decode
+from ray_workflows._model import events as ev
+from ray_workflows._model.catalog import CatalogRow
+from ray_workflows._model.environment import EnvironmentInfo, ResumedBy
+from ray_workflows._model.ids import validate_workflow_id
+from ray_workflows._model.plan import Environment, EnvironmentChange
+from ray_workflows._model.status import WorkflowStatus
+from ray_workflows.exceptions import EnvironmentMismatchError, WorkflowNotFoundError
+from ray_workflows.storage import Storage
+
+RECORDED, CURRENT = "recorded", "current"
+
+#: Options that bind a task to a place of one cluster.
+PLACES = ("placement_group", "placement_group_bundle_index", "placement_group_capture_child_tasks")
+
+
+class Remembered:
+    """A workflow with what it remembers of its environment."""
+
+    def __init__(self, storage: Storage, row: CatalogRow) -> None:
+        self.row = row
+        self.state = WorkflowState(row.workflow_id, row.incarnation)
+        self.resumed: list[ResumedBy] = []
+        #: The runtime_envs of single tasks by their ids.
+        self.task_envs: dict[str, dict[str, Any]] = {}
+        for entry in storage.read_journal(row.incarnation):
+            for event in events_of(entry, row.workflow_id):
+                evolve(self.state, event)
+                self.observe(event)
+        record = self.state.environment.record
+        item = store.find(storage, f"{store.DOCUMENT}/{record}") if record else None
+        self.record: Record | None = None
+        if item is not None:
+            self.record = decode(storage.read_blob(item.incarnation, item.blob))
+
+    def observe(self, event: ev.Event) -> None:
+        if isinstance(event, ev.WorkflowResumed) and event.change is not None:
+            change = event.change
+            self.resumed.append(
+                ResumedBy(
+                    event.at,
+                    change.by,
+                    change.code,
+                    change.environment is not None,
+                    tuple(sorted(change.ray_options)),
+                )
+            )
+        if isinstance(event, (ev.WorkflowSubmitted, ev.TaskContinued)):
+            for task_id, spec in zip(event.task_ids, event.plan.tasks, strict=True):
+                runtime_env = event.plan.options[spec.options].ray.get("runtime_env")
+                if runtime_env:
+                    self.task_envs[task_id] = runtime_env
+
+    @property
+    def unfinished(self) -> list[Task]:
+        """Tasks that will run when it goes on."""
+        return [task for task in self.state.tasks.values() if task.phase is not Phase.SUCCEEDED]
+
+
+def get_environment(reader: Reader, workflow_id: str) -> EnvironmentInfo:
+    """What a workflow remembers, for users.
+
+    Raises:
+        WorkflowNotFoundError: there is no such workflow.
+    """
+    return describe_environment(remembered(reader, workflow_id))
+
+
+def describe_environment(found: Remembered) -> EnvironmentInfo:
+    record, environment = found.record, found.state.environment
+    return EnvironmentInfo(
+        workflow_id=found.row.workflow_id,
+        python=record.python if record else "",
+        ray=record.ray if record else "",
+        ray_workflows=record.ray_workflows if record else "",
+        platform=record.platform if record else "",
+        runtime_env=secrets.masked(environment.runtime_env),
+        task_runtime_envs={k: secrets.masked(env) for k, env in found.task_envs.items()},
+        packages={package.uri: package.blob.size for package in environment.packages},
+        modules={name: module.digest for name, module in record.modules.items()} if record else {},
+        installed=dict(record.installed) if record else {},
+        python_path=environment.python_path,
+        resumed=tuple(found.resumed),
+    )
+
+
+def remembered(reader: Reader, workflow_id: str) -> Remembered:
+    return Remembered(reader.storage, read_row(reader.storage, validate_workflow_id(workflow_id)))
+
+
+def recorded_code(storage: Storage, environment: Environment) -> memoryview | None:
+    """The archive of the user's own modules."""
+    for package in environment.packages:
+        if package.uri == environment.code:
+            return storage.read_blob(package.incarnation, package.blob)
+    return None
+
+
+# -- resuming ------------------------------------------------------------------------------
+
+
+class Wishes(msgspec.Struct, frozen=True):
+    """How a workflow is to go on, as `resume` was asked."""
+
+    code: str = RECORDED
+    runtime_env: dict[str, Any] | None = None
+    task_options: dict[str, dict[str, Any]] = {}
+    strict: bool = True
+
+
+def who() -> str:
+    """Who asks: user and host."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
+
+
+def resume(connection: Connection, workflow_id: str, canceled: bool, wishes: Wishes) -> Any:
+    """Let a workflow go on; what the coordinator answers.
+
+    Raises:
+        EnvironmentMismatchError: what it needs is not here. Nothing was started.
+    """
+    change = prepare(connection, validate_workflow_id(workflow_id), wishes)
+    return connection.call("resume", workflow_id, canceled, change)
+
+
+def prepare(connection: Connection, workflow_id: str, wishes: Wishes) -> EnvironmentChange | None:
+    """What is to be different when a workflow goes on; None if it can't go on anyway."""
+    row = connection.storage.read_catalog(workflow_id)
+    if row is None or connection.status(row) in (
+        WorkflowStatus.SUCCESSFUL,
+        WorkflowStatus.RUNNING,
+        WorkflowStatus.PENDING,
+    ):
+        return None
+    try:
+        found = Remembered(connection.storage, row)
+    except WorkflowNotFoundError:
+        return None
+    change = EnvironmentChange(
+        code=wishes.code,
+        by=who(),
+        environment=changed_environment(connection.storage, found, wishes),
+        functions=functions_of_today(connection, found) if wishes.code == CURRENT else {},
+        ray_options=checked_options(found, wishes.task_options),
+    )
+    lost = lost_places(found, change.ray_options)
+    problems = [*missing(found, change, wishes), *lost.values()]
+    if problems and wishes.strict:
+        raise EnvironmentMismatchError(workflow_id, problems)
+    anywhere: dict[str, Any] = dict.fromkeys(("scheduling_strategy", *PLACES))
+    options = {**dict.fromkeys(lost, anywhere), **change.ray_options}
+    return msgspec.structs.replace(change, ray_options=options)
+
+
+def changed_environment(storage: Storage, found: Remembered, wishes: Wishes) -> Environment | None:
+    """The environment that a workflow goes on with; None if it stays what it is."""
+    if wishes.code == RECORDED and wishes.runtime_env is None:
+        return None
+    old = found.state.environment
+    runtime_env = dict(old.runtime_env)
+    directories = old.python_path
+    if wishes.code == CURRENT:
+        mine = snapshot.own_runtime_env()
+        runtime_env.update({k: mine[k] for k in ("working_dir", "py_modules") if mine.get(k)})
+        there = [path for path in old.python_path if os.path.isdir(path)]
+        directories = tuple(dict.fromkeys((*capture.import_directories(), *there)))
+    given = dict(wishes.runtime_env or {})
+    env_vars = {**(runtime_env.get("env_vars") or {}), **(given.pop("env_vars", None) or {})}
+    runtime_env.update(given)
+    if env_vars:
+        runtime_env["env_vars"] = env_vars
+    user = (found.row.workflow_id, found.row.incarnation)
+    if wishes.code == CURRENT:
+        reached = Reached(directories)
+        names = {name.partition("/")[0] for name in (found.record.modules if found.record else ())}
+        reached.follow(roots(sys.modules.get("__main__")) | {n.removesuffix(".py") for n in names})
+        digest = capture.code_digest(directories)
+        return snapshot.remember(storage, runtime_env, reached, digest, user)
+    return snapshot.change_runtime_env(storage, old, runtime_env, found.record, user)
+
+
+def functions_of_today(connection: Connection, found: Remembered) -> dict[str, Any]:
+    functions = {
+        function.digest: function
+        for frame in found.state.frames.values()
+        for function in frame.plan.functions
+    }
+    return upgraded(connection.storage, found.row.incarnation, functions.values())
+
+
+def checked_options(
+    found: Remembered, given: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Ray options for single tasks, as data.
+
+    Raises:
+        ValueError: there is no such task left to run, or an option can't be given.
+    """
+    known = {task.task_id for task in found.unfinished}
+    encoded = {}
+    for task_id, options in given.items():
+        if task_id not in known:
+            raise ValueError(
+                f"task_options names the task {task_id!r}, which is none of those that workflow "
+                f"'{found.row.workflow_id}' has left to run: {', '.join(sorted(known)) or 'none'}."
+            )
+        refused = sorted(set(options).intersection(NOT_FOR_RAY))
+        if refused:
+            raise ValueError(f"task_options of {task_id!r} can't have {', '.join(refused)}.")
+        laid: dict[str, Any] = {name: None for name, value in options.items() if value is None}
+        if "scheduling_strategy" in options:
+            laid.update(dict.fromkeys(PLACES))
+        laid.update(encode_ray_options(options, where=f"task_options of '{task_id}'"))
+        encoded[task_id] = laid
+    return encoded
+
+
+def missing(found: Remembered, change: EnvironmentChange, wishes: Wishes) -> list[str]:
+    """What the tasks need and this cluster does not have."""
+    environment = change.environment or found.state.environment
+    runtime_envs = [environment.runtime_env, *found.task_envs.values()]
+    here_values = {**os.environ, **((wishes.runtime_env or {}).get("env_vars") or {})}
+    problems = [
+        f"the value of the secret environment variable {name}, which is not stored. Set it here, "
+        f"or: resume(..., runtime_env={{'env_vars': {{'{name}': ...}}}})."
+        for name in secrets.supply(runtime_envs, here_values)
+    ]
+    if found.record is None:
+        return problems
+    here = call_inside(look, list(found.record.installed))
+    return [*obstacles(found.record, here, runtime_envs), *problems]
+
+
+def lost_places(found: Remembered, given: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Tasks bound to a placement group or a node that this cluster does not have: what to do, by
+    task id."""
+    lost = {}
+    for task in found.unfinished:
+        own = {**found.state.ray_options.get(task.task_id, {}), **given.get(task.task_id, {})}
+        options = {k: v for k, v in {**task.options.ray, **own}.items() if v is not None}
+        place = place_of(options)
+        if place is not None and not exists(*place):
+            kind, name = place
+            lost[task.task_id] = (
+                f"task '{task.task_id}' is bound to the {kind} {name}, which this cluster does "
+                f"not have. Give another: resume({found.row.workflow_id!r}, task_options="
+                f"{{{task.task_id!r}: {{'scheduling_strategy': ...}}}})."
+            )
+    return lost
+
+
+def place_of(options: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The kind and the name of the place that a task is bound to."""
+    strategy = options.get("scheduling_strategy")
+    if isinstance(strategy, dict):
+        if "placement_group" in strategy:
+            return "placement group", strategy["placement_group"]["id"]
+        affinity = strategy.get("node_affinity")
+        if affinity is not None and not affinity["soft"]:
+            return "node", affinity["node_id"]
+    group = options.get("placement_group")
+    if isinstance(group, dict):
+        return "placement group", group["placement_group"]
+    return None
+
+
+def exists(kind: str, name: str) -> bool:
+    """Whether this cluster has a placement group or a node."""
+    if kind == "node":
+        return any(node["NodeID"] == name and node["Alive"] for node in ray.nodes())
+    groups: Iterable[Any] = ray.util.placement_group_table().items()
+    return any(group == name and about["state"] != "REMOVED" for group, about in groups)

@@ -1,0 +1,122 @@
+"""What differs between an environment that was recorded and the one that is here."""
+
+from __future__ import annotations
+
+import difflib
+import platform
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
+from io import BytesIO
+from typing import Any
+
+import msgspec
+import ray
+
+from ray_workflows._environment.archive import file_digest
+from ray_workflows._environment.modules import is_importable, version_of
+from ray_workflows._environment.record import Record
+
+#: Fields of a runtime_env that bring a Python or packages of their own.
+OWN_PACKAGES = ("pip", "uv", "conda", "image_uri", "container", "py_executable")
+OWN_PYTHON = ("conda", "image_uri", "container", "py_executable")
+
+
+class Here(msgspec.Struct, frozen=True):
+    """What there is. ``installed``: versions by name; a name that is missing is not importable."""
+
+    python: str
+    ray: str
+    installed: dict[str, str]
+
+
+def look(names: Iterable[str]) -> Here:
+    """What there is here, of modules with these names."""
+    installed = {name: version_of(name) for name in names if is_importable(name)}
+    return Here(platform.python_version(), ray.__version__, installed)
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version, to be compared."""
+    match = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(part) for part in match[0].split(".")) if match else ()
+
+
+def obstacles(record: Record, here: Here, runtime_envs: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What keeps tasks from running here, each with its remedy.
+
+    Args:
+        record: what was there.
+        here: what is here.
+        runtime_envs: that of the workflow, and those of its tasks over it.
+    """
+    fields = {name for env in runtime_envs for name, value in env.items() if value}
+    found = []
+    theirs, ours = numbers(record.python)[:2], numbers(here.python)[:2]
+    if theirs != ours and not fields.intersection(OWN_PYTHON):
+        found.append(
+            f"Python {record.python}, and here is {here.python}: functions are stored as code of "
+            f"one minor version. Resume it on a cluster with Python {dotted(theirs)}."
+        )
+    if numbers(here.ray) < numbers(record.ray):
+        found.append(
+            f"Ray {record.ray}, and here is {here.ray}, which is older. Upgrade the cluster: "
+            f"pip install 'ray>={record.ray}'."
+        )
+    if not fields.intersection(OWN_PACKAGES):
+        for name, version in sorted(record.installed.items()):
+            if name not in here.installed:
+                pinned = f"{name}=={version}" if version else name
+                found.append(
+                    f"the package {name}{f' {version}' if version else ''}, which can't be "
+                    f"imported here. Install it on the nodes, or: "
+                    f"resume(..., runtime_env={{'pip': ['{pinned}']}})."
+                )
+    return found
+
+
+def dotted(version: Iterable[int]) -> str:
+    return ".".join(map(str, version))
+
+
+def other_versions(record: Record, here: Here) -> list[tuple[str, str, str]]:
+    """What has another version here, or is missing (""): name, theirs, ours."""
+    pairs = [("python", record.python, here.python), ("ray", record.ray, here.ray)]
+    pairs += [(name, v, here.installed.get(name, "")) for name, v in record.installed.items()]
+    return [
+        (name, theirs, ours)
+        for name, theirs, ours in pairs
+        if theirs != ours or (name not in ("python", "ray") and name not in here.installed)
+    ]
+
+
+def changed_modules(record: Record) -> dict[str, str]:
+    """Files of the recorded code that differ where they were: "changed" or "missing" by name."""
+    found = {}
+    for name, module in sorted(record.modules.items()):
+        try:
+            if file_digest(module.path) != module.digest:
+                found[name] = "changed"
+        except OSError:
+            found[name] = "missing"
+    return found
+
+
+def diff(record: Record, name: str, package: bytes | memoryview) -> str:
+    """How a file of the recorded code differs from what is where it was."""
+    with zipfile.ZipFile(BytesIO(package)) as archive:
+        then = archive.read(name).decode(errors="replace")
+    path = record.modules[name].path
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            now = file.read()
+    except OSError:
+        now = ""
+    return "".join(
+        difflib.unified_diff(
+            then.splitlines(keepends=True),
+            now.splitlines(keepends=True),
+            f"{name} (recorded)",
+            f"{path} (here)",
+        )
+    )
