@@ -151,3 +151,153 @@ def test_a_script_with_modules_beside_it_goes_on_elsewhere(machines: Machines) -
         "new",
     ]
     assert str(expected) in printed
+
+
+#: The code in a working_dir, and not on the path of the driver; a new node that joins when the
+#: driver and its package are long gone.
+WITH_PACKAGE = """
+import ray, sys
+from ray.cluster_utils import Cluster
+from tests.ray.marks import Gate, Marks, wait_until
+import ray_workflows as workflow
+from ray.util.scheduling_strategies import (
+    NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy)
+
+def connect(address, working_dir):
+    ray.init(address=address, log_to_driver=False, logging_level="ERROR",
+             runtime_env=working_dir and {{"working_dir": working_dir}})
+    workflow.init({storage!r})
+
+@ray.remote
+def early(marks):
+    import packed
+    marks.add("early")
+    return packed.NAME
+
+@ray.remote(num_cpus=1, resources={{"new": 1}})
+def late(value):
+    import os, packed
+    return value, packed.NAME, sorted(os.listdir(".")), packed.__file__
+"""
+
+GOES_ON = (
+    WITH_PACKAGE
+    + """
+cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1))
+connect(cluster.address, {project!r})
+held = late.bind(early.bind(Marks({marks!r})))
+ref = workflow.run_async(held, workflow_id="w")
+Marks({marks!r}).wait_for("early")
+packages = ray.get_runtime_context().runtime_env["working_dir"]
+ray.shutdown()
+
+import shutil
+shutil.rmtree({project!r})
+ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+from ray_workflows._environment.ray_private import has_key
+wait_until(lambda: not has_key(packages), "Ray has deleted the package")
+cluster.add_node(num_cpus=1, resources={{"new": 1}})
+value, name, files, where = workflow.get_output("w")
+assert (value, name, files) == ("in the package", "in the package", ["packed.py"]), files
+assert "working_dir_files" in where, where
+
+# A package that went from the cluster comes back.
+from ray_workflows._environment.ray_private import delete_key
+(package,) = [uri for uri in workflow.get_environment("w").packages if "working_dir" in where]
+delete_key(package)
+cluster.add_node(num_cpus=1, resources={{"new": 1, "newer": 1}})
+forked = workflow.fork("w", from_task="__main__.early", new_id="f")
+assert workflow.get_output("f")[0] == "in the package"
+print("all right")
+"""
+)
+
+
+def test_a_package_outlives_its_driver_on_a_node_that_joins_later(machines: Machines) -> None:
+    project = machines.first / "packed"
+    project.mkdir()
+    (project / "packed.py").write_text("NAME = 'in the package'\n")
+    (project / "left.out").touch()
+    (project / ".gitignore").write_text("*.out\n.gitignore\n")
+    machines.names["project"] = str(project)
+    code = GOES_ON.format(**machines.names)
+    env = {"RAY_RUNTIME_ENV_TEMPORARY_REFERENCE_EXPIRATION_S": "1"}
+    with DriverProcess(machines.second, code, **env) as driver:
+        assert "all right" in driver.wait(120)
+
+
+UPGRADE = """
+import helper
+from tests.ray.marks import Gate, Marks
+
+def extra():
+    return "new function"
+
+@ray.remote
+def late(value):
+    return [value, helper.NAME, extra()]
+
+@ray.remote
+def bound(value):
+    return value
+"""
+
+BOUND = """
+import helper
+from tests.ray.marks import Gate, Marks
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+def extra():
+    return "old function"
+
+@ray.remote
+def early(marks):
+    marks.add("early")
+    return helper.NAME
+
+@ray.remote
+def bound(value):
+    return value
+
+@ray.remote
+def late(value):
+    return [value, helper.NAME, extra()]
+
+@ray.remote
+def held(gate, value):
+    gate.wait()
+    return value
+
+marks = Marks({marks!r})
+here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+tied = bound.options(scheduling_strategy=here, **workflow.options(task_id="tied"))
+dag = late.bind(tied.bind(held.bind(Gate({gate!r}), early.bind(marks))))
+"""
+
+
+def test_todays_code_on_purpose_and_another_place(machines: Machines) -> None:
+    machines.submit(BOUND)
+    write_project(machines.second, "second")
+    printed = machines.go_on(
+        UPGRADE
+        + """
+try:
+    workflow.resume("w", code="current")
+except workflow.EnvironmentMismatchError as error:
+    assert "task 'tied' is bound to the node" in str(error), error
+    assert len(error.differences) == 1, error
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+try:
+    workflow.resume("w", task_options={{"nix": {{}}}})
+except ValueError as error:
+    assert "nix" in str(error)
+print(workflow.resume("w", code="current", runtime_env={{"env_vars": {{"A": "1"}}}},
+                      task_options={{"tied": {{"scheduling_strategy": here}}}}))
+found = workflow.get_environment("w")
+(resumed,) = found.resumed
+assert (resumed.code, resumed.environment, resumed.tasks) == ("current", True, ("tied",))
+assert found.runtime_env["env_vars"] == {{"A": "1"}}
+"""
+    )
+    assert str(["helper of first", "helper of second", "new function"]) in printed

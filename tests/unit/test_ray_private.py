@@ -1,4 +1,4 @@
-"""Each private name of Ray that is used: fails when Ray changes one. No cluster is needed."""
+"""Each private name of Ray that is used: fails when Ray changes one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import ray
 from ray.dag import InputNode
 
 from ray_workflows._capture import ray_private
+from ray_workflows._environment import ray_private as environment_private
 
 
 def plain(*args, **kwargs):
@@ -77,3 +78,54 @@ def test_job_config_variable() -> None:
     from ray._private.runtime_env import constants
 
     assert constants.RAY_JOB_CONFIG_JSON_ENV_VAR == ray_private.JOB_CONFIG_VARIABLE
+
+
+def test_remote_body() -> None:
+    assert environment_private.remote_body(f) is plain
+
+
+def test_git_matcher() -> None:
+    matches = environment_private.git_matcher(["*.dat", "build/", "/top", "!keep.dat"])
+    assert matches("a/b.dat")
+    assert matches("build/")
+    assert matches("top")
+    assert not matches("a/top")
+    assert not matches("keep.dat")
+
+
+def test_limits_of_packages() -> None:
+    assert environment_private.largest_package() > 100_000_000
+    assert all(isinstance(name, str) for name in environment_private.default_excludes())
+
+
+def test_keys_of_the_cluster(cluster: None) -> None:
+    """What the cluster keeps under a name, packages too."""
+    key = "gcs://ray_workflows_test.zip"
+    assert environment_private.get_key(key) is None
+    assert not environment_private.has_key(key)
+    environment_private.put_key(key, b"some bytes")
+    assert environment_private.has_key(key)
+    assert environment_private.get_key(key) == b"some bytes"
+    environment_private.delete_key(key)
+    assert not environment_private.has_key(key)
+
+
+def test_where_packages_are_unpacked(cluster: None, tmp_path: Path) -> None:
+    """Of this name is the directory; ``sys.path`` tells what comes from there."""
+    import io
+    import zipfile
+
+    key = "gcs://ray_workflows_unpacked.zip"
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("rw_unpacked.py", "")
+    environment_private.put_key(key, buffer.getvalue())
+
+    @ray.remote(num_cpus=0, runtime_env={"py_modules": [key]})
+    def where():
+        import rw_unpacked
+
+        return rw_unpacked.__file__
+
+    assert f"/{environment_private.UNPACKED}/" in ray.get(where.remote())
+    environment_private.delete_key(key)

@@ -1,0 +1,91 @@
+"""The part of `StorageContract` about what workflows share: packages of code and documents.
+They take nothing but the public methods of a storage; this is how they are put together.
+"""
+
+from __future__ import annotations
+
+from ray_workflows._environment import store
+from ray_workflows._model.catalog import CatalogQuery
+from ray_workflows.storage.base import Storage
+from ray_workflows.testing.builders import OK, fill, in_threads, list_ids
+
+
+class SharedContract:
+    """Items that many workflows use, and that go with the last of them."""
+
+    def test_an_item_is_stored_once(self, storage: Storage) -> None:
+        """Whoever comes second gets the first one's, and reads its bytes."""
+        item = store.keep(storage, "package/a", lambda: [b"some ", b"code"])
+        assert store.find(storage, "package/a") == item
+        again = store.keep(storage, "package/a", lambda: [b"some ", b"code"])
+        assert again == item
+        assert bytes(storage.read_blob(item.incarnation, item.blob)) == b"some code"
+
+    def test_of_several_that_store_an_item_at_once_one_does(self, storage: Storage) -> None:
+        """All get the same; nothing is left of the others."""
+        items = in_threads([lambda: store.keep(storage, "package/a", lambda: [b"x"])] * 4)
+        assert len(set(items)) == 1
+        assert storage.sweep(0.0) == 0
+
+    def test_items_are_no_workflows(self, storage: Storage) -> None:
+        """Listings by status do not have them."""
+        fill(storage, "w")
+        store.keep(storage, "package/a", lambda: [b"x"])
+        assert list_ids(storage, statuses=store.WORKFLOWS) == ["w"]
+        assert len(storage.list_catalog(CatalogQuery(statuses=store.WORKFLOWS)).rows) == 1
+
+    def test_items_are_not_swept(self, storage: Storage) -> None:
+        """However old they are: they go when nobody uses them."""
+        item = store.keep(storage, "package/a", lambda: [b"x"])
+        assert storage.sweep(0.0) == 0
+        assert bytes(storage.read_blob(item.incarnation, item.blob)) == b"x"
+
+    def test_items_go_with_the_last_workflow(self, storage: Storage) -> None:
+        """Those that the document mentions after which the workflow is named."""
+        for name in ("a", "b", "shared"):
+            store.keep(storage, f"package/{name}", lambda: [b"x"])
+        for name in ("a", "b"):
+            mentions = [f"package/{name}", "package/shared"]
+            store.keep(storage, f"environment/{name}", lambda: [b"about"], mentions)
+            fill(storage, name, incarnation=f"1-{name}")
+        assert store.collect(storage, 0.0) == []
+        assert storage.delete("a", "1-a", 1) is OK
+        assert store.collect(storage, 0.0) == ["environment/a", "package/a"]
+        assert storage.delete("b", "1-b", 1) is OK
+        assert sorted(store.collect(storage, 0.0)) == [
+            "environment/b",
+            "package/b",
+            "package/shared",
+        ]
+        assert storage.list_catalog(CatalogQuery()).rows == ()
+        assert storage.sweep(0.0) == 0
+
+    def test_items_that_a_workflow_was_given_later_stay_too(self, storage: Storage) -> None:
+        """They name it; another workflow of the same id does not count."""
+        row = fill(storage, "w", incarnation="1-a")
+        store.keep(storage, "package/p", lambda: [b"x"], (), ("w", row.incarnation))
+        store.keep(storage, "package/q", lambda: [b"x"])
+        store.use(storage, "package/q", ("w", row.incarnation))
+        assert store.collect(storage, 0.0) == []
+        assert storage.delete("w", row.incarnation, 1) is OK
+        fill(storage, "w", incarnation="2-a")
+        assert sorted(store.collect(storage, 0.0)) == ["package/p", "package/q"]
+
+    def test_items_in_use_by_a_submission_stay(self, storage: Storage) -> None:
+        """It may be on its way. What was removed meanwhile is stored anew."""
+        item = store.keep(storage, "package/a", lambda: [b"x"])
+        assert store.collect(storage, 3600.0) == []
+        assert store.collect(storage, 0.0) == ["package/a"]
+        assert store.use(storage, "package/a") is None
+        again = store.keep(storage, "package/a", lambda: [b"x"])
+        assert again.incarnation != item.incarnation
+        assert bytes(storage.read_blob(again.incarnation, again.blob)) == b"x"
+
+    def test_an_item_that_is_used_again_is_not_removed(self, storage: Storage) -> None:
+        """Not by somebody who has seen it before that."""
+        store.keep(storage, "package/a", lambda: [b"x"])
+        seen = storage.read_catalog(f"{store.PREFIX}package/a")
+        assert seen is not None
+        store.use(storage, "package/a", ("w", "1-a"))
+        assert not store.remove(storage, seen)
+        assert store.find(storage, "package/a") is not None

@@ -1,0 +1,225 @@
+"""The user's own modules: which are found, what is packed of them, what is too much."""
+
+from __future__ import annotations
+
+import re
+import sys
+import types
+import zipfile
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+
+from ray_workflows._environment import archive, capture, modules
+from ray_workflows._environment.compare import Here, changed_modules, diff, obstacles
+from ray_workflows._environment.record import Module, Record, decode, encode
+from ray_workflows.exceptions import PackageTooLargeError
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[Path]:
+    capture.own_file.cache_clear()
+    yield tmp_path
+    capture.own_file.cache_clear()
+
+
+def reach(directory: Path, *names: str) -> modules.Reached:
+    reached = modules.Reached([str(directory)])
+    reached.follow(names)
+    return reached
+
+
+# -- which are found -----------------------------------------------------------------------
+
+
+def test_modules_are_followed_through_their_imports(project: Path) -> None:
+    (project / "rw_a.py").write_text("def f():\n    import rw_b.inner\n")
+    (project / "rw_b").mkdir()
+    (project / "rw_b" / "__init__.py").write_text("from . import inner\n")
+    (project / "rw_b" / "inner.py").write_text("import rw_c, json, msgspec, not_there\n")
+    (project / "rw_b" / "data.txt").write_text("data")
+    (project / "rw_c.py").write_text("import rw_a\n")
+    (project / "rw_d.py").write_text("")
+    reached = reach(project, "rw_a")
+    assert sorted(reached.files) == [
+        "rw_a.py",
+        "rw_b/__init__.py",
+        "rw_b/data.txt",
+        "rw_b/inner.py",
+        "rw_c.py",
+    ]
+    assert reached.own == {"rw_a", "rw_b", "rw_c"}
+    assert set(reached.installed) == {"msgspec"}
+    assert reached.installed["msgspec"]
+
+
+def test_of_a_directory_without_init_modules_alone(project: Path) -> None:
+    (project / "rw_space").mkdir()
+    (project / "rw_space" / "part.py").write_text("")
+    (project / "rw_space" / "data.bin").write_text("")
+    assert sorted(reach(project, "rw_space.part".partition(".")[0]).files) == ["rw_space/part.py"]
+
+
+def test_this_package_and_ray_are_never_the_users(project: Path) -> None:
+    """Wherever this package is imported from, a source tree too."""
+    reached = reach(project, "ray_workflows", "ray", "sys", "json")
+    assert reached.files == {}
+    assert reached.installed == {}
+    assert capture.own_file(capture.__file__) is None
+    own = capture.imported_files(capture.import_directories(), len(sys.modules))
+    assert not [path for path in own if "/ray_workflows/" in path]
+
+
+def test_a_module_that_does_not_parse_is_taken_as_it_is(project: Path) -> None:
+    (project / "rw_broken.py").write_text("def (\n")
+    assert list(reach(project, "rw_broken").files) == ["rw_broken.py"]
+
+
+def test_what_was_typed_is_searched() -> None:
+    main = types.ModuleType("__main__")
+    exec("import json as j\ndef f():\n    def g():\n        import rw_typed.x\n", vars(main))
+    vars(main)["In"] = ["import rw_cell", "%magic", "from rw_other import x"]
+    found = modules.imports_typed(vars(main))
+    assert {"json", "rw_typed", "rw_cell", "rw_other"} <= found
+
+
+def test_unpacked_packages_are_not_the_users(project: Path) -> None:
+    path = project / "runtime_resources" / "py_modules_files" / "x" / "module.py"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert capture.own_file(str(path)) is None
+
+
+# -- what is packed ------------------------------------------------------------------------
+
+
+def names_below(directory: Path, *excludes: str) -> list[str]:
+    return [name for name, _ in archive.walk(str(directory), excludes)]
+
+
+def test_ignored_files_are_left_out(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.py", "a.pyc", "big.dat", "notes.md", "sub/b.py", "sub/c.py", "sub/deep/b.py",
+                 "build/x.py", "__pycache__/y.py", ".git/config", "own/z.py"):  # fmt: skip
+        path = project / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    (project / ".gitignore").write_text("*.dat\nbuild/\n")
+    (project / ".rayignore").write_text("/own\n")
+    (project / "sub" / ".gitignore").write_text("/b.py\n")
+    kept = names_below(project, "*.md")
+    assert [n for n in kept if "ignore" not in n] == ["a.py", "sub/c.py", "sub/deep/b.py"]
+    monkeypatch.setenv("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "1")
+    assert "big.dat" in names_below(project)
+    assert "own/z.py" not in names_below(project)
+
+
+def test_a_link_upwards_ends(project: Path) -> None:
+    (project / "a.py").touch()
+    (project / "loop").symlink_to(project)
+    assert names_below(project) == ["a.py"]
+
+
+def test_the_same_files_give_the_same_bytes(project: Path) -> None:
+    first, second = project / "1", project / "2"
+    for directory in (first, second):
+        directory.mkdir()
+        (directory / "a.py").write_text("a = 1\n")
+        (directory / "run.sh").write_text("#!/bin/sh\n")
+        (directory / "run.sh").chmod(0o755)
+    files = [dict(archive.walk(str(directory))) for directory in (first, second)]
+    packed = [b"".join(archive.pack(one)) for one in files]
+    assert packed[0] == packed[1]
+    digests = {archive.digest_of(one, what="x", most=1000) for one in files}
+    assert len(digests) == 1
+    with zipfile.ZipFile(BytesIO(packed[0])) as opened:
+        assert opened.read("a.py") == b"a = 1\n"
+        assert opened.getinfo("run.sh").external_attr >> 16 == 0o755
+    (second / "a.py").write_text("a = 2\n")
+    assert archive.digest_of(files[1], what="x", most=1000) not in digests
+
+
+def test_what_is_too_large_is_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project / "big.py").write_bytes(b"#" * 2000)
+    (project / "small.py").write_bytes(b"#")
+    files = dict(archive.walk(str(project)))
+    with pytest.raises(PackageTooLargeError, match=r"2001 bytes.*1000.*big\.py.*rayignore"):
+        archive.digest_of(files, what="The code", most=1000)
+    monkeypatch.setenv("RAY_WORKFLOWS_MAX_PACKAGE_BYTES", "3000")
+    assert archive.digest_of(files, what="The code", most=1000)
+
+
+def test_large_archives_are_put_together_on_the_disk(project: Path) -> None:
+    """Chunk by chunk: never all of it in memory."""
+    data = b"".join(i.to_bytes(4, "big") for i in range(5_000_000))
+    (project / "big.bin").write_bytes(data)
+    chunks = archive.pack({"big.bin": str(project / "big.bin")})
+    sizes = [len(chunk) for chunk in chunks]
+    assert max(sizes) <= archive.CHUNK_BYTES
+    assert sum(sizes) > archive.CHUNK_BYTES
+
+
+# -- what differs --------------------------------------------------------------------------
+
+
+def make_record(**fields: object) -> Record:
+    defaults: dict[str, object] = {
+        "python": "3.11.7",
+        "ray": "2.60.0",
+        "ray_workflows": "0.1.0",
+        "platform": "Linux",
+        "runtime_env": {},
+        "python_path": (),
+        "packages": (),
+        "modules": {},
+        "installed": {"numpy": "2.1.0", "sklearn": ""},
+    }
+    return Record(**{**defaults, **fields})  # type: ignore[arg-type]
+
+
+HERE = Here("3.11.9", "2.60.0", {"numpy": "2.2.0", "sklearn": "1"})
+
+
+def test_nothing_is_in_the_way_here() -> None:
+    assert obstacles(make_record(), HERE, [{}]) == []
+    newer = Here("3.11.0", "2.61.1", HERE.installed)
+    assert obstacles(make_record(), newer, [{}]) == []
+
+
+@pytest.mark.parametrize(
+    ("here", "said"),
+    [
+        (Here("3.12.1", "2.60.0", HERE.installed), r"Python 3\.11\.7.*3\.12\.1.*with Python 3\.11"),
+        (Here("3.11.9", "2.9.3", HERE.installed), r"Ray 2\.60\.0.*2\.9\.3.*pip install 'ray>=2"),
+        (Here("3.11.9", "2.60.0", {"sklearn": "1"}), r"numpy 2\.1\.0.*'pip': \['numpy==2\.1\.0'\]"),
+        (Here("3.11.9", "2.60.0", {"numpy": "1"}), r"package sklearn, which.*'pip': \['sklearn'\]"),
+    ],
+)
+def test_each_obstacle_has_a_remedy(here: Here, said: str) -> None:
+    (found,) = obstacles(make_record(), here, [{}])
+    assert re.search(said, found), found
+
+
+def test_what_a_runtime_env_brings_is_not_missing() -> None:
+    here = Here("3.12.1", "2.60.0", {})
+    found = obstacles(make_record(), here, [{}, {"pip": ["numpy"]}])
+    assert len(found) == 1
+    assert "Python" in found[0]
+    assert obstacles(make_record(), here, [{"conda": "env"}]) == []
+
+
+def test_a_record_comes_back_and_its_changes_are_shown(project: Path) -> None:
+    path = project / "helper.py"
+    path.write_text("A = 1\nB = 2\n")
+    packed = b"".join(archive.pack({"helper.py": str(path)}))
+    module = Module(str(path), archive.file_digest(str(path)))
+    gone = Module(str(project / "gone.py"), "0")
+    record = make_record(modules={"helper.py": module, "gone.py": gone})
+    digest, data = encode(record)
+    assert decode(data) == record
+    assert encode(make_record())[0] != digest
+    assert changed_modules(record) == {"gone.py": "missing"}
+    path.write_text("A = 1\nB = 3\n")
+    assert changed_modules(record) == {"helper.py": "changed", "gone.py": "missing"}
+    assert "-B = 2\n+B = 3\n" in diff(record, "helper.py", packed)
