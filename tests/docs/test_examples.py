@@ -35,6 +35,14 @@ def test_the_page_on_types_runs(tmp_path: Path) -> None:
         assert "0.0 SUCCESSFUL" in driver.wait()
 
 
+def test_the_page_on_environments_runs(tmp_path: Path) -> None:
+    (block,) = python_blocks(ROOT / "docs" / "environments.md")
+    with DriverProcess(tmp_path, block, RAY_WORKFLOW_STORAGE=str(tmp_path / "store")) as driver:
+        printed = driver.wait()
+    for expected in re.findall(r"  # (.+)$", block, re.MULTILINE):
+        assert expected in printed, printed
+
+
 @pytest.mark.parametrize("module", ["api", "options", "retry", "events"])
 def test_docstring_examples_run(cluster: None, module: str) -> None:
     import importlib

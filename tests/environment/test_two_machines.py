@@ -221,7 +221,8 @@ def test_a_package_outlives_its_driver_on_a_node_that_joins_later(machines: Mach
     (project / ".gitignore").write_text("*.out\n.gitignore\n")
     machines.names["project"] = str(project)
     code = GOES_ON.format(**machines.names)
-    env = {"RAY_RUNTIME_ENV_TEMPORARY_REFERENCE_EXPIRATION_S": "1"}
+    # Long enough for a loaded machine to have the driver registered, which holds it then.
+    env = {"RAY_RUNTIME_ENV_TEMPORARY_REFERENCE_EXPIRATION_S": "8"}
     with DriverProcess(machines.second, code, **env) as driver:
         assert "all right" in driver.wait(120)
 
