@@ -183,7 +183,8 @@ def late(value):
 GOES_ON = (
     WITH_PACKAGE
     + """
-cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1))
+cluster = Cluster(initialize_head=True,
+                  head_node_args=dict(num_cpus=1, include_dashboard=False))
 connect(cluster.address, {project!r})
 held = late.bind(early.bind(Marks({marks!r})))
 ref = workflow.run_async(held, workflow_id="w")
@@ -196,16 +197,16 @@ shutil.rmtree({project!r})
 ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
 from ray_workflows._environment.ray_private import has_key
 wait_until(lambda: not has_key(packages), "Ray has deleted the package")
-cluster.add_node(num_cpus=1, resources={{"new": 1}})
+node = cluster.add_node(num_cpus=1, resources={{"new": 1}})
 value, name, files, where = workflow.get_output("w")
 assert (value, name, files) == ("in the package", "in the package", ["packed.py"]), files
 assert "working_dir_files" in where, where
 
 # A package that went from the cluster comes back.
 from ray_workflows._environment.ray_private import delete_key
-(package,) = [uri for uri in workflow.get_environment("w").packages if "working_dir" in where]
-delete_key(package)
-cluster.add_node(num_cpus=1, resources={{"new": 1, "newer": 1}})
+delete_key(workflow.get_environment("w").runtime_env["working_dir"])
+cluster.remove_node(node)
+cluster.add_node(num_cpus=1, resources={{"new": 1}})
 forked = workflow.fork("w", from_task="__main__.early", new_id="f")
 assert workflow.get_output("f")[0] == "in the package"
 print("all right")

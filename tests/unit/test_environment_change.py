@@ -1,0 +1,117 @@
+"""A resumption that changes where a workflow runs: the engine folds it, attempts have it."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from ray_workflows._client.forks import Fork
+from ray_workflows._codec.journal import encode_entry
+from ray_workflows._codec.references import blobs_in
+from ray_workflows._coordinator.workflow import Workflow
+from ray_workflows._engine.summary import catalog_row
+from ray_workflows._executor.protocol import Scene
+from ray_workflows._model import inputs as inp
+from ray_workflows._model.catalog import Append
+from ray_workflows._model.plan import Environment, EnvironmentChange, Function, Package
+from ray_workflows._model.values import Blob
+from ray_workflows.storage import MemoryStorage
+from tests.unit.driver import Driver
+from tests.unit.plans import plan
+
+PACKAGE = Package("gcs://a.zip", "i-package", Blob("content", 3, "sha256:0"))
+OLD = Environment(runtime_env={"env_vars": {"A": "1"}}, packages=(PACKAGE,), code="gcs://a.zip")
+NEW = msgspec.structs.replace(OLD, code="gcs://b.zip", code_digest="x")
+FUNCTION = Function("f2", "f", b"f2")
+PLAN = msgspec.structs.replace(
+    plan(("a", ()), ("b", (0,), {"ray": {"num_cpus": 1, "scheduling_strategy": "SPREAD"}})),
+    environment=OLD,
+)
+CHANGE = EnvironmentChange(
+    "current",
+    "me@here",
+    NEW,
+    {"f": FUNCTION},
+    {"b": {"scheduling_strategy": None, "memory": 7}},
+)
+
+
+def failed() -> Driver:
+    driver = Driver(PLAN)
+    driver.succeed("a")
+    driver.fail("b")
+    return driver
+
+
+def scene(driver: Driver, task_id: str) -> Scene:
+    workflow = Workflow(driver.state, len(driver.journal), None)
+    return workflow.scene(driver.state.tasks[driver.number(task_id)])
+
+
+def resume(driver: Driver, change: EnvironmentChange | None) -> None:
+    driver.send(inp.Resume(holder="h1", start=True, change=change))
+
+
+def test_what_is_recorded_stays_by_default() -> None:
+    driver = failed()
+    resume(driver, None)
+    assert scene(driver, "b").environment == OLD
+    assert scene(driver, "b").function.digest == "f"
+
+
+def test_a_change_holds_for_what_is_started_from_then_on() -> None:
+    driver = failed()
+    workflow = Workflow(driver.state, 3, None)
+    before = workflow.scene(driver.state.tasks[driver.number("b")])
+    resume(driver, CHANGE)
+    after = workflow.scene(driver.state.tasks[driver.number("b")])
+    assert (before.environment, before.options.ray["num_cpus"]) == (OLD, 1)
+    assert after.environment == NEW
+    assert after.function == FUNCTION
+    assert after.options.ray == {"num_cpus": 1, "memory": 7}
+    assert after.shape != before.shape
+
+
+def test_a_change_stays_until_it_is_changed() -> None:
+    driver = failed()
+    resume(driver, CHANGE)
+    driver.fail("b")
+    resume(driver, EnvironmentChange("recorded", "you@there", None, {}, {"b": {"num_cpus": 2}}))
+    found = scene(driver, "b")
+    assert found.environment == NEW
+    assert found.options.ray == {"num_cpus": 2, "memory": 7}
+
+
+def test_continuations_run_where_the_workflow_does() -> None:
+    driver = Driver(PLAN)
+    extra = msgspec.structs.replace(PACKAGE, uri="gcs://of-a-task.zip")
+    inner = msgspec.structs.replace(plan(("c", ())), environment=Environment(packages=(extra,)))
+    driver.go_on("a", inner)
+    found = scene(driver, "c").environment
+    assert found.runtime_env == OLD.runtime_env
+    assert found.packages == (PACKAGE, extra)
+
+
+def test_packages_are_none_of_the_workflows_blobs() -> None:
+    driver = failed()
+    own = Blob("function-f2", 1, "sha256:1")
+    resume(driver, msgspec.structs.replace(CHANGE, functions={"f": Function("f2", "f", own)}))
+    assert list(blobs_in(driver.journal)) == [own]
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_fork_starts_with_what_its_origin_has(changed: bool) -> None:
+    driver = failed()
+    if changed:
+        resume(driver, CHANGE)
+    storage = MemoryStorage(name=f"fork-{changed}")
+    storage.open()
+    state = driver.state
+    row = catalog_row(state, 1)
+    entry = encode_entry(driver.journal)
+    storage.commit([Append(state.workflow_id, state.incarnation, 0, "c", entry, row)])
+    origin = Fork(storage, row, "b")
+    submitted = origin.submitted.plan
+    assert submitted.environment == (NEW if changed else OLD)
+    assert submitted.functions[0].digest == ("f2" if changed else "f")
+    origin.copy_blobs("other")
