@@ -25,6 +25,14 @@ logger = logging.getLogger(__name__)
 UNUSED_SECONDS = 1800.0
 LOOK_SECONDS = 60.0
 
+#: Attempts that were under way while a package was found missing fail for the same reason: for so
+#: long, in seconds.
+REMEMBERED_SECONDS = 30.0
+
+#: How often a package had to be brought again: a node remembers that it could not set up a
+#: runtime_env, so that the next one has to be another.
+AGAIN_VARIABLE = "RAY_WORKFLOWS_BROUGHT_AGAIN"
+
 
 class Rack:
     """Knows what was brought. Called with the executor's lock held.
@@ -38,6 +46,9 @@ class Rack:
         #: By URI, the Ray task that brings a package, or None when it is there.
         self.brought: dict[str, ray.ObjectRef | None] = {}
         self.used_at: dict[str, float] = {}
+        #: When one was found missing.
+        self.missed_at: dict[str, float] = {}
+        self.again: dict[str, int] = {}
         self.looked_at = time.monotonic()
 
     def need(self, packages: Iterable[Package]) -> list[ray.ObjectRef]:
@@ -67,12 +78,26 @@ class Rack:
         else:
             self.brought[uri] = None
 
+    def vary(self, runtime_env: dict[str, Any], packages: Iterable[Package]) -> None:
+        """Make a runtime_env another one than those that nodes could not set up."""
+        times = sum(self.again.get(package.uri, 0) for package in packages)
+        if times:
+            env_vars = runtime_env.get("env_vars") or {}
+            runtime_env["env_vars"] = {**env_vars, AGAIN_VARIABLE: str(times)}
+
     def missing(self, packages: Iterable[Package]) -> bool:
-        """Whether one of them is not in the cluster after all; it will be brought again."""
-        gone = [one.uri for one in packages if not ray_private.has_key(one.uri)]
-        for uri in gone:
-            self.brought.pop(uri, None)
-        return bool(gone)
+        """Whether one of them is not in the cluster after all, or was not a moment ago; it will be
+        brought again."""
+        now = time.monotonic()
+        found = False
+        for package in packages:
+            uri = package.uri
+            if not ray_private.has_key(uri):
+                self.brought.pop(uri, None)
+                self.missed_at[uri] = now
+                self.again[uri] = self.again.get(uri, 0) + 1
+            found |= now - self.missed_at.get(uri, float("-inf")) < REMEMBERED_SECONDS
+        return found
 
     def tidy(self) -> None:
         """Take out of the cluster what was not needed for long. Called while nothing runs."""

@@ -274,17 +274,20 @@ class RayExecutor:
         found = self.remotes.get(key)
         if found is None:
             runtime_env = runtime_env_for(scene.environment, options.get("runtime_env"))
+            packages = packages_for(scene.environment, runtime_env)
+            self.rack.vary(runtime_env, packages)
             options["runtime_env"] = runtime_env
             options.update(max_retries=0, retry_exceptions=False)
             remote = remote_run_batch(max_calls).options(**options)
             if len(self.remotes) >= MAX_REMOTES:
                 self.remotes.clear()
-            found = self.remotes[key] = (remote, packages_for(scene.environment, runtime_env))
+            found = self.remotes[key] = (remote, packages)
         return found
 
     def listener_host(self, submission: Submission, scene: Scene) -> Any:
         runtime_env = runtime_env_for(scene.environment, scene.options.ray.get("runtime_env"))
         submission.packages = packages_for(scene.environment, runtime_env)
+        self.rack.vary(runtime_env, submission.packages)
         name = msgspec.json.encode(runtime_env).decode()
         host = self.listener_hosts.get(name)
         if host is None:
@@ -359,6 +362,8 @@ class RayExecutor:
         if isinstance(error, RayError) and not isinstance(error, TaskCancelledError):
             self.forget_dead_hosts(error)
         unset = isinstance(error, RuntimeEnvSetupError) and self.rack.missing(submission.packages)
+        if unset:
+            self.remotes.clear()
         left = [
             flight
             for flight in submission.members
