@@ -259,6 +259,20 @@ class Coordinator:
         """A worker hands back what waits behind an attempt that takes long."""
         self.executor.batch_overran(number, encoded, objects)
 
+    async def batch_done(self, number: int, encoded: bytes, objects: dict[str, Any]) -> Any:
+        """A worker reports a batch, and waits for another one; None if there is none."""
+        events = asyncio.get_running_loop()
+        answered: asyncio.Future[Any] = events.create_future()
+
+        def take(load: Any) -> None:
+            if not answered.done():
+                answered.set_result(load)
+
+        self.executor.batch_done(
+            number, encoded, objects, lambda load: post(events, lambda: take(load))
+        )
+        return await answered
+
     async def describe(self) -> dict[str, Any]:
         """What it is and how it fares."""
         return {
