@@ -60,8 +60,8 @@ COMPILE := uv pip compile pyproject.toml --extra dev --universal --python-versio
 
 lock: ## Pin the newest releases, with the newest and with the oldest Ray (needs uv)
 	$(COMPILE) -o requirements.lock
-	@# Ray Serve of that time can't serialize the apps of a newer FastAPI.
-	printf 'ray==$(OLDEST_RAY).0\nfastapi<0.117\n' | $(COMPILE) - -o $(OLDEST_LOCK)
+	@# Ray Serve of that time can't serialize the apps of a newer FastAPI, nor read a newer protobuf.
+	printf 'ray==$(OLDEST_RAY).0\nfastapi<0.117\nprotobuf<7\n' | $(COMPILE) - -o $(OLDEST_LOCK)
 
 PARITY_READY := .venv-parity/requirements-2.47.1.lock
 DBOS_READY := .venv-dbos/requirements-dbos.lock
