@@ -106,6 +106,8 @@ class Drafts:
 
         ``client`` watches those that are accepted.
         """
+        if not self.submissions:
+            return Submitted("", [])
         return self.take(self.connection.answer(self.ask(client)))
 
     def send_watched(self) -> tuple[Submitted, ray.ObjectRef]:
