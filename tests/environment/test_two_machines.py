@@ -5,12 +5,14 @@ Two machines are played by two directories and two clusters, one after the other
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.ray.processes import DriverProcess
+from tests.ray.processes import ROOT, DriverProcess
 
 INIT = """
 import ray, sys
@@ -65,9 +67,9 @@ Gate("/nonexistent").wait()
 """
 
 
-def write_project(directory: Path, name: str = "first") -> None:
+def write_project(directory: Path, name: str = "first", imports: str = "") -> None:
     (directory / "parts").mkdir(parents=True)
-    (directory / "helper.py").write_text(f"NAME = 'helper of {name}'\n")
+    (directory / "helper.py").write_text(f"{imports}NAME = 'helper of {name}'\n")
     (directory / "lazy.py").write_text("import colors\nNAME = colors.NAME\n")
     (directory / "colors.py").write_text(f"NAME = 'lazy of {name}'\n")
     (directory / "parts" / "__init__.py").touch()
@@ -97,7 +99,7 @@ class Machines:
 
     def submit(self, code: str = FIRST, runtime_env: str = "None", **env: str) -> None:
         """Submit a workflow on the first machine, and lose all of it."""
-        write_project(self.first)
+        write_project(self.first, imports="import rw_installed\n" if env else "")
         with DriverProcess(self.first, self.script(code + SUBMIT, runtime_env), **env) as driver:
             driver.wait_for_text("submitted")
         shutil.rmtree(self.first)
@@ -115,7 +117,17 @@ def machines(tmp_path: Path) -> Machines:
 
 
 def test_a_script_with_modules_beside_it_goes_on_elsewhere(machines: Machines) -> None:
-    machines.submit(runtime_env='{"env_vars": {"FLAVOUR": "plain", "MY_TOKEN": "s3cret"}}')
+    # Installed on the first machine only: below what Python takes for its packages.
+    base = machines.first.parent / "base"
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    installed = base / "lib" / version / "site-packages"
+    installed.mkdir(parents=True)
+    (installed / "rw_installed.py").write_text("__version__ = '4.5'\n")
+    machines.submit(
+        runtime_env='{"env_vars": {"FLAVOUR": "plain", "MY_TOKEN": "s3cret"}}',
+        PYTHONUSERBASE=str(base),
+        PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "src"), str(installed)]),
+    )
     for path in Path(machines.names["storage"]).rglob("*"):
         if path.is_file():
             stored = path.read_bytes()
@@ -124,21 +136,36 @@ def test_a_script_with_modules_beside_it_goes_on_elsewhere(machines: Machines) -
     printed = machines.go_on(
         """
         import os
-        try:
-            workflow.resume("w")
-        except workflow.EnvironmentMismatchError as error:
-            assert "MY_TOKEN" in str(error) and "PIE_TOKEN" in str(error), error
-        assert workflow.get_status("w") == "RESUMABLE"
+        def refused(function, *names):
+            try:
+                function()
+            except workflow.EnvironmentMismatchError as error:
+                assert len(error.differences) == len(names), error
+                assert all(name in str(error) for name in names), error
+                assert workflow.get_status("w") == "RESUMABLE"
+            else:
+                raise AssertionError("not refused")
+
+        @ray.remote
+        def other():
+            return 1
+
+        refused(lambda: workflow.resume("w"), "MY_TOKEN", "PIE_TOKEN", "rw_installed 4.5")
         os.environ.update(MY_TOKEN="new", PIE_TOKEN="pie")
-        print(workflow.resume("w"))
+        refused(lambda: workflow.resume("w"), "rw_installed 4.5")
+        refused(lambda: workflow.run(other.bind(), workflow_id="w"), "rw_installed 4.5")
+        path = {{"env_vars": {{"PYTHONPATH": "INSTALLED"}}}}
+        print(workflow.resume("w", runtime_env=path, strict=False))
         found = workflow.get_environment("w")
         assert sorted(name for name in found.modules if not name.startswith("tests/")) == [
             "colors.py", "helper.py", "lazy.py", "parts/__init__.py", "parts/data.txt",
             "parts/inner.py"], found.modules
-        assert found.runtime_env["env_vars"] == {{"FLAVOUR": "plain", "MY_TOKEN": "<secret>"}}
+        assert found.runtime_env["env_vars"] == {{
+            "FLAVOUR": "plain", "MY_TOKEN": "<secret>", "PYTHONPATH": "INSTALLED"}}
+        assert found.installed["rw_installed"] == "4.5"
         (resumed,) = found.resumed
         assert resumed.code == "recorded" and "@" in resumed.by
-        """.replace("\n        ", "\n")
+        """.replace("\n        ", "\n").replace("INSTALLED", str(installed))
     )
     expected = [
         "helper of first and pie, lazy of first",

@@ -36,9 +36,6 @@ TAIL_SECONDS = 1.0
 SWEEP_SECONDS = 3600.0
 SWEEP_GRACE_SECONDS = 24 * 3600.0
 
-#: How long after a deletion it is looked for what nobody uses any more, in seconds.
-COLLECT_SECONDS = 5.0
-
 ACTIVE = WorkflowStatus.non_terminating_status()
 
 #: What was found of workflows that an earlier life of this coordinator was driving.
@@ -52,7 +49,6 @@ class Lease:
         self.loop = loop
         self.holder = holder
         self.probe = probe
-        self.collecting = False
         #: What earlier lives left is looked for; it is in hand.
         self.recovering = False
         self.recovered = False
@@ -228,23 +224,6 @@ class Lease:
             loop.after(SWEEP_SECONDS, self.sweep)
 
         loop.io.call(work, then)
-
-    def collect_soon(self) -> None:
-        """Remove what workflows shared that were deleted: once for all that are deleted now."""
-        loop = self.loop
-        if self.collecting:
-            return
-        self.collecting = True
-
-        def work() -> None:
-            self.collecting = False
-            loop.io.call(lambda: collect(loop.storage), then)
-
-        def then(result: object) -> None:
-            if isinstance(result, Exception):
-                logger.warning("What deleted workflows shared was not removed: %s", result)
-
-        loop.after(COLLECT_SECONDS, work)
 
     def read_claims(self) -> Claims:
         """The holders as they are now. Blocks: call it through `Io`."""

@@ -273,7 +273,6 @@ class Verbs:
                 answer(request.reply, result)
             elif result is CommitOutcome.OK:
                 answer(request.reply, None)
-                self.lease.collect_soon()
             else:
                 self.ask(request)
 
