@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import types
@@ -128,6 +129,7 @@ def test_the_same_files_give_the_same_bytes(project: Path) -> None:
         (directory / "a.py").write_text("a = 1\n")
         (directory / "run.sh").write_text("#!/bin/sh\n")
         (directory / "run.sh").chmod(0o755)
+    os.utime(second / "a.py", (1e9, 1e9))
     files = [dict(archive.walk(str(directory))) for directory in (first, second)]
     packed = [b"".join(archive.pack(one)) for one in files]
     assert packed[0] == packed[1]

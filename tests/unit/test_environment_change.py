@@ -21,7 +21,7 @@ from tests.unit.plans import plan
 
 PACKAGE = Package("gcs://a.zip", "i-package", Blob("content", 3, "sha256:0"))
 OLD = Environment(runtime_env={"env_vars": {"A": "1"}}, packages=(PACKAGE,), code="gcs://a.zip")
-NEW = msgspec.structs.replace(OLD, code="gcs://b.zip", code_digest="x")
+NEW = msgspec.structs.replace(OLD, code="gcs://b.zip")
 FUNCTION = Function("f2", "f", b"f2")
 PLAN = msgspec.structs.replace(
     plan(("a", ()), ("b", (0,), {"ray": {"num_cpus": 1, "scheduling_strategy": "SPREAD"}})),
@@ -62,14 +62,17 @@ def test_what_is_recorded_stays_by_default() -> None:
 def test_a_change_holds_for_what_is_started_from_then_on() -> None:
     driver = failed()
     workflow = Workflow(driver.state, 3, None)
-    before = workflow.scene(driver.state.tasks[driver.number("b")])
+    a, b = (driver.state.tasks[driver.number(task_id)] for task_id in "ab")
+    before, other = workflow.scene(b), workflow.scene(a)
     resume(driver, CHANGE)
-    after = workflow.scene(driver.state.tasks[driver.number("b")])
+    after = workflow.scene(b)
     assert (before.environment, before.options.ray["num_cpus"]) == (OLD, 1)
     assert after.environment == NEW
     assert after.function == FUNCTION
     assert after.options.ray == {"num_cpus": 1, "memory": 7}
-    assert after.shape != before.shape
+    # Another worker, that has not imported what it was.
+    assert workflow.scene(a).environment == NEW
+    assert workflow.scene(a).shape != other.shape
 
 
 def test_a_change_stays_until_it_is_changed() -> None:
