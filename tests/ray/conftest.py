@@ -12,8 +12,10 @@ from tests.ray.marks import Gate, Marks
 
 
 @pytest.fixture(autouse=True)
-def on_the_cluster(cluster: None) -> None:
-    """All tests of this directory run on it."""
+def on_the_cluster(request: pytest.FixtureRequest) -> None:
+    """All tests of this directory run on it that have no cluster of their own."""
+    if request.node.get_closest_marker("own_cluster") is None:
+        request.getfixturevalue("cluster")
 
 
 @pytest.fixture

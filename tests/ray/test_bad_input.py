@@ -313,6 +313,7 @@ def test_limits() -> None:
         workflow.init(max_running_workflows=3)
 
 
+@pytest.mark.own_cluster
 def test_a_storage_that_cannot_be_used_starts_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     code = f"""
@@ -356,6 +357,7 @@ def test_a_storage_that_cannot_be_used_starts_nothing(tmp_path: Path) -> None:
     assert "all right" in text
 
 
+@pytest.mark.own_cluster
 def test_pending_workflows(tmp_path: Path) -> None:
     code = f"""
         import ray, ray_workflows as workflow
