@@ -27,9 +27,16 @@ def unit_of(item: pytest.Item) -> str:
     if own is not None:
         return own.args[0] if own.args else item.nodeid
     place, *_ = item.path.relative_to(HERE).parts
-    if place == "ray" or CLUSTER in getattr(item, "fixturenames", ()):
+    if CLUSTER in getattr(item, "fixturenames", ()):
+        return CLUSTER
+    if place == "ray" and not has_clusters(item):
         return CLUSTER
     return item.nodeid if place in APART else str(item.path)
+
+
+def has_clusters(item: pytest.Item) -> bool:
+    """Whether a file has other clusters than all the others: in place of theirs."""
+    return hasattr(getattr(item, "module", None), "on_the_cluster")
 
 
 def rank(item: pytest.Item) -> int:
@@ -37,7 +44,7 @@ def rank(item: pytest.Item) -> int:
     unit = unit_of(item)
     if unit == CLUSTER:
         return 0
-    if item.get_closest_marker("own_cluster") is not None:
+    if item.get_closest_marker("own_cluster") is not None or has_clusters(item):
         return 1
     return 3 if unit == item.nodeid else 2
 

@@ -11,8 +11,6 @@ from tests.moto import CREDENTIALS, s3_server, storage_url
 from tests.ray.marks import Gate, Marks
 from tests.ray.processes import DriverProcess
 
-pytestmark = pytest.mark.own_cluster
-
 
 @pytest.fixture(params=["s3", "shared"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
