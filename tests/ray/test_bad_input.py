@@ -316,7 +316,6 @@ def test_limits() -> None:
         workflow.init(max_running_workflows=3)
 
 
-@pytest.mark.own_cluster
 def test_a_storage_that_cannot_be_used_starts_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     code = f"""
