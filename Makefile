@@ -32,8 +32,8 @@ $(VENV)/.ready $(OLDEST_VENV)/.ready: pyproject.toml
 quickstart: setup ## Run the examples and the main job: a pipeline that survives kill -9
 	$(BIN)/python examples/quickstart/main.py
 
-# More processes than a small machine has cores: tests on Ray wait more than they compute. 0: one.
-WORKERS ?= 3
+# Processes that share the tests out: those on Ray wait more than they compute. 0: this one alone.
+WORKERS ?= 2
 
 test: setup ## Run all tests
 	$(BIN)/python -m pytest -n $(WORKERS)
