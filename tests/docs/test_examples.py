@@ -37,6 +37,7 @@ def test_the_page_on_types_runs(tmp_path: Path) -> None:
         assert "0.0 SUCCESSFUL" in driver.wait()
 
 
+@pytest.mark.own_cluster
 def test_the_page_on_environments_runs(tmp_path: Path) -> None:
     (block,) = python_blocks(ROOT / "docs" / "environments.md")
     with DriverProcess(tmp_path, block, RAY_WORKFLOW_STORAGE=str(tmp_path / "store")) as driver:

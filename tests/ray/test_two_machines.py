@@ -116,6 +116,7 @@ def machines(tmp_path: Path) -> Machines:
     return Machines(tmp_path)
 
 
+@pytest.mark.own_cluster
 def test_a_script_with_modules_beside_it_goes_on_elsewhere(machines: Machines) -> None:
     # Installed on the first machine only: below what Python takes for its packages.
     base = machines.first.parent / "base"
@@ -241,6 +242,7 @@ print("all right")
 )
 
 
+@pytest.mark.own_cluster
 def test_a_package_outlives_its_driver_on_a_node_that_joins_later(machines: Machines) -> None:
     project = machines.first / "packed"
     project.mkdir()
@@ -304,6 +306,7 @@ dag = late.bind(tied.bind(held.bind(Gate({gate!r}), early.bind(marks))))
 """
 
 
+@pytest.mark.own_cluster
 def test_todays_code_on_purpose_and_another_place(machines: Machines) -> None:
     machines.submit(BOUND)
     write_project(machines.second, "second")
