@@ -1,0 +1,88 @@
+"""Packages in the cluster: brought once, brought again when they are gone, and taken out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import ray
+
+from ray_workflows._environment.packages import from_files
+from ray_workflows._environment.ray_private import delete_key, get_key, has_key
+from ray_workflows._executor import rack as racks
+from ray_workflows._executor.rack import AGAIN_VARIABLE, Rack
+from ray_workflows._model.plan import Package
+from ray_workflows.storage import SqliteStorage
+from tests.ray.marks import wait_until
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> SqliteStorage:
+    storage = SqliteStorage(tmp_path / "racked")
+    storage.open()
+    return storage
+
+
+@pytest.fixture
+def package(storage: SqliteStorage, tmp_path: Path) -> Package:
+    path = tmp_path / "racked.py"
+    path.write_text(f"# {tmp_path}\n")
+    return from_files(storage, {"racked.py": str(path)}, what="code")
+
+
+def bring(rack: Rack, package: Package) -> None:
+    ray.get(rack.need([package]))
+    wait_until(lambda: rack.need([package]) == [], "it is known to be there")
+
+
+def test_a_package_is_brought_once(storage: SqliteStorage, package: Package) -> None:
+    rack = Rack(storage)
+    assert not has_key(package.uri)
+    bring(rack, package)
+    stored = storage.read_blob(package.incarnation, package.blob)
+    assert get_key(package.uri) == bytes(stored)
+    runtime_env: dict[str, object] = {"env_vars": {"A": "b"}}
+    assert not rack.missing([package])
+    rack.vary(runtime_env, [package])
+    assert runtime_env == {"env_vars": {"A": "b"}}
+
+
+def test_a_package_that_is_gone_is_brought_again(storage: SqliteStorage, package: Package) -> None:
+    rack = Rack(storage)
+    bring(rack, package)
+    delete_key(package.uri)
+    assert rack.missing([package])
+    bring(rack, package)
+    assert has_key(package.uri)
+    # What failed meanwhile failed for that; and what comes next is another runtime_env.
+    assert rack.missing([package])
+    runtime_env: dict[str, dict[str, str]] = {}
+    rack.vary(runtime_env, [package])
+    assert runtime_env["env_vars"] == {AGAIN_VARIABLE: "1"}
+
+
+def test_what_nobody_needs_is_taken_out(
+    storage: SqliteStorage, package: Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rack = Rack(storage)
+    bring(rack, package)
+    rack.tidy()
+    assert has_key(package.uri)
+    monkeypatch.setattr(racks, "LOOK_SECONDS", 0.0)
+    rack.tidy()
+    assert has_key(package.uri)
+    monkeypatch.setattr(racks, "UNUSED_SECONDS", 0.0)
+    rack.tidy()
+    wait_until(lambda: not has_key(package.uri), "it is taken out")
+    bring(rack, package)
+    assert has_key(package.uri)
+
+
+def test_a_package_that_is_damaged_is_tried_again(storage: SqliteStorage, package: Package) -> None:
+    rack = Rack(storage)
+    storage.delete_blobs(package.incarnation)
+    (ref,) = rack.need([package])
+    with pytest.raises(ray.exceptions.RayTaskError, match="missing"):
+        ray.get(ref)
+    wait_until(lambda: package.uri not in rack.brought, "it is noticed")
+    assert rack.need([package]) != [ref]
