@@ -23,7 +23,7 @@ from ray_workflows._arguments import (
     parse_status_filter,
 )
 from ray_workflows._capture.execute import execute_dag
-from ray_workflows._client import connection, workflows
+from ray_workflows._client import connection, copies, workflows
 from ray_workflows._executor.context import CurrentTask, current_attempt, current_task
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.tasks import TaskInfo
@@ -51,7 +51,8 @@ def init(
             the cluster uses already; else ``$RAY_WORKFLOW_STORAGE``; else a directory of the
             user's own.
         blobs: where values larger than 64 KiB are kept, given in the same ways, if not in
-            ``storage``. Everybody who uses the storage has to name the same place.
+            ``storage``. Everybody who uses the storage has to name the same place. Default, if
+            ``storage`` is not given either: ``$RAY_WORKFLOW_BLOBS``.
         max_running_workflows: how many workflows run at once; more wait as PENDING. -1: no limit.
             None: as it is, or no limit.
         max_pending_workflows: how many may wait; one more raises ``queue.Full``. -1: no limit.
@@ -410,6 +411,53 @@ def prune(
         []
     """
     return workflows.prune(parse_age(older_than), parse_prunable(statuses), parse_keep(keep))
+
+
+def copy(
+    workflow_id: str | None = None,
+    *,
+    source: str | os.PathLike[str] | Storage | None = None,
+    target: str | os.PathLike[str] | Storage,
+) -> list[str]:
+    """Copy a workflow, or all, to another storage, with the values and the history.
+
+    A copy is the same workflow there: with its id, output, metadata and tasks. One that failed or
+    was interrupted can be resumed from there, where its finished tasks do not run again; let only
+    one of the two go on. Nothing is deleted. A copy that was interrupted is completed by copying
+    again, and one that was made earlier is brought up to date. Values are streamed, as they are
+    stored. No cluster is needed.
+
+    Args:
+        workflow_id: the workflow. None: all of the storage.
+        source: where it is, given as for `init`. Default: the storage of the cluster that this
+            process is connected to, else that of `init`.
+        target: where to copy it; created if it is not there.
+
+    Returns:
+        The ids of what was copied. What was there already is not among them.
+
+    Raises:
+        WorkflowNotFoundError: there is no such workflow.
+        WorkflowStillActiveError: it is running or pending.
+        WorkflowCopyError: the target has another workflow of this id, or its copy went on by
+            itself. If all were to be copied: some were not, because of this or because they were
+            running or damaged; ``workflow_ids`` says which. All others are.
+        StorageConfigError: one of the storages can't be used, or both are the same.
+
+    Examples:
+        >>> import tempfile, ray, ray_workflows as workflow
+        >>> @ray.remote
+        ... def one():
+        ...     return 1
+        >>> workflow.run(one.bind(), workflow_id="to be copied")
+        1
+        >>> with tempfile.TemporaryDirectory() as backup:
+        ...     workflow.copy("to be copied", target=backup)
+        ...     workflow.copy("to be copied", target=backup)
+        ['to be copied']
+        []
+    """
+    return copies.copy(workflow_id, source, target)
 
 
 # The type is that of the task's other results, which is known where it is called: with Any, a

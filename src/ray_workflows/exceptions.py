@@ -9,8 +9,9 @@ Each error pickles, names the workflow it is about and says what to do next.
     ├── WorkflowCancellationError       the workflow was canceled while somebody waited for it
     ├── WorkflowNotFoundError           (also ValueError) no such workflow, or no such task in it
     │   └── WorkflowToResumeNotFoundError   (also WorkflowNotResumableError) resume of an unknown id
-    ├── WorkflowStillActiveError        delete of a workflow that is still running or pending
+    ├── WorkflowStillActiveError        delete or copy of one that is still running or pending
     ├── WorkflowAlreadyExistsError      (also ValueError) a fork's new id is in use
+    ├── WorkflowCopyError               (also ValueError) it can't be copied; says why
     ├── WorkflowAlreadyRunningError     (also RuntimeError) run or resume of a running workflow
     ├── WorkflowNotResumableError       the workflow can't be resumed as it is
     │   └── WorkflowTaskNotRecoverableError   never raised here; for code that names it
@@ -184,6 +185,18 @@ class WorkflowAlreadyExistsError(PicklableWorkflowError, ValueError):
             f"delete({workflow_id!r}) first."
         )
         self.workflow_id = workflow_id
+
+
+class WorkflowCopyError(PicklableWorkflowError, ValueError):
+    """A workflow, or some of several, can't be copied. What could be copied is.
+
+    Attributes:
+        workflow_ids: which were not copied.
+    """
+
+    def __init__(self, workflow_ids: list[str], reason: str):
+        super().__init__(reason)
+        self.workflow_ids = workflow_ids
 
 
 class OutputNotAvailableError(PicklableWorkflowError, ValueError):

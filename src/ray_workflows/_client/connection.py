@@ -21,8 +21,7 @@ from ray_workflows._executor.node_storage import NodeStorage
 from ray_workflows._version import __version__
 from ray_workflows.exceptions import CoordinatorUnavailableError, StorageConfigError
 from ray_workflows.storage import Storage
-from ray_workflows.storage.combined import CombinedStorage
-from ray_workflows.storage.urls import storage_from_url
+from ray_workflows.storage.urls import storage_from_urls
 
 logger = logging.getLogger(__name__)
 
@@ -135,13 +134,8 @@ def start(storage: Storage, limits: Limits) -> None:
     start_coordinator(options, (storage, limits, __version__))
 
 
-def storage_in_cluster(spec: str | os.PathLike[str] | Storage | None) -> Storage:
-    """What ``storage=`` names in the cluster: variables, home and links are those of the node
-    that serves this Ray Client.
-
-    Raises:
-        StorageConfigError: a relative path, which would name a directory of some worker.
-    """
+def check_absolute(spec: str | os.PathLike[str] | Storage | None) -> None:
+    """Raise for a relative path, which would name a directory of some worker of the cluster."""
     if isinstance(spec, (str, os.PathLike)):
         path = os.fspath(spec)
         if not path.startswith(("/", "~")) and ":" not in path:
@@ -149,17 +143,24 @@ def storage_in_cluster(spec: str | os.PathLike[str] | Storage | None) -> Storage
                 f"{path!r} is a relative path, which means nothing in the cluster that this Ray "
                 f"Client is connected to. Give an absolute path of its head node."
             )
-    found: Storage = call_inside(storage_from_url, spec)
-    return found
 
 
 def wanted_storage(
     storage: str | os.PathLike[str] | Storage | None,
     blobs: str | os.PathLike[str] | Storage | None,
 ) -> Storage:
-    """What ``storage=`` and ``blobs=`` name, each where it means something."""
-    find = storage_in_cluster if ray.is_initialized() and is_outside() else storage_from_url
-    return find(storage) if blobs is None else CombinedStorage(find(storage), find(blobs))
+    """What ``storage=`` and ``blobs=`` name, where it means something: under a Ray Client
+    variables, home and links are those of the node that serves it.
+
+    Raises:
+        StorageConfigError: it can't be used, or is a relative path under a Ray Client.
+    """
+    if not ray.is_initialized() or not is_outside():
+        return storage_from_urls(storage, blobs)
+    check_absolute(storage)
+    check_absolute(blobs)
+    found: Storage = call_inside(storage_from_urls, storage, blobs)
+    return found
 
 
 def init(

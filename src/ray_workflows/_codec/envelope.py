@@ -71,18 +71,7 @@ def unseal(data: bytes | memoryview, *, where: str) -> Envelope:
         StorageCorruptError: the bytes are no envelope, or a newer release wrote them.
     """
     view = memoryview(data)
-    if view.nbytes < PREFIX_SIZE or bytes(view[:2]) != MAGIC:
-        raise StorageCorruptError(f"The stored value of {where} is not a value envelope.")
-    if view[2] > VERSION:
-        raise StorageCorruptError(
-            f"The stored value of {where} has format version {view[2]}, newer than the {VERSION} "
-            f"that this release reads. Upgrade ray-workflows."
-        )
-    end = PREFIX_SIZE + int.from_bytes(view[3:7], "big")
-    try:
-        header = HEADER_DECODER.decode(view[PREFIX_SIZE:end])
-    except msgspec.MsgspecError as error:
-        raise StorageCorruptError(f"The stored value of {where} is damaged: {error}") from error
+    header, end = read_header(view, where=where)
     start, end = end, end + header.pickle_size
     pickled = view[start:end]
     buffers = []
@@ -95,3 +84,39 @@ def unseal(data: bytes | memoryview, *, where: str) -> Envelope:
             f"The stored value of {where} has {view.nbytes} bytes, its header says {end}."
         )
     return Envelope(pickled, buffers, header.objects)
+
+
+def read_header(view: memoryview, *, where: str) -> tuple[Header, int]:
+    """The header of an envelope, and where it ends."""
+    if view.nbytes < PREFIX_SIZE or bytes(view[:2]) != MAGIC:
+        raise StorageCorruptError(f"The stored value of {where} is not a value envelope.")
+    if view[2] > VERSION:
+        raise StorageCorruptError(
+            f"The stored value of {where} has format version {view[2]}, newer than the {VERSION} "
+            f"that this release reads. Upgrade ray-workflows."
+        )
+    end = header_end(view)
+    try:
+        return HEADER_DECODER.decode(view[PREFIX_SIZE:end]), end
+    except msgspec.MsgspecError as error:
+        raise StorageCorruptError(f"The stored value of {where} is damaged: {error}") from error
+
+
+def header_end(view: memoryview) -> int:
+    """Where the header ends of an envelope that begins so."""
+    return PREFIX_SIZE + int.from_bytes(view[3:PREFIX_SIZE], "big")
+
+
+def objects_in(
+    beginning: bytes | memoryview, *, where: str, partial: bool = False
+) -> tuple[Blob, ...] | None:
+    """The blobs of the ObjectRefs in an envelope that begins so.
+
+    ``partial``: more of it may be needed to tell; None if so.
+    """
+    view = memoryview(beginning)
+    if partial and bytes(view[:2]) != MAGIC[: view.nbytes]:
+        return ()  # No envelope: more of it would not help.
+    if partial and (view.nbytes < PREFIX_SIZE or view.nbytes < header_end(view)):
+        return None
+    return read_header(view, where=where)[0].objects

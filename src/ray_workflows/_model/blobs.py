@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from ray_workflows._model.values import Blob
@@ -16,6 +16,9 @@ class BlobStore(Protocol):
 
     def read_blob(self, incarnation: str, blob: Blob) -> memoryview:
         """The bytes, checked against size and checksum."""
+
+    def stream_blob(self, incarnation: str, blob: Blob) -> Iterator[memoryview]:
+        """The same piece by piece; they are right if the iteration ends without an error."""
 
     def find_blob(self, incarnation: str, key: str) -> Blob | None:
         """The description of what is stored, or None."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 
-from ray_workflows.cli.messages import GIVEN
+from ray_workflows.cli.messages import GIVEN, GIVEN_BLOBS
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 
@@ -28,21 +32,42 @@ def remember_storage(ctx: click.Context, param: click.Parameter, value: str | No
     return value
 
 
-storage_option = click.option(
-    "--storage",
-    metavar="DIR|URL",
-    callback=remember_storage,
-    help="Directory or URL of the workflows. Default: $RAY_WORKFLOW_STORAGE, else the directory "
-    "of this user.",
-)
+def remember_blobs(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    """Commands have no argument for it: whoever opens the storage looks it up."""
+    ctx.find_root().meta[GIVEN_BLOBS] = value
+
+
+def storage_options(default: str) -> Callable[[Command], Command]:
+    """The options that name a storage. ``default``: which it is without them."""
+
+    def decorate(command: Command) -> Command:
+        for option in (
+            click.option(
+                "--blobs",
+                metavar="DIR|URL",
+                callback=remember_blobs,
+                expose_value=False,
+                help="Where the values are, if not there. Default: $RAY_WORKFLOW_BLOBS, if the "
+                "storage is not named either.",
+            ),
+            click.option(
+                "--storage",
+                metavar="DIR|URL",
+                callback=remember_storage,
+                help=f"Directory or URL of the workflows. Default: {default}",
+            ),
+        ):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+storage_option = storage_options("$RAY_WORKFLOW_STORAGE, else the directory of this user.")
 
 #: For commands that act: they ask a running cluster first.
-cluster_storage_option = click.option(
-    "--storage",
-    metavar="DIR|URL",
-    callback=remember_storage,
-    help="Directory or URL of the workflows. Default: what the running cluster uses, else "
-    "$RAY_WORKFLOW_STORAGE, else the directory of this user.",
+cluster_storage_option = storage_options(
+    "what the running cluster uses, else $RAY_WORKFLOW_STORAGE, else the directory of this user."
 )
 
 address_option = click.option(

@@ -9,7 +9,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -254,6 +254,10 @@ class SqliteStorage(Storage):
     def read_blob(self, incarnation: str, blob: Blob) -> memoryview:
         """The bytes of a blob, checked; large ones are mapped, not read."""
         return self.blobs.read(incarnation, blob)
+
+    def stream_blob(self, incarnation: str, blob: Blob) -> Iterator[memoryview]:
+        """The bytes of a blob piece by piece, checked at the end."""
+        return self.blobs.stream(incarnation, blob)
 
     def find_blob(self, incarnation: str, key: str) -> Blob | None:
         """The description of a stored blob, or None."""
