@@ -106,7 +106,8 @@ class SqliteStorage(Storage):
         return True
 
     def open(self) -> None:
-        """Create the directory and the database if they are missing, and try a transaction.
+        """Create the directory and the database if they are missing, try a transaction, and bring
+        the schema of an older release up to date.
 
         Raises:
             StorageConfigError: the path can't be written or is no directory, the file system is a
@@ -122,6 +123,7 @@ class SqliteStorage(Storage):
             else:
                 create(path)
             self.check_writable()
+            self.writer.ensure_version(migrate=True)
 
     def open_existing(self) -> None:
         """Check that there is a storage here and that it can be read; creates nothing.
@@ -137,6 +139,7 @@ class SqliteStorage(Storage):
         check_existing(self.writer.path)
         self.reader.may_be_immutable = True
         try:
+            self.reader.ensure_version(migrate=False)
             with self.reader.use() as connection:
                 connection.execute(QUERIES["read_holders"]).fetchone()
         except StorageUnavailableError as error:
