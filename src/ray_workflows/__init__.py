@@ -27,12 +27,14 @@ from ray_workflows.api import (
     run_async,
     run_async_many,
 )
+from ray_workflows.codec import PayloadCodec
 from ray_workflows.events import EventListener, TimerListener, sleep, wait_for_event
 from ray_workflows.exceptions import (
     CoordinatorUnavailableError,
     InvalidResultError,
     InvalidWorkflowIdError,
     OutputNotAvailableError,
+    PayloadCodecError,
     SerializationError,
     StorageConfigError,
     StorageCorruptError,
@@ -75,6 +77,8 @@ __all__ = [
     "InvalidResultError",
     "InvalidWorkflowIdError",
     "OutputNotAvailableError",
+    "PayloadCodec",
+    "PayloadCodecError",
     "RetryPolicy",
     "SerializationError",
     "StorageConfigError",

@@ -27,6 +27,7 @@ from ray_workflows._client import connection, copies, workflows
 from ray_workflows._executor.context import CurrentTask, current_attempt, current_task
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.tasks import TaskInfo
+from ray_workflows.codec import PayloadCodec, check_codecs
 from ray_workflows.events import sleep, wait_for_event  # noqa: F401
 from ray_workflows.options import options, validate_metadata, validate_timeout  # noqa: F401
 from ray_workflows.storage import Storage
@@ -39,6 +40,7 @@ def init(
     storage: str | os.PathLike[str] | Storage | None = None,
     *,
     blobs: str | os.PathLike[str] | Storage | None = None,
+    codec: PayloadCodec | Sequence[PayloadCodec] | None = None,
     max_running_workflows: int | None = None,
     max_pending_workflows: int | None = None,
 ) -> None:
@@ -53,6 +55,9 @@ def init(
         blobs: where values larger than 64 KiB are kept, given in the same ways, if not in
             ``storage``. Everybody who uses the storage has to name the same place. Default, if
             ``storage`` is not given either: ``$RAY_WORKFLOW_BLOBS``.
+        codec: encodes the values of users before they are stored, to compress or encrypt them, and
+            decodes them. Of a list, the first encodes, and each decodes what its name is on. It
+            goes to the coordinator when that is started. Default: what the cluster uses already.
         max_running_workflows: how many workflows run at once; more wait as PENDING. -1: no limit.
             None: as it is, or no limit.
         max_pending_workflows: how many may wait; one more raises ``queue.Full``. -1: no limit.
@@ -61,7 +66,9 @@ def init(
     Raises:
         TypeError: a limit that is not an integer.
         ValueError: a limit out of range, or different from that of the running coordinator.
-        StorageConfigError: the storage can't be used, or the cluster uses another one.
+        StorageConfigError: the storage can't be used, or the cluster uses another one, or another
+            codec.
+        PayloadCodecError: the codec does not give back what it was given.
 
     Examples:
         >>> import ray_workflows as workflow
@@ -69,7 +76,8 @@ def init(
     """
     check_limit("max_running_workflows", max_running_workflows, 1, "positive")
     check_limit("max_pending_workflows", max_pending_workflows, 0, "non-negative")
-    connection.init(storage, blobs, max_running_workflows, max_pending_workflows)
+    codecs = check_codecs(codec)
+    connection.init(storage, blobs, max_running_workflows, max_pending_workflows, codecs)
 
 
 def run(

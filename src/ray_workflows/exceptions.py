@@ -22,6 +22,7 @@ Each error pickles, names the workflow it is about and says what to do next.
     ├── StorageError
     │   ├── StorageUnavailableError     the storage does not answer; work goes on when it returns
     │   ├── StorageCorruptError         stored bytes are not what was written; names the key
+    │   ├── PayloadCodecError           a value can't be encoded or decoded; names the codec
     │   └── StorageConfigError          (also ValueError) the storage can't be used as configured
     └── CoordinatorUnavailableError     the coordinator did not answer in time
 """
@@ -231,6 +232,18 @@ class StorageUnavailableError(StorageError):
 
 class StorageCorruptError(StorageError):
     """Stored bytes are not what was written. The message names the key."""
+
+
+class PayloadCodecError(StorageError):
+    """A value can't be encoded or decoded: the codec of ``init(codec=...)`` failed or is missing.
+
+    Attributes:
+        codec: the name of the codec.
+    """
+
+    def __init__(self, codec: str, reason: str):
+        super().__init__(reason)
+        self.codec = codec
 
 
 class StorageConfigError(StorageError, ValueError):

@@ -23,6 +23,7 @@ ARGUMENTS = {
     "TaskTimeoutError": ("w", "t", 1.5),
     "WorkflowStillActiveError": ("DELETE", "w"),
     "WorkflowCopyError": (["w"], "why"),
+    "PayloadCodecError": ("zlib", "why"),
     "OutputNotAvailableError": ("w", None, "it is gone."),
 }
 

@@ -19,8 +19,10 @@ from ray_workflows._coordinator.loop import UNLIMITED, Limits
 from ray_workflows._environment.cluster import call_inside, is_outside
 from ray_workflows._executor.node_storage import NodeStorage
 from ray_workflows._version import __version__
+from ray_workflows.codec import PayloadCodec
 from ray_workflows.exceptions import CoordinatorUnavailableError, StorageConfigError
 from ray_workflows.storage import Storage
+from ray_workflows.storage.encoded import EncodedStorage
 from ray_workflows.storage.urls import storage_from_urls
 
 logger = logging.getLogger(__name__)
@@ -168,11 +170,13 @@ def init(
     blobs: str | os.PathLike[str] | Storage | None,
     max_running: int | None,
     max_pending: int | None,
+    codecs: tuple[PayloadCodec, ...] = (),
 ) -> Connection:
     """Connect to the cluster's coordinator, and start it if there is none.
 
     Raises:
-        StorageConfigError: the storage can't be used, or the cluster uses another one.
+        StorageConfigError: the storage can't be used, or the cluster uses another one, or another
+            codec.
         ValueError: the limits differ from those the coordinator was started with.
     """
     global current
@@ -192,11 +196,14 @@ def init(
                     max_running=UNLIMITED if max_running is None else max_running,
                     max_pending=UNLIMITED if max_pending is None else max_pending,
                 )
+                if codecs:
+                    wanted = EncodedStorage(wanted, codecs)
                 call_inside(start, wanted, limits)
                 coordinator = ray.get_actor(ACTOR_NAME, namespace=NAMESPACE)
             connection = Connection(coordinator, describe(coordinator))
             if storage is not None or blobs is not None:
                 check_same_storage(connection, wanted)
+            check_same_codecs(connection, codecs)
             check_same_limits(connection.limits, max_running, max_pending)
         except BaseException:
             if starts_ray:
@@ -212,6 +219,17 @@ def check_same_storage(connection: Connection, wanted: Storage) -> None:
             f"storage={wanted.url} was asked for, but workflows of this cluster are in "
             f"{connection.storage.url}. One cluster has one storage: call init() without storage=, "
             f"or with the same one, or use another cluster."
+        )
+
+
+def check_same_codecs(connection: Connection, codecs: tuple[PayloadCodec, ...]) -> None:
+    asked = [codec.name for codec in codecs]
+    actual = [codec.name for codec in connection.storage.codecs]
+    if asked and asked != actual:
+        raise StorageConfigError(
+            f"codec={', '.join(asked)} was asked for, but this cluster's coordinator was started "
+            f"with {', '.join(actual) or 'none'}. Leave codec out, or restart the cluster to "
+            f"change it."
         )
 
 

@@ -23,6 +23,7 @@ from ray_workflows._model.catalog import (
     Page,
 )
 from ray_workflows._model.values import Blob
+from ray_workflows.codec import PayloadCodec
 from ray_workflows.exceptions import StorageUnavailableError
 from ray_workflows.storage.base import CommitOutcome, Storage
 
@@ -74,6 +75,11 @@ class NodeStorage(Storage):
     def node_bound(self) -> bool:
         """Whether it is on one node."""
         return self.node_id is not None
+
+    @property
+    def codecs(self) -> tuple[PayloadCodec, ...]:
+        """As the storage's own: values are encoded where they are made."""
+        return self.storage.codecs
 
     def open(self) -> None:
         self.call("open")

@@ -6,10 +6,15 @@ from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from ray_workflows._model.values import Blob
+from ray_workflows.codec import PayloadCodec
 
 
 class BlobStore(Protocol):
     """Blobs of workflows by incarnation and key; `storage.Storage` is one."""
+
+    @property
+    def codecs(self) -> tuple[PayloadCodec, ...]:
+        """What values are encoded with (the first) and decoded with (all)."""
 
     def write_blob(self, incarnation: str, key: str, chunks: Iterable[bytes | memoryview]) -> Blob:
         """Write durably unless the key exists; the description of what is stored."""

@@ -21,6 +21,8 @@ STORAGE = "ray_workflows.storage"
 GIVEN = "ray_workflows.given"
 #: What was given as the place of its values.
 GIVEN_BLOBS = "ray_workflows.given-blobs"
+#: The codec of its values: what was loaded.
+CODEC = "ray_workflows.codec"
 
 
 def command(verb: str, workflow_id: str, *options: str) -> str:

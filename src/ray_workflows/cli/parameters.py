@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+import operator
+import os
 import re
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
-from ray_workflows.cli.messages import GIVEN, GIVEN_BLOBS
+from ray_workflows.cli.messages import CODEC, GIVEN, GIVEN_BLOBS
+from ray_workflows.codec import check_codecs
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -68,6 +73,37 @@ storage_option = storage_options("$RAY_WORKFLOW_STORAGE, else the directory of t
 #: For commands that act: they ask a running cluster first.
 cluster_storage_option = storage_options(
     "what the running cluster uses, else $RAY_WORKFLOW_STORAGE, else the directory of this user."
+)
+
+
+def load_codec(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    """The codecs that ``module:object`` names, for whoever opens the storage."""
+    if value is None:
+        return
+    module, colon, name = value.partition(":")
+    if not (module and colon and name):
+        raise click.BadParameter(f"{value!r} is not of the form module:object.")
+    # As for `python -m`: what is beside the user can be imported.
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = operator.attrgetter(name)(importlib.import_module(module))
+        codec = found() if isinstance(found, type) else found
+        ctx.find_root().meta[CODEC] = check_codecs(codec)
+    except Exception as error:
+        raise click.BadParameter(
+            f"{value!r} can't be used: {type(error).__name__}: {error} Name a module that can be "
+            f"imported here, and in it a PayloadCodec, a class of one that takes no arguments, or "
+            f"a list of them."
+        ) from error
+
+
+codec_option = click.option(
+    "--codec",
+    metavar="MODULE:OBJECT",
+    callback=load_codec,
+    expose_value=False,
+    help="The codec of the values, if init() was given one. Default: that of the running cluster.",
 )
 
 address_option = click.option(

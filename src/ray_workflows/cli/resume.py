@@ -13,6 +13,7 @@ from ray_workflows.cli.messages import command, explain_resume
 from ray_workflows.cli.parameters import (
     address_option,
     cluster_storage_option,
+    codec_option,
     json_option,
     workflow_argument,
 )
@@ -24,6 +25,7 @@ from ray_workflows.exceptions import WorkflowError
 @click.command()
 @workflow_argument
 @cluster_storage_option
+@codec_option
 @address_option
 @click.option(
     "--local",

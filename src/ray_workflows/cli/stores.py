@@ -8,9 +8,10 @@ import click
 
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.reader import Reader
-from ray_workflows.cli.messages import GIVEN_BLOBS, STORAGE, remember, remembered
+from ray_workflows.cli.messages import CODEC, GIVEN_BLOBS, STORAGE, remember, remembered
 from ray_workflows.exceptions import StorageConfigError
 from ray_workflows.storage import Storage
+from ray_workflows.storage.encoded import EncodedStorage
 from ray_workflows.storage.urls import VARIABLE, storage_from_urls
 
 
@@ -30,8 +31,10 @@ def open_storage(spec: str | None) -> Storage:
 
 
 def named(spec: str | None) -> Storage:
-    """The storage that ``--storage`` and ``--blobs`` name."""
-    return storage_from_urls(spec, remembered(GIVEN_BLOBS))
+    """The storage that ``--storage`` and ``--blobs`` name, with the codec of ``--codec``."""
+    storage = storage_from_urls(spec, remembered(GIVEN_BLOBS))
+    codecs = click.get_current_context().find_root().meta.get(CODEC)
+    return EncodedStorage(storage, codecs) if codecs else storage
 
 
 def is_named(spec: str | None) -> bool:

@@ -19,6 +19,7 @@ from ray_workflows._model.catalog import (
     Page,
 )
 from ray_workflows._model.values import Blob
+from ray_workflows.codec import PayloadCodec
 from ray_workflows.exceptions import StorageConfigError
 from ray_workflows.storage.records import slices
 
@@ -53,6 +54,12 @@ class Storage(ABC):
     def node_bound(self) -> bool:
         """Whether only processes on the machine that opened it can use it directly."""
         return False
+
+    @property
+    def codecs(self) -> tuple[PayloadCodec, ...]:
+        """What values are encoded with before they are stored here: the first of these, if there
+        is one. All of them decode. Nothing that is passed to a storage has to be encoded by it."""
+        return ()
 
     @abstractmethod
     def open(self) -> None:
