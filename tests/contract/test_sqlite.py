@@ -498,7 +498,12 @@ def test_a_migration_and_a_running_coordinator(tmp_path, next_release):
     """An older release is at work, in a process of its own, while a newer one migrates."""
     store, stop = tmp_path / "store", tmp_path / "stop"
     program = [sys.executable, "-c", OLDER, str(store), str(stop)]
-    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as older:
+    with (
+        subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as older,
+        contextlib.ExitStack() as stack,
+    ):
+        # It must end if this fails, too.
+        stack.callback(stop.touch)
         assert older.stdout.readline() == "at work\n"
         newer = SqliteStorage(store)
         with pytest.raises(StorageConfigError, match=r"schema 1.*init\(\)"):

@@ -20,8 +20,9 @@ from ray_workflows._codec.envelope import objects_in
 from ray_workflows._codec.journal import events_of
 from ray_workflows._codec.references import blobs_in
 from ray_workflows._engine.commands import commands
+from ray_workflows._engine.evolve import evolve
 from ray_workflows._engine.invariants import check
-from ray_workflows._engine.replay import replay
+from ray_workflows._engine.state import WorkflowState
 from ray_workflows._engine.summary import catalog_row
 from ray_workflows._model.catalog import Append, CatalogRow
 from ray_workflows._model.commands import StartAttempt
@@ -89,7 +90,11 @@ def look(storage: Storage, workflow_id: str) -> dict[str, Any]:
     assert row is not None
     entries = storage.read_journal(row.incarnation)
     events = [event for entry in entries for event in events_of(entry, workflow_id)]
-    state = replay(workflow_id, row.incarnation, events)
+    state = WorkflowState(workflow_id, row.incarnation)
+    steps = []
+    for event in events:
+        evolve(state, event)
+        steps.append(due(state))
     check(state)
     status = get_status(reader, workflow_id).value
     tasks = get_tasks(reader, workflow_id)
@@ -112,15 +117,22 @@ def look(storage: Storage, workflow_id: str) -> dict[str, Any]:
         "of tasks": {t.task_id: get_metadata(reader, workflow_id, t.task_id) for t in tasks},
         "catalog": msgspec.to_builtins(catalog_row(state, row.seq)),
         "events": [type(event).__name__ for event in events],
-        "next": sorted(
-            f"start {state.tasks[command.task].task_id}, attempt {command.attempt}"
-            if isinstance(command, StartAttempt)
-            else type(command).__name__
-            for command in commands(state)
-        ),
+        # What a coordinator would do that found the journal to end after each of its events.
+        "next": steps,
     }
     found: dict[str, Any] = json.loads(json.dumps(seen, default=repr))
     return found
+
+
+def due(state: WorkflowState) -> list[str]:
+    """What is to be done, as text."""
+    return sorted(
+        f"start {state.tasks[command.task].task_id}, attempt {command.attempt}, epoch "
+        f"{command.epoch}, not before {command.not_before}"
+        if isinstance(command, StartAttempt)
+        else repr(command)
+        for command in commands(state)
+    )
 
 
 def shown(value: Any) -> str:
