@@ -264,6 +264,12 @@ def neutral(value: Any, paths: list[str]) -> Any:
         for path in paths:
             value = value.replace(path, "/home/user")
         return value
+    if isinstance(value, bytes):
+        # A pickle knows how long its strings are.
+        for path in paths:
+            stand_in = b"/home/user".ljust(len(path), b"/")[: len(path)]
+            value = value.replace(path.encode(), stand_in)
+        return value
     if isinstance(value, (list, tuple)):
         return [neutral(item, paths) for item in value]
     if isinstance(value, dict):
@@ -328,7 +334,10 @@ def main() -> None:
     storage = SqliteStorage("store")
     by_hand(storage)
     storage.close()
-    paths = [str(directory), str(DIRECTORY.parents[1]), sys.prefix, sys.base_prefix]
+    # An editable installation is somewhere else than this tree.
+    installed = [path for path in sys.path if path.endswith("/src")]
+    roots = [str(directory), str(DIRECTORY.parents[1]), sys.prefix, sys.base_prefix]
+    paths = [path for path in (*installed, *roots) if len(path) > 4]
     without_paths(directory / "store", sorted(paths, key=len, reverse=True))
     storage = SqliteStorage("store")
     for row in storage.list_catalog(CatalogQuery()).rows:
