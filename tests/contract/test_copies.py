@@ -202,6 +202,10 @@ def test_the_unknown_creates_nothing(source: Store, tmp_path: Path) -> None:
     with pytest.raises(StorageConfigError, match="is not a storage"):
         ray_workflows.copy("w", source=where, target=tmp_path / "other")
     assert not (tmp_path / "other").exists()
+    with pytest.raises(TypeError, match="target=None"):
+        ray_workflows.copy("w", source=source.storage, target=None)
+    with pytest.raises(ValueError, match="empty"):
+        ray_workflows.copy("", source=source.storage, target=where)
 
 
 def test_a_storage_is_not_copied_to_itself(source: Store, tmp_path: Path) -> None:

@@ -243,22 +243,24 @@ def copy(workflow_id: str | None, source: StorageSpec, target: StorageSpec) -> l
     Raises:
         WorkflowCopyError: some of them can't be copied; all others are.
     """
-    if source is None and ray.is_initialized():
-        here = connection.connect().storage
-    else:
-        here = named(source)
-        here.open_existing()
+    if target is None:
+        raise TypeError("target=None names no storage to copy to. Give a path, a URL or a Storage.")
+    connected = source is None and ray.is_initialized()
+    here = connection.connect().storage if connected else named(source)
     there = named(target)
+    mine = [each for each, given in ((here, source), (there, target)) if each is not given]
+    if connected:
+        mine.remove(here)
     try:
+        here.open_existing()
         copying = Copying(here, there)
         copying.open(workflow_id)
         if workflow_id is not None:
             return [workflow_id] if copying.copy(workflow_id) else []
         found = list(copying.copy_all())
     finally:
-        for storage, given in ((here, source), (there, target)):
-            if storage is not given and given is not None:
-                storage.close()
+        for storage in mine:
+            storage.close()
     failed = {name: error for name, error in found if error is not None}
     if failed:
         raise not_copied(failed)
