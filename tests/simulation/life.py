@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ray_workflows._coordinator.lease import Lease
-from ray_workflows._coordinator.loop import Limits, Loop
+from ray_workflows._coordinator.loop import Loop
 from ray_workflows._coordinator.requests import Request
+from ray_workflows._coordinator.room import Limits
 from ray_workflows._coordinator.verbs import Verbs
 from ray_workflows._coordinator.workflow import Workflow
 from ray_workflows._engine.commands import commands

@@ -15,7 +15,7 @@ from ray_workflows._capture.values import ValueReader
 from ray_workflows._client.launch import start_coordinator
 from ray_workflows._client.reader import Reader
 from ray_workflows._coordinator.host import ACTOR_NAME, NAMESPACE
-from ray_workflows._coordinator.loop import UNLIMITED, Limits
+from ray_workflows._coordinator.room import UNLIMITED, Limits
 from ray_workflows._environment.cluster import call_inside, is_outside
 from ray_workflows._executor.node_storage import NodeStorage
 from ray_workflows._version import __version__

@@ -23,7 +23,7 @@ from ray_workflows._codec.journal import decode_entry, decode_plan
 from ray_workflows._coordinator.claims import this_holder
 from ray_workflows._coordinator.io import ThreadIo
 from ray_workflows._coordinator.lease import Lease
-from ray_workflows._coordinator.loop import Limits, Loop
+from ray_workflows._coordinator.loop import Loop
 from ray_workflows._coordinator.requests import (
     CancelRequest,
     DeleteRequest,
@@ -34,6 +34,7 @@ from ray_workflows._coordinator.requests import (
     SubmitRequest,
     WatchRequest,
 )
+from ray_workflows._coordinator.room import Limits
 from ray_workflows._coordinator.verbs import Verbs
 from ray_workflows._executor.ray_tasks import RayExecutor
 from ray_workflows._model.inputs import AttemptRuns

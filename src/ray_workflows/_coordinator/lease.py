@@ -154,7 +154,7 @@ class Lease:
         workflow = Workflow(recovered.state, recovered.seq, recovered.row)
         self.lose_unstored(workflow)
         if recovered.state.status is WorkflowStatus.PENDING:
-            self.loop.waiting_room.append(workflow.workflow_id)
+            self.loop.room.waiting.append(workflow.workflow_id)
         self.loop.hold(workflow)
         if recovered.state.holder == self.holder.holder_id:
             # No claim fences it off: what was read may be older than what we did since.
