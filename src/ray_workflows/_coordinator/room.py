@@ -39,5 +39,13 @@ class Room:
         limit = self.limits.max_pending
         return limit == UNLIMITED or self.count(WorkflowStatus.PENDING) < limit
 
+    def left(self, at_most: int) -> int:
+        """How many more may come, to run or to wait: ``at_most`` if there is no limit."""
+        limits = self.limits
+        if UNLIMITED in (limits.max_running, limits.max_pending):
+            return at_most
+        taken = self.count(WorkflowStatus.RUNNING) + self.count(WorkflowStatus.PENDING)
+        return max(0, min(at_most, limits.max_running + limits.max_pending - taken))
+
     def count(self, status: WorkflowStatus) -> int:
         return sum(1 for w in self.workflows.values() if w.state.status is status)
