@@ -130,7 +130,7 @@ def lease_seconds() -> float:
         seconds = float(given) if given else LEASE_SECONDS
     except ValueError:
         seconds = 0.0
-    # No longer than that: it is how late at most another cluster takes over.
+    # Others rely on it that nobody's is longer.
     if not 1.0 <= seconds <= LEASE_SECONDS:
         raise StorageConfigError(
             f"${LEASE_VARIABLE} is {given!r}. It must be a number of seconds from 1 to "

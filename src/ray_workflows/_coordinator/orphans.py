@@ -41,8 +41,16 @@ AT_ONCE = 100
 QUICK_DEATHS = 3
 QUICK_SECONDS = 120.0
 
-#: What a coordinator commits that takes a workflow up, before it goes on with it.
-TAKING_UP = (ev.WorkflowClaimed, ev.WorkflowResumed, ev.WorkflowStarted, ev.ValuesLost)
+#: What a coordinator commits that takes a workflow up, before it has got anywhere with it, and how
+#: many of its last journal entries are searched for that.
+TAKING_UP = (
+    ev.WorkflowClaimed,
+    ev.WorkflowResumed,
+    ev.WorkflowStarted,
+    ev.ValuesLost,
+    ev.AttemptStarted,
+)
+LAST_ENTRIES = 10 * QUICK_DEATHS
 
 #: The row of a holder is removed when its lease lapsed so many seconds ago, and nothing names it.
 BURY_SECONDS = 3600.0
@@ -227,10 +235,7 @@ class Orphans:
         if recovered.state.epoch < QUICK_DEATHS:
             return None
         row = recovered.row
-        # Resuming and starting may be two entries.
-        entries = self.loop.storage.read_journal(
-            row.incarnation, max(0, row.seq - 2 * QUICK_DEATHS)
-        )
+        entries = self.loop.storage.read_journal(row.incarnation, max(0, row.seq - LAST_ENTRIES))
         taken_at: list[float] = []
         for event in (event for entry in entries for event in events_of(entry, row.workflow_id)):
             if not isinstance(event, TAKING_UP):
