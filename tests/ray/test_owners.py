@@ -168,9 +168,10 @@ def held_by_the_owner(marks: Marks, name: str, gate: Gate, *rest: Any) -> str:
 
 @workflow.options(retry=workflow.RetryPolicy(max_attempts=5, backoff=LEASE + 1.0, jitter=0.0))
 @ray.remote
-def failing_on_the_owner(marks: Marks) -> str:
+def failing_on_the_owner(marks: Marks, gate: Gate) -> str:
     marks.add(f"failing@{here()}")
     if here() == "owner":
+        gate.wait()
         raise ConnectionError("not here")
     return "failing"
 
@@ -199,19 +200,21 @@ def start_sleeping(marks: Marks, ids: list[str], seconds: float) -> None:
         workflow.run_async(once.bind(marks, workflow_id, nap), workflow_id=workflow_id)
 
 
-def start_failing(marks: Marks, workflow_id: str) -> None:
+def start_failing(marks: Marks, gate: Gate, workflow_id: str) -> None:
     task = failing_on_the_owner.options(**workflow.options(retry=workflow.RetryPolicy(1)))
     with pytest.raises(workflow.WorkflowExecutionError):
-        workflow.run(task.bind(marks), workflow_id=workflow_id)
+        workflow.run(task.bind(marks, gate), workflow_id=workflow_id)
 
 
-def start_many_sided(marks: Marks, reporting: Gate, endless: Gate, workflow_id: str) -> None:
-    """Done; one that will report; one that runs on; one to be tried again; and one after them."""
+def start_many_sided(
+    marks: Marks, reporting: Gate, endless: Gate, failing: Gate, workflow_id: str
+) -> None:
+    """Done; one that will report, and its follower; one that runs on; one to be tried again."""
     first = once.bind(marks, "first")
     branches = [
-        held_by_the_owner.bind(marks, "reporting", reporting, first),
+        once.bind(marks, "follower", held_by_the_owner.bind(marks, "reporting", reporting, first)),
         held_by_the_owner.bind(marks, "endless", endless, first),
-        failing_on_the_owner.bind(marks),
+        failing_on_the_owner.bind(marks, failing),
     ]
     workflow.run_async(once.bind(marks, "last", *branches), workflow_id=workflow_id)
 
@@ -254,7 +257,9 @@ def test_verbs_work_on_the_cluster_that_is_not_the_owner(
     pair.start()
     owner, other = pair.owner, pair.other
     owner.call(start_held, marks, gate, canceled=1, waited=2, resumed=3)
-    owner.call(start_failing, marks, "failed")
+    already_open = Gate(gate.path + "-open")
+    already_open.open()
+    owner.call(start_failing, marks, already_open, "failed")
     marks.wait_for("held@owner", 3)
     running = {"canceled": "RUNNING", "waited": "RUNNING", "resumed": "RUNNING"}
     assert other.call(statuses) == {**running, "failed": "FAILED"}
@@ -313,10 +318,13 @@ def test_a_stopped_owner_is_replaced_and_gives_way(
     pair.start(auto_resume=True)
     clean(pair)
     owner, other = pair.owner, pair.other
-    reporting, endless = Gate(str(tmp_path / "reporting")), Gate(str(tmp_path / "endless"))
-    owner.call(start_many_sided, marks, reporting, endless, "w")
-    for name in ("reporting@owner", "endless@owner", "failing@owner"):
-        marks.wait_for(name)
+    names = ("reporting", "endless", "failing")
+    reporting, endless, failing = (Gate(str(tmp_path / name)) for name in names)
+    owner.call(start_many_sided, marks, reporting, endless, failing, "w")
+    for name in names:
+        marks.wait_for(f"{name}@owner")
+    # From here on the owner has a while until it tries again.
+    failing.open()
     wait_until(lambda: any(has_failed_once(e) for e in pair.events("w")), "the failure is noted")
     (pid,) = marks.pids("endless@owner")
 
@@ -344,6 +352,7 @@ def test_a_stopped_owner_is_replaced_and_gives_way(
         "first@owner": 1,
         "reporting@owner": 1,
         "reporting@other": 1,
+        "follower@other": 1,
         "endless@owner": 1,
         "endless@other": 1,
         "failing@owner": 1,
@@ -384,6 +393,8 @@ def test_a_killed_owner_is_replaced_at_once(
     assert other.call(statuses) == {}
 
 
+# That a lease lapses is tested on each storage by the owner that is stopped.
+@pytest.mark.parametrize("url", ["shared"], indirect=True)
 def test_an_owner_whose_death_can_not_be_proved(pair: Pair, marks: Marks, gate: Gate) -> None:
     """Its row says that it was on another machine."""
     pair.start(auto_resume=True)
