@@ -337,7 +337,7 @@ def test_a_stopped_owner_is_replaced_and_gives_way(
         assert taken_after <= LAPSED_SECONDS + BUSY_SECONDS
         assert other.call(workflow.get_output, "w") == "last"
         # What the owner was to try again is due.
-        wait_until(lambda: time.time() > stopped_at + LEASE + 2.0, "the pause is over")
+        wait_until(lambda: time.time() > stopped_at + LEASE + 1.1, "the pause is over")
         events, counts = pair.events("w"), marks.counts()
         assert isinstance(events[-1], ev.WorkflowSucceeded)
 

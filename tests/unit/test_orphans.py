@@ -246,6 +246,39 @@ def test_what_there_was_no_room_for_comes_later(world: World) -> None:
     assert {world.status(f"w{number}")[1] for number in range(2)} == {"other"}
 
 
+def test_room_that_is_taken_meanwhile(world: World) -> None:
+    owner = Coordinator(world, "owner", host="here")
+    other = Coordinator(world, "other", Limits(1, 0), auto_resume=False, host="here")
+    owner.submit("orphan")
+    owner.die()
+    findings = other.orphans.search(frozenset(), 1, False)
+    other.submit("of its own")
+    other.orphans.found(findings)
+    world.pass_time(5.0)
+    assert list(other.loop.workflows) == ["of its own"]
+    other.loop.drop(other.loop.workflows["of its own"])
+    world.pass_time(2.0)
+    assert world.status("orphan")[1] == "other"
+
+
+def test_no_look_reads_more_than_a_few(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "AT_ONCE", 4)
+    found: list[int] = []
+
+    def noting(self: Orphans, findings: Any) -> None:
+        found.append(len(findings.orphans))
+        original(self, findings)
+
+    original = Orphans.found
+    monkeypatch.setattr(Orphans, "found", noting)
+    owner = Coordinator(world, "owner", host="here")
+    Coordinator(world, "other", host="here")
+    owner.submit(*(f"w{number}" for number in range(10)))
+    owner.die()
+    world.pass_time(1.5)
+    assert [number for number in found if number] == [4, 4, 2]
+
+
 def test_two_take_each_workflow_once(world: World) -> None:
     owner = Coordinator(world, "owner")
     others = [Coordinator(world, "one"), Coordinator(world, "two")]
@@ -300,6 +333,10 @@ def test_what_coordinators_die_of_is_left_alone(world: World) -> None:
     assert row.holder == f"victim{module.QUICK_DEATHS - 1}"
     assert row.released
     assert "coordinators died" in (row.error or "")
+    # It stays so: only who asks for it goes on with it.
+    Coordinator(world, "last", host="here")
+    world.pass_time(2 * module.QUICK_SECONDS)
+    assert world.storage.read_catalog("w") == row
 
 
 def test_deaths_far_apart_are_accidents(world: World) -> None:
@@ -337,6 +374,7 @@ def test_rows_of_the_long_dead_are_removed(world: World) -> None:
     Coordinator(world, "third", auto_resume=True)
     world.pass_time(30.0)
     assert world.status("w")[1] == "third"
+    assert world.holders() == {"owner", "idle", "other", "third"}
     world.clock.now += module.BURY_SECONDS
     world.pass_time(30.0)
     assert world.holders() == {"other", "third"}
