@@ -33,6 +33,7 @@ class Cluster(DriverProcess):
     def __init__(self, directory: Path, name: str, **env: str) -> None:
         self.name = name
         self.connection: Connection | None = None
+        self.asked = 0
         directory.mkdir(exist_ok=True)
         code = "from tests.ray.clusters import serve\nserve()\n"
         super().__init__(directory, code, **{VARIABLE: name, **env})
@@ -51,17 +52,27 @@ class Cluster(DriverProcess):
 
             wait_until(is_up, f"the cluster {self.name} is up")
             self.connection = Client(self.address)
+        while self.asked:
+            # What a test that failed has not taken.
+            self.answer()
+        self.asked += 1
         self.connection.send_bytes(cloudpickle.dumps((function, args, kwargs)))
         return self
 
     def receive(self) -> Any:
-        assert self.connection is not None
-        if not self.connection.poll(ANSWER_SECONDS):
-            raise AssertionError(f"no answer within {ANSWER_SECONDS} s: {self.text()}")
-        value, error = cloudpickle.loads(self.connection.recv_bytes())
+        """What the function returns or raises that was sent last."""
+        value, error = self.answer()
         if error is not None:
             raise error
         return value
+
+    def answer(self) -> tuple[Any, Exception | None]:
+        assert self.connection is not None
+        if not self.connection.poll(ANSWER_SECONDS):
+            raise AssertionError(f"no answer within {ANSWER_SECONDS} s: {self.text()}")
+        self.asked -= 1
+        answer: tuple[Any, Exception | None] = cloudpickle.loads(self.connection.recv_bytes())
+        return answer
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call a function in the driver; what it returns or raises."""
