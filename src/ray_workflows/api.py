@@ -43,6 +43,7 @@ def init(
     codec: PayloadCodec | Sequence[PayloadCodec] | None = None,
     max_running_workflows: int | None = None,
     max_pending_workflows: int | None = None,
+    auto_resume: bool | None = None,
 ) -> None:
     """Connect to the workflows of the cluster. Starts Ray, and the coordinator, if need be.
 
@@ -62,10 +63,15 @@ def init(
             None: as it is, or no limit.
         max_pending_workflows: how many may wait; one more raises ``queue.Full``. -1: no limit.
             None: as it is, or no limit.
+        auto_resume: whether this cluster goes on, without being asked, with workflows of the
+            storage whose own cluster is dead: as soon as that is proved (same machine), else
+            when its lease of 15 s has lapsed. As many as there is room for; none that could
+            not be driven or read. None: as it is, or False.
 
     Raises:
-        TypeError: a limit that is not an integer.
-        ValueError: a limit out of range, or different from that of the running coordinator.
+        TypeError: a limit that is not an integer, or ``auto_resume`` that is not True or False.
+        ValueError: a limit out of range, or one of these different from that of the running
+            coordinator.
         StorageConfigError: the storage can't be used, or the cluster uses another one, or another
             codec.
         PayloadCodecError: the codec does not give back what it was given.
@@ -76,8 +82,12 @@ def init(
     """
     check_limit("max_running_workflows", max_running_workflows, 1, "positive")
     check_limit("max_pending_workflows", max_pending_workflows, 0, "non-negative")
+    if auto_resume is not None:
+        check_flag("auto_resume", auto_resume)
     codecs = check_codecs(codec)
-    connection.init(storage, blobs, max_running_workflows, max_pending_workflows, codecs)
+    connection.init(
+        storage, blobs, max_running_workflows, max_pending_workflows, auto_resume, codecs
+    )
 
 
 def run(

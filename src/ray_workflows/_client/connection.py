@@ -14,9 +14,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray_workflows._capture.values import ValueReader
 from ray_workflows._client.launch import start_coordinator
 from ray_workflows._client.reader import Reader
-from ray_workflows._coordinator.host import ACTOR_NAME, NAMESPACE
-from ray_workflows._coordinator.loop import UNLIMITED, Limits
+from ray_workflows._coordinator.claims import LEASE_SECONDS
+from ray_workflows._coordinator.host import ACTOR_NAME, NAMESPACE, Settings
 from ray_workflows._coordinator.requests import Watched
+from ray_workflows._coordinator.room import UNLIMITED, Limits
 from ray_workflows._environment.cluster import call_inside, is_outside
 from ray_workflows._executor.node_storage import NodeStorage
 from ray_workflows._version import __version__
@@ -33,6 +34,8 @@ START_SECONDS = 60.0
 #: How long a call may take before the coordinator counts as gone, in seconds. Longer than it
 #: takes itself to say that the storage is away, and than Ray needs to restart it.
 CALL_SECONDS = 90.0
+#: Names the lease of a coordinator that is started by this process, in seconds.
+LEASE_VARIABLE = "RAY_WORKFLOW_LEASE_SECONDS"
 
 
 class Connection(Reader):
@@ -42,7 +45,8 @@ class Connection(Reader):
         storage = reachable(description["storage"])
         super().__init__(storage, cluster=description["holder"].coordinator)
         self.coordinator = coordinator
-        self.limits: Limits = description["limits"]
+        self.settings: Settings = description["settings"]
+        self.resumes_orphans = self.settings.auto_resume
         self.version: str = description["version"]
         self.session = session_id()
 
@@ -125,8 +129,25 @@ def reachable(storage: Storage) -> Storage:
     return storage
 
 
-def start(storage: Storage, limits: Limits) -> None:
+def lease_seconds() -> float:
+    """The lease that a coordinator started here is given."""
+    given = os.environ.get(LEASE_VARIABLE, "")
+    try:
+        seconds = float(given) if given else LEASE_SECONDS
+    except ValueError:
+        seconds = 0.0
+    # Others rely on it that nobody's is longer.
+    if not 1.0 <= seconds <= LEASE_SECONDS:
+        raise StorageConfigError(
+            f"${LEASE_VARIABLE} is {given!r}. It must be a number of seconds from 1 to "
+            f"{LEASE_SECONDS:.0f}, or not be set."
+        )
+    return seconds
+
+
+def start(storage: Storage, limits: Limits, auto_resume: bool) -> None:
     """Open the storage and start the coordinator. Called in the cluster."""
+    settings = Settings(limits, auto_resume, lease_seconds())
     storage.open()
     options: dict[str, Any] = {
         "name": ACTOR_NAME,
@@ -138,7 +159,7 @@ def start(storage: Storage, limits: Limits) -> None:
         node_id = ray.get_runtime_context().get_node_id()
         storage = NodeStorage(storage, node_id)
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    start_coordinator(options, (storage, limits, __version__))
+    start_coordinator(options, (storage, settings, __version__))
 
 
 def check_absolute(spec: str | os.PathLike[str] | Storage | None) -> None:
@@ -175,6 +196,7 @@ def init(
     blobs: str | os.PathLike[str] | Storage | None,
     max_running: int | None,
     max_pending: int | None,
+    auto_resume: bool | None = None,
     codecs: tuple[PayloadCodec, ...] = (),
 ) -> Connection:
     """Connect to the cluster's coordinator, and start it if there is none.
@@ -182,7 +204,7 @@ def init(
     Raises:
         StorageConfigError: the storage can't be used, or the cluster uses another one, or another
             codec.
-        ValueError: the limits differ from those the coordinator was started with.
+        ValueError: a setting differs from what the coordinator was started with.
     """
     global current
     with lock:
@@ -203,13 +225,18 @@ def init(
                 )
                 if codecs:
                     wanted = EncodedStorage(wanted, codecs)
-                call_inside(start, wanted, limits)
+                call_inside(start, wanted, limits, bool(auto_resume))
                 coordinator = ray.get_actor(ACTOR_NAME, namespace=NAMESPACE)
             connection = Connection(coordinator, describe(coordinator))
             if storage is not None or blobs is not None:
                 check_same_storage(connection, wanted)
             check_same_codecs(connection, codecs)
-            check_same_limits(connection.limits, max_running, max_pending)
+            check_same_settings(
+                connection.settings,
+                max_running_workflows=max_running,
+                max_pending_workflows=max_pending,
+                auto_resume=auto_resume,
+            )
         except BaseException:
             if starts_ray:
                 ray.shutdown()
@@ -238,15 +265,17 @@ def check_same_codecs(connection: Connection, codecs: tuple[PayloadCodec, ...]) 
         )
 
 
-def check_same_limits(limits: Limits, max_running: int | None, max_pending: int | None) -> None:
-    for name, asked, actual in (
-        ("max_running_workflows", max_running, limits.max_running),
-        ("max_pending_workflows", max_pending, limits.max_pending),
-    ):
-        if asked is not None and asked != actual:
+def check_same_settings(settings: Settings, **asked: int | None) -> None:
+    actual = {
+        "max_running_workflows": settings.limits.max_running,
+        "max_pending_workflows": settings.limits.max_pending,
+        "auto_resume": settings.auto_resume,
+    }
+    for name, value in asked.items():
+        if value is not None and value != actual[name]:
             raise ValueError(
                 f"The workflow init is called again but the init options do not match the "
-                f"original ones: {name}={asked}, originally {actual}. Leave {name} out, or "
+                f"original ones: {name}={value}, originally {actual[name]}. Leave {name} out, or "
                 f"restart the cluster to change it."
             )
 
