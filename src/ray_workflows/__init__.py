@@ -9,6 +9,7 @@ from ray_workflows._version import __version__
 from ray_workflows.api import (
     cancel,
     continuation,
+    copy,
     current,
     delete,
     fork,
@@ -28,6 +29,7 @@ from ray_workflows.api import (
     run_async,
     run_async_many,
 )
+from ray_workflows.codec import PayloadCodec
 from ray_workflows.events import EventListener, TimerListener, sleep, wait_for_event
 from ray_workflows.exceptions import (
     CoordinatorUnavailableError,
@@ -36,6 +38,7 @@ from ray_workflows.exceptions import (
     InvalidWorkflowIdError,
     OutputNotAvailableError,
     PackageTooLargeError,
+    PayloadCodecError,
     SerializationError,
     StorageConfigError,
     StorageCorruptError,
@@ -45,6 +48,7 @@ from ray_workflows.exceptions import (
     WorkflowAlreadyExistsError,
     WorkflowAlreadyRunningError,
     WorkflowCancellationError,
+    WorkflowCopyError,
     WorkflowError,
     WorkflowExecutionError,
     WorkflowNotFoundError,
@@ -80,6 +84,8 @@ __all__ = [
     "InvalidWorkflowIdError",
     "OutputNotAvailableError",
     "PackageTooLargeError",
+    "PayloadCodec",
+    "PayloadCodecError",
     "RetryPolicy",
     "SerializationError",
     "StorageConfigError",
@@ -93,6 +99,7 @@ __all__ = [
     "WorkflowAlreadyExistsError",
     "WorkflowAlreadyRunningError",
     "WorkflowCancellationError",
+    "WorkflowCopyError",
     "WorkflowError",
     "WorkflowExecutionError",
     "WorkflowNotFoundError",
@@ -103,6 +110,7 @@ __all__ = [
     "__version__",
     "cancel",
     "continuation",
+    "copy",
     "current",
     "delete",
     "fork",

@@ -25,12 +25,13 @@ from ray_workflows._arguments import (
     parse_wishes,
 )
 from ray_workflows._capture.execute import execute_dag
-from ray_workflows._client import connection, workflows
+from ray_workflows._client import connection, copies, workflows
 from ray_workflows._environment import secrets
 from ray_workflows._executor.context import CurrentTask, current_attempt, current_task
 from ray_workflows._model.environment import EnvironmentInfo
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.tasks import TaskInfo
+from ray_workflows.codec import PayloadCodec, check_codecs
 from ray_workflows.events import sleep, wait_for_event  # noqa: F401
 from ray_workflows.options import options, validate_metadata, validate_timeout  # noqa: F401
 from ray_workflows.storage import Storage
@@ -43,8 +44,10 @@ def init(
     storage: str | os.PathLike[str] | Storage | None = None,
     *,
     blobs: str | os.PathLike[str] | Storage | None = None,
+    codec: PayloadCodec | Sequence[PayloadCodec] | None = None,
     max_running_workflows: int | None = None,
     max_pending_workflows: int | None = None,
+    auto_resume: bool | None = None,
     secret_env_vars: Sequence[str] | None = None,
 ) -> None:
     """Connect to the workflows of the cluster. Starts Ray, and the coordinator, if need be.
@@ -56,20 +59,31 @@ def init(
             the cluster uses already; else ``$RAY_WORKFLOW_STORAGE``; else a directory of the
             user's own.
         blobs: where values larger than 64 KiB are kept, given in the same ways, if not in
-            ``storage``. Everybody who uses the storage has to name the same place.
+            ``storage``. Everybody who uses the storage has to name the same place. Default, if
+            ``storage`` is not given either: ``$RAY_WORKFLOW_BLOBS``.
+        codec: encodes the values of users before they are stored, to compress or encrypt them, and
+            decodes them. Of a list, the first encodes, and each decodes what its name is on. It
+            goes to the coordinator when that is started. Default: what the cluster uses already.
         max_running_workflows: how many workflows run at once; more wait as PENDING. -1: no limit.
             None: as it is, or no limit.
         max_pending_workflows: how many may wait; one more raises ``queue.Full``. -1: no limit.
             None: as it is, or no limit.
+        auto_resume: whether this cluster goes on, without being asked, with workflows of the
+            storage whose own cluster is dead: as soon as that is proved (same machine), else
+            when its lease of 15 s has lapsed. As many as there is room for; none that could
+            not be driven or read. None: as it is, or False.
         secret_env_vars: environment variables of runtime_envs whose values are not to be stored,
             as names or patterns such as ``"MY_*"``; beside ``*_KEY``, ``*_TOKEN``, ``*_SECRET``,
             ``*PASSWORD`` and ``*_CREDENTIALS``. Who resumes a workflow in another cluster
             supplies them. For workflows that are submitted by this process.
 
     Raises:
-        TypeError: a limit that is not an integer.
-        ValueError: a limit out of range, or different from that of the running coordinator.
-        StorageConfigError: the storage can't be used, or the cluster uses another one.
+        TypeError: a limit that is not an integer, or ``auto_resume`` that is not True or False.
+        ValueError: a limit out of range, or one of these different from that of the running
+            coordinator.
+        StorageConfigError: the storage can't be used, or the cluster uses another one, or another
+            codec.
+        PayloadCodecError: the codec does not give back what it was given.
 
     Examples:
         >>> import ray_workflows as workflow
@@ -77,8 +91,13 @@ def init(
     """
     check_limit("max_running_workflows", max_running_workflows, 1, "positive")
     check_limit("max_pending_workflows", max_pending_workflows, 0, "non-negative")
+    if auto_resume is not None:
+        check_flag("auto_resume", auto_resume)
+    codecs = check_codecs(codec)
     secrets.choose(parse_patterns(secret_env_vars))
-    connection.init(storage, blobs, max_running_workflows, max_pending_workflows)
+    connection.init(
+        storage, blobs, max_running_workflows, max_pending_workflows, auto_resume, codecs
+    )
 
 
 def run(
@@ -474,6 +493,53 @@ def prune(
         []
     """
     return workflows.prune(parse_age(older_than), parse_prunable(statuses), parse_keep(keep))
+
+
+def copy(
+    workflow_id: str | None = None,
+    *,
+    source: str | os.PathLike[str] | Storage | None = None,
+    target: str | os.PathLike[str] | Storage,
+) -> list[str]:
+    """Copy a workflow, or all, to another storage, with the values and the history.
+
+    A copy is the same workflow there: with its id, output, metadata and tasks. One that failed or
+    was interrupted can be resumed from there, where its finished tasks do not run again; let only
+    one of the two go on. Nothing is deleted. A copy that was interrupted is completed by copying
+    again, and one that was made earlier is brought up to date. Values are streamed, as they are
+    stored. No cluster is needed.
+
+    Args:
+        workflow_id: the workflow. None: all of the storage.
+        source: where it is, given as for `init`. Default: the storage of the cluster that this
+            process is connected to, else that of `init`.
+        target: where to copy it; created if it is not there.
+
+    Returns:
+        The ids of what was copied. What was there already is not among them.
+
+    Raises:
+        WorkflowNotFoundError: there is no such workflow.
+        WorkflowStillActiveError: it is running or pending.
+        WorkflowCopyError: the target has another workflow of this id, or its copy went on by
+            itself. If all were to be copied: some were not, because of this or because they were
+            running or damaged; ``workflow_ids`` says which. All others are.
+        StorageConfigError: one of the storages can't be used, or both are the same.
+
+    Examples:
+        >>> import tempfile, ray, ray_workflows as workflow
+        >>> @ray.remote
+        ... def one():
+        ...     return 1
+        >>> workflow.run(one.bind(), workflow_id="to be copied")
+        1
+        >>> with tempfile.TemporaryDirectory() as backup:
+        ...     workflow.copy("to be copied", target=backup)
+        ...     workflow.copy("to be copied", target=backup)
+        ['to be copied']
+        []
+    """
+    return copies.copy(workflow_id, source, target)
 
 
 # The type is that of the task's other results, which is known where it is called: with Any, a

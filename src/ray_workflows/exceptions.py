@@ -9,8 +9,9 @@ Each error pickles, names the workflow it is about and says what to do next.
     ├── WorkflowCancellationError       the workflow was canceled while somebody waited for it
     ├── WorkflowNotFoundError           (also ValueError) no such workflow, or no such task in it
     │   └── WorkflowToResumeNotFoundError   (also WorkflowNotResumableError) resume of an unknown id
-    ├── WorkflowStillActiveError        delete of a workflow that is still running or pending
+    ├── WorkflowStillActiveError        delete or copy of one that is still running or pending
     ├── WorkflowAlreadyExistsError      (also ValueError) a fork's new id is in use
+    ├── WorkflowCopyError               (also ValueError) it can't be copied; says why
     ├── WorkflowAlreadyRunningError     (also RuntimeError) run or resume of a running workflow
     ├── WorkflowNotResumableError       the workflow can't be resumed as it is
     │   └── WorkflowTaskNotRecoverableError   never raised here; for code that names it
@@ -23,6 +24,7 @@ Each error pickles, names the workflow it is about and says what to do next.
     ├── StorageError
     │   ├── StorageUnavailableError     the storage does not answer; work goes on when it returns
     │   ├── StorageCorruptError         stored bytes are not what was written; names the key
+    │   ├── PayloadCodecError           a value can't be encoded or decoded; names the codec
     │   └── StorageConfigError          (also ValueError) the storage can't be used as configured
     └── CoordinatorUnavailableError     the coordinator did not answer in time
 """
@@ -190,6 +192,18 @@ class WorkflowAlreadyExistsError(PicklableWorkflowError, ValueError):
         self.workflow_id = workflow_id
 
 
+class WorkflowCopyError(PicklableWorkflowError, ValueError):
+    """A workflow, or some of several, can't be copied. What could be copied is.
+
+    Attributes:
+        workflow_ids: which were not copied.
+    """
+
+    def __init__(self, workflow_ids: list[str], reason: str):
+        super().__init__(reason)
+        self.workflow_ids = workflow_ids
+
+
 class OutputNotAvailableError(PicklableWorkflowError, ValueError):
     """The output asked for does not exist: not produced (yet), or not checkpointed."""
 
@@ -252,6 +266,18 @@ class StorageUnavailableError(StorageError):
 
 class StorageCorruptError(StorageError):
     """Stored bytes are not what was written. The message names the key."""
+
+
+class PayloadCodecError(StorageError):
+    """A value can't be encoded or decoded: the codec of ``init(codec=...)`` failed or is missing.
+
+    Attributes:
+        codec: the name of the codec.
+    """
+
+    def __init__(self, codec: str, reason: str):
+        super().__init__(reason)
+        self.codec = codec
 
 
 class StorageConfigError(StorageError, ValueError):

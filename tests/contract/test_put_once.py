@@ -22,6 +22,8 @@ from ray_workflows.storage.base import CommitOutcome, Storage
 from ray_workflows.storage.entries import Entry, day, entry_key, id_of, parse, place, time_of
 from ray_workflows.storage.journals import GRAVE_SECONDS, HOUR, READING_SECONDS, segment_key
 from ray_workflows.storage.operations import Crew
+from ray_workflows.storage.put_once import LAYOUT_VERSION
+from ray_workflows.storage.segments import Layout, encode
 from ray_workflows.testing import StorageContract
 from ray_workflows.testing.builders import (
     OK,
@@ -766,3 +768,33 @@ def test_names_are_never_used_again(world: World) -> None:
         if round_number % 2:
             world.sweep()
     assert GRAVE_SECONDS > READING_SECONDS
+
+
+# -- releases ----------------------------------------------------------------------------------
+
+
+def test_a_layout_of_a_newer_release_is_refused() -> None:
+    world = World()
+    storage = world.process()
+    storage.open()
+    fill(storage, "w", 1)
+    newer = encode(Layout("nonce", LAYOUT_VERSION + 1))
+    world.operations.put("layout", newer)
+    for check in (world.process().open, world.process().open_existing):
+        with pytest.raises(StorageConfigError, match=r"newer release.*layout 2.*Upgrade"):
+            check()
+    assert world.operations.get("layout").data == newer
+    # Whoever was at work before goes on.
+    assert storage.commit([make_append("w", 1)]) == [OK]
+
+
+def test_a_record_of_a_newer_release_is_refused() -> None:
+    world = World()
+    storage = world.process()
+    storage.open()
+    row = fill(storage, "w", 2)
+    key = f"journal/{row.incarnation}/0000000002"
+    data = world.operations.get(key).data
+    world.operations.put(key, b"\x02" + data[1:])
+    with pytest.raises(StorageConfigError, match=rf"{key} was written by a newer release.*Upgrade"):
+        world.process().read_journal(row.incarnation)

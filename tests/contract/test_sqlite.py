@@ -13,6 +13,7 @@ import resource
 import shutil
 import signal
 import sqlite3
+import subprocess
 import sys
 import tempfile
 import threading
@@ -374,7 +375,7 @@ def test_what_open_creates(tmp_path):
     with storage.writer.use() as connection:
         pragmas = ("journal_mode", "synchronous", "user_version", "application_id")
         values = [connection.execute(f"PRAGMA {pragma}").fetchone()[0] for pragma in pragmas]
-    assert values == ["wal", 2, database.SCHEMA_VERSION, database.APPLICATION_ID]
+    assert values == ["wal", 2, len(database.MIGRATIONS), database.APPLICATION_ID]
     assert storage.url == f"file://{tmp_path}/new/storage"
     assert storage.node_bound
     storage.close()
@@ -406,7 +407,7 @@ def newer_database(path):
     other = SqliteStorage(path.parent)
     other.open()
     with other.writer.use() as connection:
-        connection.execute(f"PRAGMA user_version = {database.SCHEMA_VERSION + 1}")
+        connection.execute(f"PRAGMA user_version = {len(database.MIGRATIONS) + 1}")
     other.close()
 
 
@@ -433,9 +434,120 @@ def test_open_refuses_what_is_in_the_directory(tmp_path, prepare, message):
     assert str(tmp_path) in str(caught.value)
     assert pickle.loads(pickle.dumps(caught.value)).args == caught.value.args
     assert tree(tmp_path) == before
-    if prepare in (foreign_database, newer_database):
+    if prepare is newer_database:
+        with pytest.raises(StorageConfigError, match=message):
+            storage.open_existing()
+        assert tree(tmp_path) == before
+    if prepare is foreign_database:
         with pytest.raises(StorageConfigError, match=message):
             storage.commit([make_append("w", 0)])
+
+
+# -- migrations -------------------------------------------------------------------------------
+
+STEP = """
+-- What the next release adds; this is only a comment.
+ALTER TABLE catalog ADD COLUMN priority INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX catalog_by_priority ON catalog (priority, submitted_at);
+CREATE TABLE signals (
+    incarnation TEXT NOT NULL,
+    name TEXT NOT NULL DEFAULT ';'
+);
+"""
+
+
+@pytest.fixture
+def next_release(monkeypatch):
+    """This process is of a release that has one migration more."""
+    texts = {"step_2.sql": STEP}
+    read_sql = database.read_sql
+    monkeypatch.setattr(database, "MIGRATIONS", (*database.MIGRATIONS, "step_2.sql"))
+    monkeypatch.setattr(database, "read_sql", lambda name: texts.get(name) or read_sql(name))
+    return texts
+
+
+def version_of(directory):
+    with contextlib.closing(sqlite3.connect(directory / "workflows.sqlite")) as connection:
+        tables = connection.execute("SELECT name FROM sqlite_master WHERE name = 'signals'")
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        return version, len(tables.fetchall())
+
+
+OLDER = """
+import os, sys
+from ray_workflows.storage import SqliteStorage
+from ray_workflows.testing.builders import OK, fill, make_append, state
+storage = SqliteStorage(sys.argv[1])
+storage.open()
+fill(storage, "w", 1)
+print("at work", flush=True)
+seq = 1
+while not os.path.exists(sys.argv[2]):
+    assert storage.commit([make_append("w", seq)]) == [OK]
+    seq += 1
+    if seq % 7 == 0:
+        # As after an error: it connects anew.
+        storage.close()
+fill(storage, "after", 2)
+assert len(state(storage, "w")[1]) == seq
+print(seq, flush=True)
+"""
+
+
+def test_a_migration_and_a_running_coordinator(tmp_path, next_release):
+    """An older release is at work, in a process of its own, while a newer one migrates."""
+    store, stop = tmp_path / "store", tmp_path / "stop"
+    program = [sys.executable, "-c", OLDER, str(store), str(stop)]
+    with (
+        subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as older,
+        contextlib.ExitStack() as stack,
+    ):
+        # It must end if this fails, too.
+        stack.callback(stop.touch)
+        assert older.stdout.readline() == "at work\n"
+        newer = SqliteStorage(store)
+        with pytest.raises(StorageConfigError, match=r"schema 1.*init\(\)"):
+            newer.open_existing()
+        assert version_of(store) == (1, 0)
+        copies = [SqliteStorage(store) for _ in range(3)]
+        in_threads([copy.open for copy in copies])
+        assert version_of(store) == (2, 1)
+        newer.open_existing()
+        seen = newer.read_catalog("w").seq
+        deadline = time.monotonic() + 60
+        while newer.read_catalog("w").seq < seen + 20:
+            assert time.monotonic() < deadline
+        stop.touch()
+        seq = int(older.stdout.readline())
+        assert older.wait() == 0
+    assert [row.workflow_id for row in newer.list_catalog(CatalogQuery()).rows] == ["after", "w"]
+    assert len(state(newer, "w")[1]) == seq
+    assert newer.commit([make_append("after", 2)]) == [OK]
+    for storage in (newer, *copies):
+        storage.close()
+
+
+def test_a_new_database_has_all_migrations(tmp_path, next_release):
+    storage = SqliteStorage(tmp_path)
+    storage.open()
+    assert version_of(tmp_path) == (2, 1)
+    fill(storage, "w", 2)
+    storage.close()
+
+
+def test_a_failed_migration_changes_nothing(tmp_path, next_release):
+    next_release["step_2.sql"] = STEP + "CREATE TABLE journal (x);"
+    before = database.MIGRATIONS
+    database.MIGRATIONS = before[:1]
+    storage = SqliteStorage(tmp_path)
+    storage.open()
+    fill(storage, "w", 2)
+    database.MIGRATIONS = before
+    with pytest.raises(StorageError, match="journal already exists"):
+        storage.open()
+    assert version_of(tmp_path) == (1, 0)
+    assert len(state(storage, "w")[1]) == 2
+    storage.close()
 
 
 @pytest.mark.parametrize("below", [".", "a", "a/b/c"])

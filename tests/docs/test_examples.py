@@ -46,6 +46,17 @@ def test_the_page_on_environments_runs(tmp_path: Path) -> None:
         assert expected in printed, printed
 
 
+@pytest.mark.own_cluster
+def test_the_example_of_a_codec_runs(tmp_path: Path) -> None:
+    blocks = python_blocks(ROOT / "docs" / "storage.md")
+    (block,) = [block for block in blocks if "PayloadCodec" in block]
+    (expected,) = re.findall(r"# (\d+)$", block, re.MULTILINE)
+    with DriverProcess(tmp_path, block) as driver:
+        assert expected in driver.wait().splitlines()
+    (stored,) = (tmp_path / "workflows" / "blobs").glob("*/*")
+    assert stored.stat().st_size < 400_000
+
+
 @pytest.mark.parametrize("module", ["api", "options", "retry", "events"])
 def test_docstring_examples_run(cluster: None, module: str) -> None:
     import importlib

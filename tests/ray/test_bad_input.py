@@ -11,6 +11,7 @@ import ray
 from ray.dag import InputNode
 
 import ray_workflows as workflow
+from ray_workflows._client.connection import LEASE_VARIABLE, lease_seconds
 from tests.ray.processes import DriverProcess
 
 
@@ -314,6 +315,27 @@ def test_limits() -> None:
         workflow.init(max_running_workflows=0)
     with pytest.raises(ValueError, match="originally -1"):
         workflow.init(max_running_workflows=3)
+
+
+def test_auto_resume() -> None:
+    with pytest.raises(TypeError, match="auto_resume"):
+        workflow.init(auto_resume=1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="auto_resume=True, originally False"):
+        workflow.init(auto_resume=True)
+    workflow.init(auto_resume=False)
+
+
+@pytest.mark.parametrize("given", ["", "15", "2.5"])
+def test_a_lease(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(LEASE_VARIABLE, given)
+    assert lease_seconds() == float(given or 15)
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "16", "nan", "inf", "15s"])
+def test_a_lease_that_is_none(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(LEASE_VARIABLE, given)
+    with pytest.raises(workflow.StorageConfigError, match=f"{LEASE_VARIABLE} is '{given}'"):
+        lease_seconds()
 
 
 def test_a_storage_that_cannot_be_used_starts_nothing(tmp_path: Path) -> None:

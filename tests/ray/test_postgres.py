@@ -1,4 +1,4 @@
-"""Clusters whose workflows are in PostgreSQL: killed, cut off from it, and sharing it."""
+"""Clusters whose workflows are in PostgreSQL, which is killed and away. Shared: `test_owners`."""
 
 from __future__ import annotations
 
@@ -170,50 +170,6 @@ def test_a_server_that_is_away_is_waited_for(
         finally:
             server.start()
         assert "all right" in driver.wait()
-
-
-def test_two_clusters_share_a_server(
-    server, prologue: str, marks: Marks, gate: Gate, tmp_path: Path
-) -> None:
-    owner = (
-        prologue
-        + """
-    workflow.run_async(held.bind(marks, gate, 1), workflow_id="to-cancel")
-    ref = workflow.run_async(held.bind(marks, gate, 2), workflow_id="to-wait-for")
-    marks.wait_for("held", 2)
-    print("submitted", flush=True)
-    assert ray.get(ref) == 2
-    wait_until(lambda: workflow.get_status("of-the-other") == "SUCCESSFUL", "the other's")
-    assert workflow.get_output("of-the-other") == 2_300_000.0
-    assert workflow.get_status("to-cancel") == "CANCELED"
-    print("all right", flush=True)
-    """
-    )
-    other = (
-        prologue
-        + """
-    assert workflow.get_status("to-cancel") == "RUNNING"
-    assert dict(workflow.list_all()) == {"to-cancel": "RUNNING", "to-wait-for": "RUNNING"}
-    workflow.cancel("to-cancel")
-    wait_until(lambda: workflow.get_status("to-cancel") == "CANCELED", "it is canceled")
-    assert workflow.run(use_objects.bind(make_objects.bind()), workflow_id="of-the-other")
-    try:
-        workflow.run(chain(marks, 1), workflow_id="to-wait-for")
-        raise SystemExit("it ran a second time")
-    except RuntimeError as error:
-        assert "already running" in str(error), error
-    gate.open()
-    assert workflow.get_output("to-wait-for") == 2
-    print("all right", flush=True)
-    """
-    )
-    one, two = directories(tmp_path)
-    with DriverProcess(one, owner) as first:
-        first.wait_for_text("submitted")
-        with DriverProcess(two, other) as second:
-            assert "all right" in second.wait()
-        assert "all right" in first.wait()
-    assert marks.counts() == {"held": 2}
 
 
 def test_values_elsewhere(server, prologue: str, tmp_path: Path) -> None:

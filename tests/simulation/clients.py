@@ -186,6 +186,9 @@ class Client:
             return False
         if row.released:
             return True
+        if world.auto_resume and world.calm:
+            lives = [life for life in world.lives if life.exists and life.cluster.life is life]
+            return any(row.incarnation in life.orphans.unreadable for life in lives)
         holder = next(life for life in world.lives if life.name == row.holder)
         if holder.cluster.lost or holder.replaced:
             # What a life does after it was replaced is not looked for by its successors.

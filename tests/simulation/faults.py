@@ -55,6 +55,8 @@ class Faults:
         # Late commits that take effect at the worst moment: just before another coordinator's
         # commit to the same workflow. Only where it is looked for.
         self.late_at_worst = 0.0
+        # Not trouble: whether coordinators take over what dead ones left.
+        self.auto_resume = 0.0
         for name, value in trouble.items():
             assert hasattr(self, name), name
             setattr(self, name, value)

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ray_workflows._coordinator.lease import Lease
-from ray_workflows._coordinator.loop import Limits, Loop
+from ray_workflows._coordinator.loop import Loop
+from ray_workflows._coordinator.orphans import Orphans
 from ray_workflows._coordinator.requests import Request
+from ray_workflows._coordinator.room import Limits
 from ray_workflows._coordinator.verbs import Verbs
 from ray_workflows._coordinator.workflow import Workflow
 from ray_workflows._engine.commands import commands
@@ -77,7 +79,10 @@ class Life:
         )
         self.lease = Lease(self.loop, self.holder, probe=world.probe)
         self.verbs = Verbs(self.loop, self.lease)
+        self.orphans = Orphans(self.loop, self.lease)
         self.post(self.lease.start)
+        if world.auto_resume:
+            self.post(self.orphans.look)
 
     def clock(self) -> float:
         return self.world.clock.now + self.offset

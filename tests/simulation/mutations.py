@@ -16,6 +16,7 @@ from ray_workflows._coordinator import lease as lease_module
 from ray_workflows._coordinator import loop as loop_module
 from ray_workflows._coordinator.lease import Lease
 from ray_workflows._coordinator.loop import Loop
+from ray_workflows._coordinator.orphans import Orphans
 from ray_workflows._coordinator.requests import Accepted
 from ray_workflows._coordinator.workflow import Workflow, answer
 from ray_workflows._engine import commands as commands_module
@@ -446,6 +447,11 @@ def earlier_lives_are_forgotten_while_workflows_name_them(patch: Any) -> None:
 @breaks("stuck")
 def requests_to_cancel_are_not_looked_for(patch: Any) -> None:
     patch.setattr(lease_module, "TAIL_SECONDS", 1e9)
+
+
+@breaks("stuck", auto_resume=1.0, until=25.0, crash_after_step=0.03, zombie=0.5, pause=0.005)
+def orphans_are_left_alone(patch: Any) -> None:
+    patch.setattr(Orphans, "look", lambda self: None)
 
 
 # -- the storage ---------------------------------------------------------------------------

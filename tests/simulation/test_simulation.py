@@ -41,6 +41,20 @@ def test_the_storage_is_away_most_of_the_time(seed: int) -> None:
 
 
 @pytest.mark.parametrize("chunk", range(4))
+def test_orphans_are_taken_over_by_themselves(chunk: int) -> None:
+    """No client resumes what a coordinator could: a workflow that nobody takes over is stuck."""
+    trouble = {
+        "auto_resume": 1.0,
+        "until": 25.0,
+        "crash_after_step": 0.03,
+        "zombie": 0.5,
+        "pause": 0.005,
+    }
+    for seed in range(5_000_000 + chunk * CHUNK, 5_000_000 + (chunk + 1) * CHUNK):
+        run_seed(seed, trouble=trouble)
+
+
+@pytest.mark.parametrize("chunk", range(4))
 def test_promises_hold_on_objects(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the algorithm of object stores and shared directories, each process with its own view."""
     monkeypatch.setattr(World, "storage_kind", "objects")

@@ -91,6 +91,7 @@ class World:
         self.numbers = 0
         self.faults = Faults(self.rng, trouble or {})
         self.crowded = crowded
+        self.auto_resume = self.faults.auto_resume > 0.0
         #: Gives each process its own instance.
         self.open_storage = STORAGES[self.storage_kind](self.clock)
         self.storage = self.open_storage()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import zlib
+
+import msgspec
 import pytest
 
+from ray_workflows._codec import journal
 from ray_workflows._codec.envelope import ALIGNMENT, seal, unseal
 from ray_workflows._codec.journal import (
     VERSION,
@@ -71,6 +75,69 @@ def test_an_entry_of_a_newer_release_says_so() -> None:
     entry[2] = VERSION + 1
     with pytest.raises(StorageCorruptError, match="Upgrade ray-workflows"):
         decode_entry(bytes(entry), where="x")
+
+
+# -- versions ----------------------------------------------------------------------------------
+
+
+def test_every_older_version_has_an_upcaster() -> None:
+    assert set(journal.UPCASTERS) == set(range(1, VERSION))
+
+
+def first_step(events: journal.PlainEvents) -> journal.PlainEvents:
+    """As a release could have it whose version 2 tells who canceled, and says why in an event."""
+    found = []
+    for tag, *fields in events:
+        if tag == "workflow-stopped":
+            found += [["cancel-requested", *fields], ["workflow-canceled", *fields]]
+        else:
+            found.append([tag, *fields])
+    return found
+
+
+def second_step(events: journal.PlainEvents) -> journal.PlainEvents:
+    """And its version 3 counts in milliseconds no more."""
+    return [[tag, at / 1000.0, *fields] for tag, at, *fields in events]
+
+
+def entry_of(version: int, events: journal.PlainEvents) -> bytes:
+    """An entry as the release of a version wrote it."""
+    payload = msgspec.msgpack.encode(events)
+    return b"RW" + bytes((version,)) + zlib.crc32(payload).to_bytes(4, "big") + payload
+
+
+def test_entries_of_older_releases_are_brought_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "VERSION", 3)
+    monkeypatch.setattr(journal, "UPCASTERS", {1: first_step, 2: second_step})
+    now = [ev.CancelRequested(7.5), ev.WorkflowCanceled(7.5)]
+    assert decode_entry(entry_of(1, [["workflow-stopped", 7500.0]]), where="x") == now
+    two = [["cancel-requested", 7500.0], ["workflow-canceled", 7500.0]]
+    assert decode_entry(entry_of(2, two), where="x") == now
+    assert decode_entry(encode_entry(now), where="x") == now
+    assert encode_entry(now)[2] == 3
+    with pytest.raises(StorageCorruptError, match=r"4, newer than the 3.*Upgrade ray-workflows"):
+        decode_entry(entry_of(4, []), where="x")
+    with pytest.raises(StorageCorruptError, match="5 of w can't be decoded"):
+        decode_entry(entry_of(1, [["unheard-of", 1.0]]), where="5 of w")
+    with pytest.raises(StorageCorruptError, match="no format version"):
+        decode_entry(entry_of(0, []), where="x")
+
+
+def test_a_field_more_at_the_end_is_passed_over() -> None:
+    """What a later release may add without a new version: it is read by this one."""
+    entry = entry_of(VERSION, [["workflow-claimed", 1.0, "h2", {"more": 1}]])
+    assert decode_entry(entry, where="x") == [ev.WorkflowClaimed(1.0, "h2")]
+
+
+def test_a_field_less_at_the_end_has_its_default() -> None:
+    """What an earlier release wrote, before the field was there."""
+    entry = entry_of(VERSION, [["workflow-failed", 1.0, ["ValueError", "boom"]]])
+    assert decode_entry(entry, where="x") == [
+        ev.WorkflowFailed(1.0, ErrorInfo("ValueError", "boom"))
+    ]
+
+
+# -- envelopes ---------------------------------------------------------------------------------
 
 
 def test_an_envelope_keeps_buffers_apart_and_aligned() -> None:

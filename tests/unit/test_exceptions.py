@@ -22,6 +22,8 @@ ARGUMENTS = {
     "WorkflowNotFoundError": ("w", "t"),
     "TaskTimeoutError": ("w", "t", 1.5),
     "WorkflowStillActiveError": ("DELETE", "w"),
+    "WorkflowCopyError": (["w"], "why"),
+    "PayloadCodecError": ("zlib", "why"),
     "OutputNotAvailableError": ("w", None, "it is gone."),
 }
 

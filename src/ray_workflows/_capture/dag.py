@@ -14,7 +14,7 @@ import ray
 from ray.dag import DAGNode, FunctionNode, InputAttributeNode, InputNode
 
 from ray_workflows._capture.options import task_options
-from ray_workflows._capture.pickling import pickle_value
+from ray_workflows._capture.pickling import Pickled, pickle_value
 from ray_workflows._capture.ray_private import node_function, node_input, node_options, takes_item
 from ray_workflows._capture.values import ValueWriter
 from ray_workflows._capture.walk import Arguments, InputHook, direct_argument, postorder
@@ -239,6 +239,16 @@ class DAGCapture:
             f"run(dag, {key}=...)."
         )
 
+    def digest_value(self, digest: Any, value: Value, pickled: Pickled) -> None:
+        """Let a value be a part of what identifies the plan."""
+        data = value.data
+        if self.writer.codec is not None:
+            # Encoded, it may be other bytes each time.
+            for part in (pickled.data, *pickled.buffers):
+                digest.update(part)
+            return
+        digest.update(data.checksum.encode() if isinstance(data, Blob) else data)
+
     def plan(self, environment: Environment) -> Plan:
         """The plan of what was captured. Blobs are durable when it returns."""
         digest = hashlib.sha256()
@@ -247,8 +257,9 @@ class DAGCapture:
             key = f"{self.prefix}-constant-{index}"
             direct = direct_argument(value)
             where = f"{self.constant_names[index]} of the DAG"
-            constants.append(self.writer.write(direct, key=key, where=where))
-            digest_value(digest, constants[-1])
+            pickled = pickle_value(direct, where=where)
+            constants.append(self.writer.write_pickled(pickled, key=key, where=where))
+            self.digest_value(digest, constants[-1], pickled)
         indices = {key: index for index, key in enumerate(self.nodes)}
         specs = []
         for index, node in enumerate(self.nodes.values()):
@@ -270,7 +281,7 @@ class DAGCapture:
                 )
             )
             digest.update(repr((kind.name, upstream)).encode())
-            digest_value(digest, arguments)
+            self.digest_value(digest, arguments, node.pickled)
         return Plan(
             functions=tuple(self.functions),
             options=tuple(self.options),
@@ -279,11 +290,6 @@ class DAGCapture:
             environment=environment,
             digest=digest.hexdigest(),
         )
-
-
-def digest_value(digest: Any, value: Value) -> None:
-    data = value.data
-    digest.update(data.checksum.encode() if isinstance(data, Blob) else data)
 
 
 def capture_plan(

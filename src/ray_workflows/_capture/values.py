@@ -23,6 +23,7 @@ from ray_workflows._codec.placeholders import OBJECT_REF, OBJECT_VALUE, placehol
 from ray_workflows._environment.cluster import call_inside, is_outside
 from ray_workflows._model.blobs import BlobStore
 from ray_workflows._model.values import INLINE_LIMIT, Blob, ErrorInfo, Outcome, Value
+from ray_workflows.codec import PayloadCodec
 from ray_workflows.exceptions import WorkflowError
 
 #: Blobs behind ObjectRefs that this process restored: returned again, they are not stored again.
@@ -72,6 +73,8 @@ class ValueWriter:
     def __init__(self, storage: BlobStore, incarnation: str) -> None:
         self.storage = storage
         self.incarnation = incarnation
+        #: What is stored is encoded by it.
+        self.codec: PayloadCodec | None = next(iter(storage.codecs), None)
         self.objects: dict[bytes, Blob] = {}
         self.written: dict[str, ray.ObjectRef] = {}
 
@@ -86,7 +89,7 @@ class ValueWriter:
     def write_pickled(self, pickled: Pickled, *, key: str, where: str) -> Value:
         """Store what `pickle_value` made."""
         objects = tuple(self.write_object(ref, where) for ref in pickled.refs)
-        chunks = seal(pickled.data, pickled.buffers, objects)
+        chunks = seal(pickled.data, pickled.buffers, objects, self.codec)
         if pickled.nbytes <= INLINE_LIMIT:
             return Value(b"".join(chunks), objects)
         return Value(self.storage.write_blob(self.incarnation, key, chunks), objects)
@@ -114,7 +117,7 @@ class ValueWriter:
         if blob is None:
             pickled = pickle_value(ray.get(ref), where=where)
             nested = tuple(self.write_object(inner, where) for inner in pickled.refs)
-            chunks = seal(pickled.data, pickled.buffers, nested)
+            chunks = seal(pickled.data, pickled.buffers, nested, self.codec)
             blob = self.storage.write_blob(self.incarnation, key, chunks)
         return blob
 
@@ -184,7 +187,7 @@ class ValueReader:
             view: bytes | memoryview = self.storage.read_blob(self.incarnation, data)
         else:
             view = data
-        envelope = unseal(view, where=where)
+        envelope = unseal(view, where=where, codecs=self.storage.codecs)
 
         def resolve_objects(kind: str, index: int) -> Any:
             if kind == OBJECT_REF:

@@ -14,16 +14,18 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray_workflows._capture.values import ValueReader
 from ray_workflows._client.launch import start_coordinator
 from ray_workflows._client.reader import Reader
-from ray_workflows._coordinator.host import ACTOR_NAME, NAMESPACE
-from ray_workflows._coordinator.loop import UNLIMITED, Limits
+from ray_workflows._coordinator.claims import LEASE_SECONDS
+from ray_workflows._coordinator.host import ACTOR_NAME, NAMESPACE, Settings
 from ray_workflows._coordinator.requests import Watched
+from ray_workflows._coordinator.room import UNLIMITED, Limits
 from ray_workflows._environment.cluster import call_inside, is_outside
 from ray_workflows._executor.node_storage import NodeStorage
 from ray_workflows._version import __version__
+from ray_workflows.codec import PayloadCodec
 from ray_workflows.exceptions import CoordinatorUnavailableError, StorageConfigError
 from ray_workflows.storage import Storage
-from ray_workflows.storage.combined import CombinedStorage
-from ray_workflows.storage.urls import storage_from_url
+from ray_workflows.storage.encoded import EncodedStorage
+from ray_workflows.storage.urls import storage_from_urls
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +34,8 @@ START_SECONDS = 60.0
 #: How long a call may take before the coordinator counts as gone, in seconds. Longer than it
 #: takes itself to say that the storage is away, and than Ray needs to restart it.
 CALL_SECONDS = 90.0
+#: Names the lease of a coordinator that is started by this process, in seconds.
+LEASE_VARIABLE = "RAY_WORKFLOW_LEASE_SECONDS"
 
 
 class Connection(Reader):
@@ -41,7 +45,8 @@ class Connection(Reader):
         storage = reachable(description["storage"])
         super().__init__(storage, cluster=description["holder"].coordinator)
         self.coordinator = coordinator
-        self.limits: Limits = description["limits"]
+        self.settings: Settings = description["settings"]
+        self.resumes_orphans = self.settings.auto_resume
         self.version: str = description["version"]
         self.session = session_id()
 
@@ -124,8 +129,25 @@ def reachable(storage: Storage) -> Storage:
     return storage
 
 
-def start(storage: Storage, limits: Limits) -> None:
+def lease_seconds() -> float:
+    """The lease that a coordinator started here is given."""
+    given = os.environ.get(LEASE_VARIABLE, "")
+    try:
+        seconds = float(given) if given else LEASE_SECONDS
+    except ValueError:
+        seconds = 0.0
+    # Others rely on it that nobody's is longer.
+    if not 1.0 <= seconds <= LEASE_SECONDS:
+        raise StorageConfigError(
+            f"${LEASE_VARIABLE} is {given!r}. It must be a number of seconds from 1 to "
+            f"{LEASE_SECONDS:.0f}, or not be set."
+        )
+    return seconds
+
+
+def start(storage: Storage, limits: Limits, auto_resume: bool) -> None:
     """Open the storage and start the coordinator. Called in the cluster."""
+    settings = Settings(limits, auto_resume, lease_seconds())
     storage.open()
     options: dict[str, Any] = {
         "name": ACTOR_NAME,
@@ -137,16 +159,11 @@ def start(storage: Storage, limits: Limits) -> None:
         node_id = ray.get_runtime_context().get_node_id()
         storage = NodeStorage(storage, node_id)
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    start_coordinator(options, (storage, limits, __version__))
+    start_coordinator(options, (storage, settings, __version__))
 
 
-def storage_in_cluster(spec: str | os.PathLike[str] | Storage | None) -> Storage:
-    """What ``storage=`` names in the cluster: variables, home and links are those of the node
-    that serves this Ray Client.
-
-    Raises:
-        StorageConfigError: a relative path, which would name a directory of some worker.
-    """
+def check_absolute(spec: str | os.PathLike[str] | Storage | None) -> None:
+    """Raise for a relative path, which would name a directory of some worker of the cluster."""
     if isinstance(spec, (str, os.PathLike)):
         path = os.fspath(spec)
         if not path.startswith(("/", "~")) and ":" not in path:
@@ -154,17 +171,24 @@ def storage_in_cluster(spec: str | os.PathLike[str] | Storage | None) -> Storage
                 f"{path!r} is a relative path, which means nothing in the cluster that this Ray "
                 f"Client is connected to. Give an absolute path of its head node."
             )
-    found: Storage = call_inside(storage_from_url, spec)
-    return found
 
 
 def wanted_storage(
     storage: str | os.PathLike[str] | Storage | None,
     blobs: str | os.PathLike[str] | Storage | None,
 ) -> Storage:
-    """What ``storage=`` and ``blobs=`` name, each where it means something."""
-    find = storage_in_cluster if ray.is_initialized() and is_outside() else storage_from_url
-    return find(storage) if blobs is None else CombinedStorage(find(storage), find(blobs))
+    """What ``storage=`` and ``blobs=`` name, where it means something: under a Ray Client
+    variables, home and links are those of the node that serves it.
+
+    Raises:
+        StorageConfigError: it can't be used, or is a relative path under a Ray Client.
+    """
+    if not ray.is_initialized() or not is_outside():
+        return storage_from_urls(storage, blobs)
+    check_absolute(storage)
+    check_absolute(blobs)
+    found: Storage = call_inside(storage_from_urls, storage, blobs)
+    return found
 
 
 def init(
@@ -172,12 +196,15 @@ def init(
     blobs: str | os.PathLike[str] | Storage | None,
     max_running: int | None,
     max_pending: int | None,
+    auto_resume: bool | None = None,
+    codecs: tuple[PayloadCodec, ...] = (),
 ) -> Connection:
     """Connect to the cluster's coordinator, and start it if there is none.
 
     Raises:
-        StorageConfigError: the storage can't be used, or the cluster uses another one.
-        ValueError: the limits differ from those the coordinator was started with.
+        StorageConfigError: the storage can't be used, or the cluster uses another one, or another
+            codec.
+        ValueError: a setting differs from what the coordinator was started with.
     """
     global current
     with lock:
@@ -196,12 +223,20 @@ def init(
                     max_running=UNLIMITED if max_running is None else max_running,
                     max_pending=UNLIMITED if max_pending is None else max_pending,
                 )
-                call_inside(start, wanted, limits)
+                if codecs:
+                    wanted = EncodedStorage(wanted, codecs)
+                call_inside(start, wanted, limits, bool(auto_resume))
                 coordinator = ray.get_actor(ACTOR_NAME, namespace=NAMESPACE)
             connection = Connection(coordinator, describe(coordinator))
             if storage is not None or blobs is not None:
                 check_same_storage(connection, wanted)
-            check_same_limits(connection.limits, max_running, max_pending)
+            check_same_codecs(connection, codecs)
+            check_same_settings(
+                connection.settings,
+                max_running_workflows=max_running,
+                max_pending_workflows=max_pending,
+                auto_resume=auto_resume,
+            )
         except BaseException:
             if starts_ray:
                 ray.shutdown()
@@ -219,15 +254,28 @@ def check_same_storage(connection: Connection, wanted: Storage) -> None:
         )
 
 
-def check_same_limits(limits: Limits, max_running: int | None, max_pending: int | None) -> None:
-    for name, asked, actual in (
-        ("max_running_workflows", max_running, limits.max_running),
-        ("max_pending_workflows", max_pending, limits.max_pending),
-    ):
-        if asked is not None and asked != actual:
+def check_same_codecs(connection: Connection, codecs: tuple[PayloadCodec, ...]) -> None:
+    asked = [codec.name for codec in codecs]
+    actual = [codec.name for codec in connection.storage.codecs]
+    if asked and asked != actual:
+        raise StorageConfigError(
+            f"codec={', '.join(asked)} was asked for, but this cluster's coordinator was started "
+            f"with {', '.join(actual) or 'none'}. Leave codec out, or restart the cluster to "
+            f"change it."
+        )
+
+
+def check_same_settings(settings: Settings, **asked: int | None) -> None:
+    actual = {
+        "max_running_workflows": settings.limits.max_running,
+        "max_pending_workflows": settings.limits.max_pending,
+        "auto_resume": settings.auto_resume,
+    }
+    for name, value in asked.items():
+        if value is not None and value != actual[name]:
             raise ValueError(
                 f"The workflow init is called again but the init options do not match the "
-                f"original ones: {name}={asked}, originally {actual}. Leave {name} out, or "
+                f"original ones: {name}={value}, originally {actual[name]}. Leave {name} out, or "
                 f"restart the cluster to change it."
             )
 

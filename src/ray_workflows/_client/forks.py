@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import msgspec
 
-from ray_workflows._codec.envelope import unseal
+from ray_workflows._client.blob_copies import copy_blobs
 from ray_workflows._codec.journal import events_of
 from ray_workflows._codec.references import blobs_in
 from ray_workflows._engine.evolve import evolve
 from ray_workflows._engine.fork import fork_history
 from ray_workflows._engine.state import WorkflowState
 from ray_workflows._model import events as ev
-from ray_workflows._model.blobs import BlobStore
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.plan import Function, Plan
-from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import WorkflowNotFoundError
 from ray_workflows.storage.base import Storage
 
@@ -56,12 +54,8 @@ class Fork:
 
     def copy_blobs(self, incarnation: str) -> None:
         """Give the fork blobs of its own: its origin may be deleted."""
-        copy_blobs(
-            self.storage,
-            self.origin,
-            incarnation,
-            blobs_in([self.submitted.plan, *self.history]),
-        )
+        blobs = blobs_in([self.submitted.plan, *self.history])
+        copy_blobs(self.storage, self.origin, self.storage, incarnation, blobs)
 
 
 def with_functions(plan: Plan, functions: Mapping[str, Function]) -> Plan:
@@ -70,17 +64,3 @@ def with_functions(plan: Plan, functions: Mapping[str, Function]) -> Plan:
         return plan
     present = tuple(functions.get(function.digest, function) for function in plan.functions)
     return msgspec.structs.replace(plan, functions=present)
-
-
-def copy_blobs(storage: BlobStore, origin: str, target: str, blobs: Iterable[Blob]) -> None:
-    """Copy blobs under their keys, and the blobs of the ObjectRefs inside of them."""
-    copied: set[str] = set()
-    pending = list(blobs)
-    while pending:
-        blob = pending.pop()
-        if blob.key in copied:
-            continue
-        copied.add(blob.key)
-        data = storage.read_blob(origin, blob)
-        storage.write_blob(target, blob.key, [data])
-        pending += unseal(data, where=f"blob {blob.key}").objects

@@ -31,6 +31,10 @@ from ray_workflows.storage.base import Storage
 #: How often a workflow is looked at that another cluster drives, in seconds.
 POLL_SECONDS = 0.5
 
+#: How long a workflow is waited for whose coordinator is dead, if that of this cluster takes such
+#: workflows over by itself, in seconds. It may have no room for it, or not be able to read it.
+ORPHAN_SECONDS = 30.0
+
 ENDED_BADLY = (WorkflowStatus.FAILED, WorkflowStatus.CANCELED)
 
 
@@ -179,6 +183,8 @@ class Awaited:
         self.fresh = fresh
         self.row = read_row(reader.storage, workflow_id)
         self.task = TaskOutput(reader, self.row, task_id) if task_id is not None else None
+        #: Since when nobody drives it, by the monotonic clock.
+        self.orphan_since: float | None = None
 
     @property
     def after(self) -> int | None:
@@ -195,11 +201,25 @@ class Awaited:
                 return True, value
         if status in ACTIVE:
             self.fresh = True
+            self.orphan_since = None
+            return False, None
+        if self.goes_on(status):
             return False, None
         if self.task is not None and not (self.fresh and status in ENDED_BADLY):
             raise self.task.missing(status)
         read = settled_output if self.fresh else stopped_output
         return True, read(self.reader, self.row, status)
+
+    def goes_on(self, status: WorkflowStatus) -> bool:
+        """Whether the coordinator of this cluster is about to take it over by itself."""
+        if status is not WorkflowStatus.RESUMABLE or self.row.released:
+            return False
+        if not self.reader.resumes_orphans:
+            return False
+        now = time.monotonic()
+        if self.orphan_since is None:
+            self.orphan_since = now
+        return now < self.orphan_since + ORPHAN_SECONDS
 
 
 def await_output(

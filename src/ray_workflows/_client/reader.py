@@ -23,6 +23,9 @@ class Reader:
             None without a cluster.
     """
 
+    #: Whether the coordinator of the cluster takes over what dead ones left.
+    resumes_orphans = False
+
     def __init__(self, storage: Storage, cluster: str | None = None) -> None:
         self.storage = storage
         self.cluster = cluster

@@ -31,6 +31,7 @@ from ray_workflows._model.environment import EnvironmentInfo
 from ray_workflows._model.ids import validate_workflow_id
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.tasks import TaskInfo
+from ray_workflows.exceptions import WorkflowAlreadyRunningError
 
 logger = logging.getLogger(__name__)
 
@@ -200,6 +201,9 @@ def resume_all(include_failed: bool) -> list[tuple[str, ray.ObjectRef]]:
     for workflow_id, _ in list_all(wanted):
         try:
             resumed.append((workflow_id, resume_async(workflow_id, False, Wishes())))
+        except WorkflowAlreadyRunningError:
+            # Another cluster was faster. The output is the same.
+            resumed.append((workflow_id, output_ref(connect(), workflow_id, fresh=True)))
         except Exception as error:
             # One that can't be resumed does not keep the others from it; its ref raises the error.
             logger.error("Workflow '%s' could not be resumed: %s", workflow_id, error)

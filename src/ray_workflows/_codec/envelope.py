@@ -1,32 +1,44 @@
 """Envelopes: a pickle and its out-of-band buffers as one run of bytes, and back without copying.
 
 Layout: ``MAGIC``, a version byte, the header's length (4 bytes, big-endian), the header
-(MessagePack), the pickle, then each buffer at the next multiple of `ALIGNMENT`.
+(MessagePack), the pickle, then each buffer at the next multiple of `ALIGNMENT`. That is version 1.
+
+In version 2 all that follows the header is encoded by the codec that the header names: cut into
+pieces of `PIECE_BYTES`, each encoded for itself, and written behind its length (8 bytes,
+big-endian). The header stays readable: it says which blobs belong to the value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
 import msgspec
 
 from ray_workflows._model.values import Blob
-from ray_workflows.exceptions import StorageCorruptError
+from ray_workflows.codec import PayloadCodec
+from ray_workflows.exceptions import PayloadCodecError, StorageCorruptError
 
 MAGIC = b"RV"
-VERSION = 1
+PLAIN, ENCODED = 1, 2
 PREFIX_SIZE = len(MAGIC) + 1 + 4
 
 #: Arrays restored from a mapped blob start at cache line boundaries.
 ALIGNMENT = 64
 
+#: A codec gets so many bytes at once: what is held in memory beside the value.
+PIECE_BYTES = 4 * 1024 * 1024
+LENGTH_BYTES = 8
+
 
 class Header(msgspec.Struct, frozen=True, array_like=True):
-    """Sizes in bytes, and the blobs of the ObjectRefs inside."""
+    """Sizes in bytes before they are encoded, the blobs of the ObjectRefs inside, and the name of
+    the codec."""
 
     pickle_size: int
     buffer_sizes: tuple[int, ...] = ()
     objects: tuple[Blob, ...] = ()
+    codec: str = ""
 
 
 class Envelope(msgspec.Struct, frozen=True):
@@ -46,43 +58,93 @@ def padding(position: int) -> int:
 
 
 def seal(
-    pickled: bytes, buffers: Sequence[memoryview], objects: Iterable[Blob] = ()
-) -> list[bytes | memoryview]:
-    """The chunks of an envelope, buffers not copied. ``b"".join`` makes them one."""
-    header = ENCODER.encode(
-        Header(len(pickled), tuple(buffer.nbytes for buffer in buffers), tuple(objects))
-    )
-    prefix = MAGIC + bytes((VERSION,)) + len(header).to_bytes(4, "big")
-    chunks: list[bytes | memoryview] = [prefix, header, pickled]
-    position = len(prefix) + len(header) + len(pickled)
+    pickled: bytes,
+    buffers: Sequence[memoryview],
+    objects: Iterable[Blob] = (),
+    codec: PayloadCodec | None = None,
+) -> Iterable[bytes | memoryview]:
+    """The chunks of an envelope, to be taken once; ``b"".join`` makes them one.
+
+    Without a codec no buffer is copied. With one, pieces are encoded as they are taken.
+
+    Raises:
+        PayloadCodecError: the codec fails, while chunks are taken.
+    """
+    sizes = tuple(buffer.nbytes for buffer in buffers)
+    name = codec.name if codec is not None else ""
+    header = ENCODER.encode(Header(len(pickled), sizes, tuple(objects), name))
+    version = ENCODED if codec is not None else PLAIN
+    prefix = MAGIC + bytes((version,)) + len(header).to_bytes(4, "big")
+    if codec is not None:
+        return chain((prefix, header), encoded(laid_out(pickled, buffers, 0), codec))
+    return [prefix, header, *laid_out(pickled, buffers, len(prefix) + len(header))]
+
+
+def laid_out(
+    pickled: bytes, buffers: Sequence[memoryview], position: int
+) -> Iterator[bytes | memoryview]:
+    """The pickle, which comes to lie at a position, and the buffers with the gaps before them."""
+    yield pickled
+    position += len(pickled)
     for buffer in buffers:
         gap = padding(position)
         if gap:
-            chunks.append(bytes(gap))
-        chunks.append(buffer)
+            yield bytes(gap)
+        yield buffer
         position += gap + buffer.nbytes
-    return chunks
 
 
-def unseal(data: bytes | memoryview, *, where: str) -> Envelope:
-    """Open an envelope without copying. ``where`` names it in errors.
+def encoded(chunks: Iterable[bytes | memoryview], codec: PayloadCodec) -> Iterator[bytes]:
+    """The chunks encoded piece by piece, each piece behind its length."""
+    for piece in pieces(chunks):
+        try:
+            data = bytes(codec.encode(piece))
+        except Exception as error:
+            raise PayloadCodecError(
+                codec.name,
+                f"The codec {codec.name!r} failed to encode {len(piece)} bytes: "
+                f"{type(error).__name__}: {error}. Mend it, then resume the workflow.",
+            ) from error
+        yield len(data).to_bytes(LENGTH_BYTES, "big")
+        yield data
+
+
+def pieces(chunks: Iterable[bytes | memoryview]) -> Iterator[bytes]:
+    """The same bytes in pieces of `PIECE_BYTES`; the last one is shorter."""
+    pending = bytearray()
+    for chunk in chunks:
+        view = memoryview(chunk)
+        flat = view.cast("B") if view.c_contiguous else memoryview(view.tobytes())
+        start = 0
+        while start < flat.nbytes:
+            end = start + PIECE_BYTES - len(pending)
+            pending += flat[start:end]
+            start = end
+            if len(pending) == PIECE_BYTES:
+                yield bytes(pending)
+                pending.clear()
+    if pending:
+        yield bytes(pending)
+
+
+def unseal(
+    data: bytes | memoryview, *, where: str, codecs: Sequence[PayloadCodec] = ()
+) -> Envelope:
+    """Open an envelope: without copying, unless it is encoded.
+
+    Args:
+        data: the envelope.
+        where: names it in errors.
+        codecs: by their names what it may be encoded with.
 
     Raises:
         StorageCorruptError: the bytes are no envelope, or a newer release wrote them.
+        PayloadCodecError: its codec is missing, or fails.
     """
     view = memoryview(data)
-    if view.nbytes < PREFIX_SIZE or bytes(view[:2]) != MAGIC:
-        raise StorageCorruptError(f"The stored value of {where} is not a value envelope.")
-    if view[2] > VERSION:
-        raise StorageCorruptError(
-            f"The stored value of {where} has format version {view[2]}, newer than the {VERSION} "
-            f"that this release reads. Upgrade ray-workflows."
-        )
-    end = PREFIX_SIZE + int.from_bytes(view[3:7], "big")
-    try:
-        header = HEADER_DECODER.decode(view[PREFIX_SIZE:end])
-    except msgspec.MsgspecError as error:
-        raise StorageCorruptError(f"The stored value of {where} is damaged: {error}") from error
+    header, end = read_header(view, where=where)
+    if header.codec:
+        view, end = decoded(view[end:], header, where=where, codecs=codecs), 0
     start, end = end, end + header.pickle_size
     pickled = view[start:end]
     buffers = []
@@ -95,3 +157,87 @@ def unseal(data: bytes | memoryview, *, where: str) -> Envelope:
             f"The stored value of {where} has {view.nbytes} bytes, its header says {end}."
         )
     return Envelope(pickled, buffers, header.objects)
+
+
+def decoded(
+    view: memoryview, header: Header, *, where: str, codecs: Sequence[PayloadCodec]
+) -> memoryview:
+    """What follows the header, decoded into memory of its own; read-only."""
+    codec = next((each for each in codecs if each.name == header.codec), None)
+    if codec is None:
+        known = ", ".join(repr(each.name) for each in codecs) or "none"
+        raise PayloadCodecError(
+            header.codec,
+            f"The stored value of {where} is encoded by the codec {header.codec!r}, which is not "
+            f"at hand here (there is {known}). Give it to init(codec=...) when the cluster's "
+            f"coordinator is started, or to the command line with --codec module:object.",
+        )
+    found = bytearray(body_size(header))
+    start = end = 0
+    while start < view.nbytes:
+        length = int.from_bytes(view[start : start + LENGTH_BYTES], "big")
+        start += LENGTH_BYTES
+        try:
+            piece = codec.decode(bytes(view[start : start + length]))
+        except Exception as error:
+            raise PayloadCodecError(
+                header.codec,
+                f"The codec {header.codec!r} failed to decode the stored value of {where}: "
+                f"{type(error).__name__}: {error}. Its bytes are what was stored: is it the codec, "
+                f"with the key, that they were encoded with?",
+            ) from error
+        start += length
+        # A slice that is too long would make the buffer longer.
+        found[end : end + len(piece)] = piece[: len(found) - end]
+        end += len(piece)
+    if end != len(found) or start != view.nbytes:
+        raise PayloadCodecError(
+            header.codec,
+            f"The codec {header.codec!r} made {end} bytes of the stored value of {where}, its "
+            f"header says {len(found)}. Is it the codec that they were encoded with?",
+        )
+    return memoryview(found).toreadonly()
+
+
+def body_size(header: Header) -> int:
+    """How many bytes follow the header before they are encoded."""
+    end = header.pickle_size
+    for size in header.buffer_sizes:
+        end += padding(end) + size
+    return end
+
+
+def read_header(view: memoryview, *, where: str) -> tuple[Header, int]:
+    """The header of an envelope, and where it ends."""
+    if view.nbytes < PREFIX_SIZE or bytes(view[:2]) != MAGIC:
+        raise StorageCorruptError(f"The stored value of {where} is not a value envelope.")
+    if view[2] > ENCODED:
+        raise StorageCorruptError(
+            f"The stored value of {where} has format version {view[2]}, newer than the {ENCODED} "
+            f"that this release reads. Upgrade ray-workflows."
+        )
+    end = header_end(view)
+    try:
+        return HEADER_DECODER.decode(view[PREFIX_SIZE:end]), end
+    except msgspec.MsgspecError as error:
+        raise StorageCorruptError(f"The stored value of {where} is damaged: {error}") from error
+
+
+def header_end(view: memoryview) -> int:
+    """Where the header ends of an envelope that begins so."""
+    return PREFIX_SIZE + int.from_bytes(view[3:PREFIX_SIZE], "big")
+
+
+def objects_in(
+    beginning: bytes | memoryview, *, where: str, partial: bool = False
+) -> tuple[Blob, ...] | None:
+    """The blobs of the ObjectRefs in an envelope that begins so.
+
+    ``partial``: more of it may be needed to tell; None if so.
+    """
+    view = memoryview(beginning)
+    if partial and bytes(view[:2]) != MAGIC[: view.nbytes]:
+        return ()  # No envelope: more of it would not help.
+    if partial and (view.nbytes < PREFIX_SIZE or view.nbytes < header_end(view)):
+        return None
+    return read_header(view, where=where)[0].objects

@@ -2,12 +2,17 @@
 
 An entry is ``MAGIC``, one version byte, the CRC-32 of the rest (4 bytes, big-endian), and the
 MessagePack array of its events. Old versions are brought up to date by `UPCASTERS`.
+
+What needs a new version: everything that a reader of the version before would misread or not know,
+such as a new kind of event. What does not: a field at the end of a record, with a default, without
+which a reader of the version before does the right thing.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 
@@ -20,8 +25,12 @@ MAGIC = b"RW"
 VERSION = 1
 HEADER_SIZE = len(MAGIC) + 1 + 4
 
-#: From each older version, the function that turns its payload into the next version's.
-UPCASTERS: dict[int, Callable[[bytes], bytes]] = {}
+#: The events of an entry as MessagePack has them: lists, each with its tag first.
+PlainEvents = list[list[Any]]
+
+#: For each older version, from 1 on, the function that makes the next version's events of its own.
+#: They stay for ever, and know nothing of today's records, which go on changing.
+UPCASTERS: dict[int, Callable[[PlainEvents], PlainEvents]] = {}
 
 ENCODER = msgspec.msgpack.Encoder()
 DECODER: msgspec.msgpack.Decoder[list[AnyEvent]] = msgspec.msgpack.Decoder(list[AnyEvent])
@@ -57,15 +66,20 @@ def decode_entry(entry: bytes, *, where: str) -> list[AnyEvent]:
             f"Journal entry {where} has format version {version}, newer than the {VERSION} "
             f"that this release reads. Upgrade ray-workflows."
         )
-    if version < min((VERSION, *UPCASTERS)):
+    if version < 1:
         raise StorageCorruptError(f"Journal entry {where} has no format version ({version}).")
-    while version < VERSION:
-        payload = UPCASTERS[version](payload)
-        version += 1
     try:
-        return DECODER.decode(payload)
+        return DECODER.decode(payload if version == VERSION else upcast(payload, version))
     except msgspec.MsgspecError as error:
         raise StorageCorruptError(f"Journal entry {where} can't be decoded: {error}") from error
+
+
+def upcast(payload: bytes, version: int) -> bytes:
+    """The payload of an entry of an older version as this version writes it."""
+    events: PlainEvents = msgspec.msgpack.decode(payload)
+    for older in range(version, VERSION):
+        events = UPCASTERS[older](events)
+    return ENCODER.encode(events)
 
 
 def events_of(entry: JournalEntry, workflow_id: str) -> list[AnyEvent]:

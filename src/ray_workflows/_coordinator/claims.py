@@ -16,7 +16,7 @@ from ray_workflows._model.status import WorkflowStatus
 
 #: A holder that has not renewed its row for this long, in seconds, counts as dead.
 LEASE_SECONDS = 15.0
-#: How often a holder renews, in seconds.
+#: How often a holder renews, in seconds. One with a shorter lease renews as much more often.
 RENEW_SECONDS = 4.0
 
 #: Whether the process behind a holder exists. None: it can't be told from here.

@@ -16,13 +16,15 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import ray
 
 from ray_workflows._codec.journal import decode_entry, decode_plan
-from ray_workflows._coordinator.claims import this_holder
+from ray_workflows._coordinator.claims import LEASE_SECONDS, this_holder
 from ray_workflows._coordinator.io import ThreadIo
 from ray_workflows._coordinator.lease import Lease
-from ray_workflows._coordinator.loop import Limits, Loop
+from ray_workflows._coordinator.loop import Loop
+from ray_workflows._coordinator.orphans import Orphans
 from ray_workflows._coordinator.requests import (
     Accepted,
     CancelRequest,
@@ -36,6 +38,7 @@ from ray_workflows._coordinator.requests import (
     Watched,
     WatchRequest,
 )
+from ray_workflows._coordinator.room import Limits
 from ray_workflows._coordinator.verbs import Verbs
 from ray_workflows._executor.ray_tasks import RayExecutor
 from ray_workflows._model.inputs import AttemptRuns
@@ -83,6 +86,14 @@ def submit_request(submission: Submission, reply: Reply) -> SubmitRequest:
     )
 
 
+class Settings(msgspec.Struct, frozen=True):
+    """How a coordinator works, as long as its cluster lives; see `init`."""
+
+    limits: Limits = Limits()
+    auto_resume: bool = False
+    lease_seconds: float = LEASE_SECONDS
+
+
 class WatchList:
     """What one client waits for. ``polled_at`` tells whether it is still there."""
 
@@ -95,9 +106,9 @@ class WatchList:
 class Coordinator:
     """Drives workflows, one per storage and cluster. Detached, restarted by Ray for ever."""
 
-    def __init__(self, storage: Storage, limits: Limits, package_version: str) -> None:
+    def __init__(self, storage: Storage, settings: Settings, package_version: str) -> None:
         self.storage = storage
-        self.limits = limits
+        self.settings = settings
         self.package_version = package_version
         self.inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.broken: Exception | None = None
@@ -112,9 +123,10 @@ class Coordinator:
             self.holder.holder_id,
             clock=time.time,
             new_id=lambda: uuid.uuid4().hex,
-            limits=limits,
+            limits=settings.limits,
         )
-        self.lease = Lease(self.loop, self.holder)
+        self.lease = Lease(self.loop, self.holder, seconds=settings.lease_seconds)
+        self.orphans = Orphans(self.loop, self.lease)
         self.verbs = Verbs(self.loop, self.lease)
         threading.Thread(target=self.run, name="ray-workflows-loop", daemon=True).start()
 
@@ -122,6 +134,8 @@ class Coordinator:
 
     def run(self) -> None:
         self.lease.start()
+        if self.settings.auto_resume:
+            self.orphans.look()
         self.storage.listen(self.holder.holder_id, lambda: self.inbox.put(self.lease.look))
         while True:
             try:
@@ -310,7 +324,7 @@ class Coordinator:
         return {
             "storage": self.storage,
             "url": self.storage.url,
-            "limits": self.limits,
+            "settings": self.settings,
             "version": self.package_version,
             "holder": self.holder,
             "storage_error": self.loop.storage_error,

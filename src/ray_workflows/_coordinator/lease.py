@@ -43,12 +43,23 @@ Found = list[tuple[CatalogRow, "Recovered | StorageCorruptError"]]
 
 
 class Lease:
-    """Keeps the holder's row fresh, and finds workflows that earlier lives of it left behind."""
+    """Keeps the holder's row fresh, and finds workflows that earlier lives of it left behind.
 
-    def __init__(self, loop: Loop, holder: Holder, probe: ProcessProbe = probe_process) -> None:
+    ``seconds``: how long the holder counts as alive after a renewal.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        holder: Holder,
+        probe: ProcessProbe = probe_process,
+        seconds: float = LEASE_SECONDS,
+    ) -> None:
         self.loop = loop
         self.holder = holder
         self.probe = probe
+        self.seconds = seconds
+        self.renew_seconds = seconds * RENEW_SECONDS / LEASE_SECONDS
         #: What earlier lives left is looked for; it is in hand.
         self.recovering = False
         self.recovered = False
@@ -68,12 +79,12 @@ class Lease:
         def then(result: object) -> None:
             if isinstance(result, Exception):
                 loop.storage_failed(result, "The lease")
-                loop.after(min(loop.backoff(), RENEW_SECONDS), self.renew)
+                loop.after(min(loop.backoff(), self.renew_seconds), self.renew)
                 return
             loop.storage_answered()
             # By now, not by when it was asked for: what was not started since counts.
             lapsed = loop.clock() > loop.lease_until
-            loop.lease_until = started_at + LEASE_SECONDS
+            loop.lease_until = started_at + self.seconds
             if not self.recovering:
                 self.recovering = True
                 self.take_over()
@@ -81,9 +92,9 @@ class Lease:
                 logger.warning("The lease lapsed: every workflow is read again.")
                 for workflow in list(loop.workflows.values()):
                     loop.verify(workflow)
-            loop.after(RENEW_SECONDS, self.renew)
+            loop.after(self.renew_seconds, self.renew)
 
-        loop.io.call(lambda: loop.storage.renew_holder(self.holder, LEASE_SECONDS), then)
+        loop.io.call(lambda: loop.storage.renew_holder(self.holder, self.seconds), then)
 
     def take_over(self) -> None:
         """Take into hand what nobody drives: what earlier lives were driving, and what is ours.
@@ -155,7 +166,7 @@ class Lease:
         workflow = Workflow(recovered.state, recovered.seq, recovered.row)
         self.lose_unstored(workflow)
         if recovered.state.status is WorkflowStatus.PENDING:
-            self.loop.waiting_room.append(workflow.workflow_id)
+            self.loop.room.waiting.append(workflow.workflow_id)
         self.loop.hold(workflow)
         if recovered.state.holder == self.holder.holder_id:
             # No claim fences it off: what was read may be older than what we did since.

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import heapq
 import logging
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
-
 from ray_workflows._codec.journal import encode_entry
 from ray_workflows._coordinator.io import Io
+from ray_workflows._coordinator.quarantine import end_of_our_part
 from ray_workflows._coordinator.recovery import Recovered, recover
 from ray_workflows._coordinator.requests import Request
+from ray_workflows._coordinator.room import Limits, Room
 from ray_workflows._coordinator.workflow import Pending, Workflow, answer
 from ray_workflows._engine.commands import commands
 from ray_workflows._engine.decide import decide
@@ -36,7 +35,6 @@ from ray_workflows._model.commands import (
     WakeAt,
 )
 from ray_workflows._model.status import WorkflowStatus
-from ray_workflows._model.values import ErrorInfo
 from ray_workflows.exceptions import StorageCorruptError
 from ray_workflows.storage.base import CommitOutcome, Storage
 
@@ -44,15 +42,6 @@ logger = logging.getLogger(__name__)
 
 #: Pauses before a storage that failed is asked again, in seconds; the last one repeats.
 BACKOFF_SECONDS = (0.05, 0.2, 1.0, 3.0)
-
-UNLIMITED = -1
-
-
-class Limits(msgspec.Struct, frozen=True):
-    """How many workflows may run and wait at once; -1 is no limit."""
-
-    max_running: int = UNLIMITED
-    max_pending: int = UNLIMITED
 
 
 class Loop:
@@ -79,15 +68,13 @@ class Loop:
         self.holder_id = holder_id
         self.clock = clock
         self.new_id = new_id
-        self.limits = limits
         self.workflows: dict[str, Workflow] = {}
+        self.room = Room(limits, self.workflows)
         self.by_incarnation: dict[str, Workflow] = {}
         self.guests: dict[str, Workflow] = {}
         self.dirty: dict[int, Workflow] = {}
         self.outbox: list[Workflow] = []
         self.committing = False
-        #: Pending workflows in the order they were submitted.
-        self.waiting_room: deque[str] = deque()
         self.alarms: list[tuple[float, int, Callable[[], None]]] = []
         self.alarm_count = 0
         #: Attempts are dispatched only while the lease holds.
@@ -360,7 +347,10 @@ class Loop:
                 logger.warning("Workflow '%s' was deleted.", workflow.workflow_id)
                 self.drop(workflow)
             elif result.state.holder != self.holder_id:
-                logger.warning(
+                # One that we were just claiming was never ours.
+                lost = workflow.row is not None and workflow.row.holder == self.holder_id
+                logger.log(
+                    logging.WARNING if lost else logging.INFO,
                     "Workflow '%s' was taken over by coordinator %s; its attempts here stop.",
                     workflow.workflow_id,
                     result.state.holder,
@@ -403,14 +393,8 @@ class Loop:
 
     def release(self, workflow: Workflow, row: CatalogRow, error: Exception) -> None:
         """Append the end of our part, without knowing the state that it ends."""
-        info = ErrorInfo(type_name=type(error).__name__, message=str(error))
         workflow.row, workflow.seq = row, row.seq
-        append = msgspec.structs.replace(
-            self.append(workflow, [ev.WorkflowReleased(at=self.clock(), error=info)]),
-            catalog=msgspec.structs.replace(
-                row, seq=row.seq + 1, released=True, error=f"{info.type_name}: {info.message}"
-            ),
-        )
+        append = end_of_our_part(row, error, at=self.clock(), commit_id=self.new_id())
         self.propose(workflow, Pending(append, [], [], []))
 
     def release_again(self, workflow: Workflow, error: Exception) -> None:
@@ -507,25 +491,13 @@ class Loop:
 
     def admit(self) -> None:
         """Start pending workflows while there is room."""
-        while self.waiting_room and self.has_room():
-            workflow = self.workflows.get(self.waiting_room[0])
+        waiting = self.room.waiting
+        while waiting and self.room.to_run():
+            workflow = self.workflows.get(waiting[0])
             if workflow is not None and workflow.busy:
                 return  # Its submission is on its way: it asks again when that is durable.
-            self.waiting_room.popleft()
+            waiting.popleft()
             if workflow is not None:
                 workflow.inputs.append(inp.Start())
                 # Room is counted by status: decide now, so that the next one sees it taken.
                 self.advance(workflow)
-
-    def has_room(self) -> bool:
-        """Whether one more workflow may run."""
-        limit = self.limits.max_running
-        return limit == UNLIMITED or self.count(WorkflowStatus.RUNNING) < limit
-
-    def has_pending_room(self) -> bool:
-        """Whether one more workflow may wait."""
-        limit = self.limits.max_pending
-        return limit == UNLIMITED or self.count(WorkflowStatus.PENDING) < limit
-
-    def count(self, status: WorkflowStatus) -> int:
-        return sum(1 for w in self.workflows.values() if w.state.status is status)

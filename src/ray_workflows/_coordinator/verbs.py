@@ -114,15 +114,15 @@ class Verbs:
             self.resume(workflow, request)
 
     def resume(self, workflow: Workflow, request: SubmitRequest | ResumeRequest) -> None:
-        start = self.loop.has_room()
-        if not start and not self.loop.has_pending_room():
+        start = self.loop.room.to_run()
+        if not start and not self.loop.room.to_wait():
             answer(request.reply, queue.Full("Workflow queue has been full"))
             return
         change = request.change if isinstance(request, ResumeRequest) else None
         workflow.inputs.append(inp.Resume(holder=self.loop.holder_id, start=start, change=change))
         workflow.answers.append((request, accepted(request, workflow.state)))
         if not start:
-            self.loop.waiting_room.append(workflow.workflow_id)
+            self.loop.room.waiting.append(workflow.workflow_id)
 
     # -- other workflows -------------------------------------------------------------------
 
@@ -197,8 +197,8 @@ class Verbs:
 
     def create(self, request: SubmitRequest) -> None:
         loop = self.loop
-        start = loop.has_room()
-        if not start and not loop.has_pending_room():
+        start = loop.room.to_run()
+        if not start and not loop.room.to_wait():
             answer(request.reply, queue.Full("Workflow queue has been full"))
             return
         workflow = Workflow(WorkflowState(request.workflow_id, request.incarnation), 0, None)
@@ -218,7 +218,7 @@ class Verbs:
         # Decide now: the next request counts how many run.
         loop.advance(workflow)
         if not start:
-            loop.waiting_room.append(workflow.workflow_id)
+            loop.room.waiting.append(workflow.workflow_id)
 
     def resume_fetched(
         self,

@@ -8,7 +8,7 @@ find it.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import ray
@@ -23,6 +23,7 @@ from ray_workflows._model.catalog import (
     Page,
 )
 from ray_workflows._model.values import Blob
+from ray_workflows.codec import PayloadCodec
 from ray_workflows.exceptions import StorageUnavailableError
 from ray_workflows.storage.base import CommitOutcome, Storage
 
@@ -75,6 +76,11 @@ class NodeStorage(Storage):
         """Whether it is on one node."""
         return self.node_id is not None
 
+    @property
+    def codecs(self) -> tuple[PayloadCodec, ...]:
+        """As the storage's own: values are encoded where they are made."""
+        return self.storage.codecs
+
     def open(self) -> None:
         self.call("open")
 
@@ -112,6 +118,12 @@ class NodeStorage(Storage):
         result = self.call("read_blob", incarnation, blob)
         (view,) = result if isinstance(result, BufferList) else (result,)
         return memoryview(view).cast("B")
+
+    def stream_blob(self, incarnation: str, blob: Blob) -> Iterator[memoryview]:
+        if self.is_here():
+            return self.storage.stream_blob(incarnation, blob)
+        # Elsewhere it comes through the object store, where it is whole for a while.
+        return super().stream_blob(incarnation, blob)
 
     def find_blob(self, incarnation: str, key: str) -> Blob | None:
         blob: Blob | None = self.call("find_blob", incarnation, key)

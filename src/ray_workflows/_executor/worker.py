@@ -33,7 +33,11 @@ from ray_workflows._executor.protocol import AnyReport, AttemptRequest
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.plan import Environment
 from ray_workflows._model.values import INLINE_LIMIT, Blob, ErrorInfo, Value
-from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError
+from ray_workflows.exceptions import (
+    PayloadCodecError,
+    StorageCorruptError,
+    StorageUnavailableError,
+)
 from ray_workflows.storage.base import Storage
 
 #: Functions a worker keeps unpickled, the least recently used leaving first.
@@ -144,7 +148,7 @@ class AttemptRun:
     def raised(self, error: BaseException) -> AnyReport:
         """The report for an exception, of user code or of the way there."""
         ended_at = time.time()
-        if isinstance(error, StorageCorruptError):
+        if isinstance(error, (StorageCorruptError, PayloadCodecError)):
             return inp.AttemptFoundCorruption(**self.identity(ended_at), error=self.describe(error))
         if isinstance(error, StorageUnavailableError):
             return inp.AttemptCrashed(**self.identity(ended_at), error=self.describe(error))

@@ -9,6 +9,7 @@ from ray_workflows.cli.clusters import connect
 from ray_workflows.cli.parameters import (
     address_option,
     cluster_storage_option,
+    codec_option,
     json_option,
     workflow_argument,
 )
@@ -18,6 +19,7 @@ from ray_workflows.cli.printing import print_json, printable
 @click.command()
 @workflow_argument
 @cluster_storage_option
+@codec_option
 @address_option
 @json_option
 def cancel(workflow_id: str, storage: str | None, address: str | None, as_json: bool) -> None:

@@ -15,8 +15,7 @@ from ray_workflows._capture.ray_private import bootstrap_address
 from ray_workflows._client import connection as connections
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.reader import Reader
-from ray_workflows.cli.stores import open_reader, open_storage, reader_of
-from ray_workflows.storage.urls import storage_from_url
+from ray_workflows.cli.stores import is_named, named, open_reader, open_storage, reader_of
 
 #: How long a cluster may take to answer a first knock, in seconds. Ray itself waits for minutes
 #: for one that is gone but still noted somewhere.
@@ -92,7 +91,7 @@ def connect(spec: str | None, address: str | None) -> Connection:
     exists = connections.find_coordinator() is not None
     if not exists:
         open_storage(spec)
-    connection = connections.init(None if exists else spec, None, None, None)
+    connection = connections.init(None if exists else named(spec), None, None, None)
     check_same(connection, spec)
     reader_of(connection)
     return connection
@@ -100,10 +99,10 @@ def connect(spec: str | None, address: str | None) -> Connection:
 
 def check_same(connection: Connection, spec: str | None) -> None:
     """Raise if the cluster has another storage than was asked for."""
-    if spec is not None and storage_from_url(spec).url != connection.storage.url:
+    if is_named(spec) and named(spec).url != connection.storage.url:
         raise click.ClickException(
             f"The workflows of this cluster are in {connection.storage.url}, not in "
-            f"{storage_from_url(spec).url}. Leave --storage out, or name the cluster that uses it "
+            f"{named(spec).url}. Leave --storage out, or name the cluster that uses it "
             f"with --address."
         )
 
@@ -111,7 +110,7 @@ def check_same(connection: Connection, spec: str | None) -> None:
 def reader_for_change(spec: str | None, address: str | None) -> Reader:
     """The storage for commands that change it and need no cluster: the one that is named, else
     that of the running cluster, else the default."""
-    if spec is None and (address or os.environ.get("RAY_ADDRESS") or reaches()):
+    if not is_named(spec) and (address or os.environ.get("RAY_ADDRESS") or reaches()):
         attach(address)
         if connections.find_coordinator() is not None:
             return reader_of(connections.init(None, None, None, None))

@@ -16,8 +16,7 @@ from ray_workflows.cli.checks import Finding, Level
 from ray_workflows.cli.clusters import NoClusterError, attach
 from ray_workflows.cli.parameters import address_option, cluster_storage_option, json_option
 from ray_workflows.cli.printing import print_json, print_table, printable
-from ray_workflows.cli.stores import open_storage
-from ray_workflows.storage.urls import storage_from_url
+from ray_workflows.cli.stores import is_named, named, open_storage
 
 
 @click.command()
@@ -61,7 +60,7 @@ def examine(spec: str | None, address: str | None, deep: bool) -> Iterator[Findi
             reader = found
         else:
             yield found
-    if reader is None or (spec is not None and storage_from_url(spec).url != reader.storage.url):
+    if reader is None or (is_named(spec) and named(spec).url != reader.storage.url):
         if reader is not None:
             message = f"The cluster's workflows are elsewhere: in {reader.storage.url}."
             yield checks.note("storage", message)

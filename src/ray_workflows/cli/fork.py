@@ -10,6 +10,7 @@ from ray_workflows.cli.clusters import connect
 from ray_workflows.cli.parameters import (
     address_option,
     cluster_storage_option,
+    codec_option,
     json_option,
     workflow_argument,
 )
@@ -19,6 +20,7 @@ from ray_workflows.cli.printing import print_json
 @click.command()
 @workflow_argument
 @cluster_storage_option
+@codec_option
 @address_option
 @click.option("--from-task", metavar="TASK", required=True, help="The task to run again.")
 @click.option("--new-id", metavar="ID", help="Id of the new workflow. Default: a generated one.")

@@ -11,6 +11,7 @@ import click
 
 from ray_workflows._version import __version__
 from ray_workflows.cli.cancel import cancel
+from ray_workflows.cli.copy import copy
 from ray_workflows.cli.delete import delete
 from ray_workflows.cli.doctor import doctor
 from ray_workflows.cli.env import env
@@ -49,5 +50,8 @@ def main() -> None:
     """Look at durable workflows on Ray, and act on them."""
 
 
-for command in (list_workflows, show, output, env, resume, cancel, delete, fork, prune, doctor):
+for command in (
+    *(list_workflows, show, output, env, resume, cancel, delete, fork, prune, copy),
+    doctor,
+):
     main.add_command(command)

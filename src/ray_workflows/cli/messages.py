@@ -19,12 +19,16 @@ from ray_workflows.exceptions import (
 #: Where the storage in use is kept in the context of a command: its URL, and what was given.
 STORAGE = "ray_workflows.storage"
 GIVEN = "ray_workflows.given"
+#: What was given as the place of its values.
+GIVEN_BLOBS = "ray_workflows.given-blobs"
+#: The codec of its values: what was loaded.
+CODEC = "ray_workflows.codec"
 
 
 def command(verb: str, workflow_id: str, *options: str) -> str:
     """A command that can be pasted into a shell, for the storage that was given to this one."""
-    spec = remembered(GIVEN)
-    storage = ["--storage", spec] if spec else []
+    given = (("--storage", remembered(GIVEN)), ("--blobs", remembered(GIVEN_BLOBS)))
+    storage = [part for name, value in given if value for part in (name, value)]
     dashes = ["--"] if workflow_id.startswith("-") else []
     return shlex.join(["ray-workflows", verb, *storage, *options, *dashes, workflow_id])
 

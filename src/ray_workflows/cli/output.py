@@ -7,7 +7,12 @@ from typing import IO
 import click
 
 from ray_workflows._client.reads import import_directories, stored_output
-from ray_workflows.cli.parameters import json_option, storage_option, workflow_argument
+from ray_workflows.cli.parameters import (
+    codec_option,
+    json_option,
+    storage_option,
+    workflow_argument,
+)
 from ray_workflows.cli.stores import open_reader
 from ray_workflows.cli.values import load, pickle_value, print_value
 
@@ -15,6 +20,7 @@ from ray_workflows.cli.values import load, pickle_value, print_value
 @click.command()
 @workflow_argument
 @storage_option
+@codec_option
 @click.option("--task-id", metavar="TASK", help="The output of this task of the workflow.")
 @click.option(
     "--to",

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
+import operator
+import os
 import re
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 
-from ray_workflows.cli.messages import GIVEN
+from ray_workflows.cli.messages import CODEC, GIVEN, GIVEN_BLOBS
+from ray_workflows.codec import check_codecs
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 
@@ -28,21 +37,73 @@ def remember_storage(ctx: click.Context, param: click.Parameter, value: str | No
     return value
 
 
-storage_option = click.option(
-    "--storage",
-    metavar="DIR|URL",
-    callback=remember_storage,
-    help="Directory or URL of the workflows. Default: $RAY_WORKFLOW_STORAGE, else the directory "
-    "of this user.",
-)
+def remember_blobs(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    """Commands have no argument for it: whoever opens the storage looks it up."""
+    ctx.find_root().meta[GIVEN_BLOBS] = value
+
+
+def storage_options(default: str) -> Callable[[Command], Command]:
+    """The options that name a storage. ``default``: which it is without them."""
+
+    def decorate(command: Command) -> Command:
+        for option in (
+            click.option(
+                "--blobs",
+                metavar="DIR|URL",
+                callback=remember_blobs,
+                expose_value=False,
+                help="Where the values are, if not there. Default: $RAY_WORKFLOW_BLOBS, if the "
+                "storage is not named either.",
+            ),
+            click.option(
+                "--storage",
+                metavar="DIR|URL",
+                callback=remember_storage,
+                help=f"Directory or URL of the workflows. Default: {default}",
+            ),
+        ):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+storage_option = storage_options("$RAY_WORKFLOW_STORAGE, else the directory of this user.")
 
 #: For commands that act: they ask a running cluster first.
-cluster_storage_option = click.option(
-    "--storage",
-    metavar="DIR|URL",
-    callback=remember_storage,
-    help="Directory or URL of the workflows. Default: what the running cluster uses, else "
-    "$RAY_WORKFLOW_STORAGE, else the directory of this user.",
+cluster_storage_option = storage_options(
+    "what the running cluster uses, else $RAY_WORKFLOW_STORAGE, else the directory of this user."
+)
+
+
+def load_codec(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    """The codecs that ``module:object`` names, for whoever opens the storage."""
+    if value is None:
+        return
+    module, colon, name = value.partition(":")
+    if not (module and colon and name):
+        raise click.BadParameter(f"{value!r} is not of the form module:object.")
+    # As for `python -m`: what is beside the user can be imported.
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = operator.attrgetter(name)(importlib.import_module(module))
+        codec = found() if isinstance(found, type) else found
+        ctx.find_root().meta[CODEC] = check_codecs(codec)
+    except Exception as error:
+        raise click.BadParameter(
+            f"{value!r} can't be used: {type(error).__name__}: {error} Name a module that can be "
+            f"imported here, and in it a PayloadCodec, a class of one that takes no arguments, or "
+            f"a list of them."
+        ) from error
+
+
+codec_option = click.option(
+    "--codec",
+    metavar="MODULE:OBJECT",
+    callback=load_codec,
+    expose_value=False,
+    help="The codec of the values, if init() was given one. Default: that of the running cluster.",
 )
 
 address_option = click.option(

@@ -18,6 +18,7 @@ from ray_workflows.cli.messages import command, explain_resume
 from ray_workflows.cli.parameters import (
     address_option,
     cluster_storage_option,
+    codec_option,
     json_option,
     workflow_argument,
 )
@@ -44,6 +45,7 @@ def parse_runtime_env(
 @click.command()
 @workflow_argument
 @cluster_storage_option
+@codec_option
 @address_option
 @click.option(
     "--local",

@@ -8,10 +8,11 @@ import click
 
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.reader import Reader
-from ray_workflows.cli.messages import STORAGE, remember
+from ray_workflows.cli.messages import CODEC, GIVEN_BLOBS, STORAGE, remember, remembered
 from ray_workflows.exceptions import StorageConfigError
 from ray_workflows.storage import Storage
-from ray_workflows.storage.urls import VARIABLE, storage_from_url
+from ray_workflows.storage.encoded import EncodedStorage
+from ray_workflows.storage.urls import VARIABLE, storage_from_urls
 
 
 def open_storage(spec: str | None) -> Storage:
@@ -21,12 +22,24 @@ def open_storage(spec: str | None) -> Storage:
         click.ClickException: there is none; says where it was looked for and why there.
     """
     try:
-        storage = storage_from_url(spec)
+        storage = named(spec)
         remember(STORAGE, storage.url)
         storage.open_existing()
     except StorageConfigError as error:
         raise click.ClickException(f"{error}{origin(spec)}") from error
     return storage
+
+
+def named(spec: str | None) -> Storage:
+    """The storage that ``--storage`` and ``--blobs`` name, with the codec of ``--codec``."""
+    storage = storage_from_urls(spec, remembered(GIVEN_BLOBS))
+    codecs = click.get_current_context().find_root().meta.get(CODEC)
+    return EncodedStorage(storage, codecs) if codecs else storage
+
+
+def is_named(spec: str | None) -> bool:
+    """Whether the command names a storage, and does not leave it to the cluster."""
+    return spec is not None or remembered(GIVEN_BLOBS) is not None
 
 
 def origin(spec: str | None) -> str:

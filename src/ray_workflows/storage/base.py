@@ -7,7 +7,7 @@ a journal only if the journal ends where the caller believes it ends.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum, unique
 
 from ray_workflows._model.catalog import (
@@ -19,7 +19,9 @@ from ray_workflows._model.catalog import (
     Page,
 )
 from ray_workflows._model.values import Blob
+from ray_workflows.codec import PayloadCodec
 from ray_workflows.exceptions import StorageConfigError
+from ray_workflows.storage.records import slices
 
 
 @unique
@@ -52,6 +54,12 @@ class Storage(ABC):
     def node_bound(self) -> bool:
         """Whether only processes on the machine that opened it can use it directly."""
         return False
+
+    @property
+    def codecs(self) -> tuple[PayloadCodec, ...]:
+        """What values are encoded with before they are stored here: the first of these, if there
+        is one. All of them decode. Nothing that is passed to a storage has to be encoded by it."""
+        return ()
 
     @abstractmethod
     def open(self) -> None:
@@ -143,6 +151,17 @@ class Storage(ABC):
         Raises:
             StorageCorruptError: the blob is missing or differs from its description.
         """
+
+    def stream_blob(self, incarnation: str, blob: Blob) -> Iterator[memoryview]:
+        """The bytes of a blob piece by piece, for those who pass them on. Checked at the end: they
+        are what was written only if the iteration ends without an error.
+
+        The default reads the blob whole.
+
+        Raises:
+            StorageCorruptError: as `read_blob`, at the first piece or at the last.
+        """
+        yield from slices([self.read_blob(incarnation, blob)])
 
     @abstractmethod
     def find_blob(self, incarnation: str, key: str) -> Blob | None:

@@ -6,7 +6,7 @@ append to it. Knows nothing of what is deleted and why.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -46,6 +46,9 @@ class Blobs(Protocol):
 
     def read(self, incarnation: str, blob: Blob) -> memoryview:
         """The bytes of a blob, checked."""
+
+    def stream(self, incarnation: str, blob: Blob) -> Iterator[memoryview]:
+        """The bytes of a blob piece by piece, checked at the end."""
 
     def find(self, incarnation: str, key: str) -> Blob | None:
         """The description of a stored blob, or None."""

@@ -5,7 +5,7 @@ Knows both by their public methods only; what is atomic stays so in the one with
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from urllib.parse import quote
 
 from ray_workflows._codec.journal import encode_entry
@@ -159,6 +159,20 @@ class CombinedStorage(Storage):
             if self.storage.find_blob(incarnation, blob.key) is None:
                 raise
         return self.storage.read_blob(incarnation, blob)
+
+    def stream_blob(self, incarnation: str, blob: Blob) -> Iterator[memoryview]:
+        """The bytes of a blob piece by piece, wherever it is."""
+        pieces = self.blobs.stream_blob(incarnation, blob)
+        try:
+            first = next(pieces, None)
+        except StorageCorruptError:
+            if self.storage.find_blob(incarnation, blob.key) is None:
+                raise
+            yield from self.storage.stream_blob(incarnation, blob)
+            return
+        if first is not None:
+            yield first
+            yield from pieces
 
     def find_blob(self, incarnation: str, key: str) -> Blob | None:
         """The description of a blob, wherever it is."""

@@ -24,9 +24,11 @@ from ray_workflows.exceptions import (
 from ray_workflows.storage.files import TEMPORARY_PREFIX, sync, sync_directory
 from ray_workflows.storage.queries import read_queries, read_sql
 
-#: As in ``sqlite_schema.sql``.
+#: Marks a database as ours: 'RWRF'.
 APPLICATION_ID = 0x52575246
-SCHEMA_VERSION = 1
+
+#: The files that make the schema, in their order: number n brings it to version n.
+MIGRATIONS: tuple[str, ...] = ("sqlite_schema_1.sql",)
 
 #: How long to wait for another process's transaction, in seconds.
 BUSY_SECONDS = 10.0
@@ -149,6 +151,32 @@ class Database:
                 f"-wal file if there is one; nothing is created in its place."
             )
 
+    def ensure_version(self, *, migrate: bool) -> None:
+        """Bring the schema to the newest version, or raise if that is not asked for.
+
+        Only who opens a storage asks: a process that was at work before a newer release migrated
+        goes on, whenever it connects again.
+
+        Raises:
+            StorageConfigError: the schema is a newer release's, or has to be migrated.
+        """
+        with self.use() as connection:
+            version = read_version(connection)
+        if version > len(MIGRATIONS):
+            self.disconnect()
+            raise StorageConfigError(
+                f"{self.path} was written by a newer release of ray-workflows (schema {version}; "
+                f"this one knows up to {len(MIGRATIONS)}). Upgrade ray-workflows here."
+            )
+        if version < len(MIGRATIONS):
+            if not migrate:
+                raise StorageConfigError(
+                    f"{self.path} has schema {version}, and this release reads {len(MIGRATIONS)}. "
+                    f"Call init() once: it brings the schema up to date."
+                )
+            with self.transaction() as connection:
+                run_migrations(connection)
+
     def disconnect(self) -> None:
         """Roll back and close. The next use connects again."""
         with self.lock:
@@ -215,24 +243,44 @@ def connect(path: str, mode: str = "mode=rw") -> tuple[sqlite3.Connection, Ident
 
 
 def verify(connection: sqlite3.Connection, path: str) -> None:
-    """Raise if the file is not a database of ours, or is one of a newer release."""
+    """Raise if the file is not a database of ours."""
     try:
         application_id = connection.execute(QUERIES["read_application_id"]).fetchone()[0]
-        version = connection.execute(QUERIES["read_schema_version"]).fetchone()[0]
     except sqlite3.DatabaseError as error:
         if "not a database" not in str(error):
             raise
-        application_id = version = None
+        application_id = None
     if application_id != APPLICATION_ID:
         raise StorageConfigError(
             f"{path} is not a database of ray-workflows (or its first page is damaged). Choose "
             f"another directory with init(storage=...), or move the file away."
         )
-    if version > SCHEMA_VERSION:
-        raise StorageConfigError(
-            f"{path} was written by a newer release of ray-workflows (schema {version}; this one "
-            f"knows up to {SCHEMA_VERSION}). Upgrade ray-workflows here."
-        )
+
+
+def read_version(connection: sqlite3.Connection) -> int:
+    """Which version the schema has: how many migrations were run."""
+    version: int = connection.execute(QUERIES["read_schema_version"]).fetchone()[0]
+    return version
+
+
+def run_migrations(connection: sqlite3.Connection) -> None:
+    """Run what is missing, in the caller's transaction."""
+    for number, name in enumerate(MIGRATIONS, 1):
+        # Somebody else may have done it since the caller looked.
+        if number > read_version(connection):
+            for statement in statements(read_sql(name)):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {number}")
+
+
+def statements(text: str) -> Iterator[str]:
+    """The statements of a file. (``executescript`` would end the transaction.)"""
+    pending = ""
+    for line in text.splitlines(keepends=True):
+        pending += line
+        if sqlite3.complete_statement(pending):
+            yield pending
+            pending = ""
 
 
 def create(path: str) -> None:
@@ -244,7 +292,10 @@ def create(path: str) -> None:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
         connection = sqlite3.connect(temporary, isolation_level=None)
         try:
-            connection.executescript(read_sql("sqlite_schema.sql"))
+            connection.execute("BEGIN")
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            run_migrations(connection)
+            connection.execute("COMMIT")
             # In the file's header from here on; not possible inside the transaction.
             mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         finally:

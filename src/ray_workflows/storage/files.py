@@ -17,7 +17,14 @@ from collections.abc import Iterable, Iterator
 
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError
-from ray_workflows.storage.records import CHECKSUM_PREFIX, check_name, describe_blob, slices
+from ray_workflows.storage.records import (
+    CHECKSUM_PREFIX,
+    SLICE_BYTES,
+    check_name,
+    checked,
+    describe_blob,
+    slices,
+)
 
 #: No blob key starts with a dot, so a temporary name is never a blob's.
 TEMPORARY_PREFIX = ".tmp-"
@@ -144,6 +151,30 @@ class BlobFiles:
                 f"are not what was written."
             )
         return view
+
+    def stream(self, incarnation: str, blob: Blob) -> Iterator[memoryview]:
+        """The bytes of a blob piece by piece, checked at the end."""
+        path = self.path(incarnation, blob.key)
+        what = f"{describe_blob(incarnation, blob)} ({path})"
+        return checked(self.pieces(path, what), blob, what)
+
+    def pieces(self, path: str, what: str) -> Iterator[memoryview]:
+        """What is in a file now."""
+        with io_errors(path):
+            try:
+                file = io.FileIO(path)
+            except (FileNotFoundError, NotADirectoryError):
+                if not os.path.isdir(self.root):
+                    raise
+                raise StorageCorruptError(f"The {what} is missing.") from None
+        with file:
+            while True:
+                # A buffer for each piece: whoever takes one may keep it.
+                with io_errors(path):
+                    data = file.read(SLICE_BYTES)
+                if not data:
+                    return
+                yield memoryview(data)
 
     def find(self, incarnation: str, key: str) -> Blob | None:
         """The description of a stored blob, or None."""

@@ -11,13 +11,20 @@ import hashlib
 import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import msgspec
 
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError
 from ray_workflows.storage.operations import Found
-from ray_workflows.storage.records import CHECKSUM_PREFIX, check_name, describe_blob, slices
+from ray_workflows.storage.records import (
+    CHECKSUM_PREFIX,
+    check_name,
+    checked,
+    describe_blob,
+    slices,
+)
 from ray_workflows.storage.remote import LARGE_BYTES, RemoteOperations
 
 BLOBS = "blobs"
@@ -144,14 +151,7 @@ class ObjectBlobs:
     def read(self, incarnation: str, blob: Blob) -> memoryview:
         """The bytes of a blob, checked against its size and checksum; read-only."""
         what = f"{describe_blob(incarnation, blob)} ({blob_key(incarnation, blob.key)})"
-        found = self.found(incarnation, blob.key)
-        if found is None:
-            raise StorageCorruptError(f"The {what} is missing.")
-        head, object = found
-        if head.size != blob.size:
-            raise StorageCorruptError(
-                f"The {what} has {head.size} bytes, expected {blob.size}: it was overwritten."
-            )
+        head, object = self.expected(incarnation, blob, what)
         if head.part:
             view = self.download(head.part, blob.size, what)
         else:
@@ -169,29 +169,60 @@ class ObjectBlobs:
             )
         return view
 
-    def download(self, part: str, size: int, what: str) -> memoryview:
-        """The bytes of an upload, some ranges at once into one buffer."""
+    def expected(self, incarnation: str, blob: Blob, what: str) -> tuple[Head, Found]:
+        """The head of a blob and its object, if it is of the size that it was written with."""
+        found = self.found(incarnation, blob.key)
+        if found is None:
+            raise StorageCorruptError(f"The {what} is missing.")
+        if found[0].size != blob.size:
+            raise StorageCorruptError(
+                f"The {what} has {found[0].size} bytes, expected {blob.size}: it was overwritten."
+            )
+        return found
+
+    def stream(self, incarnation: str, blob: Blob) -> Iterator[memoryview]:
+        """The bytes of a blob piece by piece, checked at the end."""
+        what = f"{describe_blob(incarnation, blob)} ({blob_key(incarnation, blob.key)})"
+        return checked(self.pieces(incarnation, blob, what), blob, what)
+
+    def pieces(self, incarnation: str, blob: Blob, what: str) -> Iterator[memoryview]:
+        """The bytes of a blob as they are in the store, one range after the other."""
+        head, object = self.expected(incarnation, blob, what)
+        if not head.part:
+            start = 8 + int.from_bytes(object.data[4:8], "big")
+            yield memoryview(object.data)[start:]
+            return
+        for start in range(0, blob.size, PART_BYTES):
+            yield memoryview(self.fetch_range(head.part, start, blob.size, what))
+
+    def fetch_range(self, part: str, start: int, size: int, what: str) -> Any:
+        """A range of an upload: `PART_BYTES` of it, or what there is until its end."""
         import obstore
 
-        buffer = bytearray(size)
-        store = self.operations.store(LARGE_BYTES + 1)
-
-        def fetch(start: int) -> None:
-            end = min(start + PART_BYTES, size)
-            with self.operations.errors(part):
-                data = obstore.get_range(store, part, start=start, end=end)
-            if len(data) != end - start:
-                raise StorageCorruptError(
-                    f"The {what} is truncated: {part} ends before byte {end} of {size}."
-                )
-            buffer[start:end] = memoryview(data)
-
+        end = min(start + PART_BYTES, size)
         try:
-            with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
-                for _ in pool.map(fetch, range(0, size, PART_BYTES)):
-                    pass
+            with self.operations.errors(part):
+                store = self.operations.store(LARGE_BYTES + 1)
+                data = obstore.get_range(store, part, start=start, end=end)
         except FileNotFoundError:
             raise StorageCorruptError(f"The {what} is missing: there is no {part}.") from None
+        if len(data) != end - start:
+            raise StorageCorruptError(
+                f"The {what} is truncated: {part} ends before byte {end} of {size}."
+            )
+        return data
+
+    def download(self, part: str, size: int, what: str) -> memoryview:
+        """The bytes of an upload, some ranges at once into one buffer."""
+        buffer = bytearray(size)
+
+        def fetch(start: int) -> None:
+            data = memoryview(self.fetch_range(part, start, size, what))
+            buffer[start : start + data.nbytes] = data
+
+        with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
+            for _ in pool.map(fetch, range(0, size, PART_BYTES)):
+                pass
         return memoryview(buffer).toreadonly()
 
     def find(self, incarnation: str, key: str) -> Blob | None:

@@ -267,6 +267,10 @@ class PostgresStorage(Storage):
         """The bytes of a blob, checked."""
         return self.blobs.read(incarnation, blob)
 
+    def stream_blob(self, incarnation: str, blob: Blob) -> Iterator[memoryview]:
+        """The bytes of a blob piece by piece, checked at the end."""
+        return self.blobs.stream(incarnation, blob)
+
     def find_blob(self, incarnation: str, key: str) -> Blob | None:
         """The description of a stored blob, or None. Not read: it was computed when written."""
         return self.blobs.find(incarnation, key)

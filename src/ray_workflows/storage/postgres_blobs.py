@@ -10,6 +10,7 @@ import secrets
 import time
 import uuid
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from psycopg import Rollback
@@ -18,11 +19,20 @@ from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError
 from ray_workflows.storage.postgres_pool import Connection, Pool
 from ray_workflows.storage.postgres_schema import Schema
-from ray_workflows.storage.records import CHECKSUM_PREFIX, check_name, describe_blob, slices
+from ray_workflows.storage.records import (
+    CHECKSUM_PREFIX,
+    check_name,
+    checked,
+    describe_blob,
+    slices,
+)
 
 #: The size of a row, but for the last. Large enough that rows cost nothing beside their bytes,
 #: small enough that client and server hold a few at a time.
 CHUNK_BYTES = 1024 * 1024
+
+#: How many rows a reader that passes them on takes at once.
+CHUNKS_AT_ONCE = 8
 
 COLUMN_TYPES = ("uuid", "int4", "bytea")
 
@@ -147,6 +157,27 @@ class BlobRows:
             return memoryview(data).toreadonly()
 
         return self.pool.read(work)
+
+    def stream(self, incarnation: str, blob: Blob) -> Iterator[memoryview]:
+        """The bytes of a blob piece by piece, checked at the end."""
+        what = f"{describe_blob(incarnation, blob)} in {self.target.url}"
+        return checked(self.pieces(incarnation, blob, what), blob, what)
+
+    def pieces(self, incarnation: str, blob: Blob, what: str) -> Iterator[memoryview]:
+        """The chunks of a blob as they are in the table, some for each query."""
+        found = self.pool.read(lambda connection: self.look_up(connection, incarnation, blob.key))
+        if found is None:
+            raise StorageCorruptError(f"The {what} is missing.")
+        chunks = -(-blob.size // CHUNK_BYTES)
+        for first in range(0, chunks, CHUNKS_AT_ONCE):
+            values = {"id": found[3], "first": first, "end": first + CHUNKS_AT_ONCE}
+            yield from self.pool.read(partial(self.read_chunks, values))
+
+    def read_chunks(self, values: dict[str, Any], connection: Connection) -> list[memoryview]:
+        """Some chunks, in order."""
+        with connection.cursor(binary=True) as cursor:
+            rows = cursor.execute(self.queries["read_some_chunks"], values).fetchall()
+        return [memoryview(data) for (data,) in rows]
 
     def delete(self, incarnation: str) -> None:
         """Delete all blobs of an incarnation."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from threading import Lock
 from typing import Any
@@ -365,6 +365,10 @@ class PutOnceStorage(Storage):
     def read_blob(self, incarnation: str, blob: Blob) -> memoryview:
         """The bytes of a blob, checked."""
         return self.blobs.read(incarnation, blob)
+
+    def stream_blob(self, incarnation: str, blob: Blob) -> Iterator[memoryview]:
+        """The bytes of a blob piece by piece, checked at the end."""
+        return self.blobs.stream(incarnation, blob)
 
     def find_blob(self, incarnation: str, key: str) -> Blob | None:
         """The description of a stored blob, or None."""

@@ -4,6 +4,7 @@ No input or output here; a backend of your own may use it or not.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -102,6 +103,29 @@ def slices(chunks: Iterable[bytes | memoryview]) -> Iterator[memoryview]:
         flat = view.cast("B") if view.c_contiguous else memoryview(view.tobytes())
         for start in range(0, flat.nbytes, SLICE_BYTES):
             yield flat[start : start + SLICE_BYTES]
+
+
+def checked(pieces: Iterable[memoryview], blob: Blob, what: str) -> Iterator[memoryview]:
+    """The pieces of a blob as they come; raises at the end if they are not what was written.
+
+    ``what`` names the blob in errors.
+    """
+    digest = hashlib.sha256()
+    size = 0
+    for piece in pieces:
+        digest.update(piece)
+        size += piece.nbytes
+        yield piece
+    if size != blob.size:
+        raise StorageCorruptError(
+            f"The {what} has {size} bytes, expected {blob.size}: it was truncated or overwritten."
+        )
+    checksum = CHECKSUM_PREFIX + digest.hexdigest()
+    if checksum != blob.checksum:
+        raise StorageCorruptError(
+            f"The {what} has the checksum {checksum}, expected {blob.checksum}: its bytes are not "
+            f"what was written."
+        )
 
 
 def describe_blob(incarnation: str, blob: Blob) -> str:

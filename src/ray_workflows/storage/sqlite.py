@@ -9,7 +9,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -106,7 +106,8 @@ class SqliteStorage(Storage):
         return True
 
     def open(self) -> None:
-        """Create the directory and the database if they are missing, and try a transaction.
+        """Create the directory and the database if they are missing, try a transaction, and bring
+        the schema of an older release up to date.
 
         Raises:
             StorageConfigError: the path can't be written or is no directory, the file system is a
@@ -122,6 +123,7 @@ class SqliteStorage(Storage):
             else:
                 create(path)
             self.check_writable()
+            self.writer.ensure_version(migrate=True)
 
     def open_existing(self) -> None:
         """Check that there is a storage here and that it can be read; creates nothing.
@@ -137,6 +139,7 @@ class SqliteStorage(Storage):
         check_existing(self.writer.path)
         self.reader.may_be_immutable = True
         try:
+            self.reader.ensure_version(migrate=False)
             with self.reader.use() as connection:
                 connection.execute(QUERIES["read_holders"]).fetchone()
         except StorageUnavailableError as error:
@@ -254,6 +257,10 @@ class SqliteStorage(Storage):
     def read_blob(self, incarnation: str, blob: Blob) -> memoryview:
         """The bytes of a blob, checked; large ones are mapped, not read."""
         return self.blobs.read(incarnation, blob)
+
+    def stream_blob(self, incarnation: str, blob: Blob) -> Iterator[memoryview]:
+        """The bytes of a blob piece by piece, checked at the end."""
+        return self.blobs.stream(incarnation, blob)
 
     def find_blob(self, incarnation: str, key: str) -> Blob | None:
         """The description of a stored blob, or None."""

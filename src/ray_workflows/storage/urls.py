@@ -12,9 +12,12 @@ from urllib.parse import unquote_to_bytes
 
 from ray_workflows.exceptions import StorageConfigError
 from ray_workflows.storage.base import Storage
+from ray_workflows.storage.combined import CombinedStorage
 from ray_workflows.storage.sqlite import SqliteStorage
 
 VARIABLE = "RAY_WORKFLOW_STORAGE"
+#: Where the values are of the storage that nobody names but the environment.
+BLOBS_VARIABLE = "RAY_WORKFLOW_BLOBS"
 
 SUPPORTED = (
     "Supported are a directory path, file:///directory, shared:///directory, s3://, gs:// and "
@@ -101,6 +104,31 @@ def storage_from_url(spec: str | os.PathLike[str] | Storage | None = None) -> St
             f"Storage URLs of scheme {scheme[1]!r} are not supported. {SUPPORTED}"
         )
     return SqliteStorage(spec)
+
+
+def storage_from_urls(
+    storage: str | os.PathLike[str] | Storage | None,
+    blobs: str | os.PathLike[str] | Storage | None,
+) -> Storage:
+    """The storage that ``storage=`` and ``blobs=`` name together. It is not opened.
+
+    Args:
+        storage: as in `storage_from_url`.
+        blobs: where the values are, in the same ways. None: with the rest, unless ``storage`` is
+            None too, and ``$RAY_WORKFLOW_BLOBS`` says otherwise: the variable belongs to the
+            storage of the environment, not to one that the code names.
+
+    Raises:
+        StorageConfigError: one can't be used; the message says what is supported.
+
+    Example:
+        >>> storage_from_urls("/var/lib/workflows", "/mnt/values").url
+        'file:///var/lib/workflows#blobs=file%3A%2F%2F%2Fmnt%2Fvalues'
+    """
+    if storage is None and blobs is None:
+        blobs = os.environ.get(BLOBS_VARIABLE) or None
+    found = storage_from_url(storage)
+    return found if blobs is None else CombinedStorage(found, storage_from_url(blobs))
 
 
 def url_path(url: str, scheme: str) -> str:

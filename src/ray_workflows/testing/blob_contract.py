@@ -77,6 +77,28 @@ class BlobContract:
         assert bytes(storage.read_blob("i", pieces)) == view
         assert storage.find_blob("i", "whole") == whole
 
+    @pytest.mark.parametrize("size", [0, 5, BIG_BYTES])
+    def test_a_blob_is_streamed(self, storage: Storage, size: int) -> None:
+        """In pieces, each of which stays what it was."""
+        data = (bytes(range(251)) * (size // 251 + 1))[:size]
+        blob = storage.write_blob("i", "k", [data])
+        pieces = list(storage.stream_blob("i", blob))
+        assert b"".join(pieces) == data
+        again = storage.write_blob("i2", "k", storage.stream_blob("i", blob))
+        assert again == blob
+
+    @pytest.mark.parametrize(
+        "change", [{"size": 4}, {"checksum": checksum(b"fluff")}, {"key": "absent"}]
+    )
+    def test_a_stream_that_differs_from_its_description(
+        self, storage: Storage, change: dict[str, str | int]
+    ) -> None:
+        """It raises before it ends, so that a copy of it is not stored."""
+        wanted = msgspec.structs.replace(storage.write_blob("i", "k", [b"stuff"]), **change)
+        with pytest.raises(StorageCorruptError, match="'i'"):
+            storage.write_blob("i2", "copy", storage.stream_blob("i", wanted))
+        assert storage.find_blob("i2", "copy") is None
+
     def test_first_write_wins(self, storage: Storage) -> None:
         """A key is never written twice; the second writer learns what is there."""
         first = storage.write_blob("i", "k", [b"first"])

@@ -279,6 +279,11 @@ WHERE incarnation = %(incarnation)s AND key = %(key)s;
 -- name: read_chunks
 SELECT data FROM {schema}.blob_chunks WHERE blob_id = %(id)s ORDER BY number;
 
+-- name: read_some_chunks
+-- A part of a blob, for those who pass it on: nothing is held open on the server in between.
+SELECT data FROM {schema}.blob_chunks
+WHERE blob_id = %(id)s AND number >= %(first)s AND number < %(end)s ORDER BY number;
+
 -- name: delete_blobs
 -- Returns how many there were.
 WITH headers AS (

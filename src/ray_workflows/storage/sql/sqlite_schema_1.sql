@@ -1,10 +1,7 @@
--- The database of SqliteStorage, version 1. It is created beside its final name and linked there
--- when it is complete, so no process ever sees a part of it.
-
-BEGIN;
-
-PRAGMA application_id = 0x52575246;  -- 'RWRF'
-PRAGMA user_version = 1;
+-- The tables of SqliteStorage, version 1. A new database is made beside its final name and linked
+-- there when it is complete; an older one is migrated in one transaction: nobody ever sees a part.
+-- A migration must leave everything in place that the releases before it use: their coordinators
+-- go on while it runs and afterwards. Columns that it adds have defaults.
 
 -- One row per workflow, written in the transaction that appends to its journal.
 -- seq is the number of the journal's last entry: an append names it, and that is the fence.
@@ -53,5 +50,3 @@ CREATE TABLE tombstones (
     incarnation TEXT NOT NULL PRIMARY KEY,
     deleted_at REAL NOT NULL
 );
-
-COMMIT;

@@ -1,0 +1,53 @@
+"""Copying blobs, from one incarnation or storage to another, without ever having one in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain
+
+from ray_workflows._codec.envelope import objects_in
+from ray_workflows._model.blobs import BlobStore
+from ray_workflows._model.values import Blob
+from ray_workflows.exceptions import StorageCorruptError
+
+
+def copy_blobs(
+    source: BlobStore, origin: str, target: BlobStore, incarnation: str, blobs: Iterable[Blob]
+) -> None:
+    """Copy blobs under their keys, and the blobs of the ObjectRefs inside of them.
+
+    Raises:
+        StorageCorruptError: one is damaged or missing, or the target has another of its key.
+    """
+    copied: set[str] = set()
+    pending = list(blobs)
+    while pending:
+        blob = pending.pop()
+        if blob.key in copied:
+            continue
+        copied.add(blob.key)
+        begun, pieces = begin(source.stream_blob(origin, blob))
+        written = target.write_blob(incarnation, blob.key, chain(begun, pieces))
+        if written != blob:
+            raise StorageCorruptError(
+                f"There is another blob {blob.key!r} of workflow incarnation {incarnation!r} "
+                f"where it is to be copied to: {written.size} bytes with checksum "
+                f"{written.checksum}, expected {blob.size} with {blob.checksum}. Delete the "
+                f"workflow there, and copy it again."
+            )
+        pending += objects_in(joined(begun), where=f"blob {blob.key}") or ()
+
+
+def begin(pieces: Iterator[memoryview]) -> tuple[list[memoryview], Iterator[memoryview]]:
+    """The first pieces, as many as say which objects are referred to, and all others."""
+    begun: list[memoryview] = []
+    for piece in pieces:
+        begun.append(piece)
+        if objects_in(joined(begun), where="", partial=True) is not None:
+            break
+    return begun, pieces
+
+
+def joined(pieces: list[memoryview]) -> bytes | memoryview:
+    """One run of bytes; nearly always there is one piece, which is not copied."""
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)

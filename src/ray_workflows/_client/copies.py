@@ -1,0 +1,281 @@
+"""Copying workflows to another storage: no cluster is needed, and nothing is unpickled.
+
+A copy has the same incarnation, entries and commit ids, so that it is the same workflow there: it
+goes on with the same idempotency keys. Values first, then the journal, then the row as it is; until
+then the copy is a canceled workflow, which nobody takes for one that was interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+
+import msgspec
+import ray
+
+from ray_workflows._client import connection
+from ray_workflows._client.blob_copies import copy_blobs
+from ray_workflows._client.outputs import read_row
+from ray_workflows._client.reader import ACTIVE, Reader
+from ray_workflows._client.removal import by_lease_alone
+from ray_workflows._codec.journal import events_of
+from ray_workflows._codec.references import blobs_in
+from ray_workflows._coordinator.claims import this_holder
+from ray_workflows._model.catalog import Append, CatalogRow, JournalEntry
+from ray_workflows._model.ids import validate_workflow_id
+from ray_workflows._model.status import WorkflowStatus
+from ray_workflows.exceptions import (
+    StorageConfigError,
+    StorageCorruptError,
+    StorageUnavailableError,
+    WorkflowCopyError,
+    WorkflowNotFoundError,
+    WorkflowStillActiveError,
+)
+from ray_workflows.storage.base import CommitOutcome, Storage
+from ray_workflows.storage.combined import SWEEPER
+
+#: What a user may give as a storage.
+StorageSpec = str | os.PathLike[str] | Storage | None
+
+#: The holders of half copies are called like this.
+COPIER = "copy-"
+#: How long such a holder counts as alive, in seconds: object stores then ask less for each entry.
+COPIER_LEASE = 60.0
+
+#: A commit carries so many entries at most, or so many bytes if there are more than one.
+BATCH_ENTRIES = 500
+BATCH_BYTES = 16 * 1024 * 1024
+
+#: What keeps one workflow from being copied, and no other.
+REFUSALS = (WorkflowStillActiveError, WorkflowCopyError, StorageCorruptError)
+
+
+class Copying:
+    """From where to where."""
+
+    def __init__(self, source: Storage, target: Storage) -> None:
+        # The place of the blobs is no other storage: journals can be in it once.
+        if source.url.partition("#")[0] == target.url.partition("#")[0]:
+            raise StorageConfigError(
+                f"{target.url} is the storage that is copied from. Name another one to copy to."
+            )
+        self.source = Reader(source)
+        self.target = Reader(target)
+        self.me = msgspec.structs.replace(
+            this_holder(COPIER + uuid.uuid4().hex), holder_id=COPIER + uuid.uuid4().hex
+        )
+
+    def open(self, workflow_id: str | None) -> None:
+        """Create the target, unless there is nothing to copy.
+
+        Raises:
+            WorkflowNotFoundError: there is no such workflow.
+            StorageConfigError: the target can't be used.
+        """
+        if workflow_id is not None:
+            read_row(self.source.storage, validate_workflow_id(workflow_id))
+        self.target.storage.open()
+
+    def copy(self, workflow_id: str) -> bool:
+        """Copy a workflow, or go on where a copy was interrupted; False if it is there already.
+
+        Raises:
+            WorkflowNotFoundError: there is none.
+            WorkflowStillActiveError: it is running or pending, here or there.
+            WorkflowCopyError: there is another one of this id there.
+            StorageCorruptError: a blob or entry of it is damaged.
+            StorageUnavailableError: one of the storages does not answer.
+        """
+        row = read_row(self.source.storage, workflow_id)
+        self.check_source(row)
+        entries = self.source.storage.read_journal(row.incarnation)[: row.seq]
+        if len(entries) != row.seq:
+            raise changed(workflow_id)
+        done = self.check_target(row, entries)
+        if done == row.seq:
+            return False
+        new = entries[done:]
+        for entry in new:
+            # Those of earlier entries were written before these.
+            copy_blobs(
+                self.source.storage,
+                row.incarnation,
+                self.target.storage,
+                row.incarnation,
+                blobs_in(events_of(entry, workflow_id)),
+            )
+        try:
+            self.append(row, new)
+        finally:
+            self.target.storage.remove_holder(self.me.holder_id)
+        return True
+
+    def check_source(self, row: CatalogRow) -> None:
+        """Raise for what is no workflow at rest."""
+        if self.source.claims(by_lease_alone).status(row) in ACTIVE:
+            raise WorkflowStillActiveError("COPY", row.workflow_id)
+        if is_half(row):
+            raise WorkflowCopyError(
+                [row.workflow_id],
+                f"Workflow '{row.workflow_id}' is half a copy itself. Complete it first "
+                f"({row.error}), or delete it.",
+            )
+
+    def check_target(self, row: CatalogRow, entries: list[JournalEntry]) -> int:
+        """How many of the entries are in the target; raises if anything else is."""
+        there = self.target.storage.read_catalog(row.workflow_id)
+        if there is None:
+            return 0
+        if there.incarnation != row.incarnation:
+            raise refused(
+                row,
+                f"another workflow of this id is in {self.target.storage.url}. Delete one of them",
+            )
+        stored = self.target.storage.read_journal(row.incarnation)
+        if stored != entries[: len(stored)]:
+            raise refused(
+                row,
+                f"its copy in {self.target.storage.url} went on by itself, or is damaged: their "
+                f"journals differ. Delete one of them",
+            )
+        if len(stored) < row.seq and self.target.claims(by_lease_alone).status(there) in ACTIVE:
+            raise WorkflowStillActiveError("COPY", row.workflow_id)
+        return len(stored)
+
+    def append(self, row: CatalogRow, entries: list[JournalEntry]) -> None:
+        """Append the entries that the target lacks."""
+        half = msgspec.structs.replace(
+            row,
+            status=WorkflowStatus.CANCELED,
+            holder=self.me.holder_id,
+            ended_at=self.target.storage.now(),
+            error=f"half a copy from {self.source.storage.url}: copy it again to complete it",
+            released=False,
+        )
+        appends = [
+            Append(
+                workflow_id=row.workflow_id,
+                incarnation=row.incarnation,
+                expected_seq=entry.seq - 1,
+                commit_id=entry.commit_id,
+                entry=entry.entry,
+                catalog=row
+                if entry.seq == row.seq
+                else msgspec.structs.replace(half, seq=entry.seq),
+            )
+            for entry in entries
+        ]
+        for batch in batches(appends):
+            self.target.storage.renew_holder(self.me, COPIER_LEASE)
+            if batch[-1] is appends[-1] and read_row(self.source.storage, row.workflow_id) != row:
+                raise changed(row.workflow_id)
+            outcomes = self.target.storage.commit(batch)
+            if CommitOutcome.STALE in outcomes:
+                raise refused(
+                    row,
+                    f"it can't be written to {self.target.storage.url}: somebody else writes it at "
+                    f"the same time, or it was deleted there. Copy it again; where it was deleted "
+                    f"from an object store or shared directory, some hours later",
+                )
+            if CommitOutcome.AMBIGUOUS in outcomes:
+                raise StorageUnavailableError(
+                    f"{self.target.storage.url} did not say whether all of workflow "
+                    f"'{row.workflow_id}' arrived. Copy it again."
+                )
+
+    def copy_all(self) -> Iterator[tuple[str, Exception | None]]:
+        """Copy all workflows, oldest first: each that was not there, and what kept one of them.
+
+        Raises:
+            StorageUnavailableError: one of the storages does not answer.
+        """
+        everything = set(WorkflowStatus) - {WorkflowStatus.NONE}
+        for row, _ in self.source.rows(everything, claims=self.source.claims(by_lease_alone)):
+            if row.holder == SWEEPER:
+                continue
+            try:
+                if self.copy(row.workflow_id):
+                    yield row.workflow_id, None
+            except WorkflowNotFoundError:
+                continue  # Deleted since.
+            except REFUSALS as error:
+                yield row.workflow_id, error
+
+
+def is_half(row: CatalogRow) -> bool:
+    """Whether a workflow is a copy that is not complete."""
+    return row.holder.startswith(COPIER)
+
+
+def batches(appends: Sequence[Append]) -> Iterator[list[Append]]:
+    """The appends in commits of limited size."""
+    batch: list[Append] = []
+    size = 0
+    for append in appends:
+        if batch and (len(batch) == BATCH_ENTRIES or size + len(append.entry) > BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(append)
+        size += len(append.entry)
+    yield batch
+
+
+def refused(row: CatalogRow, reason: str) -> WorkflowCopyError:
+    """The error for a workflow that can't be copied."""
+    return WorkflowCopyError(
+        [row.workflow_id], f"Workflow '{row.workflow_id}' was not copied: {reason}."
+    )
+
+
+def changed(workflow_id: str) -> WorkflowCopyError:
+    """The error for one that somebody went on with meanwhile."""
+    return WorkflowCopyError(
+        [workflow_id],
+        f"Workflow '{workflow_id}' changed while it was copied. Copy it again when it has ended.",
+    )
+
+
+def copy(workflow_id: str | None, source: StorageSpec, target: StorageSpec) -> list[str]:
+    """Copy one workflow, or all; the ids of those that were not there before.
+
+    Raises:
+        WorkflowCopyError: some of them can't be copied; all others are.
+    """
+    if target is None:
+        raise TypeError("target=None names no storage to copy to. Give a path, a URL or a Storage.")
+    connected = source is None and ray.is_initialized()
+    here = connection.connect().storage if connected else named(source)
+    there = named(target)
+    mine = [each for each, given in ((here, source), (there, target)) if each is not given]
+    if connected:
+        mine.remove(here)
+    try:
+        here.open_existing()
+        copying = Copying(here, there)
+        copying.open(workflow_id)
+        if workflow_id is not None:
+            return [workflow_id] if copying.copy(workflow_id) else []
+        found = list(copying.copy_all())
+    finally:
+        for storage in mine:
+            storage.close()
+    failed = {name: error for name, error in found if error is not None}
+    if failed:
+        raise not_copied(failed)
+    return [name for name, _ in found]
+
+
+def named(spec: StorageSpec) -> Storage:
+    """The storage that is named, as this process can use it."""
+    storage = connection.wanted_storage(spec, None)
+    return connection.reachable(storage) if ray.is_initialized() else storage
+
+
+def not_copied(failed: dict[str, Exception]) -> WorkflowCopyError:
+    """The error for some of all."""
+    reasons = "\n".join(str(error) for error in failed.values())
+    return WorkflowCopyError(
+        list(failed), f"{len(failed)} of the workflows were not copied, all others are:\n{reasons}"
+    )

@@ -1,0 +1,25 @@
+"""What is appended to the journal of a workflow that can't be driven, whatever its state is."""
+
+from __future__ import annotations
+
+import msgspec
+
+from ray_workflows._codec.journal import encode_entry
+from ray_workflows._model import events as ev
+from ray_workflows._model.catalog import Append, CatalogRow
+from ray_workflows._model.values import ErrorInfo
+
+
+def end_of_our_part(row: CatalogRow, error: Exception, *, at: float, commit_id: str) -> Append:
+    """Let go of a workflow, and say why, without knowing the state that it has."""
+    info = ErrorInfo(type_name=type(error).__name__, message=str(error))
+    return Append(
+        workflow_id=row.workflow_id,
+        incarnation=row.incarnation,
+        expected_seq=row.seq,
+        commit_id=commit_id,
+        entry=encode_entry([ev.WorkflowReleased(at=at, error=info)]),
+        catalog=msgspec.structs.replace(
+            row, seq=row.seq + 1, released=True, error=f"{info.type_name}: {info.message}"
+        ),
+    )

@@ -1,0 +1,71 @@
+"""``ray-workflows copy``: copy workflows to another storage."""
+
+from __future__ import annotations
+
+import click
+
+from ray_workflows._client.copies import Copying
+from ray_workflows.cli.clusters import reader_for_change
+from ray_workflows.cli.messages import explain
+from ray_workflows.cli.parameters import address_option, cluster_storage_option, json_option
+from ray_workflows.cli.printing import count, note, print_json, printable
+from ray_workflows.exceptions import WorkflowError
+from ray_workflows.storage.urls import storage_from_urls
+
+
+@click.command()
+@click.argument("workflow_id", metavar="[ID]", required=False)
+@click.option("--all", "everything", is_flag=True, help="Copy all workflows of the storage.")
+@click.option(
+    "--to",
+    metavar="DIR|URL",
+    required=True,
+    help="The storage to copy to. It is created if it is not there.",
+)
+@click.option("--to-blobs", metavar="DIR|URL", help="Where its values are, if not there.")
+@cluster_storage_option
+@address_option
+@json_option
+def copy(
+    workflow_id: str | None,
+    everything: bool,
+    to: str,
+    to_blobs: str | None,
+    storage: str | None,
+    address: str | None,
+    as_json: bool,
+) -> None:
+    """Copy the workflow ID, or all, to another storage.
+
+    Prints the IDs of what was copied. Needs no cluster, and deletes nothing. One that is running
+    or pending is not copied. A copy that was interrupted is completed by the same command.
+    """
+    if everything == (workflow_id is not None):
+        raise click.UsageError("Name a workflow, or say --all.")
+    reader = reader_for_change(storage, address)
+    target = storage_from_urls(to, to_blobs)
+    copying = Copying(reader.storage, target)
+    copying.open(workflow_id)
+    copied: list[str] = []
+    failed: list[str] = []
+
+    def arrived(name: str) -> None:
+        copied.append(name)
+        if not as_json:
+            click.echo(printable(name))
+
+    if workflow_id is not None:
+        if copying.copy(workflow_id):
+            arrived(workflow_id)
+    else:
+        for name, error in copying.copy_all():
+            if error is None:
+                arrived(name)
+            else:
+                failed.append(name)
+                note(f"Error: {explain(error) if isinstance(error, WorkflowError) else error}")
+    if as_json:
+        print_json(copied)
+    note(f"{count(len(copied))} copied from {reader.storage.url} to {target.url}.")
+    if failed:
+        raise click.ClickException(f"{count(len(failed))} not copied, for the reasons above.")

@@ -1,0 +1,22 @@
+"""`EncodedStorage` keeps the contract of the storage in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ray_workflows.storage import SqliteStorage, Storage
+from ray_workflows.storage.encoded import EncodedStorage
+from ray_workflows.testing import StorageContract
+from tests.unit.test_payload_codec import Deflate
+
+
+class TestEncodedStorage(StorageContract):
+    @pytest.fixture
+    def storage(self, tmp_path: Path) -> Iterator[Storage]:
+        storage = EncodedStorage(SqliteStorage(tmp_path), [Deflate()])
+        storage.open()
+        yield storage
+        storage.close()

@@ -1,0 +1,142 @@
+"""What earlier releases stored is read for ever, and read as they read it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ray_workflows._client.copies import Copying
+from ray_workflows._codec import journal
+from ray_workflows._codec.journal import decode_entry, events_of
+from ray_workflows._coordinator.recovery import recover
+from ray_workflows._engine.decide import decide
+from ray_workflows._engine.evolve import evolve
+from ray_workflows._engine.invariants import check
+from ray_workflows._engine.summary import catalog_row
+from ray_workflows._model import events as ev
+from ray_workflows._model import inputs as inp
+from ray_workflows._model.plan import Environment, Function, Plan, TaskOptions, TaskSpec
+from ray_workflows._model.status import WorkflowStatus
+from ray_workflows._model.values import Blob, ErrorInfo, Outcome, Value
+from ray_workflows.storage import MemoryStorage, SqliteStorage
+from ray_workflows.testing.builders import OK, make_append
+from tests.journals.golden import DIRECTORY, load, look, unpack
+
+FILES = sorted(DIRECTORY.glob("*/*.json"))
+NAMES = [str(path.relative_to(DIRECTORY)) for path in FILES]
+
+#: Records inside of events; they follow the same rule.
+PARTS = (
+    *(Plan, Function, TaskSpec, TaskOptions, Environment),
+    *(Value, Blob, ErrorInfo, Outcome),
+)
+
+
+def test_there_are_some() -> None:
+    assert len(FILES) >= 30
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_a_journal_is_read_as_it_was(path: Path) -> None:
+    """Status, output, error, metadata, catalog, tasks and their outputs, and what would be next."""
+    storage = MemoryStorage()
+    golden = load(path, storage)
+    workflow_id = golden["row"]["workflow_id"]
+    seen = look(storage, workflow_id)
+    for part, expected in golden["seen"].items():
+        assert seen[part] == expected, part
+    # The row that was stored then is the one that the journal gives today.
+    found = recover(storage, workflow_id)
+    assert found is not None
+    assert found.row == storage.read_catalog(workflow_id)
+    assert seen["catalog"] == json.loads(json.dumps(golden["row"]))
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_a_journal_goes_on(path: Path) -> None:
+    """It can be claimed or resumed, and canceled: today's engine accepts where it stands."""
+    storage = MemoryStorage()
+    workflow_id = load(path, storage)["row"]["workflow_id"]
+    found = recover(storage, workflow_id)
+    assert found is not None
+    if found.row.status is WorkflowStatus.SUCCESSFUL:
+        return
+    resume = inp.Resume(holder="h-new", start=True)
+    inputs: list[inp.Input] = [resume, inp.Wake(), inp.Cancel(), resume]
+    if found.row.status in WorkflowStatus.non_terminating_status():
+        inputs = [inp.Claim(holder="h-new"), inp.Start(), *inputs[1:]]
+    state = found.state
+    for input in inputs:
+        for event in decide(state, input, 2_000_000_000.0):
+            evolve(state, event)
+            check(state)
+    assert catalog_row(state, 1).status in (WorkflowStatus.RUNNING, WorkflowStatus.FAILED)
+    assert catalog_row(state, 1).holder == "h-new"
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_a_journal_is_copied(path: Path, tmp_path: Path) -> None:
+    storage = MemoryStorage()
+    golden = load(path, storage)
+    target = SqliteStorage(tmp_path)
+    target.open()
+    workflow_id = golden["row"]["workflow_id"]
+    assert Copying(storage, target).copy(workflow_id)
+    assert look(target, workflow_id) == golden["seen"]
+    entries = target.read_journal(golden["row"]["incarnation"])
+    assert [entry.entry for entry in entries] == [unpack(data) for _, data in golden["entries"]]
+    target.close()
+
+
+def test_every_kind_of_event_is_in_them() -> None:
+    found = {name for path in FILES for name in json.loads(path.read_text())["seen"]["events"]}
+    # They are in journals of this release; a kind that is added needs a story in generate.py.
+    assert found == {kind.__name__ for kind in ev.AnyEvent.__args__}
+
+
+def test_no_field_was_moved_or_removed() -> None:
+    """`records.json` is what was there at the last release; only what is at the end may be new."""
+    known = json.loads((DIRECTORY / "records.json").read_text())
+    today = {kind.__name__: kind for kind in (*ev.AnyEvent.__args__, *PARTS)}
+    for name, record in known.items():
+        fields = list(today[name].__struct_fields__)
+        assert fields[: len(record["fields"])] == record["fields"], name
+        assert today[name].__struct_config__.tag == record["tag"], name
+        new = fields[len(record["fields"]) :]
+        defaults = today[name].__struct_defaults__
+        assert len(defaults) >= len(new), f"{name}: {new} need defaults"
+    assert set(today) == set(known), "add it with: python -m tests.journals.generate --records"
+
+
+def test_the_versions_of_what_is_stored() -> None:
+    versions = {unpack(data)[2] for path in FILES for _, data in entries_of(path)}
+    assert versions == set(range(1, journal.VERSION + 1))
+
+
+def entries_of(path: Path) -> list[list[str]]:
+    entries: list[list[str]] = json.loads(path.read_text())["entries"]
+    return entries
+
+
+def test_a_mixed_journal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A workflow that one release began, and the next one goes on with."""
+    path = DIRECTORY / "0.1.0" / "interrupted.json"
+    storage = MemoryStorage()
+    golden = load(path, storage)
+    row = storage.read_catalog("interrupted")
+    monkeypatch.setattr(journal, "VERSION", 2)
+    monkeypatch.setattr(journal, "UPCASTERS", {1: lambda events: events})
+    newer = journal.encode_entry([ev.WorkflowClaimed(2_000_000_000.0, "h-new")])
+    assert newer[2] == 2
+    append = make_append("interrupted", row.seq, incarnation=row.incarnation, entry=newer)
+    assert storage.commit([append]) == [OK]
+    found = recover(storage, "interrupted")
+    assert found is not None
+    assert found.row.holder == "h-new"
+    assert look(storage, "interrupted")["events"] == [*golden["seen"]["events"], "WorkflowClaimed"]
+    entries = storage.read_journal(row.incarnation)
+    assert [entry.entry[2] for entry in entries] == [1] * row.seq + [2]
+    assert all(events_of(entry, "interrupted") for entry in entries)
+    assert decode_entry(entries[0].entry, where="x")
