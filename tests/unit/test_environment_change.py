@@ -10,9 +10,10 @@ from ray_workflows._codec.journal import encode_entry
 from ray_workflows._codec.references import blobs_in
 from ray_workflows._coordinator.workflow import Workflow
 from ray_workflows._engine.summary import catalog_row
+from ray_workflows._environment import store
 from ray_workflows._executor.protocol import Scene
 from ray_workflows._model import inputs as inp
-from ray_workflows._model.catalog import Append
+from ray_workflows._model.catalog import Append, CatalogQuery
 from ray_workflows._model.plan import Environment, EnvironmentChange, Function, Package
 from ray_workflows._model.values import Blob
 from ray_workflows.storage import MemoryStorage
@@ -118,3 +119,15 @@ def test_a_fork_starts_with_what_its_origin_has(changed: bool) -> None:
     assert submitted.environment == (NEW if changed else OLD)
     assert submitted.functions[0].digest == ("f2" if changed else "f")
     origin.copy_blobs("other")
+
+
+def test_items_are_copied_under_their_incarnation() -> None:
+    """Which journals name, also where the same contents are already."""
+    source, target = MemoryStorage(name="copy-source"), MemoryStorage(name="copy-target")
+    item = store.keep(source, "package/a", lambda: [b"code"])
+    other = store.keep(target, "package/a", lambda: [b"code"])
+    for _ in range(2):
+        store.copy_item(source, target, item, ("w", "1-a"))
+        assert bytes(target.read_blob(item.incarnation, item.blob)) == b"code"
+    assert store.find(target, "package/a") == other
+    assert len(target.list_catalog(CatalogQuery()).rows) == 2

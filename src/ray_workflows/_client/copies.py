@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import msgspec
 import ray
@@ -22,8 +23,13 @@ from ray_workflows._client.removal import by_lease_alone
 from ray_workflows._codec.journal import events_of
 from ray_workflows._codec.references import blobs_in
 from ray_workflows._coordinator.claims import this_holder
+from ray_workflows._environment import store
+from ray_workflows._environment.packages import item_name
+from ray_workflows._model import events as ev
 from ray_workflows._model.catalog import Append, CatalogRow, JournalEntry
+from ray_workflows._model.events import Event
 from ray_workflows._model.ids import validate_workflow_id
+from ray_workflows._model.plan import Environment
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.exceptions import (
     StorageConfigError,
@@ -98,6 +104,8 @@ class Copying:
             return False
         new = entries[done:]
         for entry in new:
+            self.copy_environments(row, events_of(entry, workflow_id))
+        for entry in new:
             # Those of earlier entries were written before these.
             copy_blobs(
                 self.source.storage,
@@ -111,6 +119,20 @@ class Copying:
         finally:
             self.target.storage.remove_holder(self.me.holder_id)
         return True
+
+    def copy_environments(self, row: CatalogRow, events: Sequence[Event]) -> None:
+        """Copy the packages that events name, and the documents about environments."""
+        source, target = self.source.storage, self.target.storage
+        user = (row.workflow_id, row.incarnation)
+        for environment in environments_in(events):
+            for package in environment.packages:
+                item = store.Item(item_name(package), package.incarnation, package.blob)
+                store.copy_item(source, target, item, user)
+            name = f"{store.DOCUMENT}/{environment.record}"
+            document = store.find(source, name) if environment.record else None
+            if document is not None:
+                data = source.read_blob(document.incarnation, document.blob)
+                store.keep(target, name, partial(list, [data]), document.mentions, user)
 
     def check_source(self, row: CatalogRow) -> None:
         """Raise for what is no workflow at rest."""
@@ -279,3 +301,14 @@ def not_copied(failed: dict[str, Exception]) -> WorkflowCopyError:
     return WorkflowCopyError(
         list(failed), f"{len(failed)} of the workflows were not copied, all others are:\n{reasons}"
     )
+
+
+def environments_in(events: Sequence[Event]) -> Iterator[Environment]:
+    """The environments that events name."""
+    for event in events:
+        if isinstance(event, (ev.WorkflowSubmitted, ev.TaskContinued)):
+            yield event.plan.environment
+        elif isinstance(event, ev.WorkflowResumed):
+            change = event.change
+            if change is not None and change.environment is not None:
+                yield change.environment

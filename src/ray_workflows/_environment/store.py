@@ -164,6 +164,45 @@ def keep(
     raise busy(name)
 
 
+def copy_item(
+    source: SharedStorage,
+    target: SharedStorage,
+    item: Item,
+    user: tuple[str, str],
+) -> None:
+    """Store an item of another storage under the same incarnation, which journals name, unless it
+    is there. ``user``: the workflow that it is copied for."""
+    for name in (item.name, f"{item.name}.{item.incarnation}"):
+        row = target.read_catalog(PREFIX + name)
+        if row is not None and row.incarnation == item.incarnation:
+            use(target, name, user)
+            return
+        if row is not None:
+            continue  # The same contents, stored there before.
+        data = source.read_blob(item.incarnation, item.blob)
+        target.write_blob(item.incarnation, item.blob.key, [data])
+        now = target.now()
+        about = {
+            "size": item.blob.size,
+            "checksum": item.blob.checksum,
+            "mentions": list(item.mentions),
+            "users": {user[1]: user[0]},
+        }
+        row = CatalogRow(
+            workflow_id=PREFIX + name,
+            incarnation=item.incarnation,
+            seq=1,
+            status=WorkflowStatus.NONE,
+            holder="",
+            submitted_at=now,
+            ended_at=now,
+            metadata=about,
+        )
+        if append(target, row):
+            return
+    raise busy(item.name)
+
+
 def append(storage: SharedStorage, row: CatalogRow) -> bool:
     """Let the journal of an item grow; False if somebody else did, or nobody can say."""
     commit_id = uuid.uuid4().hex
