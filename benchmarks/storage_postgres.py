@@ -53,10 +53,8 @@ BARE_INSERT = """
     WITH wanted AS MATERIALIZED (
         SELECT * FROM ROWS FROM (
             json_to_recordset(%(rows)b::json) AS (
-                workflow_id text, incarnation text, seq bigint, status text, holder text,
-                submitted_at double precision, started_at double precision,
-                ended_at double precision, metadata text, plan_digest text, error text,
-                released boolean, commit_id text
+                i text, n text, s bigint, t text, h text, b double precision, a double precision,
+                e double precision, m text, p text, x text, r boolean, c text
             ),
             unnest(%(entries)b::bytea[])
         ) AS given (
