@@ -181,9 +181,7 @@ class PostgresStorage(Storage):
             with contextlib.suppress(StorageError), self.pool.use() as connection:
                 connection.execute(self.queries["tell_holders"], values)
 
-    def execute_commit(
-        self, connection: Connection, statements: list[Statement]
-    ) -> list[set[str]]:
+    def execute_commit(self, connection: Connection, statements: list[Statement]) -> list[set[str]]:
         """Run the statements of a commit in one transaction and one trip to the server.
 
         For each, the incarnations that were appended to.
