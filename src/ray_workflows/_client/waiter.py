@@ -15,7 +15,7 @@ import ray
 
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.outputs import POLL_SECONDS, Awaited
-from ray_workflows.exceptions import CoordinatorUnavailableError
+from ray_workflows.exceptions import CoordinatorUnavailableError, StorageUnavailableError
 
 #: Outputs that one driver waits for at once.
 MAX_CALLS = 100_000
@@ -58,12 +58,21 @@ class Waiter:
             if self.connection is None:
                 description = await self.coordinator.describe.remote()
                 self.connection = Connection(self.coordinator, description)
-            awaited = await asyncio.to_thread(
-                Awaited, self.connection, workflow_id, task_id, fresh=fresh
-            )
+            awaited: Awaited | None = None
             seen = -1
             while True:
-                done, value = await asyncio.to_thread(awaited.look)
+                try:
+                    awaited = awaited or await asyncio.to_thread(
+                        Awaited, self.connection, workflow_id, task_id, fresh=fresh
+                    )
+                    done, value = await asyncio.to_thread(awaited.look)
+                except StorageUnavailableError:
+                    # The workflow waits for the storage, and so does who has started it: a ref that
+                    # has failed can't be mended.
+                    if not fresh:
+                        raise
+                    await asyncio.sleep(POLL_SECONDS)
+                    continue
                 if done:
                     return value
                 if awaited.row.seq == seen:
