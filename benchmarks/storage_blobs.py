@@ -43,11 +43,11 @@ def measure(context: Context) -> Iterator[Part]:
             data = os.urandom(size)
             for name, storage in found.items():
                 rounds = max(4, int(context.options.rounds * share / 2))
-                yield_row(part, context, name, storage, data, rounds, numbers)
+                add_row(part, context, name, storage, data, rounds, numbers)
     yield part
 
 
-def yield_row(
+def add_row(
     part: Part,
     context: Context,
     name: str,

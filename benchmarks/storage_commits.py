@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import statistics
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from benchmarks.storage_parts import Context, Part, Turns, percent, rate
+from benchmarks.storage_parts import Context, Part, Turns, percent, rate, seconds
 from ray_workflows._model.catalog import Append
 from ray_workflows.storage.base import Storage
 from ray_workflows.storage.objects import ObjectStorage
@@ -199,3 +200,58 @@ def measure(context: Context) -> Iterator[Part]:
             )
             print(*part.rows[-1], flush=True)
     yield part
+    yield profile(context)
+
+
+def profile(context: Context) -> Part:
+    """Where the time of a large group of small appends goes on PostgreSQL."""
+    part = Part(
+        "Where a commit of 1000 x 1 goes on PostgreSQL",
+        ["step", "ms", "has bare inserts"],
+        before=(
+            "From EXPLAIN (ANALYZE), medians of 15. The rest is the encoding in Python, the way to "
+            "the server and back, and the sync of its log."
+        ),
+    )
+    found: list[dict[str, float]] = []
+    with context.schema() as (storage, _):
+        for seq in range(16):
+            group = [
+                make_append(f"w{number:04d}", seq, entry=os.urandom(EVENT_BYTES))
+                for number in range(1000)
+            ]
+            whole = 1e3 * seconds(lambda group=group: storage.commit(group))
+            if seq:
+                found.append({"whole": whole})
+            again = [
+                make_append(f"x{number:04d}", seq, entry=os.urandom(EVENT_BYTES))
+                for number in range(1000)
+            ]
+            if not seq:
+                storage.commit(again)
+                continue
+            query = "EXPLAIN (ANALYZE, BUFFERS OFF, FORMAT JSON) " + "\n".join(
+                line
+                for line in storage.queries["advance_appends"].splitlines()
+                if not line.startswith("--")
+            )
+            with storage.pool.use() as connection:
+                ((answer,),) = connection.execute(query, encode_appends(again)).fetchall()
+            ends = {
+                node["Subplan Name"].removeprefix("CTE "): node["Actual Total Time"]
+                for node in answer[0]["Plan"]["Plans"]
+                if "Subplan Name" in node
+            }
+            found[-1].update(ends, plan=answer[0]["Planning Time"], all=answer[0]["Execution Time"])
+    middle = {name: statistics.median(each[name] for each in found) for name in found[0]}
+    steps = (
+        ("plan", middle["plan"], "prepared once"),
+        ("read rows and entries from what was sent", middle["wanted"], "yes"),
+        ("find and lock the catalog rows, in order", middle["locked"] - middle["wanted"], "no"),
+        ("update them", middle["advanced"] - middle["locked"], "inserts without indexes"),
+        ("insert the entries", middle["all"] - middle["advanced"], "yes"),
+        ("the rest", middle["whole"] - middle["all"] - middle["plan"], "yes"),
+        ("**all**", middle["whole"], ""),
+    )
+    part.rows = [[name, f"{took:.1f}", bare] for name, took, bare in steps]
+    return part

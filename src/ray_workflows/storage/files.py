@@ -14,6 +14,7 @@ import os
 import sys
 import uuid
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError
@@ -27,6 +28,9 @@ MAP_FROM_BYTES = 1024 * 1024
 
 #: Small chunks are gathered up to this size; larger ones go to the system as they are.
 BUFFER_BYTES = 1024 * 1024
+
+#: Pieces of at least this size are hashed by one thread while they are written by another.
+ASIDE_BYTES = 1024 * 1024
 
 #: How often to start again when a writer and a deletion meet in one directory.
 ATTEMPTS = 10
@@ -77,12 +81,26 @@ class BlobFiles:
         digest = hashlib.sha256()
         size = 0
         try:
-            # Only our own I/O is translated: an OSError of the chunks is their owner's.
-            for piece in slices(chunks):
-                digest.update(piece)
-                size += piece.nbytes
-                with io_errors(path):
-                    file.write(piece)
+            with contextlib.ExitStack() as opened:
+                helper: ThreadPoolExecutor | None = None
+                # Only our own I/O is translated: an OSError of the chunks is their owner's.
+                for piece in slices(chunks):
+                    size += piece.nbytes
+                    if piece.nbytes < ASIDE_BYTES:
+                        digest.update(piece)
+                        with io_errors(path):
+                            file.write(piece)
+                        continue
+                    if helper is None:
+                        helper = opened.enter_context(ThreadPoolExecutor(1))
+                    # Beside the writing, not before it; and done with before the owner of the
+                    # chunks is asked for the next, who may use the same memory for it.
+                    hashed = helper.submit(digest.update, piece)
+                    try:
+                        with io_errors(path):
+                            file.write(piece)
+                    finally:
+                        hashed.result()
             with io_errors(path):
                 file.flush()
                 sync(file.fileno())
