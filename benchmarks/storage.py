@@ -24,7 +24,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import storage_blobs, storage_commits, storage_latency, storage_memory, storage_pages
+from benchmarks import (
+    storage_blobs,
+    storage_commits,
+    storage_latency,
+    storage_memory,
+    storage_pages,
+)
 from benchmarks.storage_parts import Context, Part, write_table
 from tests.moto import CREDENTIALS
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from benchmarks.storage_parts import Context, Part, Turns, percent, seconds
 from ray_workflows.storage.base import Storage
-from ray_workflows.storage.sqlite import SqliteStorage
 from ray_workflows.storage.shared import SharedStorage
+from ray_workflows.storage.sqlite import SqliteStorage
 
 TARGET = 0.9
 

@@ -119,7 +119,7 @@ def measure(context: Context) -> Iterator[Part]:
     )
     rounds = 3
     with slow_postgres(context) as storage:
-        # The driver needs the place with a name and no password, which is all that a test server has.
+        # A storage's URL has no user. A server of a test asks for no password.
         place = urlsplit(context.postgres_url())
         url = f"postgresql://{place.username}@{storage.url.removeprefix('postgresql://')}"
         add_fan_out(fans, "PostgreSQL", url, rounds)

@@ -1,4 +1,4 @@
-"""A result of 5 GB, from the worker that returns it to a driver that reads it: the memory it takes."""
+"""A result of 5 GB from the worker that returns it to a driver that reads it: the memory it takes."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ def measure(context: Context) -> Iterator[Part]:
     ):
         add(part, name, url, size)
     with fast_s3() as endpoint:
-        # The server has it all in memory, twice for a moment.
-        add(part, "S3, 1 GB", storage_url(endpoint), min(size, 1_000_000_000))
+        # The server has it all in memory, twice for a moment: no more than 1 GB.
+        half = min(size, 1_000_000_000)
+        add(part, f"S3, {half / 1e9:g} GB", storage_url(endpoint), half)
     end_to_end(part, context.directory, size)
     yield part
 

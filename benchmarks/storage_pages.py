@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from benchmarks.storage_parts import Context, Part, judged, medians
 from ray_workflows._model.catalog import CatalogQuery, CatalogRow
@@ -58,7 +59,7 @@ def row_of(number: int) -> CatalogRow:
 
 
 def fill(storage: Storage, count: int) -> None:
-    """Create them. In object stores their index entries, as commits leave them, without journals."""
+    """Create them. In object stores only their index entries, as commits leave them."""
     if isinstance(storage, PutOnceStorage):
         storage.renew_holder(make_holder("h1"), 36000.0)
 
@@ -152,7 +153,7 @@ def measure(context: Context) -> Iterator[Part]:
                 with storage.pool.use() as connection:
                     connection.execute(f"ANALYZE {storage.target.schema}.catalog")
             times = medians(
-                [lambda query=query: storage.list_catalog(query) for query in QUERIES.values()],
+                [partial(storage.list_catalog, query) for query in QUERIES.values()],
                 5 if isinstance(storage, PutOnceStorage) else 20,
             )
             limited = not isinstance(storage, PutOnceStorage)

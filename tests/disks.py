@@ -1,4 +1,4 @@
-"""A small disk of our own, that can be full or read-only: a tmpfs, which takes the right to mount."""
+"""A small disk of our own that can be full or read-only: a tmpfs, which takes a right to mount."""
 
 from __future__ import annotations
 
@@ -44,12 +44,13 @@ class SmallDisk:
 
 @contextmanager
 def small_disk(path: Path, megabytes: int = 8) -> Iterator[SmallDisk]:
-    """Mount one at a directory, which is created. Skips, but not in CI, where that is not allowed."""
+    """Mount one at a directory, which is created. Where that is not allowed, the test is skipped,
+    but never in CI."""
     path.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=0777", "tmpfs", path]
     for prefix in PREFIXES:
         try:
-            done = subprocess.run([*prefix, *command], capture_output=True, text=True)
+            done = subprocess.run([*prefix, *command], capture_output=True, text=True, check=False)
         except FileNotFoundError:
             continue
         if done.returncode == 0:

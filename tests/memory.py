@@ -1,4 +1,4 @@
-"""How much memory processes have of their own: what is mapped from files, or shared, is not counted."""
+"""How much memory processes have of their own: what is mapped or shared is not counted."""
 
 from __future__ import annotations
 

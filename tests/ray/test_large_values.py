@@ -1,4 +1,4 @@
-"""A large value is in memory once: it is written from where it lies, and a file is read by mapping it.
+"""A large value is in memory once: it is written from where it lies, and files are read by mapping.
 
 What `benchmarks/storage_memory.py` measures with 5 GB is held here with 400 MB.
 """
@@ -100,9 +100,11 @@ CODE = """
 def test_a_large_result_from_worker_to_driver(tmp_path: Path) -> None:
     """The worker has the array; nobody else has it but in shared or mapped memory."""
     code = CODE.format(url=str(tmp_path / "store"), size=SIZE, store=2 * SIZE)
-    with DriverProcess(tmp_path, code) as driver:
-        with watched(lambda: {driver.process.pid, *descendants(driver.process.pid)}) as peaks:
-            assert "all right" in driver.wait(120)
+    with (
+        DriverProcess(tmp_path, code) as driver,
+        watched(lambda: {driver.process.pid, *descendants(driver.process.pid)}) as peaks,
+    ):
+        assert "all right" in driver.wait(120)
     assert SIZE < peaks.largest < SIZE + EXTRA + PROCESS
     (second, _) = sorted(peaks.by_pid.values())[-2:]
     assert second < EXTRA + PROCESS

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -58,21 +59,13 @@ class Waiter:
             if self.connection is None:
                 description = await self.coordinator.describe.remote()
                 self.connection = Connection(self.coordinator, description)
-            awaited: Awaited | None = None
+            connection = self.connection
+            awaited: Awaited = await patiently(
+                lambda: Awaited(connection, workflow_id, task_id, fresh=fresh), fresh
+            )
             seen = -1
             while True:
-                try:
-                    awaited = awaited or await asyncio.to_thread(
-                        Awaited, self.connection, workflow_id, task_id, fresh=fresh
-                    )
-                    done, value = await asyncio.to_thread(awaited.look)
-                except StorageUnavailableError:
-                    # The workflow waits for the storage, and so does who has started it: a ref that
-                    # has failed can't be mended.
-                    if not fresh:
-                        raise
-                    await asyncio.sleep(POLL_SECONDS)
-                    continue
+                done, value = await patiently(awaited.look, fresh)
                 if done:
                     return value
                 if awaited.row.seq == seen:
@@ -120,6 +113,18 @@ class Waiter:
                 for event in events:
                     event.set()
             self.changed.clear()
+
+
+async def patiently(read: Callable[[], Any], fresh: bool) -> Any:
+    """What is read. Who has started a workflow waits for the storage as the workflow does: a ref
+    that has failed can't be mended."""
+    while True:
+        try:
+            return await asyncio.to_thread(read)
+        except StorageUnavailableError:
+            if not fresh:
+                raise
+            await asyncio.sleep(POLL_SECONDS)
 
 
 waiter_class = ray.remote(num_cpus=0, max_concurrency=MAX_CALLS)(Waiter)

@@ -28,8 +28,8 @@ from ray_workflows.storage.queries import read_queries, read_sql
 APPLICATION_ID = 0x52575246
 SCHEMA_VERSION = 1
 
-#: How long to wait for another process's transaction, in seconds. A verb's commit may come after one
-#: that waits too, and has to fail, with the reason, before the verb gives up on the coordinator.
+#: How long to wait for another process's transaction, in seconds. A verb's commit may come after
+#: one that waits too, and has to fail, with the reason, before the verb is given up.
 BUSY_SECONDS = 5.0
 
 #: How long to queue for the turn to ask for the write lock, and how often to look, in seconds.

@@ -365,7 +365,8 @@ def append_as_expected(connection: sqlite3.Connection, appends: Sequence[Append]
 
     A group costs half of what it costs one by one.
     """
-    running, others = [], []
+    running: list[Append] = []
+    others: list[Append] = []
     for append in appends:
         touched = append.expected_seq > 0 and append.catalog.status in ACTIVE
         (running if touched else others).append(append)
