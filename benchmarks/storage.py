@@ -53,8 +53,9 @@ def machine() -> list[str]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return [
         f"- Machine: {os.cpu_count()} cores ({processor}), {memory:.0f} GiB, {platform.system()} "
-        f"{platform.release()}. Clients, servers and whatever else ran shared them: load average "
-        f"{os.getloadavg()[0]:.1f} before, {{after:.1f}} after. The ratios say more than the times.",
+        f"{platform.release()}. Clients, servers and whatever else ran shared them: load "
+        f"average {os.getloadavg()[0]:.1f} before, {{after:.1f}} after. Look at the ratios, not at "
+        f"the times.",
     ]
 
 
@@ -85,19 +86,22 @@ def main() -> None:
     began = time.monotonic()
     head = machine()
     done: list[Part] = []
-    with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIRECTORY")) as directory:
-        with Context(Path(directory), options) as context:
-            for name in options.only.split(","):
-                for part in PARTS[name].measure(context):
-                    print(write_table(part), flush=True)
-                    done.append(part)
-            server = context.server_version()
+    with (
+        tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIRECTORY")) as directory,
+        Context(Path(directory), options) as context,
+    ):
+        for name in options.only.split(","):
+            for part in PARTS[name].measure(context):
+                print(write_table(part), flush=True)
+                done.append(part)
+        server = context.server_version()
     minutes = (time.monotonic() - began) / 60
     revision = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         cwd=Path(__file__).parent,
         capture_output=True,
         text=True,
+        check=False,
     ).stdout.strip()
     text = "\n".join(
         [

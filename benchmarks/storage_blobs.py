@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from benchmarks.storage_parts import Context, Part, Turns, percent, seconds
@@ -62,11 +63,11 @@ def add_row(
         number = next(numbers)
         incarnation, key, file = f"i{number}", f"k{number}", context.directory / f"file-{number}"
         turns.add(
-            lambda: storage.write_blob(incarnation, key, [data]), lambda: write_file(file, data)
+            partial(storage.write_blob, incarnation, key, [data]), partial(write_file, file, data)
         )
         blob = storage.find_blob(incarnation, key)
         assert blob is not None
-        reads.append(seconds(lambda: storage.read_blob(incarnation, blob)))
+        reads.append(seconds(partial(storage.read_blob, incarnation, blob)))
         storage.delete_blobs(incarnation)
         file.unlink()
     mine, disk, ratio = turns.medians(1)

@@ -143,6 +143,11 @@ def groups(shape: tuple[int, int], seq: int) -> tuple[list[Append], list[Append]
     return make("w"), make("bare")
 
 
+def commit(storage: Storage, appends: list[Append]) -> None:
+    """A commit in which every append has to succeed."""
+    assert storage.commit(appends) == [OK] * len(appends)
+
+
 def stores(context: Context) -> Iterator[tuple[str, Storage, Any]]:
     """Each storage with its bare store."""
     sqlite = SqliteStorage(context.directory / "commits")
@@ -184,11 +189,7 @@ def measure(context: Context) -> Iterator[Part]:
             turns = Turns()
             for seq in range(max(rounds, 3) + 3):
                 ours, plain = groups(shape, seq)
-
-                def commit(ours: list[Append] = ours) -> None:
-                    assert storage.commit(ours) == [OK] * len(ours)
-
-                turns.add(commit, partial(bare.insert, plain))
+                turns.add(partial(commit, storage, ours), partial(bare.insert, plain))
             # The first creates the workflows.
             mine, base, ratio = turns.medians(3)
             events = shape[0] * shape[1]

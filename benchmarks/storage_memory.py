@@ -1,4 +1,4 @@
-"""A result of 5 GB from the worker that returns it to a driver that reads it: the memory it takes."""
+"""A result of 5 GB from the worker that returns it to a driver: the memory that it takes."""
 
 from __future__ import annotations
 

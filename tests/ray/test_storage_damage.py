@@ -1,5 +1,5 @@
-"""Stored bytes change under a workflow: it stops, names workflow, task and key, and goes on when they
-are put back. What was committed does not run again."""
+"""Stored bytes change under a workflow: it stops, names workflow, task and key, and goes on when
+they are put back. What was committed does not run again."""
 
 from __future__ import annotations
 
