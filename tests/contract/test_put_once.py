@@ -22,6 +22,8 @@ from ray_workflows.storage.base import CommitOutcome, Storage
 from ray_workflows.storage.entries import Entry, day, entry_key, id_of, parse, place, time_of
 from ray_workflows.storage.journals import GRAVE_SECONDS, HOUR, READING_SECONDS, segment_key
 from ray_workflows.storage.operations import Crew
+from ray_workflows.storage.put_once import LAYOUT_KEY, LAYOUT_VERSION
+from ray_workflows.storage.segments import Layout, encode, new_nonce
 from ray_workflows.testing import StorageContract
 from ray_workflows.testing.builders import (
     OK,
@@ -716,6 +718,14 @@ def test_a_store_without_conditional_writes_is_refused(world: World) -> None:
         process.open()
     process.operations.inner = inner
     process.open()
+
+
+def test_a_layout_of_a_newer_release_is_refused(world: World) -> None:
+    process = world.process()
+    process.operations.put(LAYOUT_KEY, encode(Layout(new_nonce(), LAYOUT_VERSION + 1)))
+    for call in (process.open, process.open_existing):
+        with pytest.raises(StorageConfigError, match=r"newer release.*layout 2.*Upgrade"):
+            call()
 
 
 def test_looking_creates_nothing() -> None:

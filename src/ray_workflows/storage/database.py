@@ -304,6 +304,8 @@ def translate(error: sqlite3.Error, path: str) -> StorageError | None:
             )
         if "full" in reason:
             reason = f"{reason}. Free some space"
+        elif "unable to open" in reason and not os.access(os.path.dirname(path), os.W_OK):
+            reason = f"{reason}. Its file system is read-only, or this user may not write there"
         return StorageUnavailableError(
             f"{path} can't be used now: {reason}. The operation can be repeated when the cause "
             f"is mended."
