@@ -65,9 +65,10 @@ class WorkflowExecutionError(PicklableWorkflowError):
 
     def __init__(self, workflow_id: str, task_id: str | None = None, reason: str | None = None):
         where = f" in task '{task_id}'" if task_id else ""
-        why = f": {reason}" if reason else "."
+        why = f": {reason}" if reason else ""
+        stop = "" if why.endswith((".", "!", "?")) else "."
         super().__init__(
-            f"Workflow[id={workflow_id}] failed during execution{where}{why} "
+            f"Workflow[id={workflow_id}] failed during execution{where}{why}{stop} "
             f"Mend the cause and continue with resume({workflow_id!r}): finished tasks "
             f"do not run again."
         )

@@ -11,6 +11,7 @@ import pytest
 import ray
 
 import ray_workflows as workflow
+from tests.ray.journal import commits_of_results
 from tests.ray.marks import Gate, Marks, wait_until
 
 
@@ -43,6 +44,57 @@ def test_short_tasks_share_ray_tasks() -> None:
 
     known_to_be_short(short)
     assert len(run_many(short, 400)) <= 40
+
+
+@ray.remote
+def link(seen: list[str]) -> list[str]:
+    """A link of a chain, which ends in the Ray tasks that have carried it."""
+    return [*seen, ray_task_id()]
+
+
+def chain_of(link, length: int):
+    node = []
+    for _ in range(length):
+        node = link.bind(node)
+    return node
+
+
+def test_short_tasks_that_wait_for_each_other_share_ray_tasks(wid: str) -> None:
+    workflow.run(chain_of(link, 20))
+    seen = workflow.run(chain_of(link, 100), workflow_id=wid)
+    assert len(seen) == 100
+    assert len(set(seen)) <= 50
+    # Each was committed before the next one started: they travelled one after the other.
+    assert len(set(commits_of_results(wid))) == 100
+
+
+def test_tasks_of_different_shapes_in_turn_give_way_to_each_other(wid: str) -> None:
+    whole = link.options(num_cpus=ray.cluster_resources()["CPU"])
+    other = link.options(runtime_env={"env_vars": {"A": "b"}})
+    node = []
+    for _ in range(5):
+        for each in (link, link, other, other, whole):
+            node = each.bind(node)
+    seen = workflow.run(node, workflow_id=wid)
+    assert len(seen) == 25
+    # What has resources of its own has a Ray task of its own.
+    for index in range(4, 25, 5):
+        assert seen.count(seen[index]) == 1
+
+
+def test_a_worker_that_dies_between_short_tasks(wid: str, marks: Marks) -> None:
+    @ray.remote(max_retries=1)
+    def fragile(seen: list[str]) -> list[str]:
+        if len(seen) in (30, 60):
+            marks.add(f"guilty-{len(seen)}")
+            if marks.count(f"guilty-{len(seen)}") == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return [*seen, ray_task_id()]
+
+    workflow.run(chain_of(fragile, 10))
+    assert len(workflow.run(chain_of(fragile, 90), workflow_id=wid)) == 90
+    attempts = [task.attempts for task in workflow.get_tasks(wid)]
+    assert attempts == [2 if index in (30, 60) else 1 for index in range(90)]
 
 
 @pytest.mark.parametrize(

@@ -11,18 +11,21 @@ CODE = """
     from ray.cluster_utils import Cluster
     from tests.ray.recording_storage import RecordingStorage
 
-    cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1))
-    cluster.add_node(num_cpus=2, resources={{"elsewhere": 10}})
+    cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=2, resources={{"a": 10}}))
+    cluster.add_node(num_cpus=2, resources={{"b": 10}})
     ray.init(address=cluster.address, log_to_driver=False)
     home = ray.get_runtime_context().get_node_id()
+    # Which of two nodes of one machine a driver connects to is Ray's choice.
+    (away,) = [node for node in ray.nodes() if node["NodeID"] != home]
+    elsewhere = {{name: 1 for name in "ab" if name in away["Resources"]}}
     workflow.init(RecordingStorage({storage!r}, {record!r}))
 
-    @ray.remote(resources={{"elsewhere": 1}})
+    @ray.remote(resources=elsewhere)
     def make():
         assert ray.get_runtime_context().get_node_id() != home
         return {{"large": np.arange(1_000_000.0), "ref": ray.put(np.ones(300_000))}}
 
-    @ray.remote(resources={{"elsewhere": 1}})
+    @ray.remote(resources=elsewhere)
     def use(objects):
         return float(objects["large"].sum() + ray.get(objects["ref"]).sum())
 
@@ -31,7 +34,7 @@ CODE = """
     assert workflow.run(use.bind(made), workflow_id="w") == expected
 
     # From storage alone, on the other node, by a workflow that gets it as a plain value.
-    @ray.remote(resources={{"elsewhere": 1}})
+    @ray.remote(resources=elsewhere)
     def read_there():
         assert workflow.get_status("w") == "SUCCESSFUL"
         objects = workflow.get_output("w", task_id="made")

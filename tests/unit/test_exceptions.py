@@ -94,3 +94,15 @@ def test_the_cause_of_a_failure_pickles() -> None:
 def test_the_tree_in_the_docstring_is_complete() -> None:
     drawn = set(re.findall(r"── (\w+)", exceptions.__doc__ or "")) | {"WorkflowError"}
     assert drawn == {cls.__name__ for cls in ALL} - {"PicklableWorkflowError"}
+
+
+@pytest.mark.parametrize(
+    ("reason", "sentence"),
+    [
+        (None, "during execution in task 't'. Mend"),
+        ("KeyError: 'k'", "in task 't': KeyError: 'k'. Mend"),
+        ("Error: it is gone.", "in task 't': Error: it is gone. Mend"),
+    ],
+)
+def test_what_to_do_is_a_sentence_of_its_own(reason: str | None, sentence: str) -> None:
+    assert sentence in str(exceptions.WorkflowExecutionError("w", "t", reason))

@@ -34,7 +34,7 @@ def fill(lane: Lane, count: int, of: Scene | None = None) -> list[Flight]:
 def submit_all(lane: Lane, durations: Durations, slots: int) -> list[int]:
     """Sizes of the batches that go out when nothing comes back."""
     sizes = []
-    while batch := lane.next_batch(durations, slots):
+    while batch := lane.next_batch(durations, slots, 0.0):
         lane.submitted += 1
         sizes.append(len(batch))
     return sizes
@@ -50,7 +50,7 @@ def test_an_unknown_function_is_tried_on_every_slot_first() -> None:
     lane, durations = Lane(), Durations()
     fill(lane, 1000)
     assert submit_all(lane, durations, slots=4) == [1] * 4
-    lane.landed("f")
+    lane.landed(0, "f")
     durations.learn("f", 0.0001)
     assert submit_all(lane, durations, slots=4)[0] == 249
 
@@ -118,13 +118,34 @@ def test_options_that_change_nothing_of_that(ray: dict) -> None:
     assert submit_all(lane, known(0.0001), slots=2) == [20]
 
 
+def test_little_work_waits_for_who_asks_for_it_soon() -> None:
+    lane, durations = Lane(), known(0.0005)
+    (first,) = fill(lane, 1)
+    assert lane.next_batch(durations, 2, 10.0) == [first]
+    lane.submitted += 1
+    lane.expect(7, [first], durations, now=10.0)
+    fill(lane, 1)
+    assert lane.next_batch(durations, 2, 10.0) == []
+    # Not when who was expected is late, when it is known to be late, or when there is more to do.
+    assert len(lane.next_batch(durations, 2, 10.1)) == 1
+    fill(lane, 1)
+    assert lane.next_batch(durations, 2, 10.0) == []
+    lane.expects_no_more(7)
+    assert len(lane.next_batch(durations, 2, 10.0)) == 1
+    lane.expect(8, [first], durations, now=10.0)
+    fill(lane, 20)
+    assert len(lane.next_batch(durations, 2, 10.0)) == 10
+    lane.landed(8, "f")
+    assert not lane.expected
+
+
 def test_functions_take_turns_and_are_not_mixed() -> None:
     lane, durations = Lane(), known(0.01)
     durations.learn("g", 0.01)
     fill(lane, 100)
     fill(lane, 100, scene("g"))
     names = []
-    while batch := lane.next_batch(durations, slots=4):
+    while batch := lane.next_batch(durations, 4, 0.0):
         lane.submitted += 1
         (name,) = {flight.request.function.name for flight in batch}
         names.append(name)
@@ -139,10 +160,10 @@ def test_what_was_canceled_is_skipped_and_what_is_alone_stays_alone() -> None:
     flights[5].alone = True
     sizes = submit_all(lane, known(0.0001), slots=1)
     assert sizes == [3, 1]  # Two more Ray tasks would have to wait for their slot.
-    lane.landed("f")
+    lane.landed(0, "f")
     assert submit_all(lane, known(0.0001), slots=1) == [3]
-    lane.landed("f")
-    lane.landed("f")
+    lane.landed(0, "f")
+    lane.landed(0, "f")
     assert lane.idle
 
 
@@ -163,8 +184,8 @@ def test_a_batch_survives_the_wire_with_its_scenes_shared() -> None:
         AttemptRequest(of, n, f"t{n}", 2, 3, Value(b"args"), n == 1, (7,), (0,))
         for n, of in enumerate([first, second, first])
     ]
-    data = encode_batch(5, requests)
-    number, decoded = decode_batch(data)
-    assert (number, decoded) == (5, requests)
+    data = encode_batch(5, True, requests)
+    number, stays, decoded = decode_batch(data)
+    assert (number, stays, decoded) == (5, True, requests)
     assert decoded[0].scene is decoded[2].scene
-    assert data.count(b"f") < 2 * encode_batch(5, requests * 2).count(b"f")
+    assert data.count(b"f") < 2 * encode_batch(5, True, requests * 2).count(b"f")

@@ -16,6 +16,7 @@ from ray_workflows._client.launch import start_coordinator
 from ray_workflows._client.reader import Reader
 from ray_workflows._coordinator.host import ACTOR_NAME, NAMESPACE
 from ray_workflows._coordinator.loop import UNLIMITED, Limits
+from ray_workflows._coordinator.requests import Watched
 from ray_workflows._environment.cluster import call_inside, is_outside
 from ray_workflows._executor.node_storage import NodeStorage
 from ray_workflows._version import __version__
@@ -46,7 +47,10 @@ class Connection(Reader):
 
     def call(self, method: str, *args: Any) -> Any:
         """Call the coordinator and return its answer; raise what it answers as an error."""
-        ref = getattr(self.coordinator, method).remote(*args)
+        return self.answer(getattr(self.coordinator, method).remote(*args))
+
+    def answer(self, ref: ray.ObjectRef) -> Any:
+        """The coordinator's answer to a call; raises what it answers as an error."""
         try:
             answer = ray.get(ref, timeout=CALL_SECONDS)
         except ray.exceptions.GetTimeoutError:
@@ -62,19 +66,20 @@ class Connection(Reader):
             raise answer
         return answer
 
-    def wait(
-        self, workflow_id: str, after: int | None, tick: Callable[[], float] | None = None
-    ) -> None:
-        """Block until a workflow's journal may have grown, or (None) it may be settled.
+    def watch(self, workflow_id: str, after: int | None) -> ray.ObjectRef:
+        """Ready when a workflow's journal has grown beyond ``after``, or (None) it is settled, or
+        its coordinator is another one: a `Watched`."""
+        return self.coordinator.watch_one.remote(workflow_id, after)
+
+    def wait(self, watch: ray.ObjectRef, tick: Callable[[], float] | None = None) -> Watched:
+        """Block until a watch has seen something.
 
         ``tick`` is called meanwhile, and returns how many seconds later it is to be called again.
         """
-        ref = self.coordinator.watch_one.remote(workflow_id, after)
-        while tick is not None and not ray.wait([ref], timeout=tick())[0]:
+        while tick is not None and not ray.wait([watch], timeout=tick())[0]:
             continue
-        answer = ray.get(ref)
-        if isinstance(answer, BaseException):
-            raise answer
+        watched: Watched = ray.get(watch)
+        return watched
 
     def values(self, incarnation: str) -> ValueReader:
         """Reads the values of a workflow; ObjectRefs come back as such."""

@@ -8,6 +8,7 @@ import warnings
 from types import TracebackType
 from typing import Any
 
+import ray
 from ray.dag import DAGNode
 
 from ray_workflows._capture.dag import capture_plan
@@ -15,7 +16,7 @@ from ray_workflows._capture.values import ValueWriter
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.forks import Fork
 from ray_workflows._codec.journal import encode_entry, encode_plan
-from ray_workflows._coordinator.requests import Accepted, Finished, Submission
+from ray_workflows._coordinator.requests import Accepted, Submission, Submitted
 from ray_workflows._environment.capture import capture_environment
 from ray_workflows.exceptions import (
     CoordinatorUnavailableError,
@@ -28,9 +29,6 @@ logger = logging.getLogger(__name__)
 #: Nobody can say whether the workflow came to be: what it may need stays, and is swept when it is
 #: old and still nobody's.
 DOUBT = (StorageUnavailableError, CoordinatorUnavailableError)
-
-#: What the coordinator says to one submission.
-Answer = Accepted | Finished | Exception
 
 
 class Drafts:
@@ -103,12 +101,29 @@ class Drafts:
             )
         )
 
-    def send(self) -> list[Answer]:
-        """Hand all of them to the coordinator; what it says to each."""
+    def send(self, client: str | None = None) -> Submitted:
+        """Hand all of them to the coordinator; what it says to each.
+
+        ``client`` watches those that are accepted.
+        """
         if not self.submissions:
-            return []
-        answers: list[Answer] = self.connection.call("submit", self.submissions)
-        for submission, answer in zip(self.submissions, answers, strict=True):
+            return Submitted("", [])
+        return self.take(self.connection.answer(self.ask(client)))
+
+    def send_watched(self) -> tuple[Submitted, ray.ObjectRef]:
+        """As `send`, of one: also a watch of it, as in `Connection.watch`."""
+        (submission,) = self.submissions
+        asked = self.ask(None)
+        # Calls of one caller are taken in order: it is in hand when the watch comes.
+        watch = self.connection.watch(submission.workflow_id, None)
+        return self.take(self.connection.answer(asked)), watch
+
+    def ask(self, client: str | None) -> ray.ObjectRef:
+        return self.connection.coordinator.submit.remote(self.submissions, client)
+
+    def take(self, submitted: Submitted) -> Submitted:
+        """Remove what was written for those that were refused, and warn of other plans."""
+        for submission, answer in zip(self.submissions, submitted.answers, strict=True):
             used = isinstance(answer, Accepted) and answer.incarnation == submission.incarnation
             if not used and not isinstance(answer, DOUBT):
                 self.discard(submission.incarnation)
@@ -119,7 +134,7 @@ class Drafts:
                     f"delete({submission.workflow_id!r}) first.",
                     stacklevel=5,
                 )
-        return answers
+        return submitted
 
     def discard(self, incarnation: str) -> None:
         """Remove what was written for a workflow that did not come to be."""

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import ray
+
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.progress import ProgressDisplay
 from ray_workflows._client.reader import ACTIVE, Reader
@@ -50,6 +52,12 @@ def last_events(storage: Storage, row: CatalogRow) -> list[Any]:
     return [event for entry in entries for event in events_of(entry, row.workflow_id)]
 
 
+def read_output(reader: Reader, row: CatalogRow, output: Outcome) -> Any:
+    """The output of a workflow that has succeeded, from what its journal says of it."""
+    values = reader.values(row.incarnation)
+    return values.read_outcome(output, where=f"output of '{row.workflow_id}'")
+
+
 def workflow_output(reader: Reader, row: CatalogRow) -> Any:
     """The output of a workflow that has succeeded.
 
@@ -58,8 +66,7 @@ def workflow_output(reader: Reader, row: CatalogRow) -> Any:
     """
     for event in reversed(last_events(reader.storage, row)):
         if isinstance(event, ev.WorkflowSucceeded):
-            values = reader.values(row.incarnation)
-            return values.read_outcome(event.output, where=f"output of '{row.workflow_id}'")
+            return read_output(reader, row, event.output)
     raise StorageCorruptError(
         f"Workflow '{row.workflow_id}' is SUCCESSFUL, but its last journal entry ({row.seq}) has "
         f"no output."
@@ -215,7 +222,15 @@ def await_output(
             # Another cluster drives it: nobody here can tell us.
             time.sleep(POLL_SECONDS)
         seen = awaited.row.seq
-        connection.wait(workflow_id, awaited.after, tick)
+        connection.wait(connection.watch(workflow_id, awaited.after), tick)
+
+
+def await_watched(connection: Connection, workflow_id: str, watch: ray.ObjectRef) -> Any:
+    """As `await_output`, of a workflow that the caller has started, and watches since then."""
+    watched = connection.wait(watch)
+    if watched.row is not None and watched.output is not None:
+        return read_output(connection, watched.row, watched.output)
+    return await_output(connection, workflow_id, None, fresh=True)
 
 
 def await_shown(connection: Connection, workflow_id: str) -> Any:

@@ -7,19 +7,52 @@ a call pending in the coordinator; here they share one long poll.
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 
 from ray_workflows._client.connection import Connection
-from ray_workflows._client.outputs import POLL_SECONDS, Awaited
+from ray_workflows._client.outputs import POLL_SECONDS, Awaited, read_output
+from ray_workflows._coordinator.requests import Watched
 from ray_workflows.exceptions import CoordinatorUnavailableError, StorageUnavailableError
+
+#: Outputs kept of workflows that ended before their driver asked.
+MAX_EARLY = 10_000
 
 #: Outputs that one driver waits for at once.
 MAX_CALLS = 100_000
+
+
+class Seen(NamedTuple):
+    """What a watch has seen: the output of the workflow of an incarnation, or (empty) nothing but
+    that it is time to look."""
+
+    incarnation: str
+    value: Any = None
+
+
+LOOK = Seen("")
+
+
+def read_all(connection: Connection, answered: list[tuple[str, Watched]]) -> list[Seen]:
+    """Take the outputs out of what watches have seen; errors as `OutputError`."""
+    found = []
+    for _, watched in answered:
+        if watched.row is None or watched.output is None:
+            found.append(LOOK)
+            continue
+        try:
+            value = read_output(connection, watched.row, watched.output)
+        except StorageUnavailableError:
+            # Whose workflow it is looks, and waits.
+            found.append(LOOK)
+            continue
+        except Exception as error:
+            value = OutputError(error)
+        found.append(Seen(watched.row.incarnation, value))
+    return found
 
 
 class OutputError(ray.exceptions.RayTaskError):  # type: ignore[misc]
@@ -41,25 +74,30 @@ class OutputError(ray.exceptions.RayTaskError):  # type: ignore[misc]
 
 
 class Waiter:
-    """Waits for outputs on behalf of one driver."""
+    """Waits for outputs on behalf of one driver.
 
-    def __init__(self, coordinator: Any) -> None:
+    Args:
+        coordinator: the cluster's.
+        client: the name under which the driver has it watch what it submits.
+    """
+
+    def __init__(self, coordinator: Any, client: str) -> None:
         self.coordinator = coordinator
+        self.client = client
+        self.connecting = asyncio.Lock()
         self.connection: Connection | None = None
-        self.client = uuid.uuid4().hex
-        self.changed: dict[str, list[asyncio.Event]] = defaultdict(list)
+        #: Who waits, by what is watched, and what the watches see of it, in the order of a poll.
+        self.waiting: dict[str, list[asyncio.Future[Seen]]] = defaultdict(list)
         self.watched: dict[str, int | None] = {}
+        #: What was seen of workflows before their driver asked for the output.
+        self.early: dict[str, Seen] = {}
         self.holder_id = ""
         self.poller: asyncio.Task[None] | None = None
-        self.failure: Exception | None = None
 
     async def output(self, workflow_id: str, task_id: str | None, fresh: bool) -> Any:
         """The output, when it is there; as `outputs.await_output`, errors as `OutputError`."""
         try:
-            if self.connection is None:
-                description = await self.coordinator.describe.remote()
-                self.connection = Connection(self.coordinator, description)
-            connection = self.connection
+            connection = await self.connected()
             awaited: Awaited = await patiently(
                 lambda: Awaited(connection, workflow_id, task_id, fresh=fresh), fresh
             )
@@ -75,17 +113,40 @@ class Waiter:
         except Exception as error:
             return OutputError(error)
 
-    async def wait(self, workflow_id: str, after: int | None) -> None:
-        """Return when `Awaited.look` may find something new."""
-        event = asyncio.Event()
-        self.changed[workflow_id].append(event)
+    async def submitted_output(self, workflow_id: str, incarnation: str, holder_id: str) -> Any:
+        """As `output`, of a workflow that the coordinator of this holder id watches for us."""
+        try:
+            seen = self.early.pop(workflow_id, None)
+            if seen is None or seen.incarnation not in ("", incarnation):
+                seen = await self.wait(workflow_id, None, known_to=holder_id)
+        except Exception as error:
+            return OutputError(error)
+        if seen.incarnation == incarnation:
+            return seen.value
+        return await self.output(workflow_id, None, True)
+
+    async def connected(self) -> Connection:
+        async with self.connecting:
+            if self.connection is None:
+                description = await self.coordinator.describe.remote()
+                self.connection = Connection(self.coordinator, description)
+        return self.connection
+
+    async def wait(self, workflow_id: str, after: int | None, known_to: str = "") -> Seen:
+        """Return when a watch has seen something.
+
+        ``known_to``: the holder id of a coordinator that has the watch already.
+        """
+        future: asyncio.Future[Seen] = asyncio.get_running_loop().create_future()
+        self.waiting[workflow_id].append(future)
         self.watched[workflow_id] = after
-        await self.subscribe([(workflow_id, after)])
+        if known_to and not self.holder_id:
+            self.holder_id = known_to
+        if known_to != self.holder_id or not known_to:
+            await self.subscribe([(workflow_id, after)])
         if self.poller is None or self.poller.done():
             self.poller = asyncio.create_task(self.poll())
-        await event.wait()
-        if self.failure is not None:
-            raise CoordinatorUnavailableError(f"The coordinator is gone: {self.failure}")
+        return await future
 
     async def subscribe(self, added: list[tuple[str, int | None]]) -> None:
         holder_id = await self.coordinator.subscribe.remote(self.client, added)
@@ -100,19 +161,36 @@ class Waiter:
     async def poll(self) -> None:
         """The one long poll, while anybody waits."""
         try:
-            while self.changed:
+            connection = await self.connected()
+            while self.waiting:
                 holder_id, answered = await self.coordinator.poll.remote(self.client)
-                for workflow_id in answered:
-                    self.watched.pop(workflow_id, None)
-                    for event in self.changed.pop(workflow_id, []):
-                        event.set()
+                if answered:
+                    # On a thread, because it unpickles; all at once, because a thread costs.
+                    found = await asyncio.to_thread(read_all, connection, answered)
+                    for (workflow_id, _), seen in zip(answered, found, strict=True):
+                        self.tell(workflow_id, seen)
                 await self.check_holder(holder_id)
         except Exception as error:
-            self.failure = error
-            for events in self.changed.values():
-                for event in events:
-                    event.set()
-            self.changed.clear()
+            gone = CoordinatorUnavailableError(f"The coordinator is gone: {error}")
+            for futures in self.waiting.values():
+                for future in futures:
+                    if not future.done():
+                        future.set_exception(gone)
+            self.waiting.clear()
+
+    def tell(self, workflow_id: str, seen: Seen) -> None:
+        self.watched.pop(workflow_id, None)
+        futures = self.waiting.pop(workflow_id, [])
+        if not futures:
+            self.early[workflow_id] = seen
+            if len(self.early) > MAX_EARLY:
+                # Who comes for it looks it up.
+                oldest = next(iter(self.early))
+                del self.early[oldest]
+                self.early[oldest] = LOOK
+        for future in futures:
+            if not future.done():
+                future.set_result(seen)
 
 
 async def patiently(read: Callable[[], Any], fresh: bool) -> Any:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import ray
 from ray.dag import DAGNode
@@ -16,30 +17,62 @@ from ray_workflows._client import reads, removal
 from ray_workflows._client.connection import Connection, connect
 from ray_workflows._client.drafts import Drafts
 from ray_workflows._client.forks import Fork
-from ray_workflows._client.outputs import await_output, await_shown, read_row, workflow_output
+from ray_workflows._client.outputs import (
+    await_output,
+    await_shown,
+    await_watched,
+    read_row,
+    workflow_output,
+)
 from ray_workflows._client.waiter import OutputError, waiter_class
-from ray_workflows._coordinator.requests import Accepted, Finished
+from ray_workflows._coordinator.requests import Accepted, Finished, Submitted
 from ray_workflows._model.ids import validate_workflow_id
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.tasks import TaskInfo
 
 logger = logging.getLogger(__name__)
 
-#: This process's waiter actor and the connection it belongs to.
-waiter: tuple[Connection, Any] | None = None
+
+class DriversWaiter(NamedTuple):
+    """The waiter actor of this process. ``client`` is its name at the coordinator."""
+
+    connection: Connection
+    actor: Any
+    client: str
 
 
-def get_waiter(connection: Connection) -> Any:
+waiter: DriversWaiter | None = None
+
+
+def get_waiter(connection: Connection) -> DriversWaiter:
     global waiter
-    if waiter is None or waiter[0] is not connection:
-        waiter = (connection, waiter_class.remote(connection.coordinator))
-    return waiter[1]
+    if waiter is None or waiter.connection is not connection:
+        client = uuid.uuid4().hex
+        actor = waiter_class.remote(connection.coordinator, client)
+        waiter = DriversWaiter(connection, actor, client)
+    return waiter
 
 
 def output_ref(
     connection: Connection, workflow_id: str, task_id: str | None = None, *, fresh: bool
 ) -> ray.ObjectRef:
-    return get_waiter(connection).output.remote(workflow_id, task_id, fresh)
+    return get_waiter(connection).actor.output.remote(workflow_id, task_id, fresh)
+
+
+def submitted_ref(
+    waiter: DriversWaiter, workflow_id: str, answer: Accepted | Finished, holder_id: str
+) -> ray.ObjectRef:
+    """The output of a workflow that the waiter watches since it was accepted."""
+    if isinstance(answer, Finished):
+        return waiter.actor.output.remote(workflow_id, None, True)
+    return waiter.actor.submitted_output.remote(workflow_id, answer.incarnation, holder_id)
+
+
+def only_answer(submitted: Submitted) -> Accepted | Finished:
+    (answer,) = submitted.answers
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def generate_workflow_id() -> str:
@@ -50,24 +83,20 @@ def generate_workflow_id() -> str:
 # -- run and resume ------------------------------------------------------------------------
 
 
-def submit(
+@contextmanager
+def drafted(
     dag: DAGNode,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     workflow_id: str | None,
     metadata: dict[str, Any],
     timeout: float | None,
-) -> tuple[Connection, str, Accepted | Finished]:
-    """Capture a DAG and hand it to the coordinator; durable when it returns."""
+) -> Iterator[Drafts]:
+    """One captured workflow, to be sent."""
     check_root(dag)
-    workflow_id = given_or_generated(workflow_id)
-    connection = connect()
-    with Drafts(connection) as drafts:
-        drafts.capture(dag, args, kwargs, workflow_id, metadata, timeout)
-        (answer,) = drafts.send()
-    if isinstance(answer, Exception):
-        raise answer
-    return connection, workflow_id, answer
+    with Drafts(connect()) as drafts:
+        drafts.capture(dag, args, kwargs, given_or_generated(workflow_id), metadata, timeout)
+        yield drafts
 
 
 def run_async_many(
@@ -80,16 +109,16 @@ def run_async_many(
         check_root(dag)
     given: Sequence[str | None] = workflow_ids or [None] * len(dags)
     ids = [given_or_generated(workflow_id) for workflow_id in given]
-    connection = connect()
-    with Drafts(connection) as drafts:
+    with Drafts(connect()) as drafts:
         for dag, workflow_id in zip(dags, ids, strict=True):
             drafts.capture(dag, (), {}, workflow_id, metadata, timeout)
-        answers = drafts.send()
+        waiter = get_waiter(drafts.connection)
+        submitted = drafts.send(waiter.client)
     return [
         ray.put(OutputError(answer))
         if isinstance(answer, Exception)
-        else output_ref(connection, workflow_id, fresh=True)
-        for workflow_id, answer in zip(ids, answers, strict=True)
+        else submitted_ref(waiter, workflow_id, answer, submitted.holder_id)
+        for workflow_id, answer in zip(ids, submitted.answers, strict=True)
     ]
 
 
@@ -105,9 +134,8 @@ def fork(workflow_id: str, from_task: str, new_id: str | None) -> str:
     origin = Fork(storage, read_row(storage, workflow_id), from_task)
     with Drafts(connection) as drafts:
         drafts.add_fork(origin, new_id)
-        (answer,) = drafts.send()
-    if isinstance(answer, Exception):
-        raise answer
+        submitted = drafts.send()
+    only_answer(submitted)
     return new_id
 
 
@@ -120,10 +148,15 @@ def run(
     timeout: float | None,
     progress: bool,
 ) -> Any:
-    connection, workflow_id, accepted = submit(dag, args, kwargs, workflow_id, metadata, timeout)
+    with drafted(dag, args, kwargs, workflow_id, metadata, timeout) as drafts:
+        submitted, watch = drafts.send_watched()
+    connection, workflow_id = drafts.connection, drafts.submissions[0].workflow_id
+    accepted = only_answer(submitted)
     if isinstance(accepted, Finished):
         return workflow_output(connection, accepted.row)
-    return await_started(connection, workflow_id, progress)
+    if progress:
+        return await_shown(connection, workflow_id)
+    return await_watched(connection, workflow_id, watch)
 
 
 def run_async(
@@ -134,8 +167,11 @@ def run_async(
     metadata: dict[str, Any],
     timeout: float | None,
 ) -> ray.ObjectRef:
-    connection, workflow_id, _ = submit(dag, args, kwargs, workflow_id, metadata, timeout)
-    return output_ref(connection, workflow_id, fresh=True)
+    with drafted(dag, args, kwargs, workflow_id, metadata, timeout) as drafts:
+        waiter = get_waiter(drafts.connection)
+        submitted = drafts.send(waiter.client)
+    workflow_id = drafts.submissions[0].workflow_id
+    return submitted_ref(waiter, workflow_id, only_answer(submitted), submitted.holder_id)
 
 
 def resume(workflow_id: str, canceled: bool, progress: bool) -> Any:
@@ -143,11 +179,6 @@ def resume(workflow_id: str, canceled: bool, progress: bool) -> Any:
     accepted = connection.call("resume", validate_workflow_id(workflow_id), canceled)
     if isinstance(accepted, Finished):
         return workflow_output(connection, accepted.row)
-    return await_started(connection, workflow_id, progress)
-
-
-def await_started(connection: Connection, workflow_id: str, progress: bool) -> Any:
-    """The output of a workflow that was just started or resumed here."""
     if progress:
         return await_shown(connection, workflow_id)
     return await_output(connection, workflow_id, None, fresh=True)

@@ -14,7 +14,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import ray
@@ -25,6 +24,7 @@ from ray_workflows._coordinator.io import ThreadIo
 from ray_workflows._coordinator.lease import Lease
 from ray_workflows._coordinator.loop import Limits, Loop
 from ray_workflows._coordinator.requests import (
+    Accepted,
     CancelRequest,
     DeleteRequest,
     Reply,
@@ -32,6 +32,8 @@ from ray_workflows._coordinator.requests import (
     ResumeRequest,
     Submission,
     SubmitRequest,
+    Submitted,
+    Watched,
     WatchRequest,
 )
 from ray_workflows._coordinator.verbs import Verbs
@@ -65,7 +67,7 @@ def post(events: asyncio.AbstractEventLoop, action: Callable[[], None]) -> None:
     events.call_soon_threadsafe(action)
 
 
-def submit_request(submission: Submission, reply: Reply) -> Request:
+def submit_request(submission: Submission, reply: Reply) -> SubmitRequest:
     """The request to the loop for what a driver submits."""
     fork = submission.fork
     return SubmitRequest(
@@ -85,7 +87,7 @@ class WatchList:
 
     def __init__(self) -> None:
         self.ready = asyncio.Event()
-        self.answered: list[str] = []
+        self.answered: list[tuple[str, Watched]] = []
         self.polled_at = time.monotonic()
 
 
@@ -174,15 +176,37 @@ class Coordinator:
             f"stays so, look into the log of the actor '{ACTOR_NAME}' ({NAMESPACE})."
         )
 
-    async def submit(self, submissions: list[Submission]) -> list[Any]:
-        """Create or resume workflows: for each `Accepted`, `Finished` or an error."""
-        waiting = [self.wait(partial(submit_request, submission)) for submission in submissions]
+    async def submit(self, submissions: list[Submission], client: str | None = None) -> Submitted:
+        """Create or resume workflows: for each `Accepted`, `Finished` or an error.
+
+        ``client`` watches those that are accepted, as if it had subscribed to them.
+        """
+        waiting = [self.wait(self.submission(each, client)) for each in submissions]
         tasks = [asyncio.ensure_future(one) for one in waiting]
         _, late = await asyncio.wait(tasks, timeout=ANSWER_SECONDS)
         for task in late:
             task.cancel()
         reason = self.why_no_answer() if late else None
-        return [reason if task in late else task.result() for task in tasks]
+        answers: list[Any] = [reason if task in late else task.result() for task in tasks]
+        return Submitted(self.holder.holder_id, answers)
+
+    def submission(
+        self, submission: Submission, client: str | None
+    ) -> Callable[[Reply], SubmitRequest]:
+        """What makes the request to the loop for what a driver submits."""
+        watches = None if client is None else self.watches(client)
+        events = asyncio.get_running_loop()
+
+        def make(reply: Reply) -> SubmitRequest:
+            def watch(answer: Any) -> None:
+                # Before it is started, so that its end can't be missed.
+                if watches is not None and isinstance(answer, Accepted):
+                    self.add_watch(watches, events, submission.workflow_id, None)
+                reply(answer)
+
+            return submit_request(submission, watch)
+
+        return make
 
     async def resume(self, workflow_id: str, canceled: bool) -> Any:
         """Resume a workflow: `Accepted`, `Finished` or an error."""
@@ -196,31 +220,30 @@ class Coordinator:
         """Delete a workflow: None or an error."""
         return await self.request(lambda reply: DeleteRequest(workflow_id, reply))
 
-    async def watch_one(self, workflow_id: str, after: int | None) -> None:
-        """Wait for one workflow, as in `WatchRequest`; what became of it is read from storage."""
-        await self.wait(lambda reply: WatchRequest(workflow_id, reply, after))
+    async def watch_one(self, workflow_id: str, after: int | None) -> Any:
+        """Wait for one workflow, as in `WatchRequest`: a `Watched`."""
+        return await self.wait(lambda reply: WatchRequest(workflow_id, reply, after))
 
     async def subscribe(self, client: str, added: list[tuple[str, int | None]]) -> str:
         """Add watches, ``(workflow id, after)`` as in `WatchRequest`, to those of a client.
 
         Returns the holder id: when it changes, watches given before are lost.
         """
-        self.forget_gone_clients()
-        watches = self.watching.setdefault(client, WatchList())
+        watches = self.watches(client)
         events = asyncio.get_running_loop()
         for workflow_id, after in added:
             self.add_watch(watches, events, workflow_id, after)
         return self.holder.holder_id
 
-    async def poll(self, client: str) -> tuple[str, list[str]]:
-        """Wait until watches of a client are answered; the holder id, and the workflow ids.
+    async def poll(self, client: str) -> tuple[str, list[tuple[str, Watched]]]:
+        """Wait until watches of a client are answered; the holder id, and what they saw.
 
-        What became of them is read from storage. An answered watch is over. Answered at once for a
+        An answered watch is over. Answered at once for a
         client that is not known, and empty after `POLL_SECONDS`, so that the calls of clients
         that are gone end.
         """
         watches = self.watching.get(client)
-        answered: list[str] = []
+        answered: list[tuple[str, Watched]] = []
         if watches is not None:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(watches.ready.wait(), POLL_SECONDS)
@@ -229,10 +252,14 @@ class Coordinator:
             answered, watches.answered = watches.answered, []
         return self.holder.holder_id, answered
 
-    def forget_gone_clients(self) -> None:
-        oldest = time.monotonic() - 3 * POLL_SECONDS
-        for client in [c for c, watches in self.watching.items() if watches.polled_at < oldest]:
-            del self.watching[client]
+    def watches(self, client: str) -> WatchList:
+        """What a client waits for, which is about to wait for more. Who is gone is forgotten."""
+        found = self.watching.setdefault(client, WatchList())
+        found.polled_at = time.monotonic()
+        oldest = found.polled_at - 3 * POLL_SECONDS
+        for gone in [c for c, watches in self.watching.items() if watches.polled_at < oldest]:
+            del self.watching[gone]
+        return found
 
     def add_watch(
         self,
@@ -241,11 +268,13 @@ class Coordinator:
         workflow_id: str,
         after: int | None,
     ) -> None:
-        def settle() -> None:
-            watches.answered.append(workflow_id)
+        def settle(watched: Watched) -> None:
+            watches.answered.append((workflow_id, watched))
             watches.ready.set()
 
-        request = WatchRequest(workflow_id, lambda _: post(events, settle), after)
+        request = WatchRequest(
+            workflow_id, lambda watched: post(events, lambda: settle(watched)), after
+        )
         self.inbox.put(lambda: self.verbs.ask(request))
 
     async def attempt_runs(
@@ -258,6 +287,20 @@ class Coordinator:
     async def batch_overran(self, number: int, encoded: bytes, objects: dict[str, Any]) -> None:
         """A worker hands back what waits behind an attempt that takes long."""
         self.executor.batch_overran(number, encoded, objects)
+
+    async def batch_done(self, number: int, encoded: bytes, objects: dict[str, Any]) -> Any:
+        """A worker reports a batch, and waits for another one; None if there is none."""
+        events = asyncio.get_running_loop()
+        answered: asyncio.Future[Any] = events.create_future()
+
+        def take(load: Any) -> None:
+            if not answered.done():
+                answered.set_result(load)
+
+        self.executor.batch_done(
+            number, encoded, objects, lambda load: post(events, lambda: take(load))
+        )
+        return await answered
 
     async def describe(self) -> dict[str, Any]:
         """What it is and how it fares."""

@@ -18,7 +18,7 @@ import msgspec
 from ray_workflows._codec.journal import encode_entry
 from ray_workflows._coordinator.io import Io
 from ray_workflows._coordinator.recovery import Recovered, recover
-from ray_workflows._coordinator.requests import Request, Watched
+from ray_workflows._coordinator.requests import Request
 from ray_workflows._coordinator.workflow import Pending, Workflow, answer
 from ray_workflows._engine.commands import commands
 from ray_workflows._engine.decide import decide
@@ -504,7 +504,7 @@ class Loop:
         for watcher in workflow.watchers:
             grown = watcher.after is not None and workflow.seq > watcher.after
             if settled or grown:
-                answer(watcher.reply, Watched(workflow.row))
+                answer(watcher.reply, workflow.seen)
             else:
                 kept.append(watcher)
         workflow.watchers = kept

@@ -10,6 +10,7 @@ import msgspec
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.events import Event
 from ray_workflows._model.plan import Plan
+from ray_workflows._model.values import Outcome
 
 #: Takes the answer, or the exception that is the answer.
 Reply = Callable[[Any], None]
@@ -92,6 +93,17 @@ class Finished(msgspec.Struct, frozen=True):
 
 
 class Watched(msgspec.Struct, frozen=True):
-    """What a watch saw. ``row`` is None if this coordinator does not drive the workflow."""
+    """What a watch saw. ``row`` is None if this coordinator does not drive the workflow.
+
+    ``output``: of a workflow that has succeeded, so that who waits need not read it.
+    """
 
     row: CatalogRow | None
+    output: Outcome | None = None
+
+
+class Submitted(msgspec.Struct, frozen=True):
+    """What became of several submissions: an answer to each, by the holder of this id."""
+
+    holder_id: str
+    answers: list[Accepted | Finished | Exception]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
-from ray_workflows._coordinator.requests import Reply, Request, WatchRequest
+from ray_workflows._coordinator.requests import Reply, Request, Watched, WatchRequest
 from ray_workflows._engine.state import Phase, Task, WorkflowState
 from ray_workflows._executor.protocol import AttemptRequest, Scene
 from ray_workflows._model.catalog import Append, CatalogRow
@@ -111,6 +111,13 @@ class Workflow:
             WorkflowStatus.FAILED,
             WorkflowStatus.CANCELED,
         )
+
+    @property
+    def seen(self) -> Watched:
+        """What those who watch it are told: only what is durable."""
+        row = self.row
+        done = row is not None and row.status is WorkflowStatus.SUCCESSFUL
+        return Watched(row, self.state.output if done else None)
 
     @property
     def workflow_id(self) -> str:

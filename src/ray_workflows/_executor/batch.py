@@ -1,11 +1,13 @@
 """What a Ray task of ours runs: a batch of attempts, one after the other. Mostly it is one.
 
-If a member takes long, those after it are handed back, to run elsewhere meanwhile.
+If a member takes long, those after it are handed back, to run elsewhere meanwhile. When a batch is
+through that was short, the coordinator may have another one.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -25,6 +27,8 @@ from ray_workflows._executor.worker import AttemptRun, run_attempt
 from ray_workflows._model.inputs import AttemptReturned
 from ray_workflows.storage.base import Storage
 
+logger = logging.getLogger(__name__)
+
 #: A member that has run for so long, in seconds, holds nobody back any more.
 OVERRUN_SECONDS = 0.05
 
@@ -33,6 +37,13 @@ Live = dict[str, dict[str, Any]]
 
 #: A `BatchReport` as bytes, and the live objects that the members made.
 WireReport = tuple[bytes, Live]
+
+#: A `Batch` as bytes, and live ObjectRefs to be handed out as ObjectRefs.
+Load = tuple[bytes, Live]
+
+#: How long a batch may have taken, in seconds, after which another one is asked for, and how long
+#: the coordinator may take to answer: it says soon that there is none.
+SHORT_SECONDS, ANSWER_SECONDS = 0.05, 60.0
 
 
 class Home:
@@ -132,22 +143,45 @@ class BatchRun:
 def run_batch(
     encoded: bytes,
     home: Home,
-    nested: Mapping[str, Mapping[str, Any]],
+    nested: Live,
     keys: Sequence[tuple[str, str]],
     *values: Any,
-) -> WireReport:
-    """Run a batch in a Ray task.
+) -> tuple[int, WireReport]:
+    """Run a batch in a Ray task, and others while the coordinator has them at once.
 
     ``nested`` are live ObjectRefs by incarnation and blob key, to be handed out as ObjectRefs;
     ``values`` are the values behind ``keys``, which Ray has brought here.
+
+    Returns:
+        The number of the last batch, and its report. Those before it were reported by calls.
     """
     live: Live = {incarnation: dict(objects) for incarnation, objects in nested.items()}
     for (incarnation, key), value in zip(keys, values, strict=True):
         live.setdefault(incarnation, {})[key] = value
-    number, requests = decode_batch(encoded)
-    batch = BatchRun(number, requests, home, live)
-    with watching(batch):
-        return batch.run()
+    while True:
+        number, stays, requests = decode_batch(encoded)
+        batch = BatchRun(number, requests, home, live)
+        began = time.monotonic()
+        with watching(batch):
+            report = batch.run()
+        if not stays or time.monotonic() - began > SHORT_SECONDS:
+            return number, report
+        load = next_load(home, number, report)
+        if load is None:
+            return number, report
+        encoded, live = load
+
+
+def next_load(home: Home, number: int, report: WireReport) -> Load | None:
+    """Report a batch to the coordinator; another one, if there is one at once."""
+    try:
+        # Not `ray.get`: it tells Ray that this worker's slot can be used by somebody else.
+        future = home.coordinator.batch_done.remote(number, *report).future()
+        load: Load | None = future.result(ANSWER_SECONDS)
+    except Exception as error:
+        logger.warning("The coordinator did not take a report at once: %r", error)
+        return None
+    return load
 
 
 @functools.cache

@@ -123,6 +123,11 @@ class Lane:
         self.submitted = 0
         #: Attempts in flight of functions of which nothing is known yet.
         self.trials: dict[str, int] = {}
+        #: When Ray tasks that carry one batch after the other will ask for the next one, on the
+        #: monotonic clock, by the number of the batch they have.
+        self.expected: dict[int, float] = {}
+        #: Whether it will be asked again soon for a batch, whatever happens.
+        self.looks_again = False
 
     @property
     def idle(self) -> bool:
@@ -135,12 +140,13 @@ class Lane:
             queue = self.queues[digest] = deque()
         queue.append(flight)
 
-    def next_batch(self, durations: Durations, slots: int) -> list[Flight]:
-        """What to submit now as one Ray task; empty if nothing is to be.
+    def next_batch(self, durations: Durations, slots: int, now: float) -> list[Flight]:
+        """What to submit now as one batch; empty if nothing is to be.
 
         Args:
             durations: what is known of the functions.
             slots: how many tasks of this shape the cluster can run at once.
+            now: the monotonic clock.
         """
         for digest in list(self.queues):
             # In turn: each function comes last when it had its batch.
@@ -149,7 +155,7 @@ class Lane:
                 queue.popleft()
             if not queue:
                 continue
-            batch = self.take(digest, queue, durations.get(digest), slots)
+            batch = self.take(digest, queue, durations.get(digest), slots, now)
             if queue:
                 self.queues[digest] = queue
             if batch:
@@ -157,7 +163,7 @@ class Lane:
         return []
 
     def take(
-        self, digest: str, queue: deque[Flight], seconds: float | None, slots: int
+        self, digest: str, queue: deque[Flight], seconds: float | None, slots: int, now: float
     ) -> list[Flight]:
         if queue[0].request.options.kind == LISTENER:
             # They wait in their host, for days if need be, and take no room.
@@ -173,6 +179,10 @@ class Lane:
             return [queue.popleft()]
         if self.submitted >= BATCHES_PER_SLOT * slots:
             return []
+        if len(queue) * seconds < WORTHWHILE_SECONDS and any(
+            abs(at - now) < WORTHWHILE_SECONDS for at in self.expected.values()
+        ):
+            return []  # Who asks soon for a batch gets it: that is cheaper than a Ray task.
         if queue[0].followers:
             head = queue.popleft()
             return [head, *head.followers]
@@ -185,7 +195,17 @@ class Lane:
                 batch.append(flight)
         return batch
 
-    def landed(self, digest: str) -> None:
-        """A Ray task ended, with attempts of this function."""
+    def expect(self, number: int, members: list[Flight], durations: Durations, now: float) -> None:
+        """The Ray task that has this batch will ask for another one when it is through."""
+        known = [durations.get(flight.request.function.digest) for flight in members]
+        self.expected[number] = now + sum(seconds or 0.0 for seconds in known)
+
+    def expects_no_more(self, number: int) -> None:
+        """It takes longer than was known."""
+        self.expected.pop(number, None)
+
+    def landed(self, number: int, digest: str) -> None:
+        """A batch is through, or lost, with attempts of this function."""
         self.submitted -= 1
+        self.expected.pop(number, None)
         self.trials.pop(digest, None)

@@ -27,14 +27,14 @@ class ListenerHost:
 
     async def listen(
         self, encoded: bytes, home: Home, nested: Mapping[str, Mapping[str, Any]]
-    ) -> WireReport:
+    ) -> tuple[int, WireReport]:
         """Run one attempt of a listener task: as `batch.run_batch`, but awaiting."""
-        _, (request,) = decode_batch(encoded)
+        number, _, (request,) = decode_batch(encoded)
         run = AttemptRun(request, home.storage, nested.get(request.incarnation, {}))
         with watching(RunningAttempt(request, home.coordinator)):
             report = await run_listener(run)
         wire = ENCODER.encode(BatchReport(((0, report),), (0.0,)))
-        return wire, {request.incarnation: run.made} if run.made else {}
+        return number, (wire, {request.incarnation: run.made} if run.made else {})
 
 
 async def run_listener(run: AttemptRun) -> AnyReport:

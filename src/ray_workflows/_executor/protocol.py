@@ -149,9 +149,13 @@ class Member(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Batch(msgspec.Struct, frozen=True, array_like=True):
-    """Attempts that travel together, to run one after the other. ``number`` is the executor's."""
+    """Attempts that travel together, to run one after the other. ``number`` is the executor's.
+
+    ``stays``: the worker is to ask for another batch when it is through with this one.
+    """
 
     number: int
+    stays: bool
     scenes: tuple[Scene, ...]
     members: tuple[Member, ...]
 
@@ -183,7 +187,7 @@ BATCH_DECODER = msgspec.msgpack.Decoder(Batch)
 REPORT_DECODER = msgspec.msgpack.Decoder(BatchReport)
 
 
-def encode_batch(number: int, requests: Sequence[AttemptRequest]) -> bytes:
+def encode_batch(number: int, stays: bool, requests: Sequence[AttemptRequest]) -> bytes:
     """Attempts on their way to a worker."""
     scenes: dict[int, int] = {}
     distinct: list[Scene] = []
@@ -208,13 +212,13 @@ def encode_batch(number: int, requests: Sequence[AttemptRequest]) -> bytes:
                 request.fused,
             )
         )
-    return ENCODER.encode(Batch(number, tuple(distinct), tuple(members)))
+    return ENCODER.encode(Batch(number, stays, tuple(distinct), tuple(members)))
 
 
-def decode_batch(data: bytes) -> tuple[int, list[AttemptRequest]]:
-    """The number of the batch that `encode_batch` encoded, and its attempts."""
+def decode_batch(data: bytes) -> tuple[int, bool, list[AttemptRequest]]:
+    """What `encode_batch` encoded: the number of the batch, whether it stays, its attempts."""
     batch = BATCH_DECODER.decode(data)
-    return batch.number, [
+    requests = [
         AttemptRequest(
             batch.scenes[member.scene],
             member.task,
@@ -230,6 +234,7 @@ def decode_batch(data: bytes) -> tuple[int, list[AttemptRequest]]:
         )
         for member in batch.members
     ]
+    return batch.number, batch.stays, requests
 
 
 #: Takes the incarnation of a workflow and news of one of its attempts. Any thread calls it.

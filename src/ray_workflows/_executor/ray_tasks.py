@@ -19,10 +19,11 @@ from ray.exceptions import RayError, TaskCancelledError
 
 from ray_workflows._capture.options import decode_ray_options
 from ray_workflows._environment.capture import runtime_env_for
-from ray_workflows._executor.batch import Home, Live, remote_run_batch
+from ray_workflows._executor.batch import Home, Live, Load, remote_run_batch
+from ray_workflows._executor.carriers import STAY_SECONDS, Answer, Carrier, Carriers, Submission
 from ray_workflows._executor.deadlines import Deadlines
 from ray_workflows._executor.failures import failure, lost_input, raised
-from ray_workflows._executor.lanes import Durations, Flight, Lane
+from ray_workflows._executor.lanes import WORTHWHILE_SECONDS, Durations, Flight, Lane
 from ray_workflows._executor.listeners import listener_host_class
 from ray_workflows._executor.live import LiveValues, direct_keys, nested_keys, value_keys
 from ray_workflows._executor.protocol import (
@@ -36,7 +37,6 @@ from ray_workflows._executor.protocol import (
 )
 from ray_workflows._executor.watch import TOLD_AFTER_SECONDS
 from ray_workflows._model.inputs import AttemptLostInput
-from ray_workflows._model.plan import LISTENER
 from ray_workflows._model.values import Value
 from ray_workflows.storage.base import Storage
 
@@ -47,23 +47,6 @@ SLOTS_SECONDS = 1.0
 
 #: Ray functions with their options, ready to be called: one for each shape and name.
 MAX_REMOTES = 1_000
-
-
-class Submission:
-    """A Ray task in flight. ``open`` counts members that are not reported, canceled or handed
-    back."""
-
-    __slots__ = ("digest", "listens", "members", "number", "open", "ref", "shape")
-
-    def __init__(self, number: int, members: list[Flight]) -> None:
-        scene = members[0].request.scene
-        self.number = number
-        self.members = members
-        self.shape = scene.shape
-        self.digest = scene.function.digest
-        self.listens = scene.options.kind == LISTENER
-        self.open = len(members)
-        self.ref: ray.ObjectRef | None = None
 
 
 class RayExecutor:
@@ -88,6 +71,7 @@ class RayExecutor:
         #: By incarnation and task.
         self.flights: dict[str, dict[int, Flight]] = {}
         self.submissions: dict[int, Submission] = {}
+        self.carriers = Carriers()
         self.live: dict[str, LiveValues] = {}
         self.listener_hosts: dict[str, Any] = {}
         self.remotes: dict[tuple[str, str, int], Any] = {}
@@ -176,9 +160,42 @@ class RayExecutor:
         with self.lock:
             submission = self.submissions.get(number)
             if submission is not None:
+                self.lanes[submission.shape].expects_no_more(number)
                 self.settle(submission, REPORT_DECODER.decode(encoded), objects)
                 self.stop_if_unwanted(submission)
                 self.pump(submission.shape)
+
+    def batch_done(self, number: int, encoded: bytes, objects: Live, answer: Answer) -> None:
+        """A batch is through, and its Ray task waits for another one, or None."""
+        with self.lock:
+            submission = self.submissions.get(number)
+            carrier = None if submission is None else submission.carrier
+            if submission is None or carrier is None:
+                answer(None)
+                return
+            self.over(submission)
+            self.carriers.wait(carrier, answer)
+            self.settle(submission, REPORT_DECODER.decode(encoded), objects)
+            if carrier.fresh and self.has_room():
+                waits = carrier.waits
+                self.deadlines.after(STAY_SECONDS, lambda: self.leave(carrier, waits))
+            else:
+                self.carriers.leave(carrier)
+            self.pump(submission.shape)
+
+    def leave(self, carrier: Carrier, waits: int) -> None:
+        """Nothing has come for it in the time it waits."""
+        with self.lock:
+            if carrier.waits == waits:
+                self.carriers.leave(carrier)
+
+    def may_stay(self, submission: Submission) -> bool:
+        """Whether the Ray task of this batch is to ask for another one after it."""
+        return self.coordinator is not None and submission.shareable and self.has_room()
+
+    def has_room(self) -> bool:
+        """Whether every Ray task in flight has a slot, as far as we know."""
+        return len(self.carriers.flying) <= self.slots()
 
     # -- submission ------------------------------------------------------------------------
 
@@ -194,12 +211,23 @@ class RayExecutor:
         """Submit what waits, as far as it is time. The lock is held."""
         # Looked up each time: a Ray task that has ended at once brings us here again meanwhile.
         while (lane := self.lanes.get(shape)) is not None:
-            batch = lane.next_batch(self.durations, self.slots())
+            batch = lane.next_batch(self.durations, self.slots(), time.monotonic())
             if not batch:
                 if lane.idle:
                     del self.lanes[shape]
+                elif lane.queues and lane.expected and not lane.looks_again:
+                    # Who is expected may take longer than was known.
+                    lane.looks_again = True
+                    self.deadlines.after(WORTHWHILE_SECONDS, lambda: self.look_again(shape))
                 return
             self.submit(lane, batch)
+
+    def look_again(self, shape: str) -> None:
+        with self.lock:
+            lane = self.lanes.get(shape)
+            if lane is not None:
+                lane.looks_again = False
+                self.pump(shape)
 
     def slots(self) -> int:
         """How many tasks of one CPU the cluster can run at once."""
@@ -219,16 +247,50 @@ class RayExecutor:
         self.submissions[submission.number] = submission
         lane.submitted += not submission.listens
         try:
-            submission.ref = self.send(submission)
+            if not self.give(lane, submission):
+                self.send(submission)
         except Exception as error:
             # Options that this Ray refuses: the user's to mend.
+            if submission.carrier is not None:
+                self.carriers.flying.discard(submission.carrier)
             self.over(submission)
             for flight in members:
                 self.land(flight, raised(flight, error))
-            return
-        submission.ref.future().add_done_callback(lambda future: self.done(submission, future))
 
-    def send(self, submission: Submission) -> ray.ObjectRef:
+    def give(self, lane: Lane, submission: Submission) -> bool:
+        """Let a Ray task carry it that waits for a batch, if there is one."""
+        if not submission.shareable or not self.carriers.waits(submission.shape):
+            return False
+        submission.stays = self.may_stay(submission)
+        load, values = self.load(submission)
+        if values:
+            return False  # Ray brings them to a Ray task of their own.
+        lane.expect(submission.number, submission.members, self.durations, time.monotonic())
+        self.carriers.take(submission, load)
+        return True
+
+    def send(self, submission: Submission) -> None:
+        """Submit a Ray task, or call a listener host."""
+        carrier = Carrier(submission)
+        if not submission.listens:
+            self.carriers.flying.add(carrier)
+            if not self.has_room():
+                self.carriers.leave_all()
+            submission.stays = self.may_stay(submission)
+        (encoded, nested), values = self.load(submission)
+        if self.home is None:
+            self.home = ray.put(Home(self.storage, self.coordinator))
+        scene = submission.members[0].request.scene
+        if submission.listens:
+            carrier.ref = self.listener_host(scene).listen.remote(encoded, self.home, nested)
+        else:
+            carrier.ref = self.remote(scene).remote(
+                encoded, self.home, nested, list(values), *values.values()
+            )
+        carrier.ref.future().add_done_callback(lambda future: self.done(carrier, future))
+
+    def load(self, submission: Submission) -> tuple[Load, dict[tuple[str, str], Any]]:
+        """What goes to the worker, and the live values that Ray has to bring there."""
         requests = [flight.request for flight in submission.members]
         nested: Live = {}
         values: dict[tuple[str, str], Any] = {}
@@ -249,13 +311,7 @@ class RayExecutor:
                     found[key] = value
             if found:
                 nested.setdefault(incarnation, {}).update(found)
-        encoded = encode_batch(submission.number, requests)
-        if self.home is None:
-            self.home = ray.put(Home(self.storage, self.coordinator))
-        scene = requests[0].scene
-        if submission.listens:
-            return self.listener_host(scene).listen.remote(encoded, self.home, nested)
-        return self.remote(scene).remote(encoded, self.home, nested, list(values), *values.values())
+        return (encode_batch(submission.number, submission.stays, requests), nested), values
 
     def remote(self, scene: Scene) -> Any:
         """The Ray function for a shape and a name. Ray parses options anew with each use."""
@@ -294,27 +350,38 @@ class RayExecutor:
 
     # -- what comes back -------------------------------------------------------------------
 
-    def done(self, submission: Submission, future: Any) -> None:
+    def done(self, carrier: Carrier, future: Any) -> None:
         """A Ray task ended. Called from a thread of Ray's."""
         try:
             with self.lock:
+                self.carriers.flying.discard(carrier)
+                submission = carrier.current
+                if submission is None:
+                    # All that it carried is settled.
+                    self.carriers.leave(carrier)
+                    return
                 self.over(submission)
                 try:
-                    encoded, objects = future.result()
+                    number, (encoded, objects) = future.result()
                     report = REPORT_DECODER.decode(encoded)
                 except Exception as error:
                     self.fail(submission, error)
                 else:
-                    self.settle(submission, report, objects)
+                    if number == submission.number:
+                        self.settle(submission, report, objects)
+                    else:
+                        # It gave up waiting before it got this one.
+                        for flight in submission.members:
+                            self.run_elsewhere(submission, flight)
                 self.pump(submission.shape)
         except Exception:
-            logger.exception("A batch of %s could not be handled.", submission.members[0])
+            logger.exception("The end of a Ray task could not be handled.")
 
     def over(self, submission: Submission) -> None:
         del self.submissions[submission.number]
         if not submission.listens:
             lane = self.lanes.setdefault(submission.shape, Lane())
-            lane.landed(submission.digest)
+            lane.landed(submission.number, submission.digest)
 
     def settle(self, submission: Submission, report: BatchReport, objects: Live) -> None:
         """Take what a batch has to tell; what it told before is told again."""
@@ -425,10 +492,10 @@ class RayExecutor:
                 self.stop(self.submissions[flight.batch])
 
     def stop(self, submission: Submission) -> None:
-        if submission.ref is not None:
+        if submission.carrier is not None and submission.carrier.ref is not None:
             try:
                 # A soft cancel can be swallowed by user code. Actor calls know no force.
-                ray.cancel(submission.ref, force=not submission.listens)
+                ray.cancel(submission.carrier.ref, force=not submission.listens)
             except Exception as error:
                 where = submission.members[0].request.where
                 logger.warning("Attempt of %s could not be canceled: %s", where, error)
