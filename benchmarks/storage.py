@@ -15,11 +15,11 @@ import argparse
 import datetime
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -43,7 +43,7 @@ PARTS = {
 }
 
 
-def machine() -> list[str]:
+def machine() -> str:
     """What it ran on."""
     processor = platform.processor() or platform.machine()
     for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -51,12 +51,11 @@ def machine() -> list[str]:
             processor = line.partition(":")[2].strip()
             break
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return [
+    return (
         f"- Machine: {os.cpu_count()} cores ({processor}), {memory:.0f} GiB, {platform.system()} "
-        f"{platform.release()}. Clients, servers and whatever else ran shared them: load "
-        f"average {os.getloadavg()[0]:.1f} before, {{after:.1f}} after. Look at the ratios, not at "
-        f"the times.",
-    ]
+        f"{platform.release()}. Clients and servers shared them, with whatever else ran: look at "
+        f"the ratios, not at the times."
+    )
 
 
 def versions() -> str:
@@ -83,44 +82,84 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
     os.environ.update(CREDENTIALS)
-    began = time.monotonic()
-    head = machine()
     done: list[Part] = []
     with (
         tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIRECTORY")) as directory,
         Context(Path(directory), options) as context,
     ):
         for name in options.only.split(","):
+            before = os.getloadavg()[0]
             for part in PARTS[name].measure(context):
+                part.after = circumstances(before)
                 print(write_table(part), flush=True)
                 done.append(part)
         server = context.server_version()
-    minutes = (time.monotonic() - began) / 60
-    revision = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
-    text = "\n".join(
+    if options.markdown:
+        sections = read_sections(options.markdown)
+        # A title may have a number in it.
+        titles = {key(title): title for title in sections}
+        for part in done:
+            sections.pop(titles.get(key(part.title), ""), None)
+            sections[part.title] = write_table(part)
+        options.markdown.write_text(write_page(server, sections))
+
+
+def circumstances(before: float) -> str:
+    """When a part was measured, and what else the machine did."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    real_time = os.sched_getscheduler(0) != os.SCHED_OTHER
+    priority = ", at real-time priority" if real_time else ""
+    return (
+        f"*{now:%Y-%m-%d}, revision {revision()}, load average {before:.0f} before and "
+        f"{os.getloadavg()[0]:.0f} after{priority}: `{shlex.join(['python', *sys.argv])}`*"
+    )
+
+
+def revision() -> str:
+    """What is measured."""
+    command = ["git", "describe", "--always", "--dirty"]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or "not noted"
+
+
+def key(title: str) -> str:
+    """What stays of a title whatever the sizes were."""
+    return re.sub(r"[\d.,]+", "#", title)
+
+
+def read_sections(path: Path) -> dict[str, str]:
+    """The sections of a page that is there: a part that is not measured now stays as it is."""
+    if not path.exists():
+        return {}
+    parts = re.split(r"^## (.*)\n", path.read_text(), flags=re.MULTILINE)[1:]
+    return {
+        title: f"## {title}\n{text.rstrip()}\n"
+        for title, text in zip(parts[::2], parts[1::2], strict=True)
+    }
+
+
+def write_page(server: str, sections: dict[str, str]) -> str:
+    """The page, its sections in the order of the parts."""
+    order = [
+        *("First pages", "Commits", "Where a commit", "A fan-out", "A thousand", "Large values"),
+        "A NumPy",
+    ]
+    titles = sorted(sections, key=lambda title: [title.startswith(o) for o in order].index(True))
+    return "\n".join(
         [
             "# Benchmarks of the storages",
             "",
             "Written by `make bench-storage`. What is compared takes turns; a number is the median",
-            "of the rounds, a ratio the median of their ratios.",
+            "of the rounds, a ratio the median of their ratios. Numbers in bold miss their target.",
             "",
-            head[0].format(after=os.getloadavg()[0]),
+            machine(),
             versions().format(server=server),
-            f"- Command: `{shlex.join(['python', *sys.argv])}`, on "
-            f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}, revision "
-            f"{revision or 'not noted'}, {minutes:.0f} minutes.",
             "",
-            *(write_table(part) for part in done),
+            *(sections[title] for title in titles),
         ]
     )
-    if options.markdown:
-        options.markdown.write_text(text)
 
 
 if __name__ == "__main__":

@@ -29,8 +29,11 @@ MAP_FROM_BYTES = 1024 * 1024
 #: Small chunks are gathered up to this size; larger ones go to the system as they are.
 BUFFER_BYTES = 1024 * 1024
 
-#: Pieces of at least this size are hashed by one thread while they are written by another.
+#: Chunks of at least this size are hashed by one thread while another writes them.
 ASIDE_BYTES = 1024 * 1024
+
+#: Chunks of at least this size are synced by themselves.
+SYNC_BYTES = 8 * 1024 * 1024
 
 #: How often to start again when a writer and a deletion meet in one directory.
 ATTEMPTS = 10
@@ -84,21 +87,27 @@ class BlobFiles:
             with contextlib.ExitStack() as opened:
                 helper: ThreadPoolExecutor | None = None
                 # Only our own I/O is translated: an OSError of the chunks is their owner's.
-                for piece in slices(chunks):
-                    size += piece.nbytes
-                    if piece.nbytes < ASIDE_BYTES:
-                        digest.update(piece)
+                for chunk in chunks:
+                    pieces = list(slices([chunk]))
+                    length = sum(piece.nbytes for piece in pieces)
+                    size += length
+                    if length < ASIDE_BYTES:
+                        hash_all(digest, pieces)
                         with io_errors(path):
-                            file.write(piece)
+                            write_all(file, pieces)
                         continue
                     if helper is None:
                         helper = opened.enter_context(ThreadPoolExecutor(1))
                     # Beside the writing, not before it; and done with before the owner of the
                     # chunks is asked for the next, who may use the same memory for it.
-                    hashed = helper.submit(digest.update, piece)
+                    hashed = helper.submit(hash_all, digest, pieces)
                     try:
                         with io_errors(path):
-                            file.write(piece)
+                            write_all(file, pieces)
+                            if length >= SYNC_BYTES:
+                                # The disk begins while there is still something to hash.
+                                file.flush()
+                                sync(file.fileno())
                     finally:
                         hashed.result()
             with io_errors(path):
@@ -239,6 +248,18 @@ def remove_temporaries(directory: str, before: float) -> None:
         for entry in temporaries:
             if entry.stat(follow_symlinks=False).st_mtime <= before:
                 os.unlink(entry.path)
+
+
+def hash_all(digest: hashlib._Hash, pieces: Iterable[memoryview]) -> None:
+    """Add the bytes of all pieces to a digest."""
+    for piece in pieces:
+        digest.update(piece)
+
+
+def write_all(file: io.BufferedWriter, pieces: Iterable[memoryview]) -> None:
+    """Write the bytes of all pieces."""
+    for piece in pieces:
+        file.write(piece)
 
 
 def read_all(file: io.FileIO) -> memoryview:
