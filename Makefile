@@ -32,8 +32,11 @@ $(VENV)/.ready $(OLDEST_VENV)/.ready: pyproject.toml
 quickstart: setup ## Run the examples and the main job: a pipeline that survives kill -9
 	$(BIN)/python examples/quickstart/main.py
 
+# Processes that share the tests out: those on Ray wait more than they compute. 0: this one alone.
+WORKERS ?= 2
+
 test: setup ## Run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS)
 
 test-matrix: setup test-oldest-ray ## Run the tests that need Ray on its oldest supported release and on the newest
 	$(BIN)/python -m pytest $(RAY_TESTS)

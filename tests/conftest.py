@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.ray.processes import LOOPBACK
+from tests.units import SharingOut, tell_units
 
 # Before the first test module imports them.
 pytest.register_assert_rewrite("ray_workflows.testing")
@@ -27,6 +28,17 @@ CLUSTER_CPUS = 4
 
 def pytest_report_header() -> str:
     return f"ray: {importlib.metadata.version('ray')}"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("numprocesses", None):
+        config.pluginmanager.register(SharingOut())
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        tell_units(items, config.workerinput["units"])
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-BUCKET = "workflows"
-PREFIXES = itertools.count(1)
+NUMBERS = itertools.count(1)
 
 #: What moto takes as credentials: anything.
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test-key", "AWS_SECRET_ACCESS_KEY": "test-secret"}
@@ -48,14 +47,15 @@ class Serialized:
 
 def serve() -> None:
     """Serve until standard input ends."""
-    from moto.server import DomainDispatcherApplication, create_backend_app
+    from moto.server import create_backend_app
     from werkzeug.serving import WSGIRequestHandler, make_server
 
     class Handler(WSGIRequestHandler):
         protocol_version = "HTTP/1.1"
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    application = Serialized(DomainDispatcherApplication(create_backend_app))
+    # S3 alone: finding out which service of all is meant takes longer than the answer of this one.
+    application = Serialized(create_backend_app("s3"))
     server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(server.server_port, flush=True)
@@ -64,7 +64,7 @@ def serve() -> None:
 
 @contextmanager
 def s3_server() -> Iterator[str]:
-    """Run a server with one bucket; its endpoint."""
+    """Run a server; its endpoint."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.moto"],
         cwd=ROOT,
@@ -78,9 +78,7 @@ def s3_server() -> Iterator[str]:
         try:
             line = process.stdout.readline()
             assert line, "the S3 server did not start; is moto[server] installed?"
-            endpoint = f"http://127.0.0.1:{int(line)}"
-            create_bucket(endpoint, BUCKET)
-            yield endpoint
+            yield f"http://127.0.0.1:{int(line)}"
         finally:
             process.kill()
             process.wait()
@@ -91,10 +89,15 @@ def create_bucket(endpoint: str, name: str) -> None:
     urllib.request.urlopen(request, timeout=30).close()
 
 
-def storage_url(endpoint: str, bucket: str = BUCKET) -> str:
-    """The URL of a storage that nobody else uses."""
-    prefix = f"test-{os.getpid()}-{next(PREFIXES)}"
-    return f"s3://{bucket}/{prefix}?endpoint={endpoint}&allow_http=true&region=us-east-1"
+def storage_url(endpoint: str, bucket: str = "") -> str:
+    """The URL of a storage that nobody else uses, in a bucket of its own unless one is named.
+
+    To list a prefix, moto looks at all objects of the bucket.
+    """
+    if not bucket:
+        bucket = f"workflows-{os.getpid()}-{next(NUMBERS)}"
+        create_bucket(endpoint, bucket)
+    return f"s3://{bucket}/test?endpoint={endpoint}&allow_http=true&region=us-east-1"
 
 
 if __name__ == "__main__":

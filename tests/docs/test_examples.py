@@ -17,6 +17,7 @@ def python_blocks(path: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
 
 
+@pytest.mark.own_cluster
 def test_the_readme_runs(tmp_path: Path) -> None:
     (block,) = python_blocks(ROOT / "README.md")
     store = str(tmp_path / "store")
@@ -29,6 +30,7 @@ def test_the_readme_runs(tmp_path: Path) -> None:
     assert Path(store, "workflows.sqlite").exists()
 
 
+@pytest.mark.own_cluster
 def test_the_page_on_types_runs(tmp_path: Path) -> None:
     (block,) = python_blocks(ROOT / "docs" / "types.md")
     with DriverProcess(tmp_path, block, RAY_WORKFLOW_STORAGE=str(tmp_path / "store")) as driver:

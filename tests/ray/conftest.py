@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +12,21 @@ import pytest
 from tests.ray.marks import Gate, Marks
 
 
+def is_connected() -> bool:
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized()
+
+
 @pytest.fixture(autouse=True)
-def on_the_cluster(cluster: None) -> None:
-    """All tests of this directory run on it."""
+def on_the_cluster(request: pytest.FixtureRequest) -> Iterator[None]:
+    """All tests of this directory run on it that have no cluster of their own."""
+    if request.node.get_closest_marker("own_cluster") is None:
+        request.getfixturevalue("cluster")
+        yield
+        return
+    before = is_connected()
+    yield
+    assert is_connected() == before, "This process needs no cluster for it."
 
 
 @pytest.fixture

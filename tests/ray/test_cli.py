@@ -247,6 +247,7 @@ def test_an_interrupt_stops_the_waiting_alone(wid: str, marks: Marks, gate: Gate
     assert workflow.get_output(wid) == "held"
 
 
+@pytest.mark.own_cluster
 def test_a_laptop_that_rebooted(tmp_path: Path, marks: Marks, gate: Gate) -> None:
     """The whole cluster is killed; one command finishes the workflow, and leaves no cluster."""
     project = tmp_path / "project"

@@ -27,6 +27,7 @@ def told(text: str) -> dict[str, str]:
     return {label: rest for label, colon, rest in lines if colon}
 
 
+@pytest.mark.own_cluster
 def test_an_unedited_application_is_killed_and_goes_on(tmp_path: Path) -> None:
     event, marks = tmp_path / "event", Marks(str(tmp_path / "marks"))
     arguments = [str(APPLICATION), (tmp_path / "store").as_uri(), str(event), marks.directory]
@@ -96,6 +97,7 @@ DRIVER = """
 """
 
 
+@pytest.mark.own_cluster
 def test_workers_have_the_users_runtime_env_too(tmp_path: Path) -> None:
     code = DRIVER.format(storage=str(tmp_path / "store"))
     with DriverProcess(tmp_path, code, RAY_WORKFLOW_STORAGE=str(tmp_path / "other")) as driver:

@@ -190,6 +190,7 @@ CLUSTER_DRIVER = """
 """
 
 
+@pytest.mark.own_cluster
 def test_the_loss_of_the_whole_cluster(marks: Marks, gate: Gate, tmp_path: Path) -> None:
     prologue = CLUSTER_DRIVER.format(
         storage=str(tmp_path / "store"), marks=marks.directory, gate=gate.path
@@ -247,6 +248,7 @@ def test_the_loss_of_the_whole_cluster(marks: Marks, gate: Gate, tmp_path: Path)
     assert marks.counts() == {**before, "held": 2}
 
 
+@pytest.mark.own_cluster
 def test_run_with_its_id_resumes_an_interrupted_workflow(
     marks: Marks, gate: Gate, tmp_path: Path
 ) -> None:
@@ -327,6 +329,7 @@ def test_two_drivers_race_for_one_id(wid: str, marks: Marks, tmp_path: Path) -> 
     assert marks.counts() == {f"step-{i}": 1 for i in range(3)}
 
 
+@pytest.mark.own_cluster
 def test_a_storage_that_is_away_is_waited_for(tmp_path: Path) -> None:
     code = f"""
         import os, ray, ray_workflows as workflow

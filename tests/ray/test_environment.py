@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.ray.processes import DriverProcess
 
 CLUSTER = """
@@ -62,6 +64,7 @@ SECOND = """
 """
 
 
+@pytest.mark.own_cluster
 def test_a_runtime_env_travels_with_the_workflow(tmp_path: Path) -> None:
     project = tmp_path / "project"
     project.mkdir()

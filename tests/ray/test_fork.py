@@ -118,6 +118,7 @@ def test_bad_forks(wid: str, marks: Marks, storage_dir: Path) -> None:
     assert marks.counts() == {"large": 1, "looks": 1, "ends": 1}
 
 
+@pytest.mark.own_cluster
 def test_a_fork_survives_the_cluster_and_waits_for_room(tmp_path: Path) -> None:
     code = """
         import os, ray

@@ -82,6 +82,7 @@ HOLD = """        if epoch == 0:
 """
 
 
+@pytest.mark.own_cluster
 @pytest.mark.timeout(400)
 def test_datasets_and_trainings_survive_the_cluster(tmp_path: Path, gate: Gate) -> None:
     results = tmp_path / "results"

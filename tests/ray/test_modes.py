@@ -24,6 +24,8 @@ from tests.ray.processes import ROOT, DriverProcess
 RUNNING = ROOT / "docs" / "running.md"
 NOTEBOOK = ROOT / "examples" / "notebook.ipynb"
 
+pytestmark = pytest.mark.own_cluster("head")
+
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.ray.processes import DriverProcess
 
 CODE = """
@@ -48,6 +50,7 @@ CODE = """
 """
 
 
+@pytest.mark.own_cluster
 def test_other_nodes_reach_the_storage_through_its_node(tmp_path: Path) -> None:
     code = CODE.format(storage=str(tmp_path / "store"), record=str(tmp_path / "record"))
     with DriverProcess(tmp_path, code) as driver:

@@ -12,6 +12,8 @@ from tests.ray.processes import DriverProcess
 
 SECRET = "s3cr3t-w0rd"
 
+pytestmark = pytest.mark.own_cluster
+
 PROLOGUE = """
     import numpy as np, ray, ray_workflows as workflow
     from tests.ray.marks import Gate, Marks, wait_until
