@@ -58,6 +58,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     yield f"{request.param}://{tmp_path}/store"
 
 
+@pytest.mark.own_cluster
 def test_a_large_value_is_in_memory_once(url: str) -> None:
     with child(write_and_read, url, SIZE) as (process, pipe):
         before = receive(pipe)
@@ -97,6 +98,7 @@ CODE = """
 """
 
 
+@pytest.mark.own_cluster
 def test_a_large_result_from_worker_to_driver(tmp_path: Path) -> None:
     """The worker has the array; nobody else has it but in shared or mapped memory."""
     code = CODE.format(url=str(tmp_path / "store"), size=SIZE, store=2 * SIZE)

@@ -178,6 +178,7 @@ def postgres(tmp_path: Path, server: str) -> Iterator[Home]:
         )
 
 
+@pytest.mark.own_cluster
 @pytest.mark.parametrize("home", [embedded, shared, s3, postgres])
 def test_a_workflow_outlives_the_troubles_of_its_storage(
     home: Callable[[Path, str], object], request: pytest.FixtureRequest, tmp_path: Path
