@@ -178,6 +178,8 @@ def postgres(tmp_path: Path, server: str) -> Iterator[Home]:
         )
 
 
+# Some faults are waited for until a time is over, in each of several processes.
+@pytest.mark.timeout(400)
 @pytest.mark.own_cluster
 @pytest.mark.parametrize("home", [embedded, shared, s3, postgres])
 def test_a_workflow_outlives_the_troubles_of_its_storage(
