@@ -11,7 +11,7 @@ OLDEST_VENV := .venv-ray-oldest
 RAY_TESTS := tests/unit tests/types tests/docs tests/ray
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-matrix test-oldest-ray parity lint types format lock bench bench-sizes bench-postgres bench-objects clean
+.PHONY: help setup quickstart test test-matrix test-oldest-ray parity lint types format lock bench bench-sizes bench-storage clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -89,11 +89,11 @@ bench: setup ## Compare with plain Ray, ray.workflow and DBOS; writes docs/bench
 bench-sizes: setup ## Run the sizes it must take: chain, ladder, fan-out, loop
 	$(BIN)/python benchmarks/sizes.py
 
-bench-postgres: setup ## Measure PostgreSQL as storage beside the bare database
-	$(BIN)/python benchmarks/storage_postgres.py
+# Of the storages alone. BENCH_STORAGE="--only commits --rounds 8" for a part, or a short run.
+BENCH_STORAGE ?= --markdown docs/benchmarks-storage.md
 
-bench-objects: setup ## Measure object stores and shared directories as storage
-	$(BIN)/python benchmarks/storage_objects.py
+bench-storage: setup ## Compare every storage with its raw store; writes docs/benchmarks-storage.md
+	$(BIN)/python benchmarks/storage.py $(BENCH_STORAGE)
 
 clean: ## Remove the environments and caches
 	rm -rf $(VENV) .venv-* .pytest_cache .mypy_cache .ruff_cache build dist src/*.egg-info

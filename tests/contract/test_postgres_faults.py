@@ -372,22 +372,6 @@ def test_hanging_server(server, storage, impatient):
     assert storage.commit([make_append("w", storage.read_catalog("w").seq)]) == [OK]
 
 
-def test_full_disk_is_unavailable_and_recovers(server, storage):
-    """A quota on temporary files is as near as it gets without a mount: the error is the same."""
-    error = psycopg.errors.DiskFull("could not extend file: No space left on device")
-    fill(storage, "w")
-
-    def fail(*_):
-        raise error
-
-    execute = storage.execute_commit
-    storage.execute_commit = fail
-    with pytest.raises(StorageUnavailableError, match="Free some space"):
-        storage.commit([make_append("w", 1)])
-    storage.execute_commit = execute
-    assert storage.commit([make_append("w", 1)]) == [OK]
-
-
 def test_thousands_of_small_commits(storage):
     def write(name):
         return [storage.commit([make_append(name, seq)])[0] for seq in range(500)]

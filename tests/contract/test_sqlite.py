@@ -1157,3 +1157,36 @@ def test_many_appends_in_one_commit(storage):
     appends = [make_append(f"w{i}", 0, status=WorkflowStatus.PENDING) for i in range(10_000)]
     assert storage.commit(appends) == [OK] * 10_000
     assert len(list_ids(storage, statuses=(WorkflowStatus.PENDING,), limit=3000)) == 10_000
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        make_append("w3", 7),
+        make_append("nobody", 1),
+        make_append("w3", 1, status=WorkflowStatus.PENDING),
+        make_append("w3", 0),
+        make_append("w3", 7, status=WorkflowStatus.FAILED),
+    ],
+    ids=["stale", "unknown", "another status", "created before", "stale and over"],
+)
+def test_a_group_with_one_odd_append_is_as_if_one_by_one(storage, odd):
+    for number in range(6):
+        fill(storage, f"w{number}")
+    group = [
+        make_append("w0", 1),
+        make_append("new", 0),
+        odd,
+        make_append("w0", 2),
+        make_append("w1", 1, status=WorkflowStatus.SUCCESSFUL),
+        make_append("w1", 2),
+        make_append("w2", 1),
+    ]
+    fits = odd.workflow_id == "w3" and odd.expected_seq == 1
+    assert storage.commit(group) == [OK, OK, OK if fits else STALE, OK, OK, OK, OK]
+    ends = {name: state(storage, name)[0].seq for name in ("w0", "new", "w1", "w2", "w3")}
+    assert ends == {"w0": 3, "new": 1, "w1": 3, "w2": 2, "w3": 2 if fits else 1}
+    assert storage.read_catalog("w3").status is (
+        WorkflowStatus.PENDING if fits else WorkflowStatus.RUNNING
+    )
+    assert storage.read_catalog("w1").status is WorkflowStatus.RUNNING

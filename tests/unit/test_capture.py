@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import ray
@@ -197,3 +200,17 @@ def test_pickled_values_come_back() -> None:
     restored = unpickle_value(pickled.data, pickled.buffers)
     assert restored["f"](1) == 2
     assert restored["a"].sum() == 10_000
+
+
+def test_what_was_pickled_is_not_kept():
+    """Gigabytes would stay in a worker until the garbage collector comes by."""
+    value = np.ones(1_000_000)
+    kept = weakref.ref(value)
+    gc.disable()
+    try:
+        pickled = pickle_value(value, where="x")
+        assert pickled.buffers[0].nbytes == value.nbytes
+        del pickled, value
+        assert kept() is None
+    finally:
+        gc.enable()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ray_workflows.exceptions import StorageConfigError
-from ray_workflows.storage import MemoryStorage, SqliteStorage
+from ray_workflows.storage import MemoryStorage, SqliteStorage, Storage
 from ray_workflows.storage.objects import VARIABLES, ObjectStorage
 from ray_workflows.storage.shared import SharedStorage
 from ray_workflows.storage.urls import storage_from_url
@@ -204,6 +204,19 @@ def test_bad_urls(url, message):
 def test_other_types(spec):
     with pytest.raises(TypeError, match="file:///directory"):
         storage_from_url(spec)
+
+
+def test_a_subclass_that_lacks_a_method():
+    class Half(Storage):
+        @property
+        def url(self):
+            return "half://"
+
+        def now(self):
+            return 0.0
+
+    with pytest.raises(StorageConfigError, match="Half .*lacks close, commit, .*StorageContract"):
+        Half()
 
 
 def test_variable(monkeypatch):

@@ -71,20 +71,24 @@ class ValuePickler(cloudpickle.CloudPickler):  # type: ignore[misc]
     """Pickles one value; collects its ObjectRefs by identity."""
 
     def __init__(self, file: io.BytesIO, node_hook: NodeHook) -> None:
-        self.buffers: list[memoryview] = []
+        buffers: list[memoryview] = []
+        self.buffers = buffers
         self.refs: list[ray.ObjectRef] = []
         self.ref_indices: dict[bytes, int] = {}
         self.node_hook = node_hook
         #: What the hook raised: not a failure of pickling.
         self.hook_error: Exception | None = None
-        super().__init__(file, protocol=5, buffer_callback=self.keep_in_band)
 
-    def keep_in_band(self, buffer: pickle.PickleBuffer) -> bool:
-        raw = buffer.raw()
-        if raw.nbytes < OUT_OF_BAND_LIMIT:
-            return True
-        self.buffers.append(raw)
-        return False
+        # No method: the pickler would then refer to itself, and keep what it pickled, gigabytes,
+        # until the garbage collector comes by.
+        def keep_in_band(buffer: pickle.PickleBuffer) -> bool:
+            raw = buffer.raw()
+            if raw.nbytes < OUT_OF_BAND_LIMIT:
+                return True
+            buffers.append(raw)
+            return False
+
+        super().__init__(file, protocol=5, buffer_callback=keep_in_band)
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, ray.ObjectRef):

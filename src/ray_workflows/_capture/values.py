@@ -24,7 +24,7 @@ from ray_workflows._environment.cluster import call_inside, is_outside
 from ray_workflows._model.blobs import BlobStore
 from ray_workflows._model.values import INLINE_LIMIT, Blob, ErrorInfo, Outcome, Value
 from ray_workflows.codec import PayloadCodec
-from ray_workflows.exceptions import WorkflowError
+from ray_workflows.exceptions import StorageCorruptError, WorkflowError
 
 #: Blobs behind ObjectRefs that this process restored: returned again, they are not stored again.
 #: The oldest leave first; who forgets one stores it once more.
@@ -184,7 +184,11 @@ class ValueReader:
                         raise
             if not data.stored:
                 raise ray.exceptions.ObjectLostError(data.key, "", "")
-            view: bytes | memoryview = self.storage.read_blob(self.incarnation, data)
+            try:
+                view: bytes | memoryview = self.storage.read_blob(self.incarnation, data)
+            except StorageCorruptError as error:
+                # The storage knows the key, and not what it is of.
+                raise StorageCorruptError(f"The {where} can't be read. {error}") from error
         else:
             view = data
         envelope = unseal(view, where=where, codecs=self.storage.codecs)

@@ -164,7 +164,8 @@ class TaskOutput:
                 self.row.workflow_id, self.task_id, "it was not checkpointed (checkpoint=False)."
             )
         values = self.reader.values(self.row.incarnation)
-        return values.read_outcome(outcome, where=f"task '{self.task_id}'")
+        where = f"result of task '{self.task_id}' of workflow '{self.row.workflow_id}'"
+        return values.read_outcome(outcome, where=where)
 
 
 class Awaited:

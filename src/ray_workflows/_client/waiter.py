@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import ray
@@ -15,7 +16,7 @@ import ray
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.outputs import POLL_SECONDS, Awaited, read_output
 from ray_workflows._coordinator.requests import Watched
-from ray_workflows.exceptions import CoordinatorUnavailableError
+from ray_workflows.exceptions import CoordinatorUnavailableError, StorageUnavailableError
 
 #: Outputs kept of workflows that ended before their driver asked.
 MAX_EARLY = 10_000
@@ -44,6 +45,10 @@ def read_all(connection: Connection, answered: list[tuple[str, Watched]]) -> lis
             continue
         try:
             value = read_output(connection, watched.row, watched.output)
+        except StorageUnavailableError:
+            # Whose workflow it is looks, and waits.
+            found.append(LOOK)
+            continue
         except Exception as error:
             value = OutputError(error)
         found.append(Seen(watched.row.incarnation, value))
@@ -93,12 +98,12 @@ class Waiter:
         """The output, when it is there; as `outputs.await_output`, errors as `OutputError`."""
         try:
             connection = await self.connected()
-            awaited = await asyncio.to_thread(
-                Awaited, connection, workflow_id, task_id, fresh=fresh
+            awaited: Awaited = await patiently(
+                lambda: Awaited(connection, workflow_id, task_id, fresh=fresh), fresh
             )
             seen = -1
             while True:
-                done, value = await asyncio.to_thread(awaited.look)
+                done, value = await patiently(awaited.look, fresh)
                 if done:
                     return value
                 if awaited.row.seq == seen:
@@ -186,6 +191,18 @@ class Waiter:
         for future in futures:
             if not future.done():
                 future.set_result(seen)
+
+
+async def patiently(read: Callable[[], Any], fresh: bool) -> Any:
+    """What is read. Who has started a workflow waits for the storage as the workflow does: a ref
+    that has failed can't be mended."""
+    while True:
+        try:
+            return await asyncio.to_thread(read)
+        except StorageUnavailableError:
+            if not fresh:
+                raise
+            await asyncio.sleep(POLL_SECONDS)
 
 
 waiter_class = ray.remote(num_cpus=0, max_concurrency=MAX_CALLS)(Waiter)

@@ -178,7 +178,7 @@ class Coordinator:
             return self.why_no_answer()
 
     def why_no_answer(self) -> Exception:
-        reason = self.loop.storage_error
+        reason = self.loop.storage_error or self.loop.commit_error
         if isinstance(reason, StorageError):
             return reason
         if reason is not None:

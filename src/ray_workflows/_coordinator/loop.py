@@ -81,6 +81,8 @@ class Loop:
         self.lease_until = 0.0
         #: Why the storage does not answer, while it does not.
         self.storage_error: Exception | None = None
+        #: Why the last commit failed: a full or locked disk can still be read.
+        self.commit_error: Exception | None = None
         self.storage_failures = 0
         #: Set by `verbs`: turns a workflow's requests into inputs and answers; takes requests
         #: whose workflow left this loop before they were answered.
@@ -248,9 +250,11 @@ class Loop:
         self.committing = False
         if isinstance(result, Exception):
             self.storage_failed(result, "A commit")
+            self.commit_error = result
             result = [CommitOutcome.AMBIGUOUS] * len(batch)
         else:
             self.storage_answered()
+            self.commit_error = None
         for workflow, outcome in zip(batch, result, strict=True):
             if outcome is CommitOutcome.OK:
                 self.applied(workflow)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum, unique
+from typing import TYPE_CHECKING, Any
 
 from ray_workflows._model.catalog import (
     Append,
@@ -22,6 +23,9 @@ from ray_workflows._model.values import Blob
 from ray_workflows.codec import PayloadCodec
 from ray_workflows.exceptions import StorageConfigError
 from ray_workflows.storage.records import slices
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @unique
@@ -43,7 +47,21 @@ class Storage(ABC):
     be called from several threads. Every method may raise `StorageUnavailableError` when the
     storage does not answer (the caller repeats) and `StorageCorruptError` when stored bytes are
     not what was written.
+
+    Raises:
+        StorageConfigError: an instance is made of a class that lacks a method; names it.
     """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """An instance, of a class that has all methods."""
+        missing = sorted(getattr(cls, "__abstractmethods__", ()))
+        if missing:
+            raise StorageConfigError(
+                f"{cls.__name__} can't be a storage: it lacks {', '.join(missing)}. Write what "
+                f"ray_workflows.storage.Storage describes under that name, and let "
+                f"ray_workflows.testing.StorageContract check it."
+            )
+        return super().__new__(cls)
 
     @property
     @abstractmethod

@@ -30,8 +30,9 @@ APPLICATION_ID = 0x52575246
 #: The files that make the schema, in their order: number n brings it to version n.
 MIGRATIONS: tuple[str, ...] = ("sqlite_schema_1.sql",)
 
-#: How long to wait for another process's transaction, in seconds.
-BUSY_SECONDS = 10.0
+#: How long to wait for another process's transaction, in seconds. A verb's commit may come after
+#: one that waits too, and has to fail, with the reason, before the verb is given up.
+BUSY_SECONDS = 5.0
 
 #: How long to queue for the turn to ask for the write lock, and how often to look, in seconds.
 TURN_SECONDS = 2.0
@@ -354,6 +355,8 @@ def translate(error: sqlite3.Error, path: str) -> StorageError | None:
             )
         if "full" in reason:
             reason = f"{reason}. Free some space"
+        elif "unable to open" in reason and not os.access(os.path.dirname(path), os.W_OK):
+            reason = f"{reason}. Its file system is read-only, or this user may not write there"
         return StorageUnavailableError(
             f"{path} can't be used now: {reason}. The operation can be repeated when the cause "
             f"is mended."

@@ -14,6 +14,7 @@ import os
 import sys
 import uuid
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError
@@ -34,6 +35,12 @@ MAP_FROM_BYTES = 1024 * 1024
 
 #: Small chunks are gathered up to this size; larger ones go to the system as they are.
 BUFFER_BYTES = 1024 * 1024
+
+#: Chunks of at least this size are hashed by one thread while another writes them.
+ASIDE_BYTES = 1024 * 1024
+
+#: Chunks of at least this size are synced by themselves.
+SYNC_BYTES = 8 * 1024 * 1024
 
 #: How often to start again when a writer and a deletion meet in one directory.
 ATTEMPTS = 10
@@ -84,12 +91,32 @@ class BlobFiles:
         digest = hashlib.sha256()
         size = 0
         try:
-            # Only our own I/O is translated: an OSError of the chunks is their owner's.
-            for piece in slices(chunks):
-                digest.update(piece)
-                size += piece.nbytes
-                with io_errors(path):
-                    file.write(piece)
+            with contextlib.ExitStack() as opened:
+                helper: ThreadPoolExecutor | None = None
+                # Only our own I/O is translated: an OSError of the chunks is their owner's.
+                for chunk in chunks:
+                    pieces = list(slices([chunk]))
+                    length = sum(piece.nbytes for piece in pieces)
+                    size += length
+                    if length < ASIDE_BYTES:
+                        hash_all(digest, pieces)
+                        with io_errors(path):
+                            write_all(file, pieces)
+                        continue
+                    if helper is None:
+                        helper = opened.enter_context(ThreadPoolExecutor(1))
+                    # Beside the writing, not before it; and done with before the owner of the
+                    # chunks is asked for the next, who may use the same memory for it.
+                    hashed = helper.submit(hash_all, digest, pieces)
+                    try:
+                        with io_errors(path):
+                            write_all(file, pieces)
+                            if length >= SYNC_BYTES:
+                                # The disk begins while there is still something to hash.
+                                file.flush()
+                                sync(file.fileno())
+                    finally:
+                        hashed.result()
             with io_errors(path):
                 file.flush()
                 sync(file.fileno())
@@ -252,6 +279,18 @@ def remove_temporaries(directory: str, before: float) -> None:
         for entry in temporaries:
             if entry.stat(follow_symlinks=False).st_mtime <= before:
                 os.unlink(entry.path)
+
+
+def hash_all(digest: hashlib._Hash, pieces: Iterable[memoryview]) -> None:
+    """Add the bytes of all pieces to a digest."""
+    for piece in pieces:
+        digest.update(piece)
+
+
+def write_all(file: io.BufferedWriter, pieces: Iterable[memoryview]) -> None:
+    """Write the bytes of all pieces."""
+    for piece in pieces:
+        file.write(piece)
 
 
 def read_all(file: io.FileIO) -> memoryview:

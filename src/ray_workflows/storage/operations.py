@@ -122,7 +122,7 @@ class Crew:
     no thread waits for itself.
     """
 
-    def __init__(self, threads: int = 64) -> None:
+    def __init__(self, threads: int = 128) -> None:
         self.threads = threads
         self.outer: ThreadPoolExecutor | None = None
         self.inner: ThreadPoolExecutor | None = None

@@ -68,6 +68,8 @@ class SharedStorage(PutOnceStorage):
         with prepared_directory(self.directory, shared=True):
             self.files.prepare()
             os.makedirs(os.path.join(self.directory, BLOBS_NAME), mode=0o700, exist_ok=True)
+            # Where all that is needed exists, nothing else would try.
+            os.unlink(self.files.write_temporary(b"try"))
         super().open()
 
     def open_existing(self) -> None:

@@ -9,7 +9,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -23,6 +23,7 @@ from ray_workflows._model.catalog import (
     JournalEntry,
     Page,
 )
+from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import (
     StorageConfigError,
@@ -45,7 +46,11 @@ BLOBS_NAME = "blobs"
 
 CREATE = QUERIES["create_workflow"]
 ADVANCE = QUERIES["advance_workflow"]
+TOUCH = QUERIES["touch_workflow"]
 APPEND = QUERIES["append_entry"]
+
+#: A workflow that comes to one of these by an append was most often in it before.
+ACTIVE = WorkflowStatus.non_terminating_status()
 
 
 #: Which query lists rows: whether some statuses are asked for, whether the newest come first.
@@ -179,7 +184,9 @@ class SqliteStorage(Storage):
         if not appends:
             return []
         with self.writer.transaction() as connection:
-            return [append_entry(connection.execute, append) for append in appends]
+            if append_as_expected(connection, appends):
+                return [CommitOutcome.OK] * len(appends)
+            return [append_one(connection, append) for append in appends]
 
     def read_journal(self, incarnation: str, after: int = 0) -> list[JournalEntry]:
         """Entries with ``seq > after``, in order."""
@@ -344,20 +351,64 @@ class SqliteStorage(Storage):
         return time.time()
 
 
-def append_entry(execute: Callable[..., sqlite3.Cursor], append: Append) -> CommitOutcome:
+def append_one(connection: sqlite3.Connection, append: Append) -> CommitOutcome:
     """Write one append and its catalog row, or neither, inside a transaction."""
     row = append.catalog
     values = msgspec.structs.asdict(row)
     values["status"] = row.status.value
-    values["metadata"] = json.dumps(row.metadata) if row.metadata else "{}"
+    values["metadata"] = encode_metadata(row)
     values["error"] = clean(row.error)
     values["expected_seq"] = append.expected_seq
-    values["commit_id"] = append.commit_id
-    values["entry"] = append.entry
-    if execute(CREATE if append.expected_seq == 0 else ADVANCE, values).rowcount != 1:
+    query = CREATE if append.expected_seq == 0 else ADVANCE
+    if connection.execute(query, values).rowcount != 1:
         return CommitOutcome.STALE
-    execute(APPEND, values)
+    connection.execute(APPEND, entry_values(append))
     return CommitOutcome.OK
+
+
+def append_as_expected(connection: sqlite3.Connection, appends: Sequence[Append]) -> bool:
+    """Write appends as nearly all groups are: every journal ends where expected, and who runs after
+    the append ran before it. Writes nothing and returns False if one is not so.
+
+    A group costs half of what it costs one by one.
+    """
+    running: list[Append] = []
+    others: list[Append] = []
+    for append in appends:
+        touched = append.expected_seq > 0 and append.catalog.status in ACTIVE
+        (running if touched else others).append(append)
+    if len(running) < 2:
+        return False
+    connection.execute(QUERIES["begin_guess"])
+    done = connection.executemany(TOUCH, map(touch_values, running)).rowcount == len(running)
+    if done:
+        connection.executemany(APPEND, map(entry_values, running))
+        done = all(append_one(connection, append) is CommitOutcome.OK for append in others)
+    if not done:
+        connection.execute(QUERIES["undo_guess"])
+    connection.execute(QUERIES["end_guess"])
+    return done
+
+
+def touch_values(append: Append) -> tuple[Any, ...]:
+    """The parameters of ``touch_workflow``."""
+    row = append.catalog
+    return (
+        *(row.seq, row.holder, row.started_at, row.ended_at, encode_metadata(row)),
+        *(row.plan_digest, clean(row.error), row.released),
+        *(row.workflow_id, row.incarnation, append.expected_seq),
+        *(row.status.value, row.submitted_at),
+    )
+
+
+def entry_values(append: Append) -> tuple[Any, ...]:
+    """The parameters of ``append_entry``."""
+    return append.incarnation, append.catalog.seq, append.commit_id, append.entry
+
+
+def encode_metadata(row: CatalogRow) -> str:
+    """The metadata as it is stored."""
+    return json.dumps(row.metadata) if row.metadata else "{}"
 
 
 def clean(text: str | None) -> str | None:

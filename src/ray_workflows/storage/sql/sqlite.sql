@@ -32,9 +32,25 @@ SET seq = :seq, status = :status, holder = :holder, submitted_at = :submitted_at
     plan_digest = :plan_digest, error = :error, released = :released
 WHERE workflow_id = :workflow_id AND incarnation = :incarnation AND seq = :expected_seq;
 
+-- name: touch_workflow
+-- As advance_workflow where neither the status nor the submission changes: no index has to be
+-- rewritten, which SQLite does for every column that is set, whatever to. Positional, for executemany.
+UPDATE catalog
+SET seq = ?, holder = ?, started_at = ?, ended_at = ?, metadata = ?, plan_digest = ?, error = ?,
+    released = ?
+WHERE workflow_id = ? AND incarnation = ? AND seq = ? AND status = ? AND submitted_at = ?;
+
 -- name: append_entry
-INSERT INTO journal (incarnation, seq, commit_id, entry)
-VALUES (:incarnation, :seq, :commit_id, :entry);
+INSERT INTO journal (incarnation, seq, commit_id, entry) VALUES (?, ?, ?, ?);
+
+-- name: begin_guess
+SAVEPOINT guess;
+
+-- name: end_guess
+RELEASE guess;
+
+-- name: undo_guess
+ROLLBACK TO guess;
 
 -- name: read_journal
 SELECT seq, commit_id, entry FROM journal

@@ -1,0 +1,130 @@
+"""Stored bytes change under a workflow: it stops, names workflow, task and key, and goes on when
+they are put back. What was committed does not run again."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+import ray_workflows as workflow
+from ray_workflows.storage import SqliteStorage
+from tests.ray.marks import Marks, wait_until
+
+
+def flip(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+def truncate(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+@contextlib.contextmanager
+def damaged_blob(path: Path, damage: Callable[[bytes], bytes]) -> Iterator[None]:
+    """Another file of the same name; what is mapped keeps what it was."""
+    path.rename(path.with_suffix(".away"))
+    path.write_bytes(damage(path.with_suffix(".away").read_bytes()))
+    try:
+        yield
+    finally:
+        path.with_suffix(".away").rename(path)
+
+
+@contextlib.contextmanager
+def damaged_entry(
+    directory: Path, incarnation: str, seq: int, damage: Callable[[bytes], bytes]
+) -> Iterator[None]:
+    key = (incarnation, seq)
+    select = "SELECT entry FROM journal WHERE incarnation = ? AND seq = ?"
+    update = "UPDATE journal SET entry = ? WHERE incarnation = ? AND seq = ?"
+    with contextlib.closing(sqlite3.connect(directory / "workflows.sqlite", timeout=30)) as rival:
+        ((entry,),) = rival.execute(select, key).fetchall()
+        with rival:
+            rival.execute(update, (damage(entry), *key))
+        try:
+            yield
+        finally:
+            with rival:
+                rival.execute(update, (entry, *key))
+
+
+@ray.remote
+def make(marks: Marks) -> np.ndarray:
+    marks.add("make")
+    return np.arange(300_000)
+
+
+@ray.remote(max_retries=0)
+def add_up(marks: Marks, numbers: np.ndarray) -> int:
+    marks.add("add_up")
+    if marks.count("add_up") == 1:
+        raise ValueError("not at first")
+    return int(numbers.sum())
+
+
+def blob_of(directory: Path, wid: str) -> tuple[str, Path]:
+    """The incarnation of a workflow, and the file of its only large value."""
+    row = SqliteStorage(directory).read_catalog(wid)
+    assert row is not None
+    (path,) = (directory / "blobs" / row.incarnation).glob("*-result")
+    return row.incarnation, path
+
+
+@pytest.mark.parametrize("damage", [flip, truncate])
+def test_a_damaged_output(
+    damage: Callable[[bytes], bytes], wid: str, marks: Marks, storage_dir: Path
+) -> None:
+    dag = make.options(**workflow.options(task_id="make-it")).bind(marks)
+    workflow.run(dag, workflow_id=wid)
+    incarnation, path = blob_of(storage_dir, wid)
+    with damaged_blob(path, damage):
+        with pytest.raises(workflow.StorageCorruptError) as caught:
+            workflow.get_output(wid, task_id="make-it")
+        for part in (wid, "make-it", path.name):
+            assert part in str(caught.value)
+        with pytest.raises(workflow.StorageCorruptError) as caught:
+            workflow.get_output(wid)
+        for part in (wid, path.name):
+            assert part in str(caught.value)
+    assert workflow.get_output(wid)[-1] == 299_999
+    assert marks.counts() == {"make": 1}
+
+
+def test_a_damaged_input(wid: str, marks: Marks, storage_dir: Path) -> None:
+    dag = add_up.options(**workflow.options(task_id="sum")).bind(marks, make.bind(marks))
+    with pytest.raises(workflow.WorkflowExecutionError):
+        workflow.run(dag, workflow_id=wid)
+    _, path = blob_of(storage_dir, wid)
+    with damaged_blob(path, flip):
+        workflow.resume_async(wid)
+        wait_until(lambda: workflow.get_status(wid) == "RESUMABLE", "it stops")
+        error = SqliteStorage(storage_dir).read_catalog(wid).error
+        for part in ("StorageCorruptError", wid, "'sum'", path.name):
+            assert part in error
+    assert workflow.resume(wid) == sum(range(300_000))
+    # The second time, it did not come to its input.
+    assert marks.counts() == {"make": 1, "add_up": 2}
+
+
+@pytest.mark.parametrize("damage", [flip, truncate])
+def test_a_damaged_journal_entry(
+    damage: Callable[[bytes], bytes], wid: str, marks: Marks, storage_dir: Path
+) -> None:
+    with pytest.raises(workflow.WorkflowExecutionError):
+        workflow.run(add_up.bind(marks, make.bind(marks)), workflow_id=wid)
+    incarnation, _ = blob_of(storage_dir, wid)
+    with damaged_entry(storage_dir, incarnation, 2, damage):
+        for verb in (workflow.resume, workflow.get_tasks):
+            with pytest.raises(workflow.StorageCorruptError) as caught:
+                verb(wid)
+            for part in (wid, "2"):
+                assert part in str(caught.value)
+    assert workflow.resume(wid) == sum(range(300_000))
+    assert marks.counts() == {"make": 1, "add_up": 2}
