@@ -39,11 +39,11 @@ test: setup ## Run all tests
 	$(BIN)/python -m pytest -n $(WORKERS)
 
 test-matrix: setup test-oldest-ray ## Run the tests that need Ray on its oldest supported release and on the newest
-	$(BIN)/python -m pytest $(RAY_TESTS)
+	$(BIN)/python -m pytest -n $(WORKERS) $(RAY_TESTS)
 
 test-oldest-ray: $(OLDEST_VENV)/.ready ## Run the tests that need Ray on its oldest supported release
 	@# The Train that our example is for was there, and not yet the default.
-	RAY_TRAIN_V2_ENABLED=1 $(OLDEST_VENV)/bin/python -m pytest $(RAY_TESTS)
+	RAY_TRAIN_V2_ENABLED=1 $(OLDEST_VENV)/bin/python -m pytest -n $(WORKERS) $(RAY_TESTS)
 
 parity: setup ## Compare with ray.workflow 2.47.1, which is installed into .venv-parity
 	$(BIN)/python -m pytest tests/parity
