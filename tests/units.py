@@ -20,6 +20,9 @@ APART = ("simulation", "docs")
 
 CLUSTER = "cluster"
 
+#: What has to come before this process connects to Ray.
+BEFORE_RAY = HERE / "unit" / "test_compat.py"
+
 
 def unit_of(item: pytest.Item) -> str:
     """What a test keeps together with; its own id for one that stands alone."""
@@ -27,6 +30,8 @@ def unit_of(item: pytest.Item) -> str:
     if own is not None:
         return own.args[0] if own.args else item.nodeid
     place, *_ = item.path.relative_to(HERE).parts
+    if item.path == BEFORE_RAY:
+        return CLUSTER
     if CLUSTER in getattr(item, "fixturenames", ()):
         return CLUSTER
     if place == "ray" and not has_clusters(item):
@@ -42,6 +47,8 @@ def has_clusters(item: pytest.Item) -> bool:
 def rank(item: pytest.Item) -> int:
     """What takes longest begins first, so that all processes end at about the same time."""
     unit = unit_of(item)
+    if item.path == BEFORE_RAY:
+        return -1
     if unit == CLUSTER:
         return 0
     if item.get_closest_marker("own_cluster") is not None or has_clusters(item):

@@ -253,7 +253,7 @@ class EnvironmentMismatchError(PicklableWorkflowError):
             f"\nTo go on nevertheless: resume({workflow_id!r}, strict=False)."
         )
         self.workflow_id = workflow_id
-        self.differences = tuple(differences)
+        self.differences: tuple[str, ...] = tuple(differences)
 
 
 class StorageError(PicklableWorkflowError):

@@ -53,8 +53,9 @@ def test_the_example_of_a_codec_runs(tmp_path: Path) -> None:
     (expected,) = re.findall(r"# (\d+)$", block, re.MULTILINE)
     with DriverProcess(tmp_path, block) as driver:
         assert expected in driver.wait().splitlines()
-    (stored,) = (tmp_path / "workflows" / "blobs").glob("*/*")
-    assert stored.stat().st_size < 400_000
+    stored = list((tmp_path / "workflows" / "blobs").glob("*/*"))
+    assert stored
+    assert max(path.stat().st_size for path in stored) < 400_000
 
 
 @pytest.mark.parametrize("module", ["api", "options", "retry", "events"])

@@ -19,6 +19,9 @@ START = """
     main()
 """
 
+#: Otherwise Ray takes tokens if this user has one, and wants all that joins to be told so.
+AUTH_MODE = "disabled"
+
 
 def free_ports(count: int) -> list[int]:
     """Ports of 127.0.0.1 that are free now, all different."""
@@ -43,7 +46,9 @@ class Head(DriverProcess):
         self.client = f"ray://127.0.0.1:{client}"
         self.dashboard = f"http://127.0.0.1:{dashboard}"
         code = START.format(client=client, dashboard=dashboard, agent=agent)
-        super().__init__(directory, code, RAY_WORKFLOW_STORAGE=str(self.storage))
+        super().__init__(
+            directory, code, RAY_WORKFLOW_STORAGE=str(self.storage), RAY_AUTH_MODE=AUTH_MODE
+        )
 
     def wait_until_up(self) -> None:
         self.wait_for_text("Ray runtime started")
@@ -51,7 +56,11 @@ class Head(DriverProcess):
     @property
     def joining(self) -> dict[str, str]:
         """The environment of another process on this node."""
-        return {"RAY_TMPDIR": self.ray_directory, "RAY_WORKFLOW_STORAGE": str(self.storage)}
+        return {
+            "RAY_TMPDIR": self.ray_directory,
+            "RAY_WORKFLOW_STORAGE": str(self.storage),
+            "RAY_AUTH_MODE": AUTH_MODE,
+        }
 
 
 def python_blocks(document: Path, heading: str) -> list[str]:

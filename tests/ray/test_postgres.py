@@ -196,7 +196,7 @@ def test_values_elsewhere(server, prologue: str, tmp_path: Path) -> None:
     assert len(large) == 2
     schema = url.rpartition("=")[2].strip("'")
     assert count_rows(server, f"{schema}.blobs") == 0
-    assert count_rows(server, f"{schema}.catalog") == 1
+    assert count_rows(server, f"{schema}.catalog WHERE status <> 'NONE'") == 1
 
 
 def count_rows(server, table: str) -> int:

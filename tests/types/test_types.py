@@ -29,7 +29,7 @@ OF_RAY = ("reportUnknownArgumentType", "reportUnknownMemberType", "reportUnknown
 #: The command line is for the shell, and what is reached through it alone is private. Of the
 #: storages, `ray_workflows.storage` has what users take.
 NOT_FOR_IMPORT = re.compile(
-    r"ray_workflows\.(cli|_client|_coordinator|_capture|storage\.(?!base\b|memory\b|sqlite\b)\w+)\."
+    r"ray_workflows\.(cli|_client|_coordinator|_capture|_engine|storage\.(?!base\b|memory\b|sqlite\b)\w+)\."
 )
 
 #: For every line of a file that a checker complains of, what it says.
