@@ -93,6 +93,25 @@ def item_of(row: CatalogRow) -> Item:
     )
 
 
+def first_row(item: Item, user: tuple[str, str] | None, now: float) -> CatalogRow:
+    """The row with which an item begins to be there; ``user`` as in `use`."""
+    return CatalogRow(
+        workflow_id=PREFIX + item.name,
+        incarnation=item.incarnation,
+        seq=1,
+        status=WorkflowStatus.NONE,
+        holder="",
+        submitted_at=now,
+        ended_at=now,
+        metadata={
+            "size": item.blob.size,
+            "checksum": item.blob.checksum,
+            "mentions": list(item.mentions),
+            "users": {user[1]: user[0]} if user else {},
+        },
+    )
+
+
 def find(storage: SharedStorage, name: str) -> Item | None:
     """An item, or None."""
     row = storage.read_catalog(PREFIX + name)
@@ -141,23 +160,7 @@ def keep(
             return item
         incarnation = uuid.uuid4().hex
         blob = storage.write_blob(incarnation, KEY, chunks())
-        now = storage.now()
-        about = {
-            "size": blob.size,
-            "checksum": blob.checksum,
-            "mentions": list(mentions),
-            "users": {user[1]: user[0]} if user else {},
-        }
-        row = CatalogRow(
-            workflow_id=PREFIX + name,
-            incarnation=incarnation,
-            seq=1,
-            status=WorkflowStatus.NONE,
-            holder="",
-            submitted_at=now,
-            ended_at=now,
-            metadata=about,
-        )
+        row = first_row(Item(name, incarnation, blob, tuple(mentions)), user, storage.now())
         if append(storage, row):
             return item_of(row)
         storage.delete_blobs(incarnation)
@@ -181,24 +184,8 @@ def copy_item(
             continue  # The same contents, stored there before.
         data = source.read_blob(item.incarnation, item.blob)
         target.write_blob(item.incarnation, item.blob.key, [data])
-        now = target.now()
-        about = {
-            "size": item.blob.size,
-            "checksum": item.blob.checksum,
-            "mentions": list(item.mentions),
-            "users": {user[1]: user[0]},
-        }
-        row = CatalogRow(
-            workflow_id=PREFIX + name,
-            incarnation=item.incarnation,
-            seq=1,
-            status=WorkflowStatus.NONE,
-            holder="",
-            submitted_at=now,
-            ended_at=now,
-            metadata=about,
-        )
-        if append(target, row):
+        copied = msgspec.structs.replace(item, name=name)
+        if append(target, first_row(copied, user, target.now())):
             return
     raise busy(item.name)
 

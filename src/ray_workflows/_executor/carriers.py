@@ -1,8 +1,8 @@
 """Ray tasks in flight and the batches in them. A Ray task whose batches are short carries several,
 one after the other: it asks for the next one instead of ending.
 
-An isolated Ray task costs its cluster some milliseconds, most of them for the lease of a worker; a
-call of the coordinator costs one.
+An isolated Ray task has a worker leased and given back for it, which a call of the coordinator does
+without: a task of a chain took 3.5 ms with the one, and takes 2.2 to 2.5 ms with the other.
 """
 
 from __future__ import annotations

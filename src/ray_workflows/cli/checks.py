@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from enum import Enum
 from typing import Any
 
@@ -16,12 +16,12 @@ from ray_workflows._client import connection as connections
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.reader import ACTIVE, Reader
 from ray_workflows._codec.journal import events_of
+from ray_workflows._codec.references import stored_parts
 from ray_workflows._coordinator.claims import LEASE_SECONDS
 from ray_workflows._coordinator.recovery import recover
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.plan import Package
 from ray_workflows._model.status import WorkflowStatus
-from ray_workflows._model.values import Blob
 from ray_workflows._version import __version__
 from ray_workflows.cli.messages import command
 from ray_workflows.exceptions import StorageError, WorkflowError
@@ -230,23 +230,3 @@ def check_journal(storage: Storage, row: CatalogRow) -> str:
             else:
                 storage.read_blob(row.incarnation, part)
     return ""
-
-
-def stored_parts(part: Any) -> Iterator[Blob | Package]:
-    """The stored blobs and packages that events name."""
-    if isinstance(part, Package):
-        yield part
-        return
-    if isinstance(part, Blob):
-        if part.stored:
-            yield part
-        return
-    inner: Iterable[Any] = ()
-    if isinstance(part, msgspec.Struct):
-        inner = (getattr(part, name) for name in part.__struct_fields__)
-    elif isinstance(part, (list, tuple)):
-        inner = part
-    elif isinstance(part, dict):
-        inner = part.values()
-    for item in inner:
-        yield from stored_parts(item)
