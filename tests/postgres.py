@@ -7,10 +7,8 @@ import contextlib
 import importlib.util
 import os
 import pwd
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -19,6 +17,7 @@ from types import TracebackType
 
 import psycopg
 
+from tests.ports import free_port
 from tests.ray.processes import descendants
 
 VARIABLE = "RAY_WORKFLOWS_TEST_POSTGRES"
@@ -39,15 +38,6 @@ def installation(version: int = 18) -> Path | None:
         return None
     package = Path(spec.submodule_search_locations[0])
     return package / ("pginstall" if version == 16 else f"pginstall{version}")
-
-
-def free_port() -> int:
-    """A port below those that the system gives to others: it has to be free after a restart too."""
-    for port in random.SystemRandom().sample(range(15_000, 32_000), 100):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise AssertionError("no port is free")
 
 
 class PostgresServer:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-import socket
 from pathlib import Path
 
+from tests.ports import free_ports
 from tests.ray.processes import DriverProcess
 
 # In the foreground, so that what it starts are its descendants, to be killed with it.
@@ -21,18 +21,6 @@ START = """
 
 #: Otherwise Ray takes tokens if this user has one, and wants all that joins to be told so.
 AUTH_MODE = "disabled"
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that are free now, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for sock in sockets:
-            sock.bind(("127.0.0.1", 0))
-        return [sock.getsockname()[1] for sock in sockets]
-    finally:
-        for sock in sockets:
-            sock.close()
 
 
 class Head(DriverProcess):

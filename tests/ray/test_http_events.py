@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -17,6 +16,7 @@ import pytest
 import ray
 
 import ray_workflows as workflow
+from tests.ports import free_port
 from tests.ray.marks import Gate, Marks, wait_until
 
 try:
@@ -35,9 +35,7 @@ Post = Callable[..., "Future[Answer]"]
 @pytest.fixture(scope="module")
 def address(cluster: None) -> Iterator[str]:
     """Where Ray Serve listens. The provider is deployed by the first listener."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port}, proxy_location="HeadOnly")
     yield f"http://127.0.0.1:{port}/event/send_event"
     serve.shutdown()
