@@ -49,8 +49,11 @@ class Gate:
     def open(self) -> None:
         Path(self.path).touch()
 
+    def is_open(self) -> bool:
+        return os.path.exists(self.path)
+
     def wait(self) -> None:
-        wait_until(lambda: os.path.exists(self.path), f"gate {self.path}", 120.0)
+        wait_until(self.is_open, f"gate {self.path}", 120.0)
 
 
 def wait_until(condition, what: str, seconds: float = 60.0) -> None:

@@ -36,6 +36,7 @@ class DriverProcess:
             "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src"))),
             "PYTHONWARNINGS": "ignore",
             "RAY_TMPDIR": self.ray_directory,
+            **tests_as_installed(Path(self.ray_directory)),
             **LOOPBACK,
             **env,
         }
@@ -93,6 +94,19 @@ class DriverProcess:
                 continue
         self.process.wait()
         wait_until(lambda: not any(map(is_running, self.started)), "the cluster is gone")
+
+
+def tests_as_installed(directory: Path) -> dict[str, str]:
+    """What makes these modules no code of the driver's own, as if they were in site-packages.
+
+    Otherwise each cluster would unpack them, and start its workers again for them. Every cluster
+    has them by its path.
+    """
+    packages = directory / "base/lib" / "python{}.{}".format(*sys.version_info) / "site-packages"
+    packages.parent.mkdir(parents=True)
+    packages.symlink_to(ROOT / "tests")
+    # Named, and not on the path: there are packages here with the names of others.
+    return {"PYTHONUSERBASE": str(directory / "base"), "PYTHONNOUSERSITE": "1"}
 
 
 def is_running(pid: int) -> bool:

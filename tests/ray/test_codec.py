@@ -49,9 +49,9 @@ PROLOGUE = """
     import warnings
     import numpy as np, ray
     from tests.ray.marks import Gate, Marks
+    from tests.ray.start import start_cluster
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,
-             _node_ip_address="127.0.0.1")
+    start_cluster(num_cpus=2)
     workflow.init({storage!r}{codec})
     marks, gate = Marks({marks!r}), Gate({gate!r})
     secret = {secret!r}

@@ -32,9 +32,11 @@ def test_an_unedited_application_is_killed_and_goes_on(tmp_path: Path) -> None:
     event, marks = tmp_path / "event", Marks(str(tmp_path / "marks"))
     arguments = [str(APPLICATION), (tmp_path / "store").as_uri(), str(event), marks.directory]
     code = EXEC.format(arguments=arguments)
+    # Its library is its own code.
+    own = {"PYTHONUSERBASE": str(tmp_path)}
     (tmp_path / "1").mkdir()
     (tmp_path / "2").mkdir()
-    with DriverProcess(tmp_path / "1", code) as driver:
+    with DriverProcess(tmp_path / "1", code, **own) as driver:
         driver.wait_for_text("run by an actor")
         for name in ("polled", "loop-2", "loop-1"):
             marks.wait_for(name)
@@ -48,7 +50,7 @@ def test_an_unedited_application_is_killed_and_goes_on(tmp_path: Path) -> None:
     assert (tmp_path / "store" / "workflows.sqlite").exists()
 
     event.write_text("granted")
-    with DriverProcess(tmp_path / "2", code) as driver:
+    with DriverProcess(tmp_path / "2", code, **own) as driver:
         second = told(driver.wait())
     assert second["before"] == "RESUMABLE"
     tasks = ["main/first", "main/loop-2", "main/loop-1"]
@@ -72,9 +74,11 @@ DRIVER = """
     os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"] = json.dumps(
         {{"runtime_env": {{"env_vars": {{"OF_THE_JOB": "j"}}}}, "metadata": {{}}}}
     )
-    ray.init("local", storage={storage!r}, num_cpus=2, include_dashboard=False,
-             log_to_driver=False, _node_ip_address="127.0.0.1",
-             runtime_env={{"worker_process_setup_hook": hook, "env_vars": {{"MINE": "m"}}}})
+    from tests.ray.start import few_processes
+    with few_processes():
+        ray.init("local", storage={storage!r}, num_cpus=2, include_dashboard=False,
+                 log_to_driver=False, _node_ip_address="127.0.0.1",
+                 runtime_env={{"worker_process_setup_hook": hook, "env_vars": {{"MINE": "m"}}}})
 
     @ray.remote
     def look(*previous):

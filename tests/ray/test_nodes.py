@@ -12,9 +12,12 @@ CODE = """
     import numpy as np, ray, ray_workflows as workflow
     from ray.cluster_utils import Cluster
     from tests.ray.recording_storage import RecordingStorage
+    from tests.ray.start import few_processes
 
-    cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=2, resources={{"a": 10}}))
-    cluster.add_node(num_cpus=2, resources={{"b": 10}})
+    head = dict(num_cpus=2, resources={{"a": 10}})
+    with few_processes():
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        cluster.add_node(num_cpus=2, resources={{"b": 10}})
     ray.init(address=cluster.address, log_to_driver=False)
     home = ray.get_runtime_context().get_node_id()
     # Which of two nodes of one machine a driver connects to is Ray's choice.
