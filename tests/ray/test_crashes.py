@@ -107,7 +107,7 @@ def test_timers_and_listeners_survive_the_coordinator(wid: str, marks: Marks) ->
     ref = workflow.run_async(both.bind(workflow.sleep(3), listener), workflow_id=wid)
     kill_coordinator()
     assert ray.get(ref) == "both"
-    assert 3 <= time.time() - started < 20
+    assert 3 <= time.time() - started < 60
 
 
 def test_values_without_checkpoint_are_computed_again(wid: str, marks: Marks, gate: Gate) -> None:
