@@ -66,13 +66,13 @@ class DriverProcess:
     def text(self) -> str:
         return self.output.read_text(errors="replace")
 
-    def wait(self, seconds: float = 90.0) -> str:
+    def wait(self, seconds: float = 150.0) -> str:
         """Wait for a successful end; what it printed."""
         code = self.process.wait(seconds)
         assert code == 0, self.text()
         return self.text()
 
-    def wait_for_text(self, text: str, seconds: float = 90.0) -> None:
+    def wait_for_text(self, text: str, seconds: float = 150.0) -> None:
         def found() -> bool:
             assert self.process.poll() in (None, 0), self.text()
             return text in self.text()
