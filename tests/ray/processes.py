@@ -19,6 +19,9 @@ LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 ROOT = Path(__file__).parents[2]
 
+#: For a driver whose own code these modules are, which storage and cluster have to carry.
+OWN_CODE = {"PYTHONUSERBASE": ""}
+
 
 class DriverProcess:
     """A driver script in its own process group; used as a context, it leaves nothing running."""
@@ -100,7 +103,7 @@ def tests_as_installed(directory: Path) -> dict[str, str]:
     """What makes these modules no code of the driver's own, as if they were in site-packages.
 
     Otherwise each cluster would unpack them, and start its workers again for them. Every cluster
-    has them by its path.
+    has them by its path. `OWN_CODE` takes it back.
     """
     packages = directory / "base/lib" / "python{}.{}".format(*sys.version_info) / "site-packages"
     packages.parent.mkdir(parents=True)

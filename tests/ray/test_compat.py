@@ -10,7 +10,7 @@ import ray
 
 from ray_workflows import compat
 from tests.ray.marks import Marks
-from tests.ray.processes import DriverProcess
+from tests.ray.processes import OWN_CODE, DriverProcess
 
 APPLICATION = Path(__file__).parent / "unedited" / "application.py"
 
@@ -32,11 +32,9 @@ def test_an_unedited_application_is_killed_and_goes_on(tmp_path: Path) -> None:
     event, marks = tmp_path / "event", Marks(str(tmp_path / "marks"))
     arguments = [str(APPLICATION), (tmp_path / "store").as_uri(), str(event), marks.directory]
     code = EXEC.format(arguments=arguments)
-    # Its library is its own code.
-    own = {"PYTHONUSERBASE": str(tmp_path)}
     (tmp_path / "1").mkdir()
     (tmp_path / "2").mkdir()
-    with DriverProcess(tmp_path / "1", code, **own) as driver:
+    with DriverProcess(tmp_path / "1", code, **OWN_CODE) as driver:
         driver.wait_for_text("run by an actor")
         for name in ("polled", "loop-2", "loop-1"):
             marks.wait_for(name)
@@ -50,7 +48,7 @@ def test_an_unedited_application_is_killed_and_goes_on(tmp_path: Path) -> None:
     assert (tmp_path / "store" / "workflows.sqlite").exists()
 
     event.write_text("granted")
-    with DriverProcess(tmp_path / "2", code, **own) as driver:
+    with DriverProcess(tmp_path / "2", code, **OWN_CODE) as driver:
         second = told(driver.wait())
     assert second["before"] == "RESUMABLE"
     tasks = ["main/first", "main/loop-2", "main/loop-1"]

@@ -15,6 +15,7 @@ import ray_workflows as workflow
 from tests.moto import CREDENTIALS, s3_server, storage_url
 from tests.ray.clusters import Cluster, use
 from tests.ray.marks import Gate, Marks
+from tests.ray.processes import OWN_CODE
 
 TARGETS = ("s3", "postgres", "shared")
 
@@ -49,6 +50,8 @@ def fail(marks: Marks, gate: Gate, workflow_id: str) -> None:
 
 def go_on(workflow_id: str) -> None:
     assert workflow.get_status(workflow_id) == "FAILED"
+    # The code came with it.
+    assert "tests/ray/test_copies.py" in workflow.get_environment(workflow_id).modules
     assert workflow.get_metadata(workflow_id)["user_metadata"] == {"owner": "ü"}
     assert workflow.resume(workflow_id) == 2_300_000.0
     assert workflow.get_status(workflow_id) == "SUCCESSFUL"
@@ -68,7 +71,7 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> Failed:
     """What a first cluster leaves, of which nothing runs anymore."""
     directory = tmp_path_factory.mktemp("failed")
     failed = Failed(directory)
-    with Cluster(directory / "cluster", "first") as cluster:
+    with Cluster(directory / "cluster", "first", **OWN_CODE) as cluster:
         cluster.call(use, str(failed.source))
         for name, marks in failed.marks.items():
             cluster.call(fail, marks, failed.gate, f"to {name}")
@@ -78,7 +81,8 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> Failed:
 
 @pytest.fixture(scope="module")
 def second(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with Cluster(tmp_path_factory.mktemp("second"), "second", **CREDENTIALS) as cluster:
+    directory = tmp_path_factory.mktemp("second")
+    with Cluster(directory, "second", **CREDENTIALS, **OWN_CODE) as cluster:
         yield cluster
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ray.processes import DriverProcess
+from tests.ray.processes import OWN_CODE, DriverProcess
 
 CODE = """
     import numpy as np, ray, ray_workflows as workflow
@@ -56,5 +56,5 @@ CODE = """
 @pytest.mark.own_cluster
 def test_other_nodes_reach_the_storage_through_its_node(tmp_path: Path) -> None:
     code = CODE.format(storage=str(tmp_path / "store"), record=str(tmp_path / "record"))
-    with DriverProcess(tmp_path, code) as driver:
+    with DriverProcess(tmp_path, code, **OWN_CODE) as driver:
         assert "all right" in driver.wait(120)
