@@ -5,12 +5,13 @@ Each fact is stored once. What is derived for speed is marked so, and `invariant
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from enum import IntEnum, unique
 from typing import Any
 
 from ray_workflows._model.plan import Environment, Function, Plan, TaskOptions, TaskSpec
 from ray_workflows._model.status import WorkflowStatus
-from ray_workflows._model.values import ErrorInfo, Outcome
+from ray_workflows._model.values import ErrorInfo, Outcome, Value
 
 
 @unique
@@ -29,6 +30,8 @@ class Phase(IntEnum):
     SUCCEEDED = 4
     #: Its last attempt failed, and nobody caught the error.
     FAILED = 5
+    #: It waits for a signal, since ``until``.
+    EXPECTING = 6
 
 
 class Frame:
@@ -69,7 +72,8 @@ class Task:
     """A task of a frame.
 
     ``attempts`` counts ended attempts, ``charged`` those that count against ``max_retries``.
-    ``until`` is when a timer goes off, or before when the next attempt must not start.
+    ``until`` is when a timer goes off, or before when the next attempt must not start, or since
+    when a signal is waited for.
     """
 
     __slots__ = (
@@ -160,12 +164,15 @@ class WorkflowState:
         "ray_options",
         "released",
         "request_id",
+        "signals",
         "started_at",
         "status",
         "submitted_at",
+        "taken",
         "tasks",
         "timeout",
         "timers",
+        "waits",
         "workflow_id",
     )
 
@@ -202,8 +209,15 @@ class WorkflowState:
         self.next_frame = 0
         #: For each base name, the suffix to try next.
         self.names: dict[str, int] = {}
-        # Derived: tasks in phase ACTIVE, in the order they became so; timers in phase TIMING.
+        #: By name and id, the signals that nobody has taken, in the order they were received.
+        self.signals: dict[str, OrderedDict[str, Value]] = {}
+        #: Names and ids of signals that were taken; the newest ones, see `signals.REMEMBERED`.
+        self.taken: OrderedDict[tuple[str, str], None] = OrderedDict()
+        # Derived: tasks in phase ACTIVE, in the order they became so; by the signal's name, those
+        # in phase EXPECTING, in that order; when tasks in phase TIMING go off, and when those in
+        # phase EXPECTING give up. (The first of an OrderedDict is found at once.)
         self.active: dict[int, None] = {}
+        self.waits: dict[str, OrderedDict[int, None]] = {}
         self.timers: dict[int, float] = {}
 
     @property
