@@ -182,6 +182,21 @@ def test_a_large_signal_is_released_after_its_last_consumer() -> None:
     assert d.state.tasks[0].released
 
 
+def test_what_took_a_signal_is_stored_because_it_can_not_be_made_again() -> None:
+    """Of nested continuations, each result up to the workflow's; of others, none is."""
+    unstored = {"checkpoint": False}
+    d = Driver(plan(("a", (), unstored), ("b", (), unstored), ("end", (0, 1), unstored)))
+    d.go_on("a", plan(("inner", (), unstored), ("out", (0,), unstored)))
+    d.go_on("b", plan(("plain", (), unstored), ("plain out", (0,), unstored)))
+    d.go_on("inner", plan(wait("w"), ("last", (0,), unstored)))
+    d.send(signal())
+    stored = {t.task_id for t in d.state.tasks.values() if d.state.checkpoints(t)}
+    assert stored == {"last", "out", "end"}
+    # In tail position too.
+    d.go_on("last", plan(("tail", (), unstored)))
+    assert d.state.checkpoints(d.state.tasks[d.number("tail")])
+
+
 # -- timeouts ------------------------------------------------------------------------------
 
 

@@ -126,7 +126,8 @@ def on_wake(state: WorkflowState, input: inp.Wake, now: float) -> Events:
     closed: set[int] = set()
     for at, number in due:
         task = state.tasks[number]
-        if number in done or not closed.isdisjoint(frames_around(state, task)):
+        around = {frame.number for frame in state.frames_around(task.frame)}
+        if number in done or closed & around:
             continue
         if task.options.kind == TIMER:
             events += timer_went_off(state, task, at, now)
@@ -329,16 +330,6 @@ def gave_up_waiting(state: WorkflowState, task: Task, now: float) -> Events:
     return [failed, *after_failure(state, task, error, now)]
 
 
-def frames_around(state: WorkflowState, task: Task) -> set[int]:
-    """Numbers of the frames that a task is in, from its own to the workflow's."""
-    frame = task.frame
-    found = {frame.number}
-    while frame.parent is not None:
-        frame = state.tasks[frame.parent].frame
-        found.add(frame.number)
-    return found
-
-
 def after_failure(state: WorkflowState, task: Task, error: ErrorInfo, now: float) -> Events:
     """Who catches the error of a task that failed; if nobody does, it fails the workflow."""
     if task.options.catch_exceptions:
@@ -347,12 +338,10 @@ def after_failure(state: WorkflowState, task: Task, error: ErrorInfo, now: float
         # To catch it would end a workflow that is settled. It is caught when it is resumed.
         return []
     # The nearest continuation around it whose parent catches.
-    frame: Frame = task.frame
-    while not frame.wraps:
-        if frame.parent is None:
-            return uncaught(state, task, error, now)
-        frame = state.tasks[frame.parent].frame
-    return caught(state, task, frame, error, now)
+    for frame in state.frames_around(task.frame):
+        if frame.wraps:
+            return caught(state, task, frame, error, now)
+    return uncaught(state, task, error, now)
 
 
 def uncaught(state: WorkflowState, task: Task, error: ErrorInfo, now: float) -> Events:

@@ -7,6 +7,7 @@ returns the commands that are new by it; `commands.commands` derives all that ar
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Any
 
 from ray_workflows._engine.commands import commands, start_attempt
@@ -50,7 +51,15 @@ def apply_workflow_submitted(
     state.plan_digest = event.plan.digest
     state.environment = event.plan.environment
     state.timeout = event.timeout
-    open_frame(state, event.plan, event.task_ids, parent=None, wraps=False, checkpoint=True)
+    open_frame(
+        state,
+        event.plan,
+        event.task_ids,
+        parent=None,
+        wraps=False,
+        checkpoint=True,
+        stored=True,
+    )
 
 
 def apply_workflow_claimed(
@@ -215,6 +224,7 @@ def apply_task_continued(
     parent: int | None = task.number
     wraps = task.options.catch_exceptions
     checkpoint = task.checkpoint
+    stored = task.is_output and frame.stored
     state.active.pop(task.number, None)
     task.phase = Phase.CONTINUED
     if task.is_output:
@@ -225,8 +235,17 @@ def apply_task_continued(
         wraps = wraps or frame.wraps
         close_frame(state, frame, keep=None, deltas=deltas)
     opened = open_frame(
-        state, event.plan, event.task_ids, parent=parent, wraps=wraps, checkpoint=checkpoint
+        state,
+        event.plan,
+        event.task_ids,
+        parent=parent,
+        wraps=wraps,
+        checkpoint=checkpoint,
+        stored=stored,
     )
+    if any(option.kind == SIGNAL for option in event.plan.options):
+        for around in takewhile(lambda around: not around.stored, state.frames_around(opened)):
+            around.stored = True
     for number in range(opened.first, opened.first + len(event.plan.tasks)):
         fresh = state.tasks[number]
         if not fresh.unmet:
@@ -300,8 +319,9 @@ def open_frame(
     parent: int | None,
     wraps: bool,
     checkpoint: bool,
+    stored: bool,
 ) -> Frame:
-    frame = Frame(state.next_frame, plan, state.next_task, parent, wraps, checkpoint)
+    frame = Frame(state.next_frame, plan, state.next_task, parent, wraps, checkpoint, stored)
     state.frames[frame.number] = frame
     state.next_frame += 1
     state.next_task += len(plan.tasks)

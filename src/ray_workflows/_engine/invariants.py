@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ray_workflows._engine.signals import REMEMBERED
 from ray_workflows._engine.state import Phase, Task, WorkflowState
+from ray_workflows._model.plan import SIGNAL
 from ray_workflows._model.status import WorkflowStatus
 
 
@@ -30,6 +31,9 @@ def check(state: WorkflowState) -> None:
             parent = state.tasks[frame.parent]
             assert parent.phase is Phase.CONTINUED, parent.task_id
             assert not parent.is_output, parent.task_id
+            assert parent.frame.stored or not frame.stored, frame.number
+        waits = any(option.kind == SIGNAL for option in frame.plan.options)
+        assert frame.stored or not (waits or frame.parent is None), frame.number
     if state.status is WorkflowStatus.SUCCESSFUL:
         assert state.output is not None
         assert state.output.stored

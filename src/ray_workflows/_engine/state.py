@@ -6,6 +6,7 @@ Each fact is stored once. What is derived for speed is marked so, and `invariant
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from enum import IntEnum, unique
 from typing import Any
 
@@ -41,13 +42,22 @@ class Frame:
     It is never itself the output of its frame: a continuation in tail position replaces the frame
     it ends (see `evolve.apply_task_continued`), so frames nest only as deep as the user's tree.
     ``wraps``: ``catch_exceptions`` of the parent applies to everything inside.
-    ``checkpoint`` is what tasks inherit that do not say.
+    ``checkpoint`` is what tasks inherit that do not say. ``stored``: its result is, whatever they
+    say: it can't be made again. That of the workflow has to be there for who asks; one that a
+    signal is waited for inside can't have the signal again, because a signal is taken once.
     """
 
-    __slots__ = ("checkpoint", "consumers", "first", "number", "parent", "plan", "wraps")
+    __slots__ = ("checkpoint", "consumers", "first", "number", "parent", "plan", "stored", "wraps")
 
     def __init__(
-        self, number: int, plan: Plan, first: int, parent: int | None, wraps: bool, checkpoint: bool
+        self,
+        number: int,
+        plan: Plan,
+        first: int,
+        parent: int | None,
+        wraps: bool,
+        checkpoint: bool,
+        stored: bool,
     ) -> None:
         self.number = number
         self.plan = plan
@@ -55,6 +65,7 @@ class Frame:
         self.parent = parent
         self.wraps = wraps
         self.checkpoint = checkpoint
+        self.stored = stored
         # Derived from the plan: for each task, who takes its result.
         consumers: list[list[int]] = [[] for _ in plan.tasks]
         for index, spec in enumerate(plan.tasks):
@@ -226,9 +237,12 @@ class WorkflowState:
         return self.status is WorkflowStatus.RUNNING and not self.released
 
     def checkpoints(self, task: Task) -> bool:
-        """Whether the task's result is stored.
+        """Whether the task's result is stored."""
+        return task.checkpoint or (task.is_output and task.frame.stored)
 
-        The output of the whole workflow is, whatever was said: a finished workflow has to be
-        able to answer.
-        """
-        return task.checkpoint or (task.is_output and task.frame.parent is None)
+    def frames_around(self, frame: Frame) -> Iterator[Frame]:
+        """A frame, that of its parent, and so on to the workflow's."""
+        yield frame
+        while frame.parent is not None:
+            frame = self.tasks[frame.parent].frame
+            yield frame
