@@ -211,7 +211,7 @@ def taken_signals_are_kept(patch: Any) -> None:
     patch.setattr(evolve_module, "take", take)
 
 
-@breaks("signals")
+@breaks("signals", "replies")
 def repeated_signals_are_others(patch: Any) -> None:
     patch.setattr(decide_module, "is_known", lambda state, name, signal_id: False)
 
@@ -222,9 +222,8 @@ def the_newest_signal_is_taken_first(patch: Any) -> None:
         found = list(original(state, names, added))
         for task, name, signal_id, value in found:
             kept = list(state.signals.get(name, {}).items())
-            if len(found) == 1 and kept:
-                signal_id, value = kept[-1]
-            yield task, name, signal_id, value
+            newest = kept[-1] if len(found) == 1 and kept else (signal_id, value)
+            yield task, name, *newest
 
     original = decide_module.deliveries
     patch.setattr(decide_module, "deliveries", deliveries)
