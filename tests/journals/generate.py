@@ -260,11 +260,10 @@ def with_signals(storage: SqliteStorage) -> None:
     ):
         story.now += 1.0
         stored = writer.write(value, key=f"signal-{number}", where=f"signal {name}")
-        kept = number == 3
-        story.send(inp.Signal(name=name, signal_id=f"id-{number}", value=stored, kept=kept))
+        story.send(inp.Signal(name=name, signal_id=f"id-{number}", value=stored))
         if number == 1:
             story.send(inp.Start())
-            story.send(inp.Wake())
+        story.send(inp.Wake())
     story.now += 10.0
     story.send(inp.Wake())
     story.send(inp.RequestCancel())
@@ -272,6 +271,7 @@ def with_signals(storage: SqliteStorage) -> None:
     ended = Driver(plan(wait("only", "a")), workflow_id="signal-ends", incarnation="i-signal-ends")
     stored = ValueWriter(storage, "i-signal-ends").write("the end", key="signal", where="signal a")
     ended.send(inp.Signal(name="a", signal_id="id", value=stored))
+    ended.send(inp.Wake())
     save(storage, ended)
     failed = Driver(
         plan(wait("only", "a", timeout=5.0)),

@@ -218,8 +218,8 @@ def repeated_signals_are_others(patch: Any) -> None:
 
 @breaks("signals")
 def the_newest_signal_is_taken_first(patch: Any) -> None:
-    def deliveries(state: Any, names: Any, added: Any = ()) -> Any:
-        found = list(original(state, names, added))
+    def deliveries(state: Any) -> Any:
+        found = list(original(state))
         for task, name, signal_id, value in found:
             kept = list(state.signals.get(name, {}).items())
             newest = kept[-1] if len(found) == 1 and kept else (signal_id, value)
@@ -227,6 +227,22 @@ def the_newest_signal_is_taken_first(patch: Any) -> None:
 
     original = decide_module.deliveries
     patch.setattr(decide_module, "deliveries", deliveries)
+
+
+@breaks("durable")
+def signals_are_taken_before_those_that_came_with_them(patch: Any) -> None:
+    """One that ends the workflow lets the next one be acknowledged and forgotten."""
+
+    def on_signal(state: Any, input: inp.Signal, now: float) -> Any:
+        events = original(state, input, now)
+        if events and state.running and input.name in state.waits:
+            task = state.tasks[next(iter(state.waits[input.name]))]
+            signal = (input.name, input.signal_id, input.value)
+            events += decide_module.taken(state, task, *signal, now)
+        return events
+
+    original = decide_module.on_signal
+    patch.setitem(decide_module.HANDLERS, inp.Signal, on_signal)
 
 
 @breaks("stuck")

@@ -30,8 +30,16 @@ def wait(task: str, name: str = "s", **options: object) -> Task:
 TWO = plan(wait("w0"), wait("w1"), ("end", (0, 1)))
 
 
-def signal(name: str = "s", signal_id: str = "1", data: bytes = b"v", **more: bool) -> inp.Signal:
-    return inp.Signal(name=name, signal_id=signal_id, value=Value(data), **more)
+def signal(name: str = "s", signal_id: str = "1", data: bytes = b"v") -> inp.Signal:
+    return inp.Signal(name=name, signal_id=signal_id, value=Value(data))
+
+
+def give(driver: Driver, *args: str, data: bytes = b"v", **fields: str) -> list[ev.Event]:
+    """A signal as the holder takes it: in one step, and so in one entry."""
+    events = driver.send(signal(*args, data=data, **fields))
+    if any(isinstance(c, WakeAt) and c.at <= driver.now for c in commands(driver.state)):
+        events += driver.send(inp.Wake())
+    return events
 
 
 def inputs_of(driver: Driver, task_id: str) -> list[bytes]:
@@ -44,10 +52,10 @@ def names(events: list[ev.Event]) -> list[str]:
     return [type(event).__name__ for event in events]
 
 
-def test_a_signal_goes_to_who_waits_for_it_in_the_same_entry() -> None:
+def test_a_signal_goes_to_who_waits_for_it() -> None:
     d = Driver(plan(wait("w"), ("end", (0,))))
     assert d.running == []
-    assert names(d.send(signal(data=b"hello"))) == ["SignalReceived", "SignalTaken"]
+    assert names(give(d, data=b"hello")) == ["SignalReceived", "SignalTaken"]
     assert d.running == ["end"]
     assert inputs_of(d, "end") == [b"hello"]
     assert not d.state.signals
@@ -56,7 +64,7 @@ def test_a_signal_goes_to_who_waits_for_it_in_the_same_entry() -> None:
 
 def test_a_signal_that_comes_first_is_kept() -> None:
     d = Driver(plan(("first", ()), ("end", (0,))))
-    assert names(d.send(signal(data=b"early"))) == ["SignalReceived"]
+    assert names(give(d, data=b"early")) == ["SignalReceived"]
     d.go_on("first", plan(wait("w")))
     # It can be taken at once: that is among the commands.
     assert commands(d.state) == [WakeAt(0.0)]
@@ -67,7 +75,7 @@ def test_a_signal_that_comes_first_is_kept() -> None:
 def test_first_come_first_served() -> None:
     d = Driver(TWO)
     for number in range(3):
-        d.send(signal(signal_id=str(number), data=b"%d" % number))
+        give(d, signal_id=str(number), data=b"%d" % number)
     assert inputs_of(d, "end") == [b"0", b"1"]
     assert list(d.state.signals["s"]) == ["2"]
 
@@ -78,25 +86,25 @@ def test_who_became_ready_first_is_served_first() -> None:
     d.go_on("b", plan(wait("late")))
     d.now += 1
     d.go_on("a", plan(wait("later")))
-    d.send(signal(signal_id="1", data=b"1"))
-    d.send(signal(signal_id="2", data=b"2"))
+    give(d, signal_id="1", data=b"1")
+    give(d, signal_id="2", data=b"2")
     assert inputs_of(d, "end") == [b"2", b"1"]
 
 
 def test_names_do_not_mix() -> None:
     d = Driver(plan(wait("x", "x"), wait("y", "y"), ("end", (0, 1))))
-    assert names(d.send(signal("z"))) == ["SignalReceived"]
+    assert names(give(d, "z")) == ["SignalReceived"]
     # One id may be used for several names.
-    d.send(signal("y", data=b"y"))
-    d.send(signal("x", data=b"x"))
+    give(d, "y", data=b"y")
+    give(d, "x", data=b"x")
     assert inputs_of(d, "end") == [b"x", b"y"]
 
 
 def test_a_repeated_signal_is_one_signal() -> None:
     d = Driver(TWO)
-    d.send(signal(signal_id="1"))
-    assert d.send(signal(signal_id="1")) == []
-    d.send(signal(signal_id="2"))
+    give(d, signal_id="1")
+    assert give(d, signal_id="1") == []
+    give(d, signal_id="2")
     early = Driver(plan(("a", ()), ("end", (0,))))
     early.send(signal(signal_id="1", data=b"first"))
     assert early.send(signal(signal_id="1", data=b"second")) == []
@@ -111,12 +119,12 @@ def test_what_has_ended_takes_none(status: str) -> None:
     else:
         d.succeed("a")
     assert d.state.status == status
-    assert d.send(signal()) == []
+    assert give(d) == []
 
 
 def test_pending_keeps_it_until_it_is_started() -> None:
     d = Driver(plan(wait("w"), ("end", (0,))), start=False)
-    assert names(d.send(signal())) == ["SignalReceived"]
+    assert names(give(d)) == ["SignalReceived"]
     assert commands(d.state) == []
     d.send(inp.Start())
     assert commands(d.state) == [WakeAt(0.0)]
@@ -126,7 +134,7 @@ def test_pending_keeps_it_until_it_is_started() -> None:
 def test_failed_keeps_it_until_it_is_resumed() -> None:
     d = Driver(plan(wait("w"), ("a", ()), ("end", (0, 1))))
     d.fail("a")
-    assert names(d.send(signal())) == ["SignalReceived"]
+    assert names(give(d)) == ["SignalReceived"]
     assert d.send(inp.Wake()) == []
     d.resume()
     assert names(d.send(inp.Wake())) == ["SignalTaken"]
@@ -136,27 +144,27 @@ def test_failed_keeps_it_until_it_is_resumed() -> None:
 
 def test_canceled_keeps_what_came_before() -> None:
     d = Driver(plan(("a", ()), ("end", (0,))))
-    d.send(signal())
+    give(d)
     d.send(inp.Cancel())
     d.resume()
     d.go_on("a", plan(wait("w")))
     assert names(d.send(inp.Wake())) == ["SignalTaken"]
 
 
-def test_a_guest_only_leaves_it() -> None:
-    d = Driver(TWO)
-    assert names(d.send(signal(kept=True))) == ["SignalReceived"]
+def test_signals_that_come_together_are_all_kept_before_one_is_taken() -> None:
+    """Also if the first one ends the workflow: who sent the others was told that they are kept."""
+    d = Driver(plan(wait("w")))
+    for number in range(3):
+        assert names(d.send(signal(signal_id=str(number)))) == ["SignalReceived"]
     assert commands(d.state) == [WakeAt(0.0)]
-    # The owner takes what was left before what it is given itself.
-    taken = d.send(signal(signal_id="2"))
-    assert names(taken) == ["SignalReceived", "SignalTaken", "SignalTaken"]
-    assert [event.signal_id for event in taken[1:]] == ["1", "2"]
+    assert names(d.send(inp.Wake())) == ["SignalTaken", "WorkflowSucceeded"]
+    assert list(d.state.signals["s"]) == ["1", "2"]
 
 
 def test_it_outlives_the_holder() -> None:
     d = Driver(plan(wait("w"), ("end", (0,))))
     d.send(inp.Claim(holder="h2"))
-    d.send(signal(kept=True))
+    d.send(signal())
     d.send(inp.Claim(holder="h3"))
     assert commands(d.state) == [WakeAt(0.0)]
     d.send(inp.Wake())
@@ -165,7 +173,7 @@ def test_it_outlives_the_holder() -> None:
 
 def test_the_end_of_a_workflow_can_be_a_signal() -> None:
     d = Driver(plan(wait("w")))
-    assert names(d.send(signal(data=b"end"))) == [
+    assert names(give(d, data=b"end")) == [
         "SignalReceived",
         "SignalTaken",
         "WorkflowSucceeded",
@@ -177,6 +185,7 @@ def test_a_large_signal_is_released_after_its_last_consumer() -> None:
     d = Driver(plan(wait("w"), ("a", (0,)), ("end", (1,))))
     blob = Value(Blob("signal-x", 100_000, "sha256:x"))
     d.send(inp.Signal(name="s", signal_id="1", value=blob))
+    d.send(inp.Wake())
     d.succeed("a")
     assert d.state.tasks[0].outcome is None
     assert d.state.tasks[0].released
@@ -189,7 +198,7 @@ def test_what_took_a_signal_is_stored_because_it_can_not_be_made_again() -> None
     d.go_on("a", plan(("inner", (), unstored), ("out", (0,), unstored)))
     d.go_on("b", plan(("plain", (), unstored), ("plain out", (0,), unstored)))
     d.go_on("inner", plan(wait("w"), ("last", (0,), unstored)))
-    d.send(signal())
+    give(d)
     stored = {t.task_id for t in d.state.tasks.values() if d.state.checkpoints(t)}
     assert stored == {"last", "out", "end"}
     # In tail position too.
@@ -213,7 +222,7 @@ def test_nobody_waits_longer_than_the_timeout() -> None:
     assert "'s'" in events[0].error.message
     assert (events[0].started_at, events[0].ended_at) == (1000.0, 1005.0)
     # A signal that comes too late waits for who waits next.
-    d.send(signal())
+    give(d)
     d.now = 2000.0
     d.resume()
     assert commands(d.state) == [WakeAt(0.0), WakeAt(2005.0)]
@@ -223,7 +232,7 @@ def test_nobody_waits_longer_than_the_timeout() -> None:
 def test_a_signal_that_came_in_time_is_taken_however_late_it_is_seen() -> None:
     d = Driver(plan(wait("w", timeout=5.0), ("end", (0,))))
     d.now = 1004.0
-    d.send(signal(kept=True))
+    d.send(signal())
     d.now = 9999.0
     assert names(d.send(inp.Wake())) == ["SignalTaken"]
 
@@ -250,7 +259,7 @@ def test_a_timeout_is_caught_by_the_wait_itself() -> None:
 
 def test_a_wait_that_catches_wraps_the_value() -> None:
     d = Driver(plan(wait("w", catch_exceptions=True), ("end", (0,))))
-    d.send(signal())
+    give(d)
     assert d.state.tasks[0].outcome.wrapped
 
 
@@ -265,7 +274,7 @@ def test_timeouts_at_once_in_a_continuation_that_is_caught() -> None:
     assert names(d.send(inp.Wake())) == ["TaskFailed", "ErrorCaught"]
     assert d.state.waits.keys() == {"s"}
     d.now = 1049.0
-    d.send(signal())
+    give(d)
     assert d.running == ["end"]
 
 
@@ -277,15 +286,15 @@ def test_timeouts_at_once_fail_the_workflow_once() -> None:
     d.resume()
     # Both have their whole time again.
     assert d.send(inp.Wake()) == []
-    d.send(signal("s"))
-    d.send(signal("t"))
+    give(d, "s")
+    give(d, "t")
     assert d.running == ["end"]
 
 
 def test_the_timeout_of_the_workflow_comes_first() -> None:
     d = Driver(plan(wait("w", timeout=5.0), ("end", (0,))), timeout=5.0)
     d.now = 1005.0
-    d.send(signal(kept=True))
+    d.send(signal())
     assert names(d.send(inp.Wake())) == ["WorkflowTimedOut"]
     d.resume()
     assert names(d.send(inp.Wake())) == ["SignalTaken"]
@@ -299,7 +308,7 @@ def test_a_loop_of_signals_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     d = quick(monkeypatch, plan(("turn", ())))
     sizes = []
     for turn in range(turns):
-        d.send(signal(signal_id=str(turn)))
+        give(d, signal_id=str(turn))
         d.go_on(only_running(d), plan(wait("w"), ("turn", (0,))))
         assert names(d.send(inp.Wake())) == ["SignalTaken"]
         d.journal.clear()
@@ -308,8 +317,8 @@ def test_a_loop_of_signals_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(d.state.taken) == REMEMBERED
     assert sizes[-1] == sizes[2 * REMEMBERED]
     # What is remembered is not taken again; what is forgotten is.
-    assert d.send(signal(signal_id=str(turns - 1))) == []
-    assert names(d.send(signal(signal_id="0"))) == ["SignalReceived"]
+    assert give(d, signal_id=str(turns - 1)) == []
+    assert names(give(d, signal_id="0")) == ["SignalReceived"]
 
 
 def test_a_hundred_thousand_signals_are_kept_and_taken_in_linear_time(
@@ -319,7 +328,7 @@ def test_a_hundred_thousand_signals_are_kept_and_taken_in_linear_time(
     count = 100_000
     d = quick(monkeypatch, plan(("turn", ())), checked=False)
     for number in range(count):
-        d.send(signal(signal_id=str(number), data=b""))
+        give(d, signal_id=str(number), data=b"")
     steps = 0
 
     def trace(frame: object, event: str, arg: object) -> object:
@@ -365,17 +374,17 @@ def size(d: Driver) -> int:
 
 def test_a_fork_has_the_signals_that_kept_tasks_took_and_no_others() -> None:
     d = Driver(plan(wait("w0"), ("a", (0,)), wait("w1", "t"), ("end", (1, 2))))
-    d.send(signal("s", data=b"taken"))
+    give(d, "s", data=b"taken")
     d.succeed("a")
-    d.send(signal("t", data=b"to be sent again"))
-    d.send(signal("u", data=b"not taken"))
+    give(d, "t", data=b"to be sent again")
+    give(d, "u", data=b"not taken")
     history = fork_history(d.journal, "w1")
     assert history is not None
     assert names(history) == ["TaskSucceeded", "TaskSucceeded"]
     fork = Driver(plan(wait("w0"), ("a", (0,)), wait("w1", "t"), ("end", (1, 2))), history=history)
     assert not fork.state.signals
     assert fork.send(inp.Wake()) == []
-    fork.send(signal("t", data=b"new"))
+    give(fork, "t", data=b"new")
     assert inputs_of(fork, "end") == [b"v", b"new"]
 
 
@@ -405,7 +414,7 @@ def test_any_order_gives_each_signal_to_one_task(seed: int) -> None:
         d.now += rng.random()
         if what < 2:
             sent += 1
-            d.send(numbered(rng.choice("xy"), sent, kept=rng.random() < 0.3))
+            d.send(numbered(rng.choice("xy"), sent))
         elif what == 2 and sent:
             d.send(numbered(rng.choice("xy"), rng.randint(1, sent)))
         elif what == 3:
@@ -432,5 +441,5 @@ def test_any_order_gives_each_signal_to_one_task(seed: int) -> None:
         assert of_name == received[: len(of_name)]
 
 
-def numbered(name: str, number: int, **more: bool) -> inp.Signal:
-    return signal(name, str(number), f"{name}{number}".encode(), **more)
+def numbered(name: str, number: int) -> inp.Signal:
+    return signal(name, str(number), f"{name}{number}".encode())

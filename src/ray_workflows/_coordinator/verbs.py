@@ -129,9 +129,7 @@ class Verbs:
             if is_for_another(request, workflow.state):
                 answer(request.reply, WorkflowNotFoundError(request.workflow_id))
                 continue
-            inputs.append(
-                inp.Signal(request.name, request.signal_id, request.value, kept=workflow.guest)
-            )
+            inputs.append(inp.Signal(request.name, request.signal_id, request.value))
             workflow.answers.append((request, None))
         workflow.inputs.extendleft(reversed(inputs))
 

@@ -118,8 +118,7 @@ def on_wake(state: WorkflowState, input: inp.Wake, now: float) -> Events:
     events: Events = []
     # What came in time, and was only not looked at, is not too late.
     done: set[int] = set()
-    kept = [name for name in state.waits if name in state.signals]
-    for delivery in deliveries(state, kept):
+    for delivery in deliveries(state):
         done.add(delivery[0].number)
         events += taken(state, *delivery, now)
     due = sorted((at, number) for number, at in state.timers.items() if at <= now)
@@ -142,16 +141,13 @@ def on_wake(state: WorkflowState, input: inp.Wake, now: float) -> Events:
 
 
 def on_signal(state: WorkflowState, input: inp.Signal, now: float) -> Events:
+    """It is only kept. Who takes it is decided when the holder wakes, after all that came with it:
+    a signal may end the workflow, and then those that came with it would be refused."""
     if state.status not in TAKES_SIGNALS or is_known(state, input.name, input.signal_id):
         return []
-    events: Events = [
+    return [
         ev.SignalReceived(at=now, name=input.name, signal_id=input.signal_id, value=input.value)
     ]
-    if state.running and not input.kept:
-        added = [(input.signal_id, input.value)]
-        for delivery in deliveries(state, [input.name], added):
-            events += taken(state, *delivery, now)
-    return events
 
 
 # -- reported ------------------------------------------------------------------------------

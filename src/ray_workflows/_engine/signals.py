@@ -8,8 +8,7 @@ has been waiting longest.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
-from itertools import chain
+from collections.abc import Iterator
 
 from ray_workflows._engine.state import Phase, Task, WorkflowState
 from ray_workflows._model.values import Value
@@ -29,16 +28,13 @@ def can_deliver(state: WorkflowState) -> bool:
     return not state.signals.keys().isdisjoint(state.waits)
 
 
-def deliveries(
-    state: WorkflowState, names: Iterable[str], added: Iterable[tuple[str, Value]] = ()
-) -> Iterator[tuple[Task, str, str, Value]]:
-    """Who takes which signal now: the task, the signal's name, id and value.
-
-    ``added`` is a signal of (each of) the names that is about to be kept.
-    """
-    for name in names:
-        kept = chain(state.signals.get(name, {}).items(), added)
-        for number, (signal_id, value) in zip(state.waits.get(name, ()), kept, strict=False):
+def deliveries(state: WorkflowState) -> Iterator[tuple[Task, str, str, Value]]:
+    """Who takes which signal now: the task, the signal's name, id and value."""
+    for name, waiting in state.waits.items():
+        kept = state.signals.get(name)
+        if kept is None:
+            continue
+        for number, (signal_id, value) in zip(waiting, kept.items(), strict=False):
             yield state.tasks[number], name, signal_id, value
 
 

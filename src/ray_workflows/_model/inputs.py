@@ -60,15 +60,11 @@ class RequestCancel(Input, frozen=True):
 
 
 class Signal(Input, frozen=True):
-    """Give the workflow a signal. Repeating it is harmless.
-
-    ``kept``: by somebody who does not hold the workflow. It is only left in the journal.
-    """
+    """Keep a signal for the workflow, whoever holds it. Repeating it is harmless."""
 
     name: str
     signal_id: str
     value: Value
-    kept: bool = False
 
 
 class Release(Input, frozen=True):
