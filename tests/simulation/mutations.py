@@ -229,29 +229,13 @@ def the_newest_signal_is_taken_first(patch: Any) -> None:
     patch.setattr(decide_module, "deliveries", deliveries)
 
 
-@breaks("durable")
-def signals_are_taken_before_those_that_came_with_them(patch: Any) -> None:
-    """One that ends the workflow lets the next one be acknowledged and forgotten."""
-
-    def on_signal(state: Any, input: inp.Signal, now: float) -> Any:
-        events = original(state, input, now)
-        if events and state.running and input.name in state.waits:
-            task = state.tasks[next(iter(state.waits[input.name]))]
-            signal = (input.name, input.signal_id, input.value)
-            events += decide_module.taken(state, task, *signal, now)
-        return events
-
-    original = decide_module.on_signal
-    patch.setitem(decide_module.HANDLERS, inp.Signal, on_signal)
-
-
 @breaks("stuck")
 def signals_that_came_too_early_are_not_looked_at(patch: Any) -> None:
     patch.setattr(commands_module, "can_deliver", lambda state: False)
     patch.setattr(evolve_module, "can_deliver", lambda state: False)
 
 
-@breaks("stuck", value_lost=0.6, until=25.0)
+@breaks("stuck")
 def what_took_a_signal_is_made_again(patch: Any) -> None:
     """The result of a continuation is not stored, if it need not, and the signal is gone."""
 
@@ -415,6 +399,21 @@ def what_a_lapsed_lease_held_back_is_forgotten(patch: Any) -> None:
 
     original = Lease.renew
     patch.setattr(Lease, "renew", renew)
+
+
+@breaks("durable")
+def signals_are_taken_before_those_that_came_with_them(patch: Any) -> None:
+    """One that ends the workflow lets the next one be acknowledged and forgotten."""
+
+    def take_signals(self: Verbs, workflow: Workflow) -> None:
+        original(self, workflow)
+        if not workflow.guest:
+            for position, input in reversed(list(enumerate(workflow.inputs))):
+                if isinstance(input, inp.Signal):
+                    workflow.inputs.insert(position + 1, inp.Wake())
+
+    original = Verbs.take_signals
+    patch.setattr(Verbs, "take_signals", take_signals)
 
 
 @breaks("durable", until=20.0, report_twice=0.3)

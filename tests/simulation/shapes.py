@@ -136,6 +136,13 @@ def signaled(rng: Random, depth: int) -> Tasks:
         turns = rng.randint(1, 5)
         salt = format(rng.getrandbits(32), "x")
         tasks.append((Script(salt, turns=turns, signal="go"), TaskOptions(), ()))
+    if rng.random() < 0.5:
+        # A continuation that would not be stored, if the signals could be had again.
+        unstored = TaskOptions(checkpoint=False)
+        inside: Tasks = [(Script(format(rng.getrandbits(32), "x")), draw_wait(rng), ())]
+        inside.append((Script(format(rng.getrandbits(32), "x")), unstored, (0,)))
+        outer = Script(format(rng.getrandbits(32), "x"), plan=build(inside))
+        tasks.append((outer, unstored, ()))
     return join(rng, depth, tasks)
 
 
