@@ -173,7 +173,7 @@ def test_a_failed_workflow_has_it_when_it_is_resumed(wid: str, tmp_path: Path) -
     assert workflow.resume(wid) == ["done", "kept"]
 
 
-def test_what_has_ended_takes_none(wid: str) -> None:
+def test_what_has_ended_takes_none(wid: str, storage_dir: Path) -> None:
     ref = workflow.run_async(workflow.wait_for_signal("s"), workflow_id=wid)
     workflow.cancel(wid)
     with pytest.raises(workflow.SignalRefusedError, match="CANCELED.*canceled=True"):
@@ -183,8 +183,11 @@ def test_what_has_ended_takes_none(wid: str) -> None:
     ref = workflow.resume_async(wid, canceled=True)
     workflow.signal(wid, "s", 7)
     assert ray.get(ref) == 7
-    with pytest.raises(workflow.SignalRefusedError, match=f"{wid}.*'s'.*SUCCESSFUL"):
-        workflow.signal(wid, "s")
+    for value in (None, bytes(100_000)):
+        with pytest.raises(workflow.SignalRefusedError, match=f"{wid}.*'s'.*SUCCESSFUL"):
+            workflow.signal(wid, "s", value)
+    incarnation = connect().storage.read_catalog(wid).incarnation
+    assert not (storage_dir / "blobs" / incarnation).exists()
 
 
 def test_a_timeout_fails_the_workflow_and_a_resume_waits_again(wid: str) -> None:

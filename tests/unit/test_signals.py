@@ -72,6 +72,19 @@ def test_a_signal_that_comes_first_is_kept() -> None:
     assert inputs_of(d, "end") == [b"early"]
 
 
+def test_that_a_signal_can_be_taken_is_said_when_it_becomes_so() -> None:
+    d = Driver(plan(wait("w"), ("a", ()), ("end", (0, 1))))
+    d.send(signal(signal_id="1"))
+    assert d.deltas == [WakeAt(d.now)]
+    d.send(inp.Wake())
+    d.send(signal(signal_id="2"))
+    assert d.deltas == []
+    d.go_on("a", plan(wait("x"), wait("y", timeout=5.0)))
+    assert d.deltas == [WakeAt(d.now), WakeAt(d.now + 5.0), WakeAt(d.now)]
+    d.send(inp.Claim(holder="h2"))
+    assert d.deltas == [WakeAt(0.0), WakeAt(d.now + 5.0)]
+
+
 def test_first_come_first_served() -> None:
     d = Driver(TWO)
     for number in range(3):

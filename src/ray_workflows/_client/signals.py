@@ -10,7 +10,9 @@ from ray_workflows._capture.pickling import pickle_value
 from ray_workflows._capture.values import ValueWriter
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.outputs import read_row
+from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import INLINE_LIMIT
+from ray_workflows.exceptions import SignalRefusedError
 
 
 def send(
@@ -30,7 +32,11 @@ def send(
     # Only what is stored beside the journal has to know whose it is.
     incarnation = ""
     if pickled.refs or pickled.nbytes > INLINE_LIMIT:
-        incarnation = read_row(connection.storage, workflow_id).incarnation
+        row = read_row(connection.storage, workflow_id)
+        if row.status is WorkflowStatus.SUCCESSFUL:
+            # What is written for it now would stay until it is deleted.
+            raise SignalRefusedError(workflow_id, name, row.status)
+        incarnation = row.incarnation
     writer = ValueWriter(connection.storage, incarnation)
     stored = writer.write_pickled(pickled, key=blob_key(name, signal_id), where=where)
     connection.call("signal", workflow_id, name, signal_id, stored, incarnation)
