@@ -69,8 +69,9 @@ class Verbs:
         workflow = self.loop.workflows.get(request.workflow_id)
         guest = self.loop.guests.get(request.workflow_id)
         if workflow is None and guest is not None and guest.broken is None:
-            # Many signals to the workflow of another one need not read its journal each.
-            workflow = guest if isinstance(request, SignalRequest) else None
+            # Signals may go with those that are being left there, so that not each has to read the
+            # journal; all others have their turn, in order, when it is let go.
+            workflow = guest if not isinstance(request, WatchRequest) else None
         if workflow is not None:
             if isinstance(request, WatchRequest):
                 workflow.watchers.append(request)
@@ -119,11 +120,15 @@ class Verbs:
         """
         if workflow.state.status not in TAKES_SIGNALS:
             return
-        signals = [each for each in workflow.requests if isinstance(each, SignalRequest)]
-        if not signals:
-            return
-        others = [each for each in workflow.requests if not isinstance(each, SignalRequest)]
-        workflow.requests = deque(others)
+        signals: list[SignalRequest] = []
+        others: deque[Request] = deque()
+        for request in workflow.requests:
+            # A stream of signals keeps nobody waiting who is to be answered after it is let go.
+            if isinstance(request, SignalRequest) and not (workflow.guest and others):
+                signals.append(request)
+            else:
+                others.append(request)
+        workflow.requests = others
         inputs: list[inp.Input] = []
         for request in signals:
             if is_for_another(request, workflow.state):
