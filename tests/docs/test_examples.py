@@ -56,6 +56,16 @@ def test_the_page_on_environments_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.own_cluster
+def test_the_page_on_signals_runs(tmp_path: Path) -> None:
+    (block,) = python_blocks(ROOT / "docs" / "signals.md")
+    with DriverProcess(tmp_path, block, RAY_WORKFLOW_STORAGE=str(tmp_path / "store")) as driver:
+        printed = driver.wait().splitlines()
+    expected = re.findall(r"^print.*  # (.+)$", block, re.MULTILINE)
+    assert len(expected) == 3
+    assert [line for line in printed if line in expected] == expected
+
+
+@pytest.mark.own_cluster
 def test_the_example_of_a_codec_runs(tmp_path: Path) -> None:
     blocks = python_blocks(ROOT / "docs" / "storage.md")
     (block,) = [block for block in blocks if "PayloadCodec" in block]

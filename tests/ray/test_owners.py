@@ -195,12 +195,30 @@ def use_objects(objects: dict[str, Any], *rest: Any) -> float:
     return float(objects["array"].sum() + ray.get(objects["ref"]).sum())
 
 
+@ray.remote
+def what_came(marks: Marks, large: dict[str, Any], *rest: Any) -> list[Any]:
+    marks.add(f"what came@{here()}")
+    return [float(large["array"].sum() + ray.get(large["ref"]).sum()), *rest]
+
+
+def signal_large(workflow_id: str) -> None:
+    """Twice, as who did not get the answer."""
+    value = {"array": np.ones(100_000), "ref": ray.put(np.ones(20_000))}
+    for _ in range(2):
+        workflow.signal(workflow_id, "large", value, signal_id="large 1")
+
+
 # -- what drivers are asked ----------------------------------------------------------------
 
 
 def start_held(marks: Marks, gate: Gate, **results: Any) -> None:
     for workflow_id, result in results.items():
         workflow.run_async(held.bind(marks, gate, result), workflow_id=workflow_id)
+
+
+def start_expecting(marks: Marks, workflow_id: str) -> None:
+    waits = [workflow.wait_for_signal(name) for name in ("large", "again", "again", "after")]
+    workflow.run_async(what_came.bind(marks, *waits), workflow_id=workflow_id)
 
 
 def start_sleeping(marks: Marks, ids: list[str], seconds: float) -> None:
@@ -297,6 +315,22 @@ def test_verbs_work_on_the_cluster_that_is_not_the_owner(
     assert other.call(workflow.get_output, "resumed") == 3
     assert marks.count("held@owner") == 3
     assert marks.count("held@other") == 0
+
+    owner.call(start_expecting, marks, "expecting")
+    other.call(signal_large, "expecting")
+    # The same one, on both clusters.
+    for cluster in (other, owner, other):
+        cluster.call(workflow.signal, "expecting", "again", "once", signal_id="1")
+    with pytest.raises(workflow.WorkflowNotFoundError):
+        other.call(workflow.signal, "nobody", "again")
+    owner.call(workflow.signal, "expecting", "again", "twice")
+    other.call(workflow.signal, "expecting", "after")
+    assert other.call(workflow.get_output, "expecting") == [120_000.0, "once", "twice", None]
+    signals = [e for e in pair.events("expecting") if isinstance(e, ev.SignalReceived)]
+    assert [e.name for e in signals] == ["large", "again", "again", "after"]
+    assert marks.count("what came@owner") == 1
+    with pytest.raises(workflow.SignalRefusedError, match="SUCCESSFUL"):
+        other.call(workflow.signal, "expecting", "again")
     assert marks.count("failing@other") == 1
 
 
