@@ -32,7 +32,7 @@ from ray_workflows._model.values import ErrorInfo
 from ray_workflows.storage import SqliteStorage
 from ray_workflows.testing.builders import OK
 from tests.journals.golden import DIRECTORY, dump
-from tests.ray.processes import DriverProcess
+from tests.ray.processes import OWN_CODE, DriverProcess
 from tests.unit.driver import Driver
 from tests.unit.plans import plan
 
@@ -372,10 +372,10 @@ def main() -> None:
     os.chdir(directory)
     prologue = PROLOGUE.replace("{directory!r}", repr(str(directory)))
     first = FIRST.replace("{directory!r}", repr(str(directory)))
-    with DriverProcess(directory, prologue + first) as driver:
+    with DriverProcess(directory, prologue + first, **OWN_CODE) as driver:
         driver.wait_for_text("killed here", 400)
         driver.kill_all()
-    with DriverProcess(directory, prologue + SECOND) as driver:
+    with DriverProcess(directory, prologue + SECOND, **OWN_CODE) as driver:
         assert "done" in driver.wait(300)
     storage = SqliteStorage("store")
     by_hand(storage)
