@@ -162,6 +162,16 @@ def prepare(connection: Connection, workflow_id: str, wishes: Wishes) -> Environ
         WorkflowStatus.PENDING,
     ):
         return None
+    return look_first(connection, row, wishes)
+
+
+def look_first(connection: Connection, row: CatalogRow, wishes: Wishes) -> EnvironmentChange | None:
+    """As `prepare`, of a workflow that nobody drives; None if it is gone.
+
+    Raises:
+        EnvironmentMismatchError: what it needs is not here.
+    """
+    workflow_id = row.workflow_id
     try:
         found = Remembered(connection.storage, row)
     except WorkflowNotFoundError:

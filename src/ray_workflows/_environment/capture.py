@@ -26,6 +26,10 @@ PACKAGE_NAME = __name__.partition(".")[0]
 PACKAGE_DIRECTORY = os.path.realpath(__file__).rpartition(f"{os.sep}{PACKAGE_NAME}{os.sep}")[0]
 PACKAGE_DIRECTORY = os.path.join(PACKAGE_DIRECTORY, PACKAGE_NAME)
 
+#: Directories of installed packages have these names, also those of another environment that this
+#: one is laid over.
+INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
+
 #: Variables that this process wants in the attempts of all workflows it submits; see `compat`.
 process_env_vars: dict[str, str] = {}
 
@@ -49,6 +53,8 @@ def own_file(path: str) -> str | None:
     the packages of a runtime_env, which are known as such."""
     real = os.path.realpath(path)
     if f"{os.sep}{UNPACKED}{os.sep}" in real:
+        return None
+    if any(part in f"{real}{os.sep}" for part in INSTALLED):
         return None
     return None if is_below(real, library_directories()) else real
 

@@ -15,9 +15,7 @@ import ray
 
 from ray_workflows._environment.archive import file_digest
 from ray_workflows._environment.modules import is_importable, version_of
-from ray_workflows._environment.record import Record, decode
-from ray_workflows._environment.store import DOCUMENT, SharedStorage, find
-from ray_workflows._model.plan import Environment
+from ray_workflows._environment.record import Record
 
 #: Fields of a runtime_env that bring a Python or packages of their own.
 OWN_PACKAGES = ("pip", "uv", "conda", "image_uri", "container", "py_executable")
@@ -75,18 +73,6 @@ def obstacles(record: Record, here: Here, runtime_envs: Iterable[Mapping[str, An
                     f"resume(..., runtime_env={{'pip': ['{pinned}']}})."
                 )
     return found
-
-
-def obstacles_here(
-    storage: SharedStorage, environment: Environment, task_envs: Iterable[Mapping[str, Any]]
-) -> list[str]:
-    """What keeps tasks with these runtime_envs in an environment from running in this process."""
-    name = f"{DOCUMENT}/{environment.record}"
-    item = find(storage, name) if environment.record else None
-    if item is None:
-        return []
-    record = decode(storage.read_blob(item.incarnation, item.blob))
-    return obstacles(record, look(record.installed), [environment.runtime_env, *task_envs])
 
 
 def dotted(version: Iterable[int]) -> str:

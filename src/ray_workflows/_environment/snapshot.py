@@ -199,6 +199,8 @@ def remember_options(storage: SharedStorage, plan: Plan, user: User) -> Plan:
         if not runtime_env:
             continue
         changed, needed = packages.localize(storage, runtime_env, user)
+        # Of the Ray that is here, which is not the one that will be there.
+        changed.pop("_ray_commit", None)
         if changed.get("env_vars"):
             changed["env_vars"] = secrets.hide(changed["env_vars"], session())
         added += needed
