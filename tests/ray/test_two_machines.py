@@ -46,12 +46,17 @@ def held(gate, value):
     gate.wait()
     return f"{{value}} and {{os.environ['PIE_TOKEN']}}, "
 
+@ray.remote
+def nested():
+    import lazy
+    return [helper.NAME, lazy.NAME]
+
 @ray.remote(runtime_env={{"env_vars": {{"TOPPING": "nuts"}}}})
 def late(value):
     import lazy
     import parts.inner
     return [value, helper.NAME, lazy.NAME, parts.inner.read(), extra(), os.environ.get("FLAVOUR"),
-            os.environ["TOPPING"], os.environ.get("MY_TOKEN")]
+            os.environ["TOPPING"], os.environ.get("MY_TOKEN"), *ray.get(nested.remote())]
 
 @ray.remote
 def last(value):
@@ -138,6 +143,8 @@ def test_a_script_with_modules_beside_it_goes_on_elsewhere(machines: Machines) -
             stored = path.read_bytes()
             assert b"s3cret" not in stored
             assert b"t0ken" not in stored
+    # Where the second coordinator is started there are modules of the same names.
+    write_project(machines.second, "second")
     printed = machines.go_on(
         """
         import os
@@ -185,6 +192,8 @@ def test_a_script_with_modules_beside_it_goes_on_elsewhere(machines: Machines) -
         "plain",
         "nuts",
         "new",
+        "helper of first",
+        "lazy of first",
     ]
     assert str(expected) in printed
 

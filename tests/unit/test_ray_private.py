@@ -80,6 +80,11 @@ def test_job_config_variable() -> None:
     assert constants.RAY_JOB_CONFIG_JSON_ENV_VAR == ray_private.JOB_CONFIG_VARIABLE
 
 
+def test_ray_commit() -> None:
+    given = ray.runtime_env.RuntimeEnv(pip=["tiny"], env_vars={"A": "b"})
+    assert set(given) - {"pip", "env_vars"} == {environment_private.RAY_COMMIT}
+
+
 def test_remote_body() -> None:
     assert environment_private.remote_body(f) is plain
 

@@ -21,6 +21,9 @@ from ray.remote_function import RemoteFunction
 #: The directory of a node, below that of the session, in which Ray unpacks packages.
 UNPACKED = "runtime_resources"
 
+#: What Ray adds to a runtime_env that installs packages: which Ray it was.
+RAY_COMMIT = "_ray_commit"
+
 
 def put_key(key: str, data: bytes) -> None:
     """Keep bytes in the cluster, in place of what is there."""

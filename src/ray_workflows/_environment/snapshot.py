@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import ray
 
-from ray_workflows._environment import capture, packages, record, secrets, store
+from ray_workflows._environment import capture, order, packages, ray_private, record, secrets, store
 from ray_workflows._environment.archive import file_digest
 from ray_workflows._environment.modules import Reached, roots
 from ray_workflows._environment.packages import User
@@ -120,8 +120,9 @@ def remember(
     """Store what a runtime_env and the user's code need, and the document about it."""
     changed, needed = packages.localize(storage, runtime_env, user)
     code = ""
-    if reached.files:
-        package = packages.from_files(storage, reached.files, what="The local code")
+    if reached.files or needed:
+        files = {f"{order.NAME}.py": order.__file__, **reached.files}
+        package = packages.from_files(storage, files, what="The local code")
         needed = [*needed, package]
         code = package.uri
     return with_record(storage, changed, needed, code, reached, digest, user)
@@ -200,7 +201,7 @@ def remember_options(storage: SharedStorage, plan: Plan, user: User) -> Plan:
             continue
         changed, needed = packages.localize(storage, runtime_env, user)
         # Of the Ray that is here, which is not the one that will be there.
-        changed.pop("_ray_commit", None)
+        changed.pop(ray_private.RAY_COMMIT, None)
         if changed.get("env_vars"):
             changed["env_vars"] = secrets.hide(changed["env_vars"], session())
         added += needed
