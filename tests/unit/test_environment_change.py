@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import random
+import tracemalloc
+from pathlib import Path
+
 import msgspec
 import pytest
 
@@ -10,15 +14,17 @@ from ray_workflows._codec.journal import encode_entry
 from ray_workflows._codec.references import blobs_in
 from ray_workflows._coordinator.workflow import Workflow
 from ray_workflows._engine.summary import catalog_row
-from ray_workflows._environment import store
+from ray_workflows._environment import packages, store
 from ray_workflows._executor.protocol import Scene
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.catalog import Append, CatalogQuery
 from ray_workflows._model.plan import Environment, EnvironmentChange, Function, Package
 from ray_workflows._model.values import Blob
-from ray_workflows.storage import MemoryStorage
+from ray_workflows.storage import MemoryStorage, SqliteStorage
 from tests.unit.driver import Driver
 from tests.unit.plans import plan
+
+MIB = 1024 * 1024
 
 PACKAGE = Package("gcs://a.zip", "i-package", Blob("content", 3, "sha256:0"))
 OLD = Environment(runtime_env={"env_vars": {"A": "1"}}, packages=(PACKAGE,), code="gcs://a.zip")
@@ -131,3 +137,32 @@ def test_items_are_copied_under_their_incarnation() -> None:
         assert bytes(target.read_blob(item.incarnation, item.blob)) == b"code"
     assert store.find(target, "package/a") == other
     assert len(target.list_catalog(CatalogQuery()).rows) == 2
+
+
+def test_large_packages_are_never_whole_in_memory(tmp_path: Path) -> None:
+    """A directory is packed, stored and copied piece by piece."""
+    project = tmp_path / "project"
+    project.mkdir()
+    data = random.Random(1).randbytes(MIB)
+    with (project / "data.bin").open("wb") as file:
+        for _ in range(24):
+            file.write(data)  # What zip sees of it at once is too little to notice.
+    source, target = (SqliteStorage(tmp_path / name) for name in ("source", "target"))
+    for storage in (source, target):
+        storage.open()
+    tracemalloc.start()
+    try:
+        package = packages.from_directory(source, str(project), ())
+        assert package.blob.size > 20 * MIB
+        item = store.find(source, packages.item_name(package))
+        assert item is not None
+        store.copy_item(source, target, item, ("w", "1-a"))
+        _, most = tracemalloc.get_traced_memory()
+        assert most < 16 * MIB, most
+        # Ray takes it whole, so it is once.
+        tracemalloc.reset_peak()
+        assert len(packages.read_whole(target, package)) == package.blob.size
+        _, most = tracemalloc.get_traced_memory()
+        assert most < 1.5 * package.blob.size, most
+    finally:
+        tracemalloc.stop()

@@ -11,6 +11,7 @@ import os
 import re
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from io import BytesIO
 from typing import Any
 
 import ray
@@ -170,16 +171,22 @@ def bring(storage: SharedStorage, package: Package) -> None:
     A Ray task: what takes the place of its result among the arguments of another one keeps that
     one from being given a worker, which would need the package, until it is there.
     """
+    most = ray_private.largest_package()
+    if package.blob.size > most:
+        raise PackageTooLargeError(f"The package {package.uri}", package.blob.size, most)
     while not ray_private.has_key(package.uri):
         try:
-            data = storage.read_blob(package.incarnation, package.blob)
+            ray_private.put_key(package.uri, read_whole(storage, package))
         except StorageUnavailableError:
             time.sleep(AGAIN_SECONDS)
-            continue
-        if len(data) > ray_private.largest_package():
-            most = ray_private.largest_package()
-            raise PackageTooLargeError(f"The package {package.uri}", len(data), most)
-        ray_private.put_key(package.uri, bytes(data))
+
+
+def read_whole(storage: SharedStorage, package: Package) -> bytes:
+    """The bytes of a package in one piece, as Ray takes them, and never twice."""
+    buffer = BytesIO()
+    for piece in storage.stream_blob(package.incarnation, package.blob):
+        buffer.write(piece)
+    return buffer.getvalue()
 
 
 @ray.remote(num_cpus=0, max_retries=-1)  # type: ignore[untyped-decorator]
