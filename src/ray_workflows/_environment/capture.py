@@ -59,9 +59,17 @@ def own_file(path: str) -> str | None:
     return None if is_below(real, library_directories()) else real
 
 
+def current_directory() -> str:
+    """Where this process is; the root if that is there no more."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return os.sep
+
+
 def import_directories() -> tuple[str, ...]:
     """The entries of ``sys.path`` that hold the user's own modules, in order."""
-    paths = (own_file(entry or os.getcwd()) for entry in sys.path)
+    paths = (own_file(entry or current_directory()) for entry in sys.path)
     found = [path for path in paths if path and os.path.isdir(path)]
     return tuple(dict.fromkeys(found))
 

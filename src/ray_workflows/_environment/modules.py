@@ -14,6 +14,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from importlib.machinery import ModuleSpec, PathFinder
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -62,13 +63,7 @@ class Reached:
             return files_of_module(name, module)
         if name in sys.stdlib_module_names:
             return None
-        for directory in self.directories:
-            path = os.path.join(directory, name)
-            if os.path.isdir(path) and own_file(path):
-                return files_below(name, path)
-            if os.path.isfile(f"{path}.py") and own_file(f"{path}.py"):
-                return {f"{name}.py": f"{path}.py"}
-        return None
+        return files_of_spec(name, find_spec(name, self.directories))
 
     def add_installed(self, name: str) -> None:
         if name in sys.stdlib_module_names or name in (PACKAGE_NAME, "ray", "__mp_main__"):
@@ -80,16 +75,39 @@ class Reached:
 def files_of_module(name: str, module: ModuleType) -> dict[str, str] | None:
     """The files of an imported module, or None if they are not the user's own."""
     path = getattr(module, "__file__", None)
+    return files_at(name, path, getattr(module, "__path__", ()))
+
+
+def find_spec(name: str, directories: Iterable[str]) -> ModuleSpec | None:
+    """Where a top-level module would be imported from, with these directories first."""
+    spec = PathFinder.find_spec(name, [*directories, *sys.path])
+    if spec is not None:
+        return spec
+    try:
+        return importlib.util.find_spec(name)  # By hooks of those that are installed as editable.
+    except (ImportError, ValueError):
+        return None
+
+
+def files_of_spec(name: str, spec: ModuleSpec | None) -> dict[str, str] | None:
+    """As `files_of_module`, of one that is not imported yet."""
+    if spec is None:
+        return None
+    return files_at(
+        name, spec.origin if spec.has_location else None, spec.submodule_search_locations or ()
+    )
+
+
+def files_at(name: str, path: str | None, parts: Iterable[str]) -> dict[str, str] | None:
+    """The files of a module at a path, or without one of a namespace package with such parts; None
+    if they are not the user's, or not there: in an archive, for one."""
     if path is None:
-        # A namespace package: its parts that are the user's.
-        parts = [part for part in getattr(module, "__path__", ()) if own_file(part)]
-        if not parts:
-            return None
+        own = [part for part in parts if own_file(part) and os.path.isdir(part)]
         found: dict[str, str] = {}
-        for part in reversed(parts):
+        for part in reversed(own):
             found.update(files_below(name, part))
-        return found
-    if own_file(path) is None:
+        return found or None
+    if own_file(path) is None or not os.path.isfile(path):
         return None
     if os.path.basename(path) == "__init__.py":
         return files_below(name, os.path.dirname(path))
@@ -97,13 +115,45 @@ def files_of_module(name: str, module: ModuleType) -> dict[str, str] | None:
 
 
 def files_below(name: str, directory: str) -> dict[str, str]:
-    """The files of a package: with an ``__init__`` also its data, else modules alone."""
-    is_package = os.path.exists(os.path.join(directory, "__init__.py"))
-    return {
+    """The files of a package: with an ``__init__`` also its data, else modules alone.
+
+    What is imported belongs to it, whatever ignore files say: generated modules are often ignored.
+    """
+    is_package = is_package_directory(directory)
+    top = repository(directory)
+    found = {
         f"{name}/{inner}": path
-        for inner, path in walk(directory)
+        for inner, path in walk(
+            top, inside=os.path.relpath(directory, top), follows=is_package_directory
+        )
         if is_package or path.endswith(".py")
     }
+    for path in imported_below(name, directory):
+        found.setdefault(f"{name}/{os.path.relpath(path, directory)}", path)
+    return found
+
+
+def is_package_directory(directory: str) -> bool:
+    return os.path.exists(os.path.join(directory, "__init__.py"))
+
+
+def repository(directory: str) -> str:
+    """The working tree of git that a directory is in, or else the directory above it."""
+    parent = above = os.path.dirname(os.path.abspath(directory))
+    while not os.path.exists(os.path.join(above, ".git")):
+        above, below = os.path.dirname(above), above
+        if above == below:
+            return parent
+    return above
+
+
+def imported_below(name: str, directory: str) -> Iterator[str]:
+    """Files in a directory that a top-level module, and those in it, were imported from."""
+    for module_name, module in list(sys.modules.items()):
+        if module_name.partition(".")[0] == name:
+            path = getattr(module, "__file__", None)
+            if path and path.startswith(directory + os.sep) and os.path.isfile(path):
+                yield path
 
 
 def stat_of(path: str) -> tuple[int, int]:
@@ -117,7 +167,7 @@ def imports_of(path: str, mtime: int, size: int) -> frozenset[str]:
     try:
         with open(path, "rb") as file:
             return frozenset(imports_in(ast.parse(file.read())))
-    except (OSError, SyntaxError, ValueError):
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return frozenset()
 
 
@@ -138,6 +188,9 @@ def roots(main: ModuleType | None) -> set[str]:
         if is_own_module(module)
     }
     found.discard("__main__")
+    package = getattr(main, "__package__", None)
+    if package:
+        found.add(package.partition(".")[0])  # python -m package.module
     if main is not None:
         path = getattr(main, "__file__", None)
         if path and os.path.isfile(path):

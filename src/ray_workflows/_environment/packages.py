@@ -11,13 +11,20 @@ import os
 import re
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import partial
 from io import BytesIO
 from typing import Any
 
 import ray
 
 from ray_workflows._environment import ray_private, store
-from ray_workflows._environment.archive import MAX_CODE_BYTES, digest_of, pack, walk
+from ray_workflows._environment.archive import (
+    MAX_CODE_BYTES,
+    ChangedMeanwhileError,
+    digest_of,
+    pack,
+    walk,
+)
 from ray_workflows._environment.cluster import call_inside
 from ray_workflows._environment.store import PACKAGE, Item, SharedStorage
 from ray_workflows._model.plan import Package
@@ -31,6 +38,9 @@ OURS = "ray_workflows_"
 NAMED = re.compile(r"gcs://(?:_ray_pkg_|ray_workflows_)(\w+)\.zip")
 
 CHUNK_BYTES = 4 * 1024 * 1024
+
+#: How often files are packed that are written to meanwhile.
+PACKING_TRIES = 5
 
 #: Pause before a storage that is away is asked again, in seconds.
 AGAIN_SECONDS = 1.0
@@ -96,8 +106,17 @@ def from_files(
     Raises:
         PackageTooLargeError: they are too large.
     """
-    digest = digest_of(files, what=what, most=most)
-    return package_of(store.keep(storage, f"{PACKAGE}/{digest}", lambda: pack(files)))
+    for _ in range(PACKING_TRIES):
+        digest = digest_of(files, what=what, most=most)
+        name = f"{PACKAGE}/{digest}"
+        try:
+            return package_of(store.keep(storage, name, partial(pack, files, digest)))
+        except ChangedMeanwhileError:
+            continue
+    raise ValueError(
+        f"{what} was written to each time that it was packed. Submit again when that is over, or "
+        f"name the files that are written to in a .rayignore."
+    )
 
 
 def from_directory(
