@@ -389,7 +389,8 @@ def get_metadata(workflow_id: str, task_id: str | None = None) -> dict[str, Any]
 
 
 def get_environment(workflow_id: str) -> EnvironmentInfo:
-    """What a workflow remembers of where it was submitted: versions, packages, code, runtime_env.
+    """What a workflow remembers of where it was submitted: versions, packages, code, runtime_env;
+    and how that differs from what is here.
 
     Raises:
         WorkflowNotFoundError: there is no such workflow. (It is a ValueError.)

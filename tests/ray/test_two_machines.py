@@ -29,7 +29,7 @@ workflow.init({storage!r})
 #: with data.
 FIRST = """
 import os
-import helper
+import arrivals, helper
 from tests.ray.marks import Gate, Marks
 
 def extra():
@@ -52,16 +52,18 @@ def nested():
     return [helper.NAME, lazy.NAME]
 
 @ray.remote(runtime_env={{"env_vars": {{"TOPPING": "nuts"}}}})
-def late(value):
+def late(value, arrived):
     import lazy
     import parts.inner
-    return [value, helper.NAME, lazy.NAME, parts.inner.read(), extra(), os.environ.get("FLAVOUR"),
-            os.environ["TOPPING"], os.environ.get("MY_TOKEN"), *ray.get(nested.remote())]
+    return [value, arrived, helper.NAME, lazy.NAME, parts.inner.read(), extra(),
+            os.environ.get("FLAVOUR"), os.environ["TOPPING"], os.environ.get("MY_TOKEN"),
+            *ray.get(nested.remote()), os.environ.get("HOOKED")]
 
 @ray.remote
 def last(value):
     import lazy
-    return workflow.continuation(late.bind(value + lazy.NAME))
+    arrived = workflow.wait_for_event(arrivals.Arrived, "gate")
+    return workflow.continuation(late.bind(value + lazy.NAME, arrived))
 
 marks = Marks({marks!r})
 dag = last.options(**workflow.options(task_id="last")).bind(
@@ -81,6 +83,13 @@ def write_project(directory: Path, name: str = "first", imports: str = "") -> No
     (directory / "helper.py").write_text(f"{imports}NAME = 'helper of {name}'\n")
     (directory / "lazy.py").write_text("import colors\nNAME = colors.NAME\n")
     (directory / "colors.py").write_text(f"NAME = 'lazy of {name}'\n")
+    (directory / "arrivals.py").write_text(
+        "import ray_workflows\n"
+        "class Arrived(ray_workflows.EventListener):\n"
+        "    async def poll_for_event(self, gate):\n"
+        "        import lazy\n"
+        "        return f'{lazy.NAME} arrived'\n"
+    )
     (directory / "parts" / "__init__.py").touch()
     (directory / "parts" / "data.txt").write_text(f"data of {name}")
     (directory / "parts" / "inner.py").write_text(
@@ -134,7 +143,11 @@ def test_a_script_with_modules_beside_it_goes_on_elsewhere(machines: Machines) -
     installed.mkdir(parents=True)
     (installed / "rw_installed.py").write_text("__version__ = '4.5'\n")
     machines.submit(
-        runtime_env='{"env_vars": {"FLAVOUR": "plain", "MY_TOKEN": "s3cret"}}',
+        # What Ray keeps of a function it keeps in the cluster.
+        runtime_env="""{
+            "env_vars": {"FLAVOUR": "plain", "MY_TOKEN": "s3cret"},
+            "worker_process_setup_hook": lambda: __import__("os").environ.update(HOOKED="yes"),
+        }""",
         PYTHONUSERBASE=str(base),
         PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "src"), str(installed)]),
     )
@@ -174,8 +187,14 @@ def test_a_script_with_modules_beside_it_goes_on_elsewhere(machines: Machines) -
         print(workflow.resume("w", runtime_env=path, strict=False))
         found = workflow.get_environment("w")
         assert sorted(name for name in found.modules if not name.startswith("tests/")) == [
-            "colors.py", "helper.py", "lazy.py", "parts/__init__.py", "parts/data.txt",
-            "parts/inner.py"], found.modules
+            "arrivals.py", "colors.py", "helper.py", "lazy.py", "parts/__init__.py",
+            "parts/data.txt", "parts/inner.py"], found.modules
+        # What is beside this script is what it would be resumed with as it is today.
+        assert [each.here for each in found.differences if each.what == "helper.py"] == ["changed"]
+        assert "-NAME = 'helper of first'\\n+NAME = 'helper of second'" in (
+            found.diffs["helper.py"].replace("-import rw_installed\\n", ""))
+        hook = found.runtime_env["env_vars"].pop("__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR")
+        assert hook.startswith("ray_workflows_hook_"), hook
         assert found.runtime_env["env_vars"] == {{
             "FLAVOUR": "plain", "MY_TOKEN": "<secret>", "PYTHONPATH": "INSTALLED"}}
         assert found.installed["rw_installed"] == "4.5"
@@ -185,6 +204,7 @@ def test_a_script_with_modules_beside_it_goes_on_elsewhere(machines: Machines) -
     )
     expected = [
         "helper of first and pie, lazy of first",
+        "lazy of first arrived",
         "helper of first",
         "lazy of first",
         "data of first",
@@ -194,6 +214,7 @@ def test_a_script_with_modules_beside_it_goes_on_elsewhere(machines: Machines) -
         "new",
         "helper of first",
         "lazy of first",
+        "yes",
     ]
     assert str(expected) in printed
 

@@ -353,7 +353,12 @@ def test_a_record_comes_back_and_its_changes_are_shown(project: Path) -> None:
     digest, data = encode(record)
     assert decode(data) == record
     assert encode(make_record())[0] != digest
-    assert changed_modules(record) == {"gone.py": "missing"}
+    assert changed_modules(record) == {"gone.py": None}
     path.write_text("A = 1\nB = 3\n")
-    assert changed_modules(record) == {"helper.py": "changed", "gone.py": "missing"}
-    assert "-B = 2\n+B = 3\n" in diff(record, "helper.py", packed)
+    assert changed_modules(record) == {"helper.py": str(path), "gone.py": None}
+    assert "-B = 2\n+B = 3\n" in diff("helper.py", str(path), packed)
+    # The project was moved, and is here.
+    moved = project / "moved" / "helper.py"
+    moved.parent.mkdir()
+    path.rename(moved)
+    assert changed_modules(record, [str(moved.parent)])["helper.py"] == str(moved)

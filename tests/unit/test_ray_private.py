@@ -70,8 +70,11 @@ def test_bootstrap_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 
 def test_setup_hook_variable() -> None:
     from ray._private import ray_constants
+    from ray._private.runtime_env import setup_hook
 
-    assert ray_constants.WORKER_PROCESS_SETUP_HOOK_ENV_VAR == ray_private.SETUP_HOOK_VARIABLE
+    variable = ray_constants.WORKER_PROCESS_SETUP_HOOK_ENV_VAR
+    assert variable == environment_private.SETUP_HOOK_VARIABLE
+    assert setup_hook.RUNTIME_ENV_FUNC_IDENTIFIER == environment_private.FUNCTION_PREFIX
 
 
 def test_job_config_variable() -> None:
