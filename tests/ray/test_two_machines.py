@@ -180,6 +180,7 @@ def test_a_script_with_modules_beside_it_goes_on_elsewhere(machines: Machines) -
         refused(lambda: workflow.run(other.bind(), workflow_id="w"), *everything)
         refused(lambda: ray.get(workflow.run_async_many([other.bind()], workflow_ids=["w"])),
                 *everything)
+        refused(lambda: workflow.fork("w", from_task="last", new_id="f"), *everything)
         os.environ.update(MY_TOKEN="new", PIE_TOKEN="pie")
         refused(lambda: workflow.resume("w"), "rw_installed 4.5")
         refused(lambda: workflow.run(other.bind(), workflow_id="w"), "rw_installed 4.5")

@@ -124,6 +124,10 @@ def test_a_fork_starts_with_what_its_origin_has(changed: bool) -> None:
     submitted = origin.submitted.plan
     assert submitted.environment == (NEW if changed else OLD)
     assert submitted.functions[0].digest == ("f2" if changed else "f")
+    before = PLAN.options[PLAN.tasks[1].options].ray
+    found = submitted.options[submitted.tasks[1].options].ray
+    assert found == ({"num_cpus": 1, "memory": 7} if changed else before)
+    assert submitted.tasks[0] == PLAN.tasks[0]
     origin.copy_blobs("other")
 
 

@@ -220,6 +220,18 @@ def look_first(connection: Connection, row: CatalogRow, wishes: Wishes) -> Envir
     return msgspec.structs.replace(change, ray_options=options)
 
 
+def look_before_fork(found: Remembered, strict: bool) -> None:
+    """Tell this cluster what a fork of a workflow needs, and find out what it misses.
+
+    Raises:
+        EnvironmentMismatchError: something is not here.
+    """
+    change = EnvironmentChange(RECORDED, who())
+    problems = missing(found, change, Wishes())
+    if problems and strict:
+        raise EnvironmentMismatchError(found.row.workflow_id, problems)
+
+
 def changed_environment(storage: Storage, found: Remembered, wishes: Wishes) -> Environment | None:
     """The environment that a workflow goes on with; None if it stays what it is."""
     if wishes.code == RECORDED and wishes.runtime_env is None:
