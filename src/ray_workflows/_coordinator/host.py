@@ -97,10 +97,12 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 class WatchList:
-    """What one client waits for. ``polled_at`` tells whether it is still there."""
+    """What one client waits for. ``polled_at`` tells whether it is still there, ``life`` which life
+    of it is the latest."""
 
     def __init__(self) -> None:
         self.ready = asyncio.Event()
+        self.life = ""
         self.answered: list[tuple[str, Watched]] = []
         self.polled_at = time.monotonic()
 
@@ -244,29 +246,32 @@ class Coordinator:
         """Wait for one workflow, as in `WatchRequest`: a `Watched`."""
         return await self.wait(lambda reply: WatchRequest(workflow_id, reply, after))
 
-    async def subscribe(self, client: str, added: list[tuple[str, int | None]]) -> str:
+    async def subscribe(self, client: str, life: str, added: list[tuple[str, int | None]]) -> str:
         """Add watches, ``(workflow id, after)`` as in `WatchRequest`, to those of a client.
 
         Returns the holder id: when it changes, watches given before are lost.
         """
         watches = self.watches(client)
+        watches.life = life
         events = asyncio.get_running_loop()
         for workflow_id, after in added:
             self.add_watch(watches, events, workflow_id, after)
         return self.holder.holder_id
 
-    async def poll(self, client: str) -> tuple[str, list[tuple[str, Watched]]]:
+    async def poll(self, client: str, life: str) -> tuple[str, list[tuple[str, Watched]]]:
         """Wait until watches of a client are answered; the holder id, and what they saw.
 
-        An answered watch is over. Answered at once for a
-        client that is not known, and empty after `POLL_SECONDS`, so that the calls of clients
-        that are gone end.
+        An answered watch is over. Answered at once for a client that is not known, and empty after
+        `POLL_SECONDS`, so that the calls of clients that are gone end. The call of a life that is
+        over takes nothing from the next one.
         """
         watches = self.watching.get(client)
         answered: list[tuple[str, Watched]] = []
         if watches is not None:
+            watches.life = life
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(watches.ready.wait(), POLL_SECONDS)
+        if watches is not None and watches.life == life:
             watches.polled_at = time.monotonic()
             watches.ready.clear()
             answered, watches.answered = watches.answered, []
