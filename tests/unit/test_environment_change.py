@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
 import tracemalloc
 from pathlib import Path
 
 import msgspec
 import pytest
+import ray
 
 from ray_workflows._client.forks import Fork
 from ray_workflows._codec.journal import encode_entry
@@ -15,6 +17,7 @@ from ray_workflows._codec.references import blobs_in
 from ray_workflows._coordinator.workflow import Workflow
 from ray_workflows._engine.summary import catalog_row
 from ray_workflows._environment import packages, store
+from ray_workflows._environment.attempts import packages_for, runtime_env_for
 from ray_workflows._executor.protocol import Scene
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.catalog import Append, CatalogQuery
@@ -129,6 +132,31 @@ def test_a_fork_starts_with_what_its_origin_has(changed: bool) -> None:
     assert found == ({"num_cpus": 1, "memory": 7} if changed else before)
     assert submitted.tasks[0] == PLAN.tasks[0]
     origin.copy_blobs("other")
+
+
+FIELDS = [
+    ("pip", ["numpy==2.1"]),
+    ("uv", ["numpy==2.1"]),
+    ("conda", "an-environment"),
+    ("image_uri", "docker.io/somebody/image:1"),
+    ("py_executable", "uv run"),
+]
+
+
+@pytest.mark.parametrize("of_the_task", [False, True])
+@pytest.mark.parametrize(("field", "value"), FIELDS, ids=[name for name, _ in FIELDS])
+def test_what_brings_packages_is_given_to_ray_again(
+    field: str, value: object, of_the_task: bool
+) -> None:
+    """And Ray takes it, with the code, in whatever cluster it is."""
+    runtime_env = {"env_vars": {"A": "b"}, **({} if of_the_task else {field: value})}
+    environment = Environment(runtime_env, ("/first",), "d", (PACKAGE,), PACKAGE.uri)
+    given = runtime_env_for(environment, {field: value} if of_the_task else None)
+    taken = ray.runtime_env.RuntimeEnv(**given)
+    assert json.dumps(value)[1:-1] in json.dumps(taken[field])
+    assert taken["env_vars"]["A"] == "b"
+    assert taken["env_vars"]["PYTHONPATH"] == "/first"
+    assert packages_for(environment, given) == (PACKAGE,)
 
 
 def test_items_are_copied_under_their_incarnation() -> None:
