@@ -190,6 +190,26 @@ def test_unpacked_packages_are_not_the_users(project: Path) -> None:
     assert capture.own_file(str(path)) is None
 
 
+def test_what_unpacked_packages_import_is_known(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are no installed packages, which would have to be installed elsewhere."""
+    top = project / "runtime_resources" / "working_dir_files" / "x"
+    top.mkdir(parents=True)
+    (top / "rw_job.py").write_text("def f():\n    import rw_part, not_there\n")
+    (top / "rw_part.py").write_text("import msgspec\n")
+    monkeypatch.syspath_prepend(str(top))
+    reached = modules.Reached([])
+    importlib.import_module("rw_job")
+    try:
+        assert "rw_job" in modules.roots(None)
+        reached.follow(["rw_job"])
+    finally:
+        sys.modules.pop("rw_job", None)
+    assert reached.files == {}
+    assert set(reached.installed) == {"msgspec"}
+
+
 # -- what is packed ------------------------------------------------------------------------
 
 

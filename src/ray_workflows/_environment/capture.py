@@ -47,12 +47,17 @@ def is_below(path: str, directories: Iterable[str]) -> bool:
     return any(path == top or path.startswith(top + os.sep) for top in directories)
 
 
+def is_unpacked(path: str) -> bool:
+    """Whether a path is in one of the packages of a runtime_env."""
+    return f"{os.sep}{UNPACKED}{os.sep}" in path
+
+
 @functools.lru_cache(maxsize=65536)
 def own_file(path: str) -> str | None:
     """The real path of a module of the user's; None for one of an installed package, or of one of
     the packages of a runtime_env, which are known as such."""
     real = os.path.realpath(path)
-    if f"{os.sep}{UNPACKED}{os.sep}" in real:
+    if is_unpacked(real):
         return None
     if any(part in f"{real}{os.sep}" for part in INSTALLED):
         return None

@@ -13,7 +13,7 @@ import importlib.metadata
 import importlib.util
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.machinery import ModuleSpec, PathFinder
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 from ray.remote_function import RemoteFunction
 
 from ray_workflows._environment.archive import walk
-from ray_workflows._environment.capture import PACKAGE_NAME, own_file
+from ray_workflows._environment.capture import PACKAGE_NAME, is_unpacked, own_file
 from ray_workflows._environment.ray_private import remote_body
 
 
@@ -42,40 +42,52 @@ class Reached:
         seen = set(pending)
         while pending:
             name = pending.pop()
-            found = self.files_of(name)
-            if found is None:
-                self.add_installed(name)
+            place = self.place_of(name)
+            if place is None:
                 continue
-            self.own.add(name)
-            self.files.update(found)
+            found = files_at(name, place, is_own)
+            if found:
+                self.own.add(name)
+                self.files.update(found)
+            else:
+                # Those in packages of the runtime_env are stored with these.
+                found = files_at(name, place, is_unpacked)
+            if not found:
+                self.installed[name] = version_of(name)
             for path in found.values():
                 if path.endswith(".py"):
                     new = imports_of(path, *stat_of(path)) - seen
                     seen |= new
                     pending += sorted(new)
 
-    def files_of(self, name: str) -> dict[str, str] | None:
-        """The files of a top-level module of the user's, or None if it is none of theirs."""
-        if name in sys.builtin_module_names or name in (PACKAGE_NAME, "__main__", "__mp_main__"):
+    def place_of(self, name: str) -> Place | None:
+        """Where a top-level module is; None if there is none, or all Pythons of workers have it."""
+        if name in sys.builtin_module_names or name in EVERYWHERE:
             return None
         module = sys.modules.get(name)
         if module is not None:
-            return files_of_module(name, module)
+            path = getattr(module, "__file__", None)
+            standard = name in sys.stdlib_module_names and not (path and is_own(path))
+            return None if standard else (path, tuple(getattr(module, "__path__", ())))
         if name in sys.stdlib_module_names:
             return None
-        return files_of_spec(name, find_spec(name, self.directories))
-
-    def add_installed(self, name: str) -> None:
-        if name in sys.stdlib_module_names or name in (PACKAGE_NAME, "ray", "__mp_main__"):
-            return
-        if is_importable(name):
-            self.installed[name] = version_of(name)
+        spec = find_spec(name, self.directories)
+        if spec is None:
+            return None
+        parts = tuple(spec.submodule_search_locations or ())
+        return spec.origin if spec.has_location else None, parts
 
 
-def files_of_module(name: str, module: ModuleType) -> dict[str, str] | None:
-    """The files of an imported module, or None if they are not the user's own."""
-    path = getattr(module, "__file__", None)
-    return files_at(name, path, getattr(module, "__path__", ()))
+#: The file of a module, or without one the directories of a namespace package.
+Place = tuple[str | None, tuple[str, ...]]
+
+#: What every worker has.
+EVERYWHERE = (PACKAGE_NAME, "ray", "__main__", "__mp_main__")
+
+
+def is_own(path: str) -> bool:
+    """Whether a file or directory is the user's own."""
+    return own_file(path) is not None
 
 
 def find_spec(name: str, directories: Iterable[str]) -> ModuleSpec | None:
@@ -89,26 +101,17 @@ def find_spec(name: str, directories: Iterable[str]) -> ModuleSpec | None:
         return None
 
 
-def files_of_spec(name: str, spec: ModuleSpec | None) -> dict[str, str] | None:
-    """As `files_of_module`, of one that is not imported yet."""
-    if spec is None:
-        return None
-    return files_at(
-        name, spec.origin if spec.has_location else None, spec.submodule_search_locations or ()
-    )
-
-
-def files_at(name: str, path: str | None, parts: Iterable[str]) -> dict[str, str] | None:
-    """The files of a module at a path, or without one of a namespace package with such parts; None
-    if they are not the user's, or not there: in an archive, for one."""
+def files_at(name: str, place: Place, belongs: Callable[[str], bool]) -> dict[str, str]:
+    """The files of a module; none if they do not belong, or are not there: in an archive, say."""
+    path, parts = place
     if path is None:
-        own = [part for part in parts if own_file(part) and os.path.isdir(part)]
         found: dict[str, str] = {}
-        for part in reversed(own):
-            found.update(files_below(name, part))
-        return found or None
-    if own_file(path) is None or not os.path.isfile(path):
-        return None
+        for part in reversed(parts):
+            if belongs(part) and os.path.isdir(part):
+                found.update(files_below(name, part))
+        return found
+    if not belongs(path) or not os.path.isfile(path):
+        return {}
     if os.path.basename(path) == "__init__.py":
         return files_below(name, os.path.dirname(path))
     return {os.path.basename(path): path}
@@ -201,8 +204,11 @@ def roots(main: ModuleType | None) -> set[str]:
 
 
 def is_own_module(module: Any) -> bool:
+    """Whether a module is the user's own; also if it is in a package of the runtime_env."""
     path = getattr(module, "__file__", None)
-    return bool(isinstance(path, str) and path.endswith(".py") and own_file(path))
+    if not isinstance(path, str) or not path.endswith(".py"):
+        return False
+    return is_own(path) or is_unpacked(path)
 
 
 def imports_typed(names: Mapping[str, Any]) -> set[str]:
