@@ -30,17 +30,18 @@ def test_what_ray_puts_first_comes_after_the_packages(path: list[str], expected:
 
 @pytest.mark.parametrize("worker", [True, False])
 def test_it_is_imported_before_the_one_that_is_installed(tmp_path: Path, worker: bool) -> None:
-    package, installed = tmp_path / "package", tmp_path / "installed"
-    package.mkdir()
-    installed.mkdir()
-    shutil.copy(order.__file__, package / f"{order.NAME}.py")
+    # A workflow that a task submits has its own package, and that of the task.
+    package, other, installed = (tmp_path / name for name in ("package", "other", "installed"))
+    for directory in (package, other, installed):
+        directory.mkdir()
+        shutil.copy(order.__file__, directory / f"{order.NAME}.py")
     (installed / f"{order.NAME}.py").write_text("print('installed')\n")
     script = tmp_path / (order.WORKER if worker else "main.py")
     script.write_text(
         "import sys, sitecustomize\n"
         "print(sitecustomize.__file__, [type(finder).__name__ for finder in sys.meta_path][:1])\n"
     )
-    paths = os.pathsep.join([str(package), str(installed)])
+    paths = os.pathsep.join([str(package), str(other), str(installed)])
     printed = subprocess.run(
         [sys.executable, str(script)],
         env={**os.environ, "PYTHONPATH": paths},

@@ -55,10 +55,13 @@ class WhenTheTaskIsThere:
 
 
 def import_next() -> None:
-    """Import the module of this name that would have been imported without this one."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    others = [entry for entry in sys.path if os.path.abspath(entry) != here]
-    spec = importlib.machinery.PathFinder.find_spec(NAME, others)
+    """Import the module of this name that would have been imported without this one.
+
+    Only from what comes after it: there may be several packages, each with one like this.
+    """
+    here = os.path.dirname(__file__)
+    after = sys.path[sys.path.index(here) + 1 :] if here in sys.path else []
+    spec = importlib.machinery.PathFinder.find_spec(NAME, after)
     if spec is None or spec.loader is None:
         return
     module = importlib.util.module_from_spec(spec)
