@@ -161,8 +161,11 @@ class Coordinator:
     # -- what drivers call -----------------------------------------------------------------
     # Errors are returned, not raised: Ray would wrap them, and their causes would be lost.
 
-    async def wait(self, make: Callable[[Reply], Request]) -> Any:
-        """Put a request to the loop and wait for its answer."""
+    def put(self, make: Callable[[Reply], Request]) -> asyncio.Future[Any]:
+        """Put a request to the loop; its answer to be.
+
+        At once, not when its turn among tasks comes: what a client calls next finds it there.
+        """
         events = asyncio.get_running_loop()
         future: asyncio.Future[Any] = events.create_future()
 
@@ -172,12 +175,12 @@ class Coordinator:
 
         request = make(lambda value: post(events, lambda: settle(value)))
         self.inbox.put(lambda: self.verbs.ask(request))
-        return await future
+        return future
 
     async def request(self, make: Callable[[Reply], Request]) -> Any:
-        """As `wait`, but not for ever."""
+        """Put a request to the loop and wait for its answer, but not for ever."""
         try:
-            return await asyncio.wait_for(self.wait(make), ANSWER_SECONDS)
+            return await asyncio.wait_for(self.put(make), ANSWER_SECONDS)
         except asyncio.TimeoutError:
             return self.why_no_answer()
 
@@ -201,13 +204,12 @@ class Coordinator:
 
         ``client`` watches those that are accepted, as if it had subscribed to them.
         """
-        waiting = [self.wait(self.submission(each, client)) for each in submissions]
-        tasks = [asyncio.ensure_future(one) for one in waiting]
-        _, late = await asyncio.wait(tasks, timeout=ANSWER_SECONDS)
-        for task in late:
-            task.cancel()
+        asked = [self.put(self.submission(each, client)) for each in submissions]
+        _, late = await asyncio.wait(asked, timeout=ANSWER_SECONDS)
+        for answer in late:
+            answer.cancel()
         reason = self.why_no_answer() if late else None
-        answers: list[Any] = [reason if task in late else task.result() for task in tasks]
+        answers: list[Any] = [reason if each in late else each.result() for each in asked]
         return Submitted(self.holder.holder_id, answers)
 
     def submission(
@@ -244,7 +246,7 @@ class Coordinator:
 
     async def watch_one(self, workflow_id: str, after: int | None) -> Any:
         """Wait for one workflow, as in `WatchRequest`: a `Watched`."""
-        return await self.wait(lambda reply: WatchRequest(workflow_id, reply, after))
+        return await self.put(lambda reply: WatchRequest(workflow_id, reply, after))
 
     async def subscribe(self, client: str, life: str, added: list[tuple[str, int | None]]) -> str:
         """Add watches, ``(workflow id, after)`` as in `WatchRequest`, to those of a client.
