@@ -23,7 +23,9 @@ ROOT = Path(__file__).parents[2]
 class DriverProcess:
     """A driver script in its own process group; used as a context, it leaves nothing running."""
 
-    def __init__(self, directory: Path, code: str, **env: str) -> None:
+    def __init__(
+        self, directory: Path, code: str, *, python: str = sys.executable, **env: str
+    ) -> None:
         self.path = directory / "driver.py"
         self.path.write_text(textwrap.dedent(code))
         self.output = directory / "driver.log"
@@ -41,7 +43,7 @@ class DriverProcess:
         }
         with self.output.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, str(self.path)],
+                [python, str(self.path)],
                 cwd=directory,
                 env=environment,
                 stdout=log,
