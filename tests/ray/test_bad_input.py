@@ -401,6 +401,7 @@ def test_a_storage_that_cannot_be_used_starts_nothing(tmp_path: Path) -> None:
     code = f"""
         import ray, ray_workflows as workflow
         from ray_workflows._client.connection import find_coordinator
+        from tests.ray.start import start_cluster
         def refused(storage):
             try:
                 workflow.init(storage)
@@ -411,8 +412,7 @@ def test_a_storage_that_cannot_be_used_starts_nothing(tmp_path: Path) -> None:
         # A Ray that was started for it ends with it.
         refused({str(tmp_path / "file")!r})
         assert not ray.is_initialized()
-        ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False,
-                 _node_ip_address="127.0.0.1")
+        start_cluster(num_cpus=1)
         refused({str(tmp_path / "file")!r})
         refused({str(tmp_path / "file" / "below")!r})
         refused("/proc/nothing")
@@ -445,8 +445,8 @@ def test_pending_workflows(tmp_path: Path) -> None:
         import ray, ray_workflows as workflow
         from tests.ray.marks import Gate, Marks
         from tests.ray.test_crashes import held, step
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,
-                 _node_ip_address="127.0.0.1")
+        from tests.ray.start import start_cluster
+        start_cluster(num_cpus=2)
         workflow.init({str(tmp_path / "store")!r}, max_running_workflows=1)
         gate, marks = Gate({str(tmp_path / "gate")!r}), Marks({str(tmp_path / "marks")!r})
         first = workflow.run_async(held.bind(marks, gate, 1), workflow_id="first")

@@ -282,6 +282,7 @@ def test_a_laptop_that_rebooted(tmp_path: Path, marks: Marks, gate: Gate) -> Non
         import ray, ray_workflows as workflow
         from report import Report
         from tests.ray.marks import Gate, Marks
+        from tests.ray.start import start_cluster
         marks, gate = Marks({marks.directory!r}), Gate({gate.path!r})
 
         @ray.remote
@@ -296,7 +297,7 @@ def test_a_laptop_that_rebooted(tmp_path: Path, marks: Marks, gate: Gate) -> Non
             gate.wait()
             return Report([value, 2])
 
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        start_cluster(num_cpus=2)
         workflow.init({store!r})
         workflow.run(second.bind(first.bind()), workflow_id="report")
     """
