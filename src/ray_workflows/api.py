@@ -306,7 +306,9 @@ def resume_all(include_failed: bool = False) -> list[tuple[str, ray.ObjectRef[An
     return workflows.resume_all(include_failed)
 
 
-def fork(workflow_id: str, from_task: str, new_id: str | None = None) -> str:
+def fork(
+    workflow_id: str, from_task: str, new_id: str | None = None, *, strict: bool = True
+) -> str:
     """Run a workflow again from one of its tasks, as a new workflow.
 
     That task and all that comes of it run again; every other result is kept and not made again.
@@ -317,6 +319,7 @@ def fork(workflow_id: str, from_task: str, new_id: str | None = None) -> str:
         workflow_id: the workflow to fork.
         from_task: id of the task to run again; tasks of continuations too.
         new_id: id of the new workflow. Default: a generated one.
+        strict: False starts it although something that it needs is not here.
 
     Returns:
         The id of the new workflow. It is durable, and it is running or pending.
@@ -324,6 +327,7 @@ def fork(workflow_id: str, from_task: str, new_id: str | None = None) -> str:
     Raises:
         WorkflowNotFoundError: there is no such workflow, or no such task in it.
         WorkflowAlreadyExistsError: the new id is in use. (It is a ValueError.)
+        EnvironmentMismatchError: what it needs is not here, as for `resume`.
 
     Examples:
         >>> import ray, ray_workflows as workflow
@@ -342,7 +346,7 @@ def fork(workflow_id: str, from_task: str, new_id: str | None = None) -> str:
     """
     if not isinstance(from_task, str):
         raise TypeError(f"from_task must be a task id, not {type(from_task).__name__}.")
-    return workflows.fork(workflow_id, from_task, new_id)
+    return workflows.fork(workflow_id, from_task, new_id, strict)
 
 
 def get_output(workflow_id: str, *, task_id: str | None = None) -> Any:
@@ -390,7 +394,8 @@ def get_metadata(workflow_id: str, task_id: str | None = None) -> dict[str, Any]
 
 
 def get_environment(workflow_id: str) -> EnvironmentInfo:
-    """What a workflow remembers of where it was submitted: versions, packages, code, runtime_env.
+    """What a workflow remembers of where it was submitted: versions, packages, code, runtime_env;
+    and how that differs from what is here.
 
     Raises:
         WorkflowNotFoundError: there is no such workflow. (It is a ValueError.)

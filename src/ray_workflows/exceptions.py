@@ -276,8 +276,9 @@ class EnvironmentMismatchError(PicklableWorkflowError):
     def __init__(self, workflow_id: str, differences: Sequence[str] = ()):
         listed = "".join(f"\n  - {difference}" for difference in differences)
         super().__init__(
-            f"Workflow '{workflow_id}' was not resumed, because it needs what is not here:{listed}"
-            f"\nTo go on nevertheless: resume({workflow_id!r}, strict=False)."
+            f"Workflow '{workflow_id}' needs what is not here, and nothing was started:{listed}"
+            f"\nTo go on nevertheless: resume({workflow_id!r}, strict=False), or "
+            f"fork(..., strict=False)."
         )
         self.workflow_id = workflow_id
         self.differences: tuple[str, ...] = tuple(differences)

@@ -26,7 +26,9 @@ OWN_CODE = {"PYTHONUSERBASE": ""}
 class DriverProcess:
     """A driver script in its own process group; used as a context, it leaves nothing running."""
 
-    def __init__(self, directory: Path, code: str, **env: str) -> None:
+    def __init__(
+        self, directory: Path, code: str, *, python: str = sys.executable, **env: str
+    ) -> None:
         self.path = directory / "driver.py"
         self.path.write_text(textwrap.dedent(code))
         self.output = directory / "driver.log"
@@ -45,7 +47,7 @@ class DriverProcess:
         }
         with self.output.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, str(self.path)],
+                [python, str(self.path)],
                 cwd=directory,
                 env=environment,
                 stdout=log,

@@ -85,6 +85,8 @@ def submit_request(submission: Submission, reply: Reply) -> SubmitRequest:
         submission.request_id,
         submission.timeout,
         None if fork is None else tuple(decode_entry(fork, where="fork")),
+        submission.change,
+        asks_first=submission.change is None,
     )
 
 
@@ -199,7 +201,8 @@ class Coordinator:
         )
 
     async def submit(self, submissions: list[Submission], client: str | None = None) -> Submitted:
-        """Create or resume workflows: for each `Accepted`, `Finished` or an error.
+        """Create or resume workflows: for each `Accepted`, `Finished`, `Stopped`
+        or an error.
 
         ``client`` watches those that are accepted, as if it had subscribed to them.
         """

@@ -18,7 +18,7 @@ Reply = Callable[[Any], None]
 
 class Submission(msgspec.Struct, frozen=True):
     """A workflow on its way from a driver. ``plan`` and ``fork`` are encoded: the plan, and what a
-    fork knows of its tasks from the start."""
+    fork knows of its tasks from the start. ``change``: how a stored one goes on."""
 
     workflow_id: str
     incarnation: str
@@ -27,6 +27,7 @@ class Submission(msgspec.Struct, frozen=True):
     timeout: float | None
     request_id: str
     fork: bytes | None = None
+    change: EnvironmentChange | None = None
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -40,6 +41,7 @@ class SubmitRequest(Request, frozen=True):
     """Create a workflow, or resume the one of this id. Repeating it with its id is harmless.
 
     ``fork``: what it knows of its tasks from the start. A fork does not resume what is there.
+    ``change``: how a stored one goes on. ``asks_first``: its driver wants to look at that before.
     """
 
     incarnation: str
@@ -48,6 +50,8 @@ class SubmitRequest(Request, frozen=True):
     request_id: str
     timeout: float | None = None
     fork: tuple[Event, ...] | None = None
+    change: EnvironmentChange | None = None
+    asks_first: bool = False
 
 
 class ResumeRequest(Request, frozen=True):
@@ -96,6 +100,11 @@ class Accepted(msgspec.Struct, frozen=True):
     same_plan: bool = True
 
 
+class Stopped(msgspec.Struct, frozen=True):
+    """There is such a workflow, and nobody drives it: whether it can go on here is the driver's to
+    find out, who has what may be missing."""
+
+
 class Finished(msgspec.Struct, frozen=True):
     """There is nothing to run: the workflow has succeeded before."""
 
@@ -114,7 +123,10 @@ class Watched(msgspec.Struct, frozen=True):
 
 
 class Submitted(msgspec.Struct, frozen=True):
-    """What became of several submissions: an answer to each, by the holder of this id."""
+    """What became of several submissions: an answer to each, by the holder of this id.
+
+    On its way to the driver there may be `Stopped` among them.
+    """
 
     holder_id: str
     answers: list[Accepted | Finished | Exception]

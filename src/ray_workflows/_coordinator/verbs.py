@@ -19,6 +19,7 @@ from ray_workflows._coordinator.requests import (
     Request,
     ResumeRequest,
     SignalRequest,
+    Stopped,
     SubmitRequest,
     Watched,
     WatchRequest,
@@ -26,11 +27,9 @@ from ray_workflows._coordinator.requests import (
 from ray_workflows._coordinator.workflow import Workflow, answer
 from ray_workflows._engine.decide import TAKES_SIGNALS
 from ray_workflows._engine.state import WorkflowState
-from ray_workflows._environment.compare import obstacles_here
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.exceptions import (
-    EnvironmentMismatchError,
     SignalRefusedError,
     WorkflowAlreadyExistsError,
     WorkflowAlreadyRunningError,
@@ -155,8 +154,9 @@ class Verbs:
         if not start and not self.loop.room.to_wait():
             answer(request.reply, queue.Full("Workflow queue has been full"))
             return
-        change = request.change if isinstance(request, ResumeRequest) else None
-        workflow.inputs.append(inp.Resume(holder=self.loop.holder_id, start=start, change=change))
+        workflow.inputs.append(
+            inp.Resume(holder=self.loop.holder_id, start=start, change=request.change)
+        )
         workflow.answers.append((request, accepted(request, workflow.state)))
         if not start:
             self.loop.room.waiting.append(workflow.workflow_id)
@@ -182,21 +182,10 @@ class Verbs:
             return
         storage = self.loop.storage
 
-        def work() -> tuple[Recovered | None, Claims, list[str]]:
-            found = recover(storage, request.workflow_id)
-            return found, self.lease.read_claims(), self.obstacles(request, found)
+        def work() -> tuple[Recovered | None, Claims]:
+            return recover(storage, request.workflow_id), self.lease.read_claims()
 
         self.loop.io.call(work, lambda result: self.fetched(request.workflow_id, result))
-
-    def obstacles(self, request: Request, found: Recovered | None) -> list[str]:
-        """What keeps a workflow that is run again from going on here. Who resumes it has looked
-        at that before. Blocks: call it through `Io`."""
-        if found is None or not isinstance(request, SubmitRequest) or request.fork is not None:
-            return []
-        state = found.state
-        options = [option for frame in state.frames.values() for option in frame.plan.options]
-        task_envs = [option.ray.get("runtime_env") or {} for option in options]
-        return obstacles_here(self.loop.storage, state.environment, task_envs)
 
     def fetched(self, workflow_id: str, result: Any) -> None:
         for index, request in enumerate(self.fetching.pop(workflow_id)):
@@ -207,9 +196,7 @@ class Verbs:
             else:
                 self.take_fetched(request, *result)
 
-    def take_fetched(
-        self, request: Request, found: Recovered | None, claims: Claims, obstacles: list[str]
-    ) -> None:
+    def take_fetched(self, request: Request, found: Recovered | None, claims: Claims) -> None:
         if found is None:
             if isinstance(request, SubmitRequest):
                 self.create(request)
@@ -232,7 +219,7 @@ class Verbs:
         elif isinstance(request, DeleteRequest):
             self.delete(request, found, status)
         elif isinstance(request, (SubmitRequest, ResumeRequest)):
-            self.resume_fetched(request, found, status, obstacles)
+            self.resume_fetched(request, found, status)
 
     def leave_signal(
         self, request: SignalRequest, found: Recovered, status: WorkflowStatus
@@ -279,7 +266,6 @@ class Verbs:
         request: SubmitRequest | ResumeRequest,
         found: Recovered,
         status: WorkflowStatus,
-        obstacles: list[str],
     ) -> None:
         state = found.state
         submitted = isinstance(request, SubmitRequest)
@@ -303,8 +289,8 @@ class Verbs:
             # Ours, and not in hand: a submission that took effect after it was given up, for one.
             self.lease.take(found)
             self.ask(request)
-        elif obstacles:
-            answer(request.reply, EnvironmentMismatchError(request.workflow_id, obstacles))
+        elif submitted and request.asks_first and not repeated:  # type: ignore[union-attr]
+            answer(request.reply, Stopped())
         else:
             workflow = Workflow(state, found.seq, found.row)
             self.resume(workflow, request)

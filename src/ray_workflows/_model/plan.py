@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -56,6 +57,11 @@ class TaskOptions(msgspec.Struct, frozen=True, array_like=True):
     retry_timeouts: bool = True
     batch: bool = True
     signal: str = ""
+
+    def with_ray(self, given: Mapping[str, Any]) -> TaskOptions:
+        """With some of Ray's options laid over; one that is None is taken away."""
+        ray = {k: v for k, v in {**self.ray, **given}.items() if v is not None}
+        return msgspec.structs.replace(self, ray=ray)
 
 
 class Function(msgspec.Struct, frozen=True, array_like=True):
