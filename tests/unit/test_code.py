@@ -97,6 +97,8 @@ def test_ignored_modules_that_are_imported_belong_to_it(
     # Somebody who keeps a home directory in git ignores all of it.
     (project / ".gitignore").write_text("*\n")
     assert "rw_pkg/data/big.dat" in reach(project / "src", "rw_pkg").files
+    (project / "src").rename(project / "venv")
+    assert "rw_pkg/data/big.dat" in reach(project / "venv", "rw_pkg").files
 
 
 def test_links_are_followed_to_code_alone(
