@@ -19,8 +19,8 @@ from tests.ray.processes import ROOT, DriverProcess
 
 INIT = """
 import ray, sys
-ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,
-         logging_level="ERROR", _node_ip_address="127.0.0.1", runtime_env={runtime_env})
+from tests.ray.start import start_cluster
+start_cluster(num_cpus=2, runtime_env={runtime_env})
 import ray_workflows as workflow
 workflow.init({storage!r})
 """
@@ -226,6 +226,7 @@ WITH_PACKAGE = """
 import ray, sys
 from ray.cluster_utils import Cluster
 from tests.ray.marks import Gate, Marks, wait_until
+from tests.ray.start import few_processes
 import ray_workflows as workflow
 from ray.util.scheduling_strategies import (
     NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy)
@@ -244,14 +245,15 @@ def early(marks):
 @ray.remote(num_cpus=1, resources={{"new": 1}})
 def late(value):
     import os, packed
-    return value, packed.NAME, sorted(os.listdir(".")), packed.__file__
+    # Python may have left there what it compiled.
+    return value, packed.NAME, sorted({{*os.listdir(".")}} - {{"__pycache__"}}), packed.__file__
 """
 
 GOES_ON = (
     WITH_PACKAGE
     + """
-cluster = Cluster(initialize_head=True,
-                  head_node_args=dict(num_cpus=1, include_dashboard=False))
+with few_processes():
+    cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1))
 connect(cluster.address, {project!r})
 held = late.bind(early.bind(Marks({marks!r})))
 ref = workflow.run_async(held, workflow_id="w")

@@ -13,7 +13,7 @@ import ray
 from ray.dag import DAGNode
 
 from ray_workflows._capture.dag import check_root
-from ray_workflows._client import environments, reads, removal
+from ray_workflows._client import environments, reads, removal, signals
 from ray_workflows._client.connection import Connection, connect
 from ray_workflows._client.drafts import Drafts
 from ray_workflows._client.environments import Remembered, Wishes
@@ -211,6 +211,14 @@ def resume_all(include_failed: bool) -> list[tuple[str, ray.ObjectRef]]:
             logger.error("Workflow '%s' could not be resumed: %s", workflow_id, error)
             resumed.append((workflow_id, ray.put(OutputError(error))))
     return resumed
+
+
+# -- signals -------------------------------------------------------------------------------
+
+
+def signal(workflow_id: str, name: str, value: Any, signal_id: str | None) -> None:
+    validate_workflow_id(workflow_id)
+    signals.send(connect(), workflow_id, name, value, signal_id)
 
 
 # -- stop and remove -----------------------------------------------------------------------

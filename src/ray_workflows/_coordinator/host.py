@@ -32,6 +32,7 @@ from ray_workflows._coordinator.requests import (
     Reply,
     Request,
     ResumeRequest,
+    SignalRequest,
     Submission,
     SubmitRequest,
     Submitted,
@@ -43,6 +44,7 @@ from ray_workflows._coordinator.verbs import Verbs
 from ray_workflows._executor.ray_tasks import RayExecutor
 from ray_workflows._model.inputs import AttemptRuns
 from ray_workflows._model.plan import EnvironmentChange
+from ray_workflows._model.values import Value
 from ray_workflows.exceptions import (
     CoordinatorUnavailableError,
     StorageError,
@@ -239,6 +241,14 @@ class Coordinator:
     async def cancel(self, workflow_id: str) -> Any:
         """Cancel a workflow: None or an error."""
         return await self.request(lambda reply: CancelRequest(workflow_id, reply))
+
+    async def signal(
+        self, workflow_id: str, name: str, signal_id: str, value: Value, incarnation: str
+    ) -> Any:
+        """Give a workflow a signal: None or an error."""
+        return await self.request(
+            lambda reply: SignalRequest(workflow_id, reply, name, signal_id, value, incarnation)
+        )
 
     async def delete(self, workflow_id: str) -> Any:
         """Delete a workflow: None or an error."""

@@ -10,7 +10,7 @@ import msgspec
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.events import Event
 from ray_workflows._model.plan import EnvironmentChange, Plan
-from ray_workflows._model.values import Outcome
+from ray_workflows._model.values import Outcome, Value
 
 #: Takes the answer, or the exception that is the answer.
 Reply = Callable[[Any], None]
@@ -67,6 +67,16 @@ class CancelRequest(Request, frozen=True):
 
 class DeleteRequest(Request, frozen=True):
     """Delete a workflow that nobody drives."""
+
+
+class SignalRequest(Request, frozen=True):
+    """Give a workflow a signal. ``incarnation``: which one it is that has the blobs of the value;
+    empty if there are none."""
+
+    name: str
+    signal_id: str
+    value: Value
+    incarnation: str = ""
 
 
 class WatchRequest(Request, frozen=True):

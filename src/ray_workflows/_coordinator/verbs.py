@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -17,16 +18,19 @@ from ray_workflows._coordinator.requests import (
     Finished,
     Request,
     ResumeRequest,
+    SignalRequest,
     Stopped,
     SubmitRequest,
     Watched,
     WatchRequest,
 )
 from ray_workflows._coordinator.workflow import Workflow, answer
+from ray_workflows._engine.decide import TAKES_SIGNALS
 from ray_workflows._engine.state import WorkflowState
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.exceptions import (
+    SignalRefusedError,
     WorkflowAlreadyExistsError,
     WorkflowAlreadyRunningError,
     WorkflowNotFoundError,
@@ -62,13 +66,18 @@ class Verbs:
 
     def take(self, request: Request, about_another: Callable[[Any], None]) -> None:
         workflow = self.loop.workflows.get(request.workflow_id)
+        guest = self.loop.guests.get(request.workflow_id)
+        if workflow is None and guest is not None and guest.broken is None:
+            # Signals may go with those that are being left there, so that not each has to read the
+            # journal; all others have their turn, in order, when it is let go.
+            workflow = guest if not isinstance(request, WatchRequest) else None
         if workflow is not None:
             if isinstance(request, WatchRequest):
                 workflow.watchers.append(request)
             else:
                 workflow.requests.append(request)
             self.loop.touch(workflow)
-        elif not self.lease.recovered or request.workflow_id in self.loop.guests:
+        elif not self.lease.recovered or guest is not None:
             # Who asks about a workflow that we are about to take over must not be told that it
             # is nobody's.
             self.loop.after(SOON, lambda: self.take(request, about_another))
@@ -81,6 +90,7 @@ class Verbs:
 
     def take_requests(self, workflow: Workflow) -> None:
         """Turn requests about a workflow in hand into inputs and answers."""
+        self.take_signals(workflow)
         state = workflow.state
         drains = state.status is WorkflowStatus.FAILED
         while workflow.requests and (drains or not workflow.settled) and not workflow.guest:
@@ -99,6 +109,33 @@ class Verbs:
                 return
             elif isinstance(request, (SubmitRequest, ResumeRequest)):
                 self.take_again(workflow, request)
+
+    def take_signals(self, workflow: Workflow) -> None:
+        """Turn the signals among the requests into inputs, unless the workflow takes none: then it
+        is let go, and they are answered after reading it.
+
+        They are decided on before all else. Otherwise the workflow could end in the same step,
+        and a signal be acknowledged that is not kept.
+        """
+        if workflow.state.status not in TAKES_SIGNALS:
+            return
+        signals: list[SignalRequest] = []
+        others: deque[Request] = deque()
+        for request in workflow.requests:
+            # A stream of signals keeps nobody waiting who is to be answered after it is let go.
+            if isinstance(request, SignalRequest) and not (workflow.guest and others):
+                signals.append(request)
+            else:
+                others.append(request)
+        workflow.requests = others
+        inputs: list[inp.Input] = []
+        for request in signals:
+            if is_for_another(request, workflow.state):
+                answer(request.reply, WorkflowNotFoundError(request.workflow_id))
+                continue
+            inputs.append(inp.Signal(request.name, request.signal_id, request.value))
+            workflow.answers.append((request, None))
+        workflow.inputs.extendleft(reversed(inputs))
 
     def take_again(self, workflow: Workflow, request: SubmitRequest | ResumeRequest) -> None:
         state = workflow.state
@@ -177,10 +214,27 @@ class Verbs:
             workflow.answers.append((request, None))
             self.loop.hold(workflow)
             self.loop.touch(workflow)
+        elif isinstance(request, SignalRequest):
+            self.leave_signal(request, found, status)
         elif isinstance(request, DeleteRequest):
             self.delete(request, found, status)
         elif isinstance(request, (SubmitRequest, ResumeRequest)):
             self.resume_fetched(request, found, status)
+
+    def leave_signal(
+        self, request: SignalRequest, found: Recovered, status: WorkflowStatus
+    ) -> None:
+        """Leave a signal in the journal of a workflow that is not in hand."""
+        if is_for_another(request, found.state):
+            answer(request.reply, WorkflowNotFoundError(request.workflow_id))
+        elif found.state.status not in TAKES_SIGNALS:
+            error = SignalRefusedError(request.workflow_id, request.name, status)
+            answer(request.reply, error)
+        else:
+            workflow = Workflow(found.state, found.seq, found.row, guest=True)
+            workflow.requests.append(request)
+            self.loop.hold(workflow)
+            self.loop.touch(workflow)
 
     def create(self, request: SubmitRequest) -> None:
         loop = self.loop
@@ -263,6 +317,11 @@ class Verbs:
                 self.ask(request)
 
         self.loop.io.call(work, then)
+
+
+def is_for_another(request: SignalRequest, state: WorkflowState) -> bool:
+    """Whether the value's blobs are those of a workflow that had the id before."""
+    return request.incarnation not in ("", state.incarnation)
 
 
 def is_fork(request: Request) -> bool:
