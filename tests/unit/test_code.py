@@ -66,13 +66,16 @@ def test_of_a_directory_without_init_modules_alone(project: Path) -> None:
     assert sorted(reach(project, "rw_space.part".partition(".")[0]).files) == ["rw_space/part.py"]
 
 
-def test_a_directory_of_data_is_no_module(project: Path) -> None:
+def test_a_directory_of_data_is_no_module(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Python takes an installed one before a directory without ``__init__``."""
-    (project / "moto").mkdir()
-    (project / "moto" / "script.py").write_text("")
-    reached = reach(project, "moto")
+    installed = project / "site-packages"
+    for path in (project / "rw_data" / "script.py", installed / "rw_data" / "__init__.py"):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    monkeypatch.syspath_prepend(str(installed))
+    reached = reach(project, "rw_data")
     assert reached.files == {}
-    assert reached.installed["moto"]
+    assert "rw_data" in reached.installed
 
 
 def test_ignored_modules_that_are_imported_belong_to_it(
@@ -97,6 +100,8 @@ def test_ignored_modules_that_are_imported_belong_to_it(
     # Somebody who keeps a home directory in git ignores all of it.
     (project / ".gitignore").write_text("*\n")
     assert "rw_pkg/data/big.dat" in reach(project / "src", "rw_pkg").files
+    (project / "src").rename(project / "venv")
+    assert "rw_pkg/data/big.dat" in reach(project / "venv", "rw_pkg").files
 
 
 def test_links_are_followed_to_code_alone(

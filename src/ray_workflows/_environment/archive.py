@@ -71,14 +71,15 @@ def walk(
         follows: whether a link to a directory is followed; by default each is, as Ray does.
     """
     walking = Walk(top, follows)
-    matchers: Matchers = [("", git_matcher([*NEVER, *default_excludes(), *excludes]))]
+    matchers: Matchers = []
     above = ""
     for part in filter(None, inside.split("/")):
         matchers += ignored(top, above)
         above = f"{above}/{part}" if above else part
         if any(excluded(above, kind, matcher) for matcher in matchers for kind in (True, False)):
             # It is wanted all the same, whatever is said about it further up.
-            matchers = matchers[:1]
+            matchers = []
+    matchers.append((inside, git_matcher([*NEVER, *default_excludes(), *excludes])))
     start = len(inside) + 1 if inside else 0
     real = os.path.realpath(os.path.join(top, inside))
     for name, path in walking.below(inside, matchers, (real,)):
