@@ -46,9 +46,8 @@ PYTHONS = {
     DISK: ("BENCH_PYTHON", sys.executable),
 }
 
-#: Time for a peer to start its cluster, and for one round, in seconds.
+#: Time for a peer to start its cluster, in seconds.
 START_SECONDS = 90.0
-ROUND_SECONDS = 240.0
 
 
 class PeerLost(Exception):
@@ -115,7 +114,7 @@ class Peer:
             self.process.stdin.flush()
         except OSError as error:
             raise PeerLost(str(error)) from None
-        answer = self.answer(ROUND_SECONDS)
+        answer = self.answer(workload.seconds)
         assert "error" not in answer, answer["error"]
         expected = workload.expected(size)
         assert answer["result"] == expected, f"result {answer['result']!r}, not {expected!r}"

@@ -46,6 +46,8 @@ class Workload:
     quick: int
     expected: Callable[[int], Any]
     targets: tuple[Speed | Limit, ...] = ()
+    #: How long one round may take.
+    seconds: float = 240.0
     #: Of a series that shows how speed and memory change with size.
     scaling: bool = False
 
@@ -69,6 +71,7 @@ def scale(size: int) -> Workload:
         peers,
         size if size <= 1_000 else 1_000,
         sum_below,
+        seconds=1200.0,
         scaling=True,
     )
 

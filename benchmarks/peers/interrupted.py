@@ -15,7 +15,7 @@ from ray_workflows._engine.decide import decide
 from ray_workflows._engine.evolve import evolve
 from ray_workflows._engine.state import WorkflowState
 from ray_workflows._engine.summary import catalog_row
-from ray_workflows._environment.capture import capture_environment
+from ray_workflows._environment.snapshot import take_snapshot
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.catalog import Append
 from ray_workflows._model.plan import Plan
@@ -59,7 +59,7 @@ def capture(storage: Storage, incarnation: str, path: str, size: int) -> Plan:
     return capture_plan(
         total.bind(*(marked_total.bind(path, *group) for group in marks)),
         writer=ValueWriter(storage, incarnation),
-        environment=capture_environment(),
+        environment=take_snapshot(storage, storage.url),
         prefix="plan",
     )
 
