@@ -13,10 +13,10 @@ from ray.dag import DAGNode
 
 from ray_workflows._capture.dag import capture_plan
 from ray_workflows._capture.values import ValueWriter
-from ray_workflows._client.connection import Connection
+from ray_workflows._client.connection import CALL_SECONDS, Connection
 from ray_workflows._client.forks import Fork
 from ray_workflows._codec.journal import encode_entry, encode_plan
-from ray_workflows._coordinator.requests import Accepted, Submission, Submitted
+from ray_workflows._coordinator.requests import Accepted, Submission, Submitted, seconds_more
 from ray_workflows._environment.snapshot import remember_options, share, take_snapshot
 from ray_workflows._environment.store import workflow_incarnation
 from ray_workflows._model.plan import Environment
@@ -118,7 +118,7 @@ class Drafts:
         """
         if not self.submissions:
             return Submitted("", [])
-        return self.take(self.connection.answer(self.ask(client)))
+        return self.take(self.answer(self.ask(client)))
 
     def send_watched(self) -> tuple[Submitted, ray.ObjectRef]:
         """As `send`, of one: also a watch of it, as in `Connection.watch`."""
@@ -126,10 +126,15 @@ class Drafts:
         asked = self.ask(None)
         # Calls of one caller are taken in order: it is in hand when the watch comes.
         watch = self.connection.watch(submission.workflow_id, None)
-        return self.take(self.connection.answer(asked)), watch
+        return self.take(self.answer(asked)), watch
 
     def ask(self, client: str | None) -> ray.ObjectRef:
         return self.connection.coordinator.submit.remote(self.submissions, client)
+
+    def answer(self, asked: ray.ObjectRef) -> Submitted:
+        seconds = CALL_SECONDS + seconds_more(self.submissions)
+        submitted: Submitted = self.connection.answer(asked, seconds)
+        return submitted
 
     def take(self, submitted: Submitted) -> Submitted:
         """Remove what was written for those that were refused, and warn of other plans."""

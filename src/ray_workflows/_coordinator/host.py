@@ -37,6 +37,7 @@ from ray_workflows._coordinator.requests import (
     Submitted,
     Watched,
     WatchRequest,
+    seconds_more,
 )
 from ray_workflows._coordinator.room import Limits
 from ray_workflows._coordinator.verbs import Verbs
@@ -177,7 +178,7 @@ class Coordinator:
         except asyncio.TimeoutError:
             return self.why_no_answer()
 
-    def why_no_answer(self) -> Exception:
+    def why_no_answer(self, seconds: float = ANSWER_SECONDS) -> Exception:
         reason = self.loop.storage_error or self.loop.commit_error
         if isinstance(reason, StorageError):
             return reason
@@ -187,7 +188,7 @@ class Coordinator:
                 f"acknowledged is lost; work goes on when it returns."
             )
         return CoordinatorUnavailableError(
-            f"The coordinator did not answer within {ANSWER_SECONDS:.0f} s. Try again; if it "
+            f"The coordinator did not answer within {seconds:.0f} s. Try again; if it "
             f"stays so, look into the log of the actor '{ACTOR_NAME}' ({NAMESPACE})."
         )
 
@@ -198,10 +199,11 @@ class Coordinator:
         """
         waiting = [self.wait(self.submission(each, client)) for each in submissions]
         tasks = [asyncio.ensure_future(one) for one in waiting]
-        _, late = await asyncio.wait(tasks, timeout=ANSWER_SECONDS)
+        seconds = ANSWER_SECONDS + seconds_more(submissions)
+        _, late = await asyncio.wait(tasks, timeout=seconds)
         for task in late:
             task.cancel()
-        reason = self.why_no_answer() if late else None
+        reason = self.why_no_answer(seconds) if late else None
         answers: list[Any] = [reason if task in late else task.result() for task in tasks]
         return Submitted(self.holder.holder_id, answers)
 

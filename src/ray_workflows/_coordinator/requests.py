@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -16,6 +16,11 @@ from ray_workflows._model.values import Outcome
 Reply = Callable[[Any], None]
 
 
+#: How much longer than other requests a submission may take, in seconds for each byte of it. A
+#: million tasks are 80 MB, and are decided, folded and committed in 8 s where nothing else runs.
+SECONDS_PER_BYTE = 1e-6
+
+
 class Submission(msgspec.Struct, frozen=True):
     """A workflow on its way from a driver. ``plan`` and ``fork`` are encoded: the plan, and what a
     fork knows of its tasks from the start."""
@@ -27,6 +32,16 @@ class Submission(msgspec.Struct, frozen=True):
     timeout: float | None
     request_id: str
     fork: bytes | None = None
+
+    @property
+    def size(self) -> int:
+        """How many bytes are to be read."""
+        return len(self.plan) + len(self.fork or b"")
+
+
+def seconds_more(submissions: Iterable[Submission]) -> float:
+    """How much longer these may take, all together, than any other request."""
+    return SECONDS_PER_BYTE * sum(submission.size for submission in submissions)
 
 
 class Request(msgspec.Struct, frozen=True):
