@@ -7,6 +7,7 @@ checked.
 
     python benchmarks/compare.py [--rounds 5] [--only fan_out,chain] [--peers ours,plain_ray]
     python benchmarks/compare.py --quick      # does the benchmark itself work?
+    python benchmarks/compare.py --draw docs/benchmarks.json --markdown docs/benchmarks.md
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 sys.path[:0] = [str(ROOT), str(HERE)]
 
-from report import write_report  # noqa: E402
-from workloads import DBOS, DISK, EXTRA, OLD, OURS, PLAIN, WORKLOADS, Workload  # noqa: E402
+from report import write_page, write_report  # noqa: E402
+from workloads import DBOS, DISK, OLD, OURS, PLAIN, WORKLOADS, Workload  # noqa: E402
 
 from tests.ray.processes import LOOPBACK, descendants, is_running  # noqa: E402
 
@@ -187,7 +188,7 @@ class Comparison:
             for name in order:
                 self.run_one(workload, name, min(sizes[name], workload.quick), found)
                 found[name]["rounds"].clear()
-        for number in range(1 if quick else self.options.rounds):
+        for number in range(1 if quick else min(self.options.rounds, workload.rounds)):
             turn = number % max(1, len(order))
             for name in order[turn:] + order[:turn]:
                 self.run_one(workload, name, sizes[name], found)
@@ -268,6 +269,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--directory", type=Path, default=ROOT / "build", help="for storages; on a real disk"
     )
+    parser.add_argument("--draw", type=Path, help="measure nothing; the page of such a file")
     return parser.parse_args()
 
 
@@ -283,7 +285,12 @@ def chosen(text: str | None, known: list[str], default: list[str], what: str) ->
 
 def main() -> None:
     options = parse()
-    every = {workload.name: workload for workload in (*WORKLOADS, *EXTRA)}
+    every = {workload.name: workload for workload in WORKLOADS}
+    if options.draw:
+        outcome = json.loads(options.draw.read_text())
+        known = [each for name, each in every.items() if name in outcome["measured"]]
+        write_page(options.markdown or options.draw.with_suffix(".md"), outcome, known)
+        return
     usual = [workload.name for workload in WORKLOADS]
     if options.quick:
         usual = [name for name in usual if not every[name].scaling or name == "scale_100"]
@@ -322,7 +329,7 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps(outcome, indent=1) + "\n")
     if options.markdown:
-        options.markdown.write_text(text)
+        write_page(options.markdown, outcome, workloads)
     wrong = [
         f"{name} of {workload}: {record['error']}"
         for workload, records in comparison.measured.items()

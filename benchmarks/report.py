@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import statistics
+from pathlib import Path
 from typing import Any
 
+from plot import Line, log_log
 from workloads import DBOS, DISK, OLD, OURS, PLAIN, Limit, Speed, Workload
 
 NAMES = {
@@ -129,6 +131,42 @@ def scaling_table(workloads: list[Workload], measured: dict[str, Records]) -> li
         size = records[OURS]["size"]
         lines.append(row([f"{size:,}", times, number(detail(records, "coordinator_mib"))]))
     return lines
+
+
+def plots(workloads: list[Workload], measured: dict[str, Records]) -> dict[str, str]:
+    """Pictures of the same by their names: throughput and memory against size."""
+    found = [w for w in workloads if w.scaling and rates(measured[w.name], OURS)]
+    plain = [statistics.median(r) for w in found if (r := rates(measured[w.name], PLAIN))]
+    if not found:
+        return {}
+    lines: list[Line] = []
+    for name in (OURS, PLAIN):
+        points = [
+            (records[name]["size"], statistics.median(speeds) / (plain[-1] if plain else 1))
+            for records in (measured[workload.name] for workload in found)
+            if (speeds := rates(records, name))
+        ]
+        lines += [(NAMES[name], points)] if points else []
+    sizes = [measured[workload.name][OURS]["size"] for workload in found]
+    memory = [detail(measured[workload.name], "coordinator_mib") for workload in found]
+    used = [(size, mib) for size, mib in zip(sizes, memory, strict=True) if mib]
+    unit = "times plain Ray's" if plain else "tasks/s"
+    pictures = {"throughput": log_log("Throughput", "tasks in the workflow", unit, lines)}
+    if used:
+        line = [("coordinator, at its peak", used)]
+        pictures["memory"] = log_log("Memory", "tasks in the workflow", "MiB", line)
+    return pictures
+
+
+def write_page(path: Path, outcome: dict[str, Any], workloads: list[Workload]) -> None:
+    """The page, with pictures beside it."""
+    pictures = plots(workloads, outcome["measured"])
+    said = [write_report(outcome, workloads)]
+    for name, picture in pictures.items():
+        file = path.with_name(f"{path.stem}-{name}.svg")
+        file.write_text(picture)
+        said.append(f"![{name} against size, both axes logarithmic]({file.name})\n")
+    path.write_text("\n".join(said))
 
 
 def write_report(outcome: dict[str, Any], workloads: list[Workload]) -> str:

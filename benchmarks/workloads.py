@@ -46,8 +46,9 @@ class Workload:
     quick: int
     expected: Callable[[int], Any]
     targets: tuple[Speed | Limit, ...] = ()
-    #: How long one round may take.
+    #: How long one round may take, and how many are enough of one that takes long.
     seconds: float = 240.0
+    rounds: int = 100
     #: Of a series that shows how speed and memory change with size.
     scaling: bool = False
 
@@ -72,6 +73,7 @@ def scale(size: int) -> Workload:
         size if size <= 1_000 else 1_000,
         sum_below,
         seconds=1200.0,
+        rounds=1 if size > 100_000 else 100,
         scaling=True,
     )
 
@@ -181,8 +183,5 @@ WORKLOADS = [
         lambda size: size,
         (Limit(0.010),),
     ),
-    *(scale(size) for size in (100, 1_000, 10_000, 100_000)),
+    *(scale(size) for size in (100, 1_000, 10_000, 100_000, 1_000_000)),
 ]
-
-#: Too long to be part of every run; `--only` takes it.
-EXTRA = [scale(1_000_000)]
