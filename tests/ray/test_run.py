@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 import ray
 from ray.dag import InputNode
 
 import ray_workflows as workflow
+from ray_workflows._client import workflows
+from ray_workflows._client.connection import connect
 from tests.ray.marks import Gate, Marks
 
 
@@ -187,8 +192,6 @@ def test_listing_by_status(wid: str, marks: Marks, gate: Gate) -> None:
 
 
 def test_cancel_stops_the_task_and_the_waiters(wid: str, marks: Marks, gate: Gate) -> None:
-    import os
-
     from tests.ray.marks import wait_until
 
     ref = workflow.run_async(held.bind(gate, marks), workflow_id=wid)
@@ -207,6 +210,23 @@ def test_cancel_stops_the_task_and_the_waiters(wid: str, marks: Marks, gate: Gat
         workflow.get_output(wid)
     gate.open()
     assert workflow.resume(wid, canceled=True) == "through"
+
+
+def test_refs_outlive_the_process_that_waits_for_them(wid: str, marks: Marks, gate: Gate) -> None:
+    """The driver's waiter dies: of what it waits for, some ends before it is there again."""
+    ids = [f"{wid}-{number}" for number in range(2)]
+    refs = [workflow.run_async(held.bind(gate, marks), workflow_id=ids[0])]
+    refs += workflow.run_async_many([held.bind(gate, marks)], workflow_ids=[ids[1]])
+    refs += [workflow.get_output_async(ids[0]), workflow.get_output_async(ids[1])]
+    marks.wait_for("held", 2)
+    waiter = workflows.get_waiter(connect()).actor
+    os.kill(ray.get(waiter.__ray_call__.remote(lambda self: os.getpid())), signal.SIGKILL)
+    gate.open()
+    assert ray.get(refs, timeout=60) == ["through"] * 4
+    # It goes on being this driver's.
+    again = [workflow.run_async(add.bind(1, 2)), *workflow.run_async_many([add.bind(2, 3)])]
+    assert ray.get(again, timeout=60) == [3, 5]
+    assert marks.count("held") == 2
 
 
 def test_cancel_of_a_finished_workflow(wid: str) -> None:

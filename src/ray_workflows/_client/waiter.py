@@ -7,6 +7,7 @@ a call pending in the coordinator; here they share one long poll.
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -84,6 +85,10 @@ class Waiter:
     def __init__(self, coordinator: Any, client: str) -> None:
         self.coordinator = coordinator
         self.client = client
+        #: Ray restarts a waiter that dies and calls it again. What its earlier life was told is
+        #: lost, and what is still told to a call of that life would be.
+        self.life = uuid.uuid4().hex
+        self.restarted = ray.get_runtime_context().was_current_actor_reconstructed
         self.connecting = asyncio.Lock()
         self.connection: Connection | None = None
         #: Who waits, by what is watched, and what the watches see of it, in the order of a poll.
@@ -115,6 +120,8 @@ class Waiter:
 
     async def submitted_output(self, workflow_id: str, incarnation: str, holder_id: str) -> Any:
         """As `output`, of a workflow that the coordinator of this holder id watches for us."""
+        if self.restarted:
+            return await self.output(workflow_id, None, True)
         try:
             seen = self.early.pop(workflow_id, None)
             if seen is None or seen.incarnation not in ("", incarnation):
@@ -149,21 +156,23 @@ class Waiter:
         return await future
 
     async def subscribe(self, added: list[tuple[str, int | None]]) -> None:
-        holder_id = await self.coordinator.subscribe.remote(self.client, added)
+        holder_id = await self.coordinator.subscribe.remote(self.client, self.life, added)
         await self.check_holder(holder_id)
 
     async def check_holder(self, holder_id: str) -> None:
         """A restarted coordinator knows nothing of what we watched before."""
         if holder_id != self.holder_id:
             self.holder_id = holder_id
-            await self.coordinator.subscribe.remote(self.client, list(self.watched.items()))
+            watched = list(self.watched.items())
+            await self.coordinator.subscribe.remote(self.client, self.life, watched)
 
     async def poll(self) -> None:
         """The one long poll, while anybody waits."""
         try:
             connection = await self.connected()
             while self.waiting:
-                holder_id, answered = await self.coordinator.poll.remote(self.client)
+                poll = self.coordinator.poll.remote(self.client, self.life)
+                holder_id, answered = await poll
                 if answered:
                     # On a thread, because it unpickles; all at once, because a thread costs.
                     found = await asyncio.to_thread(read_all, connection, answered)
@@ -205,4 +214,6 @@ async def patiently(read: Callable[[], Any], fresh: bool) -> Any:
             await asyncio.sleep(POLL_SECONDS)
 
 
-waiter_class = ray.remote(num_cpus=0, max_concurrency=MAX_CALLS)(Waiter)
+waiter_class = ray.remote(
+    num_cpus=0, max_concurrency=MAX_CALLS, max_restarts=-1, max_task_retries=-1
+)(Waiter)

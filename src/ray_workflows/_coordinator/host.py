@@ -96,10 +96,12 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 class WatchList:
-    """What one client waits for. ``polled_at`` tells whether it is still there."""
+    """What one client waits for. ``polled_at`` tells whether it is still there, ``life`` which life
+    of it is the latest."""
 
     def __init__(self) -> None:
         self.ready = asyncio.Event()
+        self.life = ""
         self.answered: list[tuple[str, Watched]] = []
         self.polled_at = time.monotonic()
 
@@ -158,8 +160,11 @@ class Coordinator:
     # -- what drivers call -----------------------------------------------------------------
     # Errors are returned, not raised: Ray would wrap them, and their causes would be lost.
 
-    async def wait(self, make: Callable[[Reply], Request]) -> Any:
-        """Put a request to the loop and wait for its answer."""
+    def put(self, make: Callable[[Reply], Request]) -> asyncio.Future[Any]:
+        """Put a request to the loop; its answer to be.
+
+        At once, not when its turn among tasks comes: what a client calls next finds it there.
+        """
         events = asyncio.get_running_loop()
         future: asyncio.Future[Any] = events.create_future()
 
@@ -169,12 +174,12 @@ class Coordinator:
 
         request = make(lambda value: post(events, lambda: settle(value)))
         self.inbox.put(lambda: self.verbs.ask(request))
-        return await future
+        return future
 
     async def request(self, make: Callable[[Reply], Request]) -> Any:
-        """As `wait`, but not for ever."""
+        """Put a request to the loop and wait for its answer, but not for ever."""
         try:
-            return await asyncio.wait_for(self.wait(make), ANSWER_SECONDS)
+            return await asyncio.wait_for(self.put(make), ANSWER_SECONDS)
         except asyncio.TimeoutError:
             return self.why_no_answer()
 
@@ -197,14 +202,13 @@ class Coordinator:
 
         ``client`` watches those that are accepted, as if it had subscribed to them.
         """
-        waiting = [self.wait(self.submission(each, client)) for each in submissions]
-        tasks = [asyncio.ensure_future(one) for one in waiting]
+        asked = [self.put(self.submission(each, client)) for each in submissions]
         seconds = ANSWER_SECONDS + seconds_more(submissions)
-        _, late = await asyncio.wait(tasks, timeout=seconds)
-        for task in late:
-            task.cancel()
+        _, late = await asyncio.wait(asked, timeout=seconds)
+        for answer in late:
+            answer.cancel()
         reason = self.why_no_answer(seconds) if late else None
-        answers: list[Any] = [reason if task in late else task.result() for task in tasks]
+        answers: list[Any] = [reason if each in late else each.result() for each in asked]
         return Submitted(self.holder.holder_id, answers)
 
     def submission(
@@ -241,31 +245,34 @@ class Coordinator:
 
     async def watch_one(self, workflow_id: str, after: int | None) -> Any:
         """Wait for one workflow, as in `WatchRequest`: a `Watched`."""
-        return await self.wait(lambda reply: WatchRequest(workflow_id, reply, after))
+        return await self.put(lambda reply: WatchRequest(workflow_id, reply, after))
 
-    async def subscribe(self, client: str, added: list[tuple[str, int | None]]) -> str:
+    async def subscribe(self, client: str, life: str, added: list[tuple[str, int | None]]) -> str:
         """Add watches, ``(workflow id, after)`` as in `WatchRequest`, to those of a client.
 
         Returns the holder id: when it changes, watches given before are lost.
         """
         watches = self.watches(client)
+        watches.life = life
         events = asyncio.get_running_loop()
         for workflow_id, after in added:
             self.add_watch(watches, events, workflow_id, after)
         return self.holder.holder_id
 
-    async def poll(self, client: str) -> tuple[str, list[tuple[str, Watched]]]:
+    async def poll(self, client: str, life: str) -> tuple[str, list[tuple[str, Watched]]]:
         """Wait until watches of a client are answered; the holder id, and what they saw.
 
-        An answered watch is over. Answered at once for a
-        client that is not known, and empty after `POLL_SECONDS`, so that the calls of clients
-        that are gone end.
+        An answered watch is over. Answered at once for a client that is not known, and empty after
+        `POLL_SECONDS`, so that the calls of clients that are gone end. The call of a life that is
+        over takes nothing from the next one.
         """
         watches = self.watching.get(client)
         answered: list[tuple[str, Watched]] = []
         if watches is not None:
+            watches.life = life
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(watches.ready.wait(), POLL_SECONDS)
+        if watches is not None and watches.life == life:
             watches.polled_at = time.monotonic()
             watches.ready.clear()
             answered, watches.answered = watches.answered, []

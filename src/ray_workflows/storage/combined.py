@@ -5,7 +5,7 @@ Knows both by their public methods only; what is atomic stays so in the one with
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from urllib.parse import quote
 
 from ray_workflows._codec.journal import encode_entry
@@ -13,9 +13,6 @@ from ray_workflows._model.catalog import (
     Append,
     CatalogQuery,
     CatalogRow,
-    Holder,
-    JournalEntry,
-    Page,
 )
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Blob
@@ -25,6 +22,7 @@ from ray_workflows.exceptions import (
     StorageUnavailableError,
 )
 from ray_workflows.storage.base import CommitOutcome, Storage
+from ray_workflows.storage.forwarding import ForwardingStorage
 
 #: The blob that says whose blobs these are: its contents are the URL of the storage.
 MARK_INCARNATION = "combined-storage"
@@ -34,7 +32,7 @@ MARK_KEY = "owner"
 SWEEPER = "sweep"
 
 
-class CombinedStorage(Storage):
+class CombinedStorage(ForwardingStorage):
     """A storage whose blobs are in another one, as ``init(storage, blobs=...)`` makes it.
 
     Values that do not fit into the journal go to ``blobs``, all else to ``storage``. Blobs that
@@ -54,7 +52,7 @@ class CombinedStorage(Storage):
     """
 
     def __init__(self, storage: Storage, blobs: Storage) -> None:
-        self.storage = storage
+        super().__init__(storage)
         self.blobs = blobs
 
     def __repr__(self) -> str:
@@ -117,24 +115,6 @@ class CombinedStorage(Storage):
         self.storage.close()
         self.blobs.close()
 
-    # -- journal and catalog ---------------------------------------------------------------
-
-    def commit(self, appends: Sequence[Append]) -> list[CommitOutcome]:
-        """As the storage does it."""
-        return self.storage.commit(appends)
-
-    def read_journal(self, incarnation: str, after: int = 0) -> list[JournalEntry]:
-        """As the storage does it."""
-        return self.storage.read_journal(incarnation, after)
-
-    def read_catalog(self, workflow_id: str) -> CatalogRow | None:
-        """As the storage does it."""
-        return self.storage.read_catalog(workflow_id)
-
-    def list_catalog(self, query: CatalogQuery) -> Page:
-        """As the storage does it."""
-        return self.storage.list_catalog(query)
-
     def delete(self, workflow_id: str, incarnation: str, expected_seq: int) -> CommitOutcome:
         """Delete the workflow, and then its blobs; `sweep` finds those if this is interrupted."""
         outcome = self.storage.delete(workflow_id, incarnation, expected_seq)
@@ -143,8 +123,6 @@ class CombinedStorage(Storage):
             with contextlib.suppress(StorageUnavailableError):
                 self.blobs.delete_blobs(incarnation)
         return outcome
-
-    # -- blobs -----------------------------------------------------------------------------
 
     def write_blob(self, incarnation: str, key: str, chunks: Iterable[bytes | memoryview]) -> Blob:
         """Write a blob where the blobs are."""
@@ -212,28 +190,6 @@ class CombinedStorage(Storage):
         """Remove the blobs of an incarnation that is taken, and then the row that takes it."""
         self.blobs.delete_blobs(incarnation)
         self.storage.delete(sweep_id(incarnation), incarnation, 1)
-
-    # -- holders ---------------------------------------------------------------------------
-
-    def renew_holder(self, holder: Holder, lease_seconds: float) -> None:
-        """As the storage does it."""
-        self.storage.renew_holder(holder, lease_seconds)
-
-    def remove_holder(self, holder_id: str) -> None:
-        """As the storage does it."""
-        self.storage.remove_holder(holder_id)
-
-    def read_holders(self) -> list[Holder]:
-        """As the storage does it."""
-        return self.storage.read_holders()
-
-    def listen(self, holder_id: str, on_news: Callable[[], None]) -> None:
-        """As the storage does it."""
-        self.storage.listen(holder_id, on_news)
-
-    def now(self) -> float:
-        """The clock of the storage."""
-        return self.storage.now()
 
 
 def sweep_id(incarnation: str) -> str:

@@ -4,23 +4,17 @@ It encodes nothing itself: whoever writes or reads values asks it for `codecs`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
-from ray_workflows._model.catalog import (
-    Append,
-    CatalogQuery,
-    CatalogRow,
-    Holder,
-    JournalEntry,
-    Page,
-)
-from ray_workflows._model.values import Blob
 from ray_workflows.codec import PayloadCodec
-from ray_workflows.storage.base import CommitOutcome, Storage
+from ray_workflows.storage.base import Storage
+from ray_workflows.storage.forwarding import ForwardingStorage
 
 
-class EncodedStorage(Storage):
+class EncodedStorage(ForwardingStorage):
     """A storage whose values are encoded on their way there, by those who make them.
+
+    Its URL is the inner one's: it is the same storage, whoever can read the values in it.
 
     Args:
         storage: the storage. What it keeps is encoded already.
@@ -28,7 +22,7 @@ class EncodedStorage(Storage):
     """
 
     def __init__(self, storage: Storage, codecs: Sequence[PayloadCodec]) -> None:
-        self.storage = storage
+        super().__init__(storage)
         self.encoded_by = tuple(codecs)
 
     def __repr__(self) -> str:
@@ -39,93 +33,3 @@ class EncodedStorage(Storage):
     def codecs(self) -> tuple[PayloadCodec, ...]:
         """What values are encoded and decoded with."""
         return self.encoded_by
-
-    @property
-    def url(self) -> str:
-        """The storage's: it is the same one, whoever can read the values in it."""
-        return self.storage.url
-
-    @property
-    def node_bound(self) -> bool:
-        """Whether the storage is."""
-        return self.storage.node_bound
-
-    def open(self) -> None:
-        """As the storage does it."""
-        self.storage.open()
-
-    def open_existing(self) -> None:
-        """As the storage does it."""
-        self.storage.open_existing()
-
-    def close(self) -> None:
-        """As the storage does it."""
-        self.storage.close()
-
-    def commit(self, appends: Sequence[Append]) -> list[CommitOutcome]:
-        """As the storage does it."""
-        return self.storage.commit(appends)
-
-    def read_journal(self, incarnation: str, after: int = 0) -> list[JournalEntry]:
-        """As the storage does it."""
-        return self.storage.read_journal(incarnation, after)
-
-    def read_catalog(self, workflow_id: str) -> CatalogRow | None:
-        """As the storage does it."""
-        return self.storage.read_catalog(workflow_id)
-
-    def list_catalog(self, query: CatalogQuery) -> Page:
-        """As the storage does it."""
-        return self.storage.list_catalog(query)
-
-    def delete(self, workflow_id: str, incarnation: str, expected_seq: int) -> CommitOutcome:
-        """As the storage does it."""
-        return self.storage.delete(workflow_id, incarnation, expected_seq)
-
-    def write_blob(self, incarnation: str, key: str, chunks: Iterable[bytes | memoryview]) -> Blob:
-        """As the storage does it."""
-        return self.storage.write_blob(incarnation, key, chunks)
-
-    def read_blob(self, incarnation: str, blob: Blob) -> memoryview:
-        """As the storage does it."""
-        return self.storage.read_blob(incarnation, blob)
-
-    def stream_blob(self, incarnation: str, blob: Blob) -> Iterator[memoryview]:
-        """As the storage does it."""
-        return self.storage.stream_blob(incarnation, blob)
-
-    def find_blob(self, incarnation: str, key: str) -> Blob | None:
-        """As the storage does it."""
-        return self.storage.find_blob(incarnation, key)
-
-    def delete_blobs(self, incarnation: str) -> None:
-        """As the storage does it."""
-        self.storage.delete_blobs(incarnation)
-
-    def sweep(self, grace_seconds: float) -> int:
-        """As the storage does it."""
-        return self.storage.sweep(grace_seconds)
-
-    def old_blobs(self, grace_seconds: float) -> list[str]:
-        """As the storage does it."""
-        return self.storage.old_blobs(grace_seconds)
-
-    def renew_holder(self, holder: Holder, lease_seconds: float) -> None:
-        """As the storage does it."""
-        self.storage.renew_holder(holder, lease_seconds)
-
-    def remove_holder(self, holder_id: str) -> None:
-        """As the storage does it."""
-        self.storage.remove_holder(holder_id)
-
-    def read_holders(self) -> list[Holder]:
-        """As the storage does it."""
-        return self.storage.read_holders()
-
-    def listen(self, holder_id: str, on_news: Callable[[], None]) -> None:
-        """As the storage does it."""
-        self.storage.listen(holder_id, on_news)
-
-    def now(self) -> float:
-        """As the storage does it."""
-        return self.storage.now()

@@ -104,14 +104,22 @@ class Journals:
         found = self.operations.list(journal_prefix(incarnation), f"{after:010d}" if after else "")
         return [int(listed.name) for listed in found]
 
-    def at(self, incarnation: str, seq: int) -> End | None:
-        """What is known of a segment, if that is what the journal ended with when it was read."""
+    def known(self, incarnation: str, seq: int) -> End | None:
+        """The end of a journal, if it is known to be this segment and was read not long ago."""
         with self.lock:
             known = self.ends.get(incarnation)
-        if known is not None and known.seq > seq:
+        if known is None or known.seq != seq or not self.is_recent(known.read_at):
             return None
-        if known is not None and known.seq == seq and self.is_recent(known.read_at):
+        return known
+
+    def at(self, incarnation: str, seq: int) -> End | None:
+        """What is known of a segment, if that is what the journal ended with when it was read."""
+        if (known := self.known(incarnation, seq)) is not None:
             return known
+        with self.lock:
+            later = self.ends.get(incarnation)
+        if later is not None and later.seq > seq:
+            return None
         read_at = self.clock()
         segment = self.segment_now(incarnation, seq)
         return None if segment is None else End(seq, segment, read_at)

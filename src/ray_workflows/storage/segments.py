@@ -5,7 +5,7 @@ Each carries its format and a checksum, so that what is damaged says so. No inpu
 from __future__ import annotations
 
 import json
-import uuid
+import os
 import zlib
 from typing import Any, TypeVar
 
@@ -88,7 +88,7 @@ Record = TypeVar("Record", Row, Segment, Pointer, Grave, Lease, Layout)
 
 def new_nonce() -> str:
     """What no other attempt has."""
-    return uuid.uuid4().hex
+    return os.urandom(16).hex()
 
 
 def tombstone(last: Segment) -> Segment:
