@@ -43,6 +43,11 @@ def median_seconds(records: Records) -> float | None:
     return statistics.median(done["seconds"] for done in record["rounds"])
 
 
+def limited(limit: Limit, records: Records) -> float | None:
+    """The median of what has a limit."""
+    return detail(records, limit.detail) if limit.detail else median_seconds(records)
+
+
 def detail(records: Records, key: str) -> float | None:
     """The median of a detail of ours."""
     rounds = records.get(OURS, {}).get("rounds", [])
@@ -62,9 +67,9 @@ def targets_of(workload: Workload, records: Records) -> tuple[str, str]:
     said, met = [], []
     for target in workload.targets:
         if isinstance(target, Limit):
-            said.append(f"<= {target.at_most:g} s")
-            seconds = median_seconds(records)
-            met.append(None if seconds is None else seconds <= target.at_most)
+            said.append(f"<= {target.at_most:g} {target.unit}")
+            value = limited(target, records)
+            met.append(None if value is None else value <= target.at_most)
         else:
             said.append(speed_text(target))
             # The slowest of several is the one that we are the most times as fast as.
@@ -97,9 +102,10 @@ def ratios_table(
             continue
         records = measured[workload.name]
         cells = [number(ratio(records, name)) for name in others]
-        if any(isinstance(target, Limit) for target in workload.targets):
-            seconds = median_seconds(records)
-            cells[0] = "" if seconds is None else f"takes {seconds:.4f} s"
+        limits = [target for target in workload.targets if isinstance(target, Limit)]
+        if limits:
+            values = [(limit, limited(limit, records)) for limit in limits]
+            cells[0] = ", ".join(f"{v:.3g} {limit.unit}" for limit, v in values if v is not None)
         if OURS not in records or "error" in records[OURS]:
             cells[0] = "not measured"
         target, met = targets_of(workload, records)

@@ -1,7 +1,8 @@
 """The way of a task through engine and journal, and what it costs: instructions, and time in
 multiples of a yardstick, so that neither the machine nor its load matters.
 
-    python -m tests.unit.engine_path        # what it costs now, in the form of the baseline
+    python -m tests.unit.engine_path                # what it costs now, for the baseline
+    python -m tests.unit.engine_path --json 2000    # the same for `make bench`
 """
 
 from __future__ import annotations
@@ -206,13 +207,18 @@ def python_version() -> str:
 
 
 def main() -> None:
-    """Print a baseline."""
-    ratio = Ratio(2_000)
+    """Print what it costs."""
+    as_json = sys.argv[1:2] == ["--json"]
+    ratio = Ratio(int(sys.argv[2]) if as_json else 2_000)
     for _ in range(40):
         found = ratio.measure()
+    microseconds = ratio.path / ratio.size * 1e6
+    if as_json:
+        print(json.dumps({"size": ratio.size, "ratio": found, "microseconds": microseconds}))
+        return
     baseline = {"instructions": round(instructions_per_task(1_000)), "ratio": round(found, 2)}
     print(f'"{python_version()}": {json.dumps(baseline)}')
-    print(f"{ratio.path / ratio.size * 1e6:.1f} microseconds a task", file=sys.stderr)
+    print(f"{microseconds:.1f} microseconds a task", file=sys.stderr)
 
 
 if __name__ == "__main__":
