@@ -73,6 +73,7 @@ def test_a_row_that_is_behind_its_journal(world: World, monkeypatch: pytest.Monk
     monkeypatch.setattr(world.storage, "read_catalog", lambda name: behind, raising=False)
     assert isinstance(behind, CatalogRow)
     whole, end = recover(world.storage, "a"), recover_end(world.storage, "a")
-    assert whole is not None and end is not None
+    assert whole is not None
+    assert end is not None
     assert (end.row.status, end.seq) == (CANCELED, whole.seq)
     assert end.row == whole.row
