@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import queue
 import threading
@@ -59,6 +60,10 @@ NAMESPACE = "ray_workflows"
 
 #: A verb that is not answered within this many seconds is answered with an error.
 ANSWER_SECONDS = 20.0
+
+#: New objects after which the process of a coordinator looks for garbage among them. By default it
+#: is 700, and a quarter of engine and loop is looking: states are large, and refer to no cycles.
+YOUNG_OBJECTS = 20_000
 
 #: How long one poll of a client waits at most, in seconds.
 POLL_SECONDS = 60.0
@@ -115,6 +120,7 @@ class Coordinator:
         self.package_version = package_version
         self.inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.broken: Exception | None = None
+        gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
         self.watching: dict[str, WatchList] = {}
         context = ray.get_runtime_context()
         self.holder = this_holder(context.get_actor_id())
