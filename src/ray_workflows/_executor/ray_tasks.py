@@ -317,13 +317,16 @@ class RayExecutor:
 
     def settle(self, submission: Submission, report: BatchReport, objects: Live) -> None:
         """Take what a batch has to tell; what it told before is told again."""
+        taken: dict[str, list[float]] = {}
         for (index, found), seconds in zip(report.reports, report.seconds, strict=True):
             flight = submission.members[index]
             if flight.retired or flight.batch != submission.number:
                 continue
-            self.durations.learn(flight.request.function.digest, seconds)
+            taken.setdefault(flight.request.function.digest, []).append(seconds)
             self.land(flight, found, objects.get(flight.request.incarnation))
             submission.open -= 1
+        for digest, each in taken.items():
+            self.durations.learn(digest, sum(each) / len(each), len(each))
         for index in report.unstarted:
             self.run_elsewhere(submission, submission.members[index])
 
