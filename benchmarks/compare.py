@@ -26,6 +26,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -167,9 +168,11 @@ class Comparison:
         if peer is not None:
             peer.close()
 
-    def close(self) -> None:
+    def close(self, but: Collection[str] = ()) -> None:
+        """End those that are not needed any more: their clusters take memory."""
         for name in list(self.peers):
-            self.peers.pop(name).close()
+            if name not in but:
+                self.peers.pop(name).close()
 
     def measure(self, workload: Workload) -> None:
         """All rounds of a workload, each peer in turn; another one begins each round."""
@@ -305,8 +308,9 @@ def main() -> None:
         comparison = Comparison(options, Path(directory))
         try:
             comparison.start([p for p in peers if any(p in w.sizes for w in workloads)])
-            for workload in workloads:
+            for index, workload in enumerate(workloads):
                 comparison.measure(workload)
+                comparison.close(but={p for later in workloads[index + 1 :] for p in later.sizes})
         finally:
             comparison.close()
     outcome = {
