@@ -32,8 +32,9 @@ $(VENV)/.ready $(OLDEST_VENV)/.ready: pyproject.toml
 quickstart: setup ## Run the examples and the main job: a pipeline that survives kill -9
 	$(BIN)/python examples/quickstart/main.py
 
-# Processes that share the tests out: those on Ray wait more than they compute. 0: this one alone.
-WORKERS ?= 2
+# Processes that share the tests out, for 2 processors: what tests wait for takes none. 0: this one
+# alone.
+WORKERS ?= 3
 
 test: setup ## Run all tests
 	$(BIN)/python -m pytest -n $(WORKERS)

@@ -194,6 +194,14 @@ WORKLOADS = [
         lambda size: size,
         (Limit(0.010),),
     ),
+    Workload(
+        "signal",
+        "signal to task start",
+        {OURS: 20},
+        3,
+        lambda size: size,
+        (Limit(0.010),),
+    ),
     *(scale(size) for size in (100, 1_000, 10_000, 100_000, 1_000_000)),
     Workload(
         "capture",

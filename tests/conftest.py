@@ -6,6 +6,7 @@ import gc
 import importlib.metadata
 import os
 import shutil
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -21,6 +22,10 @@ pytest.register_assert_rewrite("ray_workflows.testing")
 
 # Ray reads it when it is imported, and what needs no cluster must not import Ray here.
 os.environ.update(LOOPBACK)
+
+# Else each of some hundred processes compiles for itself what it imports.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 #: More than the machine has: some tests hold a worker while others work.
 CLUSTER_CPUS = 4
@@ -69,22 +74,18 @@ def cluster(storage_dir: Path) -> Iterator[None]:
     import ray
 
     import ray_workflows as workflow
+    from tests.ray.start import start_cluster
 
     # Nothing of other clusters of this machine, dead or alive, and nothing left for them. Short,
     # because the paths of sockets are limited to 107 bytes.
     ray_directory = tempfile.mkdtemp(prefix="rw-")
     os.environ["RAY_TMPDIR"] = ray_directory
     # Tests may kill the coordinator and workers; what Ray says of it belongs in its logs.
-    ray.init(
-        address="local",
+    start_cluster(
         num_cpus=CLUSTER_CPUS,
         # Logical ones: tasks with a GPU take another way through Ray.
         num_gpus=1,
         resources={"special": 2},
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        _node_ip_address="127.0.0.1",
     )
     workflow.init(storage_dir)
     yield

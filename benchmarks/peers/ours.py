@@ -18,7 +18,7 @@ import ray_workflows as workflow
 from peers.clusters import start_cluster
 from peers.interrupted import store_interrupted
 from peers.serving import Round, Runner, serve, timed
-from peers.shapes import after_a_pause, fan_out, shapes, tree
+from peers.shapes import after_a_pause, after_a_signal, fan_out, shapes, tree
 from peers.tasks import add, identity
 from ray_workflows._capture.dag import capture_plan
 from ray_workflows._capture.values import ValueWriter
@@ -119,6 +119,25 @@ def timer(size: int) -> Round:
     return Round(statistics.median(late), sum(each >= 0 for each in late), {"worst": max(late)})
 
 
+def signal(size: int) -> Round:
+    """The median of how long after a call of `signal` a task starts that has waited for it."""
+    late, acknowledged = [], []
+    for _ in range(size):
+        workflow_id = uuid.uuid4().hex
+        ref = workflow.run_async(after_a_signal(workflow), workflow_id=workflow_id)
+        # It may have to wait for nothing else: what a submission causes is over by then.
+        time.sleep(PAUSE_SECONDS)
+        sent_at = time.time()
+        workflow.signal(workflow_id, "go")
+        acknowledged.append(time.time() - sent_at)
+        late.append(ray.get(ref) - sent_at)
+    return Round(
+        statistics.median(late),
+        sum(each >= 0 for each in late),
+        {"worst": max(late), "acknowledged_seconds": statistics.median(acknowledged)},
+    )
+
+
 def resume(size: int) -> Round:
     """Until the first attempt of a workflow that another coordinator has left."""
     workflow_id = uuid.uuid4().hex
@@ -214,6 +233,7 @@ if __name__ == "__main__":
             "submit_loop": submit_loop,
             "submit_many": submit_many,
             "timer": timer,
+            "signal": signal,
             "capture": capture,
             "engine": engine,
             "sleeping": sleeping,

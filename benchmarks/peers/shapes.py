@@ -69,6 +69,11 @@ def after_a_pause(workflow: Any, seconds: float) -> Any:
     return now.bind(workflow.sleep(seconds))
 
 
+def after_a_signal(workflow: Any) -> Any:
+    """A task that says when it runs, behind the signal "go"."""
+    return now.bind(workflow.wait_for_signal("go"))
+
+
 def shapes(workflow: Any) -> dict[str, Callable[[int], Any]]:
     """What makes the DAG of each workload that is a single DAG."""
     return {

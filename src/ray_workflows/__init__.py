@@ -28,9 +28,16 @@ from ray_workflows.api import (
     run,
     run_async,
     run_async_many,
+    signal,
 )
 from ray_workflows.codec import PayloadCodec
-from ray_workflows.events import EventListener, TimerListener, sleep, wait_for_event
+from ray_workflows.events import (
+    EventListener,
+    TimerListener,
+    sleep,
+    wait_for_event,
+    wait_for_signal,
+)
 from ray_workflows.exceptions import (
     CoordinatorUnavailableError,
     EnvironmentMismatchError,
@@ -40,6 +47,8 @@ from ray_workflows.exceptions import (
     PackageTooLargeError,
     PayloadCodecError,
     SerializationError,
+    SignalRefusedError,
+    SignalTimeoutError,
     StorageConfigError,
     StorageCorruptError,
     StorageError,
@@ -88,6 +97,8 @@ __all__ = [
     "PayloadCodecError",
     "RetryPolicy",
     "SerializationError",
+    "SignalRefusedError",
+    "SignalTimeoutError",
     "StorageConfigError",
     "StorageCorruptError",
     "StorageError",
@@ -130,6 +141,8 @@ __all__ = [
     "run",
     "run_async",
     "run_async_many",
+    "signal",
     "sleep",
     "wait_for_event",
+    "wait_for_signal",
 ]

@@ -29,10 +29,11 @@ from ray_workflows._client import connection, copies, workflows
 from ray_workflows._environment import secrets
 from ray_workflows._executor.context import CurrentTask, current_attempt, current_task
 from ray_workflows._model.environment import EnvironmentInfo
+from ray_workflows._model.ids import validate_signal_text
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.tasks import TaskInfo
 from ray_workflows.codec import PayloadCodec, check_codecs
-from ray_workflows.events import sleep, wait_for_event  # noqa: F401
+from ray_workflows.events import sleep, wait_for_event, wait_for_signal  # noqa: F401
 from ray_workflows.options import options, validate_metadata, validate_timeout  # noqa: F401
 from ray_workflows.storage import Storage
 
@@ -305,7 +306,9 @@ def resume_all(include_failed: bool = False) -> list[tuple[str, ray.ObjectRef[An
     return workflows.resume_all(include_failed)
 
 
-def fork(workflow_id: str, from_task: str, new_id: str | None = None) -> str:
+def fork(
+    workflow_id: str, from_task: str, new_id: str | None = None, *, strict: bool = True
+) -> str:
     """Run a workflow again from one of its tasks, as a new workflow.
 
     That task and all that comes of it run again; every other result is kept and not made again.
@@ -316,6 +319,7 @@ def fork(workflow_id: str, from_task: str, new_id: str | None = None) -> str:
         workflow_id: the workflow to fork.
         from_task: id of the task to run again; tasks of continuations too.
         new_id: id of the new workflow. Default: a generated one.
+        strict: False starts it although something that it needs is not here.
 
     Returns:
         The id of the new workflow. It is durable, and it is running or pending.
@@ -323,6 +327,7 @@ def fork(workflow_id: str, from_task: str, new_id: str | None = None) -> str:
     Raises:
         WorkflowNotFoundError: there is no such workflow, or no such task in it.
         WorkflowAlreadyExistsError: the new id is in use. (It is a ValueError.)
+        EnvironmentMismatchError: what it needs is not here, as for `resume`.
 
     Examples:
         >>> import ray, ray_workflows as workflow
@@ -341,7 +346,7 @@ def fork(workflow_id: str, from_task: str, new_id: str | None = None) -> str:
     """
     if not isinstance(from_task, str):
         raise TypeError(f"from_task must be a task id, not {type(from_task).__name__}.")
-    return workflows.fork(workflow_id, from_task, new_id)
+    return workflows.fork(workflow_id, from_task, new_id, strict)
 
 
 def get_output(workflow_id: str, *, task_id: str | None = None) -> Any:
@@ -389,7 +394,8 @@ def get_metadata(workflow_id: str, task_id: str | None = None) -> dict[str, Any]
 
 
 def get_environment(workflow_id: str) -> EnvironmentInfo:
-    """What a workflow remembers of where it was submitted: versions, packages, code, runtime_env.
+    """What a workflow remembers of where it was submitted: versions, packages, code, runtime_env;
+    and how that differs from what is here.
 
     Raises:
         WorkflowNotFoundError: there is no such workflow. (It is a ValueError.)
@@ -443,6 +449,44 @@ def list_all(
         ValueError: a status that does not exist.
     """
     return workflows.list_all(parse_status_filter(status_filter))
+
+
+def signal(workflow_id: str, name: str, value: Any = None, *, signal_id: str | None = None) -> None:
+    """Send a workflow a signal. When this returns, the signal is durable.
+
+    It is kept until a node of `wait_for_signal` takes it, and taken once. It may come long before
+    it is waited for, and from any cluster that shares the storage. A PENDING, FAILED or RESUMABLE
+    workflow has it when it goes on.
+
+    Args:
+        workflow_id: the workflow.
+        name: what it is waited for by; up to 512 bytes of UTF-8.
+        value: what the node that waits produces. As arguments of tasks: large ones are stored
+            beside the journal, ObjectRefs with what they refer to.
+        signal_id: sent again with the same id and name, a signal is one signal, with the value that
+            was stored first. That holds until it has been taken and 1,000 others after it.
+            Default: a new id for each call.
+
+    Raises:
+        TypeError: a name or id that is not a string; (SerializationError) a value that can't be
+            stored.
+        ValueError: a name or id that is empty or too long.
+        WorkflowNotFoundError: there is no such workflow. (It is a ValueError.)
+        SignalRefusedError: it has succeeded, or was canceled.
+        StorageUnavailableError: the storage does not answer. The signal may have been kept, or be
+            when the storage returns: with a ``signal_id`` it can be sent again.
+
+    Examples:
+        >>> import ray, ray_workflows as workflow
+        >>> ref = workflow.run_async(workflow.wait_for_signal("go"), workflow_id="race")
+        >>> workflow.signal("race", "go", {"lane": 4}, signal_id="starter 1")
+        >>> ray.get(ref)
+        {'lane': 4}
+    """
+    validate_signal_text("name", name)
+    if signal_id is not None:
+        validate_signal_text("signal_id", signal_id)
+    workflows.signal(workflow_id, name, value, signal_id)
 
 
 def cancel(workflow_id: str) -> None:

@@ -1,4 +1,4 @@
-"""Waiting for things outside: event listeners, and timers."""
+"""Waiting for things outside: event listeners, timers, and signals."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Coroutine
+from datetime import timedelta
 from typing import Any
 
 import ray
 from ray.dag import DAGNode
 
+from ray_workflows._arguments import check_flag
 from ray_workflows._capture.options import write_label
 from ray_workflows._capture.ray_private import LABELS
 from ray_workflows._executor.context import awaits_coroutines
-from ray_workflows._model.plan import LISTENER, TIMER
+from ray_workflows._model.ids import validate_signal_text
+from ray_workflows._model.plan import LISTENER, SIGNAL, TIMER
+from ray_workflows.options import validate_timeout
 
 Event = Any
 
@@ -86,6 +90,13 @@ def end_time(duration: float) -> None:
     time.sleep(duration)
 
 
+def take_signal(name: str) -> None:
+    """What the wait for a signal does outside of workflows: nobody could send one."""
+    raise RuntimeError(
+        f"wait_for_signal({name!r}) waits in a workflow only. Run the DAG with workflow.run."
+    )
+
+
 def bind(function: Callable[..., Any], options: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
     """A node of a function of this module, with options that only the package itself can give."""
     # A listener whose host dies with another listener's fault must not fail for it.
@@ -137,3 +148,52 @@ def sleep(duration: float) -> DAGNode:
         raise ValueError(f"sleep takes a finite number of seconds, not {duration}.")
     seconds = max(0.0, float(duration))
     return bind(end_time, {"kind": TIMER, "duration": seconds}, seconds)
+
+
+def wait_for_signal(
+    name: str,
+    *,
+    timeout: float | timedelta | None = None,
+    catch_exceptions: bool = False,
+) -> DAGNode:
+    """A node that waits for a signal to its workflow and produces the signal's value.
+
+    It takes the oldest signal of the name that nobody has taken, also one that came before it was
+    waited for. Of several nodes that wait for a name, the one that has been waiting longest has the
+    next one. Waiting occupies no worker, and outlives crashes.
+
+    Args:
+        name: what `signal` calls it; up to 512 bytes of UTF-8.
+        timeout: how long to wait, in seconds or as a timedelta, from the moment the node could
+            start. Then it fails with `SignalTimeoutError`, and is not tried again. A workflow that
+            is resumed waits for the whole time again. Default: without end.
+        catch_exceptions: as in `options`: the node produces ``(value, None)``, or
+            ``(None, error)``.
+
+    Returns:
+        A DAG node; an argument of tasks, or a continuation.
+
+    Raises:
+        TypeError: a name that is not a string, or a timeout that is not a time.
+        ValueError: a name that is empty or too long, or a timeout that is not positive.
+
+    Examples:
+        >>> import ray, ray_workflows as workflow
+        >>> @ray.remote
+        ... def ship(order, approval):
+        ...     return f"{order}, approved by {approval}"
+        >>> dag = ship.bind("order 5", workflow.wait_for_signal("approved"))
+        >>> ref = workflow.run_async(dag, workflow_id="order 5")
+        >>> workflow.signal("order 5", "approved", "Ada")
+        >>> ray.get(ref)
+        'order 5, approved by Ada'
+    """
+    validate_signal_text("name", name)
+    options = {
+        "kind": SIGNAL,
+        "signal": name,
+        "task_id": f"signal-{name}",
+        "timeout": validate_timeout(timeout),
+        "catch_exceptions": check_flag("catch_exceptions", catch_exceptions),
+    }
+    return bind(take_signal, options, name)

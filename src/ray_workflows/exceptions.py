@@ -6,6 +6,8 @@ Each error pickles, names the workflow it is about and says what to do next.
     ├── WorkflowExecutionError          the workflow failed; ``__cause__`` is the task's error
     │   └── WorkflowTimeoutError        (also TimeoutError) it ran longer than its timeout
     ├── TaskTimeoutError                (also TimeoutError) an attempt of a task overran its timeout
+    ├── SignalTimeoutError              (also TimeoutError) a task waited for a signal in vain
+    ├── SignalRefusedError              the workflow has ended: it takes no more signals
     ├── WorkflowCancellationError       the workflow was canceled while somebody waited for it
     ├── WorkflowNotFoundError           (also ValueError) no such workflow, or no such task in it
     │   └── WorkflowToResumeNotFoundError   (also WorkflowNotResumableError) resume of an unknown id
@@ -99,6 +101,31 @@ class TaskTimeoutError(PicklableWorkflowError, TimeoutError):
         self.workflow_id = workflow_id
         self.task_id = task_id
         self.timeout = timeout
+
+
+class SignalTimeoutError(PicklableWorkflowError, TimeoutError):
+    """A task waited for a signal, and none came within its timeout. The message names both."""
+
+
+class SignalRefusedError(PicklableWorkflowError):
+    """The workflow has ended: nothing in it can wait for a signal.
+
+    Attributes:
+        workflow_id: the workflow.
+        name: of the signal.
+        status: SUCCESSFUL or CANCELED.
+    """
+
+    def __init__(self, workflow_id: str, name: str, status: str):
+        remedy = "Nothing in it can wait for it any more."
+        if status == "CANCELED":
+            remedy = f"Let it go on first: resume_async({workflow_id!r}, canceled=True)."
+        super().__init__(
+            f"Workflow '{workflow_id}' does not take the signal '{name}': it is {status}. {remedy}"
+        )
+        self.workflow_id = workflow_id
+        self.name = name
+        self.status = status
 
 
 class WorkflowCancellationError(PicklableWorkflowError):
@@ -249,8 +276,9 @@ class EnvironmentMismatchError(PicklableWorkflowError):
     def __init__(self, workflow_id: str, differences: Sequence[str] = ()):
         listed = "".join(f"\n  - {difference}" for difference in differences)
         super().__init__(
-            f"Workflow '{workflow_id}' was not resumed, because it needs what is not here:{listed}"
-            f"\nTo go on nevertheless: resume({workflow_id!r}, strict=False)."
+            f"Workflow '{workflow_id}' needs what is not here, and nothing was started:{listed}"
+            f"\nTo go on nevertheless: resume({workflow_id!r}, strict=False), or "
+            f"fork(..., strict=False)."
         )
         self.workflow_id = workflow_id
         self.differences: tuple[str, ...] = tuple(differences)

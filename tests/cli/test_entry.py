@@ -66,12 +66,14 @@ def test_help_and_reads_start_no_ray(store: Store, environment: dict[str, str]) 
     assert os.listdir(environment["RAY_TMPDIR"]) == []
 
 
-@pytest.mark.parametrize("verb", ["resume", "cancel", "fork"])
+@pytest.mark.parametrize("verb", ["resume", "cancel", "signal", "fork"])
 def test_what_needs_a_cluster_says_so(store: Store, environment: dict[str, str], verb: str) -> None:
     store.running("w")
     where = ("--storage", str(store.directory))
     if verb == "fork":
         where = (*where, "--from-task", "fetch")
+    if verb == "signal":
+        where = ("approved", *where)
     result = run(environment, verb, "w", *where)
     assert result.returncode == 1
     assert result.stdout == ""

@@ -700,12 +700,14 @@ def test_first_page_of_many_workflows(crowded):
         CatalogQuery(limit=100, statuses=(WorkflowStatus.RUNNING,), holders=("holder3",)),
     ]
     for query in queries:
-        times = []
-        for _ in range(5):
+
+        def took() -> float:
             started = time.perf_counter()
             assert len(crowded.list_catalog(query).rows) == 100
-            times.append(time.perf_counter() - started)
-        assert min(times) < 0.1
+            return time.perf_counter() - started
+
+        # Others may keep the server waiting for a processor.
+        wait_until(lambda: took() < 0.1, f"a page within 0.1 s: {query}")  # noqa: B023
 
 
 # -- schema -----------------------------------------------------------------------------------

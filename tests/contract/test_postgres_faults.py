@@ -119,9 +119,9 @@ def test_lost_request_is_ambiguous_too(far, proxy):
 
     thread = threading.Thread(target=commit, daemon=True)
     thread.start()
-    assert proxy.asked.wait(10.0)
+    assert proxy.asked.wait(60.0)
     proxy.cut()
-    thread.join(10.0)
+    thread.join(60.0)
     proxy.swallows = False
     assert [type(error) for error in outcome] == [StorageUnavailableError]
     assert len(state(far, "w")[1]) == 1
@@ -169,7 +169,7 @@ def test_silence_ends_in_an_error(far, proxy, impatient, blackhole):
         started = time.monotonic()
         with pytest.raises(StorageUnavailableError, match="silent|timeout|does not answer"):
             call()
-        assert time.monotonic() - started < 10.0
+        assert time.monotonic() - started < 30.0
 
     # At once: each takes all the time that it is given.
     in_threads([partial(ask, call) for call in calls])
@@ -193,15 +193,17 @@ def test_upload_cut_in_the_middle_leaves_nothing(far, storage, proxy):
         wait_until(lambda: connection.first(f"SELECT count(*) FROM {table}")[0] == 0, "no chunk")
 
 
-def test_slow_network_is_no_dead_one(far, storage, proxy, impatient):
+def test_slow_network_is_no_dead_one(far, storage, proxy, monkeypatch):
     """It takes longer than the server may be silent, and something comes all the time."""
+    # Not so soon that a busy machine keeps the two ends silent for as long.
+    monkeypatch.setattr(postgres_pool.Connection, "silence_seconds", 2.0)
     data = random.Random(1).randbytes(6_000_000)
     blob = storage.write_blob("i", "k", [data])
     far.now()
-    proxy.delay = 0.15
+    proxy.delay = 0.4
     started = time.monotonic()
     assert bytes(far.read_blob("i", blob)) == data
-    assert time.monotonic() - started > 2 * postgres_pool.Connection.silence_seconds
+    assert time.monotonic() - started > 1.5 * postgres_pool.Connection.silence_seconds
 
 
 @pytest.mark.parametrize("appends", [1, 100, 1000])
@@ -365,7 +367,7 @@ def test_hanging_server(server, storage, impatient):
             started = time.monotonic()
             with pytest.raises(StorageUnavailableError):
                 call()
-            assert time.monotonic() - started < 10.0
+            assert time.monotonic() - started < 30.0
     finally:
         server.signal(signal.SIGCONT)
     # It took the request: whether it took effect is for the caller to find out.

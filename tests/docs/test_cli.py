@@ -19,7 +19,7 @@ from tests.ray.processes import ROOT
 TEXT = (ROOT / "docs" / "cli.md").read_text()
 
 #: These act on a cluster, or look for one: their examples are only parsed.
-PARSED = {"resume", "cancel", "fork", "doctor"}
+PARSED = {"resume", "cancel", "signal", "fork", "doctor"}
 
 
 def section(command: str) -> str:

@@ -12,6 +12,13 @@ from tests.ray.processes import DriverProcess
 
 ROOT = Path(__file__).parents[2]
 
+#: Before an example. It starts Ray as people do, and that takes long.
+QUICKLY = """
+from tests.ray.start import few_processes
+few = few_processes()
+few.__enter__()
+"""
+
 
 def python_blocks(path: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
@@ -21,7 +28,7 @@ def python_blocks(path: Path) -> list[str]:
 def test_the_readme_runs(tmp_path: Path) -> None:
     (block,) = python_blocks(ROOT / "README.md")
     store = str(tmp_path / "store")
-    with DriverProcess(tmp_path, block, RAY_WORKFLOW_STORAGE=store) as driver:
+    with DriverProcess(tmp_path, QUICKLY + block, RAY_WORKFLOW_STORAGE=store) as driver:
         printed = driver.wait().splitlines()
     expected = re.findall(r"# (sum \d+|[A-Z]{4,})", block)
     assert expected == ["sum 18", "SUCCESSFUL"]
@@ -33,17 +40,29 @@ def test_the_readme_runs(tmp_path: Path) -> None:
 @pytest.mark.own_cluster
 def test_the_page_on_types_runs(tmp_path: Path) -> None:
     (block,) = python_blocks(ROOT / "docs" / "types.md")
-    with DriverProcess(tmp_path, block, RAY_WORKFLOW_STORAGE=str(tmp_path / "store")) as driver:
+    store = str(tmp_path / "store")
+    with DriverProcess(tmp_path, QUICKLY + block, RAY_WORKFLOW_STORAGE=store) as driver:
         assert "0.0 SUCCESSFUL" in driver.wait()
 
 
 @pytest.mark.own_cluster
 def test_the_page_on_environments_runs(tmp_path: Path) -> None:
     (block,) = python_blocks(ROOT / "docs" / "environments.md")
-    with DriverProcess(tmp_path, block, RAY_WORKFLOW_STORAGE=str(tmp_path / "store")) as driver:
+    store = str(tmp_path / "store")
+    with DriverProcess(tmp_path, QUICKLY + block, RAY_WORKFLOW_STORAGE=store) as driver:
         printed = driver.wait()
     for expected in re.findall(r"  # (.+)$", block, re.MULTILINE):
         assert expected in printed, printed
+
+
+@pytest.mark.own_cluster
+def test_the_page_on_signals_runs(tmp_path: Path) -> None:
+    (block,) = python_blocks(ROOT / "docs" / "signals.md")
+    with DriverProcess(tmp_path, block, RAY_WORKFLOW_STORAGE=str(tmp_path / "store")) as driver:
+        printed = driver.wait().splitlines()
+    expected = re.findall(r"^print.*  # (.+)$", block, re.MULTILINE)
+    assert len(expected) == 3
+    assert [line for line in printed if line in expected] == expected
 
 
 @pytest.mark.own_cluster
@@ -51,7 +70,7 @@ def test_the_example_of_a_codec_runs(tmp_path: Path) -> None:
     blocks = python_blocks(ROOT / "docs" / "storage.md")
     (block,) = [block for block in blocks if "PayloadCodec" in block]
     (expected,) = re.findall(r"# (\d+)$", block, re.MULTILINE)
-    with DriverProcess(tmp_path, block) as driver:
+    with DriverProcess(tmp_path, QUICKLY + block) as driver:
         assert expected in driver.wait().splitlines()
     stored = list((tmp_path / "workflows" / "blobs").glob("*/*"))
     assert stored

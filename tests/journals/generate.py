@@ -2,8 +2,9 @@
 
     python -m tests.journals.generate
 
-With ``--records`` it only writes down the fields that records have (``records.json``). Journals of
-earlier releases are never written again: what they hold is what users have.
+With ``--records`` it only writes down the fields that records have (``records.json``), and with
+``--by-hand`` also those journals that take no cluster and are not there yet. Journals of earlier
+releases are never written again: what they hold is what users have.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from ray_workflows._engine.summary import catalog_row
 from ray_workflows._model import events as ev
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.catalog import Append, CatalogQuery
+from ray_workflows._model.plan import SIGNAL
 from ray_workflows._model.values import ErrorInfo
 from ray_workflows.storage import SqliteStorage
 from ray_workflows.testing.builders import OK
@@ -244,6 +246,47 @@ def by_hand(storage: SqliteStorage) -> None:
     save(storage, crashed)
 
 
+def with_signals(storage: SqliteStorage) -> None:
+    """Signals that are taken, kept, of a guest, too late, and large."""
+    dag = plan(
+        *(wait("early", "a"), wait("second", "a"), wait("large", "b")),
+        wait("in-vain", "c", timeout=5.0, catch_exceptions=True),
+        ("total", (0, 1, 2, 3)),
+    )
+    story = Driver(dag, start=False, workflow_id="signals", incarnation="i-signals")
+    writer = ValueWriter(storage, "i-signals")
+    for number, (name, value) in enumerate(
+        [("a", 1), ("b", bytes(range(256)) * 1000), ("a", 2), ("a", 3), ("d", None)]
+    ):
+        story.now += 1.0
+        stored = writer.write(value, key=f"signal-{number}", where=f"signal {name}")
+        story.send(inp.Signal(name=name, signal_id=f"id-{number}", value=stored))
+        if number == 1:
+            story.send(inp.Start())
+        story.send(inp.Wake())
+    story.now += 10.0
+    story.send(inp.Wake())
+    story.send(inp.RequestCancel())
+    save(storage, story)
+    ended = Driver(plan(wait("only", "a")), workflow_id="signal-ends", incarnation="i-signal-ends")
+    stored = ValueWriter(storage, "i-signal-ends").write("the end", key="signal", where="signal a")
+    ended.send(inp.Signal(name="a", signal_id="id", value=stored))
+    ended.send(inp.Wake())
+    save(storage, ended)
+    failed = Driver(
+        plan(wait("only", "a", timeout=5.0)),
+        workflow_id="signal-timeout",
+        incarnation="i-signal-timeout",
+    )
+    failed.now += 5.0
+    failed.send(inp.Wake())
+    save(storage, failed)
+
+
+def wait(task: str, name: str, **options: object) -> tuple[str, tuple[int, ...], dict[str, object]]:
+    return task, (), {"kind": SIGNAL, "signal": name, **options}
+
+
 def save(storage: SqliteStorage, story: Driver) -> None:
     row = catalog_row(story.state, len(story.journal))
     for seq, event in enumerate(story.journal):
@@ -319,6 +362,9 @@ def main() -> None:
     if "--records" in sys.argv:
         return
     release = DIRECTORY / ray_workflows.__version__
+    if "--by-hand" in sys.argv:
+        write_by_hand(release)
+        return
     if any(release.glob("*.json")) and "--again" not in sys.argv:
         sys.exit(f"{release} is there. A release that is out is never written again.")
     release.mkdir(exist_ok=True)
@@ -333,6 +379,7 @@ def main() -> None:
         assert "done" in driver.wait(300)
     storage = SqliteStorage("store")
     by_hand(storage)
+    with_signals(storage)
     storage.close()
     # An editable installation is somewhere else than this tree.
     installed = [path for path in sys.path if path.endswith("/src")]
@@ -340,12 +387,29 @@ def main() -> None:
     paths = [path for path in (*installed, *roots) if len(path) > 4]
     without_paths(directory / "store", sorted(paths, key=len, reverse=True))
     storage = SqliteStorage("store")
+    dump_all(storage, release)
+    storage.close()
+
+
+def write_by_hand(release: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="golden-") as directory:
+        storage = SqliteStorage(directory)
+        storage.open()
+        by_hand(storage)
+        with_signals(storage)
+        dump_all(storage, release, leave=True)
+        storage.close()
+
+
+def dump_all(storage: SqliteStorage, release: Path, *, leave: bool = False) -> None:
+    """Write a file of each workflow. ``leave``: not of those that have one."""
     for row in storage.list_catalog(CatalogQuery()).rows:
-        golden = dump(storage, row.workflow_id, f"release {ray_workflows.__version__}")
         path = release / f"{row.workflow_id}.json"
+        if leave and path.exists():
+            continue
+        golden = dump(storage, row.workflow_id, f"release {ray_workflows.__version__}")
         path.write_text(json.dumps(golden, indent=1, ensure_ascii=False) + "\n")
         print(path.name, golden["seen"]["status"], path.stat().st_size)
-    storage.close()
 
 
 if __name__ == "__main__":

@@ -126,10 +126,12 @@ def test_a_mixed_journal(monkeypatch: pytest.MonkeyPatch) -> None:
     storage = MemoryStorage()
     golden = load(path, storage)
     row = storage.read_catalog("interrupted")
-    monkeypatch.setattr(journal, "VERSION", 2)
-    monkeypatch.setattr(journal, "UPCASTERS", {1: lambda events: events})
+    next_version = journal.VERSION + 1
+    monkeypatch.setattr(journal, "VERSION", next_version)
+    upcasters = dict.fromkeys(range(1, next_version), lambda events: events)
+    monkeypatch.setattr(journal, "UPCASTERS", upcasters)
     newer = journal.encode_entry([ev.WorkflowClaimed(2_000_000_000.0, "h-new")])
-    assert newer[2] == 2
+    assert newer[2] == next_version
     append = make_append("interrupted", row.seq, incarnation=row.incarnation, entry=newer)
     assert storage.commit([append]) == [OK]
     found = recover(storage, "interrupted")
@@ -137,6 +139,6 @@ def test_a_mixed_journal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.row.holder == "h-new"
     assert look(storage, "interrupted")["events"] == [*golden["seen"]["events"], "WorkflowClaimed"]
     entries = storage.read_journal(row.incarnation)
-    assert [entry.entry[2] for entry in entries] == [1] * row.seq + [2]
+    assert [entry.entry[2] for entry in entries] == [1] * row.seq + [next_version]
     assert all(events_of(entry, "interrupted") for entry in entries)
     assert decode_entry(entries[0].entry, where="x")

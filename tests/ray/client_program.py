@@ -152,6 +152,11 @@ def references():
         assert (output[3] == large * 2).all()
     error = raised(workflow.run, add.bind(Actor.remote(), 1))
     assert "an actor handle" in str(error), error
+    ref = workflow.run_async(workflow.wait_for_signal("sent"), workflow_id="signaled")
+    workflow.signal("signaled", "sent", [large, ray.put("inner")])
+    array, inner = ray.get(ref)
+    assert (array == large).all()
+    assert ray.get(inner) == "inner"
 
 
 def failures():

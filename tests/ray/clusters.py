@@ -14,12 +14,13 @@ from ray import cloudpickle
 
 from tests.ray.marks import wait_until
 from tests.ray.processes import DriverProcess, descendants, is_running
+from tests.ray.start import start_cluster
 
 #: Names the cluster in its processes.
 VARIABLE = "TEST_CLUSTER"
 
 #: How long a driver may take for what it is asked, in seconds.
-ANSWER_SECONDS = 90.0
+ANSWER_SECONDS = 150.0
 
 
 def here() -> str:
@@ -34,6 +35,9 @@ class Cluster(DriverProcess):
         self.name = name
         self.connection: Connection | None = None
         self.asked = 0
+        #: The process of its coordinator, and what `use` was asked for then.
+        self.coordinator = -1
+        self.used: tuple[str, dict[str, Any]] | None = None
         directory.mkdir(exist_ok=True)
         code = "from tests.ray.clusters import serve\nserve()\n"
         super().__init__(directory, code, **{VARIABLE: name, **env})
@@ -111,15 +115,7 @@ def stopped(pids: list[int]) -> Iterator[None]:
 
 def serve() -> None:
     """Start the cluster, and do what is asked until the test hangs up."""
-    import ray
-
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        _node_ip_address="127.0.0.1",
-    )
+    start_cluster(num_cpus=4)
     address = os.path.join(os.environ["RAY_TMPDIR"], "driver")
     listener = Listener(address + ".new", "AF_UNIX")
     # Who finds it can connect to it.
@@ -137,12 +133,14 @@ def serve() -> None:
             connection.send_bytes(cloudpickle.dumps(answer))
 
 
-def use(url: str, **options: Any) -> int:
+def use(url: str, lease: float | None = None, **options: Any) -> int:
     """Go over to another storage: with a new coordinator, whose pid this is."""
     import ray_workflows as workflow
-    from ray_workflows._client.connection import connect
+    from ray_workflows._client.connection import LEASE_VARIABLE, connect
 
     stop_coordinator()
+    if lease is not None:
+        os.environ[LEASE_VARIABLE] = str(lease)
     workflow.init(url, **options)
     pid: int = connect().call("describe")["holder"].pid
     return pid

@@ -35,7 +35,7 @@ class Marks:
         except FileNotFoundError:
             return []
 
-    def wait_for(self, name: str, count: int = 1, seconds: float = 60.0) -> None:
+    def wait_for(self, name: str, count: int = 1, seconds: float = 120.0) -> None:
         """Wait until it has run so often. Files are all that other processes can tell us by."""
         wait_until(lambda: self.count(name) >= count, f"{count} x {name}", seconds)
 
@@ -49,11 +49,14 @@ class Gate:
     def open(self) -> None:
         Path(self.path).touch()
 
+    def is_open(self) -> bool:
+        return os.path.exists(self.path)
+
     def wait(self) -> None:
-        wait_until(lambda: os.path.exists(self.path), f"gate {self.path}", 120.0)
+        wait_until(self.is_open, f"gate {self.path}", 240.0)
 
 
-def wait_until(condition, what: str, seconds: float = 60.0) -> None:
+def wait_until(condition, what: str, seconds: float = 120.0) -> None:
     """Poll what can't be awaited: the state of other processes."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -63,6 +63,15 @@ class Kernel:
         return [cell.source for cell in self.notebook.cells if cell.cell_type == "code"]
 
 
+BESIDE = """
+@ray.remote
+def look():
+    import beside
+    return beside.NAME
+workflow.run(look.options(**workflow.options(task_id="look")).bind(), workflow_id="beside")
+"""
+
+
 def main(directory: Path) -> None:
     with Kernel(directory) as kernel:
         first, *cells = kernel.cells()
@@ -80,11 +89,18 @@ def main(directory: Path) -> None:
         cells[0] = cells[0].replace("{len(word)}", "edited")
         assert kernel.execute("\n".join(cells[:2])) == "Report(durable: 7, workflow: 8)"
         assert kernel.execute("await workflow.run_async(count.bind('x'))") == "'x: edited'"
+        # A module beside the notebook, which only a task imports.
+        beside = directory / "beside.py"
+        beside.write_text("NAME = 'beside'\n")
+        assert kernel.execute(BESIDE) == "'beside'"
         kernel.kill()
     (directory / "approved").touch()
+    beside.unlink()
     with Kernel(directory) as kernel:
         # Without the cells that define the tasks and the class.
         text = kernel.execute(f"{first}\nfrom pathlib import Path\n{cells[-1]}")
+        again = "workflow.get_output(workflow.fork('beside', from_task='look'))"
+        assert kernel.execute(again) == "'beside'"
     assert text.startswith("Report(durable: 7, workflow: 8)\n")
     assert "SUCCESSFUL" in text
     print("all right", flush=True)

@@ -19,11 +19,16 @@ LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 ROOT = Path(__file__).parents[2]
 
+#: For a driver whose own code these modules are, which storage and cluster have to carry.
+OWN_CODE = {"PYTHONUSERBASE": ""}
+
 
 class DriverProcess:
     """A driver script in its own process group; used as a context, it leaves nothing running."""
 
-    def __init__(self, directory: Path, code: str, **env: str) -> None:
+    def __init__(
+        self, directory: Path, code: str, *, python: str = sys.executable, **env: str
+    ) -> None:
         self.path = directory / "driver.py"
         self.path.write_text(textwrap.dedent(code))
         self.output = directory / "driver.log"
@@ -36,12 +41,13 @@ class DriverProcess:
             "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src"))),
             "PYTHONWARNINGS": "ignore",
             "RAY_TMPDIR": self.ray_directory,
+            **tests_as_installed(Path(self.ray_directory)),
             **LOOPBACK,
             **env,
         }
         with self.output.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, str(self.path)],
+                [python, str(self.path)],
                 cwd=directory,
                 env=environment,
                 stdout=log,
@@ -65,13 +71,13 @@ class DriverProcess:
     def text(self) -> str:
         return self.output.read_text(errors="replace")
 
-    def wait(self, seconds: float = 90.0) -> str:
+    def wait(self, seconds: float = 150.0) -> str:
         """Wait for a successful end; what it printed."""
         code = self.process.wait(seconds)
         assert code == 0, self.text()
         return self.text()
 
-    def wait_for_text(self, text: str, seconds: float = 90.0) -> None:
+    def wait_for_text(self, text: str, seconds: float = 150.0) -> None:
         def found() -> bool:
             assert self.process.poll() in (None, 0), self.text()
             return text in self.text()
@@ -93,6 +99,19 @@ class DriverProcess:
                 continue
         self.process.wait()
         wait_until(lambda: not any(map(is_running, self.started)), "the cluster is gone")
+
+
+def tests_as_installed(directory: Path) -> dict[str, str]:
+    """What makes these modules no code of the driver's own, as if they were in site-packages.
+
+    Otherwise each cluster would unpack them, and start its workers again for them. Every cluster
+    has them by its path. `OWN_CODE` takes it back.
+    """
+    packages = directory / "base/lib" / "python{}.{}".format(*sys.version_info) / "site-packages"
+    packages.parent.mkdir(parents=True)
+    packages.symlink_to(ROOT / "tests")
+    # Named, and not on the path: there are packages here with the names of others.
+    return {"PYTHONUSERBASE": str(directory / "base"), "PYTHONNOUSERSITE": "1"}
 
 
 def is_running(pid: int) -> bool:

@@ -163,6 +163,7 @@ def test_workflow_ids(workflow_id: object, error: type[Exception], message: str)
         lambda: workflow.get_metadata(workflow_id),
         lambda: workflow.cancel(workflow_id),
         lambda: workflow.delete(workflow_id),
+        lambda: workflow.signal(workflow_id, "s"),
     ):
         with pytest.raises(error, match=message):
             verb()
@@ -190,6 +191,8 @@ def test_odd_ids_work(workflow_id: str, storage_dir: Path) -> None:
         workflow.resume_async,
         workflow.cancel,
         workflow.delete,
+        lambda workflow_id: workflow.signal(workflow_id, "s", bytes(10)),
+        lambda workflow_id: workflow.signal(workflow_id, "s", bytes(100_000)),
     ],
 )
 def test_unknown_workflows(verb: Callable[[str], object]) -> None:
@@ -297,6 +300,61 @@ def test_listeners_and_timers() -> None:
             workflow.sleep(duration)
 
 
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("", ValueError, "is empty"),
+        ("x" * 513, ValueError, "513 bytes"),
+        ("a\nb", ValueError, r"control character '\\n' at position 1"),
+        ("\ud800", ValueError, "surrogate"),
+        (5, TypeError, "must be a string, not int"),
+    ],
+)
+def test_names_and_ids_of_signals(text: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"^name.*{message}"):
+        workflow.signal("nobody", text)
+    with pytest.raises(error, match=f"^name.*{message}"):
+        workflow.wait_for_signal(text)
+    with pytest.raises(error, match=f"^signal_id.*{message}"):
+        workflow.signal("nobody", "s", signal_id=text)
+
+
+def test_signals_that_are_not_named() -> None:
+    with pytest.raises(TypeError, match="name must be a string, not NoneType"):
+        workflow.signal("nobody", None)
+    with pytest.raises(TypeError, match="name must be a string, not FunctionNode"):
+        workflow.wait_for_signal(one.bind())
+
+
+def test_values_of_signals() -> None:
+    for value in (Unpicklable(), one.bind(), Counter.remote()):
+        with pytest.raises(TypeError, match="value of signal 'approved'"):
+            workflow.signal("nobody", "approved", value)
+
+
+@pytest.mark.parametrize(
+    ("timeout", "error", "message"),
+    [
+        ("1", TypeError, "number of seconds"),
+        (True, TypeError, "number of seconds"),
+        (0, ValueError, "positive"),
+        (-1.0, ValueError, "positive"),
+        (float("inf"), ValueError, "finite"),
+        (float("nan"), ValueError, "finite"),
+    ],
+)
+def test_how_long_a_signal_is_waited_for(
+    timeout: object, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=f"timeout must be.*{message}"):
+        workflow.wait_for_signal("s", timeout=timeout)
+
+
+def test_whether_a_wait_catches() -> None:
+    with pytest.raises(TypeError, match="'catch_exceptions' must be True or False"):
+        workflow.wait_for_signal("s", catch_exceptions=1)
+
+
 def test_a_second_init_with_another_storage(tmp_path: Path, storage_dir: Path) -> None:
     with pytest.raises(ValueError, match="One cluster has one storage"):
         workflow.init(tmp_path / "other")
@@ -343,6 +401,7 @@ def test_a_storage_that_cannot_be_used_starts_nothing(tmp_path: Path) -> None:
     code = f"""
         import ray, ray_workflows as workflow
         from ray_workflows._client.connection import find_coordinator
+        from tests.ray.start import start_cluster
         def refused(storage):
             try:
                 workflow.init(storage)
@@ -353,8 +412,7 @@ def test_a_storage_that_cannot_be_used_starts_nothing(tmp_path: Path) -> None:
         # A Ray that was started for it ends with it.
         refused({str(tmp_path / "file")!r})
         assert not ray.is_initialized()
-        ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False,
-                 _node_ip_address="127.0.0.1")
+        start_cluster(num_cpus=1)
         refused({str(tmp_path / "file")!r})
         refused({str(tmp_path / "file" / "below")!r})
         refused("/proc/nothing")
@@ -387,8 +445,8 @@ def test_pending_workflows(tmp_path: Path) -> None:
         import ray, ray_workflows as workflow
         from tests.ray.marks import Gate, Marks
         from tests.ray.test_crashes import held, step
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,
-                 _node_ip_address="127.0.0.1")
+        from tests.ray.start import start_cluster
+        start_cluster(num_cpus=2)
         workflow.init({str(tmp_path / "store")!r}, max_running_workflows=1)
         gate, marks = Gate({str(tmp_path / "gate")!r}), Marks({str(tmp_path / "marks")!r})
         first = workflow.run_async(held.bind(marks, gate, 1), workflow_id="first")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import time
@@ -62,11 +63,18 @@ def chain_of(link, length: int):
 
 def test_short_tasks_that_wait_for_each_other_share_ray_tasks(wid: str) -> None:
     workflow.run(chain_of(link, 20))
-    seen = workflow.run(chain_of(link, 100), workflow_id=wid)
-    assert len(seen) == 100
-    assert len(set(seen)) <= 50
-    # Each was committed before the next one started: they travelled one after the other.
-    assert len(set(commits_of_results(wid))) == 100
+    numbers = itertools.count()
+
+    def share() -> bool:
+        workflow_id = f"{wid}-{next(numbers)}"
+        seen = workflow.run(chain_of(link, 100), workflow_id=workflow_id)
+        assert len(seen) == 100
+        # Each was committed before the next one started: they travelled one after the other.
+        assert len(set(commits_of_results(workflow_id))) == 100
+        return len(set(seen)) <= 50
+
+    # As above: on a busy machine, not at once.
+    wait_until(share, "two of them in a Ray task")
 
 
 def test_tasks_of_different_shapes_in_turn_give_way_to_each_other(wid: str) -> None:

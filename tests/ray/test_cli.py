@@ -86,9 +86,29 @@ def test_resume_without_waiting(wid: str, marks: Marks, gate: Gate) -> None:
     assert workflow.get_output(wid) == "held"
 
 
+def test_signals(wid: str) -> None:
+    waits = [workflow.wait_for_signal("approved"), workflow.wait_for_signal("paid")]
+    ref = workflow.run_async(both.bind(*waits), workflow_id=wid)
+    value = json.dumps({"by": "Ada"})
+    for _ in range(2):
+        result = cli("signal", wid, "approved", "--value", value, "--signal-id", "1")
+        assert result.stdout == f"Sent approved to {wid}.\n"
+    done = json.loads(cli("signal", wid, "paid", "--json").stdout)
+    assert done == {"workflow_id": wid, "name": "paid", "sent": True}
+    assert ray.get(ref) == [{"by": "Ada"}, None]
+    assert "SUCCESSFUL: it takes no signals" in cli("signal", wid, "paid", code=1).stderr
+    workflow.cancel(wid)
+    error = cli("signal", wid, "paid", code=1).stderr
+    assert f"ray-workflows resume --canceled --no-wait {wid}" in error
+    assert "'Ada' is not JSON" in cli("signal", wid, "paid", "--value", "Ada", code=2).stderr
+    assert "is empty" in cli("signal", wid, "", code=2).stderr
+    assert "control character" in cli("signal", wid, "p", "--signal-id", "\n", code=2).stderr
+
+
 def test_unknown_ids(storage_dir: Path) -> None:
-    for verb in ("resume", "cancel"):
-        error = cli(verb, "nobody", code=1).stderr
+    for verb in (["resume"], ["cancel"], ["signal"]):
+        more = ["approved"] if verb == ["signal"] else []
+        error = cli(*verb, "nobody", *more, code=1).stderr
         assert f"There is no workflow 'nobody' in {SqliteStorage(storage_dir).url}" in error
 
 
@@ -262,6 +282,7 @@ def test_a_laptop_that_rebooted(tmp_path: Path, marks: Marks, gate: Gate) -> Non
         import ray, ray_workflows as workflow
         from report import Report
         from tests.ray.marks import Gate, Marks
+        from tests.ray.start import start_cluster
         marks, gate = Marks({marks.directory!r}), Gate({gate.path!r})
 
         @ray.remote
@@ -276,7 +297,7 @@ def test_a_laptop_that_rebooted(tmp_path: Path, marks: Marks, gate: Gate) -> Non
             gate.wait()
             return Report([value, 2])
 
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        start_cluster(num_cpus=2)
         workflow.init({store!r})
         workflow.run(second.bind(first.bind()), workflow_id="report")
     """

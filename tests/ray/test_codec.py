@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.ray.marks import Gate, Marks
-from tests.ray.processes import ROOT, DriverProcess
+from tests.ray.processes import OWN_CODE, ROOT, DriverProcess
 
 #: What must not be found on the disk, and what is not encoded.
 SECRET = "the-secret-of-somebody"
@@ -49,9 +49,9 @@ PROLOGUE = """
     import warnings
     import numpy as np, ray
     from tests.ray.marks import Gate, Marks
+    from tests.ray.start import start_cluster
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,
-             _node_ip_address="127.0.0.1")
+    start_cluster(num_cpus=2)
     workflow.init({storage!r}{codec})
     marks, gate = Marks({marks!r}), Gate({gate!r})
     secret = {secret!r}
@@ -171,7 +171,7 @@ def test_values_are_encoded(prologue, tmp_path: Path, marks: Marks, gate: Gate) 
     """
     )
     places = directories(tmp_path, 3)
-    with DriverProcess(places[0], first) as driver:
+    with DriverProcess(places[0], first, **OWN_CODE) as driver:
         driver.wait_for_text("submitted")
         marks.wait_for("held")
         driver.kill_all()
@@ -180,7 +180,7 @@ def test_values_are_encoded(prologue, tmp_path: Path, marks: Marks, gate: Gate) 
     assert PLAIN.encode() in stored
     before = marks.counts()
     for place, program in zip(places[1:], (without, right), strict=True):
-        with DriverProcess(place, program) as driver:
+        with DriverProcess(place, program, **OWN_CODE) as driver:
             assert "all right" in driver.wait()
             driver.kill_all()
     assert marks.counts() == {**before, "held": 2, "use": before["use"] + 1}

@@ -10,7 +10,7 @@ import ray
 
 from ray_workflows import compat
 from tests.ray.marks import Marks
-from tests.ray.processes import DriverProcess
+from tests.ray.processes import OWN_CODE, DriverProcess
 
 APPLICATION = Path(__file__).parent / "unedited" / "application.py"
 
@@ -34,7 +34,7 @@ def test_an_unedited_application_is_killed_and_goes_on(tmp_path: Path) -> None:
     code = EXEC.format(arguments=arguments)
     (tmp_path / "1").mkdir()
     (tmp_path / "2").mkdir()
-    with DriverProcess(tmp_path / "1", code) as driver:
+    with DriverProcess(tmp_path / "1", code, **OWN_CODE) as driver:
         driver.wait_for_text("run by an actor")
         for name in ("polled", "loop-2", "loop-1"):
             marks.wait_for(name)
@@ -48,7 +48,7 @@ def test_an_unedited_application_is_killed_and_goes_on(tmp_path: Path) -> None:
     assert (tmp_path / "store" / "workflows.sqlite").exists()
 
     event.write_text("granted")
-    with DriverProcess(tmp_path / "2", code) as driver:
+    with DriverProcess(tmp_path / "2", code, **OWN_CODE) as driver:
         second = told(driver.wait())
     assert second["before"] == "RESUMABLE"
     tasks = ["main/first", "main/loop-2", "main/loop-1"]
@@ -72,9 +72,11 @@ DRIVER = """
     os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"] = json.dumps(
         {{"runtime_env": {{"env_vars": {{"OF_THE_JOB": "j"}}}}, "metadata": {{}}}}
     )
-    ray.init("local", storage={storage!r}, num_cpus=2, include_dashboard=False,
-             log_to_driver=False, _node_ip_address="127.0.0.1",
-             runtime_env={{"worker_process_setup_hook": hook, "env_vars": {{"MINE": "m"}}}})
+    from tests.ray.start import few_processes
+    with few_processes():
+        ray.init("local", storage={storage!r}, num_cpus=2, include_dashboard=False,
+                 log_to_driver=False, _node_ip_address="127.0.0.1",
+                 runtime_env={{"worker_process_setup_hook": hook, "env_vars": {{"MINE": "m"}}}})
 
     @ray.remote
     def look(*previous):

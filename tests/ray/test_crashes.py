@@ -107,7 +107,7 @@ def test_timers_and_listeners_survive_the_coordinator(wid: str, marks: Marks) ->
     ref = workflow.run_async(both.bind(workflow.sleep(3), listener), workflow_id=wid)
     kill_coordinator()
     assert ray.get(ref) == "both"
-    assert 3 <= time.time() - started < 20
+    assert 3 <= time.time() - started < 60
 
 
 def test_values_without_checkpoint_are_computed_again(wid: str, marks: Marks, gate: Gate) -> None:
@@ -182,18 +182,22 @@ CLUSTER_DRIVER = """
     import sys, ray, ray_workflows as workflow
     from tests.ray.marks import Gate, Marks
     from tests.ray.test_crashes import chain, held, step
+    from tests.ray.start import start_cluster
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,
-             _node_ip_address="127.0.0.1")
+    start_cluster(num_cpus=2)
     workflow.init({storage!r})
-    marks, gate = Marks({marks!r}), Gate({gate!r})
+    marks, of_run, gate = Marks({marks!r}), Marks({of_run!r}), Gate({gate!r})
 """
 
 
 @pytest.mark.own_cluster
 def test_the_loss_of_the_whole_cluster(marks: Marks, gate: Gate, tmp_path: Path) -> None:
+    of_run = Marks(str(tmp_path / "of-run"))
     prologue = CLUSTER_DRIVER.format(
-        storage=str(tmp_path / "store"), marks=marks.directory, gate=gate.path
+        storage=str(tmp_path / "store"),
+        marks=marks.directory,
+        of_run=of_run.directory,
+        gate=gate.path,
     )
     first = (
         prologue
@@ -212,15 +216,13 @@ def test_the_loss_of_the_whole_cluster(marks: Marks, gate: Gate, tmp_path: Path)
     waiting = held.bind(marks, gate, chain(marks, 10, objects))
     workflow.run_async(use_objects.bind(objects, waiting), workflow_id="interrupted")
     workflow.run(chain(marks, 1), workflow_id="finished")
-    nap = workflow.sleep(1)
-    print("submitted", flush=True)
-    gate.wait()
+    workflow.run(held.bind(of_run, gate, chain(of_run, 4)), workflow_id="w")
     """
     )
     (tmp_path / "1").mkdir()
     (tmp_path / "2").mkdir()
     with DriverProcess(tmp_path / "1", first) as driver:
-        driver.wait_for_text("submitted")
+        of_run.wait_for("held")
         marks.wait_for("held")
         driver.kill_all()
     before = marks.counts()
@@ -234,6 +236,9 @@ def test_the_loss_of_the_whole_cluster(marks: Marks, gate: Gate, tmp_path: Path)
     except ValueError as error:
         assert "resume" in str(error)
     gate.open()
+    # To run it with its id resumes it.
+    dag = held.bind(of_run, gate, chain(of_run, 4))
+    assert workflow.run(dag, workflow_id="w") == 3
     ((workflow_id, ref),) = workflow.resume_all()
     assert workflow_id == "interrupted"
     assert ray.get(ref) == 500_000.0
@@ -246,28 +251,7 @@ def test_the_loss_of_the_whole_cluster(marks: Marks, gate: Gate, tmp_path: Path)
     with DriverProcess(tmp_path / "2", second) as driver:
         assert "all right" in driver.wait()
     assert marks.counts() == {**before, "held": 2}
-
-
-@pytest.mark.own_cluster
-def test_run_with_its_id_resumes_an_interrupted_workflow(
-    marks: Marks, gate: Gate, tmp_path: Path
-) -> None:
-    code = (
-        CLUSTER_DRIVER.format(
-            storage=str(tmp_path / "store"), marks=marks.directory, gate=gate.path
-        )
-        + """
-    dag = held.bind(marks, gate, chain(marks, 4))
-    print(f"result {workflow.run(dag, workflow_id='w')}", flush=True)
-    """
-    )
-    with DriverProcess(tmp_path, code) as driver:
-        marks.wait_for("held")
-        driver.kill_all()
-    gate.open()
-    with DriverProcess(tmp_path, code) as driver:
-        assert "result 3" in driver.wait()
-    assert marks.counts() == {"held": 2, **{f"step-{i}": 1 for i in range(4)}}
+    assert of_run.counts() == {"held": 2, **{f"step-{i}": 1 for i in range(4)}}
 
 
 MODULE_DRIVER = """
@@ -335,7 +319,8 @@ def test_a_storage_that_is_away_is_waited_for(tmp_path: Path) -> None:
         import os, ray, ray_workflows as workflow
         from tests.ray.marks import Gate, Marks
         from tests.ray.test_crashes import chain, held
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        from tests.ray.start import start_cluster
+        start_cluster(num_cpus=2)
         workflow.init({str(tmp_path / "store")!r})
         gate, marks = Gate({str(tmp_path / "gate")!r}), Marks({str(tmp_path / "marks")!r})
         dag = held.bind(marks, gate, chain(marks, 3))

@@ -11,7 +11,9 @@ from tests.ray.processes import DriverProcess
 
 CLUSTER = """
     from ray.cluster_utils import Cluster
-    cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=2))
+    from tests.ray.start import few_processes
+    with few_processes():
+        cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=2))
     print(f"address={{cluster.address}};", flush=True)
     from tests.ray.marks import Gate
     Gate({gate!r}).wait()

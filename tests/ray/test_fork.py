@@ -125,8 +125,9 @@ def test_a_fork_survives_the_cluster_and_waits_for_room(tmp_path: Path) -> None:
         import ray_workflows as workflow
         from tests.ray.marks import Gate, Marks
         from tests.ray.test_fork import build, named
+        from tests.ray.start import start_cluster
 
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        start_cluster(num_cpus=2)
         workflow.init({store!r}, max_running_workflows=1)
         marks = Marks({marks!r})
 

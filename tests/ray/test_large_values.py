@@ -78,8 +78,8 @@ def test_a_large_value_is_in_memory_once(url: str) -> None:
 
 CODE = """
     import numpy as np, ray, ray_workflows as workflow
-    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False,
-             _node_ip_address="127.0.0.1", object_store_memory={store})
+    from tests.ray.start import start_cluster
+    start_cluster(num_cpus=1, object_store_memory={store})
     workflow.init({url!r})
 
     @ray.remote

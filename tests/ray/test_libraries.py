@@ -15,9 +15,9 @@ from tests.ray.processes import ROOT, DriverProcess
 
 START = """
 from tests.ray.marks import Gate
+from tests.ray.start import start_cluster
 gate = Gate({gate!r})
-ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,
-         _node_ip_address="127.0.0.1")
+start_cluster(num_cpus=2)
 workflow.init({storage!r})
 """
 

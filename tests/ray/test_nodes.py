@@ -6,15 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.ray.processes import DriverProcess
+from tests.ray.processes import OWN_CODE, DriverProcess
 
 CODE = """
     import numpy as np, ray, ray_workflows as workflow
     from ray.cluster_utils import Cluster
     from tests.ray.recording_storage import RecordingStorage
+    from tests.ray.start import few_processes
 
-    cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=2, resources={{"a": 10}}))
-    cluster.add_node(num_cpus=2, resources={{"b": 10}})
+    head = dict(num_cpus=2, resources={{"a": 10}})
+    with few_processes():
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        cluster.add_node(num_cpus=2, resources={{"b": 10}})
     ray.init(address=cluster.address, log_to_driver=False)
     home = ray.get_runtime_context().get_node_id()
     # Which of two nodes of one machine a driver connects to is Ray's choice.
@@ -53,5 +56,5 @@ CODE = """
 @pytest.mark.own_cluster
 def test_other_nodes_reach_the_storage_through_its_node(tmp_path: Path) -> None:
     code = CODE.format(storage=str(tmp_path / "store"), record=str(tmp_path / "record"))
-    with DriverProcess(tmp_path, code) as driver:
+    with DriverProcess(tmp_path, code, **OWN_CODE) as driver:
         assert "all right" in driver.wait(120)

@@ -18,9 +18,9 @@ PROLOGUE = """
     import numpy as np, ray, ray_workflows as workflow
     from tests.ray.marks import Gate, Marks, wait_until
     from tests.ray.test_crashes import chain, held, step
+    from tests.ray.start import start_cluster
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,
-             _node_ip_address="127.0.0.1")
+    start_cluster(num_cpus=2)
     workflow.init({url!r})
     marks, gate = Marks({marks!r}), Gate({gate!r})
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import ray
 
+from ray_workflows._environment.attempts import packages_for, runtime_env_for
 from ray_workflows._environment.packages import from_files
 from ray_workflows._environment.ray_private import delete_key, get_key, has_key
 from ray_workflows._executor import rack as racks
 from ray_workflows._executor.rack import AGAIN_VARIABLE, Rack
-from ray_workflows._model.plan import Package
+from ray_workflows._model.plan import Environment, Package
 from ray_workflows.storage import SqliteStorage
 from tests.ray.marks import wait_until
 
@@ -59,6 +61,34 @@ def test_a_package_that_is_gone_is_brought_again(storage: SqliteStorage, package
     runtime_env: dict[str, dict[str, str]] = {}
     rack.vary(runtime_env, [package])
     assert runtime_env["env_vars"] == {AGAIN_VARIABLE: "1"}
+
+
+def test_a_worker_in_a_container_unpacks_what_ray_does_not(
+    storage: SqliteStorage, package: Package
+) -> None:
+    environment = Environment(packages=(package,), code=package.uri)
+    runtime_env = runtime_env_for(environment, {"image_uri": "any", "env_vars": {"A": "b"}})
+    assert packages_for(environment, runtime_env) == (package,)
+    bring(Rack(storage), package)
+    # There are no containers here: the worker is one like any other.
+    del runtime_env["image_uri"]
+
+    @ray.remote(num_cpus=0, runtime_env=runtime_env)
+    def where() -> list[object]:
+        import sys
+
+        from ray_workflows._environment import attempts, capture
+
+        attempts.prefer_packages()
+        attempts.prefer_packages()
+        import racked
+
+        return [racked.__file__, sys.path[0], capture.own_file(racked.__file__)]
+
+    file, first, own = ray.get(where.remote())
+    assert file == str(Path(str(first)) / "racked.py")
+    assert own is None
+    shutil.rmtree(str(first))
 
 
 def test_what_nobody_needs_is_taken_out(

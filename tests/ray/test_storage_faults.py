@@ -41,9 +41,9 @@ CODE = """
     import ray, ray_workflows as workflow
     from tests.ray.marks import Gate, Marks
     from tests.ray.test_storage_faults import stages
+    from tests.ray.start import start_cluster
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,
-             _node_ip_address="127.0.0.1")
+    start_cluster(num_cpus=2)
     workflow.init({url!r})
     directory = {directory!r}
     messages = {messages!r}

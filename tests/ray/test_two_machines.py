@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
+import sysconfig
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -16,8 +19,8 @@ from tests.ray.processes import ROOT, DriverProcess
 
 INIT = """
 import ray, sys
-ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,
-         logging_level="ERROR", _node_ip_address="127.0.0.1", runtime_env={runtime_env})
+from tests.ray.start import start_cluster
+start_cluster(num_cpus=2, runtime_env={runtime_env})
 import ray_workflows as workflow
 workflow.init({storage!r})
 """
@@ -26,7 +29,7 @@ workflow.init({storage!r})
 #: with data.
 FIRST = """
 import os
-import helper
+import arrivals, helper
 from tests.ray.marks import Gate, Marks
 
 def extra():
@@ -39,20 +42,28 @@ def early(marks):
 
 @ray.remote(runtime_env={{"env_vars": {{"PIE_TOKEN": "t0ken"}}}})
 def held(gate, value):
+    Marks({marks!r}).add("held")
     gate.wait()
     return f"{{value}} and {{os.environ['PIE_TOKEN']}}, "
 
+@ray.remote
+def nested():
+    import lazy
+    return [helper.NAME, lazy.NAME]
+
 @ray.remote(runtime_env={{"env_vars": {{"TOPPING": "nuts"}}}})
-def late(value):
+def late(value, arrived):
     import lazy
     import parts.inner
-    return [value, helper.NAME, lazy.NAME, parts.inner.read(), extra(), os.environ.get("FLAVOUR"),
-            os.environ["TOPPING"], os.environ.get("MY_TOKEN")]
+    return [value, arrived, helper.NAME, lazy.NAME, parts.inner.read(), extra(),
+            os.environ.get("FLAVOUR"), os.environ["TOPPING"], os.environ.get("MY_TOKEN"),
+            *ray.get(nested.remote()), os.environ.get("HOOKED")]
 
 @ray.remote
 def last(value):
     import lazy
-    return workflow.continuation(late.bind(value + lazy.NAME))
+    arrived = workflow.wait_for_event(arrivals.Arrived, "gate")
+    return workflow.continuation(late.bind(value + lazy.NAME, arrived))
 
 marks = Marks({marks!r})
 dag = last.options(**workflow.options(task_id="last")).bind(
@@ -61,7 +72,7 @@ dag = last.options(**workflow.options(task_id="last")).bind(
 
 SUBMIT = """
 workflow.run_async(dag, workflow_id="w")
-marks.wait_for("early")
+marks.wait_for("held")
 print("submitted", flush=True)
 Gate("/nonexistent").wait()
 """
@@ -72,6 +83,13 @@ def write_project(directory: Path, name: str = "first", imports: str = "") -> No
     (directory / "helper.py").write_text(f"{imports}NAME = 'helper of {name}'\n")
     (directory / "lazy.py").write_text("import colors\nNAME = colors.NAME\n")
     (directory / "colors.py").write_text(f"NAME = 'lazy of {name}'\n")
+    (directory / "arrivals.py").write_text(
+        "import ray_workflows\n"
+        "class Arrived(ray_workflows.EventListener):\n"
+        "    async def poll_for_event(self, gate):\n"
+        "        import lazy\n"
+        "        return f'{lazy.NAME} arrived'\n"
+    )
     (directory / "parts" / "__init__.py").touch()
     (directory / "parts" / "data.txt").write_text(f"data of {name}")
     (directory / "parts" / "inner.py").write_text(
@@ -105,9 +123,9 @@ class Machines:
         shutil.rmtree(self.first)
         Path(self.names["gate"]).touch()
 
-    def go_on(self, code: str, **env: str) -> str:
+    def go_on(self, code: str, *, python: str = sys.executable, **env: str) -> str:
         """Run a script on the second machine; what it prints."""
-        with DriverProcess(self.second, self.script(code), **env) as driver:
+        with DriverProcess(self.second, self.script(code), python=python, **env) as driver:
             return driver.wait()
 
 
@@ -125,7 +143,11 @@ def test_a_script_with_modules_beside_it_goes_on_elsewhere(machines: Machines) -
     installed.mkdir(parents=True)
     (installed / "rw_installed.py").write_text("__version__ = '4.5'\n")
     machines.submit(
-        runtime_env='{"env_vars": {"FLAVOUR": "plain", "MY_TOKEN": "s3cret"}}',
+        # What Ray keeps of a function it keeps in the cluster.
+        runtime_env="""{
+            "env_vars": {"FLAVOUR": "plain", "MY_TOKEN": "s3cret"},
+            "worker_process_setup_hook": lambda: __import__("os").environ.update(HOOKED="yes"),
+        }""",
         PYTHONUSERBASE=str(base),
         PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "src"), str(installed)]),
     )
@@ -134,6 +156,8 @@ def test_a_script_with_modules_beside_it_goes_on_elsewhere(machines: Machines) -
             stored = path.read_bytes()
             assert b"s3cret" not in stored
             assert b"t0ken" not in stored
+    # Where the second coordinator is started there are modules of the same names.
+    write_project(machines.second, "second")
     printed = machines.go_on(
         """
         import os
@@ -151,7 +175,12 @@ def test_a_script_with_modules_beside_it_goes_on_elsewhere(machines: Machines) -
         def other():
             return 1
 
-        refused(lambda: workflow.resume("w"), "MY_TOKEN", "PIE_TOKEN", "rw_installed 4.5")
+        everything = ("MY_TOKEN", "PIE_TOKEN", "rw_installed 4.5")
+        refused(lambda: workflow.resume("w"), *everything)
+        refused(lambda: workflow.run(other.bind(), workflow_id="w"), *everything)
+        refused(lambda: ray.get(workflow.run_async_many([other.bind()], workflow_ids=["w"])),
+                *everything)
+        refused(lambda: workflow.fork("w", from_task="last", new_id="f"), *everything)
         os.environ.update(MY_TOKEN="new", PIE_TOKEN="pie")
         refused(lambda: workflow.resume("w"), "rw_installed 4.5")
         refused(lambda: workflow.run(other.bind(), workflow_id="w"), "rw_installed 4.5")
@@ -159,8 +188,14 @@ def test_a_script_with_modules_beside_it_goes_on_elsewhere(machines: Machines) -
         print(workflow.resume("w", runtime_env=path, strict=False))
         found = workflow.get_environment("w")
         assert sorted(name for name in found.modules if not name.startswith("tests/")) == [
-            "colors.py", "helper.py", "lazy.py", "parts/__init__.py", "parts/data.txt",
-            "parts/inner.py"], found.modules
+            "arrivals.py", "colors.py", "helper.py", "lazy.py", "parts/__init__.py",
+            "parts/data.txt", "parts/inner.py"], found.modules
+        # What is beside this script is what it would be resumed with as it is today.
+        assert [each.here for each in found.differences if each.what == "helper.py"] == ["changed"]
+        assert "-NAME = 'helper of first'\\n+NAME = 'helper of second'" in (
+            found.diffs["helper.py"].replace("-import rw_installed\\n", ""))
+        hook = found.runtime_env["env_vars"].pop("__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR")
+        assert hook.startswith("ray_workflows_hook_"), hook
         assert found.runtime_env["env_vars"] == {{
             "FLAVOUR": "plain", "MY_TOKEN": "<secret>", "PYTHONPATH": "INSTALLED"}}
         assert found.installed["rw_installed"] == "4.5"
@@ -170,6 +205,7 @@ def test_a_script_with_modules_beside_it_goes_on_elsewhere(machines: Machines) -
     )
     expected = [
         "helper of first and pie, lazy of first",
+        "lazy of first arrived",
         "helper of first",
         "lazy of first",
         "data of first",
@@ -177,6 +213,9 @@ def test_a_script_with_modules_beside_it_goes_on_elsewhere(machines: Machines) -
         "plain",
         "nuts",
         "new",
+        "helper of first",
+        "lazy of first",
+        "yes",
     ]
     assert str(expected) in printed
 
@@ -187,6 +226,7 @@ WITH_PACKAGE = """
 import ray, sys
 from ray.cluster_utils import Cluster
 from tests.ray.marks import Gate, Marks, wait_until
+from tests.ray.start import few_processes
 import ray_workflows as workflow
 from ray.util.scheduling_strategies import (
     NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy)
@@ -205,14 +245,15 @@ def early(marks):
 @ray.remote(num_cpus=1, resources={{"new": 1}})
 def late(value):
     import os, packed
-    return value, packed.NAME, sorted(os.listdir(".")), packed.__file__
+    # Python may have left there what it compiled.
+    return value, packed.NAME, sorted({{*os.listdir(".")}} - {{"__pycache__"}}), packed.__file__
 """
 
 GOES_ON = (
     WITH_PACKAGE
     + """
-cluster = Cluster(initialize_head=True,
-                  head_node_args=dict(num_cpus=1, include_dashboard=False))
+with few_processes():
+    cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1))
 connect(cluster.address, {project!r})
 held = late.bind(early.bind(Marks({marks!r})))
 ref = workflow.run_async(held, workflow_id="w")
@@ -296,6 +337,7 @@ def late(value):
 
 @ray.remote
 def held(gate, value):
+    Marks({marks!r}).add("held")
     gate.wait()
     return value
 
@@ -303,16 +345,74 @@ marks = Marks({marks!r})
 here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 tied = bound.options(scheduling_strategy=here, **workflow.options(task_id="tied"))
 dag = late.bind(tied.bind(held.bind(Gate({gate!r}), early.bind(marks))))
+
+@ray.remote
+def closed(gate):
+    gate.wait()
+    return "closed"
+
+@ray.remote(runtime_env={{"pip": [{wheel!r}], "env_vars": {{"WHEEL_TOKEN": "t0ken"}}}})
+def installed(value):
+    import os, rw_wheel
+    return [value, rw_wheel.NAME, os.environ["WHEEL_TOKEN"]]
+
+workflow.run_async(installed.options(**workflow.options(task_id="installed")).bind(
+    closed.bind(Gate({gate!r}))), workflow_id="with a wheel")
 """
+
+
+def write_wheel(directory: Path) -> Path:
+    """A package to be installed, with one module."""
+    path = directory / "rw_wheel-1.0-py3-none-any.whl"
+    about = "rw_wheel-1.0.dist-info"
+    files = {
+        "rw_wheel.py": "NAME = 'from a wheel'\n",
+        f"{about}/METADATA": "Metadata-Version: 2.1\nName: rw-wheel\nVersion: 1.0\n",
+        f"{about}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    files[f"{about}/RECORD"] = "".join(f"{name},,\n" for name in [*files, f"{about}/RECORD"])
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return path
+
+
+def make_lean_python(directory: Path) -> str:
+    """An environment that has all that this one has, in one line: Ray copies the environment that
+    it runs in for each set of packages."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(directory)], check=True)
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    link = directory / "lib" / version / "site-packages" / "all.pth"
+    link.write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
+    return str(directory / "bin" / "python")
 
 
 @pytest.mark.own_cluster
 def test_todays_code_on_purpose_and_another_place(machines: Machines) -> None:
+    # Another installation, in a place that the first machine does not have.
+    python = make_lean_python(machines.second.parent / "python")
+    machines.names["wheel"] = str(write_wheel(machines.second.parent))
     machines.submit(BOUND)
     write_project(machines.second, "second")
     printed = machines.go_on(
         UPGRADE
         + """
+import os, warnings
+try:
+    workflow.run(bound.bind(1), workflow_id="with a wheel")
+except workflow.EnvironmentMismatchError as error:
+    assert len(error.differences) == 1 and "WHEEL_TOKEN" in str(error), error
+os.environ["WHEEL_TOKEN"] = "of the second"
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    assert workflow.run(bound.bind(1), workflow_id="with a wheel") == [
+        "closed", "from a wheel", "of the second"]
+assert "another DAG" in str(caught[-1].message), caught
+found = workflow.get_environment("with a wheel")
+assert found.task_runtime_envs == {{"installed": {{
+    "pip": {{"packages": [{wheel!r}], "pip_check": False}},
+    "env_vars": {{"WHEEL_TOKEN": "<secret>"}}}}}}, found.task_runtime_envs
+assert [(resumed.code, resumed.environment) for resumed in found.resumed] == [("recorded", False)]
 try:
     workflow.resume("w", code="current")
 except workflow.EnvironmentMismatchError as error:
@@ -330,6 +430,7 @@ found = workflow.get_environment("w")
 (resumed,) = found.resumed
 assert (resumed.code, resumed.environment, resumed.tasks) == ("current", True, ("tied",))
 assert found.runtime_env["env_vars"] == {{"A": "1"}}
-"""
+""",
+        python=python,
     )
     assert str(["helper of first", "helper of second", "new function"]) in printed

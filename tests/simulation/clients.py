@@ -18,14 +18,17 @@ from ray_workflows._coordinator.requests import (
     Reply,
     Request,
     ResumeRequest,
+    SignalRequest,
     SubmitRequest,
     Watched,
     WatchRequest,
 )
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.status import WorkflowStatus
-from ray_workflows._model.values import Blob
+from ray_workflows._model.values import Blob, Value
 from ray_workflows.exceptions import (
+    SignalRefusedError,
+    SignalTimeoutError,
     StorageCorruptError,
     StorageUnavailableError,
     WorkflowAlreadyRunningError,
@@ -35,7 +38,7 @@ from ray_workflows.exceptions import (
 )
 from tests.simulation import scripts, shapes
 from tests.simulation.monitor import Journal
-from tests.simulation.oracle import expect
+from tests.simulation.oracle import expect, signals_for
 from tests.simulation.violations import Violation
 
 if TYPE_CHECKING:
@@ -105,6 +108,9 @@ class Client:
         self.timeout = self.rng.choice([*(None,) * 9, 60.0]) if self.kind != "cancel" else None
         self.incarnation = f"{self.workflow_id}-{self.world.number()}"
         self.request_id = f"request-{self.world.number()}"
+        #: Its signals: names by ids. Nobody waits for the last ones.
+        names = [*signals_for(self.plan), *["spare"] * self.rng.choice([0, 0, 1, 2])]
+        self.signals = {f"signal-{self.world.number()}": name for name in names}
 
     def describe(self) -> str:
         row = self.world.storage.read_catalog(self.workflow_id)
@@ -227,8 +233,10 @@ class Client:
                 patient=patient,
             )
             if isinstance(answer, (Accepted, Finished)):
-                return
+                break
             yield Pause(self.rng.choice([0.02, 0.5, 2.0]) * self.rng.random())
+        for signal_id in self.signals:
+            self.send_signal(Signal(self, signal_id))
 
     def judge_submit(self, answer: Any) -> None:
         if isinstance(answer, TROUBLE):
@@ -266,6 +274,12 @@ class Client:
                 self.fail("replies", f"second submit of {self.workflow_id}: {answer}")
         else:
             self.judge_resume(answer)
+
+    def send_signal(self, signal: Signal) -> None:
+        """At some time, and sometimes twice."""
+        for _ in range(self.rng.choice([1, 1, 1, 2])):
+            pause = self.rng.choice([0.0, 1.0, 10.0]) * self.rng.random()
+            self.world.clock.after(pause, signal.send)
 
     def resume(self) -> Story:
         canceled = self.rng.random() < 0.9
@@ -397,9 +411,12 @@ class Client:
         """Whether it failed as it must; False if a worker's death failed it."""
         error = journal.state.error
         assert error is not None
-        if error.type_name != scripts.SCRIPT_ERROR:
+        culprit = error.message
+        if error.type_name == SignalTimeoutError.__name__:
+            culprit = scripts.NEVER if f"'{scripts.NEVER}'" in error.message else error.message
+        elif error.type_name != scripts.SCRIPT_ERROR:
             return False
-        if error.message not in self.expected.culprits:
+        if culprit not in self.expected.culprits:
             raise Violation(
                 "output", f"{self.workflow_id} failed with {error}, expected {self.expected}"
             )
@@ -412,6 +429,60 @@ class Client:
             return
         if row is None or self.final is None or row.status != self.final.status:
             raise Violation("settled", f"{self.workflow_id} was {self.final}, and is {row}")
+
+
+class Signal:
+    """One signal of a client, sent until it is acknowledged, and sometimes after that."""
+
+    def __init__(self, client: Client, signal_id: str) -> None:
+        self.client = client
+        self.world = client.world
+        self.incarnation = client.incarnation
+        self.signal_id = signal_id
+        self.name = client.signals[signal_id]
+        data = scripts.pack(scripts.signal_value(self.name), signal_id)
+        self.value = Value(data)
+        if self.world.rng.random() < 0.15:
+            blob = self.world.storage.write_blob(self.incarnation, signal_id, [data])
+            self.value = Value(blob)
+
+    def send(self) -> None:
+        client = self.client
+        if client.finished or client.incarnation != self.incarnation:
+            return
+        put = Put(
+            client.anywhere(),
+            f"signal {self.signal_id} to {client.workflow_id}",
+            lambda reply: SignalRequest(
+                client.workflow_id, reply, self.name, self.signal_id, self.value, self.incarnation
+            ),
+            self.judge,
+            patient=True,
+        )
+        self.world.put(put, self.then)
+
+    def judge(self, answer: Any) -> None:
+        client = self.client
+        journal = self.world.monitor.journals.get(self.incarnation)
+        if isinstance(answer, TROUBLE):
+            return
+        if isinstance(answer, WorkflowNotFoundError):
+            # Who held a deleted one, and was thought dead, does not know of the new one yet.
+            if (journal is None or not journal.deleted) and not client.deletions:
+                client.fail("replies", f"{self.signal_id}: {answer!r}")
+        elif isinstance(answer, SignalRefusedError):
+            done = journal is not None and journal.state.status is WorkflowStatus.SUCCESSFUL
+            if journal is None or not (done or journal.cancel_noted):
+                client.fail("replies", f"{self.signal_id}: {answer!r}")
+        elif answer is not None:
+            client.fail("replies", f"{self.signal_id} was answered by {answer!r}")
+        elif journal is None or self.signal_id not in journal.received.get(self.name, ()):
+            client.fail("durable", f"{self.signal_id} was acknowledged, and is not stored")
+
+    def then(self, answer: Any) -> None:
+        rng = self.world.rng
+        if answer is not None or rng.random() < 0.2:
+            self.world.clock.after(rng.choice([0.02, 1.0, 5.0]) * rng.random(), self.send)
 
 
 def draw_clients(world: World) -> list[Client]:

@@ -29,7 +29,12 @@ from tests.simulation.violations import Violation
 SETTLED = (WorkflowStatus.SUCCESSFUL, WorkflowStatus.FAILED, WorkflowStatus.CANCELED)
 
 #: What somebody who does not hold a workflow may leave in its journal.
-GUEST_EVENTS = (ev.CancelRequested, ev.WorkflowCanceled, ev.WorkflowReleased)
+GUEST_EVENTS = (
+    ev.CancelRequested,
+    ev.WorkflowCanceled,
+    ev.WorkflowReleased,
+    ev.SignalReceived,
+)
 
 
 class View:
@@ -63,6 +68,9 @@ class Journal:
         self.charged: dict[int, int] = {}
         self.task_ids: set[str] = set()
         self.cancel_noted = False
+        #: Ids of signals by name, in the order they were received; how many of them are taken.
+        self.received: dict[str, list[str]] = {}
+        self.taken: dict[str, int] = {}
 
 
 class Monitor:
@@ -154,6 +162,8 @@ class Monitor:
                 journal.done.pop(number, None)
         elif isinstance(event, ev.ErrorCaught) and event.frame is None:
             self.judge_once(journal, event.task, where)
+        elif isinstance(event, (ev.SignalReceived, ev.SignalTaken)):
+            self.judge_signal(journal, event, where)
         if isinstance(event, (ev.TaskSucceeded, ev.TaskContinued)):
             self.judge_once(journal, event.task, where)
             if state.tasks[event.task].options.kind != TIMER:
@@ -171,6 +181,26 @@ class Monitor:
         if task_ids != expected or journal.task_ids & set(task_ids):
             raise Violation("names", f"{where}: {task_ids} instead of {expected}")
         journal.task_ids.update(task_ids)
+
+    def judge_signal(
+        self, journal: Journal, event: ev.SignalReceived | ev.SignalTaken, where: str
+    ) -> None:
+        """Each signal is received once and taken once, first come, first served."""
+        received = journal.received.setdefault(event.name, [])
+        if isinstance(event, ev.SignalReceived):
+            if journal.state.status in (WorkflowStatus.SUCCESSFUL, WorkflowStatus.CANCELED):
+                raise Violation("signals", f"{where}: it is {journal.state.status}")
+            if event.signal_id in received:
+                raise Violation("signals", f"{where}: {event.signal_id} was received before")
+            received.append(event.signal_id)
+            return
+        count = journal.taken.get(event.name, 0)
+        journal.taken[event.name] = count + 1
+        if received[count : count + 1] != [event.signal_id]:
+            raise Violation("signals", f"{where}: {event.signal_id} is not the next of {received}")
+        if not journal.state.running:
+            raise Violation("signals", f"{where}: nothing runs")
+        self.judge_once(journal, event.task, where)
 
     def judge_once(self, journal: Journal, number: int, where: str) -> None:
         if number in journal.done:

@@ -17,12 +17,13 @@ from ray_workflows._coordinator import loop as loop_module
 from ray_workflows._coordinator.lease import Lease
 from ray_workflows._coordinator.loop import Loop
 from ray_workflows._coordinator.orphans import Orphans
-from ray_workflows._coordinator.requests import Accepted
+from ray_workflows._coordinator.requests import Accepted, SignalRequest
+from ray_workflows._coordinator.verbs import Verbs
 from ray_workflows._coordinator.workflow import Workflow, answer
 from ray_workflows._engine import commands as commands_module
 from ray_workflows._engine import decide as decide_module
 from ray_workflows._engine import evolve as evolve_module
-from ray_workflows._engine.state import Phase
+from ray_workflows._engine.state import Phase, WorkflowState
 from ray_workflows._model import events as ev
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.catalog import JournalEntry
@@ -202,6 +203,48 @@ def errors_in_failed_workflows_are_judged_as_in_running_ones(patch: Any) -> None
     patch.setitem(decide_module.HANDLERS, inp.AttemptRaised, on_attempt_raised)
 
 
+@breaks("signals")
+def taken_signals_are_kept(patch: Any) -> None:
+    def take(state: Any, name: str, signal_id: str) -> Any:
+        return state.signals[name][signal_id]
+
+    patch.setattr(evolve_module, "take", take)
+
+
+@breaks("signals", "replies")
+def repeated_signals_are_others(patch: Any) -> None:
+    patch.setattr(decide_module, "is_known", lambda state, name, signal_id: False)
+
+
+@breaks("signals")
+def the_newest_signal_is_taken_first(patch: Any) -> None:
+    def deliveries(state: Any) -> Any:
+        found = list(original(state))
+        for task, name, signal_id, value in found:
+            kept = list(state.signals.get(name, {}).items())
+            newest = kept[-1] if len(found) == 1 and kept else (signal_id, value)
+            yield task, name, *newest
+
+    original = decide_module.deliveries
+    patch.setattr(decide_module, "deliveries", deliveries)
+
+
+@breaks("stuck")
+def signals_that_came_too_early_are_not_looked_at(patch: Any) -> None:
+    patch.setattr(commands_module, "can_deliver", lambda state: False)
+    patch.setattr(evolve_module, "can_deliver", lambda state: False)
+
+
+@breaks("stuck")
+def what_took_a_signal_is_made_again(patch: Any) -> None:
+    """The result of a continuation is not stored, if it need not, and the signal is gone."""
+
+    def checkpoints(self: WorkflowState, task: Any) -> bool:
+        return task.checkpoint or (task.is_output and task.frame.parent is None)
+
+    patch.setattr(WorkflowState, "checkpoints", checkpoints)
+
+
 # -- the loop ------------------------------------------------------------------------------
 
 
@@ -356,6 +399,50 @@ def what_a_lapsed_lease_held_back_is_forgotten(patch: Any) -> None:
 
     original = Lease.renew
     patch.setattr(Lease, "renew", renew)
+
+
+@breaks("durable")
+def signals_are_taken_before_those_that_came_with_them(patch: Any) -> None:
+    """One that ends the workflow lets the next one be acknowledged and forgotten."""
+
+    def take_signals(self: Verbs, workflow: Workflow) -> None:
+        original(self, workflow)
+        if not workflow.guest:
+            for position, input in reversed(list(enumerate(workflow.inputs))):
+                if isinstance(input, inp.Signal):
+                    workflow.inputs.insert(position + 1, inp.Wake())
+
+    original = Verbs.take_signals
+    patch.setattr(Verbs, "take_signals", take_signals)
+
+
+@breaks("durable", until=20.0, report_twice=0.3)
+def signals_are_decided_on_last(patch: Any) -> None:
+    """What was acknowledged was decided on when the workflow had ended in the same step."""
+
+    def take_signals(self: Verbs, workflow: Workflow) -> None:
+        before = list(workflow.inputs)
+        workflow.inputs.clear()
+        original(self, workflow)
+        workflow.inputs.extendleft(reversed(before))
+
+    original = Verbs.take_signals
+    patch.setattr(Verbs, "take_signals", take_signals)
+
+
+@breaks("durable", commit_lost=0.3, crash_after_step=0.02, until=20.0)
+def signals_are_acknowledged_before_the_commit(patch: Any) -> None:
+    def propose(self: Loop, workflow: Workflow, pending: Any) -> None:
+        for request, value in pending.answers:
+            if isinstance(request, SignalRequest):
+                answer(request.reply, value)
+        pending.answers = [
+            pair for pair in pending.answers if not isinstance(pair[0], SignalRequest)
+        ]
+        original(self, workflow, pending)
+
+    original = Loop.propose
+    patch.setattr(Loop, "propose", propose)
 
 
 # -- taking over ---------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from ray_workflows._model.plan import TIMER, Plan, TaskOptions
+from ray_workflows._model.plan import ENGINE_KINDS, SIGNAL, TIMER, Plan, TaskOptions
 from tests.simulation import scripts
 from tests.simulation.scripts import Script
 
@@ -35,11 +35,32 @@ def expect(plan: Plan) -> Expected:
     return seen[-1]
 
 
+def signals_for(plan: Plan) -> list[str]:
+    """Names of signals with which every wait of a plan has one, whatever becomes of the others."""
+    found: list[str] = []
+    for spec in plan.tasks:
+        options = plan.options[spec.options]
+        script = scripts.decode(plan.functions[spec.function])
+        if options.kind == SIGNAL and options.signal != scripts.NEVER:
+            found.append(options.signal)
+        if options.kind in ENGINE_KINDS:
+            continue
+        if script.signal:
+            found += [script.signal] * script.turns
+        if script.plan is not None:
+            found += signals_for(script.plan)
+    return found
+
+
 def expect_task(
     script: Script, options: TaskOptions, arguments: bytes, inputs: list[str]
 ) -> Expected:
     if options.kind == TIMER:
         result = Expected(scripts.unpack(arguments))
+    elif options.kind == SIGNAL and options.signal == scripts.NEVER:
+        result = Expected(None, frozenset([scripts.NEVER]))
+    elif options.kind == SIGNAL:
+        result = Expected(scripts.signal_value(options.signal))
     elif script.failures < 0:
         result = Expected(None, frozenset([script.salt]))
     else:

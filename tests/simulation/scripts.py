@@ -11,7 +11,7 @@ import hashlib
 
 import msgspec
 
-from ray_workflows._model.plan import Function, Plan, TaskOptions, TaskSpec
+from ray_workflows._model.plan import SIGNAL, Function, Plan, TaskOptions, TaskSpec
 from ray_workflows._model.values import Outcome, Value
 
 #: Type name of errors that scripts raise, to tell them from those of crashed workers.
@@ -22,7 +22,8 @@ class Script(msgspec.Struct, frozen=True, array_like=True):
     """Behaviour of a task.
 
     ``failures``: that many first attempts raise; -1: all of them. ``plan``: returns it as a
-    continuation. ``turns``: returns a continuation with one task that has a turn less.
+    continuation. ``turns``: returns a continuation with one task that has a turn less, and that
+    takes a signal called ``signal``, if that is given.
     ``large``: its result is stored as a blob. ``endless``: the event it waits for never comes.
     """
 
@@ -32,6 +33,16 @@ class Script(msgspec.Struct, frozen=True, array_like=True):
     turns: int = 0
     large: bool = False
     endless: bool = False
+    signal: str = ""
+
+
+#: A signal of this name is never sent.
+NEVER = "never"
+
+
+def signal_value(name: str) -> str:
+    """What all signals of a name are worth: who takes which may vary."""
+    return f"signal {name}"
 
 
 ENCODER = msgspec.msgpack.Encoder()
@@ -56,9 +67,13 @@ def core(script: Script, arguments: bytes, inputs: list[str]) -> str:
 def continuation(script: Script, options: TaskOptions, seen: str) -> Plan:
     """The plan that a task returns; ``seen`` is what it makes of its inputs."""
     if script.turns:
-        next_turn = Script(script.salt, turns=script.turns - 1, large=script.large)
+        next_turn = msgspec.structs.replace(script, turns=script.turns - 1)
         options = msgspec.structs.replace(options, checkpoint=None)
-        return build([(next_turn, options, ())], arguments=seen)
+        if not script.signal:
+            return build([(next_turn, options, ())], arguments=seen)
+        waits = TaskOptions(kind=SIGNAL, signal=script.signal)
+        turn = [(Script(script.salt), waits, ()), (next_turn, options, (0,))]
+        return build(turn, arguments=seen)
     assert script.plan is not None
     return with_arguments(script.plan, seen)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from ray_workflows._model.plan import LISTENER, TIMER, Backoff, Plan, TaskOptions
-from tests.simulation.scripts import Script, build
+from ray_workflows._model.plan import LISTENER, SIGNAL, TIMER, Backoff, Plan, TaskOptions
+from tests.simulation.scripts import NEVER, Script, build
 
 Tasks = list[tuple[Script, TaskOptions, tuple[int, ...]]]
 
@@ -32,6 +32,8 @@ def draw_options(rng: Random, upstream: tuple[int, ...]) -> TaskOptions:
         if upstream:
             # Timers take no inputs: what is captured of one is its length.
             return TaskOptions()
+        if rng.random() < 0.4:
+            return draw_wait(rng)
         kind, duration = TIMER, rng.choice([0.3, 1.0, 5.0, 12.0])
     elif draw < 0.16:
         kind = LISTENER
@@ -43,6 +45,24 @@ def draw_options(rng: Random, upstream: tuple[int, ...]) -> TaskOptions:
         backoff=rng.choice([Backoff(), Backoff(), Backoff(0.5, 4.0, 0.5)]),
         catch_exceptions=rng.random() < 0.15,
         checkpoint=rng.choice([None, None, None, False, False, True]),
+    )
+
+
+def draw_wait(rng: Random) -> TaskOptions:
+    """The options of a task that waits for a signal, mostly for one that comes."""
+    catches = rng.random() < 0.2
+    if rng.random() < 0.12:
+        catches = rng.random() < 0.7
+        timeout = rng.choice([0.5, 5.0, 20.0])
+        return TaskOptions(
+            kind=SIGNAL, signal=NEVER, timeout=timeout, catch_exceptions=catches, max_retries=-1
+        )
+    return TaskOptions(
+        kind=SIGNAL,
+        signal=rng.choice(["go", "go", "stop"]),
+        catch_exceptions=catches,
+        checkpoint=rng.choice([None, None, False]),
+        max_retries=-1,
     )
 
 
@@ -107,6 +127,25 @@ def timers(rng: Random, depth: int) -> Tasks:
     return tasks
 
 
+def signaled(rng: Random, depth: int) -> Tasks:
+    """Several tasks that wait for signals, some of them one after the other."""
+    tasks: Tasks = []
+    for _ in range(rng.randint(1, 4)):
+        tasks.append((Script(format(rng.getrandbits(32), "x")), draw_wait(rng), ()))
+    if rng.random() < 0.5:
+        turns = rng.randint(1, 5)
+        salt = format(rng.getrandbits(32), "x")
+        tasks.append((Script(salt, turns=turns, signal="go"), TaskOptions(), ()))
+    if rng.random() < 0.5:
+        # A continuation that would not be stored, if the signals could be had again.
+        unstored = TaskOptions(checkpoint=False)
+        inside: Tasks = [(Script(format(rng.getrandbits(32), "x")), draw_wait(rng), ())]
+        inside.append((Script(format(rng.getrandbits(32), "x")), unstored, (0,)))
+        outer = Script(format(rng.getrandbits(32), "x"), plan=build(inside))
+        tasks.append((outer, unstored, ()))
+    return join(rng, depth, tasks)
+
+
 def volatile(rng: Random, depth: int) -> Tasks:
     """Values that are not stored, and who needs them: also after they are lost."""
     tasks: Tasks = []
@@ -158,6 +197,7 @@ SHAPES: tuple[Callable[[Random, int], Tasks], ...] = (
     diamond,
     fan,
     timers,
+    signaled,
     volatile,
     guarded,
     scattered,

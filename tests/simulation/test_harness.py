@@ -10,8 +10,10 @@ from random import Random
 import pytest
 
 from ray_workflows._coordinator.loop import Loop
+from ray_workflows._model import events as ev
 from ray_workflows.testing.clock import VirtualClock
 from tests.simulation import shapes
+from tests.simulation.monitor import Journal
 from tests.simulation.oracle import expect
 from tests.simulation.runner import run_seed
 from tests.simulation.violations import Violation
@@ -96,6 +98,29 @@ def test_the_oracle_knows_values_and_culprits() -> None:
     assert any(result.output is not None and result.output != "error" for result in results)
     assert any(result.output == "error" for result in results)
     assert all((result.output is None) == bool(result.culprits) for result in results)
+
+
+def test_signals_come_early_late_and_to_those_who_hold_nothing() -> None:
+    """What the simulation is to see of signals happens in it."""
+    received = taken = repeated = late = guests = 0
+    for seed in range(60):
+        world = World(seed, trace=True).run()
+        for journal in world.monitor.journals.values():
+            kinds = [type(event).__name__ for event in journal.events]
+            received += kinds.count("SignalReceived")
+            taken += kinds.count("SignalTaken")
+            late += any("Signal" in error for error in errors_in(journal))
+        guests += sum("SignalReceived" in line for line in world.lines)
+        sent = [line.split()[4] for line in world.lines if " asked for signal " in line]
+        repeated += len(sent) - len(set(sent))
+    assert received > taken > 50
+    assert repeated > 20
+    assert late > 0
+    assert guests > 20
+
+
+def errors_in(journal: Journal) -> list[str]:
+    return [event.error.type_name for event in journal.events if isinstance(event, ev.TaskFailed)]
 
 
 def test_a_failure_says_how_to_see_it_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,16 @@ def looking() -> None:
     workflow.list_all(frozenset({workflow.RUNNING}))
     workflow.cancel("w")
     workflow.delete("w")
+
+
+def signaling() -> None:
+    waits: DAGNode = workflow.wait_for_signal("approved", timeout=timedelta(days=3))
+    node: DAGNode = add.bind(
+        1, workflow.wait_for_signal("number", timeout=5, catch_exceptions=True)
+    )
+    workflow.run(add.bind(waits, node))
+    workflow.signal("w", "approved")
+    assert_type(workflow.signal("w", "approved", {"by": "Ada"}, signal_id="1"), None)
 
 
 def catching() -> None:

@@ -12,7 +12,7 @@ from ray_workflows._engine.invariants import check
 from ray_workflows._engine.replay import replay
 from ray_workflows._engine.state import WorkflowState
 from ray_workflows._model import inputs as inp
-from ray_workflows._model.commands import CancelAttempt, StartAttempt
+from ray_workflows._model.commands import CancelAttempt, Command, StartAttempt
 from ray_workflows._model.events import Event
 from ray_workflows._model.plan import Plan
 from ray_workflows._model.values import Blob, ErrorInfo, Value
@@ -35,6 +35,8 @@ class Driver:
         self.state = WorkflowState(workflow_id, incarnation)
         self.journal: list[Event] = []
         self.flying: dict[int, StartAttempt] = {}
+        #: What was new by the last input.
+        self.deltas: list[Command] = []
         self.now = now
         self.send(
             inp.Submit(
@@ -51,8 +53,10 @@ class Driver:
         events = decide(self.state, input, self.now)
         # Through the bytes: what is not encoded faithfully shows up here.
         events = list(decode_entry(encode_entry(events), where="test"))
+        self.deltas.clear()
         for event in events:
             for command in evolve(self.state, event):
+                self.deltas.append(command)
                 if isinstance(command, StartAttempt):
                     self.flying[command.task] = command
                 elif isinstance(command, CancelAttempt):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import sys
@@ -10,13 +11,15 @@ import zipfile
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ray_workflows._environment import archive, capture, modules
+from ray_workflows._environment import archive, capture, modules, packages
 from ray_workflows._environment.compare import Here, changed_modules, diff, obstacles
 from ray_workflows._environment.record import Module, Record, decode, encode
 from ray_workflows.exceptions import PackageTooLargeError
+from ray_workflows.storage import MemoryStorage
 
 
 @pytest.fixture
@@ -63,6 +66,100 @@ def test_of_a_directory_without_init_modules_alone(project: Path) -> None:
     assert sorted(reach(project, "rw_space.part".partition(".")[0]).files) == ["rw_space/part.py"]
 
 
+def test_a_directory_of_data_is_no_module(project: Path) -> None:
+    """Python takes an installed one before a directory without ``__init__``."""
+    (project / "moto").mkdir()
+    (project / "moto" / "script.py").write_text("")
+    reached = reach(project, "moto")
+    assert reached.files == {}
+    assert reached.installed["moto"]
+
+
+def test_ignored_modules_that_are_imported_belong_to_it(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of ignore files, those of the whole repository count."""
+    files = ("__init__.py", "_version.py", "old.py", "data/big.dat", "data/small.csv")
+    for name in (".git/config", *(f"src/rw_pkg/{file}" for file in files)):
+        path = project / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (project / ".gitignore").write_text("_version.py\nold.py\n*.dat\n")
+    monkeypatch.syspath_prepend(str(project / "src"))
+    expected = ["rw_pkg/__init__.py", "rw_pkg/data/small.csv"]
+    assert sorted(reach(project / "src", "rw_pkg").files) == expected
+    importlib.import_module("rw_pkg._version")
+    try:
+        found = reach(project / "src", "rw_pkg").files
+    finally:
+        del sys.modules["rw_pkg"], sys.modules["rw_pkg._version"]
+    assert sorted(found) == ["rw_pkg/__init__.py", "rw_pkg/_version.py", "rw_pkg/data/small.csv"]
+    # Somebody who keeps a home directory in git ignores all of it.
+    (project / ".gitignore").write_text("*\n")
+    assert "rw_pkg/data/big.dat" in reach(project / "src", "rw_pkg").files
+
+
+def test_links_are_followed_to_code_alone(
+    project: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for name in ("shared.py", "package/__init__.py", "package/inner.py", "data/huge.bin"):
+        path = elsewhere / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    top = project / "rw_linked"
+    top.mkdir()
+    (top / "__init__.py").touch()
+    (top / "shared.py").symlink_to(elsewhere / "shared.py")
+    (top / "package").symlink_to(elsewhere / "package")
+    (top / "data").symlink_to(elsewhere / "data")
+    (top / "gone.txt").symlink_to(elsewhere / "gone.txt")
+    (elsewhere / "package" / "again").symlink_to(elsewhere / "package")
+    (project / "rw_link.py").symlink_to(elsewhere / "shared.py")
+    assert sorted(reach(project, "rw_linked", "rw_link").files) == [
+        "rw_link.py",
+        "rw_linked/__init__.py",
+        "rw_linked/package/__init__.py",
+        "rw_linked/package/inner.py",
+        "rw_linked/shared.py",
+    ]
+    # A directory that is given by name is taken as Ray takes it.
+    assert "rw_linked/data/huge.bin" in names_below(project)
+
+
+def test_a_module_that_is_gone_is_left_out(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The project was moved, or it is in an archive: nothing to take, and nothing to fail for."""
+    monkeypatch.syspath_prepend(str(project))
+    (project / "rw_gone.py").touch()
+    with zipfile.ZipFile(project / "archive.zip", "w") as packed:
+        packed.writestr("rw_zipped.py", "")
+    monkeypatch.syspath_prepend(str(project / "archive.zip"))
+    try:
+        for name in ("rw_gone", "rw_zipped"):
+            importlib.import_module(name)
+        (project / "rw_gone.py").unlink()
+        reached = reach(project, "rw_gone", "rw_zipped")
+    finally:
+        for name in ("rw_gone", "rw_zipped"):
+            sys.modules.pop(name, None)
+    assert reached.files == {}
+
+
+def test_the_package_of_a_script_is_found() -> None:
+    main = types.ModuleType("__main__")
+    main.__package__ = "rw_app.commands"
+    assert "rw_app" in modules.roots(main)
+
+
+def test_no_current_directory(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = project / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    monkeypatch.setattr(sys, "path", ["", str(project)])
+    gone.rmdir()
+    assert str(project) in capture.import_directories()
+
+
 def test_this_package_and_ray_are_never_the_users(project: Path) -> None:
     """Wherever this package is imported from, a source tree too."""
     reached = reach(project, "ray_workflows", "ray", "sys", "json")
@@ -91,6 +188,26 @@ def test_unpacked_packages_are_not_the_users(project: Path) -> None:
     path.parent.mkdir(parents=True)
     path.touch()
     assert capture.own_file(str(path)) is None
+
+
+def test_what_unpacked_packages_import_is_known(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are no installed packages, which would have to be installed elsewhere."""
+    top = project / "runtime_resources" / "working_dir_files" / "x"
+    top.mkdir(parents=True)
+    (top / "rw_job.py").write_text("def f():\n    import rw_part, not_there\n")
+    (top / "rw_part.py").write_text("import msgspec\n")
+    monkeypatch.syspath_prepend(str(top))
+    reached = modules.Reached([])
+    importlib.import_module("rw_job")
+    try:
+        assert "rw_job" in modules.roots(None)
+        reached.follow(["rw_job"])
+    finally:
+        sys.modules.pop("rw_job", None)
+    assert reached.files == {}
+    assert set(reached.installed) == {"msgspec"}
 
 
 # -- what is packed ------------------------------------------------------------------------
@@ -150,6 +267,41 @@ def test_what_is_too_large_is_named(project: Path, monkeypatch: pytest.MonkeyPat
         archive.digest_of(files, what="The code", most=1000)
     monkeypatch.setenv("RAY_WORKFLOWS_MAX_PACKAGE_BYTES", "3000")
     assert archive.digest_of(files, what="The code", most=1000)
+
+
+def test_names_that_are_no_text_are_left_out(project: Path) -> None:
+    (project / "a.py").touch()
+    with open(os.fsencode(project) + b"/caf\xe9.txt", "w"):
+        pass
+    assert names_below(project) == ["a.py"]
+
+
+def test_what_is_written_to_while_it_is_packed_is_packed_again(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package is what its digest says: others use it by that."""
+    path = project / "a.py"
+    path.write_text("a = 1\n")
+    storage = MemoryStorage(name=str(project))
+    storage.open()
+    digest_of = packages.digest_of
+    writes = [2, 3]
+
+    def interfere(files: archive.Files, **options: Any) -> str:
+        digest = digest_of(files, **options)
+        if writes:
+            path.write_text(f"a = {writes.pop(0)}\n")
+        return digest
+
+    monkeypatch.setattr(packages, "digest_of", interfere)
+    package = packages.from_files(storage, {"a.py": str(path)}, what="The code")
+    with zipfile.ZipFile(BytesIO(packages.read_whole(storage, package))) as opened:
+        assert opened.read("a.py") == b"a = 3\n"
+    assert packages.digest_in(package.uri) == digest_of({"a.py": str(path)}, what="", most=1000)
+    path.write_text("a = 4\n")
+    writes += range(5, 10)
+    with pytest.raises(ValueError, match=r"The code was written to.*rayignore"):
+        packages.from_files(storage, {"a.py": str(path)}, what="The code")
 
 
 def test_large_archives_are_put_together_on_the_disk(project: Path) -> None:
@@ -221,7 +373,12 @@ def test_a_record_comes_back_and_its_changes_are_shown(project: Path) -> None:
     digest, data = encode(record)
     assert decode(data) == record
     assert encode(make_record())[0] != digest
-    assert changed_modules(record) == {"gone.py": "missing"}
+    assert changed_modules(record) == {"gone.py": None}
     path.write_text("A = 1\nB = 3\n")
-    assert changed_modules(record) == {"helper.py": "changed", "gone.py": "missing"}
-    assert "-B = 2\n+B = 3\n" in diff(record, "helper.py", packed)
+    assert changed_modules(record) == {"helper.py": str(path), "gone.py": None}
+    assert "-B = 2\n+B = 3\n" in diff("helper.py", str(path), packed)
+    # The project was moved, and is here.
+    moved = project / "moved" / "helper.py"
+    moved.parent.mkdir()
+    path.rename(moved)
+    assert changed_modules(record, [str(moved.parent)])["helper.py"] == str(moved)

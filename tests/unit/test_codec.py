@@ -44,6 +44,8 @@ EVENTS = [
     ev.ErrorCaught(1.0, 0, None, ERROR),
     ev.ErrorCaught(1.0, 0, 3, ERROR),
     ev.ValuesLost(1.0, (1, 2)),
+    ev.SignalReceived(1.0, "approved", "id-1", Value(BLOB, (BLOB,))),
+    ev.SignalTaken(1.0, 3, "approved", "id-1", 0.5),
 ]
 
 

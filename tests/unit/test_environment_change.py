@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import json
+import random
+import tracemalloc
+from pathlib import Path
+
 import msgspec
 import pytest
+import ray
 
 from ray_workflows._client.forks import Fork
 from ray_workflows._codec.journal import encode_entry
 from ray_workflows._codec.references import blobs_in
 from ray_workflows._coordinator.workflow import Workflow
 from ray_workflows._engine.summary import catalog_row
-from ray_workflows._environment import store
+from ray_workflows._environment import packages, store
+from ray_workflows._environment.attempts import packages_for, runtime_env_for
 from ray_workflows._executor.protocol import Scene
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.catalog import Append, CatalogQuery
 from ray_workflows._model.plan import Environment, EnvironmentChange, Function, Package
 from ray_workflows._model.values import Blob
-from ray_workflows.storage import MemoryStorage
+from ray_workflows.storage import MemoryStorage, SqliteStorage
 from tests.unit.driver import Driver
 from tests.unit.plans import plan
+
+MIB = 1024 * 1024
 
 PACKAGE = Package("gcs://a.zip", "i-package", Blob("content", 3, "sha256:0"))
 OLD = Environment(runtime_env={"env_vars": {"A": "1"}}, packages=(PACKAGE,), code="gcs://a.zip")
@@ -118,7 +127,36 @@ def test_a_fork_starts_with_what_its_origin_has(changed: bool) -> None:
     submitted = origin.submitted.plan
     assert submitted.environment == (NEW if changed else OLD)
     assert submitted.functions[0].digest == ("f2" if changed else "f")
+    before = PLAN.options[PLAN.tasks[1].options].ray
+    found = submitted.options[submitted.tasks[1].options].ray
+    assert found == ({"num_cpus": 1, "memory": 7} if changed else before)
+    assert submitted.tasks[0] == PLAN.tasks[0]
     origin.copy_blobs("other")
+
+
+FIELDS = [
+    ("pip", ["numpy==2.1"]),
+    ("uv", ["numpy==2.1"]),
+    ("conda", "an-environment"),
+    ("image_uri", "docker.io/somebody/image:1"),
+    ("py_executable", "uv run"),
+]
+
+
+@pytest.mark.parametrize("of_the_task", [False, True])
+@pytest.mark.parametrize(("field", "value"), FIELDS, ids=[name for name, _ in FIELDS])
+def test_what_brings_packages_is_given_to_ray_again(
+    field: str, value: object, of_the_task: bool
+) -> None:
+    """And Ray takes it, with the code, in whatever cluster it is."""
+    runtime_env = {"env_vars": {"A": "b"}, **({} if of_the_task else {field: value})}
+    environment = Environment(runtime_env, ("/first",), "d", (PACKAGE,), PACKAGE.uri)
+    given = runtime_env_for(environment, {field: value} if of_the_task else None)
+    taken = ray.runtime_env.RuntimeEnv(**given)
+    assert json.dumps(value)[1:-1] in json.dumps(taken[field])
+    assert taken["env_vars"]["A"] == "b"
+    assert taken["env_vars"]["PYTHONPATH"] == "/first"
+    assert packages_for(environment, given) == (PACKAGE,)
 
 
 def test_items_are_copied_under_their_incarnation() -> None:
@@ -131,3 +169,32 @@ def test_items_are_copied_under_their_incarnation() -> None:
         assert bytes(target.read_blob(item.incarnation, item.blob)) == b"code"
     assert store.find(target, "package/a") == other
     assert len(target.list_catalog(CatalogQuery()).rows) == 2
+
+
+def test_large_packages_are_never_whole_in_memory(tmp_path: Path) -> None:
+    """A directory is packed, stored and copied piece by piece."""
+    project = tmp_path / "project"
+    project.mkdir()
+    data = random.Random(1).randbytes(MIB)
+    with (project / "data.bin").open("wb") as file:
+        for _ in range(24):
+            file.write(data)  # What zip sees of it at once is too little to notice.
+    source, target = (SqliteStorage(tmp_path / name) for name in ("source", "target"))
+    for storage in (source, target):
+        storage.open()
+    tracemalloc.start()
+    try:
+        package = packages.from_directory(source, str(project), ())
+        assert package.blob.size > 20 * MIB
+        item = store.find(source, packages.item_name(package))
+        assert item is not None
+        store.copy_item(source, target, item, ("w", "1-a"))
+        _, most = tracemalloc.get_traced_memory()
+        assert most < 16 * MIB, most
+        # Ray takes it whole, so it is once.
+        tracemalloc.reset_peak()
+        assert len(packages.read_whole(target, package)) == package.blob.size
+        _, most = tracemalloc.get_traced_memory()
+        assert most < 1.5 * package.blob.size, most
+    finally:
+        tracemalloc.stop()

@@ -70,14 +70,22 @@ def test_bootstrap_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 
 def test_setup_hook_variable() -> None:
     from ray._private import ray_constants
+    from ray._private.runtime_env import setup_hook
 
-    assert ray_constants.WORKER_PROCESS_SETUP_HOOK_ENV_VAR == ray_private.SETUP_HOOK_VARIABLE
+    variable = ray_constants.WORKER_PROCESS_SETUP_HOOK_ENV_VAR
+    assert variable == environment_private.SETUP_HOOK_VARIABLE
+    assert setup_hook.RUNTIME_ENV_FUNC_IDENTIFIER == environment_private.FUNCTION_PREFIX
 
 
 def test_job_config_variable() -> None:
     from ray._private.runtime_env import constants
 
     assert constants.RAY_JOB_CONFIG_JSON_ENV_VAR == ray_private.JOB_CONFIG_VARIABLE
+
+
+def test_ray_commit() -> None:
+    given = ray.runtime_env.RuntimeEnv(pip=["tiny"], env_vars={"A": "b"})
+    assert set(given) - {"pip", "env_vars"} == {environment_private.RAY_COMMIT}
 
 
 def test_remote_body() -> None:

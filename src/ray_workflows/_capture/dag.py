@@ -20,7 +20,7 @@ from ray_workflows._capture.ray_private import node_function, node_input, node_o
 from ray_workflows._capture.values import ValueWriter
 from ray_workflows._capture.walk import Arguments, InputHook, direct_argument, postorder
 from ray_workflows._model.plan import (
-    TIMER,
+    ENGINE_KINDS,
     Environment,
     Function,
     Plan,
@@ -127,8 +127,8 @@ class Node:
         self.children: list[FunctionNode] = []
         #: Positions in ``children`` that are taken by reference only.
         self.nested: tuple[int, ...] = ()
-        if kind.options.kind == TIMER:
-            # A timer's arguments are the value it produces.
+        if kind.options.kind in ENGINE_KINDS:
+            # A timer's arguments are the value it produces; nobody reads those of other kinds.
             self.pickled = pickle_value(None, where=kind.where)
             return
         args, kwargs = node.get_args(), node.get_kwargs()

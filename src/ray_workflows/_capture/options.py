@@ -64,6 +64,7 @@ def task_options(bound: Mapping[str, Any], *, where: str) -> tuple[TaskOptions, 
         duration=float(ours.get("duration", 0.0)),
         timeout=ours.get("timeout"),
         batch=ours.get("batch") is not False,
+        signal=ours.get("signal", ""),
         **retry_options(bound, ours.get("retry"), where=where),
     )
     return options, ours.get("task_id")

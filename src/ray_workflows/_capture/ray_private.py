@@ -20,9 +20,6 @@ LABELS = "_labels"
 #: Carries a job's runtime_env into the drivers it starts (``ray job submit``).
 JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
-#: Names what Ray calls in each new worker of a job.
-SETUP_HOOK_VARIABLE = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
-
 
 def node_function(node: FunctionNode) -> Callable[..., Any]:
     """The function that a node calls."""

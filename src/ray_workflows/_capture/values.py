@@ -24,7 +24,7 @@ from ray_workflows._environment.cluster import call_inside, is_outside
 from ray_workflows._model.blobs import BlobStore
 from ray_workflows._model.values import INLINE_LIMIT, Blob, ErrorInfo, Outcome, Value
 from ray_workflows.codec import PayloadCodec
-from ray_workflows.exceptions import StorageCorruptError, WorkflowError
+from ray_workflows.exceptions import SignalTimeoutError, StorageCorruptError, WorkflowError
 
 #: Blobs behind ObjectRefs that this process restored: returned again, they are not stored again.
 #: The oldest leave first; who forgets one stores it once more.
@@ -235,6 +235,9 @@ class ValueReader:
                 cause = RuntimeError(
                     f"{error.type_name}: {error.message} (it can't be restored here: {failure})"
                 )
+        if cause is None and error.type_name == SignalTimeoutError.__name__:
+            # Made by the engine, which pickles nothing.
+            cause = SignalTimeoutError(error.message)
         if cause is None:
             cause = RuntimeError(f"{error.type_name}: {error.message}")
         if isinstance(cause, ray.exceptions.RayError) or not isinstance(cause, Exception):

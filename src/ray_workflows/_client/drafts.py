@@ -8,18 +8,27 @@ import warnings
 from types import TracebackType
 from typing import Any
 
+import msgspec
 import ray
 from ray.dag import DAGNode
 
 from ray_workflows._capture.dag import capture_plan
 from ray_workflows._capture.values import ValueWriter
 from ray_workflows._client.connection import CALL_SECONDS, Connection
+from ray_workflows._client.environments import Wishes, look_first
 from ray_workflows._client.forks import Fork
 from ray_workflows._codec.journal import encode_entry, encode_plan
-from ray_workflows._coordinator.requests import Accepted, Submission, Submitted, seconds_more
+from ray_workflows._coordinator.requests import (
+    Accepted,
+    Finished,
+    Stopped,
+    Submission,
+    Submitted,
+    seconds_more,
+)
 from ray_workflows._environment.snapshot import remember_options, share, take_snapshot
 from ray_workflows._environment.store import workflow_incarnation
-from ray_workflows._model.plan import Environment
+from ray_workflows._model.plan import Environment, EnvironmentChange
 from ray_workflows.exceptions import (
     CoordinatorUnavailableError,
     StorageError,
@@ -118,7 +127,7 @@ class Drafts:
         """
         if not self.submissions:
             return Submitted("", [])
-        return self.take(self.answer(self.ask(client)))
+        return self.take(self.go_on(self.answer(self.ask(client)), client))
 
     def send_watched(self) -> tuple[Submitted, ray.ObjectRef]:
         """As `send`, of one: also a watch of it, as in `Connection.watch`."""
@@ -126,7 +135,38 @@ class Drafts:
         asked = self.ask(None)
         # Calls of one caller are taken in order: it is in hand when the watch comes.
         watch = self.connection.watch(submission.workflow_id, None)
-        return self.take(self.answer(asked)), watch
+        submitted = self.answer(asked)
+        if isinstance(submitted.answers[0], Stopped):
+            submitted = self.go_on(submitted, None)
+            watch = self.connection.watch(submission.workflow_id, None)
+        return self.take(submitted), watch
+
+    def go_on(self, submitted: Submitted, client: str | None) -> Submitted:
+        """Let those go on that were there and that nobody drives, as `resume` does: what they need
+        is looked for first."""
+        answers: list[Any] = list(submitted.answers)
+        while stopped := [i for i, answer in enumerate(answers) if isinstance(answer, Stopped)]:
+            for index in stopped:
+                submission = self.submissions[index]
+                try:
+                    change = self.look_first(submission.workflow_id)
+                except Exception as error:
+                    answers[index] = error
+                else:
+                    self.submissions[index] = msgspec.structs.replace(submission, change=change)
+            again = [index for index in stopped if isinstance(answers[index], Stopped)]
+            if not again:
+                break
+            submissions = [self.submissions[index] for index in again]
+            asked = self.connection.coordinator.submit.remote(submissions, client)
+            submitted = self.answer(asked)
+            for index, answer in zip(again, submitted.answers, strict=True):
+                answers[index] = answer
+        return Submitted(submitted.holder_id, answers)
+
+    def look_first(self, workflow_id: str) -> EnvironmentChange | None:
+        row = self.connection.storage.read_catalog(workflow_id)
+        return None if row is None else look_first(self.connection, row, Wishes())
 
     def ask(self, client: str | None) -> ray.ObjectRef:
         return self.connection.coordinator.submit.remote(self.submissions, client)
@@ -142,7 +182,7 @@ class Drafts:
             used = isinstance(answer, Accepted) and answer.incarnation == submission.incarnation
             if not used and not isinstance(answer, DOUBT):
                 self.discard(submission.incarnation)
-            if not isinstance(answer, Exception) and not answer.same_plan:
+            if isinstance(answer, (Accepted, Finished)) and not answer.same_plan:
                 warnings.warn(
                     f"Workflow '{submission.workflow_id}' exists with another DAG or other "
                     f"arguments; the stored one is used. Choose another workflow_id, or "

@@ -20,14 +20,20 @@ from ray_workflows._client.reader import Reader
 from ray_workflows._codec.journal import events_of
 from ray_workflows._engine.evolve import evolve
 from ray_workflows._engine.state import Phase, Task, WorkflowState
-from ray_workflows._environment import capture, secrets, snapshot, store
+from ray_workflows._environment import capture, hooks, secrets, snapshot, store
 from ray_workflows._environment.cluster import call_inside
-from ray_workflows._environment.compare import look, obstacles
+from ray_workflows._environment.compare import (
+    changed_modules,
+    diff,
+    look,
+    obstacles,
+    other_versions,
+)
 from ray_workflows._environment.modules import Reached, roots
 from ray_workflows._environment.record import Record, decode
 from ray_workflows._model import events as ev
 from ray_workflows._model.catalog import CatalogRow
-from ray_workflows._model.environment import EnvironmentInfo, ResumedBy
+from ray_workflows._model.environment import Difference, EnvironmentInfo, ResumedBy
 from ray_workflows._model.ids import validate_workflow_id
 from ray_workflows._model.plan import Environment, EnvironmentChange
 from ray_workflows._model.status import WorkflowStatus
@@ -89,11 +95,9 @@ def get_environment(reader: Reader, workflow_id: str) -> EnvironmentInfo:
     Raises:
         WorkflowNotFoundError: there is no such workflow.
     """
-    return describe_environment(remembered(reader, workflow_id))
-
-
-def describe_environment(found: Remembered) -> EnvironmentInfo:
+    found = remembered(reader, workflow_id)
     record, environment = found.record, found.state.environment
+    differences, diffs = compare(reader.storage, found)
     return EnvironmentInfo(
         workflow_id=found.row.workflow_id,
         python=record.python if record else "",
@@ -107,7 +111,31 @@ def describe_environment(found: Remembered) -> EnvironmentInfo:
         installed=dict(record.installed) if record else {},
         python_path=environment.python_path,
         resumed=tuple(found.resumed),
+        differences=tuple(differences),
+        diffs=diffs,
     )
+
+
+def compare(storage: Storage, found: Remembered) -> tuple[list[Difference], dict[str, str]]:
+    """What is another here than what was recorded, and how changed files differ."""
+    record = found.record
+    if record is None:
+        return [], {}
+    here = call_inside(look, list(record.installed))
+    differences = [
+        Difference(name, theirs, ours or "missing")
+        for name, theirs, ours in other_versions(record, here)
+    ]
+    directories = (*capture.import_directories(), capture.current_directory())
+    changed = changed_modules(record, directories)
+    for name, path in changed.items():
+        how = "missing" if path is None else "changed"
+        differences.append(Difference(name, record.modules[name].digest[:12], how))
+    places = {name: path for name, path in changed.items() if path is not None}
+    code = recorded_code(storage, found.state.environment) if places else None
+    if code is None:
+        return differences, {}
+    return differences, {name: diff(name, path, code) for name, path in places.items()}
 
 
 def remembered(reader: Reader, workflow_id: str) -> Remembered:
@@ -162,6 +190,16 @@ def prepare(connection: Connection, workflow_id: str, wishes: Wishes) -> Environ
         WorkflowStatus.PENDING,
     ):
         return None
+    return look_first(connection, row, wishes)
+
+
+def look_first(connection: Connection, row: CatalogRow, wishes: Wishes) -> EnvironmentChange | None:
+    """As `prepare`, of a workflow that nobody drives; None if it is gone.
+
+    Raises:
+        EnvironmentMismatchError: what it needs is not here.
+    """
+    workflow_id = row.workflow_id
     try:
         found = Remembered(connection.storage, row)
     except WorkflowNotFoundError:
@@ -182,6 +220,18 @@ def prepare(connection: Connection, workflow_id: str, wishes: Wishes) -> Environ
     return msgspec.structs.replace(change, ray_options=options)
 
 
+def look_before_fork(found: Remembered, strict: bool) -> None:
+    """Tell this cluster what a fork of a workflow needs, and find out what it misses.
+
+    Raises:
+        EnvironmentMismatchError: something is not here.
+    """
+    change = EnvironmentChange(RECORDED, who())
+    problems = missing(found, change, Wishes())
+    if problems and strict:
+        raise EnvironmentMismatchError(found.row.workflow_id, problems)
+
+
 def changed_environment(storage: Storage, found: Remembered, wishes: Wishes) -> Environment | None:
     """The environment that a workflow goes on with; None if it stays what it is."""
     if wishes.code == RECORDED and wishes.runtime_env is None:
@@ -192,6 +242,7 @@ def changed_environment(storage: Storage, found: Remembered, wishes: Wishes) -> 
     if wishes.code == CURRENT:
         mine = snapshot.own_runtime_env()
         runtime_env.update({k: mine[k] for k in ("working_dir", "py_modules") if mine.get(k)})
+        hooks.exchange(runtime_env, mine)
         there = [path for path in old.python_path if os.path.isdir(path)]
         directories = tuple(dict.fromkeys((*capture.import_directories(), *there)))
     given = dict(wishes.runtime_env or {})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import msgspec
 
@@ -14,7 +14,7 @@ from ray_workflows._engine.fork import fork_history
 from ray_workflows._engine.state import WorkflowState
 from ray_workflows._model import events as ev
 from ray_workflows._model.catalog import CatalogRow
-from ray_workflows._model.plan import Function, Plan
+from ray_workflows._model.plan import Plan
 from ray_workflows.exceptions import WorkflowNotFoundError
 from ray_workflows.storage.base import Storage
 
@@ -41,12 +41,11 @@ class Fork:
         state = WorkflowState("", "")
         for event in events:
             evolve(state, event)
-        plan = msgspec.structs.replace(
-            with_functions(submitted.plan, state.functions), environment=state.environment
-        )
+        plan = as_now(submitted.plan, submitted.task_ids, state)
+        plan = msgspec.structs.replace(plan, environment=state.environment)
         self.submitted = msgspec.structs.replace(submitted, plan=plan)
         self.history = [
-            msgspec.structs.replace(event, plan=with_functions(event.plan, state.functions))
+            msgspec.structs.replace(event, plan=as_now(event.plan, event.task_ids, state))
             if isinstance(event, ev.TaskContinued)
             else event
             for event in history
@@ -58,9 +57,15 @@ class Fork:
         copy_blobs(self.storage, self.origin, self.storage, incarnation, blobs)
 
 
-def with_functions(plan: Plan, functions: Mapping[str, Function]) -> Plan:
-    """A plan with the functions that took the place of its own."""
-    if not functions:
-        return plan
-    present = tuple(functions.get(function.digest, function) for function in plan.functions)
-    return msgspec.structs.replace(plan, functions=present)
+def as_now(plan: Plan, task_ids: Sequence[str], state: WorkflowState) -> Plan:
+    """A plan with the functions and options that took the place of its own."""
+    functions = tuple(state.functions.get(each.digest, each) for each in plan.functions)
+    tasks, options = list(plan.tasks), list(plan.options)
+    for index, task_id in enumerate(task_ids):
+        given = state.ray_options.get(task_id)
+        if given:
+            options.append(options[tasks[index].options].with_ray(given))
+            tasks[index] = msgspec.structs.replace(tasks[index], options=len(options) - 1)
+    return msgspec.structs.replace(
+        plan, functions=functions, tasks=tuple(tasks), options=tuple(options)
+    )

@@ -83,6 +83,12 @@ class WorkflowView:
             view = self.by_number[event.task]
             view.started_at, view.ended_at = event.started_at, event.ended_at
             view.attempts += 1
+        if isinstance(event, ev.SignalTaken):
+            view = self.by_number[event.task]
+            view.started_at, view.ended_at = event.started_at, event.at
+            view.attempts += 1
+            value = self.state.signals[event.name][event.signal_id]
+            self.resolve(event.task, Outcome(value=value))
         if isinstance(event, ev.AttemptStarted):
             self.by_number[event.task].started_at = event.started_at
         if isinstance(event, ev.AttemptFailed):
@@ -144,6 +150,7 @@ STATUSES = {
     Phase.WAITING: TaskStatus.WAITING,
     Phase.ACTIVE: TaskStatus.RUNNING,
     Phase.TIMING: TaskStatus.RUNNING,
+    Phase.EXPECTING: TaskStatus.RUNNING,
     Phase.CONTINUED: TaskStatus.CONTINUED,
     Phase.SUCCEEDED: TaskStatus.SUCCESSFUL,
     Phase.FAILED: TaskStatus.FAILED,

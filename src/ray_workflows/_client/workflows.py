@@ -13,10 +13,10 @@ import ray
 from ray.dag import DAGNode
 
 from ray_workflows._capture.dag import check_root
-from ray_workflows._client import environments, reads, removal
+from ray_workflows._client import environments, reads, removal, signals
 from ray_workflows._client.connection import Connection, connect
 from ray_workflows._client.drafts import Drafts
-from ray_workflows._client.environments import Wishes
+from ray_workflows._client.environments import Remembered, Wishes
 from ray_workflows._client.forks import Fork
 from ray_workflows._client.outputs import (
     await_output,
@@ -129,12 +129,14 @@ def given_or_generated(workflow_id: str | None) -> str:
     return generate_workflow_id() if workflow_id is None else validate_workflow_id(workflow_id)
 
 
-def fork(workflow_id: str, from_task: str, new_id: str | None) -> str:
+def fork(workflow_id: str, from_task: str, new_id: str | None, strict: bool) -> str:
     validate_workflow_id(workflow_id)
     new_id = given_or_generated(new_id)
     connection = connect()
     storage = connection.storage
-    origin = Fork(storage, read_row(storage, workflow_id), from_task)
+    row = read_row(storage, workflow_id)
+    origin = Fork(storage, row, from_task)
+    environments.look_before_fork(Remembered(storage, row), strict)
     with Drafts(connection) as drafts:
         drafts.add_fork(origin, new_id)
         submitted = drafts.send()
@@ -209,6 +211,14 @@ def resume_all(include_failed: bool) -> list[tuple[str, ray.ObjectRef]]:
             logger.error("Workflow '%s' could not be resumed: %s", workflow_id, error)
             resumed.append((workflow_id, ray.put(OutputError(error))))
     return resumed
+
+
+# -- signals -------------------------------------------------------------------------------
+
+
+def signal(workflow_id: str, name: str, value: Any, signal_id: str | None) -> None:
+    validate_workflow_id(workflow_id)
+    signals.send(connect(), workflow_id, name, value, signal_id)
 
 
 # -- stop and remove -----------------------------------------------------------------------

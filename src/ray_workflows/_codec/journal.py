@@ -22,7 +22,7 @@ from ray_workflows._model.plan import Plan
 from ray_workflows.exceptions import StorageCorruptError
 
 MAGIC = b"RW"
-VERSION = 1
+VERSION = 2
 HEADER_SIZE = len(MAGIC) + 1 + 4
 
 #: The events of an entry as MessagePack has them: lists, each with its tag first.
@@ -30,7 +30,10 @@ PlainEvents = list[list[Any]]
 
 #: For each older version, from 1 on, the function that makes the next version's events of its own.
 #: They stay for ever, and know nothing of today's records, which go on changing.
-UPCASTERS: dict[int, Callable[[PlainEvents], PlainEvents]] = {}
+UPCASTERS: dict[int, Callable[[PlainEvents], PlainEvents]] = {
+    # 2: signals, as events and as a kind of task. What version 1 knows means the same.
+    1: lambda events: events,
+}
 
 ENCODER = msgspec.msgpack.Encoder()
 DECODER: msgspec.msgpack.Decoder[list[AnyEvent]] = msgspec.msgpack.Decoder(list[AnyEvent])

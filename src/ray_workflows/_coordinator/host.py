@@ -33,6 +33,7 @@ from ray_workflows._coordinator.requests import (
     Reply,
     Request,
     ResumeRequest,
+    SignalRequest,
     Submission,
     SubmitRequest,
     Submitted,
@@ -45,6 +46,7 @@ from ray_workflows._coordinator.verbs import Verbs
 from ray_workflows._executor.ray_tasks import RayExecutor
 from ray_workflows._model.inputs import AttemptRuns
 from ray_workflows._model.plan import EnvironmentChange
+from ray_workflows._model.values import Value
 from ray_workflows.exceptions import (
     CoordinatorUnavailableError,
     StorageError,
@@ -89,6 +91,8 @@ def submit_request(submission: Submission, reply: Reply) -> SubmitRequest:
         submission.request_id,
         submission.timeout,
         None if fork is None else tuple(decode_entry(fork, where="fork")),
+        submission.change,
+        asks_first=submission.change is None,
     )
 
 
@@ -204,7 +208,8 @@ class Coordinator:
         )
 
     async def submit(self, submissions: list[Submission], client: str | None = None) -> Submitted:
-        """Create or resume workflows: for each `Accepted`, `Finished` or an error.
+        """Create or resume workflows: for each `Accepted`, `Finished`, `Stopped`
+        or an error.
 
         ``client`` watches those that are accepted, as if it had subscribed to them.
         """
@@ -244,6 +249,14 @@ class Coordinator:
     async def cancel(self, workflow_id: str) -> Any:
         """Cancel a workflow: None or an error."""
         return await self.request(lambda reply: CancelRequest(workflow_id, reply))
+
+    async def signal(
+        self, workflow_id: str, name: str, signal_id: str, value: Value, incarnation: str
+    ) -> Any:
+        """Give a workflow a signal: None or an error."""
+        return await self.request(
+            lambda reply: SignalRequest(workflow_id, reply, name, signal_id, value, incarnation)
+        )
 
     async def delete(self, workflow_id: str) -> Any:
         """Delete a workflow: None or an error."""

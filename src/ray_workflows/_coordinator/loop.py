@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import logging
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -202,12 +203,22 @@ class Loop:
         deltas: list[Command] = []
         now = self.clock()
         try:
-            for input in inputs:
+            undecided = deque(inputs)
+            while undecided:
+                input = undecided.popleft()
                 if isinstance(input, inp.AttemptReport):
                     workflow.land(input)
+                due = False
                 for event in decide(workflow.state, input, now):
-                    deltas += evolve(workflow.state, event)
+                    for delta in evolve(workflow.state, event):
+                        if isinstance(delta, WakeAt) and delta.at <= now and not workflow.guest:
+                            due = True
+                        else:
+                            deltas.append(delta)
                     events.append(event)
+                if due:
+                    # It need not wait for a commit of its own.
+                    undecided.append(inp.Wake())
         except Exception as error:
             logger.exception("Workflow '%s' can't be driven.", workflow.workflow_id)
             for request, _ in answers:

@@ -10,7 +10,7 @@ import msgspec
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.events import Event
 from ray_workflows._model.plan import EnvironmentChange, Plan
-from ray_workflows._model.values import Outcome
+from ray_workflows._model.values import Outcome, Value
 
 #: Takes the answer, or the exception that is the answer.
 Reply = Callable[[Any], None]
@@ -23,7 +23,7 @@ SECONDS_PER_BYTE = 1e-6
 
 class Submission(msgspec.Struct, frozen=True):
     """A workflow on its way from a driver. ``plan`` and ``fork`` are encoded: the plan, and what a
-    fork knows of its tasks from the start."""
+    fork knows of its tasks from the start. ``change``: how a stored one goes on."""
 
     workflow_id: str
     incarnation: str
@@ -32,6 +32,7 @@ class Submission(msgspec.Struct, frozen=True):
     timeout: float | None
     request_id: str
     fork: bytes | None = None
+    change: EnvironmentChange | None = None
 
     @property
     def size(self) -> int:
@@ -55,6 +56,7 @@ class SubmitRequest(Request, frozen=True):
     """Create a workflow, or resume the one of this id. Repeating it with its id is harmless.
 
     ``fork``: what it knows of its tasks from the start. A fork does not resume what is there.
+    ``change``: how a stored one goes on. ``asks_first``: its driver wants to look at that before.
     """
 
     incarnation: str
@@ -63,6 +65,8 @@ class SubmitRequest(Request, frozen=True):
     request_id: str
     timeout: float | None = None
     fork: tuple[Event, ...] | None = None
+    change: EnvironmentChange | None = None
+    asks_first: bool = False
 
 
 class ResumeRequest(Request, frozen=True):
@@ -78,6 +82,16 @@ class CancelRequest(Request, frozen=True):
 
 class DeleteRequest(Request, frozen=True):
     """Delete a workflow that nobody drives."""
+
+
+class SignalRequest(Request, frozen=True):
+    """Give a workflow a signal. ``incarnation``: which one it is that has the blobs of the value;
+    empty if there are none."""
+
+    name: str
+    signal_id: str
+    value: Value
+    incarnation: str = ""
 
 
 class WatchRequest(Request, frozen=True):
@@ -101,6 +115,11 @@ class Accepted(msgspec.Struct, frozen=True):
     same_plan: bool = True
 
 
+class Stopped(msgspec.Struct, frozen=True):
+    """There is such a workflow, and nobody drives it: whether it can go on here is the driver's to
+    find out, who has what may be missing."""
+
+
 class Finished(msgspec.Struct, frozen=True):
     """There is nothing to run: the workflow has succeeded before."""
 
@@ -119,7 +138,10 @@ class Watched(msgspec.Struct, frozen=True):
 
 
 class Submitted(msgspec.Struct, frozen=True):
-    """What became of several submissions: an answer to each, by the holder of this id."""
+    """What became of several submissions: an answer to each, by the holder of this id.
+
+    On its way to the driver there may be `Stopped` among them.
+    """
 
     holder_id: str
     answers: list[Accepted | Finished | Exception]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -17,17 +18,19 @@ from ray_workflows._coordinator.requests import (
     Finished,
     Request,
     ResumeRequest,
+    SignalRequest,
+    Stopped,
     SubmitRequest,
     Watched,
     WatchRequest,
 )
 from ray_workflows._coordinator.workflow import Workflow, answer
+from ray_workflows._engine.decide import TAKES_SIGNALS
 from ray_workflows._engine.state import WorkflowState
-from ray_workflows._environment.compare import obstacles_here
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.exceptions import (
-    EnvironmentMismatchError,
+    SignalRefusedError,
     WorkflowAlreadyExistsError,
     WorkflowAlreadyRunningError,
     WorkflowNotFoundError,
@@ -63,13 +66,18 @@ class Verbs:
 
     def take(self, request: Request, about_another: Callable[[Any], None]) -> None:
         workflow = self.loop.workflows.get(request.workflow_id)
+        guest = self.loop.guests.get(request.workflow_id)
+        if workflow is None and guest is not None and guest.broken is None:
+            # Signals may go with those that are being left there, so that not each has to read the
+            # journal; all others have their turn, in order, when it is let go.
+            workflow = guest if not isinstance(request, WatchRequest) else None
         if workflow is not None:
             if isinstance(request, WatchRequest):
                 workflow.watchers.append(request)
             else:
                 workflow.requests.append(request)
             self.loop.touch(workflow)
-        elif not self.lease.recovered or request.workflow_id in self.loop.guests:
+        elif not self.lease.recovered or guest is not None:
             # Who asks about a workflow that we are about to take over must not be told that it
             # is nobody's.
             self.loop.after(SOON, lambda: self.take(request, about_another))
@@ -82,6 +90,7 @@ class Verbs:
 
     def take_requests(self, workflow: Workflow) -> None:
         """Turn requests about a workflow in hand into inputs and answers."""
+        self.take_signals(workflow)
         state = workflow.state
         drains = state.status is WorkflowStatus.FAILED
         while workflow.requests and (drains or not workflow.settled) and not workflow.guest:
@@ -101,6 +110,33 @@ class Verbs:
             elif isinstance(request, (SubmitRequest, ResumeRequest)):
                 self.take_again(workflow, request)
 
+    def take_signals(self, workflow: Workflow) -> None:
+        """Turn the signals among the requests into inputs, unless the workflow takes none: then it
+        is let go, and they are answered after reading it.
+
+        They are decided on before all else. Otherwise the workflow could end in the same step,
+        and a signal be acknowledged that is not kept.
+        """
+        if workflow.state.status not in TAKES_SIGNALS:
+            return
+        signals: list[SignalRequest] = []
+        others: deque[Request] = deque()
+        for request in workflow.requests:
+            # A stream of signals keeps nobody waiting who is to be answered after it is let go.
+            if isinstance(request, SignalRequest) and not (workflow.guest and others):
+                signals.append(request)
+            else:
+                others.append(request)
+        workflow.requests = others
+        inputs: list[inp.Input] = []
+        for request in signals:
+            if is_for_another(request, workflow.state):
+                answer(request.reply, WorkflowNotFoundError(request.workflow_id))
+                continue
+            inputs.append(inp.Signal(request.name, request.signal_id, request.value))
+            workflow.answers.append((request, None))
+        workflow.inputs.extendleft(reversed(inputs))
+
     def take_again(self, workflow: Workflow, request: SubmitRequest | ResumeRequest) -> None:
         state = workflow.state
         if isinstance(request, SubmitRequest) and state.request_id == request.request_id:
@@ -118,8 +154,9 @@ class Verbs:
         if not start and not self.loop.room.to_wait():
             answer(request.reply, queue.Full("Workflow queue has been full"))
             return
-        change = request.change if isinstance(request, ResumeRequest) else None
-        workflow.inputs.append(inp.Resume(holder=self.loop.holder_id, start=start, change=change))
+        workflow.inputs.append(
+            inp.Resume(holder=self.loop.holder_id, start=start, change=request.change)
+        )
         workflow.answers.append((request, accepted(request, workflow.state)))
         if not start:
             self.loop.room.waiting.append(workflow.workflow_id)
@@ -147,21 +184,10 @@ class Verbs:
 
         read = recover_end if isinstance(request, DeleteRequest) else recover
 
-        def work() -> tuple[Recovered | None, Claims, list[str]]:
-            found = read(storage, request.workflow_id)
-            return found, self.lease.read_claims(), self.obstacles(request, found)
+        def work() -> tuple[Recovered | None, Claims]:
+            return read(storage, request.workflow_id), self.lease.read_claims()
 
         self.loop.io.call(work, lambda result: self.fetched(request.workflow_id, result))
-
-    def obstacles(self, request: Request, found: Recovered | None) -> list[str]:
-        """What keeps a workflow that is run again from going on here. Who resumes it has looked
-        at that before. Blocks: call it through `Io`."""
-        if found is None or not isinstance(request, SubmitRequest) or request.fork is not None:
-            return []
-        state = found.state
-        options = [option for frame in state.frames.values() for option in frame.plan.options]
-        task_envs = [option.ray.get("runtime_env") or {} for option in options]
-        return obstacles_here(self.loop.storage, state.environment, task_envs)
 
     def fetched(self, workflow_id: str, result: Any) -> None:
         for index, request in enumerate(self.fetching.pop(workflow_id)):
@@ -172,9 +198,7 @@ class Verbs:
             else:
                 self.take_fetched(request, *result)
 
-    def take_fetched(
-        self, request: Request, found: Recovered | None, claims: Claims, obstacles: list[str]
-    ) -> None:
+    def take_fetched(self, request: Request, found: Recovered | None, claims: Claims) -> None:
         if found is None:
             if isinstance(request, SubmitRequest):
                 self.create(request)
@@ -192,10 +216,27 @@ class Verbs:
             workflow.answers.append((request, None))
             self.loop.hold(workflow)
             self.loop.touch(workflow)
+        elif isinstance(request, SignalRequest):
+            self.leave_signal(request, found, status)
         elif isinstance(request, DeleteRequest):
             self.delete(request, found, status)
         elif isinstance(request, (SubmitRequest, ResumeRequest)):
-            self.resume_fetched(request, found, status, obstacles)
+            self.resume_fetched(request, found, status)
+
+    def leave_signal(
+        self, request: SignalRequest, found: Recovered, status: WorkflowStatus
+    ) -> None:
+        """Leave a signal in the journal of a workflow that is not in hand."""
+        if is_for_another(request, found.state):
+            answer(request.reply, WorkflowNotFoundError(request.workflow_id))
+        elif found.state.status not in TAKES_SIGNALS:
+            error = SignalRefusedError(request.workflow_id, request.name, status)
+            answer(request.reply, error)
+        else:
+            workflow = Workflow(found.state, found.seq, found.row, guest=True)
+            workflow.requests.append(request)
+            self.loop.hold(workflow)
+            self.loop.touch(workflow)
 
     def create(self, request: SubmitRequest) -> None:
         loop = self.loop
@@ -227,7 +268,6 @@ class Verbs:
         request: SubmitRequest | ResumeRequest,
         found: Recovered,
         status: WorkflowStatus,
-        obstacles: list[str],
     ) -> None:
         state = found.state
         submitted = isinstance(request, SubmitRequest)
@@ -251,8 +291,8 @@ class Verbs:
             # Ours, and not in hand: a submission that took effect after it was given up, for one.
             self.lease.take(found)
             self.ask(request)
-        elif obstacles:
-            answer(request.reply, EnvironmentMismatchError(request.workflow_id, obstacles))
+        elif submitted and request.asks_first and not repeated:  # type: ignore[union-attr]
+            answer(request.reply, Stopped())
         else:
             workflow = Workflow(state, found.seq, found.row)
             self.resume(workflow, request)
@@ -279,6 +319,11 @@ class Verbs:
                 self.ask(request)
 
         self.loop.io.call(work, then)
+
+
+def is_for_another(request: SignalRequest, state: WorkflowState) -> bool:
+    """Whether the value's blobs are those of a workflow that had the id before."""
+    return request.incarnation not in ("", state.incarnation)
 
 
 def is_fork(request: Request) -> bool:

@@ -208,8 +208,7 @@ class Workflow:
             function = plan.functions[spec.function]
             options = plan.options[spec.options]
             if own:
-                ray = {k: v for k, v in {**options.ray, **own}.items() if v is not None}
-                options = msgspec.structs.replace(options, ray=ray)
+                options = options.with_ray(own)
             scene = self.scenes[key] = Scene(
                 workflow_id=self.workflow_id,
                 incarnation=self.incarnation,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ray_workflows._engine.signals import can_deliver
 from ray_workflows._engine.state import Task, WorkflowState
 from ray_workflows._model.commands import Command, StartAttempt, WakeAt
 
@@ -14,12 +15,15 @@ def start_attempt(state: WorkflowState, task: Task) -> StartAttempt:
 
 
 def commands(state: WorkflowState) -> list[Command]:
-    """Every command that is due: attempts of active tasks, and each time at which timers go off."""
+    """Every command that is due: attempts of active tasks, each time at which timers go off, and at
+    once if a signal can be taken."""
     if not state.running:
         return []
     due: list[Command] = [start_attempt(state, state.tasks[number]) for number in state.active]
     moments = set(state.timers.values())
     if state.deadline is not None:
         moments.add(state.deadline)
+    if can_deliver(state):
+        moments.add(0.0)
     due += [WakeAt(at) for at in sorted(moments)]
     return due

@@ -12,15 +12,21 @@ import msgspec
 
 from ray_workflows._engine.names import assign_task_ids
 from ray_workflows._engine.retry import next_attempt_at
+from ray_workflows._engine.signals import deliveries, is_known
 from ray_workflows._engine.state import Frame, Phase, Task, WorkflowState
 from ray_workflows._model import events as ev
 from ray_workflows._model import inputs as inp
+from ray_workflows._model.plan import TIMER
 from ray_workflows._model.status import WorkflowStatus
-from ray_workflows._model.values import ErrorInfo, Outcome
+from ray_workflows._model.values import ErrorInfo, Outcome, Value
+from ray_workflows.exceptions import SignalTimeoutError
 
 Events = list[ev.Event]
 
 SETTLED = (WorkflowStatus.SUCCESSFUL, WorkflowStatus.FAILED, WorkflowStatus.CANCELED)
+
+#: Signals are kept for these: they run, will run, or may be resumed without saying more.
+TAKES_SIGNALS = (WorkflowStatus.PENDING, WorkflowStatus.RUNNING, WorkflowStatus.FAILED)
 
 
 def decide(state: WorkflowState, input: inp.Input, now: float) -> Events:
@@ -110,21 +116,38 @@ def on_wake(state: WorkflowState, input: inp.Wake, now: float) -> Events:
     if state.deadline is not None and state.deadline <= now:
         return [ev.WorkflowTimedOut(at=now)]
     events: Events = []
+    # What came in time, and was only not looked at, is not too late.
+    done: set[int] = set()
+    for delivery in deliveries(state):
+        done.add(delivery[0].number)
+        events += taken(state, *delivery, now)
     due = sorted((at, number) for number, at in state.timers.items() if at <= now)
+    closed: set[int] = set()
     for at, number in due:
         task = state.tasks[number]
-        events.append(
-            ev.TaskSucceeded(
-                at=now,
-                task=number,
-                attempt=task.attempts + 1,
-                value=task.spec.arguments,
-                started_at=at - task.options.duration,
-                ended_at=now,
-            )
-        )
-        events += after_success(state, task, Outcome(value=task.spec.arguments), now)
+        around = {frame.number for frame in state.frames_around(task.frame)}
+        if number in done or closed & around:
+            continue
+        if task.options.kind == TIMER:
+            events += timer_went_off(state, task, at, now)
+            continue
+        events += gave_up_waiting(state, task, now)
+        last = events[-1]
+        if isinstance(last, (ev.WorkflowFailed, ev.WorkflowSucceeded)):
+            break
+        if isinstance(last, ev.ErrorCaught) and last.frame is not None:
+            closed.add(last.frame)
     return events
+
+
+def on_signal(state: WorkflowState, input: inp.Signal, now: float) -> Events:
+    """It is only kept. Who takes it is decided when the holder wakes, after all that came with it:
+    a signal may end the workflow, and then those that came with it would be refused."""
+    if state.status not in TAKES_SIGNALS or is_known(state, input.name, input.signal_id):
+        return []
+    return [
+        ev.SignalReceived(at=now, name=input.name, signal_id=input.signal_id, value=input.value)
+    ]
 
 
 # -- reported ------------------------------------------------------------------------------
@@ -197,19 +220,7 @@ def on_attempt_raised(state: WorkflowState, input: inp.AttemptRaised, now: float
     retry_at = next_attempt_at(task, state.incarnation, now) if input.retryable else None
     if retry_at is not None:
         return [attempt_failed(input, retry_at, charged=True, now=now)]
-    events: Events = [task_failed(input, now)]
-    if task.options.catch_exceptions:
-        return [*events, *caught(state, task, None, input.error, now)]
-    if state.status is WorkflowStatus.FAILED:
-        # To catch it would end a workflow that is settled. It is caught when it is resumed.
-        return events
-    # The nearest continuation around it whose parent catches.
-    frame: Frame = task.frame
-    while not frame.wraps:
-        if frame.parent is None:
-            return [*events, *uncaught(state, task, input.error, now)]
-        frame = state.tasks[frame.parent].frame
-    return [*events, *caught(state, task, frame, input.error, now)]
+    return [task_failed(input, now), *after_failure(state, task, input.error, now)]
 
 
 def on_attempt_crashed(state: WorkflowState, input: inp.AttemptCrashed, now: float) -> Events:
@@ -275,6 +286,60 @@ def task_failed(report: inp.AttemptRaised | inp.AttemptCrashed, now: float) -> e
     )
 
 
+def timer_went_off(state: WorkflowState, task: Task, at: float, now: float) -> Events:
+    succeeded = ev.TaskSucceeded(
+        at=now,
+        task=task.number,
+        attempt=task.attempts + 1,
+        value=task.spec.arguments,
+        started_at=at - task.options.duration,
+        ended_at=now,
+    )
+    return [succeeded, *after_success(state, task, Outcome(value=task.spec.arguments), now)]
+
+
+def taken(
+    state: WorkflowState, task: Task, name: str, signal_id: str, value: Value, now: float
+) -> Events:
+    """A task that waited has its signal."""
+    event = ev.SignalTaken(
+        at=now, task=task.number, name=name, signal_id=signal_id, started_at=task.until
+    )
+    return [event, *after_success(state, task, Outcome(value=value), now)]
+
+
+def gave_up_waiting(state: WorkflowState, task: Task, now: float) -> Events:
+    """No signal came in time. Nothing is gained by waiting again: there is no retry."""
+    error = ErrorInfo(
+        type_name=SignalTimeoutError.__name__,
+        message=f"Task '{task.task_id}' of workflow '{state.workflow_id}' waited for a signal "
+        f"'{task.options.signal}' for {task.options.timeout} s, and none came.",
+    )
+    failed = ev.TaskFailed(
+        at=now,
+        task=task.number,
+        attempt=task.attempts + 1,
+        error=error,
+        started_at=task.until,
+        ended_at=now,
+    )
+    return [failed, *after_failure(state, task, error, now)]
+
+
+def after_failure(state: WorkflowState, task: Task, error: ErrorInfo, now: float) -> Events:
+    """Who catches the error of a task that failed; if nobody does, it fails the workflow."""
+    if task.options.catch_exceptions:
+        return caught(state, task, None, error, now)
+    if state.status is WorkflowStatus.FAILED:
+        # To catch it would end a workflow that is settled. It is caught when it is resumed.
+        return []
+    # The nearest continuation around it whose parent catches.
+    for frame in state.frames_around(task.frame):
+        if frame.wraps:
+            return caught(state, task, frame, error, now)
+    return uncaught(state, task, error, now)
+
+
 def uncaught(state: WorkflowState, task: Task, error: ErrorInfo, now: float) -> Events:
     """Only the first error that nobody caught fails the workflow; siblings report after it.
 
@@ -333,6 +398,7 @@ HANDLERS: dict[type[inp.Input], Callable[[WorkflowState, Any, float], Events]] =
     inp.RequestCancel: on_request_cancel,
     inp.Release: on_release,
     inp.Wake: on_wake,
+    inp.Signal: on_signal,
     inp.AttemptRuns: on_attempt_runs,
     inp.AttemptReturned: on_attempt_returned,
     inp.AttemptReturnedPlan: on_attempt_returned_plan,

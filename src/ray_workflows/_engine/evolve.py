@@ -7,10 +7,12 @@ returns the commands that are new by it; `commands.commands` derives all that ar
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Any
 
 from ray_workflows._engine.commands import commands, start_attempt
 from ray_workflows._engine.names import register_task_ids
+from ray_workflows._engine.signals import can_deliver, keep, leave, restart, take, wait
 from ray_workflows._engine.state import Frame, Phase, Task, WorkflowState
 from ray_workflows._model import events as ev
 from ray_workflows._model.commands import (
@@ -20,7 +22,7 @@ from ray_workflows._model.commands import (
     Settle,
     WakeAt,
 )
-from ray_workflows._model.plan import TIMER, EnvironmentChange, Plan
+from ray_workflows._model.plan import SIGNAL, TIMER, EnvironmentChange, Plan
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import ErrorInfo, Outcome
 
@@ -49,7 +51,15 @@ def apply_workflow_submitted(
     state.plan_digest = event.plan.digest
     state.environment = event.plan.environment
     state.timeout = event.timeout
-    open_frame(state, event.plan, event.task_ids, parent=None, wraps=False, checkpoint=True)
+    open_frame(
+        state,
+        event.plan,
+        event.task_ids,
+        parent=None,
+        wraps=False,
+        checkpoint=True,
+        stored=True,
+    )
 
 
 def apply_workflow_claimed(
@@ -69,6 +79,11 @@ def apply_workflow_started(
         for task in state.tasks.values():
             if not task.unmet:
                 activate(state, task, event.at)
+    else:
+        # As the workflow has its whole timeout again, so have those that wait for a signal.
+        for waiting in state.waits.values():
+            for number in waiting:
+                restart(state, state.tasks[number], event.at)
     deltas += commands(state)
 
 
@@ -209,6 +224,7 @@ def apply_task_continued(
     parent: int | None = task.number
     wraps = task.options.catch_exceptions
     checkpoint = task.checkpoint
+    stored = task.is_output and frame.stored
     state.active.pop(task.number, None)
     task.phase = Phase.CONTINUED
     if task.is_output:
@@ -219,8 +235,17 @@ def apply_task_continued(
         wraps = wraps or frame.wraps
         close_frame(state, frame, keep=None, deltas=deltas)
     opened = open_frame(
-        state, event.plan, event.task_ids, parent=parent, wraps=wraps, checkpoint=checkpoint
+        state,
+        event.plan,
+        event.task_ids,
+        parent=parent,
+        wraps=wraps,
+        checkpoint=checkpoint,
+        stored=stored,
     )
+    if any(option.kind == SIGNAL for option in event.plan.options):
+        for around in takewhile(lambda around: not around.stored, state.frames_around(opened)):
+            around.stored = True
     for number in range(opened.first, opened.first + len(event.plan.tasks)):
         fresh = state.tasks[number]
         if not fresh.unmet:
@@ -230,6 +255,8 @@ def apply_task_continued(
 
 def apply_task_failed(state: WorkflowState, event: ev.TaskFailed, deltas: list[Command]) -> None:
     task = state.tasks[event.task]
+    if task.phase is Phase.EXPECTING:
+        leave(state, task)
     task.attempts += 1
     task.phase = Phase.FAILED
     state.active.pop(task.number, None)
@@ -265,6 +292,22 @@ def apply_values_lost(state: WorkflowState, event: ev.ValuesLost, deltas: list[C
             announce(state, task, deltas)
 
 
+# -- signals -------------------------------------------------------------------------------
+
+
+def apply_signal_received(
+    state: WorkflowState, event: ev.SignalReceived, deltas: list[Command]
+) -> None:
+    keep(state, event.name, event.signal_id, event.value)
+    if state.running and event.name in state.waits:
+        deltas.append(WakeAt(event.at))
+
+
+def apply_signal_taken(state: WorkflowState, event: ev.SignalTaken, deltas: list[Command]) -> None:
+    value = take(state, event.name, event.signal_id)
+    resolve(state, state.tasks[event.task], Outcome(value=value), event.at, deltas)
+
+
 # -- frames --------------------------------------------------------------------------------
 
 
@@ -276,8 +319,9 @@ def open_frame(
     parent: int | None,
     wraps: bool,
     checkpoint: bool,
+    stored: bool,
 ) -> Frame:
-    frame = Frame(state.next_frame, plan, state.next_task, parent, wraps, checkpoint)
+    frame = Frame(state.next_frame, plan, state.next_task, parent, wraps, checkpoint, stored)
     state.frames[frame.number] = frame
     state.next_frame += 1
     state.next_task += len(plan.tasks)
@@ -294,6 +338,8 @@ def activate(state: WorkflowState, task: Task, at: float) -> None:
         task.phase = Phase.TIMING
         task.until = at + task.options.duration
         state.timers[task.number] = task.until
+    elif task.options.kind == SIGNAL:
+        wait(state, task, at)
     else:
         task.phase = Phase.ACTIVE
         task.until = 0.0
@@ -306,6 +352,11 @@ def announce(state: WorkflowState, task: Task, deltas: list[Command]) -> None:
         return
     if task.phase is Phase.TIMING:
         deltas.append(WakeAt(task.until))
+    elif task.phase is Phase.EXPECTING:
+        if task.number in state.timers:
+            deltas.append(WakeAt(state.timers[task.number]))
+        if can_deliver(state):
+            deltas.append(WakeAt(task.until))
     else:
         deltas.append(start_attempt(state, task))
 
@@ -314,6 +365,8 @@ def resolve(
     state: WorkflowState, task: Task, outcome: Outcome, at: float, deltas: list[Command]
 ) -> None:
     """Give a task its one result, and whatever follows from it inside the workflow."""
+    if task.phase is Phase.EXPECTING:
+        leave(state, task)
     state.active.pop(task.number, None)
     state.timers.pop(task.number, None)
     task.phase = Phase.SUCCEEDED
@@ -354,7 +407,9 @@ def close_frame(
         for number in range(current.first, current.first + len(current.plan.tasks)):
             task = state.tasks.pop(number)
             state.timers.pop(number, None)
-            if task.phase is Phase.ACTIVE:
+            if task.phase is Phase.EXPECTING:
+                leave(state, task)
+            elif task.phase is Phase.ACTIVE:
                 del state.active[number]
                 deltas.append(CancelAttempt(number))
             elif task.phase is Phase.CONTINUED:
@@ -401,4 +456,6 @@ APPLIERS: dict[type[ev.Event], Callable[[WorkflowState, Any, list[Command]], Non
     ev.TaskFailed: apply_task_failed,
     ev.ErrorCaught: apply_error_caught,
     ev.ValuesLost: apply_values_lost,
+    ev.SignalReceived: apply_signal_received,
+    ev.SignalTaken: apply_signal_taken,
 }

@@ -2,6 +2,8 @@
 
 The new workflow has the same plan. Of the old one's events it takes the results of all tasks but
 the one it starts from and those downstream; tasks get new numbers where continuations fall away.
+A signal that a kept task took is its result. Those that nobody took were sent to the old workflow:
+a signal is taken once, and so the new one waits for its own.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import msgspec
 from ray_workflows._engine.evolve import evolve
 from ray_workflows._engine.state import Frame, Phase, WorkflowState
 from ray_workflows._model import events as ev
+from ray_workflows._model.values import Value
 
 
 class Lineage:
@@ -67,7 +70,7 @@ def read_lineage(events: Sequence[ev.Event]) -> Lineage:
     state = WorkflowState("", "")
     for event in events:
         before = state.next_frame
-        if isinstance(event, (ev.TaskSucceeded, ev.TaskContinued)) or (
+        if isinstance(event, (ev.TaskSucceeded, ev.TaskContinued, ev.SignalTaken)) or (
             isinstance(event, ev.ErrorCaught) and event.frame is None
         ):
             lineage.done.add(event.task)
@@ -96,6 +99,18 @@ def fork_history(events: Sequence[ev.Event], from_task: str) -> list[ev.Event] |
     return History(lineage, *lineage.affected_by(start)).write(events)
 
 
+def result_of_signal(event: ev.SignalTaken, value: Value) -> ev.TaskSucceeded:
+    """What is known of a task that took a signal where nothing is known of the signal."""
+    return ev.TaskSucceeded(
+        at=event.at,
+        task=event.task,
+        attempt=1,
+        value=value,
+        started_at=event.started_at,
+        ended_at=event.at,
+    )
+
+
 class History:
     """Writes the events that are kept, with the numbers that tasks and frames have in the fork."""
 
@@ -111,6 +126,8 @@ class History:
         self.tasks: dict[int, int] = {}
         self.frames: dict[int, int] = {}
         self.kept: list[ev.Event] = []
+        #: Values of the old workflow's signals, by name and id.
+        self.signals: dict[tuple[str, str], Value] = {}
 
     def write(self, events: Sequence[ev.Event]) -> list[ev.Event]:
         frame_number = 0
@@ -137,6 +154,12 @@ class History:
                 lost = tuple(self.tasks[task] for task in event.tasks if self.keeps(task))
                 if lost:
                     self.keep(event, tasks=lost)
+            elif isinstance(event, ev.SignalReceived):
+                self.signals[event.name, event.signal_id] = event.value
+            elif isinstance(event, ev.SignalTaken):
+                value = self.signals.pop((event.name, event.signal_id))
+                if self.keeps(event.task):
+                    self.keep(result_of_signal(event, value))
             elif isinstance(event, (ev.TaskSucceeded, ev.AttemptFailed)) and self.keeps(event.task):
                 self.keep(event)
         self.lose_unstored()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from ray_workflows._engine.signals import REMEMBERED
 from ray_workflows._engine.state import Phase, Task, WorkflowState
+from ray_workflows._model.plan import SIGNAL
 from ray_workflows._model.status import WorkflowStatus
 
 
@@ -11,8 +13,13 @@ def check(state: WorkflowState) -> None:
     started = state.started_at is not None
     active = {n for n, t in state.tasks.items() if t.phase is Phase.ACTIVE}
     timing = {n: t.until for n, t in state.tasks.items() if t.phase is Phase.TIMING}
+    expecting = {n: t for n, t in state.tasks.items() if t.phase is Phase.EXPECTING}
+    for number, task in expecting.items():
+        if task.options.timeout is not None:
+            timing[number] = task.until + task.options.timeout
     assert set(state.active) == active, (set(state.active), active)
     assert state.timers == timing, (state.timers, timing)
+    check_signals(state, expecting)
     assert set(state.tasks) == {
         frame.first + i for frame in state.frames.values() for i in range(len(frame.plan.tasks))
     }
@@ -24,6 +31,9 @@ def check(state: WorkflowState) -> None:
             parent = state.tasks[frame.parent]
             assert parent.phase is Phase.CONTINUED, parent.task_id
             assert not parent.is_output, parent.task_id
+            assert parent.frame.stored or not frame.stored, frame.number
+        waits = any(option.kind == SIGNAL for option in frame.plan.options)
+        assert frame.stored or not (waits or frame.parent is None), frame.number
     if state.status is WorkflowStatus.SUCCESSFUL:
         assert state.output is not None
         assert state.output.stored
@@ -34,8 +44,19 @@ def check(state: WorkflowState) -> None:
     if state.status in WorkflowStatus.non_terminating_status():
         assert state.ended_at is None
         assert state.output is None
-        # Progress is possible: something runs, or a timer runs.
-        assert not started or state.active or state.timers or state.released, "stuck"
+        # Progress is possible: something runs, a timer runs, or a signal may come.
+        goes_on = state.active or state.timers or state.waits
+        assert not started or goes_on or state.released, "stuck"
+
+
+def check_signals(state: WorkflowState, expecting: dict[int, Task]) -> None:
+    waits = {number: name for name, numbers in state.waits.items() for number in numbers}
+    assert waits == {n: t.options.signal for n, t in expecting.items()}, (waits, set(expecting))
+    assert all(state.waits.values())
+    assert all(state.signals.values())
+    kept = {(name, signal_id) for name, kept in state.signals.items() for signal_id in kept}
+    assert not kept & state.taken.keys(), kept & state.taken.keys()
+    assert len(state.taken) <= REMEMBERED
 
 
 def check_task(state: WorkflowState, task: Task, started: bool) -> None:
@@ -46,7 +67,7 @@ def check_task(state: WorkflowState, task: Task, started: bool) -> None:
     assert task.wanted == wanted, (task.task_id, task.wanted, wanted)
     if task.phase is Phase.WAITING:
         assert unmet or not started, task.task_id
-    if task.phase in (Phase.ACTIVE, Phase.TIMING):
+    if task.phase in (Phase.ACTIVE, Phase.TIMING, Phase.EXPECTING):
         assert started
         assert not unmet, task.task_id
         assert all(t.outcome is not None for t in upstream), task.task_id

@@ -5,12 +5,14 @@ Each fact is stored once. What is derived for speed is marked so, and `invariant
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Iterator
 from enum import IntEnum, unique
 from typing import Any
 
 from ray_workflows._model.plan import Environment, Function, Plan, TaskOptions, TaskSpec
 from ray_workflows._model.status import WorkflowStatus
-from ray_workflows._model.values import ErrorInfo, Outcome
+from ray_workflows._model.values import ErrorInfo, Outcome, Value
 
 
 @unique
@@ -29,6 +31,8 @@ class Phase(IntEnum):
     SUCCEEDED = 4
     #: Its last attempt failed, and nobody caught the error.
     FAILED = 5
+    #: It waits for a signal, since ``until``.
+    EXPECTING = 6
 
 
 class Frame:
@@ -38,13 +42,22 @@ class Frame:
     It is never itself the output of its frame: a continuation in tail position replaces the frame
     it ends (see `evolve.apply_task_continued`), so frames nest only as deep as the user's tree.
     ``wraps``: ``catch_exceptions`` of the parent applies to everything inside.
-    ``checkpoint`` is what tasks inherit that do not say.
+    ``checkpoint`` is what tasks inherit that do not say. ``stored``: its result is, whatever they
+    say: it can't be made again. That of the workflow has to be there for who asks; one that a
+    signal is waited for inside can't have the signal again, because a signal is taken once.
     """
 
-    __slots__ = ("checkpoint", "consumers", "first", "number", "parent", "plan", "wraps")
+    __slots__ = ("checkpoint", "consumers", "first", "number", "parent", "plan", "stored", "wraps")
 
     def __init__(
-        self, number: int, plan: Plan, first: int, parent: int | None, wraps: bool, checkpoint: bool
+        self,
+        number: int,
+        plan: Plan,
+        first: int,
+        parent: int | None,
+        wraps: bool,
+        checkpoint: bool,
+        stored: bool,
     ) -> None:
         self.number = number
         self.plan = plan
@@ -52,6 +65,7 @@ class Frame:
         self.parent = parent
         self.wraps = wraps
         self.checkpoint = checkpoint
+        self.stored = stored
         # Derived from the plan: for each task, who takes its result.
         consumers: list[list[int]] = [[] for _ in plan.tasks]
         for index, spec in enumerate(plan.tasks):
@@ -69,7 +83,8 @@ class Task:
     """A task of a frame.
 
     ``attempts`` counts ended attempts, ``charged`` those that count against ``max_retries``.
-    ``until`` is when a timer goes off, or before when the next attempt must not start.
+    ``until`` is when a timer goes off, or before when the next attempt must not start, or since
+    when a signal is waited for.
     """
 
     __slots__ = (
@@ -160,12 +175,15 @@ class WorkflowState:
         "ray_options",
         "released",
         "request_id",
+        "signals",
         "started_at",
         "status",
         "submitted_at",
+        "taken",
         "tasks",
         "timeout",
         "timers",
+        "waits",
         "workflow_id",
     )
 
@@ -202,8 +220,15 @@ class WorkflowState:
         self.next_frame = 0
         #: For each base name, the suffix to try next.
         self.names: dict[str, int] = {}
-        # Derived: tasks in phase ACTIVE, in the order they became so; timers in phase TIMING.
+        #: By name and id, the signals that nobody has taken, in the order they were received.
+        self.signals: dict[str, OrderedDict[str, Value]] = {}
+        #: Names and ids of signals that were taken; the newest ones, see `signals.REMEMBERED`.
+        self.taken: OrderedDict[tuple[str, str], None] = OrderedDict()
+        # Derived: tasks in phase ACTIVE, in the order they became so; by the signal's name, those
+        # in phase EXPECTING, in that order; when tasks in phase TIMING go off, and when those in
+        # phase EXPECTING give up. (The first of an OrderedDict is found at once.)
         self.active: dict[int, None] = {}
+        self.waits: dict[str, OrderedDict[int, None]] = {}
         self.timers: dict[int, float] = {}
 
     @property
@@ -212,9 +237,12 @@ class WorkflowState:
         return self.status is WorkflowStatus.RUNNING and not self.released
 
     def checkpoints(self, task: Task) -> bool:
-        """Whether the task's result is stored.
+        """Whether the task's result is stored."""
+        return task.checkpoint or (task.is_output and task.frame.stored)
 
-        The output of the whole workflow is, whatever was said: a finished workflow has to be
-        able to answer.
-        """
-        return task.checkpoint or (task.is_output and task.frame.parent is None)
+    def frames_around(self, frame: Frame) -> Iterator[Frame]:
+        """A frame, that of its parent, and so on to the workflow's."""
+        yield frame
+        while frame.parent is not None:
+            frame = self.tasks[frame.parent].frame
+            yield frame

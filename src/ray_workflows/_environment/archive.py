@@ -6,6 +6,7 @@ The same files give the same bytes, wherever and whenever they are packed.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import stat
 import zipfile
@@ -18,6 +19,8 @@ from ray_workflows._environment.ray_private import (
     largest_package,
 )
 from ray_workflows.exceptions import PackageTooLargeError
+
+logger = logging.getLogger(__name__)
 
 #: Names that are never code of the user's.
 NEVER = ("__pycache__/", "*.pyc", ".git/", ".hg/", ".svn/", ".venv/", "venv/", "node_modules/")
@@ -49,19 +52,44 @@ def limit(default: int) -> int:
     return int(given) if given else default
 
 
-def walk(top: str, excludes: Iterable[str] = ()) -> Iterator[tuple[str, str]]:
+def walk(
+    top: str,
+    excludes: Iterable[str] = (),
+    *,
+    inside: str = "",
+    follows: Callable[[str], bool] = bool,
+) -> Iterator[tuple[str, str]]:
     """The files of a directory that belong to a package: their relative and their real paths.
 
     Left out is what the ignore files of each directory name, what Ray leaves out, and ``excludes``.
+
+    Args:
+        top: the directory.
+        excludes: patterns as in a ``.gitignore``.
+        inside: a directory below it, of which the files are; those of the directories above it
+            say only what is left out.
+        follows: whether a link to a directory is followed; by default each is, as Ray does.
     """
-    always = git_matcher([*NEVER, *default_excludes(), *excludes])
-    yield from walk_below(top, "", [("", always)])
+    walking = Walk(top, follows)
+    matchers: Matchers = [("", git_matcher([*NEVER, *default_excludes(), *excludes]))]
+    above = ""
+    for part in filter(None, inside.split("/")):
+        matchers += ignored(top, above)
+        above = f"{above}/{part}" if above else part
+        if any(excluded(above, kind, matcher) for matcher in matchers for kind in (True, False)):
+            # It is wanted all the same, whatever is said about it further up.
+            matchers = matchers[:1]
+    start = len(inside) + 1 if inside else 0
+    real = os.path.realpath(os.path.join(top, inside))
+    for name, path in walking.below(inside, matchers, (real,)):
+        yield name[start:], path
 
 
 Matchers = list[tuple[str, Callable[[str], bool]]]
 
 
-def walk_below(top: str, inner: str, matchers: Matchers) -> Iterator[tuple[str, str]]:
+def ignored(top: str, inner: str) -> Matchers:
+    """What the ignore files of a directory name."""
     directory = os.path.join(top, inner)
     lines: list[str] = []
     for name in IGNORE_FILES:
@@ -72,21 +100,51 @@ def walk_below(top: str, inner: str, matchers: Matchers) -> Iterator[tuple[str, 
                 lines += file.read().splitlines()
         except OSError:
             continue
-    if lines:
-        matchers = [*matchers, (inner, git_matcher(lines))]
-    with os.scandir(directory) as entries:
-        found = sorted(entries, key=lambda entry: entry.name)
-    for entry in found:
-        path = f"{inner}/{entry.name}" if inner else entry.name
-        is_directory = entry.is_dir()
-        if any(excluded(path, is_directory, matcher) for matcher in matchers):
-            continue
-        if is_directory:
-            # A link to a directory above would never end.
-            if not entry.is_symlink():
-                yield from walk_below(top, path, matchers)
-        elif entry.is_file():
-            yield path, entry.path
+    return [(inner, git_matcher(lines))] if lines else []
+
+
+def is_text(name: str) -> bool:
+    """Whether a name can be written into an archive. Those of files are bytes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class Walk:
+    """On its way through a directory; as `walk`."""
+
+    def __init__(self, top: str, follows: Callable[[str], bool]) -> None:
+        self.top = top
+        self.follows = follows
+
+    def below(
+        self, inner: str, matchers: Matchers, within: tuple[str, ...]
+    ) -> Iterator[tuple[str, str]]:
+        """The files in one directory. ``within``: the real paths of it and of those above."""
+        matchers = [*matchers, *ignored(self.top, inner)]
+        with os.scandir(os.path.join(self.top, inner)) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+        for entry in found:
+            path = f"{inner}/{entry.name}" if inner else entry.name
+            is_directory = entry.is_dir()
+            if any(excluded(path, is_directory, matcher) for matcher in matchers):
+                continue
+            if not is_text(entry.name):
+                logger.warning("%r is left out: its name is no text.", entry.path)
+                continue
+            if not is_directory:
+                if entry.is_file():
+                    yield path, entry.path
+                continue
+            real = within[-1] + os.sep + entry.name
+            if entry.is_symlink():
+                real = os.path.realpath(entry.path)
+                # One to a directory above would never end.
+                if real in within or not self.follows(entry.path):
+                    continue
+            yield from self.below(path, matchers, (*within, real))
 
 
 def excluded(path: str, is_directory: bool, matcher: tuple[str, Callable[[str], bool]]) -> bool:
@@ -107,12 +165,27 @@ def digest_of(files: Files, *, what: str, most: int) -> str:
     if sum(sizes.values()) > most:
         largest = sorted(sizes, key=lambda name: -sizes[name])[:3]
         raise PackageTooLargeError(what, sum(sizes.values()), most, largest)
-    digest = hashlib.sha256()
+    digest = Digest()
     for name in sorted(files):
-        digest.update(
-            f"{name}\0{is_executable(files[name])}\0{file_digest(files[name])}\n".encode()
-        )
-    return digest.hexdigest()[:32]
+        digest.add(name, files[name], file_digest(files[name]))
+    return digest.text()
+
+
+class Digest:
+    """Of files, one after the other, sorted by their names."""
+
+    def __init__(self) -> None:
+        self.hash = hashlib.sha256()
+
+    def add(self, name: str, path: str, digest: str) -> None:
+        self.hash.update(f"{name}\0{is_executable(path)}\0{digest}\n".encode())
+
+    def text(self) -> str:
+        return self.hash.hexdigest()[:32]
+
+
+class ChangedMeanwhileError(Exception):
+    """Somebody has written to files while they were packed: they are not what they were called."""
 
 
 def file_digest(path: str) -> str:
@@ -128,17 +201,27 @@ def is_executable(path: str) -> bool:
     return bool(os.stat(path).st_mode & stat.S_IXUSR)
 
 
-def pack(files: Files) -> Iterator[bytes]:
-    """The bytes of an archive, a chunk at a time; what is large is put together on the disk."""
+def pack(files: Files, digest: str | None = None) -> Iterator[bytes]:
+    """The bytes of an archive, a chunk at a time; what is large is put together on the disk.
+
+    Raises:
+        ChangedMeanwhileError: before the first chunk, if the files have not this digest.
+    """
+    packed = Digest()
     with SpooledTemporaryFile(SPOOL_BYTES) as spool:
         with zipfile.ZipFile(spool, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
             for name in sorted(files):
                 about = zipfile.ZipInfo(name, TIME)
                 about.compress_type = zipfile.ZIP_DEFLATED
                 about.external_attr = (0o755 if is_executable(files[name]) else 0o644) << 16
+                content = hashlib.sha256()
                 with open(files[name], "rb") as source, archive.open(about, "w") as target:
                     while chunk := source.read(CHUNK_BYTES):
                         target.write(chunk)
+                        content.update(chunk)
+                packed.add(name, files[name], content.hexdigest())
+        if digest not in (None, packed.text()):
+            raise ChangedMeanwhileError
         spool.seek(0, os.SEEK_END)
         size = spool.tell()
         if size > largest_package():

@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Any
 
-from ray_workflows._environment import capture, packages, secrets
+from ray_workflows._environment import capture, images, packages, secrets
 from ray_workflows._environment.ray_private import UNPACKED
 from ray_workflows._model.plan import Environment, Package
 
@@ -37,6 +37,7 @@ def runtime_env_for(environment: Environment, task_env: dict[str, Any] | None) -
         env_vars["RAY_WORKFLOWS_CODE"] = environment.code_digest
     if env_vars:
         merged["env_vars"] = env_vars
+    images.carry(merged)
     return merged
 
 
@@ -47,7 +48,7 @@ def is_importable_here(directories: tuple[str, ...]) -> bool:
 
 def packages_for(environment: Environment, runtime_env: dict[str, Any]) -> tuple[Package, ...]:
     """The packages that have to be in the cluster for a runtime_env."""
-    named = set(packages.names(runtime_env))
+    named = {*packages.names(runtime_env), *images.carried_by(runtime_env)}
     return tuple(package for package in environment.packages if package.uri in named)
 
 
@@ -57,6 +58,7 @@ def prefer_packages() -> None:
     Ray puts the directories of the driver that started the coordinator before them, in which there
     may be later code, or somebody else's.
     """
+    images.unpack_carried()
     ours = [path for path in sys.path if f"{os.sep}{UNPACKED}{os.sep}" in path]
     if ours and sys.path[: len(ours)] != ours:
         sys.path[:] = [*ours, *(path for path in sys.path if path not in ours)]

@@ -26,6 +26,10 @@ PACKAGE_NAME = __name__.partition(".")[0]
 PACKAGE_DIRECTORY = os.path.realpath(__file__).rpartition(f"{os.sep}{PACKAGE_NAME}{os.sep}")[0]
 PACKAGE_DIRECTORY = os.path.join(PACKAGE_DIRECTORY, PACKAGE_NAME)
 
+#: Directories of installed packages have these names, also those of another environment that this
+#: one is laid over.
+INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
+
 #: Variables that this process wants in the attempts of all workflows it submits; see `compat`.
 process_env_vars: dict[str, str] = {}
 
@@ -43,19 +47,34 @@ def is_below(path: str, directories: Iterable[str]) -> bool:
     return any(path == top or path.startswith(top + os.sep) for top in directories)
 
 
+def is_unpacked(path: str) -> bool:
+    """Whether a path is in one of the packages of a runtime_env."""
+    return f"{os.sep}{UNPACKED}{os.sep}" in path
+
+
 @functools.lru_cache(maxsize=65536)
 def own_file(path: str) -> str | None:
     """The real path of a module of the user's; None for one of an installed package, or of one of
     the packages of a runtime_env, which are known as such."""
     real = os.path.realpath(path)
-    if f"{os.sep}{UNPACKED}{os.sep}" in real:
+    if is_unpacked(real):
+        return None
+    if any(part in f"{real}{os.sep}" for part in INSTALLED):
         return None
     return None if is_below(real, library_directories()) else real
 
 
+def current_directory() -> str:
+    """Where this process is; the root if that is there no more."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return os.sep
+
+
 def import_directories() -> tuple[str, ...]:
     """The entries of ``sys.path`` that hold the user's own modules, in order."""
-    paths = (own_file(entry or os.getcwd()) for entry in sys.path)
+    paths = (own_file(entry or current_directory()) for entry in sys.path)
     found = [path for path in paths if path and os.path.isdir(path)]
     return tuple(dict.fromkeys(found))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import platform
 import re
 import zipfile
@@ -15,9 +16,7 @@ import ray
 
 from ray_workflows._environment.archive import file_digest
 from ray_workflows._environment.modules import is_importable, version_of
-from ray_workflows._environment.record import Record, decode
-from ray_workflows._environment.store import DOCUMENT, SharedStorage, find
-from ray_workflows._model.plan import Environment
+from ray_workflows._environment.record import Record
 
 #: Fields of a runtime_env that bring a Python or packages of their own.
 OWN_PACKAGES = ("pip", "uv", "conda", "image_uri", "container", "py_executable")
@@ -77,18 +76,6 @@ def obstacles(record: Record, here: Here, runtime_envs: Iterable[Mapping[str, An
     return found
 
 
-def obstacles_here(
-    storage: SharedStorage, environment: Environment, task_envs: Iterable[Mapping[str, Any]]
-) -> list[str]:
-    """What keeps tasks with these runtime_envs in an environment from running in this process."""
-    name = f"{DOCUMENT}/{environment.record}"
-    item = find(storage, name) if environment.record else None
-    if item is None:
-        return []
-    record = decode(storage.read_blob(item.incarnation, item.blob))
-    return obstacles(record, look(record.installed), [environment.runtime_env, *task_envs])
-
-
 def dotted(version: Iterable[int]) -> str:
     return ".".join(map(str, version))
 
@@ -104,28 +91,30 @@ def other_versions(record: Record, here: Here) -> list[tuple[str, str, str]]:
     ]
 
 
-def changed_modules(record: Record) -> dict[str, str]:
-    """Files of the recorded code that differ where they were: "changed" or "missing" by name."""
-    found = {}
+def changed_modules(record: Record, directories: Iterable[str] = ()) -> dict[str, str | None]:
+    """Files of the recorded code that differ: by name where they are now, or None.
+
+    They are looked for where they were, then in some directories.
+    """
+    tops = tuple(directories)
+    found: dict[str, str | None] = {}
     for name, module in sorted(record.modules.items()):
+        places = (module.path, *(os.path.join(top, name) for top in tops))
+        path = next(filter(os.path.isfile, places), None)
         try:
-            if file_digest(module.path) != module.digest:
-                found[name] = "changed"
+            if path is None or file_digest(path) != module.digest:
+                found[name] = path
         except OSError:
-            found[name] = "missing"
+            found[name] = None
     return found
 
 
-def diff(record: Record, name: str, package: bytes | memoryview) -> str:
-    """How a file of the recorded code differs from what is where it was."""
+def diff(name: str, path: str, package: bytes | memoryview) -> str:
+    """How a file of the recorded code differs from one that is here."""
     with zipfile.ZipFile(BytesIO(package)) as archive:
         then = archive.read(name).decode(errors="replace")
-    path = record.modules[name].path
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            now = file.read()
-    except OSError:
-        now = ""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        now = file.read()
     return "".join(
         difflib.unified_diff(
             then.splitlines(keepends=True),

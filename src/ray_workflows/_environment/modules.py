@@ -13,14 +13,15 @@ import importlib.metadata
 import importlib.util
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.machinery import ModuleSpec, PathFinder
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from ray.remote_function import RemoteFunction
 
 from ray_workflows._environment.archive import walk
-from ray_workflows._environment.capture import PACKAGE_NAME, own_file
+from ray_workflows._environment.capture import PACKAGE_NAME, is_unpacked, own_file
 from ray_workflows._environment.ray_private import remote_body
 
 
@@ -41,69 +42,121 @@ class Reached:
         seen = set(pending)
         while pending:
             name = pending.pop()
-            found = self.files_of(name)
-            if found is None:
-                self.add_installed(name)
+            place = self.place_of(name)
+            if place is None:
                 continue
-            self.own.add(name)
-            self.files.update(found)
+            found = files_at(name, place, is_own)
+            if found:
+                self.own.add(name)
+                self.files.update(found)
+            else:
+                # Those in packages of the runtime_env are stored with these.
+                found = files_at(name, place, is_unpacked)
+            if not found:
+                self.installed[name] = version_of(name)
             for path in found.values():
                 if path.endswith(".py"):
                     new = imports_of(path, *stat_of(path)) - seen
                     seen |= new
                     pending += sorted(new)
 
-    def files_of(self, name: str) -> dict[str, str] | None:
-        """The files of a top-level module of the user's, or None if it is none of theirs."""
-        if name in sys.builtin_module_names or name in (PACKAGE_NAME, "__main__", "__mp_main__"):
+    def place_of(self, name: str) -> Place | None:
+        """Where a top-level module is; None if there is none, or all Pythons of workers have it."""
+        if name in sys.builtin_module_names or name in EVERYWHERE:
             return None
         module = sys.modules.get(name)
         if module is not None:
-            return files_of_module(name, module)
+            path = getattr(module, "__file__", None)
+            standard = name in sys.stdlib_module_names and not (path and is_own(path))
+            return None if standard else (path, tuple(getattr(module, "__path__", ())))
         if name in sys.stdlib_module_names:
             return None
-        for directory in self.directories:
-            path = os.path.join(directory, name)
-            if os.path.isdir(path) and own_file(path):
-                return files_below(name, path)
-            if os.path.isfile(f"{path}.py") and own_file(f"{path}.py"):
-                return {f"{name}.py": f"{path}.py"}
+        spec = find_spec(name, self.directories)
+        if spec is None:
+            return None
+        parts = tuple(spec.submodule_search_locations or ())
+        return spec.origin if spec.has_location else None, parts
+
+
+#: The file of a module, or without one the directories of a namespace package.
+Place = tuple[str | None, tuple[str, ...]]
+
+#: What every worker has.
+EVERYWHERE = (PACKAGE_NAME, "ray", "__main__", "__mp_main__")
+
+
+def is_own(path: str) -> bool:
+    """Whether a file or directory is the user's own."""
+    return own_file(path) is not None
+
+
+def find_spec(name: str, directories: Iterable[str]) -> ModuleSpec | None:
+    """Where a top-level module would be imported from, with these directories first."""
+    spec = PathFinder.find_spec(name, [*directories, *sys.path])
+    if spec is not None:
+        return spec
+    try:
+        return importlib.util.find_spec(name)  # By hooks of those that are installed as editable.
+    except (ImportError, ValueError):
         return None
 
-    def add_installed(self, name: str) -> None:
-        if name in sys.stdlib_module_names or name in (PACKAGE_NAME, "ray", "__mp_main__"):
-            return
-        if is_importable(name):
-            self.installed[name] = version_of(name)
 
-
-def files_of_module(name: str, module: ModuleType) -> dict[str, str] | None:
-    """The files of an imported module, or None if they are not the user's own."""
-    path = getattr(module, "__file__", None)
+def files_at(name: str, place: Place, belongs: Callable[[str], bool]) -> dict[str, str]:
+    """The files of a module; none if they do not belong, or are not there: in an archive, say."""
+    path, parts = place
     if path is None:
-        # A namespace package: its parts that are the user's.
-        parts = [part for part in getattr(module, "__path__", ()) if own_file(part)]
-        if not parts:
-            return None
         found: dict[str, str] = {}
         for part in reversed(parts):
-            found.update(files_below(name, part))
+            if belongs(part) and os.path.isdir(part):
+                found.update(files_below(name, part))
         return found
-    if own_file(path) is None:
-        return None
+    if not belongs(path) or not os.path.isfile(path):
+        return {}
     if os.path.basename(path) == "__init__.py":
         return files_below(name, os.path.dirname(path))
     return {os.path.basename(path): path}
 
 
 def files_below(name: str, directory: str) -> dict[str, str]:
-    """The files of a package: with an ``__init__`` also its data, else modules alone."""
-    is_package = os.path.exists(os.path.join(directory, "__init__.py"))
-    return {
+    """The files of a package: with an ``__init__`` also its data, else modules alone.
+
+    What is imported belongs to it, whatever ignore files say: generated modules are often ignored.
+    """
+    is_package = is_package_directory(directory)
+    top = repository(directory)
+    found = {
         f"{name}/{inner}": path
-        for inner, path in walk(directory)
+        for inner, path in walk(
+            top, inside=os.path.relpath(directory, top), follows=is_package_directory
+        )
         if is_package or path.endswith(".py")
     }
+    for path in imported_below(name, directory):
+        found.setdefault(f"{name}/{os.path.relpath(path, directory)}", path)
+    return found
+
+
+def is_package_directory(directory: str) -> bool:
+    return os.path.exists(os.path.join(directory, "__init__.py"))
+
+
+def repository(directory: str) -> str:
+    """The working tree of git that a directory is in, or else the directory above it."""
+    parent = above = os.path.dirname(os.path.abspath(directory))
+    while not os.path.exists(os.path.join(above, ".git")):
+        above, below = os.path.dirname(above), above
+        if above == below:
+            return parent
+    return above
+
+
+def imported_below(name: str, directory: str) -> Iterator[str]:
+    """Files in a directory that a top-level module, and those in it, were imported from."""
+    for module_name, module in list(sys.modules.items()):
+        if module_name.partition(".")[0] == name:
+            path = getattr(module, "__file__", None)
+            if path and path.startswith(directory + os.sep) and os.path.isfile(path):
+                yield path
 
 
 def stat_of(path: str) -> tuple[int, int]:
@@ -117,7 +170,7 @@ def imports_of(path: str, mtime: int, size: int) -> frozenset[str]:
     try:
         with open(path, "rb") as file:
             return frozenset(imports_in(ast.parse(file.read())))
-    except (OSError, SyntaxError, ValueError):
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return frozenset()
 
 
@@ -138,6 +191,9 @@ def roots(main: ModuleType | None) -> set[str]:
         if is_own_module(module)
     }
     found.discard("__main__")
+    package = getattr(main, "__package__", None)
+    if package:
+        found.add(package.partition(".")[0])  # python -m package.module
     if main is not None:
         path = getattr(main, "__file__", None)
         if path and os.path.isfile(path):
@@ -148,8 +204,11 @@ def roots(main: ModuleType | None) -> set[str]:
 
 
 def is_own_module(module: Any) -> bool:
+    """Whether a module is the user's own; also if it is in a package of the runtime_env."""
     path = getattr(module, "__file__", None)
-    return bool(isinstance(path, str) and path.endswith(".py") and own_file(path))
+    if not isinstance(path, str) or not path.endswith(".py"):
+        return False
+    return is_own(path) or is_unpacked(path)
 
 
 def imports_typed(names: Mapping[str, Any]) -> set[str]:

@@ -11,12 +11,20 @@ import os
 import re
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import partial
+from io import BytesIO
 from typing import Any
 
 import ray
 
 from ray_workflows._environment import ray_private, store
-from ray_workflows._environment.archive import MAX_CODE_BYTES, digest_of, pack, walk
+from ray_workflows._environment.archive import (
+    MAX_CODE_BYTES,
+    ChangedMeanwhileError,
+    digest_of,
+    pack,
+    walk,
+)
 from ray_workflows._environment.cluster import call_inside
 from ray_workflows._environment.store import PACKAGE, Item, SharedStorage
 from ray_workflows._model.plan import Package
@@ -30,6 +38,9 @@ OURS = "ray_workflows_"
 NAMED = re.compile(r"gcs://(?:_ray_pkg_|ray_workflows_)(\w+)\.zip")
 
 CHUNK_BYTES = 4 * 1024 * 1024
+
+#: How often files are packed that are written to meanwhile.
+PACKING_TRIES = 5
 
 #: Pause before a storage that is away is asked again, in seconds.
 AGAIN_SECONDS = 1.0
@@ -95,8 +106,17 @@ def from_files(
     Raises:
         PackageTooLargeError: they are too large.
     """
-    digest = digest_of(files, what=what, most=most)
-    return package_of(store.keep(storage, f"{PACKAGE}/{digest}", lambda: pack(files)))
+    for _ in range(PACKING_TRIES):
+        digest = digest_of(files, what=what, most=most)
+        name = f"{PACKAGE}/{digest}"
+        try:
+            return package_of(store.keep(storage, name, partial(pack, files, digest)))
+        except ChangedMeanwhileError:
+            continue
+    raise ValueError(
+        f"{what} was written to each time that it was packed. Submit again when that is over, or "
+        f"name the files that are written to in a .rayignore."
+    )
 
 
 def from_directory(
@@ -170,16 +190,22 @@ def bring(storage: SharedStorage, package: Package) -> None:
     A Ray task: what takes the place of its result among the arguments of another one keeps that
     one from being given a worker, which would need the package, until it is there.
     """
+    most = ray_private.largest_package()
+    if package.blob.size > most:
+        raise PackageTooLargeError(f"The package {package.uri}", package.blob.size, most)
     while not ray_private.has_key(package.uri):
         try:
-            data = storage.read_blob(package.incarnation, package.blob)
+            ray_private.put_key(package.uri, read_whole(storage, package))
         except StorageUnavailableError:
             time.sleep(AGAIN_SECONDS)
-            continue
-        if len(data) > ray_private.largest_package():
-            most = ray_private.largest_package()
-            raise PackageTooLargeError(f"The package {package.uri}", len(data), most)
-        ray_private.put_key(package.uri, bytes(data))
+
+
+def read_whole(storage: SharedStorage, package: Package) -> bytes:
+    """The bytes of a package in one piece, as Ray takes them, and never twice."""
+    buffer = BytesIO()
+    for piece in storage.stream_blob(package.incarnation, package.blob):
+        buffer.write(piece)
+    return buffer.getvalue()
 
 
 @ray.remote(num_cpus=0, max_retries=-1)  # type: ignore[untyped-decorator]

@@ -6,6 +6,7 @@ A package of a runtime_env is a key in the cluster's own store, under its ``gcs:
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -20,6 +21,23 @@ from ray.remote_function import RemoteFunction
 
 #: The directory of a node, below that of the session, in which Ray unpacks packages.
 UNPACKED = "runtime_resources"
+
+#: What Ray adds to a runtime_env that installs packages: which Ray it was.
+RAY_COMMIT = "_ray_commit"
+
+#: Tells workers what to call when they start: a function by its path, or by its key in the cluster.
+SETUP_HOOK_VARIABLE = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
+FUNCTION_PREFIX = "ray_runtime_env_func::"
+
+
+def registered_function(key: str) -> bytes:
+    """The pickled function that a driver has given as ``worker_process_setup_hook``."""
+    from ray._private.worker import global_worker
+
+    registered = base64.b64decode(key.removeprefix(FUNCTION_PREFIX))
+    found = global_worker.function_actor_manager.fetch_registered_method(registered, timeout=30)
+    function: bytes = found.function
+    return function
 
 
 def put_key(key: str, data: bytes) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -15,7 +16,16 @@ from typing import Any
 import msgspec
 import ray
 
-from ray_workflows._environment import capture, packages, record, secrets, store
+from ray_workflows._environment import (
+    capture,
+    hooks,
+    order,
+    packages,
+    ray_private,
+    record,
+    secrets,
+    store,
+)
 from ray_workflows._environment.archive import file_digest
 from ray_workflows._environment.modules import Reached, roots
 from ray_workflows._environment.packages import User
@@ -120,10 +130,13 @@ def remember(
     """Store what a runtime_env and the user's code need, and the document about it."""
     changed, needed = packages.localize(storage, runtime_env, user)
     code = ""
-    if reached.files:
-        package = packages.from_files(storage, reached.files, what="The local code")
-        needed = [*needed, package]
-        code = package.uri
+    with tempfile.TemporaryDirectory() as directory:
+        changed, hook = hooks.localize(changed, directory)
+        if reached.files or needed or hook:
+            files = {f"{order.NAME}.py": order.__file__, **hook, **reached.files}
+            package = packages.from_files(storage, files, what="The local code")
+            needed = [*needed, package]
+            code = package.uri
     return with_record(storage, changed, needed, code, reached, digest, user)
 
 
@@ -199,6 +212,8 @@ def remember_options(storage: SharedStorage, plan: Plan, user: User) -> Plan:
         if not runtime_env:
             continue
         changed, needed = packages.localize(storage, runtime_env, user)
+        # Of the Ray that is here, which is not the one that will be there.
+        changed.pop(ray_private.RAY_COMMIT, None)
         if changed.get("env_vars"):
             changed["env_vars"] = secrets.hide(changed["env_vars"], session())
         added += needed

@@ -182,8 +182,8 @@ def copy_item(
             return
         if row is not None:
             continue  # The same contents, stored there before.
-        data = source.read_blob(item.incarnation, item.blob)
-        target.write_blob(item.incarnation, item.blob.key, [data])
+        pieces = source.stream_blob(item.incarnation, item.blob)
+        target.write_blob(item.incarnation, item.blob.key, pieces)
         copied = msgspec.structs.replace(item, name=name)
         if append(target, first_row(copied, user, target.now())):
             return

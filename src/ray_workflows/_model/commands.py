@@ -28,7 +28,7 @@ class CancelAttempt(Command, frozen=True):
 
 
 class WakeAt(Command, frozen=True):
-    """Send `Wake` at this time: a timer is due."""
+    """Send `Wake` at this time: a timer is due, or (at once) a signal can be taken."""
 
     at: float
 

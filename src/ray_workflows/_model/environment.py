@@ -25,6 +25,20 @@ class ResumedBy(msgspec.Struct, frozen=True):
     tasks: tuple[str, ...] = ()
 
 
+class Difference(msgspec.Struct, frozen=True):
+    """Something that was recorded and is another here.
+
+    Attributes:
+        what: ``"python"``, ``"ray"``, the name of an installed package, or of a file of the code.
+        recorded: its version, or the beginning of the SHA-256 of a file.
+        here: its version, ``"changed"`` of a file, or ``"missing"``.
+    """
+
+    what: str
+    recorded: str
+    here: str
+
+
 class EnvironmentInfo(msgspec.Struct, frozen=True):
     """What a workflow remembers of where it was submitted, or of what it was resumed with.
 
@@ -41,6 +55,9 @@ class EnvironmentInfo(msgspec.Struct, frozen=True):
         installed: versions of the installed packages that this code imports, by name.
         python_path: the directories from which the driver imported its own modules.
         resumed: who has resumed it, oldest first.
+        differences: what is another in this process. Files are looked for where they were, and if
+            they are not there, among what this process can import.
+        diffs: how changed files differ, by name: from what was recorded to what is here.
     """
 
     workflow_id: str
@@ -55,3 +72,5 @@ class EnvironmentInfo(msgspec.Struct, frozen=True):
     installed: dict[str, str]
     python_path: tuple[str, ...]
     resumed: tuple[ResumedBy, ...]
+    differences: tuple[Difference, ...] = ()
+    diffs: dict[str, str] = {}

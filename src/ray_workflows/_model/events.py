@@ -161,6 +161,27 @@ class ValuesLost(Event, frozen=True, tag="values-lost"):
     tasks: tuple[int, ...]
 
 
+class SignalReceived(Event, frozen=True, tag="signal-received"):
+    """Somebody sent the workflow a signal. It is kept until a task takes it.
+
+    ``signal_id`` is unique among the signals of a name.
+    """
+
+    name: str
+    signal_id: str
+    value: Value
+
+
+class SignalTaken(Event, frozen=True, tag="signal-taken"):
+    """The signal's value is the result of ``task``, which has waited for it since
+    ``started_at``."""
+
+    task: int
+    name: str
+    signal_id: str
+    started_at: float
+
+
 AnyEvent = (
     WorkflowSubmitted
     | WorkflowClaimed
@@ -179,4 +200,6 @@ AnyEvent = (
     | TaskFailed
     | ErrorCaught
     | ValuesLost
+    | SignalReceived
+    | SignalTaken
 )

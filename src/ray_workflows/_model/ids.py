@@ -1,4 +1,4 @@
-"""What may name a workflow, and what names made by us look like."""
+"""What may name a workflow, or a signal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import unicodedata
 from ray_workflows.exceptions import InvalidWorkflowIdError
 
 #: Ids are stored as UTF-8; the limit keeps an index row small on every backend.
-MAX_WORKFLOW_ID_BYTES = 512
+MAX_ID_BYTES = 512
 
 
 def validate_workflow_id(workflow_id: object) -> str:
@@ -25,22 +25,44 @@ def validate_workflow_id(workflow_id: object) -> str:
         raise InvalidWorkflowIdError(
             "workflow_id is empty. Leave it out to get a generated one, or give it a name."
         )
-    try:
-        size = len(workflow_id.encode("utf-8"))
-    except UnicodeEncodeError:
-        raise InvalidWorkflowIdError(
-            f"workflow_id {workflow_id!r} has surrogate characters that UTF-8 can't encode. "
-            f"Remove them."
-        ) from None
-    if size > MAX_WORKFLOW_ID_BYTES:
-        raise InvalidWorkflowIdError(
-            f"workflow_id {workflow_id[:40]!r}... is {size} bytes of UTF-8 long; the limit is "
-            f"{MAX_WORKFLOW_ID_BYTES}. Use a shorter id and keep the rest in metadata=."
-        )
-    for position, character in enumerate(workflow_id):
-        if unicodedata.category(character) == "Cc":
-            raise InvalidWorkflowIdError(
-                f"workflow_id {workflow_id!r} has the control character {character!r} at "
-                f"position {position}. Remove it."
-            )
+    problem = problem_with("workflow_id", workflow_id, "keep the rest in metadata=")
+    if problem is not None:
+        raise InvalidWorkflowIdError(problem)
     return workflow_id
+
+
+def validate_signal_text(what: str, text: object) -> str:
+    """Return the name or the id of a signal, or raise if it can't be one.
+
+    Raises:
+        TypeError: it is not a string.
+        ValueError: it is empty, over 512 bytes of UTF-8, or has control characters.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"{what} must be a string, not {type(text).__name__}.")
+    if not text:
+        raise ValueError(f"{what} is empty. Give it some characters.")
+    problem = problem_with(what, text, "put the rest into its value")
+    if problem is not None:
+        raise ValueError(problem)
+    return text
+
+
+def problem_with(what: str, text: str, remedy: str) -> str | None:
+    """Why a text can't be stored as an id; None if it can."""
+    try:
+        size = len(text.encode("utf-8"))
+    except UnicodeEncodeError:
+        return f"{what} {text!r} has surrogate characters that UTF-8 can't encode. Remove them."
+    if size > MAX_ID_BYTES:
+        return (
+            f"{what} {text[:40]!r}... is {size} bytes of UTF-8 long; the limit is "
+            f"{MAX_ID_BYTES}. Use a shorter one and {remedy}."
+        )
+    for position, character in enumerate(text):
+        if unicodedata.category(character) == "Cc":
+            return (
+                f"{what} {text!r} has the control character {character!r} at position {position}. "
+                f"Remove it."
+            )
+    return None

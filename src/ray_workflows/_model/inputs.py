@@ -59,6 +59,14 @@ class RequestCancel(Input, frozen=True):
     """Leave the wish to cancel in the journal of a workflow that somebody else holds."""
 
 
+class Signal(Input, frozen=True):
+    """Keep a signal for the workflow, whoever holds it. Repeating it is harmless."""
+
+    name: str
+    signal_id: str
+    value: Value
+
+
 class Release(Input, frozen=True):
     """Give the workflow up because it can't be driven; it reads as RESUMABLE."""
 
@@ -66,7 +74,7 @@ class Release(Input, frozen=True):
 
 
 class Wake(Input, frozen=True):
-    """Time has passed: timers and retries that are due go on."""
+    """Time has passed: timers that are due go off, and signals that were kept are taken."""
 
 
 class AttemptNews(Input, frozen=True):

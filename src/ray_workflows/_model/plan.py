@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from ray_workflows._model.values import Blob, Value
 
-#: How a task is executed: a Ray task, an event listener in the listener host, or a timer.
-FUNCTION, LISTENER, TIMER = "function", "listener", "timer"
+#: How a task is executed: a Ray task, an event listener in the listener host, a timer, or a wait
+#: for a signal.
+FUNCTION, LISTENER, TIMER, SIGNAL = "function", "listener", "timer", "signal"
+
+#: These have nothing to run: the engine itself brings them to their end.
+ENGINE_KINDS = (TIMER, SIGNAL)
 
 #: Ray's own default for tasks.
 DEFAULT_MAX_RETRIES = 3
@@ -32,8 +37,9 @@ class TaskOptions(msgspec.Struct, frozen=True, array_like=True):
     ``ray`` is what goes to Ray's ``.options()``, as JSON-compatible data. ``retry_on`` and
     ``give_up_on`` are pickled tuples of exception types, for the worker alone; exceptions are
     retried if they match the first (None: all do) and not the second. ``retry_timeouts`` is the
-    same judgement about attempts that overran ``timeout``. ``timeout``, of one attempt, and
-    ``duration``, of a timer, are in seconds. ``batch``: if it is short, it may travel with others.
+    same judgement about attempts that overran ``timeout``. ``timeout``, of one attempt or of the
+    wait for a signal, and ``duration``, of a timer, are in seconds. ``batch``: if it is short, it
+    may travel with others. ``signal`` is the name of the signal that is waited for.
     """
 
     kind: str = FUNCTION
@@ -50,6 +56,12 @@ class TaskOptions(msgspec.Struct, frozen=True, array_like=True):
     timeout: float | None = None
     retry_timeouts: bool = True
     batch: bool = True
+    signal: str = ""
+
+    def with_ray(self, given: Mapping[str, Any]) -> TaskOptions:
+        """With some of Ray's options laid over; one that is None is taken away."""
+        ray = {k: v for k, v in {**self.ray, **given}.items() if v is not None}
+        return msgspec.structs.replace(self, ray=ray)
 
 
 class Function(msgspec.Struct, frozen=True, array_like=True):

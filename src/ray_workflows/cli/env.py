@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import click
 import msgspec
 
-from ray_workflows._client.environments import (
-    Remembered,
-    describe_environment,
-    recorded_code,
-    remembered,
-)
-from ray_workflows._environment.compare import changed_modules, diff, look, other_versions
-from ray_workflows._environment.record import Record
+from ray_workflows._client.environments import get_environment
 from ray_workflows.cli.parameters import json_option, storage_option, workflow_argument
 from ray_workflows.cli.printing import (
     format_time,
@@ -26,7 +18,6 @@ from ray_workflows.cli.printing import (
     printable,
 )
 from ray_workflows.cli.stores import open_reader
-from ray_workflows.storage import Storage
 
 TITLES = ("WHAT", "RECORDED", "HERE")
 
@@ -45,12 +36,9 @@ def env(workflow_id: str, storage: str | None, with_diff: bool, as_json: bool) -
     if with_diff and as_json:
         raise click.UsageError("--json has the diffs already: leave --diff out.")
     reader = open_reader(storage)
-    found = remembered(reader, workflow_id)
-    info = describe_environment(found)
-    differences = compare(found)
+    info = get_environment(reader, workflow_id)
     if as_json:
-        diffs = dict(all_diffs(reader.storage, found))
-        print_json({**msgspec.to_builtins(info), "differences": differences, "diffs": diffs})
+        print_json(msgspec.to_builtins(info))
         return
     print_fields(
         [
@@ -69,42 +57,17 @@ def env(workflow_id: str, storage: str | None, with_diff: bool, as_json: bool) -
         what = "with another environment" if change.environment else "as it was"
         who = f"{format_time(change.at)} by {printable(change.by)}"
         click.echo(f"resumed {who}: {change.code} code, {what}")
-    if found.record is None:
+    if not info.python:
         note("Nothing was recorded: it was submitted by an older release.")
-    if not differences:
+    if not info.differences:
         return
     click.echo()
-    print_table(TITLES, (tuple(map(printable, row.values())) for row in differences))
+    rows = ((each.what, each.recorded, each.here) for each in info.differences)
+    print_table(TITLES, (tuple(map(printable, row)) for row in rows))
     if with_diff:
-        for _, text in all_diffs(reader.storage, found):
+        for text in info.diffs.values():
             click.echo()
             click.echo(printable_lines(text))
-
-
-def compare(found: Remembered) -> list[dict[str, str]]:
-    """What is another here than what was recorded."""
-    record = found.record
-    if record is None:
-        return []
-    rows = [
-        {"what": name, "recorded": theirs, "here": ours or "missing"}
-        for name, theirs, ours in other_versions(record, look(record.installed))
-    ]
-    for name, how in changed_modules(record).items():
-        rows.append({"what": name, "recorded": record.modules[name].digest[:12], "here": how})
-    return rows
-
-
-def all_diffs(storage: Storage, found: Remembered) -> list[tuple[str, str]]:
-    """The files that were changed since, and how they differ."""
-    record: Record | None = found.record
-    if record is None:
-        return []
-    changed = [name for name, how in changed_modules(record).items() if how == "changed"]
-    if not changed:
-        return []
-    code: Any = recorded_code(storage, found.state.environment)
-    return [(name, diff(record, name, code)) for name in changed]
 
 
 def printable_lines(text: str) -> str:

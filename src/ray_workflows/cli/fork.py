@@ -24,6 +24,7 @@ from ray_workflows.cli.printing import print_json
 @address_option
 @click.option("--from-task", metavar="TASK", required=True, help="The task to run again.")
 @click.option("--new-id", metavar="ID", help="Id of the new workflow. Default: a generated one.")
+@click.option("--no-strict", is_flag=True, help="Also if something that it needs is not here.")
 @json_option
 def fork(
     workflow_id: str,
@@ -31,6 +32,7 @@ def fork(
     address: str | None,
     from_task: str,
     new_id: str | None,
+    no_strict: bool,
     as_json: bool,
 ) -> None:
     """Run the workflow ID again from one of its tasks.
@@ -42,7 +44,9 @@ def fork(
         if given is not None:
             validate_workflow_id(given)
     connect(storage, address)
-    created = ray_workflows.fork(workflow_id, from_task=from_task, new_id=new_id)
+    created = ray_workflows.fork(
+        workflow_id, from_task=from_task, new_id=new_id, strict=not no_strict
+    )
     if as_json:
         print_json({"workflow_id": created, "forked_from": workflow_id})
     else:

@@ -22,6 +22,7 @@ from ray_workflows.cli.output import output
 from ray_workflows.cli.prune import prune
 from ray_workflows.cli.resume import resume
 from ray_workflows.cli.show import show
+from ray_workflows.cli.signal import signal
 from ray_workflows.exceptions import WorkflowError
 
 
@@ -51,7 +52,7 @@ def main() -> None:
 
 
 for command in (
-    *(list_workflows, show, output, env, resume, cancel, delete, fork, prune, copy),
+    *(list_workflows, show, output, env, resume, cancel, signal, delete, fork, prune, copy),
     doctor,
 ):
     main.add_command(command)

@@ -1,0 +1,78 @@
+"""Signals: what is kept of them, who waits for them, and who takes which. Changes the state only
+for `evolve`.
+
+First come, first served, for each name: the signal that was received first goes to the task that
+has been waiting longest.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+
+from ray_workflows._engine.state import Phase, Task, WorkflowState
+from ray_workflows._model.values import Value
+
+#: Ids are remembered of so many signals that were taken, the newest ones. A signal that is sent
+#: again later than that is another one: memory has to have an end.
+REMEMBERED = 1000
+
+
+def is_known(state: WorkflowState, name: str, signal_id: str) -> bool:
+    """Whether the signal was received before."""
+    return signal_id in state.signals.get(name, ()) or (name, signal_id) in state.taken
+
+
+def can_deliver(state: WorkflowState) -> bool:
+    """Whether a signal is kept that a task waits for."""
+    return not state.signals.keys().isdisjoint(state.waits)
+
+
+def deliveries(state: WorkflowState) -> Iterator[tuple[Task, str, str, Value]]:
+    """Who takes which signal now: the task, the signal's name, id and value."""
+    for name, waiting in state.waits.items():
+        kept = state.signals.get(name)
+        if kept is None:
+            continue
+        for number, (signal_id, value) in zip(waiting, kept.items(), strict=False):
+            yield state.tasks[number], name, signal_id, value
+
+
+def keep(state: WorkflowState, name: str, signal_id: str, value: Value) -> None:
+    """The signal was received."""
+    state.signals.setdefault(name, OrderedDict())[signal_id] = value
+
+
+def take(state: WorkflowState, name: str, signal_id: str) -> Value:
+    """The signal is taken: its value."""
+    kept = state.signals[name]
+    value = kept.pop(signal_id)
+    if not kept:
+        del state.signals[name]
+    state.taken[name, signal_id] = None
+    if len(state.taken) > REMEMBERED:
+        state.taken.popitem(last=False)
+    return value
+
+
+def wait(state: WorkflowState, task: Task, at: float) -> None:
+    """The task waits from now on, behind those that do already."""
+    task.phase = Phase.EXPECTING
+    state.waits.setdefault(task.options.signal, OrderedDict())[task.number] = None
+    restart(state, task, at)
+
+
+def restart(state: WorkflowState, task: Task, at: float) -> None:
+    """The task that waits has its whole time from now on."""
+    task.until = at
+    if task.options.timeout is not None:
+        state.timers[task.number] = at + task.options.timeout
+
+
+def leave(state: WorkflowState, task: Task) -> None:
+    """The task waits no more, whatever becomes of it."""
+    waiting = state.waits[task.options.signal]
+    del waiting[task.number]
+    if not waiting:
+        del state.waits[task.options.signal]
+    state.timers.pop(task.number, None)

@@ -1,0 +1,98 @@
+"""Packages for workers in a container: Ray takes no other field beside ``image_uri``.
+
+They are named in a variable then, and the worker unpacks them itself. So tasks that a task in a
+container starts with plain Ray don't have them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import zipfile
+from io import BytesIO
+from typing import Any
+
+from ray_workflows._environment import ray_private
+
+#: Fields beside which Ray takes only ``config`` and ``env_vars``.
+FIELDS = ("image_uri", "container")
+
+#: Names the packages: what would be ``working_dir`` and ``py_modules``, as JSON.
+VARIABLE = "RAY_WORKFLOWS_UNPACK"
+
+#: The archives that we can unpack. What else is named is left to Ray, which says that it can't be.
+BEGIN, END = "gcs://", ".zip"
+
+
+def is_ours(uri: Any) -> bool:
+    return isinstance(uri, str) and uri.startswith(BEGIN) and uri.endswith(END)
+
+
+def carry(runtime_env: dict[str, Any]) -> None:
+    """Let a variable of a runtime_env name its packages, if it is one with an image."""
+    if not any(runtime_env.get(field) for field in FIELDS):
+        return
+    carried: dict[str, Any] = {}
+    if is_ours(runtime_env.get("working_dir")):
+        carried["working_dir"] = runtime_env.pop("working_dir")
+    modules = runtime_env.pop("py_modules", None) or ()
+    carried["py_modules"] = [uri for uri in modules if is_ours(uri)]
+    left = [uri for uri in modules if not is_ours(uri)]
+    if left:
+        runtime_env["py_modules"] = left
+    if any(carried.values()):
+        env_vars = runtime_env.get("env_vars") or {}
+        runtime_env["env_vars"] = {**env_vars, VARIABLE: json.dumps(carried)}
+
+
+def carried_by(runtime_env: dict[str, Any]) -> list[str]:
+    """The packages that a variable of a runtime_env names."""
+    text = (runtime_env.get("env_vars") or {}).get(VARIABLE)
+    carried = json.loads(text) if text else {}
+    return [*filter(None, [carried.get("working_dir")]), *carried.get("py_modules", ())]
+
+
+def unpack_carried() -> None:
+    """Unpack what the variable of this worker names, to import from it before anything else."""
+    text = os.environ.pop(VARIABLE, None)
+    if not text:
+        return
+    carried = json.loads(text)
+    directories = [unpacked(uri) for uri in carried["py_modules"]]
+    if carried.get("working_dir"):
+        directories.insert(0, unpacked(carried["working_dir"]))
+        os.chdir(directories[0])
+    sys.path[:0] = directories
+
+
+def unpacked(uri: str) -> str:
+    """The directory with what is in a package of the cluster. Others of this machine share it.
+
+    Raises:
+        LookupError: the cluster does not have it.
+    """
+    mine = f"ray_workflows-{os.getuid()}"
+    top = os.path.join(tempfile.gettempdir(), mine, ray_private.UNPACKED)
+    directory = os.path.join(top, uri.removeprefix(BEGIN).removesuffix(END))
+    if os.path.isdir(directory):
+        return directory
+    data = ray_private.get_key(uri)
+    if data is None:
+        raise LookupError(f"The cluster does not have the package {uri}.")
+    os.makedirs(os.path.dirname(top), mode=0o700, exist_ok=True)
+    os.makedirs(top, exist_ok=True)
+    draft = tempfile.mkdtemp(dir=top)
+    with zipfile.ZipFile(BytesIO(data)) as archive:
+        for about in archive.infolist():
+            path = archive.extract(about, draft)
+            mode = about.external_attr >> 16
+            if mode and not about.is_dir():
+                os.chmod(path, mode)
+    try:
+        os.rename(draft, directory)
+    except OSError:
+        if not os.path.isdir(directory):
+            raise
+    return directory

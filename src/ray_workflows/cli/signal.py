@@ -1,0 +1,83 @@
+"""``ray-workflows signal``: send a workflow a signal."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+import ray_workflows
+from ray_workflows._model.ids import validate_signal_text, validate_workflow_id
+from ray_workflows.cli.clusters import connect
+from ray_workflows.cli.messages import command
+from ray_workflows.cli.parameters import (
+    address_option,
+    cluster_storage_option,
+    codec_option,
+    json_option,
+    workflow_argument,
+)
+from ray_workflows.cli.printing import print_json, printable
+from ray_workflows.exceptions import SignalRefusedError
+
+
+def parse_value(ctx: click.Context, param: click.Parameter, text: str | None) -> Any:
+    """The value that JSON says."""
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is not JSON ({error}). A text is '\"text\"'.") from None
+
+
+def parse_text(ctx: click.Context, param: click.Parameter, text: str | None) -> str | None:
+    """The name or the id of a signal."""
+    try:
+        return None if text is None else validate_signal_text(str(param.human_readable_name), text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+@click.command()
+@workflow_argument
+@click.argument("name", callback=parse_text)
+@cluster_storage_option
+@codec_option
+@address_option
+@click.option(
+    "--value", metavar="JSON", callback=parse_value, help="Its value, as JSON. Default: null."
+)
+@click.option(
+    "--signal-id",
+    metavar="TEXT",
+    callback=parse_text,
+    help="Sent again with the same one, it is the same signal. Default: a new one.",
+)
+@json_option
+def signal(
+    workflow_id: str,
+    name: str,
+    storage: str | None,
+    address: str | None,
+    value: Any,
+    signal_id: str | None,
+    as_json: bool,
+) -> None:
+    """Send the workflow ID the signal NAME.
+
+    It is kept until a task of the workflow takes it, and taken once.
+    """
+    validate_workflow_id(workflow_id)
+    connect(storage, address)
+    try:
+        ray_workflows.signal(workflow_id, name, value, signal_id=signal_id)
+    except SignalRefusedError as error:
+        message = f"Workflow {workflow_id!r} is {error.status}: it takes no signals."
+        if error.status == "CANCELED":
+            again = command("resume", workflow_id, "--canceled", "--no-wait")
+            message += f" To go on nevertheless: {again}"
+        raise click.ClickException(message) from error
+    if as_json:
+        print_json({"workflow_id": workflow_id, "name": name, "sent": True})
+    else:
+        click.echo(f"Sent {printable(name)} to {printable(workflow_id)}.")
