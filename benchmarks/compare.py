@@ -7,6 +7,7 @@ checked.
 
     python benchmarks/compare.py [--rounds 5] [--only fan_out,chain] [--peers ours,plain_ray]
     python benchmarks/compare.py --quick      # does the benchmark itself work?
+    python benchmarks/compare.py --draw docs/benchmarks.json --markdown docs/benchmarks.md
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +34,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 sys.path[:0] = [str(ROOT), str(HERE)]
 
-from report import write_report  # noqa: E402
-from workloads import DBOS, DISK, EXTRA, OLD, OURS, PLAIN, WORKLOADS, Workload  # noqa: E402
+from report import write_page, write_report  # noqa: E402
+from workloads import DBOS, DISK, OLD, OURS, PLAIN, WORKLOADS, Workload  # noqa: E402
 
 from tests.ray.processes import LOOPBACK, descendants, is_running  # noqa: E402
 
@@ -46,9 +48,8 @@ PYTHONS = {
     DISK: ("BENCH_PYTHON", sys.executable),
 }
 
-#: Time for a peer to start its cluster, and for one round, in seconds.
+#: Time for a peer to start its cluster, in seconds.
 START_SECONDS = 90.0
-ROUND_SECONDS = 240.0
 
 
 class PeerLost(Exception):
@@ -115,7 +116,7 @@ class Peer:
             self.process.stdin.flush()
         except OSError as error:
             raise PeerLost(str(error)) from None
-        answer = self.answer(ROUND_SECONDS)
+        answer = self.answer(workload.seconds)
         assert "error" not in answer, answer["error"]
         expected = workload.expected(size)
         assert answer["result"] == expected, f"result {answer['result']!r}, not {expected!r}"
@@ -167,9 +168,11 @@ class Comparison:
         if peer is not None:
             peer.close()
 
-    def close(self) -> None:
+    def close(self, but: Collection[str] = ()) -> None:
+        """End those that are not needed any more: their clusters take memory."""
         for name in list(self.peers):
-            self.peers.pop(name).close()
+            if name not in but:
+                self.peers.pop(name).close()
 
     def measure(self, workload: Workload) -> None:
         """All rounds of a workload, each peer in turn; another one begins each round."""
@@ -188,7 +191,7 @@ class Comparison:
             for name in order:
                 self.run_one(workload, name, min(sizes[name], workload.quick), found)
                 found[name]["rounds"].clear()
-        for number in range(1 if quick else self.options.rounds):
+        for number in range(1 if quick else min(self.options.rounds, workload.rounds)):
             turn = number % max(1, len(order))
             for name in order[turn:] + order[:turn]:
                 self.run_one(workload, name, sizes[name], found)
@@ -269,6 +272,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--directory", type=Path, default=ROOT / "build", help="for storages; on a real disk"
     )
+    parser.add_argument("--draw", type=Path, help="measure nothing; the page of such a file")
     return parser.parse_args()
 
 
@@ -284,7 +288,12 @@ def chosen(text: str | None, known: list[str], default: list[str], what: str) ->
 
 def main() -> None:
     options = parse()
-    every = {workload.name: workload for workload in (*WORKLOADS, *EXTRA)}
+    every = {workload.name: workload for workload in WORKLOADS}
+    if options.draw:
+        outcome = json.loads(options.draw.read_text())
+        known = [each for name, each in every.items() if name in outcome["measured"]]
+        write_page(options.markdown or options.draw.with_suffix(".md"), outcome, known)
+        return
     usual = [workload.name for workload in WORKLOADS]
     if options.quick:
         usual = [name for name in usual if not every[name].scaling or name == "scale_100"]
@@ -299,8 +308,9 @@ def main() -> None:
         comparison = Comparison(options, Path(directory))
         try:
             comparison.start([p for p in peers if any(p in w.sizes for w in workloads)])
-            for workload in workloads:
+            for index, workload in enumerate(workloads):
                 comparison.measure(workload)
+                comparison.close(but={p for later in workloads[index + 1 :] for p in later.sizes})
         finally:
             comparison.close()
     outcome = {
@@ -323,7 +333,7 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps(outcome, indent=1) + "\n")
     if options.markdown:
-        options.markdown.write_text(text)
+        write_page(options.markdown, outcome, workloads)
     wrong = [
         f"{name} of {workload}: {record['error']}"
         for workload, records in comparison.measured.items()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import statistics
+from pathlib import Path
 from typing import Any
 
+from plot import Line, log_log
 from workloads import DBOS, DISK, OLD, OURS, PLAIN, Limit, Speed, Workload
 
 NAMES = {
@@ -41,6 +43,11 @@ def median_seconds(records: Records) -> float | None:
     return statistics.median(done["seconds"] for done in record["rounds"])
 
 
+def limited(limit: Limit, records: Records) -> float | None:
+    """The median of what has a limit."""
+    return detail(records, limit.detail) if limit.detail else median_seconds(records)
+
+
 def detail(records: Records, key: str) -> float | None:
     """The median of a detail of ours."""
     rounds = records.get(OURS, {}).get("rounds", [])
@@ -60,9 +67,9 @@ def targets_of(workload: Workload, records: Records) -> tuple[str, str]:
     said, met = [], []
     for target in workload.targets:
         if isinstance(target, Limit):
-            said.append(f"<= {target.at_most:g} s")
-            seconds = median_seconds(records)
-            met.append(None if seconds is None else seconds <= target.at_most)
+            said.append(f"<= {target.at_most:g} {target.unit}")
+            value = limited(target, records)
+            met.append(None if value is None else value <= target.at_most)
         else:
             said.append(speed_text(target))
             # The slowest of several is the one that we are the most times as fast as.
@@ -95,9 +102,10 @@ def ratios_table(
             continue
         records = measured[workload.name]
         cells = [number(ratio(records, name)) for name in others]
-        if any(isinstance(target, Limit) for target in workload.targets):
-            seconds = median_seconds(records)
-            cells[0] = "" if seconds is None else f"takes {seconds:.4f} s"
+        limits = [target for target in workload.targets if isinstance(target, Limit)]
+        if limits:
+            values = [(limit, limited(limit, records)) for limit in limits]
+            cells[0] = ", ".join(f"{v:.3g} {limit.unit}" for limit, v in values if v is not None)
         if OURS not in records or "error" in records[OURS]:
             cells[0] = "not measured"
         target, met = targets_of(workload, records)
@@ -129,6 +137,42 @@ def scaling_table(workloads: list[Workload], measured: dict[str, Records]) -> li
         size = records[OURS]["size"]
         lines.append(row([f"{size:,}", times, number(detail(records, "coordinator_mib"))]))
     return lines
+
+
+def plots(workloads: list[Workload], measured: dict[str, Records]) -> dict[str, str]:
+    """Pictures of the same by their names: throughput and memory against size."""
+    found = [w for w in workloads if w.scaling and rates(measured[w.name], OURS)]
+    plain = [statistics.median(r) for w in found if (r := rates(measured[w.name], PLAIN))]
+    if not found:
+        return {}
+    lines: list[Line] = []
+    for name in (OURS, PLAIN):
+        points = [
+            (records[name]["size"], statistics.median(speeds) / (plain[-1] if plain else 1))
+            for records in (measured[workload.name] for workload in found)
+            if (speeds := rates(records, name))
+        ]
+        lines += [(NAMES[name], points)] if points else []
+    sizes = [measured[workload.name][OURS]["size"] for workload in found]
+    memory = [detail(measured[workload.name], "coordinator_mib") for workload in found]
+    used = [(size, mib) for size, mib in zip(sizes, memory, strict=True) if mib]
+    unit = "times plain Ray's" if plain else "tasks/s"
+    pictures = {"throughput": log_log("Throughput", "tasks in the workflow", unit, lines)}
+    if used:
+        line = [("coordinator, at its peak", used)]
+        pictures["memory"] = log_log("Memory", "tasks in the workflow", "MiB", line)
+    return pictures
+
+
+def write_page(path: Path, outcome: dict[str, Any], workloads: list[Workload]) -> None:
+    """The page, with pictures beside it."""
+    pictures = plots(workloads, outcome["measured"])
+    said = [write_report(outcome, workloads)]
+    for name, picture in pictures.items():
+        file = path.with_name(f"{path.stem}-{name}.svg")
+        file.write_text(picture)
+        said.append(f"![{name} against size, both axes logarithmic]({file.name})\n")
+    path.write_text("\n".join(said))
 
 
 def write_report(outcome: dict[str, Any], workloads: list[Workload]) -> str:

@@ -30,9 +30,11 @@ class Speed:
 
 @dataclass(frozen=True)
 class Limit:
-    """A target: seconds."""
+    """A target: seconds, or a detail of a round in its unit."""
 
     at_most: float
+    detail: str = ""
+    unit: str = "s"
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,9 @@ class Workload:
     quick: int
     expected: Callable[[int], Any]
     targets: tuple[Speed | Limit, ...] = ()
+    #: How long one round may take, and how many are enough of one that takes long.
+    seconds: float = 240.0
+    rounds: int = 100
     #: Of a series that shows how speed and memory change with size.
     scaling: bool = False
 
@@ -69,6 +74,8 @@ def scale(size: int) -> Workload:
         peers,
         size if size <= 1_000 else 1_000,
         sum_below,
+        seconds=1200.0,
+        rounds=1 if size > 100_000 else 100,
         scaling=True,
     )
 
@@ -155,6 +162,15 @@ WORKLOADS = [
         (Speed(0.9, (DISK, PLAIN)),),
     ),
     Workload(
+        "large_array",
+        "1 array of 2 GB, read by one task",
+        {OURS: 80, PLAIN: 80, DISK: 80},
+        2,
+        lambda size: size,
+        (Speed(0.9, (DISK, PLAIN)),),
+        rounds=3,
+    ),
+    Workload(
         "mixed",
         "80 tasks of 1 ms to 1 s",
         {OURS: 80, PLAIN: 80},
@@ -186,8 +202,32 @@ WORKLOADS = [
         lambda size: size,
         (Limit(0.010),),
     ),
-    *(scale(size) for size in (100, 1_000, 10_000, 100_000)),
+    *(scale(size) for size in (100, 1_000, 10_000, 100_000, 1_000_000)),
+    Workload(
+        "capture",
+        "capture of 100,000 nodes",
+        {OURS: 100_000},
+        1_000,
+        lambda size: size + 1,
+        (Limit(3),),
+    ),
+    Workload(
+        "engine",
+        "engine and journal, of a task",
+        {OURS: 2_000},
+        2_000,
+        lambda size: size,
+        (Limit(20, "microseconds", "microseconds"),),
+    ),
+    # The last: they sleep on.
+    Workload(
+        "sleeping",
+        "100,000 sleeping workflows",
+        {OURS: 100_000},
+        100,
+        lambda size: size,
+        (Limit(2_000, "coordinator_mib", "MiB"), Limit(5, "asleep_percent", "% of a core")),
+        seconds=1800.0,
+        rounds=1,
+    ),
 ]
-
-#: Too long to be part of every run; `--only` takes it.
-EXTRA = [scale(1_000_000)]

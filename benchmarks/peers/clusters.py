@@ -7,8 +7,9 @@ from typing import Any
 
 import ray
 
-#: For the arrays; Ray would take a third of the memory for each of the peers' clusters.
-OBJECT_STORE_BYTES = 1_500_000_000
+#: For the arrays, of which one is 2 GB; Ray would take a third of the memory for each of the peers'
+#: clusters.
+OBJECT_STORE_BYTES = 5_000_000_000
 
 
 def start_cluster(**options: Any) -> None:

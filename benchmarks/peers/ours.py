@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
+import subprocess
+import sys
 import time
 import uuid
 from pathlib import Path
@@ -15,12 +18,22 @@ import ray_workflows as workflow
 from peers.clusters import start_cluster
 from peers.interrupted import store_interrupted
 from peers.serving import Round, Runner, serve, timed
-from peers.shapes import after_a_pause, after_a_signal, shapes, tree
+from peers.shapes import after_a_pause, after_a_signal, fan_out, shapes, tree
 from peers.tasks import add, identity
+from ray_workflows._capture.dag import capture_plan
+from ray_workflows._capture.values import ValueWriter
 from ray_workflows._client.connection import connect
+from ray_workflows._model.plan import Environment
+from ray_workflows.storage.memory import MemoryStorage
 
 #: Of the timers, in seconds: longer than it takes to start a workflow.
 PAUSE_SECONDS = 0.3
+
+#: Workflows that are submitted together to sleep, for how long they do, and how long it is looked
+#: at what that costs, in seconds.
+SLEEPERS, SLEEP_SECONDS, LOOK_SECONDS = 2_000, 1e6, 60.0
+
+ROOT = Path(__file__).parents[2]
 
 
 @ray.remote
@@ -63,7 +76,8 @@ def whole(make: Any, count_bind: bool = True) -> Runner:
         )
         if isinstance(result, list):
             done.result, shared = result
-            done.details["zero_copy"] = shared == size
+            assert shared, "A task got a copy of an array."
+            done.details["zero_copy"] = shared
         assert workflow.get_status(workflow_id) == workflow.SUCCESSFUL
         workflow.delete(workflow_id)
         return done
@@ -150,6 +164,62 @@ def resume(size: int) -> Round:
     return done
 
 
+def capture(size: int) -> Round:
+    dag = fan_out(size)
+    writer = ValueWriter(MemoryStorage(), "incarnation")
+    with timed() as clock:
+        plan = capture_plan(dag, writer=writer, environment=Environment(), prefix="plan")
+    return Round(clock.seconds, len(plan.tasks))
+
+
+def engine(size: int) -> Round:
+    """As the tests do it that fail when it costs more, in a process of its own."""
+    with timed() as clock:
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.unit.engine_path", "--json", str(size)],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+        )
+    found = json.loads(done.stdout)
+    return Round(clock.seconds, found.pop("size"), found)
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process has computed."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def sleeping(size: int) -> Round:
+    """Submit them, look on while they sleep, and wake one of their kind. They are left asleep."""
+    pid = coordinator_pid()
+    reset_peak(pid)
+    refs = []
+    with timed() as clock:
+        for first in range(0, size, SLEEPERS):
+            sleepers = range(first, min(first + SLEEPERS, size))
+            refs += workflow.run_async_many(
+                [after_a_pause(workflow, SLEEP_SECONDS) for _ in sleepers]
+            )
+    time.sleep(5.0)
+    before = cpu_seconds(pid)
+    with timed() as look:
+        time.sleep(min(LOOK_SECONDS, size / 10))
+    percent = 100 * (cpu_seconds(pid) - before) / look.seconds
+    ready, asleep = ray.wait(refs, num_returns=len(refs), timeout=0)
+    assert not ready, ready
+    return Round(
+        clock.seconds,
+        len(asleep),
+        {
+            "coordinator_mib": peak_mib(pid),
+            "asleep_percent": percent,
+            "late_seconds": timer(5).seconds,
+        },
+    )
+
+
 if __name__ == "__main__":
     start_cluster()
     workflow.init(os.path.abspath("storage"))
@@ -164,6 +234,9 @@ if __name__ == "__main__":
             "submit_many": submit_many,
             "timer": timer,
             "signal": signal,
+            "capture": capture,
+            "engine": engine,
+            "sleeping": sleeping,
             "resume": resume,
         },
     )

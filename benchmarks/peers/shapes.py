@@ -7,7 +7,16 @@ from typing import Any
 
 from workloads import LEAVES, durations
 
-from peers.tasks import array, identity, increment, nap, now, read_arrays, total
+from peers.tasks import (
+    array,
+    identity,
+    increment,
+    large_array,
+    nap,
+    now,
+    read_arrays,
+    total,
+)
 
 
 def fan_out(size: int) -> Any:
@@ -51,6 +60,10 @@ def arrays(size: int) -> Any:
     return read_arrays.bind([array.bind(i) for i in range(size)])
 
 
+def one_large_array(size: int) -> Any:
+    return read_arrays.bind([large_array.bind(size)])
+
+
 def after_a_pause(workflow: Any, seconds: float) -> Any:
     """A task that says when it runs, behind a timer."""
     return now.bind(workflow.sleep(seconds))
@@ -71,4 +84,5 @@ def shapes(workflow: Any) -> dict[str, Callable[[int], Any]]:
         "chain": chain,
         "chain_unstored": chain_unstored(workflow),
         "arrays": arrays,
+        "large_array": one_large_array,
     }

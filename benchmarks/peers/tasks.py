@@ -46,12 +46,18 @@ def array(value: int) -> Any:
 
 
 @ray.remote
+def large_array(size: int) -> Any:
+    """As large as so many of the others."""
+    return np.full(size * ARRAY_BYTES // 8, size, dtype=np.int64)
+
+
+@ray.remote
 def read_arrays(refs: list[Any]) -> list[int]:
-    """Sum of the last elements, and how many arrays are views into shared memory."""
+    """Sum of the last elements, and whether all arrays are views into shared memory."""
     arrays = [ray.get(ref) for ref in refs]
     return [
         sum(int(each[-1]) for each in arrays),
-        sum(not each.flags.writeable for each in arrays),
+        not any(each.flags.writeable for each in arrays),
     ]
 
 

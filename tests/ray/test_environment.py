@@ -1,4 +1,5 @@
-"""The environment of the driver that submits reaches its tasks, and nobody else's."""
+"""The environment of the driver that submits reaches its tasks, and nobody else's: in workers of
+their own where it has to, in those that plain tasks use where that is all the same."""
 
 from __future__ import annotations
 
@@ -88,3 +89,66 @@ def test_a_runtime_env_travels_with_the_workflow(tmp_path: Path) -> None:
             first.kill()
         with DriverProcess(directories[2], SECOND.format(address=address, **names)) as second:
             assert "all right" in second.wait()
+
+
+ALONE = """
+    import os, ray, ray_workflows as workflow
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    workflow.init({storage!r})
+
+    @ray.remote
+    def where():
+        return os.getpid(), os.environ.get("RAY_WORKFLOWS_CODE")
+
+    def plain():
+        return ray.get(where.remote())
+
+    pids = {{run()[0] for run in (plain, lambda: workflow.run(where.bind())) for _ in range(2)}}
+    assert len(pids) == 1, f"workers were started anew: {{pids}}"
+
+    import beside
+    # From here on there is code that others may have in another state.
+    pid, digest = workflow.run(where.bind())
+    assert pid not in pids and digest, (pid, digest)
+    print("all right", flush=True)
+"""
+
+
+@pytest.mark.own_cluster
+def test_workers_are_shared_with_plain_tasks_where_nothing_sets_them_apart(tmp_path: Path) -> None:
+    (tmp_path / "beside.py").write_text("NAME = 'beside'\n")
+    # What the script names is found before it is imported.
+    code = ALONE.replace("import beside", "__import__('beside')")
+    with DriverProcess(tmp_path, code.format(storage=str(tmp_path / "store"))) as driver:
+        assert "all right" in driver.wait()
+
+
+ELSEWHERE = """
+    import importlib, ray, ray_workflows as workflow
+    ray.init(address={address!r}, log_to_driver=False)
+    workflow.init({storage!r})
+
+    @ray.remote
+    def look():
+        return importlib.import_module("plugin_" + {name!r}).NAME
+
+    print("found", workflow.run(look.bind()), flush=True)
+"""
+
+
+@pytest.mark.own_cluster
+def test_directories_of_a_second_driver_are_searched(tmp_path: Path) -> None:
+    """What no import statement names is not stored, and is found where it is as long as it is."""
+    directories = [tmp_path / name for name in ("cluster", "first", "second")]
+    for directory in directories:
+        directory.mkdir()
+        (directory / f"plugin_{directory.name}.py").write_text(f"NAME = {directory.name!r}\n")
+    end = str(tmp_path / "end")
+    with DriverProcess(directories[0], CLUSTER.format(gate=end)) as cluster:
+        cluster.wait_for_text(";")
+        address = cluster.text().split("address=")[1].split(";")[0]
+        storage = str(tmp_path / "store")
+        for directory in directories[1:]:
+            code = ELSEWHERE.format(address=address, storage=storage, name=directory.name)
+            with DriverProcess(directory, code) as driver:
+                assert f"found {directory.name}" in driver.wait()

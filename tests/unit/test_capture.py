@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import ray
 from ray.dag import InputNode
 
 from ray_workflows import options, sleep, wait_for_event
+from ray_workflows._capture import garbage, pickling
 from ray_workflows._capture.dag import capture_plan, function_name
 from ray_workflows._capture.options import decode_ray_options, task_options
 from ray_workflows._capture.pickling import pickle_value, unpickle_value
@@ -31,6 +33,11 @@ def f(*args, **kwargs):
 @ray.remote
 def g():
     return 0
+
+
+@ray.remote
+def add(a, b):
+    return a + b
 
 
 def capture(dag, *args, storage=None, **kwargs) -> Plan:
@@ -214,3 +221,58 @@ def test_what_was_pickled_is_not_kept():
         assert kept() is None
     finally:
         gc.enable()
+
+
+class Text(str):
+    """One that a pickler has to look at: no atom."""
+
+
+DEEP: Any = ((((1,),),),)
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        (((1, "a", 2.5, None, b"x", True), {"b": 1}), True),
+        ({"a": (1, 2), 3: {"b": None}}, True),
+        ("placeholder", True),
+        (Text("a"), False),
+        ((Text("a"),), False),
+        ({Text("a"): 1}, False),
+        ([1], False),
+        (tuple(range(100)), False),
+        (DEEP, False),
+    ],
+)
+def test_simple_values_are_pickled_as_others_are(
+    value: Any, plain: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert pickling.is_plain(value) is plain
+    fast = pickling.pickle_value(value, where="a value")
+    assert pickling.unpickle_value(fast.data, []) == value
+    monkeypatch.setattr(pickling, "is_plain", lambda value: False)
+    assert pickling.pickle_value(value, where="a value").data == fast.data
+
+
+def test_wrong_calls_are_found_behind_right_ones() -> None:
+    right = [add.bind(n, 1) for n in range(3)]
+    with pytest.raises(TypeError, match="add"):
+        capture(f.bind(*right, add.bind(1)))
+    with pytest.raises(TypeError, match="add"):
+        capture(f.bind(*right, add.bind(1, c=2)))
+
+
+def test_garbage_is_looked_for_less_often_while_a_dag_is_captured() -> None:
+    before = gc.get_threshold()
+    seen = []
+
+    class Value:
+        def __reduce__(self) -> Any:
+            seen.append(gc.get_threshold())
+            return str, ()
+
+    capture(add.bind(Value(), 1))
+    with pytest.raises(TypeError):
+        capture(add.bind(1))
+    assert gc.get_threshold() == before
+    assert seen[-1][0] == garbage.YOUNG_OBJECTS

@@ -189,3 +189,26 @@ def test_a_batch_survives_the_wire_with_its_scenes_shared() -> None:
     assert (number, stays, decoded) == (5, True, requests)
     assert decoded[0].scene is decoded[2].scene
     assert data.count(b"f") < 2 * encode_batch(5, True, requests * 2).count(b"f")
+
+
+def test_an_attempt_that_was_kept_waiting_says_nothing_about_hundreds() -> None:
+    """The last one of a batch took a second, because the machine had other work."""
+    durations = known(0.0001)
+    durations.learn("f", (499 * 0.0001 + 1.0) / 500, count=500)
+    assert durations.get("f") == pytest.approx(0.0021, rel=0.01)
+    lane = Lane()
+    fill(lane, 1_000)
+    assert len(submit_all(lane, durations, slots=2)) == 2 * BATCHES_PER_SLOT
+
+
+def test_one_attempt_of_a_short_function_that_runs_long_is_no_rule() -> None:
+    durations = known(0.0001)
+    durations.at_least("f", 0.25)
+    assert durations.get("f") == 0.0001
+    durations.at_least("f", 0.25)
+    assert durations.get("f") == 0.25
+    durations = known(0.0001)
+    durations.at_least("f", 0.25)
+    durations.learn("f", 0.0001)
+    durations.at_least("f", 0.25)
+    assert durations.get("f") == 0.0001

@@ -13,6 +13,7 @@ import msgspec
 import ray
 from ray.dag import DAGNode, FunctionNode, InputAttributeNode, InputNode
 
+from ray_workflows._capture import garbage
 from ray_workflows._capture.options import task_options
 from ray_workflows._capture.pickling import Pickled, pickle_value
 from ray_workflows._capture.ray_private import node_function, node_input, node_options, takes_item
@@ -102,7 +103,7 @@ def check_root(dag: object) -> FunctionNode:
 class Kind:
     """What nodes of one function with the same options have in common; worked out once."""
 
-    __slots__ = ("body", "function", "name", "option", "options", "where")
+    __slots__ = ("body", "called", "function", "name", "option", "options", "where")
 
     def __init__(self, node: FunctionNode) -> None:
         self.body = node_function(node)
@@ -110,6 +111,8 @@ class Kind:
         self.options, task_id = task_options(node.get_options(), where=f"task '{default_name}'")
         self.name: str = task_id or default_name
         self.where = f"arguments of task '{self.name}'"
+        #: How it is called: how many arguments by position, and which by name.
+        self.called: set[tuple[int, tuple[str, ...]]] = set()
         #: Indices into the plan's functions and options; -1 until they are there.
         self.function = self.option = -1
 
@@ -128,7 +131,11 @@ class Node:
             # A timer's arguments are the value it produces; nobody reads those of other kinds.
             self.pickled = pickle_value(None, where=kind.where)
             return
-        check_arguments(kind.body, node.get_args(), node.get_kwargs(), task=kind.name)
+        args, kwargs = node.get_args(), node.get_kwargs()
+        call = (len(args), tuple(kwargs))
+        if call not in kind.called:
+            check_arguments(kind.body, args, kwargs, task=kind.name)
+            kind.called.add(call)
         arguments = Arguments(node, where=kind.where, input_hook=input_hook)
         self.pickled = arguments.pickled
         self.children = arguments.children
@@ -316,5 +323,6 @@ def capture_plan(
         ValueError: an input that was not given, or an option that no workflow task can have.
     """
     capture = DAGCapture(writer, prefix, args, kwargs or {})
-    capture.capture(check_root(dag))
-    return capture.plan(environment)
+    with garbage.seldom():
+        capture.capture(check_root(dag))
+        return capture.plan(environment)

@@ -54,13 +54,13 @@ class Connection(Reader):
         """Call the coordinator and return its answer; raise what it answers as an error."""
         return self.answer(getattr(self.coordinator, method).remote(*args))
 
-    def answer(self, ref: ray.ObjectRef) -> Any:
+    def answer(self, ref: ray.ObjectRef, seconds: float = CALL_SECONDS) -> Any:
         """The coordinator's answer to a call; raises what it answers as an error."""
         try:
-            answer = ray.get(ref, timeout=CALL_SECONDS)
+            answer = ray.get(ref, timeout=seconds)
         except ray.exceptions.GetTimeoutError:
             raise CoordinatorUnavailableError(
-                f"The coordinator did not answer within {CALL_SECONDS:.0f} s. It is restarted by "
+                f"The coordinator did not answer within {seconds:.0f} s. It is restarted by "
                 f"Ray when its process dies; check that its node is alive, then try again."
             ) from None
         except ray.exceptions.RayActorError as error:

@@ -14,7 +14,7 @@ from ray.dag import DAGNode
 
 from ray_workflows._capture.dag import capture_plan
 from ray_workflows._capture.values import ValueWriter
-from ray_workflows._client.connection import Connection
+from ray_workflows._client.connection import CALL_SECONDS, Connection
 from ray_workflows._client.environments import Wishes, look_first
 from ray_workflows._client.forks import Fork
 from ray_workflows._codec.journal import encode_entry, encode_plan
@@ -24,6 +24,7 @@ from ray_workflows._coordinator.requests import (
     Stopped,
     Submission,
     Submitted,
+    seconds_more,
 )
 from ray_workflows._environment.snapshot import remember_options, share, take_snapshot
 from ray_workflows._environment.store import workflow_incarnation
@@ -126,7 +127,7 @@ class Drafts:
         """
         if not self.submissions:
             return Submitted("", [])
-        return self.take(self.go_on(self.connection.answer(self.ask(client)), client))
+        return self.take(self.go_on(self.answer(self.ask(client)), client))
 
     def send_watched(self) -> tuple[Submitted, ray.ObjectRef]:
         """As `send`, of one: also a watch of it, as in `Connection.watch`."""
@@ -134,7 +135,7 @@ class Drafts:
         asked = self.ask(None)
         # Calls of one caller are taken in order: it is in hand when the watch comes.
         watch = self.connection.watch(submission.workflow_id, None)
-        submitted = self.connection.answer(asked)
+        submitted = self.answer(asked)
         if isinstance(submitted.answers[0], Stopped):
             submitted = self.go_on(submitted, None)
             watch = self.connection.watch(submission.workflow_id, None)
@@ -158,7 +159,7 @@ class Drafts:
                 break
             submissions = [self.submissions[index] for index in again]
             asked = self.connection.coordinator.submit.remote(submissions, client)
-            submitted = self.connection.answer(asked)
+            submitted = self.answer(asked)
             for index, answer in zip(again, submitted.answers, strict=True):
                 answers[index] = answer
         return Submitted(submitted.holder_id, answers)
@@ -169,6 +170,11 @@ class Drafts:
 
     def ask(self, client: str | None) -> ray.ObjectRef:
         return self.connection.coordinator.submit.remote(self.submissions, client)
+
+    def answer(self, asked: ray.ObjectRef) -> Submitted:
+        seconds = CALL_SECONDS + seconds_more(self.submissions)
+        submitted: Submitted = self.connection.answer(asked, seconds)
+        return submitted
 
     def take(self, submitted: Submitted) -> Submitted:
         """Remove what was written for those that were refused, and warn of other plans."""

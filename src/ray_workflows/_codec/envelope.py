@@ -10,6 +10,7 @@ big-endian). The header stays readable: it says which blobs belong to the value.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
@@ -57,6 +58,13 @@ def padding(position: int) -> int:
     return -position % ALIGNMENT
 
 
+@functools.lru_cache(maxsize=1024)
+def plain_head(pickle_size: int) -> bytes:
+    """What stands before a pickle that is all there is."""
+    header = ENCODER.encode(Header(pickle_size))
+    return MAGIC + bytes((PLAIN,)) + len(header).to_bytes(4, "big") + header
+
+
 def seal(
     pickled: bytes,
     buffers: Sequence[memoryview],
@@ -70,9 +78,12 @@ def seal(
     Raises:
         PayloadCodecError: the codec fails, while chunks are taken.
     """
+    objects = tuple(objects)
+    if codec is None and not buffers and not objects:
+        return [plain_head(len(pickled)), pickled]
     sizes = tuple(buffer.nbytes for buffer in buffers)
     name = codec.name if codec is not None else ""
-    header = ENCODER.encode(Header(len(pickled), sizes, tuple(objects), name))
+    header = ENCODER.encode(Header(len(pickled), sizes, objects, name))
     version = ENCODED if codec is not None else PLAIN
     prefix = MAGIC + bytes((version,)) + len(header).to_bytes(4, "big")
     if codec is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import queue
 import threading
@@ -38,6 +39,7 @@ from ray_workflows._coordinator.requests import (
     Submitted,
     Watched,
     WatchRequest,
+    seconds_more,
 )
 from ray_workflows._coordinator.room import Limits
 from ray_workflows._coordinator.verbs import Verbs
@@ -60,6 +62,10 @@ NAMESPACE = "ray_workflows"
 
 #: A verb that is not answered within this many seconds is answered with an error.
 ANSWER_SECONDS = 20.0
+
+#: New objects after which the process of a coordinator looks for garbage among them. By default it
+#: is 700, and a quarter of engine and loop is looking: states are large, and refer to no cycles.
+YOUNG_OBJECTS = 20_000
 
 #: How long one poll of a client waits at most, in seconds.
 POLL_SECONDS = 60.0
@@ -118,6 +124,7 @@ class Coordinator:
         self.package_version = package_version
         self.inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.broken: Exception | None = None
+        gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
         self.watching: dict[str, WatchList] = {}
         context = ray.get_runtime_context()
         self.holder = this_holder(context.get_actor_id())
@@ -186,7 +193,7 @@ class Coordinator:
         except asyncio.TimeoutError:
             return self.why_no_answer()
 
-    def why_no_answer(self) -> Exception:
+    def why_no_answer(self, seconds: float = ANSWER_SECONDS) -> Exception:
         reason = self.loop.storage_error or self.loop.commit_error
         if isinstance(reason, StorageError):
             return reason
@@ -196,7 +203,7 @@ class Coordinator:
                 f"acknowledged is lost; work goes on when it returns."
             )
         return CoordinatorUnavailableError(
-            f"The coordinator did not answer within {ANSWER_SECONDS:.0f} s. Try again; if it "
+            f"The coordinator did not answer within {seconds:.0f} s. Try again; if it "
             f"stays so, look into the log of the actor '{ACTOR_NAME}' ({NAMESPACE})."
         )
 
@@ -207,10 +214,11 @@ class Coordinator:
         ``client`` watches those that are accepted, as if it had subscribed to them.
         """
         asked = [self.put(self.submission(each, client)) for each in submissions]
-        _, late = await asyncio.wait(asked, timeout=ANSWER_SECONDS)
+        seconds = ANSWER_SECONDS + seconds_more(submissions)
+        _, late = await asyncio.wait(asked, timeout=seconds)
         for answer in late:
             answer.cancel()
-        reason = self.why_no_answer() if late else None
+        reason = self.why_no_answer(seconds) if late else None
         answers: list[Any] = [reason if each in late else each.result() for each in asked]
         return Submitted(self.holder.holder_id, answers)
 

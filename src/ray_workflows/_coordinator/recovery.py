@@ -11,7 +11,10 @@ from ray_workflows.storage.base import Storage
 
 
 class Recovered:
-    """A workflow as storage has it. ``seq`` is the number of its last journal entry."""
+    """A workflow as storage has it. ``seq`` is the number of its last journal entry.
+
+    Where only the end of it was read, ``state`` is that of a workflow of which nothing is known.
+    """
 
     __slots__ = ("row", "seq", "state")
 
@@ -41,3 +44,16 @@ def recover(storage: Storage, workflow_id: str) -> Recovered | None:
         return None  # Deleted between the two reads.
     # Read after the row, the journal may say more.
     return Recovered(catalog_row(state, seq), state, seq)
+
+
+def recover_end(storage: Storage, workflow_id: str) -> Recovered | None:
+    """As `recover`, but reading no more than where it stands: a journal of a million tasks takes
+    seconds, and to delete it nobody need know what is in it.
+    """
+    row = storage.read_catalog(workflow_id)
+    if row is None:
+        return None
+    if storage.read_journal(row.incarnation, row.seq):
+        # The row is behind the journal, as it may be where the two are not written as one.
+        return recover(storage, workflow_id)
+    return Recovered(row, WorkflowState(workflow_id, row.incarnation), row.seq)

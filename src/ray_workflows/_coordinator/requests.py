@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -14,6 +14,11 @@ from ray_workflows._model.values import Outcome, Value
 
 #: Takes the answer, or the exception that is the answer.
 Reply = Callable[[Any], None]
+
+
+#: How much longer than other requests a submission may take, in seconds for each byte of it. A
+#: million tasks are 80 MB, and are decided, folded and committed in 8 s where nothing else runs.
+SECONDS_PER_BYTE = 1e-6
 
 
 class Submission(msgspec.Struct, frozen=True):
@@ -28,6 +33,16 @@ class Submission(msgspec.Struct, frozen=True):
     request_id: str
     fork: bytes | None = None
     change: EnvironmentChange | None = None
+
+    @property
+    def size(self) -> int:
+        """How many bytes are to be read."""
+        return len(self.plan) + len(self.fork or b"")
+
+
+def seconds_more(submissions: Iterable[Submission]) -> float:
+    """How much longer these may take, all together, than any other request."""
+    return SECONDS_PER_BYTE * sum(submission.size for submission in submissions)
 
 
 class Request(msgspec.Struct, frozen=True):

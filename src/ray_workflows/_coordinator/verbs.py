@@ -10,7 +10,7 @@ from typing import Any
 from ray_workflows._coordinator.claims import Claims
 from ray_workflows._coordinator.lease import Lease
 from ray_workflows._coordinator.loop import Loop
-from ray_workflows._coordinator.recovery import Recovered, recover
+from ray_workflows._coordinator.recovery import Recovered, recover, recover_end
 from ray_workflows._coordinator.requests import (
     Accepted,
     CancelRequest,
@@ -182,8 +182,10 @@ class Verbs:
             return
         storage = self.loop.storage
 
+        read = recover_end if isinstance(request, DeleteRequest) else recover
+
         def work() -> tuple[Recovered | None, Claims]:
-            return recover(storage, request.workflow_id), self.lease.read_claims()
+            return read(storage, request.workflow_id), self.lease.read_claims()
 
         self.loop.io.call(work, lambda result: self.fetched(request.workflow_id, result))
 

@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Any
 
-from ray_workflows._environment import images, packages, secrets
+from ray_workflows._environment import capture, images, packages, secrets
 from ray_workflows._environment.ray_private import UNPACKED
 from ray_workflows._model.plan import Environment, Package
 
@@ -15,7 +15,10 @@ def runtime_env_for(environment: Environment, task_env: dict[str, Any] | None) -
     """The Ray runtime_env of an attempt: the driver's, and over it the task's own.
 
     The code digest makes Ray use other worker processes for other code: a worker that has
-    imported a module would go on using the old one after an edit.
+    imported a module would go on using the old one after an edit. Where there is no code but that
+    of the functions, workers are as good as they are: those that plain tasks of the same job use.
+
+    To be called in the coordinator, whose import directories are those of its job's workers.
     """
     merged = {key: value for key, value in environment.runtime_env.items() if key[:1] != "_"}
     env_vars = dict(merged.pop("env_vars", None) or {})
@@ -25,16 +28,22 @@ def runtime_env_for(environment: Environment, task_env: dict[str, Any] | None) -
     env_vars = secrets.reveal(env_vars)
     if environment.code:
         merged["py_modules"] = [*(merged.get("py_modules") or ()), environment.code]
-    if environment.python_path:
+    bare = not environment.code and is_importable_here(environment.python_path)
+    if environment.python_path and not bare:
         inherited = env_vars.get("PYTHONPATH")
         paths = [*environment.python_path, *([inherited] if inherited else [])]
         env_vars["PYTHONPATH"] = os.pathsep.join(paths)
-    if environment.code_digest:
+    if environment.code_digest and not bare:
         env_vars["RAY_WORKFLOWS_CODE"] = environment.code_digest
     if env_vars:
         merged["env_vars"] = env_vars
     images.carry(merged)
     return merged
+
+
+def is_importable_here(directories: tuple[str, ...]) -> bool:
+    """Whether this process imports from all of these directories."""
+    return set(directories) <= set(capture.import_directories())
 
 
 def packages_for(environment: Environment, runtime_env: dict[str, Any]) -> tuple[Package, ...]:

@@ -76,8 +76,16 @@ class Durations:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        #: Functions known to be short of which an attempt has been running for long.
+        self.doubted: set[str] = set()
 
-    def learn(self, digest: str, seconds: float) -> None:
+    def learn(self, digest: str, seconds: float, count: int = 1) -> None:
+        """So many attempts in a row took so long on average.
+
+        All of a batch at once: its last one may have been kept waiting by what else the machine
+        does, and must not say more than the hundreds before it.
+        """
+        self.doubted.discard(digest)
         seconds = max(seconds, LEAST_SECONDS)
         known = self.seconds.get(digest)
         if known is None:
@@ -85,11 +93,20 @@ class Durations:
                 self.seconds.clear()
             self.seconds[digest] = seconds
         else:
-            self.seconds[digest] = known + SMOOTHING * (seconds - known)
+            weight = 1 - (1 - SMOOTHING) ** count
+            self.seconds[digest] = known + weight * (seconds - known)
 
     def at_least(self, digest: str, seconds: float) -> None:
-        """An attempt has been running for so long, and is not done."""
-        self.seconds[digest] = max(seconds, self.seconds.get(digest, 0.0))
+        """An attempt has been running for so long, and is not done.
+
+        Where others were shorter, one is no rule: its worker may have been kept waiting. If it is
+        believed, all that wait are submitted one by one.
+        """
+        known = self.seconds.get(digest, seconds)
+        if known <= LONG_SECONDS < seconds and digest not in self.doubted:
+            self.doubted.add(digest)
+        else:
+            self.seconds[digest] = max(seconds, known)
 
     def get(self, digest: str) -> float | None:
         return self.seconds.get(digest)

@@ -9,7 +9,6 @@ import itertools
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,14 +16,12 @@ import msgspec
 import ray
 from ray.exceptions import RayError, RuntimeEnvSetupError, TaskCancelledError
 
-from ray_workflows._capture.options import decode_ray_options
-from ray_workflows._environment.attempts import packages_for, runtime_env_for
-from ray_workflows._executor.batch import Home, Live, Load, remote_run_batch
+from ray_workflows._executor.batch import Live
+from ray_workflows._executor.calls import Calls, load_of
 from ray_workflows._executor.carriers import STAY_SECONDS, Answer, Carrier, Carriers, Submission
 from ray_workflows._executor.deadlines import Deadlines
 from ray_workflows._executor.failures import failure, lost_input, raised
 from ray_workflows._executor.lanes import WORTHWHILE_SECONDS, Durations, Flight, Lane
-from ray_workflows._executor.listeners import listener_host_class
 from ray_workflows._executor.live import LiveValues, direct_keys, nested_keys, value_keys
 from ray_workflows._executor.protocol import (
     REPORT_DECODER,
@@ -32,13 +29,9 @@ from ray_workflows._executor.protocol import (
     AttemptRequest,
     BatchReport,
     ReportSink,
-    Scene,
-    encode_batch,
 )
-from ray_workflows._executor.rack import Rack
 from ray_workflows._executor.watch import TOLD_AFTER_SECONDS
 from ray_workflows._model.inputs import AttemptLostInput
-from ray_workflows._model.plan import Package
 from ray_workflows._model.values import Value
 from ray_workflows.storage.base import Storage
 
@@ -46,9 +39,6 @@ logger = logging.getLogger(__name__)
 
 #: How long the size of the cluster is believed, in seconds.
 SLOTS_SECONDS = 1.0
-
-#: Ray functions with their options, ready to be called: one for each shape and name.
-MAX_REMOTES = 1_000
 
 
 class RayExecutor:
@@ -59,8 +49,6 @@ class RayExecutor:
     """
 
     def __init__(self, storage: Storage, report: ReportSink, coordinator: Any = None) -> None:
-        self.storage = storage
-        self.home: ray.ObjectRef | None = None
         self.report = report
         self.coordinator = coordinator
         self.deadlines = Deadlines()
@@ -75,10 +63,7 @@ class RayExecutor:
         self.submissions: dict[int, Submission] = {}
         self.carriers = Carriers()
         self.live: dict[str, LiveValues] = {}
-        self.listener_hosts: dict[str, Any] = {}
-        #: Ray functions with their options, and the packages that they need.
-        self.remotes: dict[tuple[str, str, int], tuple[Any, tuple[Package, ...]]] = {}
-        self.rack = Rack(storage)
+        self.calls = Calls(storage, coordinator)
         #: Workflows in which a run of fused attempts took its worker down.
         self.suspects: set[str] = set()
         self.slots_known = (0.0, 1)
@@ -135,9 +120,7 @@ class RayExecutor:
             for incarnation in list(self.flights):
                 self.forget(incarnation)
             self.live.clear()
-            for host in self.listener_hosts.values():
-                ray.kill(host)
-            self.listener_hosts.clear()
+            self.calls.close()
 
     # -- told by workers -------------------------------------------------------------------
 
@@ -266,7 +249,7 @@ class RayExecutor:
         if not submission.shareable or not self.carriers.waits(submission.shape):
             return False
         submission.stays = self.may_stay(submission)
-        load, values = self.load(submission)
+        load, values = load_of(submission, self.live)
         if values:
             return False  # Ray brings them to a Ray task of their own.
         lane.expect(submission.number, submission.members, self.durations, time.monotonic())
@@ -281,76 +264,9 @@ class RayExecutor:
             if not self.has_room():
                 self.carriers.leave_all()
             submission.stays = self.may_stay(submission)
-        (encoded, nested), values = self.load(submission)
-        if self.home is None:
-            self.home = ray.put(Home(self.storage, self.coordinator))
-        scene = submission.members[0].request.scene
-        if submission.listens:
-            host = self.listener_host(submission, scene)
-            carrier.ref = host.listen.remote(encoded, self.home, nested)
-        else:
-            remote, submission.packages = self.remote(scene)
-            waits = self.rack.need(submission.packages)
-            carrier.ref = remote.remote(
-                encoded, self.home, nested, list(values), *values.values(), *waits
-            )
+        load, values = load_of(submission, self.live)
+        carrier.ref = self.calls.send(submission, load, values)
         carrier.ref.future().add_done_callback(lambda future: self.done(carrier, future))
-
-    def load(self, submission: Submission) -> tuple[Load, dict[tuple[str, str], Any]]:
-        """What goes to the worker, and the live values that Ray has to bring there."""
-        requests = [flight.request for flight in submission.members]
-        nested: Live = {}
-        values: dict[tuple[str, str], Any] = {}
-        taken = Counter(
-            (request.incarnation, key) for request in requests for key in direct_keys(request)
-        )
-        for request in requests:
-            incarnation = request.incarnation
-            live = self.live.get(incarnation)
-            if live is None:
-                continue
-            found = live.among(nested_keys(request))
-            for key, value in live.among(direct_keys(request)).items():
-                # Ray brings one copy of a value: where several take it, each fetches its own.
-                if taken[incarnation, key] == 1:
-                    values[incarnation, key] = value
-                else:
-                    found[key] = value
-            if found:
-                nested.setdefault(incarnation, {}).update(found)
-        return (encode_batch(submission.number, submission.stays, requests), nested), values
-
-    def remote(self, scene: Scene) -> tuple[Any, tuple[Package, ...]]:
-        """The Ray function for a shape and a name, and the packages that it needs. Ray parses
-        options anew with each use."""
-        options = decode_ray_options(scene.options.ray)
-        name = options.setdefault("name", scene.function.name)
-        max_calls = options.pop("max_calls", 0)
-        key = (scene.shape, name, max_calls)
-        found = self.remotes.get(key)
-        if found is None:
-            runtime_env = runtime_env_for(scene.environment, options.get("runtime_env"))
-            packages = packages_for(scene.environment, runtime_env)
-            self.rack.vary(runtime_env, packages)
-            options["runtime_env"] = runtime_env
-            options.update(max_retries=0, retry_exceptions=False)
-            remote = remote_run_batch(max_calls).options(**options)
-            if len(self.remotes) >= MAX_REMOTES:
-                self.remotes.clear()
-            found = self.remotes[key] = (remote, packages)
-        return found
-
-    def listener_host(self, submission: Submission, scene: Scene) -> Any:
-        runtime_env = runtime_env_for(scene.environment, scene.options.ray.get("runtime_env"))
-        submission.packages = packages_for(scene.environment, runtime_env)
-        self.rack.vary(runtime_env, submission.packages)
-        name = msgspec.json.encode(runtime_env).decode()
-        host = self.listener_hosts.get(name)
-        if host is None:
-            waits = self.rack.need(submission.packages)
-            host = listener_host_class.options(runtime_env=runtime_env).remote(*waits)
-            self.listener_hosts[name] = host
-        return host
 
     def missing_inputs(self, request: AttemptRequest) -> tuple[int, ...]:
         """Upstream tasks whose values were not checkpointed and are not here any more."""
@@ -397,17 +313,20 @@ class RayExecutor:
             lane = self.lanes.setdefault(submission.shape, Lane())
             lane.landed(submission.number, submission.digest)
         if not self.submissions:
-            self.rack.tidy()
+            self.calls.rack.tidy()
 
     def settle(self, submission: Submission, report: BatchReport, objects: Live) -> None:
         """Take what a batch has to tell; what it told before is told again."""
+        taken: dict[str, list[float]] = {}
         for (index, found), seconds in zip(report.reports, report.seconds, strict=True):
             flight = submission.members[index]
             if flight.retired or flight.batch != submission.number:
                 continue
-            self.durations.learn(flight.request.function.digest, seconds)
+            taken.setdefault(flight.request.function.digest, []).append(seconds)
             self.land(flight, found, objects.get(flight.request.incarnation))
             submission.open -= 1
+        for digest, each in taken.items():
+            self.durations.learn(digest, sum(each) / len(each), len(each))
         for index in report.unstarted:
             self.run_elsewhere(submission, submission.members[index])
 
@@ -428,9 +347,7 @@ class RayExecutor:
         and only the guilty one will be charged."""
         if isinstance(error, RayError) and not isinstance(error, TaskCancelledError):
             self.forget_dead_hosts(error)
-        unset = isinstance(error, RuntimeEnvSetupError) and self.rack.missing(submission.packages)
-        if unset:
-            self.remotes.clear()
+        unset = isinstance(error, RuntimeEnvSetupError) and self.calls.lacked(submission)
         left = [
             flight
             for flight in submission.members
@@ -476,7 +393,7 @@ class RayExecutor:
 
     def forget_dead_hosts(self, error: Exception) -> None:
         if isinstance(error, ray.exceptions.RayActorError):
-            self.listener_hosts.clear()
+            self.calls.listener_hosts.clear()
 
     def flight(self, incarnation: str, task: int) -> Flight | None:
         return self.flights.get(incarnation, {}).get(task)

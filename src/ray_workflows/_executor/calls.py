@@ -1,0 +1,127 @@
+"""What Ray is called with for a batch: the function with its options, the values, the packages."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import ray
+
+from ray_workflows._capture.options import decode_ray_options
+from ray_workflows._environment.attempts import packages_for, runtime_env_for
+from ray_workflows._executor.batch import Home, Live, Load, remote_run_batch
+from ray_workflows._executor.carriers import Submission
+from ray_workflows._executor.listeners import listener_host_class
+from ray_workflows._executor.live import LiveValues, direct_keys, nested_keys
+from ray_workflows._executor.protocol import Scene, encode_batch
+from ray_workflows._executor.rack import Rack
+from ray_workflows._model.plan import Package
+from ray_workflows.storage.base import Storage
+
+#: Ray functions with their options, ready to be called: one for each shape and name.
+MAX_REMOTES = 1_000
+
+#: Live values that Ray has to bring to a Ray task, by incarnation and blob key.
+Brought = dict[tuple[str, str], Any]
+
+
+class Calls:
+    """Submits Ray tasks and calls listener hosts. Used with the executor's lock held.
+
+    Args:
+        storage: what attempts read from and write to.
+        coordinator: the handle that they are given, if it wants news.
+    """
+
+    def __init__(self, storage: Storage, coordinator: Any) -> None:
+        self.home = Home(storage, coordinator)
+        self.home_ref: ray.ObjectRef | None = None
+        self.rack = Rack(storage)
+        self.listener_hosts: dict[str, Any] = {}
+        #: Ray functions with their options, and the packages that they need.
+        self.remotes: dict[tuple[str, str, int], tuple[Any, tuple[Package, ...]]] = {}
+
+    def send(self, submission: Submission, load: Load, values: Brought) -> ray.ObjectRef:
+        """Submit a Ray task, or call a listener host; its result is that of `batch.run_batch`."""
+        encoded, nested = load
+        if self.home_ref is None:
+            self.home_ref = ray.put(self.home)
+        scene = submission.members[0].request.scene
+        if submission.listens:
+            host = self.listener_host(submission, scene)
+            return host.listen.remote(encoded, self.home_ref, nested)
+        remote, submission.packages = self.remote(scene)
+        waits = self.rack.need(submission.packages)
+        return remote.remote(encoded, self.home_ref, nested, list(values), *values.values(), *waits)
+
+    def remote(self, scene: Scene) -> tuple[Any, tuple[Package, ...]]:
+        """The Ray function for a shape and a name, and the packages that it needs. Ray parses
+        options anew with each use."""
+        options = decode_ray_options(scene.options.ray)
+        name = options.setdefault("name", scene.function.name)
+        max_calls = options.pop("max_calls", 0)
+        key = (scene.shape, name, max_calls)
+        found = self.remotes.get(key)
+        if found is None:
+            runtime_env = runtime_env_for(scene.environment, options.get("runtime_env"))
+            packages = packages_for(scene.environment, runtime_env)
+            self.rack.vary(runtime_env, packages)
+            options["runtime_env"] = runtime_env
+            options.update(max_retries=0, retry_exceptions=False)
+            remote = remote_run_batch(max_calls).options(**options)
+            if len(self.remotes) >= MAX_REMOTES:
+                self.remotes.clear()
+            found = self.remotes[key] = (remote, packages)
+        return found
+
+    def listener_host(self, submission: Submission, scene: Scene) -> Any:
+        runtime_env = runtime_env_for(scene.environment, scene.options.ray.get("runtime_env"))
+        submission.packages = packages_for(scene.environment, runtime_env)
+        self.rack.vary(runtime_env, submission.packages)
+        name = msgspec.json.encode(runtime_env).decode()
+        host = self.listener_hosts.get(name)
+        if host is None:
+            waits = self.rack.need(submission.packages)
+            host = listener_host_class.options(runtime_env=runtime_env).remote(*waits)
+            self.listener_hosts[name] = host
+        return host
+
+    def lacked(self, submission: Submission) -> bool:
+        """Whether a package of it is not in the cluster after all: it is brought again."""
+        missing = self.rack.missing(submission.packages)
+        if missing:
+            self.remotes.clear()
+        return missing
+
+    def close(self) -> None:
+        """End what was started here."""
+        for host in self.listener_hosts.values():
+            ray.kill(host)
+        self.listener_hosts.clear()
+
+
+def load_of(submission: Submission, live: Mapping[str, LiveValues]) -> tuple[Load, Brought]:
+    """What goes to the worker, and the live values that Ray has to bring there."""
+    requests = [flight.request for flight in submission.members]
+    nested: Live = {}
+    values: Brought = {}
+    taken = Counter(
+        (request.incarnation, key) for request in requests for key in direct_keys(request)
+    )
+    for request in requests:
+        incarnation = request.incarnation
+        here = live.get(incarnation)
+        if here is None:
+            continue
+        found = here.among(nested_keys(request))
+        for key, value in here.among(direct_keys(request)).items():
+            # Ray brings one copy of a value: where several take it, each fetches its own.
+            if taken[incarnation, key] == 1:
+                values[incarnation, key] = value
+            else:
+                found[key] = value
+        if found:
+            nested.setdefault(incarnation, {}).update(found)
+    return (encode_batch(submission.number, submission.stays, requests), nested), values
