@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import ray
 from ray.dag import InputNode
@@ -36,6 +38,11 @@ def held(gate: Gate, marks: Marks):
     marks.add("held")
     gate.wait()
     return "through"
+
+
+@ray.remote
+def count(array) -> str:
+    return f" {len(array)}"
 
 
 @ray.remote
@@ -227,6 +234,24 @@ def test_refs_outlive_the_process_that_waits_for_them(wid: str, marks: Marks, ga
     again = [workflow.run_async(add.bind(1, 2)), *workflow.run_async_many([add.bind(2, 3)])]
     assert ray.get(again, timeout=60) == [3, 5]
     assert marks.count("held") == 2
+
+
+def test_interrupting_run_leaves_the_workflow_alone(wid: str, marks: Marks, gate: Gate) -> None:
+    """Ctrl-C is for this process. The workflow was accepted, and has the values it needs."""
+
+    def interrupt() -> None:
+        marks.wait_for("held")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    large = np.ones(100_000)
+    dag = add.bind(add.bind(held.bind(gate, marks), "!"), count.bind(large))
+    with ThreadPoolExecutor(1) as thread:
+        done = thread.submit(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            workflow.run(dag, workflow_id=wid)
+        done.result()
+    gate.open()
+    assert workflow.get_output(wid) == "through! 100000"
 
 
 def test_cancel_of_a_finished_workflow(wid: str) -> None:

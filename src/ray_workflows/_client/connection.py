@@ -71,6 +71,13 @@ class Connection(Reader):
             raise answer
         return answer
 
+    def answer_at_last(self, ref: ray.ObjectRef) -> Any:
+        """As `answer`, of a call that takes as long as a workflow."""
+        while not ray.wait([ref], timeout=CALL_SECONDS)[0]:
+            # Raises if the coordinator is gone for good.
+            self.call("describe")
+        return self.answer(ref)
+
     def watch(self, workflow_id: str, after: int | None) -> ray.ObjectRef:
         """Ready when a workflow's journal has grown beyond ``after``, or (None) it is settled, or
         its coordinator is another one: a `Watched`."""

@@ -24,6 +24,7 @@ from ray_workflows._coordinator.requests import (
     Stopped,
     Submission,
     Submitted,
+    Watched,
     seconds_more,
 )
 from ray_workflows._environment.snapshot import remember_options, share, take_snapshot
@@ -44,13 +45,15 @@ DOUBT = (StorageUnavailableError, CoordinatorUnavailableError)
 
 class Drafts:
     """Submissions that are put together. Used as a context; what they have written is removed if it
-    is left by an error."""
+    is left by an error before they are sent."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         #: That of this process, once for all of them.
         self.environment: Environment | None = None
         self.incarnations: list[str] = []
+        #: From then on, workflows may need what was written, whatever becomes of this process.
+        self.sent = False
         self.submissions: list[Submission] = []
 
     def __enter__(self) -> Drafts:
@@ -62,7 +65,7 @@ class Drafts:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is not None and not isinstance(error, DOUBT):
+        if error is not None and not self.sent:
             for incarnation in self.incarnations:
                 self.discard(incarnation)
 
@@ -129,17 +132,13 @@ class Drafts:
             return Submitted("", [])
         return self.take(self.go_on(self.answer(self.ask(client)), client))
 
-    def send_watched(self) -> tuple[Submitted, ray.ObjectRef]:
-        """As `send`, of one: also a watch of it, as in `Connection.watch`."""
+    def run(self) -> tuple[Submitted, Watched | None]:
+        """As `send`, of one, and wait for its end: what a watch saw of that, if it saw anything."""
         (submission,) = self.submissions
-        asked = self.ask(None)
-        # Calls of one caller are taken in order: it is in hand when the watch comes.
-        watch = self.connection.watch(submission.workflow_id, None)
-        submitted = self.answer(asked)
-        if isinstance(submitted.answers[0], Stopped):
-            submitted = self.go_on(submitted, None)
-            watch = self.connection.watch(submission.workflow_id, None)
-        return self.take(submitted), watch
+        self.sent = True
+        ended = self.connection.coordinator.run.remote(submission)
+        submitted, watched = self.connection.answer_at_last(ended)
+        return self.take(self.go_on(submitted, None)), watched
 
     def go_on(self, submitted: Submitted, client: str | None) -> Submitted:
         """Let those go on that were there and that nobody drives, as `resume` does: what they need
@@ -169,6 +168,7 @@ class Drafts:
         return None if row is None else look_first(self.connection, row, Wishes())
 
     def ask(self, client: str | None) -> ray.ObjectRef:
+        self.sent = True
         return self.connection.coordinator.submit.remote(self.submissions, client)
 
     def answer(self, asked: ray.ObjectRef) -> Submitted:

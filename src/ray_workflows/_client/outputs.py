@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import ray
-
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.progress import ProgressDisplay
 from ray_workflows._client.reader import ACTIVE, Reader
@@ -243,14 +241,6 @@ def await_output(
             time.sleep(POLL_SECONDS)
         seen = awaited.row.seq
         connection.wait(connection.watch(workflow_id, awaited.after), tick)
-
-
-def await_watched(connection: Connection, workflow_id: str, watch: ray.ObjectRef) -> Any:
-    """As `await_output`, of a workflow that the caller has started, and watches since then."""
-    watched = connection.wait(watch)
-    if watched.row is not None and watched.output is not None:
-        return read_output(connection, watched.row, watched.output)
-    return await_output(connection, workflow_id, None, fresh=True)
 
 
 def await_shown(connection: Connection, workflow_id: str) -> Any:

@@ -21,7 +21,7 @@ from ray_workflows._client.forks import Fork
 from ray_workflows._client.outputs import (
     await_output,
     await_shown,
-    await_watched,
+    read_output,
     read_row,
     workflow_output,
 )
@@ -153,15 +153,21 @@ def run(
     timeout: float | None,
     progress: bool,
 ) -> Any:
+    watched = None
     with drafted(dag, args, kwargs, workflow_id, metadata, timeout) as drafts:
-        submitted, watch = drafts.send_watched()
+        if progress:
+            submitted = drafts.send()
+        else:
+            submitted, watched = drafts.run()
     connection, workflow_id = drafts.connection, drafts.submissions[0].workflow_id
     accepted = only_answer(submitted)
     if isinstance(accepted, Finished):
         return workflow_output(connection, accepted.row)
     if progress:
         return await_shown(connection, workflow_id)
-    return await_watched(connection, workflow_id, watch)
+    if watched is not None and watched.row is not None and watched.output is not None:
+        return read_output(connection, watched.row, watched.output)
+    return await_output(connection, workflow_id, None, fresh=True)
 
 
 def run_async(

@@ -141,11 +141,11 @@ class Coordinator:
         self.lease = Lease(self.loop, self.holder, seconds=settings.lease_seconds)
         self.orphans = Orphans(self.loop, self.lease)
         self.verbs = Verbs(self.loop, self.lease)
-        threading.Thread(target=self.run, name="ray-workflows-loop", daemon=True).start()
+        threading.Thread(target=self.drive, name="ray-workflows-loop", daemon=True).start()
 
     # -- the loop's thread -----------------------------------------------------------------
 
-    def run(self) -> None:
+    def drive(self) -> None:
         self.lease.start()
         if self.settings.auto_resume:
             self.orphans.look()
@@ -214,6 +214,24 @@ class Coordinator:
         ``client`` watches those that are accepted, as if it had subscribed to them.
         """
         asked = [self.put(self.submission(each, client)) for each in submissions]
+        return await self.answers(asked, submissions)
+
+    async def run(self, submission: Submission) -> tuple[Submitted, Watched | None]:
+        """As `submit`, of one; once it is accepted, what `watch_one` sees. One call, because a
+        caller who waits anyway would only be woken once more."""
+        asked = self.put(self.submission(submission, None))
+        # Right behind it: when this is looked at, it is in hand.
+        watch = self.put(lambda reply: WatchRequest(submission.workflow_id, reply, None))
+        submitted = await self.answers([asked], [submission])
+        if isinstance(submitted.answers[0], Accepted):
+            return submitted, await watch
+        watch.cancel()
+        return submitted, None
+
+    async def answers(
+        self, asked: list[asyncio.Future[Any]], submissions: list[Submission]
+    ) -> Submitted:
+        """What is answered to submissions, or why nothing is."""
         seconds = ANSWER_SECONDS + seconds_more(submissions)
         _, late = await asyncio.wait(asked, timeout=seconds)
         for answer in late:
