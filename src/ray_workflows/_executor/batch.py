@@ -57,6 +57,13 @@ class Home:
         self.coordinator = coordinator
 
 
+@functools.lru_cache(maxsize=8)
+def home_of(pickled: bytes) -> Home:
+    """A home that came here before is this process's: its storage has its connections."""
+    home: Home = ray.cloudpickle.loads(pickled)
+    return home
+
+
 class BatchRun:
     """A batch in this process. Its watch looks at it from another thread."""
 
@@ -143,7 +150,7 @@ class BatchRun:
 
 def run_batch(
     encoded: bytes,
-    home: Home,
+    pickled_home: bytes,
     nested: Live,
     keys: Sequence[tuple[str, str]],
     *values: Any,
@@ -158,6 +165,7 @@ def run_batch(
         The number of the last batch, and its report. Those before it were reported by calls.
     """
     prefer_packages()
+    home = home_of(pickled_home)
     live: Live = {incarnation: dict(objects) for incarnation, objects in nested.items()}
     for (incarnation, key), value in zip(keys, values, strict=False):
         live.setdefault(incarnation, {})[key] = value

@@ -37,7 +37,9 @@ class Calls:
 
     def __init__(self, storage: Storage, coordinator: Any) -> None:
         self.home = Home(storage, coordinator)
-        self.home_ref: ray.ObjectRef | None = None
+        #: Bytes, and not an object of Ray's that each Ray task would have to have brought before it
+        #: starts: between two Ray tasks of a worker, that took longer than all the rest.
+        self.pickled_home: bytes | None = None
         self.rack = Rack(storage)
         self.listener_hosts: dict[str, Any] = {}
         #: Ray functions with their options, and the packages that they need.
@@ -46,15 +48,16 @@ class Calls:
     def send(self, submission: Submission, load: Load, values: Brought) -> ray.ObjectRef:
         """Submit a Ray task, or call a listener host; its result is that of `batch.run_batch`."""
         encoded, nested = load
-        if self.home_ref is None:
-            self.home_ref = ray.put(self.home)
+        if self.pickled_home is None:
+            self.pickled_home = ray.cloudpickle.dumps(self.home)
         scene = submission.members[0].request.scene
         if submission.listens:
             host = self.listener_host(submission, scene)
-            return host.listen.remote(encoded, self.home_ref, nested)
+            return host.listen.remote(encoded, self.pickled_home, nested)
         remote, submission.packages = self.remote(scene)
         waits = self.rack.need(submission.packages)
-        return remote.remote(encoded, self.home_ref, nested, list(values), *values.values(), *waits)
+        home = self.pickled_home
+        return remote.remote(encoded, home, nested, list(values), *values.values(), *waits)
 
     def remote(self, scene: Scene) -> tuple[Any, tuple[Package, ...]]:
         """The Ray function for a shape and a name, and the packages that it needs. Ray parses

@@ -14,7 +14,7 @@ import ray
 
 from ray_workflows._environment.attempts import prefer_packages
 from ray_workflows._executor import context
-from ray_workflows._executor.batch import Home, WireReport
+from ray_workflows._executor.batch import WireReport, home_of
 from ray_workflows._executor.protocol import ENCODER, AnyReport, BatchReport, decode_batch
 from ray_workflows._executor.watch import RunningAttempt, watching
 from ray_workflows._executor.worker import AttemptRun
@@ -31,9 +31,10 @@ class ListenerHost:
         prefer_packages()
 
     async def listen(
-        self, encoded: bytes, home: Home, nested: Mapping[str, Mapping[str, Any]]
+        self, encoded: bytes, pickled_home: bytes, nested: Mapping[str, Mapping[str, Any]]
     ) -> tuple[int, WireReport]:
         """Run one attempt of a listener task: as `batch.run_batch`, but awaiting."""
+        home = home_of(pickled_home)
         number, _, (request,) = decode_batch(encoded)
         run = AttemptRun(request, home.storage, nested.get(request.incarnation, {}))
         with watching(RunningAttempt(request, home.coordinator)):
