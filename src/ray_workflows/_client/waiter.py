@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -88,7 +89,7 @@ class Waiter:
         #: Ray restarts a waiter that dies and calls it again. What its earlier life was told is
         #: lost, and what is still told to a call of that life would be.
         self.life = uuid.uuid4().hex
-        self.restarted = ray.get_runtime_context().was_current_actor_reconstructed
+        self.restarted = was_restarted()
         self.connecting = asyncio.Lock()
         self.connection: Connection | None = None
         #: Who waits, by what is watched, and what the watches see of it, in the order of a poll.
@@ -200,6 +201,15 @@ class Waiter:
         for future in futures:
             if not future.done():
                 future.set_result(seen)
+
+
+def was_restarted() -> bool:
+    """Whether this is not the first life of the actor in this process."""
+    with warnings.catch_warnings():
+        # On its way to the answer Ray uses a name of its own that it calls deprecated.
+        warnings.simplefilter("ignore")
+        restarted: bool = ray.get_runtime_context().was_current_actor_reconstructed
+    return restarted
 
 
 async def patiently(read: Callable[[], Any], fresh: bool) -> Any:
