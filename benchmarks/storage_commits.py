@@ -9,11 +9,12 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import msgspec
+
 from benchmarks.storage_parts import Context, Part, Turns, percent, rate, seconds
 from ray_workflows._model.catalog import Append
 from ray_workflows.storage.base import Storage
 from ray_workflows.storage.objects import ObjectStorage
-from ray_workflows.storage.postgres import encode_appends
 from ray_workflows.storage.put_once import PutOnceStorage
 from ray_workflows.storage.segments import encode
 from ray_workflows.storage.shared import SharedStorage
@@ -60,6 +61,49 @@ POSTGRES_INSERT = """
 """
 
 
+class Row(msgspec.Struct, omit_defaults=True):
+    """A catalog row and the commit id of its entry, as `POSTGRES_INSERT` reads them."""
+
+    i: str
+    n: str
+    s: int
+    t: str
+    h: str
+    b: float
+    c: str
+    a: float | None = None
+    e: float | None = None
+    m: str = "{}"
+    p: str = ""
+    x: str | None = None
+    r: bool = False
+
+
+def encode_rows(appends: Sequence[Append]) -> dict[str, Any]:
+    """The parameters of `POSTGRES_INSERT`."""
+    rows = [
+        Row(
+            i=append.workflow_id,
+            n=append.incarnation,
+            s=append.catalog.seq,
+            t=append.catalog.status.value,
+            h=append.catalog.holder,
+            b=append.catalog.submitted_at,
+            c=append.commit_id,
+            a=append.catalog.started_at,
+            e=append.catalog.ended_at,
+            p=append.catalog.plan_digest,
+            x=append.catalog.error,
+            r=append.catalog.released,
+        )
+        for append in appends
+    ]
+    return {
+        "rows": msgspec.json.encode(rows).decode(),
+        "entries": [append.entry for append in appends],
+    }
+
+
 class BarePostgres:
     """Batched inserts by a connection that prepares its statements."""
 
@@ -70,7 +114,7 @@ class BarePostgres:
         connection.execute(f"CREATE TABLE bare_journal ({journal}, PRIMARY KEY (incarnation, seq))")
 
     def insert(self, appends: Sequence[Append]) -> None:
-        self.connection.execute(POSTGRES_INSERT, encode_appends(appends))
+        self.connection.execute(POSTGRES_INSERT, encode_rows(appends))
 
 
 class BareSqlite:
