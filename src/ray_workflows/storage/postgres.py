@@ -154,7 +154,7 @@ class PostgresStorage(Storage):
             for number in statement.numbers:
                 if appends[number].incarnation in appended:
                     outcomes[number] = CommitOutcome.OK
-                self.ends.learn(appends[number], outcomes[number])
+        self.ends.learn(appends, outcomes)
         pairs = zip(appends, outcomes, strict=True)
         self.tell(append.catalog.holder for append, outcome in pairs if outcome is CommitOutcome.OK)
         return outcomes

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -20,16 +20,11 @@ STATEMENT_BYTES = 8 * 1024 * 1024
 #: How many journals' ends are remembered.
 KNOWN_ENDS = 50_000
 
-
-class End(NamedTuple):
-    """The last entry of a journal, and the catalog row that was stored with it."""
-
-    commit_id: str
-    row: CatalogRow
+NOTHING: tuple[None, None] = (None, None)
 
 
 class Ends:
-    """What this process appended last to each journal.
+    """What this process appended last to each journal: the entry's commit id, and its catalog row.
 
     An entry and its catalog row are stored together. So while a journal ends with that very entry,
     that is the row, and an append that changes nothing of it need not send it. The server compares
@@ -41,26 +36,33 @@ class Ends:
     """
 
     def __init__(self) -> None:
-        self.ends: OrderedDict[str, End] = OrderedDict()
+        self.ends: OrderedDict[str, tuple[str, CatalogRow]] = OrderedDict()
 
-    def unchanged(self, append: Append) -> str | None:
-        """The commit id of the entry that it follows, if it leaves the row but for ``seq`` as it
-        is; None if the row has to be sent."""
-        end = self.ends.get(append.incarnation)
-        if end is None or end.row.seq != append.expected_seq or not alike(end.row, append.catalog):
-            return None
-        return end.commit_id
+    def unchanged(self, appends: Iterable[Append]) -> list[str | None]:
+        """For each append that leaves the row but for ``seq`` as it is, the commit id of the entry
+        that it follows; None where the row has to be sent."""
+        found: list[str | None] = []
+        for append in appends:
+            commit_id, row = self.ends.get(append.incarnation, NOTHING)
+            same = row is not None and row.seq == append.expected_seq and alike(row, append.catalog)
+            found.append(commit_id if same else None)
+        return found
 
-    def learn(self, append: Append, outcome: CommitOutcome) -> None:
-        """Remember what became of an append."""
-        self.forget(append.incarnation)
-        if outcome is CommitOutcome.OK:
-            self.ends[append.incarnation] = End(append.commit_id, append.catalog)
-            if len(self.ends) > KNOWN_ENDS:
-                self.ends.popitem(last=False)
+    def learn(self, appends: Iterable[Append], outcomes: Iterable[CommitOutcome]) -> None:
+        """Remember what became of appends."""
+        ends = self.ends
+        for append, outcome in zip(appends, outcomes, strict=True):
+            incarnation = append.incarnation
+            if outcome is CommitOutcome.OK:
+                ends.pop(incarnation, None)
+                ends[incarnation] = (append.commit_id, append.catalog)
+                if len(ends) > KNOWN_ENDS:
+                    ends.popitem(last=False)
+            else:
+                ends.pop(incarnation, None)
 
     def forget(self, incarnation: str) -> None:
-        """It ends elsewhere, or is gone."""
+        """It is gone."""
         self.ends.pop(incarnation, None)
 
 
@@ -89,8 +91,8 @@ def make_statements(appends: Sequence[Append], ends: Ends) -> list[Statement]:
     statements = []
     for numbers in statement_numbers(appends):
         chosen = [appends[number] for number in numbers]
-        after = [ends.unchanged(append) for append in chosen]
-        statements.append(Statement(*make_query(chosen, after), numbers))
+        query, parameters = make_query(chosen, ends.unchanged(chosen))
+        statements.append(Statement(query, parameters, numbers))
     return statements
 
 

@@ -82,17 +82,13 @@ SELECT array_agg(incarnation), set_config('synchronous_commit',
 FROM locked;
 
 -- name: append_entry
--- As append_entries, for one append: the planner has half as much to think about.
+-- As append_entries, for one append, with as little to think about for the planner as can be.
 INSERT INTO {schema}.journal (incarnation, seq, commit_id, entry)
 SELECT %(incarnation)s, %(seq)s, %(commit_id)s, %(entry)b
-FROM (
-    SELECT journal.seq, journal.commit_id FROM {schema}.journal
-    WHERE journal.incarnation = %(incarnation)s AND journal.seq >= %(expected_seq)s
-    ORDER BY journal.seq DESC
-    LIMIT 1
-    FOR UPDATE
-) AS last
-WHERE last.seq = %(expected_seq)s AND last.commit_id = %(after)s
+FROM {schema}.journal
+WHERE incarnation = %(incarnation)s AND seq = %(expected_seq)s AND commit_id = %(after)s
+FOR UPDATE
+ON CONFLICT DO NOTHING
 RETURNING ARRAY[incarnation], set_config('synchronous_commit',
     CASE current_setting('synchronous_commit')
         WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true);
@@ -118,11 +114,11 @@ WITH wanted AS MATERIALIZED (
         started_at, ended_at, metadata, plan_digest, error, released
     )
 ),
--- The fence. A row is found by one look into an index, and updated where it was found: joined by
--- their ids, a large catalog would be read whole. It needs no lock: the one of the journal's end is
--- held by whoever changes it.
+-- A row is found by one look into an index, and updated where it was found: joined by their ids, a
+-- large catalog would be read whole. It needs no lock: whoever changes it holds the journal's end.
 locked AS MATERIALIZED (
-    SELECT found.place, wanted.*
+    SELECT wanted.*, found.place,
+        last.seq = wanted.seq - 1 AND last.commit_id = wanted.after AS unchanged
     FROM wanted
     CROSS JOIN LATERAL (
         SELECT journal.seq, journal.commit_id FROM {schema}.journal
@@ -134,10 +130,10 @@ locked AS MATERIALIZED (
     LEFT JOIN LATERAL (
         SELECT ctid AS place FROM {schema}.catalog
         WHERE catalog.workflow_id = wanted.workflow_id AND catalog.incarnation = wanted.incarnation
+            AND last.seq = wanted.seq - 1
         OFFSET 0
     ) AS found ON true
-    WHERE wanted.seq > 1 AND last.seq = wanted.seq - 1
-        AND (last.commit_id = wanted.after OR wanted.after IS NULL)
+    WHERE wanted.seq > 1
 ),
 advanced AS (
     UPDATE {schema}.catalog AS row
@@ -147,7 +143,7 @@ advanced AS (
         error = locked.error, released = locked.released
     FROM locked
     WHERE row.ctid = ANY (ARRAY(SELECT place FROM locked)) AND row.ctid = locked.place
-    RETURNING row.incarnation
+    RETURNING locked.incarnation, locked.seq, locked.commit_id, locked.entry
 ),
 -- After the locks, in everybody: creations of the same ids wait for each other.
 created AS (
@@ -166,11 +162,12 @@ created AS (
 ),
 appended AS (
     INSERT INTO {schema}.journal (incarnation, seq, commit_id, entry)
-    SELECT incarnation, seq, commit_id, entry
-    FROM wanted
-    WHERE incarnation IN (SELECT incarnation FROM advanced)
-        OR incarnation IN (SELECT incarnation FROM created)
-        OR incarnation IN (SELECT incarnation FROM locked WHERE after IS NOT NULL)
+    SELECT incarnation, seq, commit_id, entry FROM advanced
+    UNION ALL
+    SELECT incarnation, seq, commit_id, entry FROM locked WHERE unchanged
+    UNION ALL
+    SELECT incarnation, seq, commit_id, entry FROM wanted
+    WHERE incarnation IN (SELECT incarnation FROM created)
     RETURNING incarnation
 )
 SELECT array_agg(incarnation), set_config('synchronous_commit',
