@@ -27,7 +27,8 @@ INSERT INTO {schema}.schema_version (version) VALUES (%(version)s);
 -- name: read_missing_rights
 SELECT string_agg(wanted.name || ': ' || wanted.rights, '; ')
 FROM (VALUES
-    ('catalog', 'SELECT, INSERT, UPDATE, DELETE'), ('journal', 'SELECT, INSERT, DELETE'),
+    ('catalog', 'SELECT, INSERT, UPDATE, DELETE'),
+    ('journal', 'SELECT, INSERT, UPDATE, DELETE'),
     ('holders', 'SELECT, INSERT, UPDATE, DELETE'), ('blobs', 'SELECT, INSERT, DELETE'),
     ('blob_chunks', 'SELECT, INSERT, DELETE'), ('tombstones', 'SELECT, INSERT, DELETE')
 ) AS wanted (name, rights)
