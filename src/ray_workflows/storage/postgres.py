@@ -150,10 +150,13 @@ class PostgresStorage(Storage):
         if not statements:
             return outcomes
         found = self.transact(lambda c: self.execute_commit(c, statements), len(appends))
-        for statement, appended in zip(statements, found, strict=True):
-            for number in statement.numbers:
-                if appends[number].incarnation in appended:
-                    outcomes[number] = CommitOutcome.OK
+        if sum(map(len, found)) == len(appends):
+            outcomes = [CommitOutcome.OK] * len(appends)
+        else:
+            for statement, appended in zip(statements, found, strict=True):
+                for number in statement.numbers:
+                    if appends[number].incarnation in appended:
+                        outcomes[number] = CommitOutcome.OK
         self.ends.learn(appends, outcomes)
         pairs = zip(appends, outcomes, strict=True)
         self.tell(append.catalog.holder for append, outcome in pairs if outcome is CommitOutcome.OK)

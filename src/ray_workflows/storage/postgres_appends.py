@@ -20,8 +20,6 @@ STATEMENT_BYTES = 8 * 1024 * 1024
 #: How many journals' ends are remembered.
 KNOWN_ENDS = 50_000
 
-NOTHING: tuple[None, None] = (None, None)
-
 
 class Ends:
     """What this process appended last to each journal: the entry's commit id, and its catalog row.
@@ -42,24 +40,26 @@ class Ends:
         """For each append that leaves the row but for ``seq`` as it is, the commit id of the entry
         that it follows; None where the row has to be sent."""
         found: list[str | None] = []
+        get = self.ends.get
         for append in appends:
-            commit_id, row = self.ends.get(append.incarnation, NOTHING)
-            same = row is not None and row.seq == append.expected_seq and alike(row, append.catalog)
-            found.append(commit_id if same else None)
+            end = get(append.incarnation)
+            same = end is not None and end[1].seq == append.expected_seq
+            found.append(end[0] if same and end and alike(end[1], append.catalog) else None)
         return found
 
-    def learn(self, appends: Iterable[Append], outcomes: Iterable[CommitOutcome]) -> None:
-        """Remember what became of appends."""
+    def learn(self, appends: Sequence[Append], outcomes: Sequence[CommitOutcome]) -> None:
+        """Remember what became of appends. The oldest go where there are too many."""
         ends = self.ends
-        for append, outcome in zip(appends, outcomes, strict=True):
-            incarnation = append.incarnation
-            if outcome is CommitOutcome.OK:
-                ends.pop(incarnation, None)
-                ends[incarnation] = (append.commit_id, append.catalog)
-                if len(ends) > KNOWN_ENDS:
-                    ends.popitem(last=False)
-            else:
-                ends.pop(incarnation, None)
+        if outcomes.count(CommitOutcome.OK) == len(appends):
+            ends.update({a.incarnation: (a.commit_id, a.catalog) for a in appends})
+        else:
+            for append, outcome in zip(appends, outcomes, strict=True):
+                if outcome is CommitOutcome.OK:
+                    ends[append.incarnation] = (append.commit_id, append.catalog)
+                else:
+                    ends.pop(append.incarnation, None)
+        while len(ends) > KNOWN_ENDS:
+            ends.popitem(last=False)
 
     def forget(self, incarnation: str) -> None:
         """It is gone."""
@@ -110,15 +110,16 @@ def statement_numbers(appends: Sequence[Append]) -> Iterator[list[int]]:
     else:
         rounds = rounds_of(appends)
     for numbers in rounds:
-        numbers.sort(key=lambda number: appends[number].workflow_id.encode())
+        # By code points, as the server has them.
+        numbers.sort(key=lambda number: appends[number].workflow_id)
         part: list[int] = []
         size = 0
         for number in numbers:
-            if part and size + len(appends[number].entry) > STATEMENT_BYTES:
-                yield part
-                part, size = [], 0
-            part.append(number)
             size += len(appends[number].entry)
+            if part and size > STATEMENT_BYTES:
+                yield part
+                part, size = [], len(appends[number].entry)
+            part.append(number)
         yield part
 
 
@@ -217,18 +218,19 @@ def encode_row(row: CatalogRow) -> dict[str, Any]:
 
 def encode_texts(texts: Sequence[str | None]) -> str:
     """An array as PostgreSQL reads it; psycopg takes longer for it than the server."""
-    return (
-        "{"
-        + ",".join(
-            [
-                "NULL"
-                if text is None
-                else '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-                for text in texts
-            ]
-        )
-        + "}"
-    )
+    if None not in texts:
+        joined = '","'.join(texts)  # type: ignore[arg-type]
+        # Nothing in them to be escaped, as nearly always.
+        if "\\" not in joined and joined.count('"') == 2 * (len(texts) - 1):
+            return f'{{"{joined}"}}'
+    return "{" + ",".join(map(encode_text, texts)) + "}"
+
+
+def encode_text(text: str | None) -> str:
+    """An element of an array."""
+    if text is None:
+        return "NULL"
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def clean(text: str | None) -> str | None:
