@@ -7,14 +7,13 @@ dead for good. What is wrong with the storage is said to whoever asks.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import logging
 import queue
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -109,10 +108,32 @@ class WatchList:
     of it is the latest."""
 
     def __init__(self) -> None:
-        self.ready = asyncio.Event()
         self.life = ""
         self.answered: list[tuple[str, Watched]] = []
         self.polled_at = time.monotonic()
+        #: What its polls wait for.
+        self.news: asyncio.Future[None] | None = None
+
+    def tell(self, workflow_id: str, watched: Watched) -> None:
+        """A watch is answered."""
+        self.answered.append((workflow_id, watched))
+        self.wake()
+
+    def wake(self) -> None:
+        """Let polls return."""
+        if self.news is not None and not self.news.done():
+            self.news.set_result(None)
+
+    async def wait(self, seconds: float) -> None:
+        """Return when there is an answer, or nothing for so long."""
+        if self.answered:
+            return
+        events = asyncio.get_running_loop()
+        if self.news is None or self.news.done():
+            self.news = events.create_future()
+        timer = events.call_later(seconds, self.wake)
+        await self.news
+        timer.cancel()
 
 
 class Coordinator:
@@ -188,12 +209,24 @@ class Coordinator:
 
     async def request(self, make: Callable[[Reply], Request]) -> Any:
         """Put a request to the loop and wait for its answer, but not for ever."""
-        try:
-            return await asyncio.wait_for(self.put(make), ANSWER_SECONDS)
-        except asyncio.TimeoutError:
-            return self.why_no_answer()
+        (answer,) = await self.in_time([self.put(make)], ANSWER_SECONDS)
+        return answer
 
-    def why_no_answer(self, seconds: float = ANSWER_SECONDS) -> Exception:
+    async def in_time(self, asked: Sequence[asyncio.Future[Any]], seconds: float) -> list[Any]:
+        """The answers; where there is none after so many seconds, the reason."""
+
+        def give_up() -> None:
+            reason = self.why_no_answer(seconds)
+            for each in asked:
+                if not each.done():
+                    each.set_result(reason)
+
+        timer = asyncio.get_running_loop().call_later(seconds, give_up)
+        answers = [await each for each in asked]
+        timer.cancel()
+        return answers
+
+    def why_no_answer(self, seconds: float) -> Exception:
         reason = self.loop.storage_error or self.loop.commit_error
         if isinstance(reason, StorageError):
             return reason
@@ -233,11 +266,7 @@ class Coordinator:
     ) -> Submitted:
         """What is answered to submissions, or why nothing is."""
         seconds = ANSWER_SECONDS + seconds_more(submissions)
-        _, late = await asyncio.wait(asked, timeout=seconds)
-        for answer in late:
-            answer.cancel()
-        reason = self.why_no_answer(seconds) if late else None
-        answers: list[Any] = [reason if each in late else each.result() for each in asked]
+        answers = await self.in_time(asked, seconds)
         return Submitted(self.holder.holder_id, answers)
 
     def submission(
@@ -307,11 +336,9 @@ class Coordinator:
         answered: list[tuple[str, Watched]] = []
         if watches is not None:
             watches.life = life
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(watches.ready.wait(), POLL_SECONDS)
+            await watches.wait(POLL_SECONDS)
         if watches is not None and watches.life == life:
             watches.polled_at = time.monotonic()
-            watches.ready.clear()
             answered, watches.answered = watches.answered, []
         return self.holder.holder_id, answered
 
@@ -331,12 +358,10 @@ class Coordinator:
         workflow_id: str,
         after: int | None,
     ) -> None:
-        def settle(watched: Watched) -> None:
-            watches.answered.append((workflow_id, watched))
-            watches.ready.set()
-
         request = WatchRequest(
-            workflow_id, lambda watched: post(events, lambda: settle(watched)), after
+            workflow_id,
+            lambda watched: post(events, lambda: watches.tell(workflow_id, watched)),
+            after,
         )
         self.inbox.put(lambda: self.verbs.ask(request))
 
