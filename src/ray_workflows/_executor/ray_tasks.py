@@ -16,12 +16,26 @@ import msgspec
 import ray
 from ray.exceptions import RayError, RuntimeEnvSetupError, TaskCancelledError
 
-from ray_workflows._executor.batch import Live
-from ray_workflows._executor.calls import Calls, load_of
-from ray_workflows._executor.carriers import STAY_SECONDS, Answer, Carrier, Carriers, Submission
+from ray_workflows._executor.batch import Live, Load
+from ray_workflows._executor.calls import Brought, Calls, load_of
+from ray_workflows._executor.carriers import (
+    AT_ONCE,
+    STAY_SECONDS,
+    Answer,
+    Carrier,
+    Carriers,
+    Submission,
+)
 from ray_workflows._executor.deadlines import Deadlines
 from ray_workflows._executor.failures import failure, lost_input, raised
-from ray_workflows._executor.lanes import WORTHWHILE_SECONDS, Durations, Flight, Lane
+from ray_workflows._executor.lanes import (
+    LONG_SECONDS,
+    TARGET_SECONDS,
+    WORTHWHILE_SECONDS,
+    Durations,
+    Flight,
+    Lane,
+)
 from ray_workflows._executor.live import LiveValues, direct_keys, nested_keys, value_keys
 from ray_workflows._executor.protocol import (
     REPORT_DECODER,
@@ -48,12 +62,14 @@ class RayExecutor:
     ``coordinator`` is the handle through which workers tell of attempts that take long.
     """
 
-    def __init__(self, storage: Storage, report: ReportSink, coordinator: Any = None) -> None:
+    def __init__(self, storage: Storage, report: ReportSink, coordinator: Any) -> None:
         self.report = report
         self.coordinator = coordinator
         self.deadlines = Deadlines()
         self.lock = threading.RLock()
-        self.numbers = itertools.count()
+        #: Other ones than those of an earlier life of the coordinator, whose Ray tasks may still
+        #: report here.
+        self.numbers = itertools.count(time.time_ns())
         self.lanes: dict[str, Lane] = {}
         #: Shapes of lanes to which something was added since the last `flush`.
         self.grown: set[str] = set()
@@ -146,39 +162,52 @@ class RayExecutor:
         """A member takes long: what is done so far, and members to run elsewhere."""
         with self.lock:
             submission = self.submissions.get(number)
-            if submission is not None:
-                self.lanes[submission.shape].expects_no_more(number)
-                self.settle(submission, REPORT_DECODER.decode(encoded), objects)
+            if submission is None:
+                return
+            self.settle(submission, REPORT_DECODER.decode(encoded), objects)
+            carrier = submission.carrier
+            if carrier is not None and carrier.loads[0] is submission:
+                self.lanes[submission.shape].expects_no_more(carrier)
                 self.stop_if_unwanted(submission)
-                self.pump(submission.shape)
+            elif not submission.open:
+                # It was at hand only, and is not any more.
+                self.over(submission)
+            self.pump(submission.shape)
 
     def batch_done(self, number: int, encoded: bytes, objects: Live, answer: Answer) -> None:
-        """A batch is through, and its Ray task waits for another one, or None."""
+        """A batch is through; its Ray task goes on with what is at hand, or waits for more."""
         with self.lock:
             submission = self.submissions.get(number)
             carrier = None if submission is None else submission.carrier
             if submission is None or carrier is None:
                 answer(None)
                 return
+            lane = self.lanes[submission.shape]
             self.over(submission)
-            self.carriers.wait(carrier, answer)
             self.settle(submission, REPORT_DECODER.decode(encoded), objects)
-            if carrier.fresh and self.has_room():
-                waits = carrier.waits
-                self.deadlines.after(STAY_SECONDS, lambda: self.leave(carrier, waits))
-            else:
+            carrier.hear()
+            lane.expects_no_more(carrier)
+            if not carrier.fresh or self.carriers.is_crowded(submission.shape, self.slots()):
+                carrier.answer = answer
                 self.carriers.leave(carrier)
+            elif carrier.loads:
+                carrier.answer = answer
+                self.hand(lane, carrier, [])
+            else:
+                self.carriers.wait(carrier, answer)
             self.pump(submission.shape)
+            if carrier.answer is not None:
+                if self.has_room():
+                    waits = carrier.waits
+                    self.deadlines.after(STAY_SECONDS, lambda: self.leave(carrier, waits))
+                else:
+                    self.carriers.leave(carrier)
 
     def leave(self, carrier: Carrier, waits: int) -> None:
         """Nothing has come for it in the time it waits."""
         with self.lock:
-            if carrier.waits == waits:
+            if carrier.answer is not None and carrier.waits == waits:
                 self.carriers.leave(carrier)
-
-    def may_stay(self, submission: Submission) -> bool:
-        """Whether the Ray task of this batch is to ask for another one after it."""
-        return self.coordinator is not None and submission.shareable and self.has_room()
 
     def has_room(self) -> bool:
         """Whether every Ray task in flight has a slot, as far as we know."""
@@ -198,7 +227,9 @@ class RayExecutor:
         """Submit what waits, as far as it is time. The lock is held."""
         # Looked up each time: a Ray task that has ended at once brings us here again meanwhile.
         while (lane := self.lanes.get(shape)) is not None:
-            batch = lane.next_batch(self.durations, self.slots(), time.monotonic())
+            taking, waits = self.carriers.are_taking(shape), self.carriers.waits(shape)
+            now = time.monotonic()
+            batch = lane.next_batch(self.durations, self.slots(), now, taking, waits)
             if not batch:
                 if lane.idle:
                     del self.lanes[shape]
@@ -226,47 +257,81 @@ class RayExecutor:
         return slots
 
     def submit(self, lane: Lane, members: list[Flight]) -> None:
+        """Let a Ray task carry a batch that waits for one, or submit another."""
+        submission = self.accept(members)
+        load, values = load_of(submission, self.live)
+        shape = submission.shape
+        # Ray brings values to a Ray task of their own.
+        if not values and self.carriers.waits(shape) and self.is_carried(submission):
+            carrier = self.carriers.take(shape)
+            carrier.carry(submission)
+            self.hand(lane, carrier, [load])
+        else:
+            self.send(lane, submission, load, values)
+
+    def accept(self, members: list[Flight]) -> Submission:
         submission = Submission(next(self.numbers), members)
         now = time.time()
         for flight in members:
             flight.batch = submission.number
             flight.submitted_at = now
         self.submissions[submission.number] = submission
-        lane.submitted += not submission.listens
-        try:
-            if not self.give(lane, submission):
-                self.send(submission)
-        except Exception as error:
-            # Options that this Ray refuses, or a secret that is not here: the user's to mend.
-            if submission.carrier is not None:
-                self.carriers.flying.discard(submission.carrier)
-            self.over(submission)
-            for flight in members:
-                self.land(flight, raised(flight, error))
+        return submission
 
-    def give(self, lane: Lane, submission: Submission) -> bool:
-        """Let a Ray task carry it that waits for a batch, if there is one."""
-        if not submission.shareable or not self.carriers.waits(submission.shape):
-            return False
-        submission.stays = self.may_stay(submission)
+    def hand(self, lane: Lane, carrier: Carrier, loads: list[Load]) -> None:
+        """Answer a carrier with batches, and one more where there is plenty."""
+        loads += self.ahead(lane, carrier)
+        members = [flight for submission in carrier.loads for flight in submission.members]
+        lane.expect(carrier, members, self.durations, time.monotonic())
+        carrier.reply(loads)
+
+    def ahead(self, lane: Lane, carrier: Carrier) -> list[Load]:
+        """The batch after the one that a carrier has, if there is plenty."""
+        members: list[Flight] = []
+        if carrier.asks and len(carrier.loads) < AT_ONCE:
+            members = lane.next_ahead(self.durations, self.slots())
+        if not members:
+            return []
+        submission = self.accept(members)
         load, values = load_of(submission, self.live)
         if values:
-            return False  # Ray brings them to a Ray task of their own.
-        lane.expect(submission.number, submission.members, self.durations, time.monotonic())
-        self.carriers.take(submission, load)
-        return True
+            del self.submissions[submission.number]
+            for flight in members:
+                flight.batch = None
+            lane.put_back(members)
+            return []
+        carrier.carry(submission)
+        return [load]
 
-    def send(self, submission: Submission) -> None:
+    def send(self, lane: Lane, submission: Submission, load: Load, values: Brought) -> None:
         """Submit a Ray task, or call a listener host."""
-        carrier = Carrier(submission)
+        carrier = Carrier(submission.shape, asks=self.is_carried(submission))
+        carrier.carry(submission)
+        loads = [load]
         if not submission.listens:
-            self.carriers.flying.add(carrier)
+            self.carriers.start(carrier)
+            lane.submitted += 1
             if not self.has_room():
                 self.carriers.leave_all()
-            submission.stays = self.may_stay(submission)
-        load, values = load_of(submission, self.live)
-        carrier.ref = self.calls.send(submission, load, values)
-        carrier.ref.future().add_done_callback(lambda future: self.done(carrier, future))
+            loads += self.ahead(lane, carrier)
+        try:
+            carrier.ref = self.calls.send(submission, loads, carrier.asks, values)
+            carrier.ref.future().add_done_callback(lambda future: self.done(carrier, future))
+        except Exception as error:
+            # Options that this Ray refuses, or a secret that is not here: the user's to mend.
+            self.end(carrier)
+            for each in list(carrier.loads):
+                self.over(each)
+                for flight in each.left:
+                    self.land(flight, raised(flight, error))
+
+    def is_carried(self, submission: Submission) -> bool:
+        """Whether it may follow another batch in a Ray task, and be followed by one."""
+        seconds = self.durations.get(submission.digest)
+        if seconds is None or seconds <= LONG_SECONDS:
+            return submission.shareable
+        # One that is a batch by itself has a Ray task for the asking, where nobody waits for one.
+        return submission.shareable and seconds <= TARGET_SECONDS and self.has_room()
 
     def missing_inputs(self, request: AttemptRequest) -> tuple[int, ...]:
         """Upstream tasks whose values were not checkpointed and are not here any more."""
@@ -284,34 +349,42 @@ class RayExecutor:
         """A Ray task ended. Called from a thread of Ray's."""
         try:
             with self.lock:
-                self.carriers.flying.discard(carrier)
-                submission = carrier.current
-                if submission is None:
-                    # All that it carried is settled.
-                    self.carriers.leave(carrier)
-                    return
-                self.over(submission)
+                self.end(carrier)
                 try:
-                    number, (encoded, objects) = future.result()
-                    report = REPORT_DECODER.decode(encoded)
+                    reports = future.result()
                 except Exception as error:
-                    self.fail(submission, error)
+                    self.fail(carrier, error)
                 else:
-                    if number == submission.number:
-                        self.settle(submission, report, objects)
-                    else:
-                        # It gave up waiting before it got this one.
-                        for flight in submission.members:
+                    for number, (encoded, objects) in reports:
+                        submission = self.submissions.get(number)
+                        if submission is not None:
+                            self.over(submission)
+                            self.settle(submission, REPORT_DECODER.decode(encoded), objects)
+                    for submission in list(carrier.loads):
+                        # It never got them, or they were handed back and that was lost.
+                        self.over(submission)
+                        for flight in submission.left:
                             self.run_elsewhere(submission, flight)
-                self.pump(submission.shape)
+                self.pump(carrier.shape)
         except Exception:
             logger.exception("The end of a Ray task could not be handled.")
 
+    def end(self, carrier: Carrier) -> None:
+        """A Ray task is no more."""
+        if carrier in self.carriers.flying:
+            lane = self.lanes[carrier.shape]
+            lane.submitted -= 1
+            lane.expects_no_more(carrier)
+            self.carriers.end(carrier)
+
     def over(self, submission: Submission) -> None:
+        """A batch is through, or lost."""
         del self.submissions[submission.number]
-        if not submission.listens:
-            lane = self.lanes.setdefault(submission.shape, Lane())
-            lane.landed(submission.number, submission.digest)
+        if submission.carrier is not None:
+            submission.carrier.loads.remove(submission)
+        lane = self.lanes.get(submission.shape)
+        if lane is not None:
+            lane.landed(submission.digest)
         if not self.submissions:
             self.calls.rack.tidy()
 
@@ -342,30 +415,31 @@ class RayExecutor:
             flight.request = msgspec.structs.replace(flight.request, fused=False)
             self.enqueue(flight)
 
-    def fail(self, submission: Submission, error: Exception) -> None:
-        """The Ray task failed. If several members are left, one was guilty: they run again alone,
-        and only the guilty one will be charged."""
+    def fail(self, carrier: Carrier, error: Exception) -> None:
+        """A Ray task failed with what it had. If several members are left, one was guilty: those of
+        the batch that ran first run again alone, and only the guilty one will be charged. It may
+        have been one of the next batch, if the report of the first was lost with the worker."""
         if isinstance(error, RayError) and not isinstance(error, TaskCancelledError):
             self.forget_dead_hosts(error)
-        unset = isinstance(error, RuntimeEnvSetupError) and self.calls.lacked(submission)
-        left = [
-            flight
-            for flight in submission.members
-            if not flight.retired and flight.batch == submission.number
-        ]
-        if unset:
+        loads = list(carrier.loads)
+        for submission in loads:
+            self.over(submission)
+        left = [(each, flight) for each in loads for flight in each.left]
+        unset = isinstance(error, RuntimeEnvSetupError)
+        if unset and any(self.calls.lacked(submission) for submission in loads):
             # Nobody's fault: what the worker was to be set up with had gone from the cluster.
-            for flight in left:
+            for _, flight in left:
                 self.land(flight, lost_input(flight.request, (), error, flight))
             return
         if len(left) == 1:
-            self.land(left[0], failure(left[0], error))
+            self.land(left[0][1], failure(left[0][1], error))
             return
-        for flight in left:
-            flight.alone = True
-            if flight.follows:
-                # Who of them it was comes out when they run one by one.
-                self.suspects.add(flight.request.incarnation)
+        for submission, flight in left:
+            if submission is loads[0]:
+                flight.alone = True
+                if flight.follows:
+                    # Who of them it was comes out when they run one by one.
+                    self.suspects.add(flight.request.incarnation)
             self.run_elsewhere(submission, flight)
 
     def land(
@@ -421,7 +495,8 @@ class RayExecutor:
     def stop_if_unwanted(self, submission: Submission) -> None:
         """Stop a Ray task when nobody wants anything of it. While there are others in it, one that
         is not wanted runs on: it is short, or those others are handed back."""
-        if not submission.open:
+        carrier = submission.carrier
+        if carrier is not None and not carrier.wanted:
             self.stop(submission)
 
     def expire(self, flight: Flight) -> None:
@@ -433,10 +508,12 @@ class RayExecutor:
                 self.stop(self.submissions[flight.batch])
 
     def stop(self, submission: Submission) -> None:
-        if submission.carrier is not None and submission.carrier.ref is not None:
+        carrier = submission.carrier
+        if carrier is not None and carrier.ref is not None:
+            carrier.stopped = True
             try:
                 # A soft cancel can be swallowed by user code. Actor calls know no force.
-                ray.cancel(submission.carrier.ref, force=not submission.listens)
+                ray.cancel(carrier.ref, force=not submission.listens)
             except Exception as error:
                 where = submission.members[0].request.where
                 logger.warning("Attempt of %s could not be canceled: %s", where, error)
