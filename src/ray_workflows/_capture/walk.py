@@ -46,7 +46,7 @@ class Arguments:
             self.direct.add(positions[key])
             return UPSTREAM_VALUE, positions[key]
 
-        args = tuple(direct_argument(arg) for arg in node.get_args())
+        args = tuple(map(direct_argument, node.get_args()))
         kwargs = {name: direct_argument(arg) for name, arg in node.get_kwargs().items()}
         self.pickled: Pickled = pickle_value((args, kwargs), where=where, node_hook=node_hook)
 
