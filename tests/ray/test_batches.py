@@ -159,9 +159,13 @@ def test_a_slow_member_holds_nobody_back(wid: str, marks: Marks, gate: Gate) -> 
     assert marks.count("held") == 1
 
 
-def test_a_death_of_a_worker_charges_only_the_guilty(wid: str, marks: Marks) -> None:
+@pytest.mark.parametrize("seconds", [0.0, 0.02])
+def test_a_death_of_a_worker_charges_only_the_guilty(
+    wid: str, marks: Marks, seconds: float
+) -> None:
     @ray.remote(max_retries=1)
     def fragile(index: int | None):
+        time.sleep(seconds)
         if index == 50:
             marks.add("guilty")
             if marks.count("guilty") <= 2:

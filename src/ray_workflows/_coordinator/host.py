@@ -128,7 +128,7 @@ class Coordinator:
         self.watching: dict[str, WatchList] = {}
         context = ray.get_runtime_context()
         self.holder = this_holder(context.get_actor_id())
-        self.executor = RayExecutor(storage, self.report, context.current_actor)
+        self.executor = RayExecutor(storage, self.report, context.current_actor, self.inbox.put)
         self.loop = Loop(
             storage,
             self.executor,

@@ -26,9 +26,6 @@ STAY_SECONDS = 0.01
 #: it does with workers that are leased by plain Ray.
 CARRY_SECONDS = 0.5
 
-#: Batches that one Ray task has at once: one runs, one is at hand when it is through.
-AT_ONCE = 2
-
 #: Gives a Ray task batches, none for now, or (None) nothing any more.
 Answer = Callable[[list[Load] | None], None]
 

@@ -35,9 +35,9 @@ MAX_FUNCTIONS = 100_000
 #: back no others.
 MAX_IN_FLIGHT = 2_000
 
-#: Work for each slot, in seconds, from which on a Ray task gets a batch ahead, while another runs:
-#: when it comes to that one, all others still have enough of their own.
-PLENTY_SECONDS = 2 * TARGET_SECONDS
+#: Batches that one Ray task has at once: one runs, one is at hand when it is through. Both together
+#: are no more than its share of what there is.
+AT_ONCE = 2
 
 #: Work for each slot, in seconds, from which on more Ray tasks are submitted than there are slots,
 #: as many again: they wait, and show an autoscaler that there is work for more nodes.
@@ -140,6 +140,11 @@ class Durations:
             flight.followers.append(previous)
 
 
+def least(seconds: float) -> int:
+    """How many attempts that take so long each are worth a batch."""
+    return max(1, int(WORTHWHILE_SECONDS / seconds))
+
+
 class Lane:
     """Attempts of one shape that wait, by function, and how many Ray tasks of it are in flight."""
 
@@ -157,12 +162,17 @@ class Lane:
     def idle(self) -> bool:
         return not self.queues and not self.submitted
 
-    def add(self, flight: Flight) -> None:
+    def add(self, flight: Flight, durations: Durations, slots: int) -> bool:
+        """Let it wait; whether there is now one more batch for each slot."""
         digest = flight.request.scene.function.digest
         queue = self.queues.get(digest)
         if queue is None:
             queue = self.queues[digest] = deque()
         queue.append(flight)
+        seconds = durations.get(digest)
+        return seconds is not None and not len(queue) % (
+            slots * max(1, int(TARGET_SECONDS / seconds))
+        )
 
     def next_batch(
         self,
@@ -204,7 +214,7 @@ class Lane:
             seconds = durations.get(digest)
             if seconds is None or seconds > LONG_SECONDS or queue[0].alone or queue[0].laden:
                 return []
-            if len(queue) * seconds < PLENTY_SECONDS * slots:
+            if len(queue) < AT_ONCE * slots * least(seconds):
                 return []
             return self.cut(queue, seconds, slots)
 
@@ -248,8 +258,8 @@ class Lane:
         if queue[0].followers:
             head = queue.popleft()
             return [head, *head.followers]
-        share = -(-len(queue) // slots)
-        size = min(max(share, int(WORTHWHILE_SECONDS / seconds), 1), int(TARGET_SECONDS / seconds))
+        share = -(-len(queue) // (AT_ONCE * slots))
+        size = min(max(share, least(seconds)), round(TARGET_SECONDS / seconds))
         batch: list[Flight] = []
         while queue and len(batch) < size and not (queue[0].alone or queue[0].followers):
             flight = queue.popleft()
