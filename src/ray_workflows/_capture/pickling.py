@@ -149,9 +149,9 @@ def pickle_value(value: Any, *, where: str, node_hook: NodeHook = refuse_node) -
         SerializationError: it can't be pickled; names the type and the attribute at fault.
         InvalidResultError: it contains a DAG node that does not belong there.
     """
-    if is_plain(value):
-        # A pickler of ours costs ten times as much.
-        return Pickled(pickle.dumps(value, protocol=5), [], [])
+    plain = pickle_plain(value)
+    if plain is not None:
+        return plain
     file = io.BytesIO()
     pickler = ValuePickler(file, node_hook)
     try:
@@ -163,6 +163,12 @@ def pickle_value(value: Any, *, where: str, node_hook: NodeHook = refuse_node) -
             raise pickler.hook_error from None
         raise SerializationError(describe_failure(value, where, error)) from error
     return Pickled(file.getvalue(), pickler.buffers, pickler.refs)
+
+
+def pickle_plain(value: Any) -> Pickled | None:
+    """A value pickled without a pickler of ours, which costs ten times as much, if it needs none:
+    None if it may."""
+    return Pickled(pickle.dumps(value, protocol=5), [], []) if is_plain(value) else None
 
 
 def is_plain(value: Any, depth: int = MAX_DEPTH) -> bool:

@@ -114,14 +114,15 @@ def load_of(submission: Submission, live: Mapping[str, LiveValues]) -> tuple[Loa
     requests = [flight.request for flight in submission.members]
     nested: Live = {}
     values: Brought = {}
+    # Most workflows have none.
+    laden = [
+        (request, live[request.incarnation]) for request in requests if request.incarnation in live
+    ]
     taken = Counter(
-        (request.incarnation, key) for request in requests for key in direct_keys(request)
+        (request.incarnation, key) for request, _ in laden for key in direct_keys(request)
     )
-    for request in requests:
+    for request, here in laden:
         incarnation = request.incarnation
-        here = live.get(incarnation)
-        if here is None:
-            continue
         found = here.among(nested_keys(request))
         for key, value in here.among(direct_keys(request)).items():
             # Ray brings one copy of a value: where several take it, each fetches its own.

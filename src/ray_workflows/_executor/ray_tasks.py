@@ -177,6 +177,8 @@ class RayExecutor:
 
     def missing_inputs(self, request: AttemptRequest) -> tuple[int, ...]:
         """Upstream tasks whose values were not checkpointed and are not here any more."""
+        if not request.upstream:
+            return ()
         live = self.live.get(request.incarnation)
         objects = live.objects if live is not None else {}
         return tuple(
