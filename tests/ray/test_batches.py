@@ -135,9 +135,15 @@ def test_long_tasks_do_not_wait_for_each_other() -> None:
     assert len(run_many(long, 12)) == 12
 
 
-def test_a_slow_member_holds_nobody_back(wid: str, marks: Marks, gate: Gate) -> None:
+@pytest.mark.parametrize("seconds", [0.0, 0.005])
+def test_a_slow_member_holds_nobody_back(
+    wid: str, marks: Marks, gate: Gate, seconds: float
+) -> None:
+    """Neither those of its batch nor, where they take longer, those of the next one."""
+
     @ray.remote
     def mostly_short(held: bool | None):
+        time.sleep(seconds)
         if held:
             marks.add("held")
             gate.wait()

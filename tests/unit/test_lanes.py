@@ -142,6 +142,7 @@ def test_what_was_put_back_is_the_next_and_waits_behind_nothing() -> None:
         lane.put_back(batch)
         assert not lane.next_ahead(durations, 2)
         assert lane.next_batch(durations, 2, 0.0) == batch
+    assert len(lane.queues["f"]) == 996
 
 
 @pytest.mark.parametrize(
