@@ -7,6 +7,7 @@ dead for good. What is wrong with the storage is said to whoever asks.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import threading
@@ -65,6 +66,9 @@ ANSWER_SECONDS = 20.0
 #: New objects after which the process of a coordinator looks for garbage among them. By default it
 #: is 700, and a quarter of engine and loop is looking: states are large, and refer to no cycles.
 YOUNG_OBJECTS = 20_000
+
+#: Reports of so many bytes are looked at by another thread than the one that takes them.
+FEW_BYTES = 16 * 1024
 
 #: How long one poll of a client waits at most, in seconds.
 POLL_SECONDS = 60.0
@@ -386,7 +390,8 @@ class Coordinator:
             if not answered.done():
                 answered.set_result(load)
 
-        with self.turns.gathered():
+        # A few reports are looked at here. Before thousands are, the worker is answered.
+        with self.turns.gathered() if len(encoded) < FEW_BYTES else contextlib.nullcontext():
             self.executor.batch_done(
                 number, encoded, objects, lambda load: post(events, lambda: take(load))
             )
