@@ -38,6 +38,9 @@ MAP_FROM_BYTES = 1024 * 1024
 #: What is read at once to compute a checksum.
 BUFFER_BYTES = 1024 * 1024
 
+#: How many directories are remembered.
+NAMED = 1000
+
 #: How often to start again when a writer and a deletion meet in one directory.
 ATTEMPTS = 10
 
@@ -53,6 +56,8 @@ class BlobFiles:
     def __init__(self, root: str, *, mapped: bool = True):
         self.root = root
         self.mapped = mapped
+        #: Directories of incarnations whose names are known to be on the disk.
+        self.named: set[str] = set()
 
     def directory(self, incarnation: str) -> str:
         """Where the blobs of an incarnation are."""
@@ -76,9 +81,17 @@ class BlobFiles:
             )
         # Also for a blob that was there: its writer may not have come this far yet.
         with io_errors(path):
-            sync_directory(os.path.dirname(path))
-            sync_directory(self.root)
+            self.sync_names(os.path.dirname(path))
         return blob
+
+    def sync_names(self, directory: str) -> None:
+        """Wait until the names in the directory of an incarnation, and its own, are on the disk."""
+        sync_directory(directory)
+        if directory not in self.named:
+            sync_directory(self.root)
+            if len(self.named) >= NAMED:
+                self.named.clear()
+            self.named.add(directory)
 
     def write_new(self, path: str, key: str, chunks: Iterable[bytes | memoryview]) -> Blob | None:
         """Write a blob, or return None if somebody else was faster."""
@@ -123,6 +136,7 @@ class BlobFiles:
                 # Not yet there, or a deletion removed it in between.
                 if attempt == ATTEMPTS - 1:
                     raise
+            self.named.discard(directory)
             with contextlib.suppress(FileExistsError):
                 os.mkdir(directory, 0o700)
         raise AssertionError("unreachable")
@@ -198,6 +212,7 @@ class BlobFiles:
     def delete(self, incarnation: str) -> None:
         """Delete all blobs of an incarnation. Values mapped before stay readable."""
         directory = self.directory(incarnation)
+        self.named.discard(directory)
         with io_errors(directory):
             for attempt in range(ATTEMPTS):
                 try:
