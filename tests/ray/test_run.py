@@ -183,6 +183,32 @@ def test_an_output_is_waited_for(wid: str, marks: Marks, gate: Gate) -> None:
     assert ray.get(whole) == ("first", "through")
 
 
+def test_an_output_is_asked_for_at_the_call(wid: str, marks: Marks, gate: Gate) -> None:
+    """What waits for it may come to look when the workflow is over: that it ran counts."""
+
+    @ray.remote
+    def fail(value):
+        raise ValueError(value)
+
+    started = workflow.run_async(fail.bind(held.bind(gate, marks)), workflow_id=wid)
+    marks.wait_for("held")
+    waiter = workflows.get_waiter(connect()).actor
+    pid = ray.get(waiter.__ray_call__.remote(lambda self: os.getpid()))
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        asked = workflow.get_output_async(wid)
+        gate.open()
+        with pytest.raises(workflow.WorkflowExecutionError):
+            workflow.get_output(wid)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    for ref in (started, asked):
+        with pytest.raises(workflow.WorkflowExecutionError):
+            ray.get(ref, timeout=60)
+    with pytest.raises(workflow.OutputNotAvailableError):
+        ray.get(workflow.get_output_async(wid), timeout=60)
+
+
 def test_listing_by_status(wid: str, marks: Marks, gate: Gate) -> None:
     ref = workflow.run_async(held.bind(gate, marks), workflow_id=f"{wid}-running")
     workflow.run(one.bind(), workflow_id=f"{wid}-done")

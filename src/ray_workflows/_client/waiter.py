@@ -57,6 +57,12 @@ def read_all(connection: Connection, answered: list[tuple[str, Watched]]) -> lis
     return found
 
 
+def is_at_hand(watched: Watched) -> bool:
+    """Whether all of an output is in what the watch saw: nothing has to be waited for."""
+    value = None if watched.output is None else watched.output.value
+    return value is not None and isinstance(value.data, bytes) and not value.objects
+
+
 class OutputError(ray.exceptions.RayTaskError):  # type: ignore[misc]
     """Carries an error through an ObjectRef: ``ray.get`` raises the error itself.
 
@@ -175,8 +181,11 @@ class Waiter:
                 poll = self.coordinator.poll.remote(self.client, self.life)
                 holder_id, answered = await poll
                 if answered:
-                    # On a thread, because it unpickles; all at once, because a thread costs.
-                    found = await asyncio.to_thread(read_all, connection, answered)
+                    if all(is_at_hand(watched) for _, watched in answered):
+                        # A thread would cost more than to unpickle what is so small.
+                        found = read_all(connection, answered)
+                    else:
+                        found = await asyncio.to_thread(read_all, connection, answered)
                     for (workflow_id, _), seen in zip(answered, found, strict=True):
                         self.tell(workflow_id, seen)
                 await self.check_holder(holder_id)

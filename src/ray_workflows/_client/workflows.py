@@ -25,6 +25,7 @@ from ray_workflows._client.outputs import (
     read_row,
     workflow_output,
 )
+from ray_workflows._client.reader import ACTIVE
 from ray_workflows._client.waiter import OutputError, waiter_class
 from ray_workflows._coordinator.requests import Accepted, Finished, Submitted
 from ray_workflows._model.environment import EnvironmentInfo
@@ -251,8 +252,10 @@ def get_output(workflow_id: str, task_id: str | None) -> Any:
 
 def get_output_async(workflow_id: str, task_id: str | None) -> ray.ObjectRef:
     connection = connect()
-    read_row(connection.storage, validate_workflow_id(workflow_id))
-    return output_ref(connection, workflow_id, task_id, fresh=False)
+    row = read_row(connection.storage, validate_workflow_id(workflow_id))
+    # What it is at this call counts, and not when the waiter comes to look.
+    running = connection.status(row) in ACTIVE
+    return output_ref(connection, workflow_id, task_id, fresh=running)
 
 
 def get_status(workflow_id: str) -> WorkflowStatus:

@@ -1,4 +1,4 @@
-"""The Ray actor around the loop. Its methods only pass requests on; one thread runs the loop.
+"""The Ray actor around the loop. Its methods bring requests to it; one thread at a time runs it.
 
 `Coordinator.__init__` touches no storage and never raises: an actor whose restart raised would be
 dead for good. What is wrong with the storage is said to whoever asks.
@@ -7,14 +7,12 @@ dead for good. What is wrong with the storage is said to whoever asks.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import logging
-import queue
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -42,6 +40,7 @@ from ray_workflows._coordinator.requests import (
     seconds_more,
 )
 from ray_workflows._coordinator.room import Limits
+from ray_workflows._coordinator.turns import Turns
 from ray_workflows._coordinator.verbs import Verbs
 from ray_workflows._executor.ray_tasks import RayExecutor
 from ray_workflows._model.inputs import AttemptRuns
@@ -75,7 +74,7 @@ MAX_CALLS = 10_000
 
 
 def post(events: asyncio.AbstractEventLoop, action: Callable[[], None]) -> None:
-    """Bring an answer from the loop's thread to Ray's."""
+    """Bring an answer from whoever runs the loop to Ray's thread."""
     events.call_soon_threadsafe(action)
 
 
@@ -109,10 +108,32 @@ class WatchList:
     of it is the latest."""
 
     def __init__(self) -> None:
-        self.ready = asyncio.Event()
         self.life = ""
         self.answered: list[tuple[str, Watched]] = []
         self.polled_at = time.monotonic()
+        #: What its polls wait for.
+        self.news: asyncio.Future[None] | None = None
+
+    def tell(self, workflow_id: str, watched: Watched) -> None:
+        """A watch is answered."""
+        self.answered.append((workflow_id, watched))
+        self.wake()
+
+    def wake(self) -> None:
+        """Let polls return."""
+        if self.news is not None and not self.news.done():
+            self.news.set_result(None)
+
+    async def wait(self, seconds: float) -> None:
+        """Return when there is an answer, or nothing for so long."""
+        if self.answered:
+            return
+        events = asyncio.get_running_loop()
+        if self.news is None or self.news.done():
+            self.news = events.create_future()
+        timer = events.call_later(seconds, self.wake)
+        await self.news
+        timer.cancel()
 
 
 class Coordinator:
@@ -122,17 +143,17 @@ class Coordinator:
         self.storage = storage
         self.settings = settings
         self.package_version = package_version
-        self.inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.broken: Exception | None = None
         gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
         self.watching: dict[str, WatchList] = {}
         context = ray.get_runtime_context()
         self.holder = this_holder(context.get_actor_id())
         self.executor = RayExecutor(storage, self.report, context.current_actor)
+        self.turns = Turns(self.step, self.unexpected)
         self.loop = Loop(
             storage,
             self.executor,
-            ThreadIo(self.inbox.put),
+            ThreadIo(self.turns.bring),
             self.holder.holder_id,
             clock=time.time,
             new_id=lambda: uuid.uuid4().hex,
@@ -143,35 +164,34 @@ class Coordinator:
         self.verbs = Verbs(self.loop, self.lease)
         threading.Thread(target=self.drive, name="ray-workflows-loop", daemon=True).start()
 
-    # -- the loop's thread -----------------------------------------------------------------
+    # -- the loop --------------------------------------------------------------------------
 
     def drive(self) -> None:
+        self.turns.put(self.begin)
+        self.storage.listen(self.holder.holder_id, lambda: self.turns.put(self.lease.look))
+        self.turns.serve()
+
+    def begin(self) -> None:
         self.lease.start()
         if self.settings.auto_resume:
             self.orphans.look()
-        self.storage.listen(self.holder.holder_id, lambda: self.inbox.put(self.lease.look))
-        while True:
-            try:
-                timeout = self.loop.step()
-                action = self.inbox.get(timeout=timeout)
-                while True:
-                    action()
-                    action = self.inbox.get_nowait()
-            except queue.Empty:
-                continue
-            except Exception as error:
-                # A bug of ours. Work goes on; the error is in the log and in `describe`.
-                self.broken = error
-                logger.exception("The coordinator's loop met an unexpected error.")
+
+    def step(self) -> float | None:
+        return self.loop.step()
+
+    def unexpected(self, error: Exception) -> None:
+        """A bug of ours. Work goes on; the error is in the log and in `describe`."""
+        self.broken = error
+        logger.error("The coordinator's loop met an unexpected error.", exc_info=error)
 
     def report(self, incarnation: str, report: Any) -> None:
-        self.inbox.put(lambda: self.loop.report(incarnation, report))
+        self.turns.put(lambda: self.loop.report(incarnation, report))
 
     # -- what drivers call -----------------------------------------------------------------
     # Errors are returned, not raised: Ray would wrap them, and their causes would be lost.
 
     def put(self, make: Callable[[Reply], Request]) -> asyncio.Future[Any]:
-        """Put a request to the loop; its answer to be.
+        """Bring a request to the loop; its answer to be.
 
         At once, not when its turn among tasks comes: what a client calls next finds it there.
         """
@@ -183,17 +203,29 @@ class Coordinator:
                 future.set_result(value)
 
         request = make(lambda value: post(events, lambda: settle(value)))
-        self.inbox.put(lambda: self.verbs.ask(request))
+        self.turns.bring(lambda: self.verbs.ask(request))
         return future
 
     async def request(self, make: Callable[[Reply], Request]) -> Any:
         """Put a request to the loop and wait for its answer, but not for ever."""
-        try:
-            return await asyncio.wait_for(self.put(make), ANSWER_SECONDS)
-        except asyncio.TimeoutError:
-            return self.why_no_answer()
+        (answer,) = await self.in_time([self.put(make)], ANSWER_SECONDS)
+        return answer
 
-    def why_no_answer(self, seconds: float = ANSWER_SECONDS) -> Exception:
+    async def in_time(self, asked: Sequence[asyncio.Future[Any]], seconds: float) -> list[Any]:
+        """The answers; where there is none after so many seconds, the reason."""
+
+        def give_up() -> None:
+            reason = self.why_no_answer(seconds)
+            for each in asked:
+                if not each.done():
+                    each.set_result(reason)
+
+        timer = asyncio.get_running_loop().call_later(seconds, give_up)
+        answers = [await each for each in asked]
+        timer.cancel()
+        return answers
+
+    def why_no_answer(self, seconds: float) -> Exception:
         reason = self.loop.storage_error or self.loop.commit_error
         if isinstance(reason, StorageError):
             return reason
@@ -213,15 +245,17 @@ class Coordinator:
 
         ``client`` watches those that are accepted, as if it had subscribed to them.
         """
-        asked = [self.put(self.submission(each, client)) for each in submissions]
+        with self.turns.gathered():
+            asked = [self.put(self.submission(each, client)) for each in submissions]
         return await self.answers(asked, submissions)
 
     async def run(self, submission: Submission) -> tuple[Submitted, Watched | None]:
         """As `submit`, of one; once it is accepted, what `watch_one` sees. One call, because a
         caller who waits anyway would only be woken once more."""
-        asked = self.put(self.submission(submission, None))
-        # Right behind it: when this is looked at, it is in hand.
-        watch = self.put(lambda reply: WatchRequest(submission.workflow_id, reply, None))
+        with self.turns.gathered():
+            asked = self.put(self.submission(submission, None))
+            # Right behind it: when this is looked at, it is in hand.
+            watch = self.put(lambda reply: WatchRequest(submission.workflow_id, reply, None))
         submitted = await self.answers([asked], [submission])
         if isinstance(submitted.answers[0], Accepted):
             return submitted, await watch
@@ -233,11 +267,7 @@ class Coordinator:
     ) -> Submitted:
         """What is answered to submissions, or why nothing is."""
         seconds = ANSWER_SECONDS + seconds_more(submissions)
-        _, late = await asyncio.wait(asked, timeout=seconds)
-        for answer in late:
-            answer.cancel()
-        reason = self.why_no_answer(seconds) if late else None
-        answers: list[Any] = [reason if each in late else each.result() for each in asked]
+        answers = await self.in_time(asked, seconds)
         return Submitted(self.holder.holder_id, answers)
 
     def submission(
@@ -307,11 +337,9 @@ class Coordinator:
         answered: list[tuple[str, Watched]] = []
         if watches is not None:
             watches.life = life
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(watches.ready.wait(), POLL_SECONDS)
+            await watches.wait(POLL_SECONDS)
         if watches is not None and watches.life == life:
             watches.polled_at = time.monotonic()
-            watches.ready.clear()
             answered, watches.answered = watches.answered, []
         return self.holder.holder_id, answered
 
@@ -331,14 +359,12 @@ class Coordinator:
         workflow_id: str,
         after: int | None,
     ) -> None:
-        def settle(watched: Watched) -> None:
-            watches.answered.append((workflow_id, watched))
-            watches.ready.set()
-
         request = WatchRequest(
-            workflow_id, lambda watched: post(events, lambda: settle(watched)), after
+            workflow_id,
+            lambda watched: post(events, lambda: watches.tell(workflow_id, watched)),
+            after,
         )
-        self.inbox.put(lambda: self.verbs.ask(request))
+        self.turns.bring(lambda: self.verbs.ask(request))
 
     async def attempt_runs(
         self, incarnation: str, task: int, epoch: int, attempt: int, started_at: float
@@ -360,9 +386,10 @@ class Coordinator:
             if not answered.done():
                 answered.set_result(load)
 
-        self.executor.batch_done(
-            number, encoded, objects, lambda load: post(events, lambda: take(load))
-        )
+        with self.turns.gathered():
+            self.executor.batch_done(
+                number, encoded, objects, lambda load: post(events, lambda: take(load))
+            )
         return await answered
 
     async def describe(self) -> dict[str, Any]:

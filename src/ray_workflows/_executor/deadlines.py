@@ -21,13 +21,16 @@ class Deadlines:
         """Call ``action`` on the thread; it must not raise."""
         with self.changed:
             self.count += 1
-            heapq.heappush(self.actions, (time.monotonic() + seconds, self.count, action))
+            added = (time.monotonic() + seconds, self.count, action)
+            heapq.heappush(self.actions, added)
             if self.thread is None:
                 self.thread = threading.Thread(
                     target=self.run, name="ray-workflows-deadlines", daemon=True
                 )
                 self.thread.start()
-            self.changed.notify()
+            if self.actions[0] is added:
+                # Only then it would sleep too long. To wake it each time costs more than the rest.
+                self.changed.notify()
 
     def run(self) -> None:
         while True:
