@@ -14,7 +14,7 @@ from ray_workflows.storage import writing
 from ray_workflows.storage.checksums import Checksum
 from ray_workflows.storage.files import BlobFiles
 from ray_workflows.storage.records import slices
-from ray_workflows.storage.writing import BLOCK_BYTES, BUFFER_BYTES, FileWriter
+from ray_workflows.storage.writing import BLOCK_BYTES, BUFFER_BYTES, DIRECT_BYTES, FileWriter
 from tests.disks import small_disk
 
 MIB = 1024 * 1024
@@ -22,6 +22,7 @@ BORDERS = [0, 1, 511, 512, 4095, 4096, 4097]
 SIZES = [
     *BORDERS,
     *(MIB - 1, MIB, MIB + 1),
+    *(DIRECT_BYTES + rest for rest in (-1, *BORDERS)),
     *(BUFFER_BYTES * count + rest for count in (1, 2) for rest in (-1, *BORDERS)),
 ]
 
@@ -115,9 +116,15 @@ def test_only_large_files_are_written_directly(tmp_path: Path) -> None:
         pytest.skip("the file system refuses direct writes")
     descriptor = open_file(tmp_path / "small")
     with FileWriter(descriptor, direct=True) as writer:
-        writer.write(memoryview(bytes(BUFFER_BYTES - 1)))
+        writer.write(memoryview(bytes(DIRECT_BYTES - BLOCK_BYTES)))
         writer.finish()
     assert not is_direct(descriptor)
+    os.close(descriptor)
+    descriptor = open_file(tmp_path / "less than a buffer")
+    with FileWriter(descriptor, direct=True) as writer:
+        writer.write(memoryview(bytes(DIRECT_BYTES)))
+        writer.finish()
+    assert is_direct(descriptor)
     os.close(descriptor)
     descriptor = open_file(tmp_path / "large")
     with FileWriter(descriptor, direct=True) as writer:
