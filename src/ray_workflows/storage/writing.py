@@ -16,11 +16,11 @@ import os
 from ray_workflows.storage.checksums import Checksum
 from ray_workflows.storage.syncing import sync
 
-#: What is written at once: a disk alone takes half as much as fast, but where all processors are
-#: busy, each time that it is done it waits for one.
+#: What is written at once. On an idle machine half as much is as fast; where all processors are
+#: busy, each write waits for one when the disk is done with it.
 BUFFER_BYTES = 8 * 1024 * 1024
 
-#: Smaller files go through the page cache: their copy costs little, and they may be read again soon.
+#: Smaller files go through the page cache: the copy costs little, and they may be read again soon.
 DIRECT_BYTES = 4 * 1024 * 1024
 
 #: What direct I/O can write starts, ends and lies in memory at multiples of this. Where a disk
