@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from ray_workflows._client.blob_copies import copy_blobs
+from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageCorruptError
-from ray_workflows.storage import Checksum
+from ray_workflows.storage import Checksum, MemoryStorage
 from ray_workflows.storage.checksums import KINDS, NEW
 
 #: What was stored under these names stays what they mean, for ever.
@@ -44,3 +46,17 @@ def test_an_unknown_kind_is_refused(checksum: str) -> None:
         return
     with pytest.raises(StorageCorruptError, match="Upgrade"):
         Checksum(like=checksum)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_blobs_described_by_any_kind_are_copied(kind: str) -> None:
+    """The journal that is copied with them goes on describing them so."""
+    source, target = MemoryStorage(), MemoryStorage()
+    blob = Blob("k", 5, str(Checksum(b"bytes", like=f"{kind}:")))
+    source.write_blob("i", "k", [b"bytes"])
+    copy_blobs(source, "i", target, "i", [blob])
+    copy_blobs(source, "i", target, "i", [blob])
+    assert target.read_blob("i", blob) == b"bytes"
+    target.write_blob("taken", "k", [b"other"])
+    with pytest.raises(StorageCorruptError, match="another blob 'k'"):
+        copy_blobs(source, "i", target, "taken", [blob])
