@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ray_workflows._client.blob_copies import copy_blobs
+from ray_workflows._codec.envelope import seal
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageCorruptError
 from ray_workflows.storage import Checksum, MemoryStorage
@@ -52,11 +53,12 @@ def test_an_unknown_kind_is_refused(checksum: str) -> None:
 def test_blobs_described_by_any_kind_are_copied(kind: str) -> None:
     """The journal that is copied with them goes on describing them so."""
     source, target = MemoryStorage(), MemoryStorage()
-    blob = Blob("k", 5, str(Checksum(b"bytes", like=f"{kind}:")))
-    source.write_blob("i", "k", [b"bytes"])
+    data = b"".join(seal(b"bytes", []))
+    blob = Blob("k", len(data), str(Checksum(data, like=f"{kind}:")))
+    source.write_blob("i", "k", [data])
     copy_blobs(source, "i", target, "i", [blob])
     copy_blobs(source, "i", target, "i", [blob])
-    assert target.read_blob("i", blob) == b"bytes"
-    target.write_blob("taken", "k", [b"other"])
+    assert target.read_blob("i", blob) == data
+    target.write_blob("taken", "k", [data[:-1] + b"x"])
     with pytest.raises(StorageCorruptError, match="another blob 'k'"):
         copy_blobs(source, "i", target, "taken", [blob])
