@@ -285,6 +285,9 @@ class RayExecutor:
         try:
             with self.lock:
                 self.carriers.flying.discard(carrier)
+                # Carrier and batch know each other: this would hold its results, gigabytes in the
+                # object store, until the garbage collector comes by.
+                carrier.ref = None
                 submission = carrier.current
                 if submission is None:
                     # All that it carried is settled.
