@@ -752,7 +752,7 @@ def test_leases_are_measured_on_the_stores_clock(world: World) -> None:
     (holder,) = process.read_holders()
     assert holder.lease_until - process.now() == pytest.approx(1.0)
     world.pass_time(1.5)
-    assert holder.lease_until < process.fresh_now()
+    assert holder.lease_until < process.holders.fresh_now()
 
 
 def test_names_are_never_used_again(world: World) -> None:

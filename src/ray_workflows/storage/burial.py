@@ -13,6 +13,7 @@ from typing import Protocol, TypeVar
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageCorruptError
 from ray_workflows.storage.entries import OPEN, SETTLED, Entry, parse, short_hash
+from ray_workflows.storage.holders import CLOCKS, HOLDERS
 from ray_workflows.storage.index import Index
 from ray_workflows.storage.journals import (
     GRAVE_SECONDS,
@@ -235,7 +236,7 @@ class Burial:
 
     def visit_holders(self, now: float) -> None:
         """Forget those long dead, and what was written to learn the time."""
-        for prefix, age in (("holders", HOLDER_SECONDS), ("clocks", CLOCK_SECONDS)):
+        for prefix, age in ((HOLDERS, HOLDER_SECONDS), (CLOCKS, CLOCK_SECONDS)):
             old = [
                 f"{prefix}/{listed.name}"
                 for listed in self.operations.list(prefix)

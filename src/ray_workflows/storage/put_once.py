@@ -8,10 +8,8 @@ keeps a stale writer out is that the next number of a journal can be created onc
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from threading import Lock
 from typing import Any, NamedTuple
 
 import msgspec
@@ -31,14 +29,14 @@ from ray_workflows.exceptions import (
 )
 from ray_workflows.storage.base import CommitOutcome, Storage
 from ray_workflows.storage.burial import Blobs, Burial
-from ray_workflows.storage.entries import ACTIVE, entry_key, short_hash
+from ray_workflows.storage.entries import ACTIVE, entry_key
+from ray_workflows.storage.holders import Holders
 from ray_workflows.storage.index import Index, quietly
 from ray_workflows.storage.journals import End, Journals, segment_key
 from ray_workflows.storage.operations import Crew, Operations
 from ray_workflows.storage.records import check_appends
 from ray_workflows.storage.segments import (
     Layout,
-    Lease,
     Segment,
     decode,
     encode,
@@ -53,13 +51,6 @@ OK, STALE, AMBIGUOUS = CommitOutcome.OK, CommitOutcome.STALE, CommitOutcome.AMBI
 LAYOUT_KEY = "layout"
 LAYOUT_VERSION = 1
 
-HOLDERS = "holders"
-CLOCKS = "clocks"
-
-#: The store's time is asked for anew when what is known of it is older than this, in seconds.
-CLOCK_SECONDS = 1.0
-#: Who lives is read anew when what is known is older than this, in seconds.
-ALIVE_SECONDS = 3.0
 #: An entry that was put longer ago than this before its segment is put again after it.
 PROMPT_SECONDS = 60.0
 
@@ -101,18 +92,9 @@ class PutOnceStorage(Storage):
         self.crew = crew or Crew()
         self.clock = clock
         self.journals = Journals(operations, self.crew, clock)
-        self.index = Index(self.journals, self.is_alive)
+        self.holders = Holders(operations, self.crew, clock)
+        self.index = Index(self.journals, self.holders.is_alive)
         self.burial = Burial(self.index, blobs)
-        self.lock = Lock()
-        self.clock_key = f"{CLOCKS}/{uuid.uuid4().hex}"
-        #: The latest time of the store that was seen, and when the store was asked.
-        self.seen_now = 0.0
-        self.asked_at = float("-inf")
-        #: Hashes of holders that live, and when that was read.
-        self.alive: frozenset[str] = frozenset()
-        self.alive_at = float("-inf")
-        #: Until when holders live that this process renews, on its own clock.
-        self.renewed: dict[str, float] = {}
 
     def open(self) -> None:
         """Create what is needed, and check that the store keeps what it promises.
@@ -156,9 +138,7 @@ class PutOnceStorage(Storage):
     def close(self) -> None:
         """Give back threads and connections; the next use takes them anew."""
         quietly(self.index.pay)
-        if self.asked_at != float("-inf"):
-            quietly(partial(self.operations.delete, [self.clock_key]))
-            self.asked_at = float("-inf")
+        quietly(self.holders.forget_clock)
         self.crew.close()
         self.operations.close()
 
@@ -244,7 +224,7 @@ class PutOnceStorage(Storage):
         segment = new_segment(append)
         # What its own coordinator appends need not be seen by others at once. What another one
         # does (a request) has to be, and its holder looks for it in the listing.
-        ours = short_hash(row.holder) in self.renewed
+        ours = self.holders.is_ours(row.holder)
         unlisted = ours and before.listed and is_same_listing(before.segment, segment)
         doubt = ""
         if unlisted:
@@ -424,79 +404,33 @@ class PutOnceStorage(Storage):
 
     def old_blobs(self, grace_seconds: float) -> list[str]:
         """Incarnations whose newest blob is older than the grace period, with a workflow or not."""
-        before = self.fresh_now() - grace_seconds
+        before = self.holders.fresh_now() - grace_seconds
         newest = ((name, self.blobs.newest(name)) for name in self.blobs.incarnations())
         return [name for name, time in newest if time is not None and time <= before]
 
     def sweep(self, grace_seconds: float) -> int:
         """Finish interrupted deletions and creations, and remove blobs of no workflow."""
         self.index.pay()
-        return self.burial.sweep(self.fresh_now(), grace_seconds)
+        return self.burial.sweep(self.holders.fresh_now(), grace_seconds)
 
     # -- holders ---------------------------------------------------------------------------
 
     def renew_holder(self, holder: Holder, lease_seconds: float) -> None:
         """Insert or renew the holder's row; the lease runs from when the store wrote it."""
-        started_at = self.clock()
-        key = holder_key(holder.holder_id)
-        self.operations.put(key, encode(Lease(holder, lease_seconds)))
-        found = self.operations.get(key)
-        with self.lock:
-            if found is not None:
-                self.seen_now = max(self.seen_now, found.modified)
-            self.renewed[short_hash(holder.holder_id)] = started_at + lease_seconds
+        self.holders.renew(holder, lease_seconds)
         quietly(self.index.pay)
 
     def remove_holder(self, holder_id: str) -> None:
         """Remove the holder's row, if there is one."""
-        with self.lock:
-            self.renewed.pop(short_hash(holder_id), None)
-            self.alive -= {short_hash(holder_id)}
-        self.operations.delete([holder_key(holder_id)])
+        self.holders.remove(holder_id)
 
     def read_holders(self) -> list[Holder]:
         """All holders, by id."""
-        keys = [f"{HOLDERS}/{listed.name}" for listed in self.operations.list(HOLDERS)]
-        found = self.crew.together([partial(self.operations.get, key) for key in keys])
-        holders = []
-        for key, object in zip(keys, found, strict=True):
-            if object is not None:
-                lease = decode(Lease, object.data, key)
-                until = object.modified + lease.seconds
-                holders.append(msgspec.structs.replace(lease.holder, lease_until=until))
-                self.seen_now = max(self.seen_now, object.modified)
-        return sorted(holders, key=lambda holder: holder.holder_id)
-
-    def is_alive(self, holder_hash: str) -> bool:
-        """Whether the lease of a holder runs, as far as was read some seconds ago."""
-        now = self.clock()
-        with self.lock:
-            if self.renewed.get(holder_hash, float("-inf")) > now:
-                return True
-            if 0 <= now - self.alive_at < ALIVE_SECONDS:
-                return holder_hash in self.alive
-        holders = self.read_holders()
-        limit = self.now()
-        alive = frozenset(short_hash(h.holder_id) for h in holders if h.lease_until > limit)
-        with self.lock:
-            self.alive, self.alive_at = alive, now
-        return holder_hash in alive
+        return self.holders.read()
 
     def now(self) -> float:
         """The store's clock, at most a second late."""
-        with self.lock:
-            if 0 <= self.clock() - self.asked_at < CLOCK_SECONDS:
-                return self.seen_now
-        return self.fresh_now()
-
-    def fresh_now(self) -> float:
-        """The store's clock, asked now. Never runs backwards here."""
-        asked_at = self.clock()
-        found = self.operations.now(self.clock_key)
-        with self.lock:
-            self.asked_at = asked_at
-            self.seen_now = max(self.seen_now, found)
-            return self.seen_now
+        return self.holders.now()
 
 
 def new_segment(append: Append) -> Segment:
@@ -526,8 +460,3 @@ def is_same_listing(before: Segment, after: Segment) -> bool:
         return False
     same = msgspec.structs.replace(before.row.row, seq=after.row.row.seq)
     return same == after.row.row and before.row.metadata == after.row.metadata
-
-
-def holder_key(holder_id: str) -> str:
-    """Where a holder is."""
-    return f"{HOLDERS}/{short_hash(holder_id)}"

@@ -1,0 +1,126 @@
+"""Who lives, and what time it is, in a store of objects: leases run on the store's clock.
+
+A holder's lease is an object that it puts again and again; the store says when it was put.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from functools import partial
+from threading import Lock
+
+import msgspec
+
+from ray_workflows._model.catalog import Holder
+from ray_workflows.storage.entries import short_hash
+from ray_workflows.storage.operations import Crew, Operations
+from ray_workflows.storage.segments import Lease, decode, encode
+
+HOLDERS = "holders"
+CLOCKS = "clocks"
+
+#: The store's time is asked for anew when what is known of it is older than this, in seconds.
+CLOCK_SECONDS = 1.0
+#: Who lives is read anew when what is known is older than this, in seconds.
+ALIVE_SECONDS = 3.0
+
+NEVER = float("-inf")
+
+
+class Holders:
+    """The objects ``holders/<hash of the holder id>`` and ``clocks/<a name of this process>``."""
+
+    def __init__(self, operations: Operations, crew: Crew, clock: Callable[[], float]) -> None:
+        self.operations = operations
+        self.crew = crew
+        #: This machine's, for durations.
+        self.clock = clock
+        self.lock = Lock()
+        self.clock_key = f"{CLOCKS}/{uuid.uuid4().hex}"
+        #: The latest time of the store that was seen, and when the store was asked.
+        self.seen_now = 0.0
+        self.asked_at = NEVER
+        #: Hashes of holders that live, and when that was read.
+        self.alive: frozenset[str] = frozenset()
+        self.alive_at = NEVER
+        #: Until when holders live that this process renews, on its own clock.
+        self.renewed: dict[str, float] = {}
+
+    def renew(self, holder: Holder, lease_seconds: float) -> None:
+        """Insert or renew a holder's row; the lease runs from when the store wrote it."""
+        started_at = self.clock()
+        key = holder_key(holder.holder_id)
+        self.operations.put(key, encode(Lease(holder, lease_seconds)))
+        found = self.operations.get(key)
+        with self.lock:
+            if found is not None:
+                self.seen_now = max(self.seen_now, found.modified)
+            self.renewed[short_hash(holder.holder_id)] = started_at + lease_seconds
+
+    def remove(self, holder_id: str) -> None:
+        """Remove a holder's row, if there is one."""
+        with self.lock:
+            self.renewed.pop(short_hash(holder_id), None)
+            self.alive -= {short_hash(holder_id)}
+        self.operations.delete([holder_key(holder_id)])
+
+    def read(self) -> list[Holder]:
+        """All holders, by id."""
+        keys = [f"{HOLDERS}/{listed.name}" for listed in self.operations.list(HOLDERS)]
+        found = self.crew.together([partial(self.operations.get, key) for key in keys])
+        holders = []
+        for key, object in zip(keys, found, strict=True):
+            if object is not None:
+                lease = decode(Lease, object.data, key)
+                until = object.modified + lease.seconds
+                holders.append(msgspec.structs.replace(lease.holder, lease_until=until))
+                with self.lock:
+                    self.seen_now = max(self.seen_now, object.modified)
+        return sorted(holders, key=lambda holder: holder.holder_id)
+
+    def is_ours(self, holder_id: str) -> bool:
+        """Whether this process renews it."""
+        return short_hash(holder_id) in self.renewed
+
+    def is_alive(self, holder_hash: str) -> bool:
+        """Whether the lease of a holder runs, as far as was read some seconds ago."""
+        now = self.clock()
+        with self.lock:
+            if self.renewed.get(holder_hash, NEVER) > now:
+                return True
+            if 0 <= now - self.alive_at < ALIVE_SECONDS:
+                return holder_hash in self.alive
+        holders = self.read()
+        limit = self.now()
+        alive = frozenset(short_hash(h.holder_id) for h in holders if h.lease_until > limit)
+        with self.lock:
+            self.alive, self.alive_at = alive, now
+        return holder_hash in alive
+
+    def now(self) -> float:
+        """The store's clock, at most a second late."""
+        with self.lock:
+            if 0 <= self.clock() - self.asked_at < CLOCK_SECONDS:
+                return self.seen_now
+        return self.fresh_now()
+
+    def fresh_now(self) -> float:
+        """The store's clock, asked now. Never runs backwards here."""
+        asked_at = self.clock()
+        found = self.operations.now(self.clock_key)
+        with self.lock:
+            self.asked_at = asked_at
+            self.seen_now = max(self.seen_now, found)
+            return self.seen_now
+
+    def forget_clock(self) -> None:
+        """Remove the object by which the store was asked for its time."""
+        if self.asked_at != NEVER:
+            self.asked_at = NEVER
+            self.operations.delete([self.clock_key])
+
+
+def holder_key(holder_id: str) -> str:
+    """Where a holder is."""
+    return f"{HOLDERS}/{short_hash(holder_id)}"
