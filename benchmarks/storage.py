@@ -143,7 +143,15 @@ def read_sections(path: Path) -> dict[str, str]:
 def write_page(server: str, sections: dict[str, str]) -> str:
     """The page, its sections in the order of the parts."""
     order = [
-        *("First pages", "Commits", "Where a commit", "A fan-out", "A thousand", "Large values"),
+        *(
+            "First pages",
+            "Commits",
+            "What an append",
+            "Where a commit",
+            "A fan-out",
+            "A thousand",
+            "Large values",
+        ),
         "A NumPy",
     ]
     titles = sorted(sections, key=lambda title: [title.startswith(o) for o in order].index(True))

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import statistics
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from benchmarks.storage_parts import Context, Part, Turns, percent, rate, seconds
+from benchmarks.storage_parts import Context, Part, Turns, percent, rate
+from benchmarks.storage_postgres import (
+    EVENT_BYTES,
+    JOURNAL,
+    ROW_COLUMNS,
+    BarePostgres,
+    by_what_is_stored,
+    profile,
+)
 from ray_workflows._model.catalog import Append
 from ray_workflows.storage.base import Storage
 from ray_workflows.storage.objects import ObjectStorage
-from ray_workflows.storage.postgres import encode_appends
 from ray_workflows.storage.put_once import PutOnceStorage
 from ray_workflows.storage.segments import encode
 from ray_workflows.storage.shared import SharedStorage
@@ -22,55 +28,10 @@ from ray_workflows.testing.builders import OK, make_append, make_holder
 from tests.fast_s3 import fast_s3
 from tests.moto import storage_url
 
-#: What an event of a finished task with a small result takes in the journal, in bytes.
-EVENT_BYTES = 200
-
 TARGET = 0.7
 
 #: Workflows in a group commit, and events of each.
 SHAPES = ((1, 1), (1, 1000), (100, 1), (100, 10), (1000, 1), (1000, 10))
-
-ROW_COLUMNS = """workflow_id text, incarnation text, seq bigint, status text, holder text,
-    submitted_at double precision, started_at double precision, ended_at double precision,
-    metadata text, plan_digest text, error text, released boolean"""
-JOURNAL = "incarnation text, seq bigint, commit_id text, entry {bytes}"
-
-#: All that every append stores, in the encoding that proved the fastest, and no more: no fence,
-#: nothing that could be listed or updated.
-POSTGRES_INSERT = """
-    WITH wanted AS MATERIALIZED (
-        SELECT * FROM ROWS FROM (
-            json_to_recordset(%(rows)b::json) AS (
-                i text, n text, s bigint, t text, h text, b double precision, a double precision,
-                e double precision, m text, p text, x text, r boolean, c text
-            ),
-            unnest(%(entries)b::bytea[])
-        ) AS given (
-            workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
-            metadata, plan_digest, error, released, commit_id, entry
-        )
-    ),
-    listed AS (
-        INSERT INTO bare_catalog
-        SELECT workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
-            metadata, plan_digest, error, released
-        FROM wanted
-    )
-    INSERT INTO bare_journal SELECT incarnation, seq, commit_id, entry FROM wanted
-"""
-
-
-class BarePostgres:
-    """Batched inserts by a connection that prepares its statements."""
-
-    def __init__(self, connection: Any) -> None:
-        self.connection = connection
-        journal = JOURNAL.format(bytes="bytea")
-        connection.execute(f"CREATE TABLE bare_catalog ({ROW_COLUMNS})")
-        connection.execute(f"CREATE TABLE bare_journal ({journal}, PRIMARY KEY (incarnation, seq))")
-
-    def insert(self, appends: Sequence[Append]) -> None:
-        self.connection.execute(POSTGRES_INSERT, encode_appends(appends))
 
 
 class BareSqlite:
@@ -175,8 +136,9 @@ def measure(context: Context) -> Iterator[Part]:
         ["storage", "workflows x events", "ms", "bare ms", "events/s", "bare events/s", "of bare"],
         before=(
             f"A group commit appends so many events of {EVENT_BYTES} bytes to each of so many "
-            f"workflows that exist. *Bare* writes the same bytes in the same batches: inserts "
-            f"into tables without fence, listing indexes or updates; puts in parallel. Target: "
+            f"workflows that exist. *Bare* writes an entry and a catalog row for each in the same "
+            f"batches: inserts into tables without fence, listing indexes or updates; puts in "
+            f"parallel. PostgreSQL leaves out rows that do not change (see below). Target: "
             f"70 % of bare; below it in bold. S3 answers at once here, so that groups on it "
             f"compare the Python of both sides; at 50 ms a group takes as long as its puts."
         ),
@@ -202,58 +164,5 @@ def measure(context: Context) -> Iterator[Part]:
             )
             print(*part.rows[-1], flush=True)
     yield part
+    yield by_what_is_stored(context)
     yield profile(context)
-
-
-def profile(context: Context) -> Part:
-    """Where the time of a large group of small appends goes on PostgreSQL."""
-    part = Part(
-        "Where a commit of 1000 x 1 goes on PostgreSQL",
-        ["step", "ms", "has bare inserts"],
-        before=(
-            "From EXPLAIN (ANALYZE), medians of 15. The rest is the encoding in Python, the way to "
-            "the server and back, and the sync of its log."
-        ),
-    )
-    found: list[dict[str, float]] = []
-    with context.schema() as (storage, _):
-        for seq in range(16):
-            group = [
-                make_append(f"w{number:04d}", seq, entry=os.urandom(EVENT_BYTES))
-                for number in range(1000)
-            ]
-            whole = 1e3 * seconds(lambda group=group: storage.commit(group))
-            if seq:
-                found.append({"whole": whole})
-            again = [
-                make_append(f"x{number:04d}", seq, entry=os.urandom(EVENT_BYTES))
-                for number in range(1000)
-            ]
-            if not seq:
-                storage.commit(again)
-                continue
-            query = "EXPLAIN (ANALYZE, BUFFERS OFF, FORMAT JSON) " + "\n".join(
-                line
-                for line in storage.queries["advance_appends"].splitlines()
-                if not line.startswith("--")
-            )
-            with storage.pool.use() as connection:
-                ((answer,),) = connection.execute(query, encode_appends(again)).fetchall()
-            ends = {
-                node["Subplan Name"].removeprefix("CTE "): node["Actual Total Time"]
-                for node in answer[0]["Plan"]["Plans"]
-                if "Subplan Name" in node
-            }
-            found[-1].update(ends, plan=answer[0]["Planning Time"], all=answer[0]["Execution Time"])
-    middle = {name: statistics.median(each[name] for each in found) for name in found[0]}
-    steps = (
-        ("plan", middle["plan"], "prepared once"),
-        ("read rows and entries from what was sent", middle["wanted"], "yes"),
-        ("find and lock the catalog rows, in order", middle["locked"] - middle["wanted"], "no"),
-        ("update them", middle["advanced"] - middle["locked"], "inserts without indexes"),
-        ("insert the entries", middle["all"] - middle["advanced"], "yes"),
-        ("the rest", middle["whole"] - middle["all"] - middle["plan"], "yes"),
-        ("**all**", middle["whole"], ""),
-    )
-    part.rows = [[name, f"{took:.1f}", bare] for name, took, bare in steps]
-    return part

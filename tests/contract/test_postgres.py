@@ -27,12 +27,14 @@ from ray_workflows.exceptions import (
 )
 from ray_workflows.storage import (
     Storage,
+    postgres_appends,
     postgres_blobs,
     postgres_news,
     postgres_pool,
     postgres_schema,
 )
 from ray_workflows.storage.postgres import PostgresStorage
+from ray_workflows.storage.postgres_appends import Ends, make_statements
 from ray_workflows.storage.queries import read_sql
 from ray_workflows.testing import StorageContract
 from ray_workflows.testing.builders import (
@@ -202,6 +204,186 @@ def test_groups_of_rivals_do_not_wait_in_a_ring(storage, schema_url, admin):
     assert admin.execute(deadlocks).fetchone()[0] == before
 
 
+# -- the fence --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rival(storage):
+    """The storage as another process has it: it knows nothing of what this one appended."""
+    return pickle.loads(pickle.dumps(storage))
+
+
+#: What a commit is made of: one append or several, of rows that stay as they are or change, and
+#: with a workflow that is new. Each is a query of its own, or another part of one.
+KINDS = ["one", "several", "one changed", "several changed", "one beside a new one"]
+
+
+def make_group(kind, expected_seq, **fields):
+    """Appends of a kind, of which the first is to "w"."""
+    if "changed" in kind:
+        fields = {"ended_at": float(expected_seq), **fields}
+    group = [make_append("w", expected_seq, **fields)]
+    if "several" in kind:
+        group += [make_append(f"w{number}", expected_seq, **fields) for number in range(3)]
+    if "new" in kind:
+        group.append(make_append(f"new{expected_seq}", 0))
+    return group
+
+
+def fill_group(storage, kind, entries):
+    """Create the workflows of a kind, by commits after which the storage knows their rows."""
+    for seq in range(entries):
+        assert set(storage.commit(make_group(kind.replace(" changed", ""), seq))) == {OK}
+
+
+def test_appends_that_change_no_row_leave_it_alone(storage, admin):
+    places = "SELECT ctid, xmin, xmax, seq FROM catalog ORDER BY workflow_id"
+    fill_group(storage, "several", 1)
+    before = admin.execute(places).fetchall()
+    for seq in range(1, 5):
+        assert set(storage.commit(make_group("several", seq))) == {OK}
+    assert storage.commit(make_group("one", 5)) == [OK]
+    assert admin.execute(places).fetchall() == before
+    assert storage.commit(make_group("one beside a new one", 6)) == [OK, OK]
+    after = admin.execute(places).fetchall()
+    assert [place for place in after if place in before] == before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_rivals_row_is_not_taken_for_ours(storage, rival, kind):
+    """We know the row as it was before the rival; nothing of ours comes after the rival's entry."""
+    fill_group(storage, kind, 2)
+    theirs = make_append("w", 2, holder="rival", commit_id="theirs")
+    assert rival.commit([theirs]) == [OK]
+    ours = make_group(kind, 2)
+    assert storage.commit(ours) == [STALE] + [OK] * (len(ours) - 1)
+    assert state(storage, "w")[0] == theirs.catalog
+    # Whoever has read the rival's entry goes on, with a row that is again what it was.
+    ours = make_append("w", 3)
+    assert storage.commit([ours]) == [OK]
+    assert state(storage, "w")[0] == ours.catalog
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_numbers_after_a_deletion_are_not_ours(storage, rival, kind):
+    """Another process deleted the workflow and wrote it again, as a copy does."""
+    fill_group(storage, kind, 2)
+    assert rival.delete("w", incarnation_of("w"), 2) is OK
+    again = [make_append("w", seq, holder="rival", commit_id=f"theirs-{seq}") for seq in range(2)]
+    assert rival.commit(again) == [OK, OK]
+    outcome = storage.commit(make_group(kind, 2))[0]
+    # An append with its row is as good as any; without, it would be a wrong one from then on.
+    assert outcome is (OK if "changed" in kind else STALE)
+    ours = make_append("w", 3 if outcome is OK else 2)
+    assert storage.commit([ours]) == [OK]
+    assert state(storage, "w")[0] == ours.catalog
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_who_knows_more_than_the_server_is_stale(storage, admin, kind):
+    """It was restored from a backup, or another server took over that had not got everything."""
+    fill_group(storage, kind, 5)
+    admin.execute("DELETE FROM journal WHERE incarnation = %s AND seq > 2", (incarnation_of("w"),))
+    assert storage.commit(make_group(kind, 5))[0] is STALE
+    assert state(storage, "w")[0].seq == 2
+    assert storage.commit([make_append("w", 2)]) == [OK]
+
+
+@contextlib.contextmanager
+def in_the_background(work, admin):
+    """Run it in a thread, until it waits for a lock; leaving waits for its result."""
+    results = []
+    thread = threading.Thread(target=lambda: results.append(work()), daemon=True)
+    thread.start()
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+    wait_until(lambda: admin.execute(waiting).fetchone()[0], "it waits for a lock")
+    yield results
+    thread.join(HANG_SECONDS)
+    assert not thread.is_alive()
+
+
+def execute_first(storage, connection, appends):
+    """What the storage would send for a commit, in a transaction that has not ended."""
+    for statement in make_statements(appends, storage.ends):
+        connection.execute(storage.queries[statement.query], statement.parameters)
+
+
+@pytest.mark.parametrize("committed", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("theirs", KINDS)
+def test_of_two_that_append_at_once_the_first_that_commits_is_there(
+    storage, rival, admin, postgres_url, kind, theirs, committed
+):
+    fill_group(storage, "several", 2)
+    rival.ends = pickle.loads(pickle.dumps(storage.ends))
+    with psycopg.connect(postgres_url) as other:
+        execute_first(rival, other, make_group(theirs, 2, commit_id="theirs", holder="h1"))
+        with in_the_background(lambda: storage.commit(make_group(kind, 2)), admin) as results:
+            (other.commit if committed else other.rollback)()
+    assert results[0][0] is (STALE if committed else OK)
+    row, journal = state(storage, "w")
+    assert journal[-1].commit_id == ("theirs" if committed else "commit-3")
+    assert row.ended_at == (2.0 if "changed" in (theirs if committed else kind) else None)
+
+
+@pytest.mark.parametrize("committed", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_deletion_waits_for_an_append(storage, admin, postgres_url, kind, committed):
+    fill_group(storage, kind, 2)
+    with psycopg.connect(postgres_url) as other:
+        execute_first(storage, other, make_group(kind, 2))
+        delete = partial(storage.delete, "w", incarnation_of("w"), 2)
+        with in_the_background(delete, admin) as results:
+            (other.commit if committed else other.rollback)()
+    assert results == [STALE if committed else OK]
+    assert len(state(storage, "w")[1]) == (3 if committed else 0)
+
+
+@pytest.mark.parametrize("committed", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_append_waits_for_a_deletion(storage, admin, postgres_url, kind, committed):
+    fill_group(storage, kind, 2)
+    key = {"workflow_id": "w", "incarnation": incarnation_of("w"), "expected_seq": 2}
+    with psycopg.connect(postgres_url) as other:
+        other.execute(storage.queries["lock_end"], key)
+        found = other.execute(storage.queries["delete_workflow"], {**key, "locked_seq": 2})
+        assert found.fetchone()[0] == 1
+        with in_the_background(lambda: storage.commit(make_group(kind, 2)), admin) as results:
+            (other.commit if committed else other.rollback)()
+    assert results[0][0] is (STALE if committed else OK)
+    assert len(state(storage, "w")[1]) == (0 if committed else 3)
+
+
+def test_a_deletion_that_has_not_locked_the_end_deletes_nothing(storage, admin):
+    """Somebody appended after it had looked for the end, and somebody else goes on from there."""
+    fill(storage, "w", 3)
+    key = {"workflow_id": "w", "incarnation": incarnation_of("w"), "expected_seq": 3}
+    found = admin.execute(storage.queries["delete_workflow"], {**key, "locked_seq": 2})
+    assert found.fetchone()[0] == 0
+    assert len(state(storage, "w")[1]) == 3
+
+
+def test_a_journal_without_its_last_entries_can_be_deleted(storage, admin):
+    fill(storage, "w", 3)
+    assert storage.commit([make_append("w", 3, holder="h2")]) == [OK]
+    for left in (2, 0):
+        admin.execute("DELETE FROM journal WHERE seq > %s", (left,))
+        row = storage.read_catalog("w")
+        assert row.seq == 4
+    assert storage.delete("w", row.incarnation, 4) is OK
+    assert count(admin, "catalog") == 0
+
+
+def test_what_is_remembered_is_bounded(storage, monkeypatch):
+    monkeypatch.setattr(postgres_appends, "KNOWN_ENDS", 3)
+    for number in range(10):
+        fill(storage, f"w{number}", 2)
+    assert list(storage.ends.ends) == [incarnation_of(f"w{number}") for number in (7, 8, 9)]
+    assert storage.commit([make_append(f"w{number}", 2) for number in range(10)]) == [OK] * 10
+    assert storage.delete("w9", incarnation_of("w9"), 3) is OK
+    assert incarnation_of("w9") not in storage.ends.ends
+
+
 def test_transaction_that_the_server_gave_up_is_begun_again(storage):
     fill(storage, "a")
     fill(storage, "b")
@@ -239,7 +421,7 @@ def test_a_stopped_process_holds_no_workflow(storage):
     with other.pool.use() as connection:
         connection.execute("BEGIN")
         connection.execute(storage.queries["configure_transaction"].replace("15s", "300ms"))
-        connection.execute(f"SELECT * FROM {schema_of(storage)}.catalog FOR UPDATE")
+        connection.execute(f"SELECT * FROM {schema_of(storage)}.journal FOR UPDATE")
         assert storage.commit([make_append("w", 1)]) == [OK]
         with pytest.raises(psycopg.Error, match="idle|clos"):
             connection.execute("COMMIT")
@@ -649,7 +831,13 @@ def crowded(postgres_url):
             """,
             (MANY,),
         )
-        connection.execute(f"ANALYZE {name}.catalog")
+        connection.execute(
+            f"""
+            INSERT INTO {name}.journal
+            SELECT 'i' || i, 4, 'c', '' FROM generate_series(1, %s) AS i
+            """,
+            (MANY,),
+        )
         yield storage
         storage.close()
         connection.execute(f"DROP SCHEMA {name} CASCADE")
@@ -662,9 +850,27 @@ LISTINGS = {
 }
 
 
+@pytest.fixture(params=["never counted", "counted"])
+def planned(request, crowded):
+    """The crowded storage before and after the server has counted what is in it."""
+    with crowded.pool.use() as connection:
+        for table in ("catalog", "journal"):
+            if request.param == "counted":
+                connection.execute(f"ANALYZE {schema_of(crowded)}.{table}")
+            else:
+                name = (f"{crowded.target.schema}.{table}",)
+                connection.execute("DELETE FROM pg_statistic WHERE starelid = %s::regclass", name)
+                connection.execute(
+                    "UPDATE pg_class SET reltuples = -1, relpages = 0 WHERE oid = %s::regclass",
+                    name,
+                )
+    return crowded
+
+
 @pytest.mark.parametrize("newest", [False, True])
 @pytest.mark.parametrize("name", list(LISTINGS))
-def test_listing_reads_a_page_from_its_index(crowded, name, newest):
+def test_listing_reads_a_page_from_its_index(planned, name, newest):
+    crowded = planned
     query = {"holders": (), "statuses": [s.value for s in WorkflowStatus], "limit": 101}
     query.update({key: list(value) for key, value in LISTINGS[name].items()})
     query.update(submitted_at=MANY / 20, workflow_id="w0")
@@ -679,6 +885,35 @@ def test_listing_reads_a_page_from_its_index(crowded, name, newest):
     # Only what is on the page is read, and nothing is read and thrown away.
     assert all(node["Actual Rows"] <= 101 for node in scans)
     assert not any(node.get("Rows Removed by Filter") for node in scans)
+    # The ends of the journals on the page, each by one look.
+    ends = [node for node in nodes if node.get("Relation Name") == "journal"]
+    assert {node["Node Type"] for node in ends} == {"Index Only Scan"}
+    assert all(node["Actual Rows"] <= 1 and node["Actual Loops"] <= 101 for node in ends)
+
+
+@pytest.mark.parametrize("count", [1, 3, 1000])
+@pytest.mark.parametrize("query", ["unchanged", "changed", "some new"])
+def test_commit_reads_nothing_but_what_it_appends_to(planned, query, count):
+    """However large the tables are, and whatever the server knows of them."""
+    ends = Ends()
+    numbers = [MANY - 90 * i for i in range(count)]
+    group = [make_append(f"w{i}", 4, incarnation=f"i{i}") for i in numbers]
+    if query == "unchanged":
+        before = [make_append(f"w{i}", 3, incarnation=f"i{i}", commit_id="c") for i in numbers]
+        ends.learn(before, [OK] * count)
+    if query == "some new":
+        group.append(make_append("new", 0))
+    (statement,) = make_statements(group, ends)
+    explain = "EXPLAIN (ANALYZE, FORMAT JSON) " + without_comments(planned.queries[statement.query])
+    with planned.pool.use() as connection, connection.transaction(force_rollback=True):
+        (plan,) = connection.first(explain, statement.parameters)
+    nodes = list(walk(plan[0]["Plan"]))
+    scans = [node for node in nodes if node.get("Relation Name") and "Scan" in node["Node Type"]]
+    assert {node["Relation Name"] for node in scans} >= {"journal"}
+    assert all(node["Actual Rows"] * node["Actual Loops"] <= count for node in scans)
+    assert not any(node.get("Rows Removed by Filter") for node in scans)
+    written = [node for node in nodes if node.get("Operation") == "Insert"]
+    assert written[-1]["Relation Name"] == "journal"
 
 
 def walk(node):
@@ -855,7 +1090,7 @@ def test_foreign_tables_are_left_alone(schema_url, admin, made, message):
 
 def test_dropped_while_in_use(storage, admin):
     fill(storage, "w")
-    admin.execute("SET client_min_messages = error; DROP TABLE catalog")
+    admin.execute("SET client_min_messages = error; DROP TABLE journal")
     with pytest.raises(StorageUnavailableError, match="dropped while in use"):
         storage.commit([make_append("w", 1)])
 

@@ -496,7 +496,7 @@ def test_user_who_may_only_read(server, roles, storage):
         connection.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {GUARDED}")
     reader.open_existing()
     assert list_ids(reader) == ["w"]
-    with pytest.raises(StorageConfigError, match="lacks rights.*journal: SELECT, INSERT, DELETE"):
+    with pytest.raises(StorageConfigError, match="lacks rights.*journal: SELECT, INSERT, UPDATE"):
         reader.open()
     with pytest.raises(StorageUnavailableError, match="Give this user the right"):
         reader.commit([make_append("w", 1)])

@@ -126,6 +126,33 @@ def test_tasks_that_are_to_be_alone(change: Callable) -> None:
     assert len(run_many(alone, 30)) == 30
 
 
+def test_others_get_a_slot_while_thousands_wait(wid: str, marks: Marks) -> None:
+    @ray.remote
+    def short(marked: bool | None):
+        time.sleep(0.01)
+        if marked:
+            marks.add("running")
+        return ray_task_id()
+
+    @ray.remote
+    def plain():
+        return "plain"
+
+    known_to_be_short(short)
+    # Of another environment, and so of another shape.
+    other = short.options(runtime_env={"env_vars": {"A": "others"}})
+    workflow.run(other.bind(None))
+    nodes = [short.bind(index == 20) for index in range(500 * int(ray.cluster_resources()["CPU"]))]
+    ref = workflow.run_async(total.bind(*nodes), workflow_id=wid)
+    marks.wait_for("running")
+    assert ray.get(plain.remote()) == "plain"
+    assert workflow.run(other.bind(None))
+    assert workflow.get_status(wid) == workflow.RUNNING
+    workflow.cancel(wid)
+    with pytest.raises(workflow.WorkflowCancellationError):
+        ray.get(ref)
+
+
 def test_long_tasks_do_not_wait_for_each_other() -> None:
     @ray.remote
     def long(_):
@@ -135,9 +162,15 @@ def test_long_tasks_do_not_wait_for_each_other() -> None:
     assert len(run_many(long, 12)) == 12
 
 
-def test_a_slow_member_holds_nobody_back(wid: str, marks: Marks, gate: Gate) -> None:
+@pytest.mark.parametrize("seconds", [0.0, 0.005])
+def test_a_slow_member_holds_nobody_back(
+    wid: str, marks: Marks, gate: Gate, seconds: float
+) -> None:
+    """Neither those of its batch nor, where they take longer, those of the next one."""
+
     @ray.remote
     def mostly_short(held: bool | None):
+        time.sleep(seconds)
         if held:
             marks.add("held")
             gate.wait()
@@ -159,9 +192,13 @@ def test_a_slow_member_holds_nobody_back(wid: str, marks: Marks, gate: Gate) -> 
     assert marks.count("held") == 1
 
 
-def test_a_death_of_a_worker_charges_only_the_guilty(wid: str, marks: Marks) -> None:
+@pytest.mark.parametrize("seconds", [0.0, 0.02])
+def test_a_death_of_a_worker_charges_only_the_guilty(
+    wid: str, marks: Marks, seconds: float
+) -> None:
     @ray.remote(max_retries=1)
     def fragile(index: int | None):
+        time.sleep(seconds)
         if index == 50:
             marks.add("guilty")
             if marks.count("guilty") <= 2:

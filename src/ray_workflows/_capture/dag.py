@@ -139,7 +139,8 @@ class Node:
         arguments = Arguments(node, where=kind.where, input_hook=input_hook)
         self.pickled = arguments.pickled
         self.children = arguments.children
-        self.nested = tuple(set(range(len(self.children))) - arguments.direct)
+        if len(arguments.direct) < len(self.children):
+            self.nested = tuple(set(range(len(self.children))) - arguments.direct)
 
 
 class DAGCapture:

@@ -55,7 +55,10 @@ class Pickled:
     @property
     def nbytes(self) -> int:
         """Size in bytes without the envelope."""
-        return len(self.data) + sum(buffer.nbytes for buffer in self.buffers)
+        size = len(self.data)
+        for buffer in self.buffers:
+            size += buffer.nbytes
+        return size
 
 
 #: Turns a DAG node into the kind and index of its placeholder; ``direct`` as for `Direct`.
@@ -101,14 +104,15 @@ class ValuePickler(cloudpickle.CloudPickler):  # type: ignore[misc]
         super().__init__(file, protocol=5, buffer_callback=keep_in_band)
 
     def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, ray.ObjectRef):
-            return placeholder, (OBJECT_REF, self.ref_index(obj))
-        if isinstance(obj, DAGNode):
-            return placeholder, self.call_hook(obj, False)
+        # The first, because thousands of them come together.
         if type(obj) is Direct:
             if isinstance(obj.target, ray.ObjectRef):
                 return placeholder, (OBJECT_VALUE, self.ref_index(obj.target))
             return placeholder, self.call_hook(obj.target, True)
+        if isinstance(obj, ray.ObjectRef):
+            return placeholder, (OBJECT_REF, self.ref_index(obj))
+        if isinstance(obj, DAGNode):
+            return placeholder, self.call_hook(obj, False)
         # The handles of a Ray Client are of a class that can be imported only where it can be used.
         if isinstance(obj, ActorHandle) or type(obj).__name__ == "ClientActorHandle":
             raise SerializationError(
@@ -145,9 +149,9 @@ def pickle_value(value: Any, *, where: str, node_hook: NodeHook = refuse_node) -
         SerializationError: it can't be pickled; names the type and the attribute at fault.
         InvalidResultError: it contains a DAG node that does not belong there.
     """
-    if is_plain(value):
-        # A pickler of ours costs ten times as much.
-        return Pickled(pickle.dumps(value, protocol=5), [], [])
+    plain = pickle_plain(value)
+    if plain is not None:
+        return plain
     file = io.BytesIO()
     pickler = ValuePickler(file, node_hook)
     try:
@@ -161,6 +165,12 @@ def pickle_value(value: Any, *, where: str, node_hook: NodeHook = refuse_node) -
     return Pickled(file.getvalue(), pickler.buffers, pickler.refs)
 
 
+def pickle_plain(value: Any) -> Pickled | None:
+    """A value pickled without a pickler of ours, which costs ten times as much, if it needs none:
+    None if it may."""
+    return Pickled(pickle.dumps(value, protocol=5), [], []) if is_plain(value) else None
+
+
 def is_plain(value: Any, depth: int = MAX_DEPTH) -> bool:
     """Whether there is nothing in a value, for certain, that needs a pickler of ours."""
     kind = type(value)
@@ -170,7 +180,9 @@ def is_plain(value: Any, depth: int = MAX_DEPTH) -> bool:
         return False
     if kind is dict:
         value = (*value, *value.values())
-    return all(type(part) in ATOMS or is_plain(part, depth - 1) for part in value)
+    # Not `all`: its generator is what most of capturing a small task would be.
+    parts = [part for part in value if type(part) not in ATOMS]
+    return not parts or all(is_plain(part, depth - 1) for part in parts)
 
 
 class ValueUnpickler(pickle.Unpickler):
@@ -197,7 +209,8 @@ def unpickle_value(
     resolve: Callable[[str, int], Any] = placeholder,
 ) -> Any:
     """The value behind a pickle; errors of user code (imports, ``__setstate__``) come through."""
-    if type(data) is bytes and PLACEHOLDER not in data:
+    data = bytes(data)
+    if PLACEHOLDER not in data:
         # Nothing to put into it.
         return pickle.loads(data, buffers=buffers)
     return ValueUnpickler(io.BytesIO(data), buffers, resolve).load()

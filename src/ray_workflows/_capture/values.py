@@ -88,7 +88,7 @@ class ValueWriter:
 
     def write_pickled(self, pickled: Pickled, *, key: str, where: str) -> Value:
         """Store what `pickle_value` made."""
-        objects = tuple(self.write_object(ref, where) for ref in pickled.refs)
+        objects = tuple([self.write_object(ref, where) for ref in pickled.refs])
         chunks = seal(pickled.data, pickled.buffers, objects, self.codec)
         if pickled.nbytes <= INLINE_LIMIT:
             return Value(b"".join(chunks), objects)

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 import ray
 from ray.dag import DAGNode, FunctionNode, InputAttributeNode, InputNode
 
-from ray_workflows._capture.pickling import Direct, Pickled, pickle_value
+from ray_workflows._capture.pickling import Direct, Pickled, pickle_plain, pickle_value
 from ray_workflows._codec.placeholders import CONSTANT, UPSTREAM_REF, UPSTREAM_VALUE
 
 #: Gives a DAG input an index.
@@ -23,9 +23,15 @@ class Arguments:
 
     __slots__ = ("children", "direct", "pickled")
 
+    pickled: Pickled
+
     def __init__(self, node: FunctionNode, *, where: str, input_hook: InputHook) -> None:
         self.children: list[FunctionNode] = []
         self.direct: set[int] = set()
+        plain = pickle_plain((node.get_args(), node.get_kwargs()))
+        if plain is not None:
+            self.pickled = plain
+            return
         positions: dict[str, int] = {}
 
         def node_hook(child: DAGNode, direct: bool) -> tuple[str, int]:
@@ -46,9 +52,9 @@ class Arguments:
             self.direct.add(positions[key])
             return UPSTREAM_VALUE, positions[key]
 
-        args = tuple(direct_argument(arg) for arg in node.get_args())
+        args = tuple(map(direct_argument, node.get_args()))
         kwargs = {name: direct_argument(arg) for name, arg in node.get_kwargs().items()}
-        self.pickled: Pickled = pickle_value((args, kwargs), where=where, node_hook=node_hook)
+        self.pickled = pickle_value((args, kwargs), where=where, node_hook=node_hook)
 
 
 def direct_argument(arg: Any) -> Any:

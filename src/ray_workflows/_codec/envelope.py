@@ -11,6 +11,7 @@ big-endian). The header stays readable: it says which blobs belong to the value.
 from __future__ import annotations
 
 import functools
+import struct
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
@@ -22,7 +23,8 @@ from ray_workflows.exceptions import PayloadCodecError, StorageCorruptError
 
 MAGIC = b"RV"
 PLAIN, ENCODED = 1, 2
-PREFIX_SIZE = len(MAGIC) + 1 + 4
+PREFIX = struct.Struct(">2sBI")
+PREFIX_SIZE = PREFIX.size
 
 #: Arrays restored from a mapped blob start at cache line boundaries.
 ALIGNMENT = 64
@@ -220,14 +222,15 @@ def body_size(header: Header) -> int:
 
 def read_header(view: memoryview, *, where: str) -> tuple[Header, int]:
     """The header of an envelope, and where it ends."""
-    if view.nbytes < PREFIX_SIZE or bytes(view[:2]) != MAGIC:
+    magic, version, size = PREFIX.unpack_from(view) if view.nbytes >= PREFIX_SIZE else (b"", 0, 0)
+    if magic != MAGIC:
         raise StorageCorruptError(f"The stored value of {where} is not a value envelope.")
-    if view[2] > ENCODED:
+    if version > ENCODED:
         raise StorageCorruptError(
-            f"The stored value of {where} has format version {view[2]}, newer than the {ENCODED} "
+            f"The stored value of {where} has format version {version}, newer than the {ENCODED} "
             f"that this release reads. Upgrade ray-workflows."
         )
-    end = header_end(view)
+    end = PREFIX_SIZE + size
     try:
         return HEADER_DECODER.decode(view[PREFIX_SIZE:end]), end
     except msgspec.MsgspecError as error:

@@ -148,8 +148,8 @@ class Coordinator:
         self.watching: dict[str, WatchList] = {}
         context = ray.get_runtime_context()
         self.holder = this_holder(context.get_actor_id())
-        self.executor = RayExecutor(storage, self.report, context.current_actor)
         self.turns = Turns(self.step, self.unexpected)
+        self.executor = RayExecutor(storage, self.report, context.current_actor, self.turns.put)
         self.loop = Loop(
             storage,
             self.executor,

@@ -1,13 +1,11 @@
-"""What a Ray task of ours runs: a batch of attempts, one after the other. Mostly it is one.
+"""A batch of attempts in a worker, one after the other. Mostly it is one.
 
-If a member takes long, those after it are handed back, to run elsewhere meanwhile. When a batch is
-through that was short, the coordinator may have another one.
+If a member takes long, those after it are handed back, to run elsewhere meanwhile.
 """
 
 from __future__ import annotations
 
 import functools
-import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -15,20 +13,16 @@ from typing import Any
 
 import ray
 
-from ray_workflows._environment.attempts import prefer_packages
 from ray_workflows._executor.protocol import (
     ENCODER,
     AnyReport,
     AttemptRequest,
     BatchReport,
-    decode_batch,
 )
-from ray_workflows._executor.watch import RunningAttempt, watching
+from ray_workflows._executor.watch import RunningAttempt
 from ray_workflows._executor.worker import AttemptRun, run_attempt
 from ray_workflows._model.inputs import AttemptReturned
 from ray_workflows.storage.base import Storage
-
-logger = logging.getLogger(__name__)
 
 #: A member that has run for so long, in seconds, holds nobody back any more.
 OVERRUN_SECONDS = 0.05
@@ -41,10 +35,6 @@ WireReport = tuple[bytes, Live]
 
 #: A `Batch` as bytes, and live ObjectRefs to be handed out as ObjectRefs.
 Load = tuple[bytes, Live]
-
-#: How long a batch may have taken, in seconds, after which another one is asked for, and how long
-#: the coordinator may take to answer: it says soon that there is none.
-SHORT_SECONDS, ANSWER_SECONDS = 0.05, 60.0
 
 
 class Home:
@@ -133,72 +123,18 @@ class BatchRun:
         return ENCODER.encode(report), self.made
 
     def check(self, now: float) -> bool:
-        """Hand back what waits behind a member that takes long, and tell of that member."""
+        """Hand back what waits behind a member that takes long, and tell of that member; whether
+        one takes long."""
         with self.lock:
             running = self.running
             if running is None:
-                return True
-            overran = now - running.began >= OVERRUN_SECONDS and self.next < self.end
-            if overran:
+                return False
+            overran = now - running.began >= OVERRUN_SECONDS
+            returned = overran and self.next < self.end
+            if returned:
                 self.end = self.next
                 encoded, made = self.wire()
-        if overran and self.home.coordinator is not None:
+        if returned and self.home.coordinator is not None:
             self.home.coordinator.batch_overran.remote(self.number, encoded, made)
         running.check(now)
-        return True
-
-
-def run_batch(
-    encoded: bytes,
-    pickled_home: bytes,
-    nested: Live,
-    keys: Sequence[tuple[str, str]],
-    *values: Any,
-) -> tuple[int, WireReport]:
-    """Run a batch in a Ray task, and others while the coordinator has them at once.
-
-    ``nested`` are live ObjectRefs by incarnation and blob key, to be handed out as ObjectRefs;
-    ``values`` are the values behind ``keys``, which Ray has brought here, and something for each
-    package that it had to bring into the cluster before.
-
-    Returns:
-        The number of the last batch, and its report. Those before it were reported by calls.
-    """
-    prefer_packages()
-    home = home_of(pickled_home)
-    live: Live = {incarnation: dict(objects) for incarnation, objects in nested.items()}
-    for (incarnation, key), value in zip(keys, values, strict=False):
-        live.setdefault(incarnation, {})[key] = value
-    while True:
-        number, stays, requests = decode_batch(encoded)
-        batch = BatchRun(number, requests, home, live)
-        began = time.monotonic()
-        with watching(batch):
-            report = batch.run()
-        if not stays or time.monotonic() - began > SHORT_SECONDS:
-            return number, report
-        load = next_load(home, number, report)
-        if load is None:
-            return number, report
-        encoded, live = load
-
-
-def next_load(home: Home, number: int, report: WireReport) -> Load | None:
-    """Report a batch to the coordinator; another one, if there is one at once."""
-    try:
-        # Not `ray.get`: it tells Ray that this worker's slot can be used by somebody else.
-        future = home.coordinator.batch_done.remote(number, *report).future()
-        load: Load | None = future.result(ANSWER_SECONDS)
-    except Exception as error:
-        logger.warning("The coordinator did not take a report at once: %r", error)
-        return None
-    return load
-
-
-@functools.cache
-def remote_run_batch(max_calls: int) -> Any:
-    """`run_batch` as a Ray function.
-
-    ``max_calls`` can't be given to ``.options()``; every function with a GPU has it.
-    """
-    return ray.remote(max_calls=max_calls)(run_batch)
+        return overran

@@ -11,8 +11,9 @@ import ray
 
 from ray_workflows._capture.options import decode_ray_options
 from ray_workflows._environment.attempts import packages_for, runtime_env_for
-from ray_workflows._executor.batch import Home, Live, Load, remote_run_batch
+from ray_workflows._executor.batch import Home, Live, Load
 from ray_workflows._executor.carriers import Submission
+from ray_workflows._executor.carry import remote_run_batches
 from ray_workflows._executor.listeners import listener_host_class
 from ray_workflows._executor.live import LiveValues, direct_keys, nested_keys
 from ray_workflows._executor.protocol import Scene, encode_batch
@@ -45,19 +46,22 @@ class Calls:
         #: Ray functions with their options, and the packages that they need.
         self.remotes: dict[tuple[str, str, int], tuple[Any, tuple[Package, ...]]] = {}
 
-    def send(self, submission: Submission, load: Load, values: Brought) -> ray.ObjectRef:
-        """Submit a Ray task, or call a listener host; its result is that of `batch.run_batch`."""
-        encoded, nested = load
+    def send(
+        self, submission: Submission, loads: list[Load], asks: bool, values: Brought
+    ) -> ray.ObjectRef:
+        """Submit a Ray task with batches, the first of which is this one and takes the values, or
+        call a listener host; the result is that of `carry.run_batches`."""
         if self.pickled_home is None:
             self.pickled_home = ray.cloudpickle.dumps(self.home)
         scene = submission.members[0].request.scene
         if submission.listens:
             host = self.listener_host(submission, scene)
+            ((encoded, nested),) = loads
             return host.listen.remote(encoded, self.pickled_home, nested)
         remote, submission.packages = self.remote(scene)
         waits = self.rack.need(submission.packages)
         home = self.pickled_home
-        return remote.remote(encoded, home, nested, list(values), *values.values(), *waits)
+        return remote.remote(loads, home, asks, list(values), *values.values(), *waits)
 
     def remote(self, scene: Scene) -> tuple[Any, tuple[Package, ...]]:
         """The Ray function for a shape and a name, and the packages that it needs. Ray parses
@@ -73,7 +77,7 @@ class Calls:
             self.rack.vary(runtime_env, packages)
             options["runtime_env"] = runtime_env
             options.update(max_retries=0, retry_exceptions=False)
-            remote = remote_run_batch(max_calls).options(**options)
+            remote = remote_run_batches(max_calls).options(**options)
             if len(self.remotes) >= MAX_REMOTES:
                 self.remotes.clear()
             found = self.remotes[key] = (remote, packages)
@@ -110,14 +114,15 @@ def load_of(submission: Submission, live: Mapping[str, LiveValues]) -> tuple[Loa
     requests = [flight.request for flight in submission.members]
     nested: Live = {}
     values: Brought = {}
+    # Most workflows have none.
+    laden = [
+        (request, live[request.incarnation]) for request in requests if request.incarnation in live
+    ]
     taken = Counter(
-        (request.incarnation, key) for request in requests for key in direct_keys(request)
+        (request.incarnation, key) for request, _ in laden for key in direct_keys(request)
     )
-    for request in requests:
+    for request, here in laden:
         incarnation = request.incarnation
-        here = live.get(incarnation)
-        if here is None:
-            continue
         found = here.among(nested_keys(request))
         for key, value in here.among(direct_keys(request)).items():
             # Ray brings one copy of a value: where several take it, each fetches its own.
@@ -127,4 +132,4 @@ def load_of(submission: Submission, live: Mapping[str, LiveValues]) -> tuple[Loa
                 found[key] = value
         if found:
             nested.setdefault(incarnation, {}).update(found)
-    return (encode_batch(submission.number, submission.stays, requests), nested), values
+    return (encode_batch(submission.number, requests), nested), values

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 
 import msgspec
@@ -16,14 +14,19 @@ attempt: ContextVar[AttemptRequest | None] = ContextVar("ray_workflows_attempt",
 awaits_coroutines: ContextVar[bool] = ContextVar("ray_workflows_awaits", default=False)
 
 
-@contextmanager
-def running(request: AttemptRequest) -> Iterator[None]:
-    """Scope of the user code of one attempt."""
-    token = attempt.set(request)
-    try:
-        yield
-    finally:
-        attempt.reset(token)
+class running:
+    """Scope of the user code of one attempt. A class: a generator takes three times as long."""
+
+    __slots__ = ("request", "token")
+
+    def __init__(self, request: AttemptRequest) -> None:
+        self.request = request
+
+    def __enter__(self) -> None:
+        self.token = attempt.set(self.request)
+
+    def __exit__(self, *raised: object) -> None:
+        attempt.reset(self.token)
 
 
 def current_attempt() -> AttemptRequest | None:

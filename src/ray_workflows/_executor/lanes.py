@@ -7,7 +7,7 @@ share one; all others have one each.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable
 
 import msgspec
 
@@ -35,8 +35,13 @@ MAX_FUNCTIONS = 100_000
 #: back no others.
 MAX_IN_FLIGHT = 2_000
 
-#: Batches of short attempts in flight for each slot: one runs, one waits for it to end.
-BATCHES_PER_SLOT = 2
+#: Batches that one Ray task has at once: one runs, one is at hand when it is through. Both together
+#: are no more than its share of what there is.
+AT_ONCE = 2
+
+#: Work for each slot, in seconds, from which on more Ray tasks are submitted than there are slots,
+#: as many again: they wait, and show an autoscaler that there is work for more nodes.
+DEMAND_SECONDS = 1.0
 
 
 class Flight:
@@ -48,6 +53,7 @@ class Flight:
         "expired",
         "followers",
         "follows",
+        "laden",
         "request",
         "retired",
         "submitted_at",
@@ -59,6 +65,8 @@ class Flight:
         #: Attempts that run at once after it, each on the result of the one before.
         self.followers: list[Flight] = []
         self.follows = False
+        #: It takes values that Ray has to bring to a Ray task before it starts.
+        self.laden = False
         #: The number of the Ray task that it travels in.
         self.batch: int | None = None
         self.submitted_at = 0.0
@@ -132,6 +140,11 @@ class Durations:
             flight.followers.append(previous)
 
 
+def least(seconds: float) -> int:
+    """How many attempts that take so long each are worth a batch."""
+    return max(1, int(WORTHWHILE_SECONDS / seconds))
+
+
 class Lane:
     """Attempts of one shape that wait, by function, and how many Ray tasks of it are in flight."""
 
@@ -140,9 +153,8 @@ class Lane:
         self.submitted = 0
         #: Attempts in flight of functions of which nothing is known yet.
         self.trials: dict[str, int] = {}
-        #: When Ray tasks that carry one batch after the other will ask for the next one, on the
-        #: monotonic clock, by the number of the batch they have.
-        self.expected: dict[int, float] = {}
+        #: When carriers will ask for the next batch, on the monotonic clock.
+        self.expected: dict[Hashable, float] = {}
         #: Whether it will be asked again soon for a batch, whatever happens.
         self.looks_again = False
 
@@ -150,61 +162,104 @@ class Lane:
     def idle(self) -> bool:
         return not self.queues and not self.submitted
 
-    def add(self, flight: Flight) -> None:
+    def add(self, flight: Flight, durations: Durations, slots: int) -> bool:
+        """Let it wait; whether there is now one more batch for each slot."""
         digest = flight.request.scene.function.digest
         queue = self.queues.get(digest)
         if queue is None:
             queue = self.queues[digest] = deque()
         queue.append(flight)
+        seconds = durations.get(digest)
+        return seconds is not None and not len(queue) % (
+            slots * max(1, int(TARGET_SECONDS / seconds))
+        )
 
-    def next_batch(self, durations: Durations, slots: int, now: float) -> list[Flight]:
+    def next_batch(
+        self,
+        durations: Durations,
+        slots: int,
+        now: float,
+        carriers: int = 0,
+        waits: bool = False,
+    ) -> list[Flight]:
         """What to submit now as one batch; empty if nothing is to be.
 
         Args:
             durations: what is known of the functions.
             slots: how many tasks of this shape the cluster can run at once.
             now: the monotonic clock.
+            carriers: how many Ray tasks of it take one batch after the other.
+            waits: whether one of them waits for a batch.
         """
+
+        def take(digest: str, queue: deque[Flight]) -> list[Flight]:
+            seconds = durations.get(digest)
+            if queue[0].request.options.kind == LISTENER:
+                # They wait in their host, for days if need be, and take no room.
+                return [queue.popleft()]
+            if queue[0].alone or (seconds is not None and seconds > LONG_SECONDS):
+                return [queue.popleft()] if self.submitted < MAX_IN_FLIGHT else []
+            if seconds is None:
+                return self.take_trial(digest, queue, slots)
+            if waits or self.deserves_carrier(len(queue) * seconds, slots, carriers, now):
+                return self.cut(queue, seconds, slots)
+            return []
+
+        return self.first(take)
+
+    def next_ahead(self, durations: Durations, slots: int) -> list[Flight]:
+        """A batch for a carrier that has one already; empty if slots might come to need it."""
+
+        def take(digest: str, queue: deque[Flight]) -> list[Flight]:
+            seconds = durations.get(digest)
+            if seconds is None or seconds > LONG_SECONDS or queue[0].alone or queue[0].laden:
+                return []
+            if len(queue) < AT_ONCE * slots * least(seconds):
+                return []
+            return self.cut(queue, seconds, slots)
+
+        return self.first(take)
+
+    def first(self, take: Callable[[str, deque[Flight]], list[Flight]]) -> list[Flight]:
+        """The first batch that there is to be had, the functions taking turns."""
         for digest in list(self.queues):
-            # In turn: each function comes last when it had its batch.
+            # Each comes last when it had its batch.
             queue = self.queues.pop(digest)
             while queue and queue[0].retired:
                 queue.popleft()
             if not queue:
                 continue
-            batch = self.take(digest, queue, durations.get(digest), slots, now)
+            batch = take(digest, queue)
             if queue:
                 self.queues[digest] = queue
             if batch:
                 return batch
         return []
 
-    def take(
-        self, digest: str, queue: deque[Flight], seconds: float | None, slots: int, now: float
-    ) -> list[Flight]:
-        if queue[0].request.options.kind == LISTENER:
-            # They wait in their host, for days if need be, and take no room.
-            return [queue.popleft()]
-        if queue[0].alone or (seconds is not None and seconds > LONG_SECONDS):
-            return [queue.popleft()] if self.submitted < MAX_IN_FLIGHT else []
-        if seconds is None:
-            # A few show how long it takes. If that is long, they say so while they run.
-            tried = self.trials.get(digest, 0)
-            if tried >= slots or self.submitted >= MAX_IN_FLIGHT:
-                return []
-            self.trials[digest] = tried + 1
-            return [queue.popleft()]
-        if self.submitted >= BATCHES_PER_SLOT * slots:
+    def take_trial(self, digest: str, queue: deque[Flight], slots: int) -> list[Flight]:
+        """A few show how long it takes. If that is long, they say so while they run."""
+        tried = self.trials.get(digest, 0)
+        if tried >= slots or self.submitted >= MAX_IN_FLIGHT:
             return []
-        if len(queue) * seconds < WORTHWHILE_SECONDS and any(
+        self.trials[digest] = tried + 1
+        return [queue.popleft()]
+
+    def deserves_carrier(self, work: float, slots: int, carriers: int, now: float) -> bool:
+        """Whether so much work, in seconds, is to have one more Ray task."""
+        if carriers >= (slots if work < DEMAND_SECONDS * slots else 2 * slots):
+            return False
+        # Who asks soon for a batch gets it: that is cheaper than a Ray task.
+        return work >= WORTHWHILE_SECONDS or not any(
             abs(at - now) < WORTHWHILE_SECONDS for at in self.expected.values()
-        ):
-            return []  # Who asks soon for a batch gets it: that is cheaper than a Ray task.
+        )
+
+    def cut(self, queue: deque[Flight], seconds: float, slots: int) -> list[Flight]:
+        """A batch of attempts that take so long each."""
         if queue[0].followers:
             head = queue.popleft()
             return [head, *head.followers]
-        share = -(-len(queue) // slots)
-        size = min(max(share, int(WORTHWHILE_SECONDS / seconds), 1), int(TARGET_SECONDS / seconds))
+        share = -(-len(queue) // (AT_ONCE * slots))
+        size = min(max(share, least(seconds)), round(TARGET_SECONDS / seconds))
         batch: list[Flight] = []
         while queue and len(batch) < size and not (queue[0].alone or queue[0].followers):
             flight = queue.popleft()
@@ -212,17 +267,24 @@ class Lane:
                 batch.append(flight)
         return batch
 
-    def expect(self, number: int, members: list[Flight], durations: Durations, now: float) -> None:
-        """The Ray task that has this batch will ask for another one when it is through."""
-        known = [durations.get(flight.request.function.digest) for flight in members]
-        self.expected[number] = now + sum(seconds or 0.0 for seconds in known)
+    def put_back(self, batch: list[Flight]) -> None:
+        """It can't travel behind another one: Ray has to bring something for it."""
+        digest = batch[0].request.scene.function.digest
+        heads = [flight for flight in batch if not flight.follows]
+        heads[0].laden = True
+        self.queues.setdefault(digest, deque()).extendleft(reversed(heads))
 
-    def expects_no_more(self, number: int) -> None:
+    def expect(
+        self, carrier: Hashable, members: list[Flight], known: Durations, now: float
+    ) -> None:
+        """A carrier will ask for another batch when it is through with what it has."""
+        each = [known.get(flight.request.function.digest) for flight in members]
+        self.expected[carrier] = now + sum(seconds or 0.0 for seconds in each)
+
+    def expects_no_more(self, carrier: Hashable) -> None:
         """It takes longer than was known."""
-        self.expected.pop(number, None)
+        self.expected.pop(carrier, None)
 
-    def landed(self, number: int, digest: str) -> None:
+    def landed(self, digest: str) -> None:
         """A batch is through, or lost, with attempts of this function."""
-        self.submitted -= 1
-        self.expected.pop(number, None)
         self.trials.pop(digest, None)

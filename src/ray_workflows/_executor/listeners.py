@@ -32,15 +32,15 @@ class ListenerHost:
 
     async def listen(
         self, encoded: bytes, pickled_home: bytes, nested: Mapping[str, Mapping[str, Any]]
-    ) -> tuple[int, WireReport]:
-        """Run one attempt of a listener task: as `batch.run_batch`, but awaiting."""
+    ) -> list[tuple[int, WireReport]]:
+        """Run one attempt of a listener task: as `carry.run_batches`, but awaiting."""
         home = home_of(pickled_home)
-        number, _, (request,) = decode_batch(encoded)
+        number, (request,) = decode_batch(encoded)
         run = AttemptRun(request, home.storage, nested.get(request.incarnation, {}))
         with watching(RunningAttempt(request, home.coordinator)):
             report = await run_listener(run)
         wire = ENCODER.encode(BatchReport(((0, report),), (0.0,)))
-        return number, (wire, {request.incarnation: run.made} if run.made else {})
+        return [(number, (wire, {request.incarnation: run.made} if run.made else {}))]
 
 
 async def run_listener(run: AttemptRun) -> AnyReport:

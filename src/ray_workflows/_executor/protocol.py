@@ -150,13 +150,9 @@ class Member(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Batch(msgspec.Struct, frozen=True, array_like=True):
-    """Attempts that travel together, to run one after the other. ``number`` is the executor's.
-
-    ``stays``: the worker is to ask for another batch when it is through with this one.
-    """
+    """Attempts that travel together, to run one after the other. ``number`` is the executor's."""
 
     number: int
-    stays: bool
     scenes: tuple[Scene, ...]
     members: tuple[Member, ...]
 
@@ -188,7 +184,7 @@ BATCH_DECODER = msgspec.msgpack.Decoder(Batch)
 REPORT_DECODER = msgspec.msgpack.Decoder(BatchReport)
 
 
-def encode_batch(number: int, stays: bool, requests: Sequence[AttemptRequest]) -> bytes:
+def encode_batch(number: int, requests: Sequence[AttemptRequest]) -> bytes:
     """Attempts on their way to a worker."""
     scenes: dict[int, int] = {}
     distinct: list[Scene] = []
@@ -213,11 +209,11 @@ def encode_batch(number: int, stays: bool, requests: Sequence[AttemptRequest]) -
                 request.fused,
             )
         )
-    return ENCODER.encode(Batch(number, stays, tuple(distinct), tuple(members)))
+    return ENCODER.encode(Batch(number, tuple(distinct), tuple(members)))
 
 
-def decode_batch(data: bytes) -> tuple[int, bool, list[AttemptRequest]]:
-    """What `encode_batch` encoded: the number of the batch, whether it stays, its attempts."""
+def decode_batch(data: bytes) -> tuple[int, list[AttemptRequest]]:
+    """What `encode_batch` encoded: the number of the batch, and its attempts."""
     batch = BATCH_DECODER.decode(data)
     requests = [
         AttemptRequest(
@@ -235,7 +231,7 @@ def decode_batch(data: bytes) -> tuple[int, bool, list[AttemptRequest]]:
         )
         for member in batch.members
     ]
-    return batch.number, batch.stays, requests
+    return batch.number, requests
 
 
 #: Takes the incarnation of a workflow and news of one of its attempts. Any thread calls it.

@@ -119,9 +119,9 @@ class AttemptRun:
 
     def write_result(self, result: Any) -> Value:
         request = self.request
-        key = request.result_key
         where = f"result of task '{request.task_id}'"
         pickled = pickle_value(result, where=where)
+        key = request.result_key
         if not request.checkpoint:
             if request.fused:
                 self.kept[key] = Kept(pickled, result)

@@ -5,11 +5,10 @@ Needs the extra ``postgres``; nothing else in the package imports it before it i
 from __future__ import annotations
 
 import contextlib
-import json
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 import msgspec
 from psycopg import errors
@@ -26,6 +25,7 @@ from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageError
 from ray_workflows.storage.base import CommitOutcome, Storage
+from ray_workflows.storage.postgres_appends import Ends, Statement, make_statements
 from ray_workflows.storage.postgres_blobs import BlobRows
 from ray_workflows.storage.postgres_news import Listener
 from ray_workflows.storage.postgres_pool import Connection, Pool, pool_of
@@ -39,8 +39,7 @@ from ray_workflows.storage.records import (
     encode_cursor,
 )
 
-#: How much one statement carries, in bytes of entries. A transaction has as many as it needs.
-STATEMENT_BYTES = 8 * 1024 * 1024
+T = TypeVar("T")
 
 #: How often a transaction that the server gave up, to end a deadlock, is begun again.
 ATTEMPTS = 5
@@ -99,6 +98,7 @@ class PostgresStorage(Storage):
         self.pool: Pool = pool_of(target)
         self.blobs: BlobRows = BlobRows(self.pool, self.schema)
         self.listener: Listener | None = None
+        self.ends: Ends = Ends()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return rebuild, (type(self), self.target)
@@ -145,26 +145,44 @@ class PostgresStorage(Storage):
         # Taken out and encoded here so that what raises does so before the transaction.
         appends = list(appends)
         check_appends(appends)
-        statements = [make_statement(appends, numbers) for numbers in statement_numbers(appends)]
+        statements = make_statements(appends, self.ends)
         outcomes = [CommitOutcome.STALE] * len(appends)
         if not statements:
             return outcomes
-        for attempt in range(ATTEMPTS):
-            with self.pool.use() as connection:
-                try:
-                    found = self.execute_commit(connection, statements)
-                    break
-                except CLASHES:
-                    if attempt == ATTEMPTS - 1:
-                        raise
-            time.sleep(random.uniform(0.0, 0.02 * 2**attempt))
-        for statement, appended in zip(statements, found, strict=True):
-            for number in statement.numbers:
-                if appends[number].incarnation in appended:
-                    outcomes[number] = CommitOutcome.OK
+        found = self.transact(lambda c: self.execute_commit(c, statements), len(appends))
+        if sum(map(len, found)) == len(appends):
+            outcomes = [CommitOutcome.OK] * len(appends)
+        else:
+            for statement, appended in zip(statements, found, strict=True):
+                for number in statement.numbers:
+                    if appends[number].incarnation in appended:
+                        outcomes[number] = CommitOutcome.OK
+        self.ends.learn(appends, outcomes)
         pairs = zip(appends, outcomes, strict=True)
         self.tell(append.catalog.holder for append, outcome in pairs if outcome is CommitOutcome.OK)
         return outcomes
+
+    def transact(self, work: Callable[[Connection], T], appends: int = 0) -> T:
+        """Do something in one transaction; again if the server gave that up.
+
+        One that had a rival's entry in its way begins again at once, and sees it then: that append
+        is stale from now on, so that this ends after as many times as there are ``appends``.
+        """
+        clashes = 0
+        while True:
+            with self.pool.use() as connection:
+                try:
+                    return work(connection)
+                except errors.UniqueViolation:
+                    if appends == 0:
+                        raise
+                    appends -= 1
+                    continue
+                except CLASHES:
+                    clashes += 1
+                    if clashes == ATTEMPTS:
+                        raise
+            time.sleep(random.uniform(0.0, 0.01 * 2**clashes))
 
     def tell(self, holders: Iterable[str]) -> None:
         """Tell others that one of their journals has grown.
@@ -252,9 +270,18 @@ class PostgresStorage(Storage):
             "incarnation": incarnation,
             "expected_seq": expected_seq,
         }
-        with self.pool.use() as connection, connection.patient():
-            found = connection.first(self.queries["delete_workflow"], key)
-        return CommitOutcome.OK if found[0] else CommitOutcome.STALE
+
+        def work(connection: Connection) -> int:
+            with connection.patient(), connection.pipeline(), connection.transaction():
+                connection.execute(self.queries["configure_transaction"])
+                end = connection.first(self.queries["lock_end"], key)
+                locked = {"locked_seq": None if end is None else end[0]}
+                found: int = connection.first(self.queries["delete_workflow"], {**key, **locked})[0]
+                return found
+
+        found = self.transact(work)
+        self.ends.forget(incarnation)
+        return CommitOutcome.OK if found else CommitOutcome.STALE
 
     # -- blobs -----------------------------------------------------------------------------
 
@@ -344,115 +371,3 @@ def rebuild(cls: type[PostgresStorage], target: Target) -> PostgresStorage:
     storage = cls.__new__(cls)
     storage.connect_to(target)
     return storage
-
-
-def statement_numbers(appends: Sequence[Append]) -> Iterator[list[int]]:
-    """Which appends go into one statement: each workflow once, sorted, and not too many bytes.
-
-    Several appends to one workflow come in statements after each other. Each statement takes its
-    locks in the order of the ids, so that rival transactions can't wait for each other in a ring.
-    """
-    rounds: list[list[int]] = []
-    ends: dict[tuple[str, str], int] = {}
-    for number, append in enumerate(appends):
-        keys = (("id", append.workflow_id), ("incarnation", append.incarnation))
-        place = max(ends.get(key, 0) for key in keys)
-        for key in keys:
-            ends[key] = place + 1
-        if place == len(rounds):
-            rounds.append([])
-        rounds[place].append(number)
-    for numbers in rounds:
-        numbers.sort(key=lambda number: appends[number].workflow_id.encode())
-        part: list[int] = []
-        size = 0
-        for number in numbers:
-            if part and size + len(appends[number].entry) > STATEMENT_BYTES:
-                yield part
-                part, size = [], 0
-            part.append(number)
-            size += len(appends[number].entry)
-        yield part
-
-
-class Sent(msgspec.Struct, omit_defaults=True):
-    """A catalog row on its way, under names that are short: the server reads them in each row."""
-
-    i: str
-    n: str
-    s: int
-    t: str
-    h: str
-    b: float
-    c: str
-    a: float | None = None
-    e: float | None = None
-    m: str = "{}"
-    p: str = ""
-    x: str | None = None
-    r: bool = False
-
-
-class Statement(NamedTuple):
-    """A query, its parameters, and which appends of the commit it has."""
-
-    query: str
-    parameters: dict[str, Any]
-    numbers: list[int]
-
-
-def make_statement(appends: Sequence[Append], numbers: list[int]) -> Statement:
-    """The statement that appends those of these numbers, each to another workflow."""
-    chosen = [appends[number] for number in numbers]
-    if all(append.expected_seq for append in chosen):
-        if len(chosen) == 1:
-            return Statement("advance_one", encode_append(chosen[0]), numbers)
-        return Statement("advance_appends", encode_appends(chosen), numbers)
-    return Statement("commit_appends", encode_appends(chosen), numbers)
-
-
-def encode_append(append: Append) -> dict[str, Any]:
-    """The parameters of ``advance_one``."""
-    row = msgspec.structs.asdict(append.catalog)
-    row["status"] = append.catalog.status.value
-    row["metadata"] = json.dumps(row["metadata"]) if row["metadata"] else "{}"
-    row["error"] = clean(row["error"])
-    row["expected_seq"] = append.expected_seq
-    row["commit_id"] = append.commit_id
-    row["entry"] = append.entry
-    return row
-
-
-def encode_appends(appends: Sequence[Append]) -> dict[str, Any]:
-    """The parameters of ``commit_appends`` and ``advance_appends``."""
-    rows = []
-    for append in appends:
-        row = append.catalog
-        rows.append(
-            Sent(
-                i=row.workflow_id,
-                n=row.incarnation,
-                s=row.seq,
-                t=row.status.value,
-                h=row.holder,
-                b=row.submitted_at,
-                c=append.commit_id,
-                a=row.started_at,
-                e=row.ended_at,
-                m=json.dumps(row.metadata) if row.metadata else "{}",
-                p=row.plan_digest,
-                x=clean(row.error),
-                r=row.released,
-            )
-        )
-    return {
-        "rows": msgspec.json.encode(rows).decode(),
-        "entries": [append.entry for append in appends],
-    }
-
-
-def clean(text: str | None) -> str | None:
-    """The text of an error as PostgreSQL can hold it: without lone surrogates and zeros."""
-    if text is None:
-        return None
-    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")

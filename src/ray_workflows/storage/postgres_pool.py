@@ -194,6 +194,9 @@ class Pool:
                 time.sleep(random.uniform(0.05, 0.5))
             else:
                 connection.born = time.monotonic()
+                # Where a transaction waits for a lock, its next statement has to see what others
+                # have committed meanwhile, whatever the server's default is.
+                connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
                 return connection
 
     def give_back(self, connection: Connection) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import msgspec
 import pytest
 
-from ray_workflows._model.catalog import Append, CatalogRow
+from ray_workflows._model.catalog import Append, CatalogQuery, CatalogRow
 from ray_workflows.storage.base import CommitOutcome, Storage
 from ray_workflows.testing.builders import (
     OK,
@@ -107,6 +107,43 @@ class JournalContract:
             row, journal = state(storage, "w")
             assert row is not None
             assert (row.seq, row.started_at, len(journal)) == (seq + 1, float(seq), seq + 1)
+
+    @pytest.mark.parametrize("together", [1, 3])
+    def test_rows_that_stay_as_they_are_name_the_end(self, storage: Storage, together: int) -> None:
+        """However many appends change nothing of a row but its seq, whoever reads it sees that."""
+        names = [f"w{number}" for number in range(together)]
+        for name in names:
+            fill(storage, name)
+        for seq in range(1, 6):
+            group = [make_append(name, seq) for name in names]
+            assert storage.commit(group) == [OK] * together
+            rows = tuple(append.catalog for append in group)
+            assert tuple(map(storage.read_catalog, names)) == rows
+            for fields in ({}, {"statuses": (rows[0].status,)}, {"holders": ("h1",)}):
+                assert storage.list_catalog(CatalogQuery(**fields)).rows == rows
+                newest = CatalogQuery(newest_first=True, **fields)
+                assert storage.list_catalog(newest).rows == rows[::-1]
+
+    def test_rows_that_change_now_and_then(self, storage: Storage) -> None:
+        """The row is that of the last append, also where it goes back to what it was before, and
+        where values are equal that are not the same."""
+        changes: list[dict[str, Any]] = [
+            {},
+            {"holder": "h2"},
+            {"holder": "h2"},
+            {},
+            {"metadata": {"k": 1}},
+            {"metadata": {"k": True}},
+            {"metadata": {"k": 1.0}},
+            {"metadata": {}, "error": "e", "released": True},
+            {},
+        ]
+        for seq, fields in enumerate(changes):
+            append = make_append("w", seq, **fields)
+            assert storage.commit([append, make_append(f"x{seq}", 0)]) == [OK, OK]
+            row = storage.read_catalog("w")
+            assert row == append.catalog
+            assert repr(row) == repr(append.catalog)
 
     @pytest.mark.parametrize("expected_seq", [0, 1, 2, 4, 5, 1000])
     def test_append_elsewhere_than_the_end_is_stale(
@@ -424,6 +461,28 @@ class JournalContract:
             )
             assert sorted(outcomes) == [[OK], [STALE]]
             assert len(state(storage, name)[1]) == (2 if outcomes[0] == [OK] else 0)
+
+    def test_delete_among_appends(self, storage: Storage) -> None:
+        """It takes a workflow that ends where it was seen to end, and nothing comes after it."""
+        fill(storage, "w")
+
+        def write() -> int:
+            seq = 1
+            while storage.commit([make_append("w", seq)]) == [OK]:
+                seq += 1
+            return seq
+
+        def remove() -> int:
+            while True:
+                row = storage.read_catalog("w")
+                assert row is not None
+                if storage.delete("w", row.incarnation, row.seq) is OK:
+                    return row.seq
+
+        written, removed = in_threads([write, remove])
+        assert written == removed
+        assert state(storage, "w") == (None, [])
+        assert list_ids(storage) == []
 
     def delete_as_list(self, storage: Storage, row: CatalogRow) -> list[CommitOutcome]:
         """Delete with the outcome in a list, as a commit's is."""

@@ -27,7 +27,8 @@ INSERT INTO {schema}.schema_version (version) VALUES (%(version)s);
 -- name: read_missing_rights
 SELECT string_agg(wanted.name || ': ' || wanted.rights, '; ')
 FROM (VALUES
-    ('catalog', 'SELECT, INSERT, UPDATE, DELETE'), ('journal', 'SELECT, INSERT, DELETE'),
+    ('catalog', 'SELECT, INSERT, UPDATE, DELETE'),
+    ('journal', 'SELECT, INSERT, UPDATE, DELETE'),
     ('holders', 'SELECT, INSERT, UPDATE, DELETE'), ('blobs', 'SELECT, INSERT, DELETE'),
     ('blob_chunks', 'SELECT, INSERT, DELETE'), ('tombstones', 'SELECT, INSERT, DELETE')
 ) AS wanted (name, rights)
@@ -47,129 +48,93 @@ SELECT
     set_config('tcp_keepalives_interval', '5', true),
     set_config('tcp_keepalives_count', '3', true);
 
+-- name: append_entries
+-- Appends that change nothing of their catalog rows but seq: at most one to each workflow, sorted by
+-- workflow_id, each with the commit id of the entry that it follows. Returns the incarnations that
+-- were appended to; what is not among them is stale. One statement, so that one trip to the server
+-- takes and releases the locks.
+-- The fence: an entry is appended only after the journal's last one, which is locked. Whoever appends
+-- or deletes locks it, and nobody inserts without, so that no insert waits: all waiting is for these
+-- locks, and everybody takes them in this order. A rival that was waited for may have appended; that
+-- entry is not seen from here, but the key refuses ours, and the transaction is begun again.
+WITH locked AS MATERIALIZED (
+    SELECT sent.incarnation, sent.seq, sent.commit_id, sent.entry
+    FROM unnest(
+        %(incarnations)s::text[], %(seqs)s::bigint[], %(commit_ids)s::text[], %(after)s::text[],
+        %(entries)b::bytea[]
+    ) AS sent (incarnation, seq, commit_id, after, entry)
+    CROSS JOIN LATERAL (
+        SELECT journal.seq, journal.commit_id FROM {schema}.journal
+        WHERE journal.incarnation = sent.incarnation AND journal.seq >= sent.seq - 1
+        ORDER BY journal.seq DESC
+        LIMIT 1
+        FOR UPDATE
+    ) AS last
+    WHERE last.seq = sent.seq - 1 AND last.commit_id = sent.after
+),
+appended AS (
+    INSERT INTO {schema}.journal (incarnation, seq, commit_id, entry)
+    SELECT incarnation, seq, commit_id, entry FROM locked
+)
+-- Durable whatever the server's default is, also where this is a transaction by itself.
+SELECT array_agg(incarnation), set_config('synchronous_commit',
+    CASE current_setting('synchronous_commit')
+        WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true)
+FROM locked;
+
+-- name: append_entry
+-- As append_entries, for one append, with as little to think about for the planner as can be.
+INSERT INTO {schema}.journal (incarnation, seq, commit_id, entry)
+SELECT %(incarnation)s, %(seq)s, %(commit_id)s, %(entry)b
+FROM {schema}.journal
+WHERE incarnation = %(incarnation)s AND seq = %(expected_seq)s AND commit_id = %(after)s
+FOR UPDATE
+ON CONFLICT DO NOTHING
+RETURNING ARRAY[incarnation], set_config('synchronous_commit',
+    CASE current_setting('synchronous_commit')
+        WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true);
+
 -- name: commit_appends
--- At most one append to each workflow, sorted by workflow_id; the rows come as JSON (`Sent` in
--- postgres.py), the entries as an array beside it. Returns the incarnations that were appended to; what
--- is not among them is stale. One statement, so that one trip to the server takes and releases the
--- locks.
+-- As append_entries, for any appends. The catalog rows that change, or are new, come as JSON (`Sent` in
+-- postgres_appends.py) beside the arrays; where nothing changes, the row is empty and has an `after`.
 WITH wanted AS MATERIALIZED (
-    SELECT workflow_id COLLATE "C" AS workflow_id, incarnation COLLATE "C" AS incarnation, seq,
-        status, holder, submitted_at, started_at, ended_at, coalesce(metadata, '{}') AS metadata,
-        coalesce(plan_digest, '') AS plan_digest, error, coalesce(released, false) AS released,
-        commit_id, entry
+    SELECT incarnation, seq, commit_id, after, entry, workflow_id, status, holder, submitted_at,
+        started_at, ended_at, coalesce(metadata, '{}') AS metadata,
+        coalesce(plan_digest, '') AS plan_digest, error, coalesce(released, false) AS released
     FROM ROWS FROM (
-        json_to_recordset(%(rows)b::json) AS (
-            i text, n text, s bigint, t text, h text, b double precision, a double precision,
-            e double precision, m text, p text, x text, r boolean, c text
+        unnest(
+            %(incarnations)s::text[], %(seqs)s::bigint[], %(commit_ids)s::text[], %(after)s::text[],
+            %(entries)b::bytea[]
         ),
-        unnest(%(entries)b::bytea[])
-    ) AS given (
-        workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at, metadata,
-        plan_digest, error, released, commit_id, entry
+        json_to_recordset(%(rows)b::json) AS (
+            i text, t text, h text, b double precision, a double precision, e double precision,
+            m text, p text, x text, r boolean
+        )
+    ) AS sent (
+        incarnation, seq, commit_id, after, entry, workflow_id, status, holder, submitted_at,
+        started_at, ended_at, metadata, plan_digest, error, released
     )
 ),
--- The fence: no row is taken unless the journal ends at seq - 1. All rows are locked before one is
--- written, and everybody locks in this order. Each is found by one look into an index, and updated
--- where it was found: joined by their ids, a large catalog would be read whole.
+-- A row is found by one look into an index, and updated where it was found: joined by their ids, a
+-- large catalog would be read whole. It needs no lock: whoever changes it holds the journal's end.
 locked AS MATERIALIZED (
-    SELECT found.place, wanted.*
+    SELECT wanted.*, found.place,
+        last.seq = wanted.seq - 1 AND last.commit_id = wanted.after AS unchanged
     FROM wanted
     CROSS JOIN LATERAL (
+        SELECT journal.seq, journal.commit_id FROM {schema}.journal
+        WHERE journal.incarnation = wanted.incarnation AND journal.seq >= wanted.seq - 1
+        ORDER BY journal.seq DESC
+        LIMIT 1
+        FOR UPDATE
+    ) AS last
+    LEFT JOIN LATERAL (
         SELECT ctid AS place FROM {schema}.catalog
         WHERE catalog.workflow_id = wanted.workflow_id AND catalog.incarnation = wanted.incarnation
-            AND catalog.seq = wanted.seq - 1
-        FOR NO KEY UPDATE
-    ) AS found
+            AND last.seq = wanted.seq - 1
+        OFFSET 0
+    ) AS found ON true
     WHERE wanted.seq > 1
-),
-advanced AS (
-    UPDATE {schema}.catalog AS row
-    SET seq = locked.seq, status = locked.status, holder = locked.holder,
-        submitted_at = locked.submitted_at, started_at = locked.started_at,
-        ended_at = locked.ended_at, metadata = locked.metadata, plan_digest = locked.plan_digest,
-        error = locked.error, released = locked.released
-    FROM locked
-    WHERE row.ctid = ANY (ARRAY(SELECT place FROM locked)) AND row.ctid = locked.place
-    RETURNING row.incarnation
-),
-created AS (
-    INSERT INTO {schema}.catalog (
-        workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
-        metadata, plan_digest, error, released
-    )
-    SELECT workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
-        metadata, plan_digest, error, released
-    FROM wanted
-    WHERE seq = 1 AND NOT EXISTS (
-        SELECT 1 FROM {schema}.tombstones WHERE tombstones.incarnation = wanted.incarnation
-    )
-    ON CONFLICT DO NOTHING
-    RETURNING incarnation
-),
-appended AS (
-    INSERT INTO {schema}.journal (incarnation, seq, commit_id, entry)
-    SELECT incarnation, seq, commit_id, entry
-    FROM wanted
-    WHERE incarnation IN (SELECT incarnation FROM advanced)
-        OR incarnation IN (SELECT incarnation FROM created)
-    RETURNING incarnation
-)
--- Durable whatever the server's default is, also where this is a transaction by itself.
-SELECT array_agg(incarnation), set_config('synchronous_commit',
-    CASE current_setting('synchronous_commit')
-        WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true)
-FROM appended;
-
--- name: advance_one
--- One append to a workflow that exists. As advance_appends, but the planner has half as much to think
--- about, and a large entry is not carried from one part to the next. Returns as that does.
-WITH advanced AS (
-    UPDATE {schema}.catalog
-    SET seq = %(seq)s, status = %(status)s, holder = %(holder)s, submitted_at = %(submitted_at)s,
-        started_at = %(started_at)s, ended_at = %(ended_at)s, metadata = %(metadata)s,
-        plan_digest = %(plan_digest)s, error = %(error)s, released = %(released)s
-    WHERE workflow_id = %(workflow_id)s AND incarnation = %(incarnation)s
-        AND seq = %(expected_seq)s
-    RETURNING incarnation
-),
-appended AS (
-    INSERT INTO {schema}.journal (incarnation, seq, commit_id, entry)
-    SELECT incarnation, %(seq)s, %(commit_id)s, %(entry)b FROM advanced
-    RETURNING incarnation
-)
--- Durable whatever the server's default is, also where this is a transaction by itself.
-SELECT array_agg(incarnation), set_config('synchronous_commit',
-    CASE current_setting('synchronous_commit')
-        WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true)
-FROM appended;
-
--- name: advance_appends
--- As commit_appends where no workflow is new.
-WITH wanted AS MATERIALIZED (
-    SELECT workflow_id COLLATE "C" AS workflow_id, incarnation COLLATE "C" AS incarnation, seq,
-        status, holder, submitted_at, started_at, ended_at, coalesce(metadata, '{}') AS metadata,
-        coalesce(plan_digest, '') AS plan_digest, error, coalesce(released, false) AS released,
-        commit_id, entry
-    FROM ROWS FROM (
-        json_to_recordset(%(rows)b::json) AS (
-            i text, n text, s bigint, t text, h text, b double precision, a double precision,
-            e double precision, m text, p text, x text, r boolean, c text
-        ),
-        unnest(%(entries)b::bytea[])
-    ) AS given (
-        workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at, metadata,
-        plan_digest, error, released, commit_id, entry
-    )
-),
-locked AS MATERIALIZED (
-    SELECT found.place, wanted.*
-    FROM wanted
-    CROSS JOIN LATERAL (
-        SELECT ctid AS place FROM {schema}.catalog
-        WHERE catalog.workflow_id = wanted.workflow_id AND catalog.incarnation = wanted.incarnation
-            AND catalog.seq = wanted.seq - 1
-        FOR NO KEY UPDATE
-    ) AS found
 ),
 advanced AS (
     UPDATE {schema}.catalog AS row
@@ -181,15 +146,59 @@ advanced AS (
     WHERE row.ctid = ANY (ARRAY(SELECT place FROM locked)) AND row.ctid = locked.place
     RETURNING locked.incarnation, locked.seq, locked.commit_id, locked.entry
 ),
+-- After the locks, in everybody: creations of the same ids wait for each other.
+created AS (
+    INSERT INTO {schema}.catalog (
+        workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
+        metadata, plan_digest, error, released
+    )
+    SELECT workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
+        metadata, plan_digest, error, released
+    FROM wanted
+    WHERE seq = 1 AND (SELECT count(*) FROM locked) >= 0 AND NOT EXISTS (
+        SELECT 1 FROM {schema}.tombstones WHERE tombstones.incarnation = wanted.incarnation
+    )
+    ON CONFLICT DO NOTHING
+    RETURNING incarnation
+),
 appended AS (
     INSERT INTO {schema}.journal (incarnation, seq, commit_id, entry)
     SELECT incarnation, seq, commit_id, entry FROM advanced
+    UNION ALL
+    SELECT incarnation, seq, commit_id, entry FROM locked WHERE unchanged
+    UNION ALL
+    SELECT incarnation, seq, commit_id, entry FROM wanted
+    WHERE incarnation IN (SELECT incarnation FROM created)
     RETURNING incarnation
 )
 SELECT array_agg(incarnation), set_config('synchronous_commit',
     CASE current_setting('synchronous_commit')
         WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true)
 FROM appended;
+
+-- name: advance_one
+-- As commit_appends, for one append to a workflow that exists.
+WITH last AS MATERIALIZED (
+    SELECT journal.seq FROM {schema}.journal
+    WHERE journal.incarnation = %(incarnation)s AND journal.seq >= %(expected_seq)s
+    ORDER BY journal.seq DESC
+    LIMIT 1
+    FOR UPDATE
+),
+advanced AS (
+    UPDATE {schema}.catalog
+    SET seq = %(seq)s, status = %(status)s, holder = %(holder)s, submitted_at = %(submitted_at)s,
+        started_at = %(started_at)s, ended_at = %(ended_at)s, metadata = %(metadata)s,
+        plan_digest = %(plan_digest)s, error = %(error)s, released = %(released)s
+    WHERE workflow_id = %(workflow_id)s AND incarnation = %(incarnation)s
+        AND (SELECT seq FROM last) = %(expected_seq)s
+    RETURNING incarnation
+)
+INSERT INTO {schema}.journal (incarnation, seq, commit_id, entry)
+SELECT incarnation, %(seq)s, %(commit_id)s, %(entry)b FROM advanced
+RETURNING ARRAY[incarnation], set_config('synchronous_commit',
+    CASE current_setting('synchronous_commit')
+        WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true);
 
 -- name: tell_holders
 SELECT pg_notify(%(channel)s, holder) FROM unnest(%(holders)s::text[]) AS others (holder);
@@ -200,14 +209,19 @@ WHERE incarnation = %(incarnation)s AND seq > %(after)s
 ORDER BY seq;
 
 -- name: read_catalog
-SELECT workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
-    metadata, plan_digest, error, released
+-- Appends that change nothing of a row but its seq leave it as it is: the journal says where it ends.
+SELECT workflow_id, incarnation, greatest(seq, (
+        SELECT max(journal.seq) FROM {schema}.journal
+        WHERE journal.incarnation = catalog.incarnation
+    )), status, holder, submitted_at, started_at, ended_at, metadata, plan_digest, error, released
 FROM {schema}.catalog WHERE workflow_id = %(workflow_id)s;
 
 -- name: list_catalog
 -- It continues after (submitted_at, workflow_id).
-SELECT workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
-    metadata, plan_digest, error, released
+SELECT workflow_id, incarnation, greatest(seq, (
+        SELECT max(journal.seq) FROM {schema}.journal
+        WHERE journal.incarnation = catalog.incarnation
+    )), status, holder, submitted_at, started_at, ended_at, metadata, plan_digest, error, released
 FROM {schema}.catalog
 WHERE (submitted_at, workflow_id) > (%(submitted_at)s::double precision, %(workflow_id)s)
 ORDER BY submitted_at, workflow_id
@@ -218,7 +232,11 @@ LIMIT %(limit)s;
 -- would pass over all rows of the other statuses, or sort all of these. Said as a range and an
 -- order of all columns, because no other index can serve that: given an equality, the planner may
 -- take the one by submission and throw away what it did not hope to meet.
-SELECT page.*
+SELECT workflow_id, incarnation, greatest(seq, (
+        SELECT max(journal.seq) FROM {schema}.journal
+        WHERE journal.incarnation = page.incarnation
+    )), page.status, page.holder, submitted_at, started_at, ended_at, metadata, plan_digest, error,
+    released
 FROM unnest(%(statuses)s::text[]) AS wanted (status)
 CROSS JOIN LATERAL (
     SELECT workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
@@ -235,7 +253,11 @@ LIMIT %(limit)s;
 
 -- name: list_catalog_by_holder
 -- As list_catalog_by_status, for each holder and status.
-SELECT page.*
+SELECT workflow_id, incarnation, greatest(seq, (
+        SELECT max(journal.seq) FROM {schema}.journal
+        WHERE journal.incarnation = page.incarnation
+    )), page.status, page.holder, submitted_at, started_at, ended_at, metadata, plan_digest, error,
+    released
 FROM unnest(%(holders)s::text[]) AS owner (holder)
 CROSS JOIN unnest(%(statuses)s::text[]) AS wanted (status)
 CROSS JOIN LATERAL (
@@ -253,8 +275,10 @@ LIMIT %(limit)s;
 
 -- name: list_catalog_newest
 -- As list_catalog, from the other end.
-SELECT workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
-    metadata, plan_digest, error, released
+SELECT workflow_id, incarnation, greatest(seq, (
+        SELECT max(journal.seq) FROM {schema}.journal
+        WHERE journal.incarnation = catalog.incarnation
+    )), status, holder, submitted_at, started_at, ended_at, metadata, plan_digest, error, released
 FROM {schema}.catalog
 WHERE (submitted_at, workflow_id) < (%(submitted_at)s::double precision, %(workflow_id)s)
 ORDER BY submitted_at DESC, workflow_id DESC
@@ -262,7 +286,11 @@ LIMIT %(limit)s;
 
 -- name: list_catalog_newest_by_status
 -- As list_catalog_by_status, from the other end.
-SELECT page.*
+SELECT workflow_id, incarnation, greatest(seq, (
+        SELECT max(journal.seq) FROM {schema}.journal
+        WHERE journal.incarnation = page.incarnation
+    )), page.status, page.holder, submitted_at, started_at, ended_at, metadata, plan_digest, error,
+    released
 FROM unnest(%(statuses)s::text[]) AS wanted (status)
 CROSS JOIN LATERAL (
     SELECT workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
@@ -279,7 +307,11 @@ LIMIT %(limit)s;
 
 -- name: list_catalog_newest_by_holder
 -- As list_catalog_by_holder, from the other end.
-SELECT page.*
+SELECT workflow_id, incarnation, greatest(seq, (
+        SELECT max(journal.seq) FROM {schema}.journal
+        WHERE journal.incarnation = page.incarnation
+    )), page.status, page.holder, submitted_at, started_at, ended_at, metadata, plan_digest, error,
+    released
 FROM unnest(%(holders)s::text[]) AS owner (holder)
 CROSS JOIN unnest(%(statuses)s::text[]) AS wanted (status)
 CROSS JOIN LATERAL (
@@ -295,13 +327,26 @@ CROSS JOIN LATERAL (
 ORDER BY page.submitted_at DESC, page.workflow_id DESC
 LIMIT %(limit)s;
 
+-- name: lock_end
+-- Before delete_workflow, in a statement of its own: what appends while this waits is seen by the next.
+SELECT seq FROM {schema}.journal
+WHERE incarnation = %(incarnation)s
+ORDER BY seq DESC
+LIMIT 1
+FOR UPDATE;
+
 -- name: delete_workflow
--- Everything of it in one statement; returns how many workflows there were.
+-- Everything of it, if the journal ends where the caller says, and with the entry that was locked.
+-- Returns how many workflows there were.
 WITH gone AS (
     DELETE FROM {schema}.catalog
-    WHERE workflow_id = %(workflow_id)s AND incarnation = %(incarnation)s
-        AND seq = %(expected_seq)s
-    RETURNING incarnation
+    USING (
+        SELECT max(seq) AS seq FROM {schema}.journal WHERE incarnation = %(incarnation)s
+    ) AS last
+    WHERE workflow_id = %(workflow_id)s AND catalog.incarnation = %(incarnation)s
+        AND greatest(catalog.seq, last.seq) = %(expected_seq)s
+        AND last.seq IS NOT DISTINCT FROM %(locked_seq)s
+    RETURNING catalog.incarnation
 ),
 entries AS (
     DELETE FROM {schema}.journal USING gone WHERE journal.incarnation = gone.incarnation

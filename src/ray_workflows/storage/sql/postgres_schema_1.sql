@@ -8,8 +8,8 @@ CREATE TABLE {schema}.schema_version (
     applied_at timestamptz NOT NULL DEFAULT now()
 );
 
--- One row per workflow, written in the transaction that appends to its journal.
--- seq is the number of the journal's last entry: an append names it, and that is the fence.
+-- One row per workflow, written in the transaction that appends to its journal, if it changes.
+-- seq is the number of the entry with which it last changed; the journal itself says where it ends.
 -- Collation "C" orders ids by their bytes, which is by code points, wherever the server runs.
 -- No index holds seq, and pages have room: an append then rewrites a row within its page.
 CREATE TABLE {schema}.catalog (

@@ -1,0 +1,249 @@
+"""The way of attempts to Ray: what waits in lanes becomes batches, in Ray tasks that take one after
+the other.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ray
+
+from ray_workflows._executor.batch import Load
+from ray_workflows._executor.calls import Brought, Calls, load_of
+from ray_workflows._executor.carriers import STAY_SECONDS, Answer, Carrier, Carriers, Submission
+from ray_workflows._executor.deadlines import Deadlines
+from ray_workflows._executor.lanes import (
+    AT_ONCE,
+    LONG_SECONDS,
+    TARGET_SECONDS,
+    WORTHWHILE_SECONDS,
+    Durations,
+    Flight,
+    Lane,
+)
+from ray_workflows._executor.live import LiveValues
+
+#: How long the size of the cluster is believed, in seconds.
+SLOTS_SECONDS = 1.0
+
+#: Takes a Ray task that has ended, and the future with its result.
+Ended = Callable[[Carrier, Any], None]
+
+#: Takes a Ray task that could not be submitted, and why.
+Refused = Callable[[Carrier, Exception], None]
+
+
+class Dispatch:
+    """Submits what is given to `enqueue`. Used with the lock held.
+
+    Args:
+        calls: what Ray is called with.
+        live: live values by incarnation.
+        lock: taken for what happens at a time.
+        deadlines: calls at times.
+        ended: called without the lock.
+        refused: called with it.
+    """
+
+    def __init__(
+        self,
+        calls: Calls,
+        live: Mapping[str, LiveValues],
+        lock: threading.RLock,
+        deadlines: Deadlines,
+        ended: Ended,
+        refused: Refused,
+    ) -> None:
+        self.calls = calls
+        self.live = live
+        self.lock = lock
+        self.deadlines = deadlines
+        self.ended = ended
+        self.refused = refused
+        #: Other ones than those of an earlier life of the coordinator, whose Ray tasks may still
+        #: report here.
+        self.numbers = itertools.count(time.time_ns())
+        self.lanes: dict[str, Lane] = {}
+        #: Shapes of lanes to which something was added since the last `flush`.
+        self.grown: set[str] = set()
+        self.durations = Durations()
+        self.submissions: dict[int, Submission] = {}
+        self.carriers = Carriers()
+        self.slots_known = (0.0, 1)
+
+    def flush(self) -> None:
+        """Submit what was added, as far as it is time."""
+        while self.grown:
+            self.pump(self.grown.pop())
+
+    def enqueue(self, flight: Flight) -> None:
+        shape = flight.request.scene.shape
+        lane = self.lanes.get(shape)
+        if lane is None:
+            lane = self.lanes[shape] = Lane()
+        self.grown.add(shape)
+        if lane.add(flight, self.durations, self.slots_known[1]):
+            # It begins while the rest of thousands is started.
+            self.pump(shape)
+
+    def pump(self, shape: str) -> None:
+        """Submit what waits, as far as it is time. The lock is held."""
+        # Looked up each time: a Ray task that has ended at once brings us here again meanwhile.
+        while (lane := self.lanes.get(shape)) is not None:
+            taking, waits = self.carriers.are_taking(shape), self.carriers.waits(shape)
+            now = time.monotonic()
+            batch = lane.next_batch(self.durations, self.slots(), now, taking, waits)
+            if not batch:
+                if lane.idle:
+                    del self.lanes[shape]
+                elif lane.queues and lane.expected and not lane.looks_again:
+                    # Who is expected may take longer than was known.
+                    lane.looks_again = True
+                    self.deadlines.after(WORTHWHILE_SECONDS, lambda: self.look_again(shape))
+                return
+            self.submit(lane, batch)
+
+    def look_again(self, shape: str) -> None:
+        with self.lock:
+            lane = self.lanes.get(shape)
+            if lane is not None:
+                lane.looks_again = False
+                self.pump(shape)
+
+    def slots(self) -> int:
+        """How many tasks of one CPU the cluster can run at once."""
+        now = time.monotonic()
+        known_until, slots = self.slots_known
+        if now >= known_until:
+            slots = max(1, int(ray.cluster_resources().get("CPU", 1)))
+            self.slots_known = (now + SLOTS_SECONDS, slots)
+        return slots
+
+    def submit(self, lane: Lane, members: list[Flight]) -> None:
+        """Let a Ray task carry a batch that waits for one, or submit another."""
+        submission = self.accept(members)
+        load, values = load_of(submission, self.live)
+        shape = submission.shape
+        # Ray brings values to a Ray task of their own.
+        if not values and self.carriers.waits(shape) and self.is_carried(submission):
+            carrier = self.carriers.take(shape)
+            carrier.carry(submission)
+            self.hand(lane, carrier, [load])
+        else:
+            self.send(lane, submission, load, values)
+
+    def accept(self, members: list[Flight]) -> Submission:
+        submission = Submission(next(self.numbers), members)
+        now = time.time()
+        for flight in members:
+            flight.batch = submission.number
+            flight.submitted_at = now
+        self.submissions[submission.number] = submission
+        return submission
+
+    def hand(self, lane: Lane, carrier: Carrier, loads: list[Load]) -> None:
+        """Answer a carrier with batches, and one more where there is plenty."""
+        loads += self.ahead(lane, carrier)
+        members = [flight for submission in carrier.loads for flight in submission.members]
+        lane.expect(carrier, members, self.durations, time.monotonic())
+        carrier.reply(loads)
+
+    def ahead(self, lane: Lane, carrier: Carrier) -> list[Load]:
+        """The batch after the one that a carrier has, if there is plenty."""
+        members: list[Flight] = []
+        if carrier.asks and len(carrier.loads) < AT_ONCE:
+            members = lane.next_ahead(self.durations, self.slots())
+        if not members:
+            return []
+        submission = self.accept(members)
+        load, values = load_of(submission, self.live)
+        if values:
+            del self.submissions[submission.number]
+            for flight in members:
+                flight.batch = None
+            lane.put_back(members)
+            return []
+        carrier.carry(submission)
+        return [load]
+
+    def send(self, lane: Lane, submission: Submission, load: Load, values: Brought) -> None:
+        """Submit a Ray task, or call a listener host."""
+        carrier = Carrier(submission.shape, asks=self.is_carried(submission))
+        carrier.carry(submission)
+        loads = [load]
+        if not submission.listens:
+            self.carriers.start(carrier)
+            lane.submitted += 1
+            if not self.has_room():
+                self.carriers.leave_all()
+            loads += self.ahead(lane, carrier)
+        try:
+            carrier.ref = self.calls.send(submission, loads, carrier.asks, values)
+            carrier.ref.future().add_done_callback(lambda future: self.ended(carrier, future))
+        except Exception as error:
+            # Options that this Ray refuses, or a secret that is not here: the user's to mend.
+            self.end(carrier)
+            self.refused(carrier, error)
+
+    def has_room(self) -> bool:
+        """Whether every Ray task in flight has a slot, as far as we know."""
+        return len(self.carriers.flying) <= self.slots()
+
+    def is_carried(self, submission: Submission) -> bool:
+        """Whether it may follow another batch in a Ray task, and be followed by one."""
+        seconds = self.durations.get(submission.digest)
+        if seconds is None or seconds <= LONG_SECONDS:
+            return submission.shareable
+        # One that is a batch by itself has a Ray task for the asking, where nobody waits for one.
+        return submission.shareable and seconds <= TARGET_SECONDS and self.has_room()
+
+    def go_on(self, carrier: Carrier, answer: Answer) -> None:
+        """A carrier is through with a batch: it runs the next one, or waits, or ends."""
+        lane = self.lanes[carrier.shape]
+        lane.expects_no_more(carrier)
+        carrier.hear()
+        if not carrier.fresh or self.carriers.is_crowded(carrier.shape, self.slots()):
+            carrier.answer = answer
+            self.carriers.leave(carrier)
+        elif carrier.loads:
+            carrier.answer = answer
+            self.hand(lane, carrier, [])
+        else:
+            self.carriers.wait(carrier, answer)
+        self.pump(carrier.shape)
+        if carrier.answer is None:
+            return
+        if self.has_room():
+            waits = carrier.waits
+            self.deadlines.after(STAY_SECONDS, lambda: self.leave(carrier, waits))
+        else:
+            self.carriers.leave(carrier)
+
+    def leave(self, carrier: Carrier, waits: int) -> None:
+        """Nothing has come for it in the time it waits."""
+        with self.lock:
+            if carrier.answer is not None and carrier.waits == waits:
+                self.carriers.leave(carrier)
+
+    def end(self, carrier: Carrier) -> None:
+        """A Ray task is no more."""
+        if carrier in self.carriers.flying:
+            lane = self.lanes[carrier.shape]
+            lane.submitted -= 1
+            lane.expects_no_more(carrier)
+            self.carriers.end(carrier)
+
+    def over(self, submission: Submission) -> None:
+        """A batch is through, or lost."""
+        del self.submissions[submission.number]
+        if submission.carrier is not None:
+            submission.carrier.loads.remove(submission)
+        lane = self.lanes.get(submission.shape)
+        if lane is not None:
+            lane.landed(submission.digest)
+        if not self.submissions:
+            self.calls.rack.tidy()

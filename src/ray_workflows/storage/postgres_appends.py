@@ -1,0 +1,240 @@
+"""What a commit sends to PostgreSQL: which statements, their parameters, and no more than needed.
+Nothing here talks to a server.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from ray_workflows._model.catalog import Append, CatalogRow
+from ray_workflows.storage.base import CommitOutcome
+
+#: How much one statement carries, in bytes of entries. A transaction has as many as it needs.
+STATEMENT_BYTES = 8 * 1024 * 1024
+
+#: How many journals' ends are remembered.
+KNOWN_ENDS = 50_000
+
+
+class Ends:
+    """What this process appended last to each journal: the entry's commit id, and its catalog row.
+
+    An entry and its catalog row are stored together. So while a journal ends with that very entry,
+    that is the row, and an append that changes nothing of it need not send it. The server compares
+    the commit id of the last entry: whatever happened since (a rival, a deletion, a restored
+    backup), the worst of a wrong memory is that an append is stale.
+
+    Without a lock, which a fork could find taken: each of these steps is one for other threads, and
+    what is remembered stays true in whatever order it is written down.
+    """
+
+    def __init__(self) -> None:
+        self.ends: OrderedDict[str, tuple[str, CatalogRow]] = OrderedDict()
+
+    def unchanged(self, appends: Iterable[Append]) -> list[str | None]:
+        """For each append that leaves the row but for ``seq`` as it is, the commit id of the entry
+        that it follows; None where the row has to be sent."""
+        found: list[str | None] = []
+        get = self.ends.get
+        for append in appends:
+            end = get(append.incarnation)
+            same = end is not None and end[1].seq == append.expected_seq
+            found.append(end[0] if same and end and alike(end[1], append.catalog) else None)
+        return found
+
+    def learn(self, appends: Sequence[Append], outcomes: Sequence[CommitOutcome]) -> None:
+        """Remember what became of appends. The oldest go where there are too many."""
+        ends = self.ends
+        if outcomes.count(CommitOutcome.OK) == len(appends):
+            ends.update({a.incarnation: (a.commit_id, a.catalog) for a in appends})
+        else:
+            for append, outcome in zip(appends, outcomes, strict=True):
+                if outcome is CommitOutcome.OK:
+                    ends[append.incarnation] = (append.commit_id, append.catalog)
+                else:
+                    ends.pop(append.incarnation, None)
+        while len(ends) > KNOWN_ENDS:
+            ends.popitem(last=False)
+
+    def forget(self, incarnation: str) -> None:
+        """It is gone."""
+        self.ends.pop(incarnation, None)
+
+
+def alike(one: CatalogRow, other: CatalogRow) -> bool:
+    """Whether two rows differ in ``seq`` at most."""
+    if msgspec.structs.replace(one, seq=other.seq) != other:
+        return False
+    # Equal values may be different JSON: 1 and true.
+    return (
+        not other.metadata
+        or one.metadata is other.metadata
+        or json.dumps(one.metadata) == json.dumps(other.metadata)
+    )
+
+
+class Statement(NamedTuple):
+    """A query, its parameters, and which appends of the commit it has."""
+
+    query: str
+    parameters: dict[str, Any]
+    numbers: list[int]
+
+
+def make_statements(appends: Sequence[Append], ends: Ends) -> list[Statement]:
+    """The statements of a commit, in their order."""
+    statements = []
+    for numbers in statement_numbers(appends):
+        chosen = [appends[number] for number in numbers]
+        query, parameters = make_query(chosen, ends.unchanged(chosen))
+        statements.append(Statement(query, parameters, numbers))
+    return statements
+
+
+def statement_numbers(appends: Sequence[Append]) -> Iterator[list[int]]:
+    """Which appends go into one statement: each workflow once, sorted, and not too many bytes.
+
+    Several appends to one workflow come in statements after each other. Each statement takes its
+    locks in the order of the ids, so that rival transactions can't wait for each other in a ring.
+    """
+    rounds: list[list[int]] = []
+    ids = {append.workflow_id for append in appends}
+    incarnations = {append.incarnation for append in appends}
+    if len(ids) == len(incarnations) == len(appends):
+        rounds = [list(range(len(appends)))] if appends else []
+    else:
+        rounds = rounds_of(appends)
+    for numbers in rounds:
+        # By code points, as the server has them.
+        numbers.sort(key=lambda number: appends[number].workflow_id)
+        part: list[int] = []
+        size = 0
+        for number in numbers:
+            size += len(appends[number].entry)
+            if part and size > STATEMENT_BYTES:
+                yield part
+                part, size = [], len(appends[number].entry)
+            part.append(number)
+        yield part
+
+
+def rounds_of(appends: Sequence[Append]) -> list[list[int]]:
+    """The numbers of appends of which some are to the same workflow, each workflow once a round."""
+    rounds: list[list[int]] = []
+    ends: dict[tuple[str, str], int] = {}
+    for number, append in enumerate(appends):
+        keys = (("id", append.workflow_id), ("incarnation", append.incarnation))
+        place = max(ends.get(key, 0) for key in keys)
+        for key in keys:
+            ends[key] = place + 1
+        if place == len(rounds):
+            rounds.append([])
+        rounds[place].append(number)
+    return rounds
+
+
+def make_query(
+    appends: Sequence[Append], after: Sequence[str | None]
+) -> tuple[str, dict[str, Any]]:
+    """The query that makes these appends, each to another workflow, and its parameters.
+
+    ``after`` has the commit ids that they follow where their rows need not be sent.
+    """
+    if len(appends) == 1 and appends[0].expected_seq:
+        (append,) = appends
+        parameters = {
+            "incarnation": append.incarnation,
+            "expected_seq": append.expected_seq,
+            "seq": append.catalog.seq,
+            "commit_id": append.commit_id,
+            "entry": append.entry,
+        }
+        if after[0] is not None:
+            return "append_entry", {**parameters, "after": after[0]}
+        return "advance_one", {**encode_row(append.catalog), **parameters}
+    parameters = {
+        "incarnations": encode_texts([append.incarnation for append in appends]),
+        "seqs": "{" + ",".join([str(append.catalog.seq) for append in appends]) + "}",
+        "commit_ids": encode_texts([append.commit_id for append in appends]),
+        "after": encode_texts(after),
+        "entries": [append.entry for append in appends],
+    }
+    if None not in after:
+        return "append_entries", parameters
+    rows: list[Sent | dict[str, str]] = [
+        {} if known is not None else encode_sent(append.catalog)
+        for append, known in zip(appends, after, strict=True)
+    ]
+    return "commit_appends", {**parameters, "rows": msgspec.json.encode(rows).decode()}
+
+
+class Sent(msgspec.Struct, omit_defaults=True):
+    """A catalog row on its way, under names that are short: the server reads them in each row.
+
+    What the arrays beside it have is not in it.
+    """
+
+    i: str
+    t: str
+    h: str
+    b: float
+    a: float | None = None
+    e: float | None = None
+    m: str = "{}"
+    p: str = ""
+    x: str | None = None
+    r: bool = False
+
+
+def encode_sent(row: CatalogRow) -> Sent:
+    """A row as ``commit_appends`` takes it."""
+    return Sent(
+        i=row.workflow_id,
+        t=row.status.value,
+        h=row.holder,
+        b=row.submitted_at,
+        a=row.started_at,
+        e=row.ended_at,
+        m=json.dumps(row.metadata) if row.metadata else "{}",
+        p=row.plan_digest,
+        x=clean(row.error),
+        r=row.released,
+    )
+
+
+def encode_row(row: CatalogRow) -> dict[str, Any]:
+    """A row as ``advance_one`` takes it."""
+    encoded = msgspec.structs.asdict(row)
+    encoded["status"] = row.status.value
+    encoded["metadata"] = json.dumps(row.metadata) if row.metadata else "{}"
+    encoded["error"] = clean(row.error)
+    return encoded
+
+
+def encode_texts(texts: Sequence[str | None]) -> str:
+    """An array as PostgreSQL reads it; psycopg takes longer for it than the server."""
+    if None not in texts:
+        joined = '","'.join(texts)  # type: ignore[arg-type]
+        # Nothing in them to be escaped, as nearly always.
+        if "\\" not in joined and joined.count('"') == 2 * (len(texts) - 1):
+            return f'{{"{joined}"}}'
+    return "{" + ",".join(map(encode_text, texts)) + "}"
+
+
+def encode_text(text: str | None) -> str:
+    """An element of an array."""
+    if text is None:
+        return "NULL"
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def clean(text: str | None) -> str | None:
+    """The text of an error as PostgreSQL can hold it: without lone surrogates and zeros."""
+    if text is None:
+        return None
+    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
