@@ -1,4 +1,4 @@
-"""A small disk of our own that can be full or read-only: a tmpfs, which takes a right to mount."""
+"""A small disk of our own that can be full or read-only. It takes a right to mount."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PREFIXES: tuple[Sequence[str], ...] = ((), ("sudo", "-n"))
 
 
 class SmallDisk:
-    """A mounted tmpfs."""
+    """What is mounted."""
 
     def __init__(self, path: Path, prefix: Sequence[str]) -> None:
         self.path = path
@@ -42,12 +42,32 @@ class SmallDisk:
         self.filler.unlink()
 
 
+def ext4_image(path: Path, megabytes: int) -> Path:
+    """A file that can be mounted as an empty ext4."""
+    image = path.with_suffix(".img")
+    with image.open("wb") as file:
+        file.truncate(megabytes * 1024 * 1024)
+    # Without a journal it has room in so little.
+    command = ["mkfs.ext4", "-q", "-O", "^has_journal", image]
+    subprocess.run(command, check=True, capture_output=True)
+    return image
+
+
 @contextmanager
-def small_disk(path: Path, megabytes: int = 8) -> Iterator[SmallDisk]:
+def small_disk(path: Path, megabytes: int = 8, kind: str = "tmpfs") -> Iterator[SmallDisk]:
     """Mount one at a directory, which is created. Where that is not allowed, the test is skipped,
-    but never in CI."""
+    but never in CI.
+
+    ``kind``: tmpfs; ext4, which like other disks takes direct writes; ramfs, which refuses them and
+    has no limit.
+    """
     path.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=0777", "tmpfs", path]
+    source, options = kind, "rw"
+    if kind == "tmpfs":
+        options = f"size={megabytes}m"
+    elif kind == "ext4":
+        source, options = str(ext4_image(path, megabytes)), "loop"
+    command = ["mount", "-t", kind, "-o", options, source, path]
     for prefix in PREFIXES:
         try:
             done = subprocess.run([*prefix, *command], capture_output=True, text=True, check=False)
@@ -56,9 +76,10 @@ def small_disk(path: Path, megabytes: int = 8) -> Iterator[SmallDisk]:
         if done.returncode == 0:
             break
     else:
-        assert "CI" not in os.environ, f"a tmpfs can't be mounted: {done.stderr}"
-        pytest.skip(f"a tmpfs can't be mounted here: {done.stderr.strip()}")
+        assert "CI" not in os.environ, f"a {kind} can't be mounted: {done.stderr}"
+        pytest.skip(f"a {kind} can't be mounted here: {done.stderr.strip()}")
     try:
+        subprocess.run([*prefix, "chmod", "777", path], check=True)
         yield SmallDisk(path, prefix)
     finally:
         # Lazily: what a killed process had open goes with it.

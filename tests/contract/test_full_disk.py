@@ -119,3 +119,19 @@ def test_a_disk_that_turns_read_only(kind: type[Storage], disk: SmallDisk) -> No
     disk.remount("rw")
     assert storage.commit([make_append("w", 2)]) == [OK]
     storage.close()
+
+
+def test_a_disk_that_fills_while_a_large_value_is_written(tmp_path: Path) -> None:
+    """A disk that takes direct writes, which find no space sooner than others."""
+    with small_disk(tmp_path / "disk", megabytes=32, kind="ext4") as disk:
+        storage = SqliteStorage(str(disk.path / "store"))
+        storage.open()
+        kept = storage.write_blob("i", "kept", [bytes(9_000_001)])
+        with pytest.raises(StorageUnavailableError, match="Free some space"):
+            storage.write_blob("i", "k", [bytes(64_000_000)])
+        assert os.listdir(storage.blobs.directory("i")) == ["kept"]
+        assert storage.find_blob("i", "k") is None
+        assert storage.read_blob("i", kept) == bytes(9_000_001)
+        blob = storage.write_blob("i", "k", [bytes(12_000_000)])
+        assert storage.read_blob("i", blob) == bytes(12_000_000)
+        storage.close()

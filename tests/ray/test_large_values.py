@@ -6,12 +6,16 @@ What `benchmarks/storage_memory.py` measures with 5 GB is held here with 400 MB.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
+from ray._private.internal_api import node_stats
 
+import ray_workflows as workflow
 from ray_workflows._capture.values import ValueReader, ValueWriter
 from ray_workflows.storage.urls import storage_from_url
 from tests.children import child, receive
@@ -110,3 +114,33 @@ def test_a_large_result_from_worker_to_driver(tmp_path: Path) -> None:
     assert SIZE < peaks.largest < SIZE + EXTRA + PROCESS
     (second, _) = sorted(peaks.by_pid.values())[-2:]
     assert second < EXTRA + PROCESS
+
+
+@ray.remote
+def large(size: int) -> np.ndarray:
+    # Longer than a worker's watch needs to look at it.
+    time.sleep(0.2)
+    return np.ones(size // 8)
+
+
+@ray.remote
+def last(values: np.ndarray) -> float:
+    return float(values[-1])
+
+
+def stored_bytes() -> int:
+    """What is in the cluster's object store."""
+    (node,) = ray.nodes()
+    stats = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], False)
+    return int(stats.store_stats.object_store_bytes_used)
+
+
+def test_the_live_copy_goes_with_its_last_user(wid: str) -> None:
+    """Not when the worker has something else to do, or a garbage collector comes by."""
+    size = 50_000_000
+    before = stored_bytes()
+    assert workflow.run(last.bind(large.bind(size)), workflow_id=wid) == 1.0
+    deadline = time.monotonic() + 20.0
+    while stored_bytes() > before + size // 2:
+        assert time.monotonic() < deadline, "the result is still in the object store"
+        time.sleep(0.1)

@@ -28,6 +28,7 @@ from ray_workflows._environment.archive import (
 from ray_workflows._environment.cluster import call_inside
 from ray_workflows._environment.store import PACKAGE, Item, SharedStorage
 from ray_workflows._model.plan import Package
+from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import PackageTooLargeError, StorageUnavailableError
 
 CLUSTER = "gcs://"
@@ -48,10 +49,10 @@ AGAIN_SECONDS = 1.0
 User = tuple[str, str]
 
 
-def package_of(item: Item, uri: str | None = None) -> Package:
+def package_of(item: Item) -> Package:
     """The package that an item is."""
     digest = item.name.partition("/")[2]
-    return Package(uri or f"{CLUSTER}{OURS}{digest}.zip", item.incarnation, item.blob)
+    return Package(f"{CLUSTER}{OURS}{digest}.zip", item.incarnation, item.blob)
 
 
 def from_cluster(storage: SharedStorage, uri: str, user: User | None = None) -> Package:
@@ -84,9 +85,13 @@ def fetch(storage: SharedStorage, uri: str, digest: str | None, user: User | Non
             f"The runtime_env names the package {uri}, which the cluster does not have any more. "
             f"Call ray.init() with the directory again."
         )
-    name = digest or hashlib.sha256(data).hexdigest()[:32]
+    own = hashlib.sha256(data).hexdigest()
+    name = digest or own[:32]
     item = store.keep(storage, f"{PACKAGE}/{name}", lambda: chunks_of(data), (), user)
-    return package_of(item, uri if digest is None else None)
+    if digest is not None:
+        return package_of(item)
+    # Its URI does not say what the item is called: its checksum does, and so is of this kind.
+    return Package(uri, item.incarnation, Blob(item.blob.key, item.blob.size, f"sha256:{own}"))
 
 
 def chunks_of(data: bytes) -> Iterator[memoryview]:

@@ -59,18 +59,23 @@ class Watch:
                 while not self.watched:
                     self.changed.wait()
             time.sleep(LOOK_SECONDS)
-            with self.changed:
-                watched = list(self.watched.values())
-            now = time.monotonic()
-            for one in watched:
-                try:
-                    again = one.check(now)
-                except Exception:
-                    # The cluster is going away: what is not told now is told by nobody.
-                    logger.debug("What runs here could not be told.", exc_info=True)
-                    again = False
-                if not again:
-                    self.remove(one)
+            # A method of its own: a name of this one would hold what was looked at last, with
+            # results of gigabytes in the object store, for as long as the worker has nothing to do.
+            self.look()
+
+    def look(self) -> None:
+        with self.changed:
+            watched = list(self.watched.values())
+        now = time.monotonic()
+        for one in watched:
+            try:
+                again = one.check(now)
+            except Exception:
+                # The cluster is going away: what is not told now is told by nobody.
+                logger.debug("What runs here could not be told.", exc_info=True)
+                again = False
+            if not again:
+                self.remove(one)
 
 
 WATCH = Watch()

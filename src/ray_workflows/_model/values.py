@@ -11,9 +11,10 @@ INLINE_LIMIT = 64 * 1024
 class Blob(msgspec.Struct, frozen=True, array_like=True):
     """Bytes stored beside the journal, under a key that is unique in its workflow.
 
-    ``size`` is in bytes; ``checksum`` is ``sha256:`` and the hex digest of the stored bytes. An
-    empty checksum marks a result that was not checkpointed: the key names it among the live values
-    of the coordinator that started the attempt, and nothing is stored.
+    ``size`` is in bytes; ``checksum`` is a word for its kind, a colon and the hex digest of the
+    stored bytes, as `storage.checksums` has them. An empty checksum marks a result that was not
+    checkpointed: the key names it among the live values of the coordinator that started the
+    attempt, and nothing is stored.
     """
 
     key: str

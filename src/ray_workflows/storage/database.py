@@ -21,8 +21,9 @@ from ray_workflows.exceptions import (
     StorageError,
     StorageUnavailableError,
 )
-from ray_workflows.storage.files import TEMPORARY_PREFIX, sync, sync_directory
+from ray_workflows.storage.files import TEMPORARY_PREFIX
 from ray_workflows.storage.queries import read_queries, read_sql
+from ray_workflows.storage.syncing import sync, sync_directory
 
 #: Marks a database as ours: 'RWRF'.
 APPLICATION_ID = 0x52575246

@@ -6,26 +6,28 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
-import hashlib
+import functools
 import io
 import mmap
 import os
 import sys
 import uuid
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError
+from ray_workflows.storage.checksums import Checksum
+from ray_workflows.storage.location import is_local
 from ray_workflows.storage.records import (
-    CHECKSUM_PREFIX,
     SLICE_BYTES,
+    check,
     check_name,
     checked,
     describe_blob,
     slices,
 )
+from ray_workflows.storage.syncing import sync_directory
+from ray_workflows.storage.writing import FileWriter
 
 #: No blob key starts with a dot, so a temporary name is never a blob's.
 TEMPORARY_PREFIX = ".tmp-"
@@ -33,14 +35,11 @@ TEMPORARY_PREFIX = ".tmp-"
 #: Smaller blobs are read, not mapped: before Python 3.13 every mapping holds a file descriptor.
 MAP_FROM_BYTES = 1024 * 1024
 
-#: Small chunks are gathered up to this size; larger ones go to the system as they are.
+#: What is read at once to compute a checksum.
 BUFFER_BYTES = 1024 * 1024
 
-#: Chunks of at least this size are hashed by one thread while another writes them.
-ASIDE_BYTES = 1024 * 1024
-
-#: Chunks of at least this size are synced by themselves.
-SYNC_BYTES = 8 * 1024 * 1024
+#: How many directories are remembered.
+NAMED = 1000
 
 #: How often to start again when a writer and a deletion meet in one directory.
 ATTEMPTS = 10
@@ -57,6 +56,8 @@ class BlobFiles:
     def __init__(self, root: str, *, mapped: bool = True):
         self.root = root
         self.mapped = mapped
+        #: Directories of incarnations whose names are known to be on the disk.
+        self.named: set[str] = set()
 
     def directory(self, incarnation: str) -> str:
         """Where the blobs of an incarnation are."""
@@ -80,75 +81,64 @@ class BlobFiles:
             )
         # Also for a blob that was there: its writer may not have come this far yet.
         with io_errors(path):
-            sync_directory(os.path.dirname(path))
-            sync_directory(self.root)
+            self.sync_names(os.path.dirname(path))
         return blob
+
+    def sync_names(self, directory: str) -> None:
+        """Wait until the names in the directory of an incarnation, and its own, are on the disk."""
+        sync_directory(directory)
+        if directory not in self.named:
+            sync_directory(self.root)
+            if len(self.named) >= NAMED:
+                self.named.clear()
+            self.named.add(directory)
 
     def write_new(self, path: str, key: str, chunks: Iterable[bytes | memoryview]) -> Blob | None:
         """Write a blob, or return None if somebody else was faster."""
         with io_errors(path):
-            temporary, file = self.create_temporary(os.path.dirname(path))
-        digest = hashlib.sha256()
-        size = 0
+            temporary, descriptor = self.create_temporary(os.path.dirname(path))
         try:
-            with contextlib.ExitStack() as opened:
-                helper: ThreadPoolExecutor | None = None
-                # Only our own I/O is translated: an OSError of the chunks is their owner's.
-                for chunk in chunks:
-                    pieces = list(slices([chunk]))
-                    length = sum(piece.nbytes for piece in pieces)
-                    size += length
-                    if length < ASIDE_BYTES:
-                        hash_all(digest, pieces)
-                        with io_errors(path):
-                            write_all(file, pieces)
-                        continue
-                    if helper is None:
-                        helper = opened.enter_context(ThreadPoolExecutor(1))
-                    # Beside the writing, not before it; and done with before the owner of the
-                    # chunks is asked for the next, who may use the same memory for it.
-                    hashed = helper.submit(hash_all, digest, pieces)
-                    try:
-                        with io_errors(path):
-                            write_all(file, pieces)
-                            if length >= SYNC_BYTES:
-                                # The disk begins while there is still something to hash.
-                                file.flush()
-                                sync(file.fileno())
-                    finally:
-                        hashed.result()
+            with FileWriter(descriptor, direct=self.local) as writer:
+                for piece in slices(chunks):
+                    # Only our own I/O is translated: an OSError of the chunks is their owner's.
+                    with io_errors(path):
+                        writer.write(piece)
+                with io_errors(path):
+                    writer.finish()
             with io_errors(path):
-                file.flush()
-                sync(file.fileno())
                 try:
                     # Unlike a rename, a link never replaces what is there.
                     os.link(temporary, path)
                 except FileExistsError:
                     return None
-            return Blob(key, size, CHECKSUM_PREFIX + digest.hexdigest())
+            return Blob(key, writer.size, str(writer.checksum))
         finally:
-            # After a failed write, closing tries once more to flush and fails again.
             with contextlib.suppress(OSError):
-                file.close()
+                os.close(descriptor)
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
 
-    def create_temporary(self, directory: str) -> tuple[str, io.BufferedWriter]:
+    @functools.cached_property
+    def local(self) -> bool:
+        """Whether the disk is one of this machine: a server is sent more at once by the page cache
+        than by direct writes, each of which waits for its answer."""
+        return is_local(self.root)
+
+    def create_temporary(self, directory: str) -> tuple[str, int]:
         """A new file in the directory of an incarnation, which is created if it is missing."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         path = os.path.join(directory, TEMPORARY_PREFIX + uuid.uuid4().hex)
         for attempt in range(ATTEMPTS):
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(directory, 0o700)
             try:
                 # Read-only from the start: nobody has a reason to change a blob.
-                descriptor = os.open(path, flags, 0o400)
+                return path, os.open(path, flags, 0o400)
             except FileNotFoundError:
-                # A deletion removed the directory in between.
+                # Not yet there, or a deletion removed it in between.
                 if attempt == ATTEMPTS - 1:
                     raise
-            else:
-                return path, io.BufferedWriter(io.FileIO(descriptor, "wb"), BUFFER_BYTES)
+            self.named.discard(directory)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(directory, 0o700)
         raise AssertionError("unreachable")
 
     def read(self, incarnation: str, blob: Blob) -> memoryview:
@@ -171,12 +161,7 @@ class BlobFiles:
                     )
                 large = self.mapped and size >= MAP_FROM_BYTES
                 view = map_all(file, size) if large else read_all(file)
-        checksum = CHECKSUM_PREFIX + hashlib.sha256(view).hexdigest()
-        if checksum != blob.checksum:
-            raise StorageCorruptError(
-                f"The {what} has the checksum {checksum}, expected {blob.checksum}: its bytes "
-                f"are not what was written."
-            )
+        check(view, blob, what)
         return view
 
     def stream(self, incarnation: str, blob: Blob) -> Iterator[memoryview]:
@@ -206,7 +191,7 @@ class BlobFiles:
     def find(self, incarnation: str, key: str) -> Blob | None:
         """The description of a stored blob, or None."""
         path = self.path(incarnation, key)
-        digest = hashlib.sha256()
+        checksum = Checksum()
         size = 0
         with io_errors(path):
             try:
@@ -216,9 +201,9 @@ class BlobFiles:
             with file:
                 buffer = memoryview(bytearray(BUFFER_BYTES))
                 while count := file.readinto(buffer):
-                    digest.update(buffer[:count])
+                    checksum.update(buffer[:count])
                     size += count
-        return Blob(key, size, CHECKSUM_PREFIX + digest.hexdigest())
+        return Blob(key, size, str(checksum))
 
     def exists(self, incarnation: str) -> bool:
         """Whether an incarnation has, or had, blobs."""
@@ -227,6 +212,7 @@ class BlobFiles:
     def delete(self, incarnation: str) -> None:
         """Delete all blobs of an incarnation. Values mapped before stay readable."""
         directory = self.directory(incarnation)
+        self.named.discard(directory)
         with io_errors(directory):
             for attempt in range(ATTEMPTS):
                 try:
@@ -281,18 +267,6 @@ def remove_temporaries(directory: str, before: float) -> None:
                 os.unlink(entry.path)
 
 
-def hash_all(digest: hashlib._Hash, pieces: Iterable[memoryview]) -> None:
-    """Add the bytes of all pieces to a digest."""
-    for piece in pieces:
-        digest.update(piece)
-
-
-def write_all(file: io.BufferedWriter, pieces: Iterable[memoryview]) -> None:
-    """Write the bytes of all pieces."""
-    for piece in pieces:
-        file.write(piece)
-
-
 def read_all(file: io.FileIO) -> memoryview:
     """The bytes of a small file."""
     return memoryview(file.readall())
@@ -303,25 +277,6 @@ def map_all(file: io.FileIO, size: int) -> memoryview:
     if sys.version_info >= (3, 13):
         return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ, trackfd=False))
     return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
-
-
-def sync(descriptor: int) -> None:
-    """Wait until what was written to a file is on the disk."""
-    if sys.platform == "darwin":
-        # fsync there stops at the disk's cache. Some file systems know only fsync.
-        with contextlib.suppress(OSError):
-            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
-            return
-    os.fsync(descriptor)
-
-
-def sync_directory(path: str) -> None:
-    """Wait until the names in a directory are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        sync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

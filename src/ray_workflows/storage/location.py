@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 
 from ray_workflows.exceptions import StorageConfigError, StorageError, StorageUnavailableError
-from ray_workflows.storage.files import sync_directory
+from ray_workflows.storage.syncing import sync_directory
 
 #: File systems shared between machines. SQLite's write-ahead log needs memory shared between all
 #: its users, which these can't give: two machines would corrupt the database.
@@ -98,6 +98,11 @@ def read_mounts() -> str:
             return file.read()
     except OSError:
         return ""
+
+
+def is_local(path: str) -> bool:
+    """Whether a path is on a disk of this machine."""
+    return network_filesystem(os.path.realpath(path), read_mounts()) is None
 
 
 def check_local(path: str) -> None:

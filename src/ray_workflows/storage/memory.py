@@ -5,7 +5,6 @@ Nothing survives the process, nothing is read but the injected clock, and the or
 from __future__ import annotations
 
 import copy
-import hashlib
 import itertools
 import threading
 import time
@@ -25,9 +24,10 @@ from ray_workflows._model.catalog import (
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageCorruptError
 from ray_workflows.storage.base import CommitOutcome, Storage
+from ray_workflows.storage.checksums import Checksum
 from ray_workflows.storage.records import (
-    CHECKSUM_PREFIX,
     Position,
+    check,
     check_appends,
     check_limit,
     check_name,
@@ -175,7 +175,7 @@ class MemoryStorage(Storage):
         check_name("incarnation", incarnation)
         check_name("blob key", key)
         data = b"".join(slices(chunks))
-        blob = Blob(key, len(data), CHECKSUM_PREFIX + hashlib.sha256(data).hexdigest())
+        blob = Blob(key, len(data), str(Checksum(data)))
         with self.lock:
             stored = StoredBlob(data, blob, self.clock())
             return self.blobs.setdefault(incarnation, {}).setdefault(key, stored).blob
@@ -186,10 +186,7 @@ class MemoryStorage(Storage):
             stored = self.blobs.get(incarnation, {}).get(blob.key)
         if stored is None:
             raise StorageCorruptError(f"The {describe_blob(incarnation, blob)} is missing.")
-        if stored.blob != blob:
-            raise StorageCorruptError(
-                f"The {describe_blob(incarnation, blob)} is {stored.blob}, expected {blob}."
-            )
+        check(stored.data, blob, describe_blob(incarnation, blob))
         return memoryview(stored.data)
 
     def find_blob(self, incarnation: str, key: str) -> Blob | None:

@@ -7,7 +7,6 @@ parts can't be uploaded on condition; then a small object, put if absent, says w
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +16,10 @@ import msgspec
 
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError
+from ray_workflows.storage.checksums import Checksum
 from ray_workflows.storage.operations import Found
 from ray_workflows.storage.records import (
-    CHECKSUM_PREFIX,
+    check,
     check_name,
     checked,
     describe_blob,
@@ -61,20 +61,20 @@ class ObjectBlobs:
         stored = self.head(incarnation, key)
         if stored is not None:
             return described(key, stored)
-        digest = hashlib.sha256()
+        checksum = Checksum()
         gathered = bytearray()
         pieces = slices(chunks)
         for piece in pieces:
-            digest.update(piece)
+            checksum.update(piece)
             gathered += piece
             if len(gathered) > self.whole_bytes:
                 break
         head = Head(uuid.uuid4().hex, len(gathered), "")
         if len(gathered) > self.whole_bytes:
             head.part = f"{PARTS}/{incarnation}/{key}.{head.nonce}"
-            head.size = self.upload(head.part, gathered, pieces, digest)
+            head.size = self.upload(head.part, gathered, pieces, checksum)
             gathered = bytearray()
-        head.checksum = CHECKSUM_PREFIX + digest.hexdigest()
+        head.checksum = str(checksum)
         if self.operations.put_if_absent(where, with_head(head, gathered)):
             return described(key, head)
         if head.part:
@@ -91,7 +91,7 @@ class ObjectBlobs:
         part: str,
         begun: bytearray,
         pieces: Iterator[memoryview],
-        digest: hashlib._Hash,
+        checksum: Checksum,
     ) -> int:
         """Upload the bytes begun with and the rest of the pieces; how many they are."""
         import obstore
@@ -103,7 +103,7 @@ class ObjectBlobs:
                 store, part, buffer_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE
             )
         try:
-            for piece in self.rest(begun, pieces, digest):
+            for piece in self.rest(begun, pieces, checksum):
                 size += piece.nbytes
                 with self.operations.errors(part):
                     # The writer takes bytes of its own: a view of them may change.
@@ -121,12 +121,12 @@ class ObjectBlobs:
         return size
 
     def rest(
-        self, begun: bytearray, pieces: Iterator[memoryview], digest: hashlib._Hash
+        self, begun: bytearray, pieces: Iterator[memoryview], checksum: Checksum
     ) -> Iterator[memoryview]:
         """What was gathered, then all other pieces, counted into the checksum."""
         yield memoryview(begun)
         for piece in pieces:
-            digest.update(piece)
+            checksum.update(piece)
             yield piece
 
     def found(self, incarnation: str, key: str) -> tuple[Head, Found] | None:
@@ -157,16 +157,7 @@ class ObjectBlobs:
         else:
             start = 8 + int.from_bytes(object.data[4:8], "big")
             view = memoryview(object.data)[start:]
-        if view.nbytes != blob.size:
-            raise StorageCorruptError(
-                f"The {what} has {view.nbytes} bytes, expected {blob.size}: it was truncated."
-            )
-        checksum = CHECKSUM_PREFIX + hashlib.sha256(view).hexdigest()
-        if checksum != blob.checksum:
-            raise StorageCorruptError(
-                f"The {what} has the checksum {checksum}, expected {blob.checksum}: its bytes "
-                f"are not what was written."
-            )
+        check(view, blob, what)
         return view
 
     def expected(self, incarnation: str, blob: Blob, what: str) -> tuple[Head, Found]:

@@ -17,10 +17,9 @@ from ray_workflows.storage.files import (
     TEMPORARY_PREFIX,
     io_errors,
     remove_temporaries,
-    sync,
-    sync_directory,
 )
 from ray_workflows.storage.operations import Found, Listed, Operations
+from ray_workflows.storage.syncing import sync, sync_directory
 
 #: Where files are written before they get their names. Created by `prepare` alone: where it is
 #: missing, the file system is not mounted, and nothing must be written to what is below it.

@@ -4,7 +4,6 @@ Knows nothing of journals and catalog: who may delete what is decided by its cal
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import secrets
 import time
@@ -17,11 +16,12 @@ from psycopg import Rollback
 
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError
+from ray_workflows.storage.checksums import Checksum
 from ray_workflows.storage.postgres_pool import Connection, Pool
 from ray_workflows.storage.postgres_schema import Schema
 from ray_workflows.storage.records import (
-    CHECKSUM_PREFIX,
     check_name,
+    check_read,
     checked,
     describe_blob,
     slices,
@@ -70,7 +70,7 @@ class BlobRows:
     def write_small(self, incarnation: str, key: str, data: bytes | memoryview) -> Blob | None:
         """Write a blob of one chunk, or return None if there is one of this key."""
         size = len(data)
-        blob = Blob(key, size, CHECKSUM_PREFIX + hashlib.sha256(data).hexdigest())
+        blob = Blob(key, size, str(Checksum(data)))
         values = {
             "id": new_blob_id(),
             "incarnation": incarnation,
@@ -87,7 +87,7 @@ class BlobRows:
         self, incarnation: str, key: str, rows: Iterable[bytes | memoryview]
     ) -> Blob | None:
         """Write a blob, or return None if somebody else was faster."""
-        digest = hashlib.sha256()
+        checksum = Checksum()
         size = 0
         blob_id = new_blob_id()
         with self.pool.use() as connection, connection.transaction() as transaction:
@@ -95,10 +95,10 @@ class BlobRows:
             with connection.cursor().copy(self.queries["copy_chunks"]) as copy:
                 copy.set_types(COLUMN_TYPES)
                 for number, data in enumerate(rows):
-                    digest.update(data)
+                    checksum.update(data)
                     size += len(data)
                     copy.write_row((blob_id, number, data))
-            blob = Blob(key, size, CHECKSUM_PREFIX + digest.hexdigest())
+            blob = Blob(key, size, str(checksum))
             values = {
                 "id": blob_id,
                 "incarnation": incarnation,
@@ -133,27 +133,21 @@ class BlobRows:
             found = self.look_up(connection, incarnation, blob.key)
             if found is None:
                 raise StorageCorruptError(f"The {what} is missing.")
-            if Blob(*found[:3]) != blob:
+            if found[1] != blob.size:
                 raise StorageCorruptError(
-                    f"The {what} was written with {found[1]} bytes and checksum {found[2]}, "
-                    f"expected {blob.size} and {blob.checksum}."
+                    f"The {what} was written with {found[1]} bytes, expected {blob.size}."
                 )
             # Filled in place: it is in memory once, beside a chunk or two.
             data = bytearray(blob.size)
             end = 0
-            digest = hashlib.sha256()
+            checksum = Checksum(like=blob.checksum)
             with connection.cursor(binary=True) as cursor:
                 for (chunk,) in cursor.stream(self.queries["read_chunks"], {"id": found[3]}):
-                    digest.update(chunk)
+                    checksum.update(chunk)
                     # A slice that is too long would make the buffer longer.
                     data[end : end + len(chunk)] = chunk[: blob.size - end]
                     end += len(chunk)
-            if end != blob.size:
-                raise StorageCorruptError(f"The {what} has {end} bytes, expected {blob.size}.")
-            if CHECKSUM_PREFIX + digest.hexdigest() != blob.checksum:
-                raise StorageCorruptError(
-                    f"The {what} has another checksum than it was written with: its bytes changed."
-                )
+            check_read(end, checksum, blob, what)
             return memoryview(data).toreadonly()
 
         return self.pool.read(work)

@@ -1,10 +1,9 @@
-"""What every backend does alike: check what it is given, filter and page rows, hash blobs.
+"""What every backend does alike: check what it is given and what it reads, filter and page rows.
 No input or output here; a backend of your own may use it or not.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,14 +13,13 @@ from ray_workflows._model.catalog import Append, CatalogRow
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageCorruptError
+from ray_workflows.storage.checksums import Checksum
 
 #: A blob key or incarnation becomes a file or object name, so it has to be harmless as one.
 SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\Z")
 
 #: File systems stop at 255 bytes; this leaves room for what a backend puts around the name.
 MAX_NAME_LENGTH = 200
-
-CHECKSUM_PREFIX = "sha256:"
 
 #: Buffers are hashed and written by slices of this many bytes: a system call takes no more than
 #: 2 GB at once, and a slice that was just hashed is still in the processor's cache.
@@ -110,18 +108,31 @@ def checked(pieces: Iterable[memoryview], blob: Blob, what: str) -> Iterator[mem
 
     ``what`` names the blob in errors.
     """
-    digest = hashlib.sha256()
+    checksum = Checksum(like=blob.checksum)
     size = 0
     for piece in pieces:
-        digest.update(piece)
+        checksum.update(piece)
         size += piece.nbytes
         yield piece
+    check_read(size, checksum, blob, what)
+
+
+def check(data: bytes | memoryview, blob: Blob, what: str) -> None:
+    """Raise if these bytes are not those of a blob, which ``what`` names in errors."""
+    checksum = Checksum(like=blob.checksum)
+    # Of another size, it needs no look.
+    if len(data) == blob.size:
+        checksum.update(data)
+    check_read(len(data), checksum, blob, what)
+
+
+def check_read(size: int, checksum: Checksum, blob: Blob, what: str) -> None:
+    """Raise if the bytes that were read of a blob, of that size and checksum, are not its own."""
     if size != blob.size:
         raise StorageCorruptError(
             f"The {what} has {size} bytes, expected {blob.size}: it was truncated or overwritten."
         )
-    checksum = CHECKSUM_PREFIX + digest.hexdigest()
-    if checksum != blob.checksum:
+    if str(checksum) != blob.checksum:
         raise StorageCorruptError(
             f"The {what} has the checksum {checksum}, expected {blob.checksum}: its bytes are not "
             f"what was written."
