@@ -18,7 +18,8 @@ from types import TracebackType
 import psycopg
 
 from tests.ports import free_port
-from tests.ray.processes import descendants
+from tests.ray.marks import wait_until
+from tests.ray.processes import descendants, is_running
 
 VARIABLE = "RAY_WORKFLOWS_TEST_POSTGRES"
 
@@ -128,19 +129,26 @@ class PostgresServer:
             else:
                 return
 
-    def signal(self, number: int) -> None:
+    def signal(self, number: int) -> list[int]:
         """Send a signal to the server and all its processes; they have groups of their own."""
         assert self.process is not None
-        for pid in (self.process.pid, *descendants(self.process.pid)):
+        pids = [self.process.pid, *descendants(self.process.pid)]
+        for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
+        return pids
 
     def kill(self) -> None:
         """SIGKILL, as when the power is cut."""
         if self.process is not None:
-            self.signal(signal.SIGKILL)
+            # It begins no further processes while they are counted.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, signal.SIGSTOP)
+            _, *others = self.signal(signal.SIGKILL)
             self.process.wait()
             self.process = None
+            # The next server would not start beside one of them.
+            wait_until(lambda: not any(map(is_running, others)), "the server's processes are gone")
 
 
 def readable_by_all(path: Path) -> bool:
