@@ -1,4 +1,4 @@
-"""The Ray actor around the loop. Its methods bring requests to it; one thread at a time runs it.
+"""The Ray actor around the loop. Its methods only pass requests on; one thread runs the loop.
 
 `Coordinator.__init__` touches no storage and never raises: an actor whose restart raised would be
 dead for good. What is wrong with the storage is said to whoever asks.
@@ -7,9 +7,9 @@ dead for good. What is wrong with the storage is said to whoever asks.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import logging
+import queue
 import threading
 import time
 import uuid
@@ -41,7 +41,6 @@ from ray_workflows._coordinator.requests import (
     seconds_more,
 )
 from ray_workflows._coordinator.room import Limits
-from ray_workflows._coordinator.turns import Turns
 from ray_workflows._coordinator.verbs import Verbs
 from ray_workflows._executor.ray_tasks import RayExecutor
 from ray_workflows._model.inputs import AttemptRuns
@@ -67,9 +66,6 @@ ANSWER_SECONDS = 20.0
 #: is 700, and a quarter of engine and loop is looking: states are large, and refer to no cycles.
 YOUNG_OBJECTS = 20_000
 
-#: Reports of so many bytes are looked at by another thread than the one that takes them.
-FEW_BYTES = 16 * 1024
-
 #: How long one poll of a client waits at most, in seconds.
 POLL_SECONDS = 60.0
 
@@ -78,7 +74,7 @@ MAX_CALLS = 10_000
 
 
 def post(events: asyncio.AbstractEventLoop, action: Callable[[], None]) -> None:
-    """Bring an answer from whoever runs the loop to Ray's thread."""
+    """Bring an answer from the loop's thread to Ray's."""
     events.call_soon_threadsafe(action)
 
 
@@ -147,17 +143,17 @@ class Coordinator:
         self.storage = storage
         self.settings = settings
         self.package_version = package_version
+        self.inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.broken: Exception | None = None
         gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
         self.watching: dict[str, WatchList] = {}
         context = ray.get_runtime_context()
         self.holder = this_holder(context.get_actor_id())
-        self.turns = Turns(self.step, self.unexpected)
-        self.executor = RayExecutor(storage, self.report, context.current_actor, self.turns.put)
+        self.executor = RayExecutor(storage, self.report, context.current_actor, self.inbox.put)
         self.loop = Loop(
             storage,
             self.executor,
-            ThreadIo(self.turns.bring),
+            ThreadIo(self.inbox.put),
             self.holder.holder_id,
             clock=time.time,
             new_id=lambda: uuid.uuid4().hex,
@@ -168,34 +164,35 @@ class Coordinator:
         self.verbs = Verbs(self.loop, self.lease)
         threading.Thread(target=self.drive, name="ray-workflows-loop", daemon=True).start()
 
-    # -- the loop --------------------------------------------------------------------------
+    # -- the loop's thread -----------------------------------------------------------------
 
     def drive(self) -> None:
-        self.turns.put(self.begin)
-        self.storage.listen(self.holder.holder_id, lambda: self.turns.put(self.lease.look))
-        self.turns.serve()
-
-    def begin(self) -> None:
         self.lease.start()
         if self.settings.auto_resume:
             self.orphans.look()
-
-    def step(self) -> float | None:
-        return self.loop.step()
-
-    def unexpected(self, error: Exception) -> None:
-        """A bug of ours. Work goes on; the error is in the log and in `describe`."""
-        self.broken = error
-        logger.error("The coordinator's loop met an unexpected error.", exc_info=error)
+        self.storage.listen(self.holder.holder_id, lambda: self.inbox.put(self.lease.look))
+        while True:
+            try:
+                timeout = self.loop.step()
+                action = self.inbox.get(timeout=timeout)
+                while True:
+                    action()
+                    action = self.inbox.get_nowait()
+            except queue.Empty:
+                continue
+            except Exception as error:
+                # A bug of ours. Work goes on; the error is in the log and in `describe`.
+                self.broken = error
+                logger.exception("The coordinator's loop met an unexpected error.")
 
     def report(self, incarnation: str, report: Any) -> None:
-        self.turns.put(lambda: self.loop.report(incarnation, report))
+        self.inbox.put(lambda: self.loop.report(incarnation, report))
 
     # -- what drivers call -----------------------------------------------------------------
     # Errors are returned, not raised: Ray would wrap them, and their causes would be lost.
 
     def put(self, make: Callable[[Reply], Request]) -> asyncio.Future[Any]:
-        """Bring a request to the loop; its answer to be.
+        """Put a request to the loop; its answer to be.
 
         At once, not when its turn among tasks comes: what a client calls next finds it there.
         """
@@ -207,7 +204,7 @@ class Coordinator:
                 future.set_result(value)
 
         request = make(lambda value: post(events, lambda: settle(value)))
-        self.turns.bring(lambda: self.verbs.ask(request))
+        self.inbox.put(lambda: self.verbs.ask(request))
         return future
 
     async def request(self, make: Callable[[Reply], Request]) -> Any:
@@ -249,17 +246,15 @@ class Coordinator:
 
         ``client`` watches those that are accepted, as if it had subscribed to them.
         """
-        with self.turns.gathered():
-            asked = [self.put(self.submission(each, client)) for each in submissions]
+        asked = [self.put(self.submission(each, client)) for each in submissions]
         return await self.answers(asked, submissions)
 
     async def run(self, submission: Submission) -> tuple[Submitted, Watched | None]:
         """As `submit`, of one; once it is accepted, what `watch_one` sees. One call, because a
         caller who waits anyway would only be woken once more."""
-        with self.turns.gathered():
-            asked = self.put(self.submission(submission, None))
-            # Right behind it: when this is looked at, it is in hand.
-            watch = self.put(lambda reply: WatchRequest(submission.workflow_id, reply, None))
+        asked = self.put(self.submission(submission, None))
+        # Right behind it: when this is looked at, it is in hand.
+        watch = self.put(lambda reply: WatchRequest(submission.workflow_id, reply, None))
         submitted = await self.answers([asked], [submission])
         if isinstance(submitted.answers[0], Accepted):
             return submitted, await watch
@@ -368,7 +363,7 @@ class Coordinator:
             lambda watched: post(events, lambda: watches.tell(workflow_id, watched)),
             after,
         )
-        self.turns.bring(lambda: self.verbs.ask(request))
+        self.inbox.put(lambda: self.verbs.ask(request))
 
     async def attempt_runs(
         self, incarnation: str, task: int, epoch: int, attempt: int, started_at: float
@@ -390,11 +385,9 @@ class Coordinator:
             if not answered.done():
                 answered.set_result(load)
 
-        # A few reports are looked at here. Before thousands are, the worker is answered.
-        with self.turns.gathered() if len(encoded) < FEW_BYTES else contextlib.nullcontext():
-            self.executor.batch_done(
-                number, encoded, objects, lambda load: post(events, lambda: take(load))
-            )
+        self.executor.batch_done(
+            number, encoded, objects, lambda load: post(events, lambda: take(load))
+        )
         return await answered
 
     async def describe(self) -> dict[str, Any]:
