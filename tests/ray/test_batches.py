@@ -196,7 +196,7 @@ def test_a_slow_member_holds_nobody_back(
 def test_a_death_of_a_worker_charges_only_the_guilty(
     wid: str, marks: Marks, seconds: float
 ) -> None:
-    @ray.remote(max_retries=1)
+    @ray.remote(max_retries=2)
     def fragile(index: int | None):
         time.sleep(seconds)
         if index == 50:
@@ -208,9 +208,11 @@ def test_a_death_of_a_worker_charges_only_the_guilty(
     known_to_be_short(fragile)
     workflow.run(total.bind(*(fragile.bind(index) for index in range(100))), workflow_id=wid)
     attempts = [task.attempts for task in workflow.get_tasks(wid)]
-    # Once with the others, which is nobody's fault; then alone, which is; then it works.
+    # Once with the others, which is nobody's fault; then alone, which is; then it works. Where the
+    # others take long they are handed back: on a busy machine it may be alone the first time too.
     assert marks.count("guilty") == 3
-    assert attempts == [1] * 50 + [2] + [1] * 50
+    assert attempts.pop(50) in ((2,) if seconds == 0.0 else (2, 3))
+    assert attempts == [1] * 100
 
 
 def test_cancel_of_a_workflow_stops_its_members_only(wid: str, marks: Marks, gate: Gate) -> None:
