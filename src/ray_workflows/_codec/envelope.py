@@ -23,6 +23,7 @@ from ray_workflows.exceptions import PayloadCodecError, StorageCorruptError
 
 MAGIC = b"RV"
 PLAIN, ENCODED = 1, 2
+#: What an envelope begins with: magic, version, the length of the header.
 PREFIX = struct.Struct(">2sBI")
 PREFIX_SIZE = PREFIX.size
 
@@ -64,7 +65,7 @@ def padding(position: int) -> int:
 def plain_head(pickle_size: int) -> bytes:
     """What stands before a pickle that is all there is."""
     header = ENCODER.encode(Header(pickle_size))
-    return MAGIC + bytes((PLAIN,)) + len(header).to_bytes(4, "big") + header
+    return PREFIX.pack(MAGIC, PLAIN, len(header)) + header
 
 
 def seal(
@@ -87,7 +88,7 @@ def seal(
     name = codec.name if codec is not None else ""
     header = ENCODER.encode(Header(len(pickled), sizes, objects, name))
     version = ENCODED if codec is not None else PLAIN
-    prefix = MAGIC + bytes((version,)) + len(header).to_bytes(4, "big")
+    prefix = PREFIX.pack(MAGIC, version, len(header))
     if codec is not None:
         return chain((prefix, header), encoded(laid_out(pickled, buffers, 0), codec))
     return [prefix, header, *laid_out(pickled, buffers, len(prefix) + len(header))]
@@ -239,7 +240,8 @@ def read_header(view: memoryview, *, where: str) -> tuple[Header, int]:
 
 def header_end(view: memoryview) -> int:
     """Where the header ends of an envelope that begins so."""
-    return PREFIX_SIZE + int.from_bytes(view[3:PREFIX_SIZE], "big")
+    size: int = PREFIX.unpack_from(view)[2]
+    return PREFIX_SIZE + size
 
 
 def objects_in(
