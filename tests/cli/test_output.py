@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 import pickle
 import sys
@@ -25,6 +26,28 @@ def test_as_python_and_as_json(store: Store, cli: Cli) -> None:
     store.successful("w", {"sum": 18, "parts": (1, None)})
     assert cli("output", "w").stdout == "{'sum': 18, 'parts': (1, None)}\n"
     assert cli.json("output", "w") == {"sum": 18, "parts": [1, None]}
+
+
+class Noisy(dict):
+    """Prints as it is unpickled: as a module may as it is imported, and Ray at any moment."""
+
+    def __reduce__(self) -> Any:
+        return noisy, (dict(self),)
+
+
+def noisy(value: dict[str, int]) -> Noisy:
+    print("WARNING: noise")
+    return Noisy(value)
+
+
+def test_what_others_print_is_not_in_the_result(store: Store, cli: Cli) -> None:
+    store.successful("w", Noisy(sum=18))
+    result = cli("output", "w", "--json")
+    assert json.loads(result.stdout) == {"sum": 18}
+    assert result.stderr == "WARNING: noise\n"
+    to_stdout = cli("output", "w", "--to", "-")
+    assert pickle.loads(to_stdout.stdout_bytes) == {"sum": 18}
+    assert cli("output", "--help").stdout.startswith("Usage")
 
 
 def test_of_a_task(store: Store, cli: Cli) -> None:

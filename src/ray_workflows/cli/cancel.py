@@ -13,10 +13,10 @@ from ray_workflows.cli.parameters import (
     json_option,
     workflow_argument,
 )
-from ray_workflows.cli.printing import print_json, printable
+from ray_workflows.cli.printing import Command, print_json, print_result, printable
 
 
-@click.command()
+@click.command(cls=Command)
 @workflow_argument
 @cluster_storage_option
 @codec_option
@@ -32,4 +32,4 @@ def cancel(workflow_id: str, storage: str | None, address: str | None, as_json: 
     if as_json:
         print_json({"workflow_id": workflow_id, "canceled": True})
     else:
-        click.echo(f"Canceled {printable(workflow_id)}.")
+        print_result(f"Canceled {printable(workflow_id)}.")

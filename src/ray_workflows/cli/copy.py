@@ -8,12 +8,12 @@ from ray_workflows._client.copies import Copying
 from ray_workflows.cli.clusters import reader_for_change
 from ray_workflows.cli.messages import explain
 from ray_workflows.cli.parameters import address_option, cluster_storage_option, json_option
-from ray_workflows.cli.printing import count, note, print_json, printable
+from ray_workflows.cli.printing import Command, count, note, print_json, print_result, printable
 from ray_workflows.exceptions import WorkflowError
 from ray_workflows.storage.urls import storage_from_urls
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("workflow_id", metavar="[ID]", required=False)
 @click.option("--all", "everything", is_flag=True, help="Copy all workflows of the storage.")
 @click.option(
@@ -52,7 +52,7 @@ def copy(
     def arrived(name: str) -> None:
         copied.append(name)
         if not as_json:
-            click.echo(printable(name))
+            print_result(printable(name))
 
     if workflow_id is not None:
         if copying.copy(workflow_id):

@@ -15,11 +15,11 @@ from ray_workflows.cli import checks
 from ray_workflows.cli.checks import Finding, Level
 from ray_workflows.cli.clusters import NoClusterError, attach
 from ray_workflows.cli.parameters import address_option, cluster_storage_option, json_option
-from ray_workflows.cli.printing import print_json, print_table, printable
+from ray_workflows.cli.printing import Command, print_json, print_table, printable
 from ray_workflows.cli.stores import is_named, named, open_storage
 
 
-@click.command()
+@click.command(cls=Command)
 @cluster_storage_option
 @address_option
 @click.option(

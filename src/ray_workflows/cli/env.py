@@ -10,10 +10,12 @@ import msgspec
 from ray_workflows._client.environments import get_environment
 from ray_workflows.cli.parameters import json_option, storage_option, workflow_argument
 from ray_workflows.cli.printing import (
+    Command,
     format_time,
     note,
     print_fields,
     print_json,
+    print_result,
     print_table,
     printable,
 )
@@ -22,7 +24,7 @@ from ray_workflows.cli.stores import open_reader
 TITLES = ("WHAT", "RECORDED", "HERE")
 
 
-@click.command()
+@click.command(cls=Command)
 @workflow_argument
 @storage_option
 @click.option("--diff", "with_diff", is_flag=True, help="Print how changed files differ.")
@@ -56,18 +58,18 @@ def env(workflow_id: str, storage: str | None, with_diff: bool, as_json: bool) -
     for change in info.resumed:
         what = "with another environment" if change.environment else "as it was"
         who = f"{format_time(change.at)} by {printable(change.by)}"
-        click.echo(f"resumed {who}: {change.code} code, {what}")
+        print_result(f"resumed {who}: {change.code} code, {what}")
     if not info.python:
         note("Nothing was recorded: it was submitted by an older release.")
     if not info.differences:
         return
-    click.echo()
+    print_result()
     rows = ((each.what, each.recorded, each.here) for each in info.differences)
     print_table(TITLES, (tuple(map(printable, row)) for row in rows))
     if with_diff:
         for text in info.diffs.values():
-            click.echo()
-            click.echo(printable_lines(text))
+            print_result()
+            print_result(printable_lines(text))
 
 
 def printable_lines(text: str) -> str:

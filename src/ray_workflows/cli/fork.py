@@ -14,10 +14,10 @@ from ray_workflows.cli.parameters import (
     json_option,
     workflow_argument,
 )
-from ray_workflows.cli.printing import print_json
+from ray_workflows.cli.printing import Command, print_json, print_result
 
 
-@click.command()
+@click.command(cls=Command)
 @workflow_argument
 @cluster_storage_option
 @codec_option
@@ -50,4 +50,4 @@ def fork(
     if as_json:
         print_json({"workflow_id": created, "forked_from": workflow_id})
     else:
-        click.echo(created)
+        print_result(created)

@@ -11,6 +11,7 @@ from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.cli.parameters import json_option, storage_option
 from ray_workflows.cli.printing import (
+    Command,
     duration,
     first_line,
     format_duration,
@@ -55,7 +56,7 @@ def cells(found: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-@click.command("list")
+@click.command("list", cls=Command)
 @storage_option
 @click.option(
     "--status",

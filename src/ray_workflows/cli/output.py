@@ -13,11 +13,12 @@ from ray_workflows.cli.parameters import (
     storage_option,
     workflow_argument,
 )
+from ray_workflows.cli.printing import Command
 from ray_workflows.cli.stores import open_reader
 from ray_workflows.cli.values import load, pickle_value, print_value
 
 
-@click.command()
+@click.command(cls=Command)
 @workflow_argument
 @storage_option
 @codec_option

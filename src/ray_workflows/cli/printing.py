@@ -1,16 +1,18 @@
 """How results are printed: tables on a terminal, tab-separated lines in a pipe, JSON if asked.
 
-Only results go to stdout. Ids and errors are users' text: what could move the cursor, or turn
-the line around, is shown as an escape.
+Only results go to stdout: while a command runs, what Ray or code of the user's prints goes to
+stderr. Ids and errors are users' text: what could move the cursor, or turn the line around, is
+shown as an escape.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -25,10 +27,39 @@ STYLES = {
     "ok": "green",
 }
 
+#: Where the context of a command keeps the stdout that it was started with.
+RESULTS = "ray_workflows.results"
+
+
+class Command(click.Command):
+    """A command with a stdout of its own.
+
+    Ray prints warnings of its nodes on the stdout of a driver whatever ``log_to_driver`` says,
+    and modules that a value needs may print as they are imported. A program that reads our
+    results must not find that between them.
+    """
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        ctx.meta[RESULTS] = sys.stdout
+        with contextlib.redirect_stdout(sys.stderr):
+            return super().invoke(ctx)
+
+
+def results() -> TextIO:
+    """The stdout that the running command was started with."""
+    stream: TextIO = click.get_current_context().meta[RESULTS]
+    return stream
+
+
+def print_result(text: str = "") -> None:
+    """A line of the result."""
+    click.echo(text, file=results())
+
 
 def print_json(document: Any) -> None:
-    """One document, in ASCII, on stdout."""
-    click.echo(json.dumps(document, indent=2))
+    """One document, in ASCII."""
+    print_result(json.dumps(document, indent=2))
 
 
 def note(text: str) -> None:
@@ -56,9 +87,9 @@ def first_line(text: str | None) -> str:
 
 def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table. In a pipe: a line for each row, without the titles and without any color."""
-    if not sys.stdout.isatty():
+    if not results().isatty():
         for row in rows:
-            click.echo("\t".join(row))
+            print_result("\t".join(row))
         return
     # Takes longer to import than most commands to run.
     from rich.console import Console
@@ -70,19 +101,19 @@ def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         table.add_column(title, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
-    Console().print(table)
+    Console(file=results()).print(table)
 
 
 def print_fields(fields: Iterable[tuple[str, str]]) -> None:
     """Names and values, one pair on a line."""
     rows = [(name, value) for name, value in fields if value]
-    if sys.stdout.isatty():
+    if results().isatty():
         width = max(len(name) for name, _ in rows) + 2
         for name, value in rows:
-            click.echo(click.style(name.ljust(width), bold=True) + value)
+            print_result(click.style(name.ljust(width), bold=True) + value)
     else:
         for name, value in rows:
-            click.echo(f"{name}\t{value}")
+            print_result(f"{name}\t{value}")
 
 
 def format_time(seconds: float | None) -> str:

@@ -15,12 +15,12 @@ from ray_workflows.cli.parameters import (
     json_option,
     parse_duration,
 )
-from ray_workflows.cli.printing import count, note, print_json, printable
+from ray_workflows.cli.printing import Command, count, note, print_json, print_result, printable
 
 PRUNABLE = [*(status.value for status in removal.ENDED), WorkflowStatus.RESUMABLE.value]
 
 
-@click.command()
+@click.command(cls=Command)
 @cluster_storage_option
 @address_option
 @click.option(
@@ -75,7 +75,7 @@ def prune(
         if dry_run or removal.delete_row(reader, row):
             deleted.append(row.workflow_id)
             if not as_json:
-                click.echo(printable(row.workflow_id))
+                print_result(printable(row.workflow_id))
     if as_json:
         print_json(deleted)
     done = "to be deleted" if dry_run else "deleted"

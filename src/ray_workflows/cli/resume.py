@@ -22,7 +22,7 @@ from ray_workflows.cli.parameters import (
     json_option,
     workflow_argument,
 )
-from ray_workflows.cli.printing import note
+from ray_workflows.cli.printing import Command, note
 from ray_workflows.cli.values import load, print_value
 from ray_workflows.exceptions import WorkflowError
 
@@ -42,7 +42,7 @@ def parse_runtime_env(
     return parsed
 
 
-@click.command()
+@click.command(cls=Command)
 @workflow_argument
 @cluster_storage_option
 @codec_option

@@ -15,12 +15,14 @@ from ray_workflows._model.tasks import TaskInfo, TaskStatus
 from ray_workflows.cli.list import describe
 from ray_workflows.cli.parameters import json_option, storage_option, workflow_argument
 from ray_workflows.cli.printing import (
+    Command,
     duration,
     first_line,
     format_duration,
     format_time,
     print_fields,
     print_json,
+    print_result,
     print_table,
     printable,
 )
@@ -46,7 +48,7 @@ def describe_task(task: TaskInfo, now: float | None) -> dict[str, Any]:
     }
 
 
-@click.command()
+@click.command(cls=Command)
 @workflow_argument
 @storage_option
 @json_option
@@ -81,7 +83,7 @@ def show(workflow_id: str, storage: str | None, as_json: bool) -> None:
             ("metadata", json.dumps(row.metadata) if row.metadata else ""),
         ]
     )
-    click.echo()
+    print_result()
     print_table(
         TITLES,
         (

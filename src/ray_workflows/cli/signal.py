@@ -18,7 +18,7 @@ from ray_workflows.cli.parameters import (
     json_option,
     workflow_argument,
 )
-from ray_workflows.cli.printing import print_json, printable
+from ray_workflows.cli.printing import Command, print_json, print_result, printable
 from ray_workflows.exceptions import SignalRefusedError
 
 
@@ -38,7 +38,7 @@ def parse_text(ctx: click.Context, param: click.Parameter, text: str | None) -> 
         raise click.BadParameter(str(error)) from None
 
 
-@click.command()
+@click.command(cls=Command)
 @workflow_argument
 @click.argument("name", callback=parse_text)
 @cluster_storage_option
@@ -80,4 +80,4 @@ def signal(
     if as_json:
         print_json({"workflow_id": workflow_id, "name": name, "sent": True})
     else:
-        click.echo(f"Sent {printable(name)} to {printable(workflow_id)}.")
+        print_result(f"Sent {printable(name)} to {printable(workflow_id)}.")

@@ -10,6 +10,7 @@ from typing import Any
 import click
 from ray import cloudpickle
 
+from ray_workflows.cli.printing import print_result
 from ray_workflows.exceptions import WorkflowError
 
 
@@ -72,7 +73,7 @@ def print_value(value: Any, *, as_json: bool) -> None:
                 f"The repr() of the output, of type {type(value).__name__}, raised "
                 f"{type(error).__name__}: {error}. Write it to a file with `output --to FILE`."
             ) from error
-    click.echo(text)
+    print_result(text)
 
 
 def pickle_value(value: Any) -> bytes:
