@@ -189,7 +189,8 @@ class Comparison:
         if not quick:
             # Workers start, functions arrive, the code is in caches.
             for name in order:
-                self.run_one(workload, name, min(sizes[name], workload.quick), found)
+                size = sizes[name] if workload.memory else min(sizes[name], workload.quick)
+                self.run_one(workload, name, size, found)
                 found[name]["rounds"].clear()
         for number in range(1 if quick else min(self.options.rounds, workload.rounds)):
             turn = number % max(1, len(order))
@@ -209,6 +210,7 @@ class Comparison:
         if name not in self.peers:
             record["error"] = self.missing[name]
             return
+        touch(workload.memory * size)
         try:
             answer = self.peers[name].run(workload, size)
         except PeerLost as error:
@@ -220,6 +222,12 @@ class Comparison:
             record["rounds"].append(
                 {"seconds": answer["seconds"], "details": answer.get("details", {})}
             )
+
+
+def touch(size: int) -> None:
+    """Have so many bytes of memory at hand."""
+    if size:
+        subprocess.run([sys.executable, str(HERE / "touch.py"), str(size)], check=True)
 
 
 def say(text: str) -> None:

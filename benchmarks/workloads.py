@@ -10,6 +10,9 @@ from typing import Any
 OURS = "ours"
 PLAIN, OLD, DBOS, DISK = "plain_ray", "ray_workflow", "dbos_sqlite", "disk"
 
+#: Of one array, in bytes.
+ARRAY_BYTES = 25_000_000
+
 #: Tasks of one group of a reduction tree.
 LEAVES = 1000
 
@@ -53,6 +56,9 @@ class Workload:
     rounds: int = 100
     #: Of a series that shows how speed and memory change with size.
     scaling: bool = False
+    #: Memory that one of its size takes, in bytes, where that is what may take the time: as much is
+    #: touched before each turn, and the round before the first is as large as the others.
+    memory: int = 0
 
 
 def sum_below(size: int) -> int:
@@ -160,6 +166,7 @@ WORKLOADS = [
         2,
         sum_below,
         (Speed(0.9, (DISK, PLAIN)),),
+        memory=ARRAY_BYTES,
     ),
     Workload(
         "large_array",
@@ -168,7 +175,8 @@ WORKLOADS = [
         2,
         lambda size: size,
         (Speed(0.9, (DISK, PLAIN)),),
-        rounds=3,
+        rounds=5,
+        memory=ARRAY_BYTES,
     ),
     Workload(
         "mixed",

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 
+from workloads import ARRAY_BYTES
+
 from peers.serving import Round, serve, timed
 
-#: As the arrays of the other peers.
-FILE_BYTES = 25_000_000
-
-content = os.urandom(FILE_BYTES)
+content = os.urandom(ARRAY_BYTES)
 
 
 def arrays(size: int) -> Round:
@@ -22,7 +21,7 @@ def arrays(size: int) -> Round:
     written = sum(os.path.getsize(name) for name in names)
     for name in names:
         os.remove(name)
-    assert written == size * FILE_BYTES
+    assert written == size * ARRAY_BYTES
     return Round(clock.seconds, size * (size - 1) // 2, {"megabytes": written / 1e6})
 
 
@@ -34,7 +33,7 @@ def large_array(size: int) -> Round:
         os.fsync(file.fileno())
     written = os.path.getsize("file")
     os.remove("file")
-    assert written == size * FILE_BYTES
+    assert written == size * ARRAY_BYTES
     return Round(clock.seconds, size, {"megabytes": written / 1e6})
 
 

@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 import ray
-
-#: Of one array, in bytes.
-ARRAY_BYTES = 25_000_000
+from workloads import ARRAY_BYTES
 
 
 @ray.remote
