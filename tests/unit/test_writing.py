@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import random
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from ray_workflows.storage import writing
 from ray_workflows.storage.checksums import Checksum
 from ray_workflows.storage.files import BlobFiles
 from ray_workflows.storage.records import slices
-from ray_workflows.storage.writing import BLOCK_BYTES, BUFFER_BYTES, DIRECT_BYTES, FileWriter
+from ray_workflows.storage.writing import BLOCK_BYTES, BUFFER_BYTES, FileWriter
 from tests.disks import small_disk
 
 MIB = 1024 * 1024
@@ -22,8 +23,7 @@ BORDERS = [0, 1, 511, 512, 4095, 4096, 4097]
 SIZES = [
     *BORDERS,
     *(MIB - 1, MIB, MIB + 1),
-    *(DIRECT_BYTES + rest for rest in (-1, *BORDERS)),
-    *(BUFFER_BYTES * count + rest for count in (1, 2) for rest in (-1, *BORDERS)),
+    *(BUFFER_BYTES * count + rest for count in (1, 2, 3) for rest in (-1, *BORDERS)),
 ]
 
 
@@ -48,13 +48,16 @@ def takes_direct(directory: Path) -> bool:
         os.close(descriptor)
 
 
+def write_all(writer: FileWriter, data: bytes) -> None:
+    for full in writer.filled(slices([data])):
+        writer.write(full)
+
+
 def write(path: Path, data: bytes, *, direct: bool) -> FileWriter:
     descriptor = open_file(path)
     try:
         with FileWriter(descriptor, direct=direct) as writer:
-            for piece in slices([data]):
-                writer.write(piece)
-            writer.finish()
+            write_all(writer, data)
     finally:
         os.close(descriptor)
     return writer
@@ -111,30 +114,56 @@ def test_memory_may_be_used_again_for_the_next_chunk(tmp_path: Path) -> None:
     assert found == b"".join(bytes([number]) * len(memory) for number in range(4))
 
 
-def test_only_large_files_are_written_directly(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("size", "direct"),
+    [
+        (BUFFER_BYTES - BLOCK_BYTES, False),
+        (BUFFER_BYTES, True),
+        (BUFFER_BYTES + BLOCK_BYTES, True),
+        (2 * BUFFER_BYTES, True),
+    ],
+)
+def test_only_large_files_are_written_directly(tmp_path: Path, size: int, direct: bool) -> None:
     if not takes_direct(tmp_path):
         pytest.skip("the file system refuses direct writes")
-    descriptor = open_file(tmp_path / "small")
+    descriptor = open_file(tmp_path / "file")
     with FileWriter(descriptor, direct=True) as writer:
-        writer.write(memoryview(bytes(DIRECT_BYTES - BLOCK_BYTES)))
-        writer.finish()
-    assert not is_direct(descriptor)
+        for data in writer.filled(slices([bytes(size)])):
+            writer.write(data)
+            assert is_direct(descriptor) == direct
     os.close(descriptor)
-    descriptor = open_file(tmp_path / "less than a buffer")
-    with FileWriter(descriptor, direct=True) as writer:
-        writer.write(memoryview(bytes(DIRECT_BYTES)))
-        writer.finish()
-    assert is_direct(descriptor)
-    os.close(descriptor)
-    descriptor = open_file(tmp_path / "large")
-    with FileWriter(descriptor, direct=True) as writer:
-        writer.write(memoryview(bytes(BUFFER_BYTES)))
-        assert is_direct(descriptor)
-        writer.write(memoryview(bytes(BLOCK_BYTES)))
-        writer.finish()
-        assert is_direct(descriptor)
-    os.close(descriptor)
-    assert (tmp_path / "large").stat().st_size == BUFFER_BYTES + BLOCK_BYTES
+    assert (tmp_path / "file").stat().st_size == size
+
+
+def test_the_next_buffer_is_filled_while_one_is_used(tmp_path: Path) -> None:
+    """Whoever writes a buffer sees the bytes of the next one taken meanwhile."""
+    taken = [threading.Event() for _ in range(4)]
+
+    def pieces() -> Iterator[memoryview]:
+        for number, event in enumerate(taken):
+            event.set()
+            yield memoryview(bytes([number]) * BUFFER_BYTES)
+
+    with FileWriter(-1, direct=False) as writer:
+        for number, data in enumerate(writer.filled(pieces())):
+            assert number == len(taken) or taken[min(number + 1, 3)].wait(10)
+            # And the one that is used is left alone.
+            assert bytes(data) == bytes([number]) * len(data)
+        assert (number, len(data)) == (4, 0)
+
+
+def test_what_goes_wrong_with_the_bytes_is_raised_as_it_is(tmp_path: Path) -> None:
+    """By no other name, although it is met in another thread; nothing is left behind."""
+
+    def chunks(size: int) -> Iterator[bytes]:
+        yield bytes(size)
+        raise OSError("of the bytes")
+
+    files = BlobFiles(str(tmp_path))
+    for size in (1, BUFFER_BYTES, 2 * BUFFER_BYTES + 1, 3 * BUFFER_BYTES):
+        with pytest.raises(OSError, match="of the bytes"):
+            files.write("i", "k", chunks(size))
+        assert not any((tmp_path / "i").iterdir())
 
 
 @pytest.mark.parametrize("size", [BUFFER_BYTES - 1, BUFFER_BYTES + 1, 2 * BUFFER_BYTES])
@@ -156,8 +185,7 @@ def test_blocks_larger_than_expected_are_written_all_the_same(tmp_path: Path) ->
     os.write(descriptor, b"abc")
     data = random_bytes(2 * BUFFER_BYTES + 5)
     with FileWriter(descriptor, direct=True) as writer:
-        writer.write(memoryview(data))
-        writer.finish()
+        write_all(writer, data)
     assert not is_direct(descriptor)
     os.close(descriptor)
     assert (tmp_path / "file").read_bytes() == b"abc" + data
@@ -172,16 +200,19 @@ def test_disks_of_servers_are_written_through_the_page_cache(
     assert not BlobFiles(str(tmp_path)).local
 
 
-def test_a_buffer_is_used_again(tmp_path: Path) -> None:
-    """Also after a failure; two writers at once have two."""
+def test_buffers_are_used_again(tmp_path: Path) -> None:
+    """Also after a failure; two writers at once have their own, and no more than two are kept."""
+    pieces = [bytes(3 * BUFFER_BYTES)]
     with FileWriter(-1, direct=True) as first, FileWriter(-1, direct=True) as second:
-        assert first.buffer is not second.buffer
-    assert len(writing.spare) == 1
-    buffer = writing.spare[0]
+        for _ in zip(first.filled(slices(pieces)), second.filled(slices(pieces)), strict=True):
+            pass
+        both = [*first.buffers, *second.buffers]
+        assert len({id(buffer) for buffer in both}) == 4
+    kept = list(writing.spare)
+    assert len(kept) == 2
     descriptor = os.open(tmp_path, os.O_RDONLY)
     writer = FileWriter(descriptor, direct=False)
     with pytest.raises(OSError, match="Bad file"), writer:
-        writer.write(memoryview(bytes(BUFFER_BYTES)))
+        write_all(writer, pieces[0])
     os.close(descriptor)
-    assert len(writing.spare) == 1
-    assert writing.spare[0] is buffer
+    assert {id(buffer) for buffer in writing.spare} == {id(buffer) for buffer in kept}

@@ -26,7 +26,7 @@ from ray_workflows.storage.records import (
     describe_blob,
     slices,
 )
-from ray_workflows.storage.syncing import sync_directory
+from ray_workflows.storage.syncing import sync, sync_directory
 from ray_workflows.storage.writing import FileWriter
 
 #: No blob key starts with a dot, so a temporary name is never a blob's.
@@ -99,13 +99,12 @@ class BlobFiles:
             temporary, descriptor = self.create_temporary(os.path.dirname(path))
         try:
             with FileWriter(descriptor, direct=self.local) as writer:
-                for piece in slices(chunks):
+                for data in writer.filled(slices(chunks)):
                     # Only our own I/O is translated: an OSError of the chunks is their owner's.
                     with io_errors(path):
-                        writer.write(piece)
-                with io_errors(path):
-                    writer.finish()
+                        writer.write(data)
             with io_errors(path):
+                sync(descriptor)
                 try:
                     # Unlike a rename, a link never replaces what is there.
                     os.link(temporary, path)

@@ -2,26 +2,26 @@
 
 A large value that goes through the page cache is copied there, page by page, and from there to
 the disk: on a fast disk this copy is what takes the time. So large files are written by direct
-I/O: from a buffer that lies as the disk wants it, which a value is copied into piece by piece,
-while it stays in the processor's cache and is hashed there.
+I/O: from buffers that lie as the disk wants them, which a value is copied into piece by piece,
+while it stays in the processor's cache and is hashed there. One is filled while the other is
+written.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import mmap
 import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 from ray_workflows.storage.checksums import Checksum
-from ray_workflows.storage.syncing import sync
 
-#: What is written at once. On an idle machine half as much is as fast; where all processors are
-#: busy, each write waits for one when the disk is done with it.
-BUFFER_BYTES = 8 * 1024 * 1024
-
-#: Smaller files go through the page cache: the copy costs little, and they may be read again soon.
-DIRECT_BYTES = 4 * 1024 * 1024
+#: What is written at once. Half or twice as much is not faster. Smaller files go through the page
+#: cache: the copy costs little, and they may be read again soon.
+BUFFER_BYTES = 4 * 1024 * 1024
 
 #: What direct I/O can write starts, ends and lies in memory at multiples of this. Where a disk
 #: wants more, it refuses, and the page cache is used.
@@ -30,8 +30,9 @@ BLOCK_BYTES = 4096
 #: The flag of direct I/O; 0 on systems that have none.
 DIRECT: int = getattr(os, "O_DIRECT", 0)
 
-#: A buffer that nobody uses now: a new one costs as much as writing some megabytes.
+#: Buffers that nobody uses now: a new one costs as much as writing some megabytes.
 spare: list[memoryview] = []
+MAX_SPARE = 2
 
 
 class FileWriter:
@@ -39,46 +40,82 @@ class FileWriter:
 
     Args:
         descriptor: of the file, open for writing. Not closed.
-        direct: whether to write past the page cache once the file is seen to be large. Where the
-            file system does not take that, it is written as any other.
+        direct: whether to write past the page cache if the file is large. Where the file system
+            does not take that, it is written as any other.
     """
 
     def __init__(self, descriptor: int, *, direct: bool) -> None:
         self.descriptor = descriptor
         self.direct = direct and bool(DIRECT)
+        #: Of what was taken of the pieces so far.
         self.checksum = Checksum()
-        #: Bytes so far.
         self.size = 0
-        self.filled = 0
+        self.buffers: list[memoryview] = []
+        self.thread: ThreadPoolExecutor | None = None
+        #: What did not fit into the last one.
+        self.rest = memoryview(b"")
 
     def __enter__(self) -> FileWriter:
-        try:
-            self.buffer = spare.pop()
-        except IndexError:
-            self.buffer = new_buffer()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not spare:
-            spare.append(self.buffer)
-        del self.buffer
+        if self.thread is not None:
+            self.thread.shutdown()
+        while self.buffers and len(spare) < MAX_SPARE:
+            spare.append(self.buffers.pop())
+        self.buffers.clear()
+
+    def filled(self, pieces: Iterator[memoryview]) -> Iterator[memoryview]:
+        """The bytes of the pieces, to be given to `write`: in full buffers, but for the last one.
+
+        While one is used the next one is filled, by another thread: the pieces are taken there.
+        """
+        data = self.fill(self.buffer(0), pieces)
+        if len(data) < BUFFER_BYTES:
+            self.direct = False
+            yield data
+            return
+        self.thread = ThreadPoolExecutor(1)
+        for number in itertools.count(1):
+            # Not the other way round: copying keeps the interpreter, waiting for the disk does not.
+            ahead = self.thread.submit(self.fill, self.buffer(number % 2), pieces)
+            yield data
+            data = ahead.result()
+            if len(data) < BUFFER_BYTES:
+                yield data
+                return
+
+    def buffer(self, number: int) -> memoryview:
+        """The first or the second buffer."""
+        if number == len(self.buffers):
+            try:
+                self.buffers.append(spare.pop())
+            except IndexError:
+                self.buffers.append(new_buffer())
+        return self.buffers[number]
+
+    def fill(self, buffer: memoryview, pieces: Iterator[memoryview]) -> memoryview:
+        """Copy the next bytes into a buffer; what is in it then."""
+        filled = 0
+        rest = self.rest
+        while filled < BUFFER_BYTES:
+            if not rest:
+                try:
+                    rest = next(pieces)
+                except StopIteration:
+                    break
+            count = min(len(rest), BUFFER_BYTES - filled)
+            buffer[filled : filled + count] = rest[:count]
+            filled += count
+            rest = rest[count:]
+        self.rest = rest
+        data = buffer[:filled]
+        self.checksum.update(data)
+        self.size += filled
+        return data
 
     def write(self, data: memoryview) -> None:
-        """Add bytes."""
-        while data:
-            count = min(len(data), BUFFER_BYTES - self.filled)
-            self.buffer[self.filled : self.filled + count] = data[:count]
-            self.filled += count
-            data = data[count:]
-            if self.filled == BUFFER_BYTES:
-                self.empty()
-
-    def empty(self) -> None:
-        """Write what is in the buffer."""
-        data = self.buffer[: self.filled]
-        self.filled = 0
-        self.checksum.update(data)
-        self.size += len(data)
+        """Write what `filled` has given, directly as far as it is whole blocks."""
         if self.direct and self.switch(True):
             blocks = len(data) - len(data) % BLOCK_BYTES
             self.write_all(data[:blocks])
@@ -86,12 +123,6 @@ class FileWriter:
             if data:
                 self.switch(False)
         self.write_all(data)
-
-    def finish(self) -> None:
-        """Write the rest, and wait until all is on the disk."""
-        self.direct = self.direct and self.size + self.filled >= DIRECT_BYTES
-        self.empty()
-        sync(self.descriptor)
 
     def switch(self, direct: bool) -> bool:
         """Write directly from now on, or not; whether that is so."""
