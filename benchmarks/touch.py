@@ -3,8 +3,9 @@
 A virtual machine gets a page from its host when it is first touched, and gives back what is free
 for some seconds. Whoever takes 2 GB first waits 2 to 4 s for them, and who takes them again 0.2.
 `compare.py` has this done before every turn of a workload with arrays, whoever's turn it is.
-Twice, because the kernel does not give to the one what was of the other: in large pages, of which
-NumPy makes arrays, and in small ones, of which are page cache and object stores.
+In large pages, of which NumPy makes arrays, and in small ones, of which are page cache and object
+stores, because the kernel prefers for each what was of its kind; twice as much of the large ones,
+because the host may take some of them back before they are used.
 
     python benchmarks/touch.py 2000000000
 """
@@ -27,4 +28,5 @@ def touch(size: int, *, large: bool) -> mmap.mmap:
 
 
 if __name__ == "__main__":
-    held = [touch(int(sys.argv[1]), large=large) for large in (True, False)]
+    size = int(sys.argv[1])
+    held = [touch(2 * size, large=True), touch(size, large=False)]
