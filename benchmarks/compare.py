@@ -5,6 +5,10 @@ workload do it once, one after the other, so that what else the machine does fal
 Compared are speeds, as ratios within a round; told are the medians over the rounds. Every result is
 checked.
 
+With large arrays the state of the machine's memory decides, so it is the same for all: before each
+turn as much memory as it takes is touched and left free (`touch.py`), and the round before the
+first is as large as the others, so that each cluster's object store has been used once.
+
     python benchmarks/compare.py [--rounds 5] [--only fan_out,chain] [--peers ours,plain_ray]
     python benchmarks/compare.py --quick      # does the benchmark itself work?
     python benchmarks/compare.py --draw docs/benchmarks.json --markdown docs/benchmarks.md

@@ -17,6 +17,9 @@ from ray._private.internal_api import node_stats
 
 import ray_workflows as workflow
 from ray_workflows._capture.values import ValueReader, ValueWriter
+from ray_workflows._client.connection import connect
+from ray_workflows._client.outputs import last_events, read_output, read_row
+from ray_workflows._model.events import WorkflowSucceeded
 from ray_workflows.storage.urls import storage_from_url
 from tests.children import child, receive
 from tests.fast_s3 import fast_s3
@@ -135,12 +138,67 @@ def stored_bytes() -> int:
     return int(stats.store_stats.object_store_bytes_used)
 
 
+def wait_until_stored(at_most: int) -> None:
+    """Wait until no more than so many bytes are in the cluster's object store."""
+    deadline = time.monotonic() + 20.0
+    while stored_bytes() > at_most:
+        assert time.monotonic() < deadline, "the result is still in the object store"
+        time.sleep(0.1)
+
+
 def test_the_live_copy_goes_with_its_last_user(wid: str) -> None:
     """Not when the worker has something else to do, or a garbage collector comes by."""
     size = 50_000_000
     before = stored_bytes()
     assert workflow.run(last.bind(large.bind(size)), workflow_id=wid) == 1.0
-    deadline = time.monotonic() + 20.0
-    while stored_bytes() > before + size // 2:
-        assert time.monotonic() < deadline, "the result is still in the object store"
-        time.sleep(0.1)
+    wait_until_stored(before + size // 2)
+
+
+def is_shared(array: np.ndarray) -> bool:
+    """Whether an array lies in the object store: not in memory of this process, nor in a file."""
+    address = array.__array_interface__["data"][0]
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        begin, end = (int(text, 16) for text in line.split(" ")[0].split("-"))
+        if begin <= address < end:
+            return "/dev/shm/" in line or "plasma" in line
+    raise AssertionError("it lies nowhere")
+
+
+def test_who_waits_for_a_large_output_gets_the_live_copy(wid: str) -> None:
+    """And it goes from the object store with it; whoever comes later reads the blob."""
+    size = 50_000_000
+    before = stored_bytes()
+    output = workflow.run(large.bind(size), workflow_id=wid)
+    assert is_shared(output)
+    assert not output.flags.writeable
+    later = workflow.get_output(wid)
+    assert not is_shared(later)
+    np.testing.assert_array_equal(later, output)
+    assert stored_bytes() > before + size // 2
+    del output
+    wait_until_stored(before + size // 2)
+
+
+def test_a_large_output_that_nobody_waits_for_does_not_stay(wid: str) -> None:
+    size = 50_000_000
+    before = stored_bytes()
+    ref = workflow.run_async(large.bind(size), workflow_id=wid)
+    assert not is_shared(workflow.get_output(wid))
+    ray.wait([ref])
+    del ref
+    wait_until_stored(before + size // 2)
+
+
+def test_a_live_copy_that_is_lost_is_read_from_its_blob(wid: str) -> None:
+    array = workflow.run(large.bind(1_000_000), workflow_id=wid)
+    connection = connect()
+    row = read_row(connection.storage, wid)
+    (event,) = (e for e in last_events(connection.storage, row) if isinstance(e, WorkflowSucceeded))
+    lost = lose.remote()
+    back = read_output(connection, row, event.output, lost)
+    np.testing.assert_array_equal(back, array)
+
+
+@ray.remote
+def lose() -> None:
+    raise ray.exceptions.ObjectLostError("00", "", "")

@@ -15,7 +15,7 @@ from ray_workflows._engine.evolve import TIMED_OUT
 from ray_workflows._model import events as ev
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.status import WorkflowStatus
-from ray_workflows._model.values import ErrorInfo, Outcome
+from ray_workflows._model.values import Blob, ErrorInfo, Outcome
 from ray_workflows.exceptions import (
     OutputNotAvailableError,
     StorageCorruptError,
@@ -54,9 +54,14 @@ def last_events(storage: Storage, row: CatalogRow) -> list[Any]:
     return [event for entry in entries for event in events_of(entry, row.workflow_id)]
 
 
-def read_output(reader: Reader, row: CatalogRow, output: Outcome) -> Any:
-    """The output of a workflow that has succeeded, from what its journal says of it."""
+def read_output(reader: Reader, row: CatalogRow, output: Outcome, live: Any = None) -> Any:
+    """The output of a workflow that has succeeded, from what its journal says of it.
+
+    ``live``: the ObjectRef of a live copy, which may be lost by now.
+    """
     values = reader.values(row.incarnation)
+    if live is not None and output.value is not None and isinstance(output.value.data, Blob):
+        values.live = {output.value.data.key: live}
     return values.read_outcome(output, where=f"output of '{row.workflow_id}'")
 
 

@@ -167,7 +167,7 @@ def run(
     if progress:
         return await_shown(connection, workflow_id)
     if watched is not None and watched.row is not None and watched.output is not None:
-        return read_output(connection, watched.row, watched.output)
+        return read_output(connection, watched.row, watched.output, watched.live)
     return await_output(connection, workflow_id, None, fresh=True)
 
 

@@ -115,8 +115,8 @@ class WatchList:
         self.news: asyncio.Future[None] | None = None
 
     def tell(self, workflow_id: str, watched: Watched) -> None:
-        """A watch is answered."""
-        self.answered.append((workflow_id, watched))
+        """A watch is answered. Nothing stays live until a client comes that may be gone."""
+        self.answered.append((workflow_id, msgspec.structs.replace(watched, live=None)))
         self.wake()
 
     def wake(self) -> None:

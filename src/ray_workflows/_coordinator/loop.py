@@ -165,12 +165,15 @@ class Loop:
         """Let go; whoever still waits asks again and finds it in storage."""
         if self.guests.get(workflow.workflow_id) is workflow:
             del self.guests[workflow.workflow_id]
-        if self.holds(workflow):
+        held = self.holds(workflow)
+        if held:
             del self.workflows[workflow.workflow_id]
             del self.by_incarnation[workflow.incarnation]
-            self.executor.forget(workflow.incarnation)
         self.dirty.pop(id(workflow), None)
         self.notify(workflow, settled=True)
+        if held:
+            # Who waits for the output was given the live copy of it.
+            self.executor.forget(workflow.incarnation)
         requests = [request for request, _ in workflow.answers] + list(workflow.requests)
         workflow.answers.clear()
         workflow.requests.clear()
@@ -499,7 +502,7 @@ class Loop:
         for watcher in workflow.watchers:
             grown = watcher.after is not None and workflow.seq > watcher.after
             if settled or grown:
-                answer(watcher.reply, workflow.seen)
+                answer(watcher.reply, workflow.seen(self.executor))
             else:
                 kept.append(watcher)
         workflow.watchers = kept

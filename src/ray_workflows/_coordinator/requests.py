@@ -130,11 +130,13 @@ class Finished(msgspec.Struct, frozen=True):
 class Watched(msgspec.Struct, frozen=True):
     """What a watch saw. ``row`` is None if this coordinator does not drive the workflow.
 
-    ``output``: of a workflow that has succeeded, so that who waits need not read it.
+    ``output``: of a workflow that has succeeded, so that who waits need not read it. ``live``: the
+    ObjectRef of a live copy of it, which lives on as long as somebody has this.
     """
 
     row: CatalogRow | None
     output: Outcome | None = None
+    live: Any = None
 
 
 class Submitted(msgspec.Struct, frozen=True):

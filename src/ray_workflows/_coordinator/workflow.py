@@ -9,7 +9,7 @@ import msgspec
 
 from ray_workflows._coordinator.requests import Reply, Request, Watched, WatchRequest
 from ray_workflows._engine.state import Phase, Task, WorkflowState
-from ray_workflows._executor.protocol import AttemptRequest, Scene
+from ray_workflows._executor.protocol import AttemptRequest, Executor, Scene
 from ray_workflows._model.catalog import Append, CatalogRow
 from ray_workflows._model.commands import Command, StartAttempt
 from ray_workflows._model.inputs import AttemptReport, Input
@@ -116,12 +116,15 @@ class Workflow:
             WorkflowStatus.CANCELED,
         )
 
-    @property
-    def seen(self) -> Watched:
+    def seen(self, executor: Executor) -> Watched:
         """What those who watch it are told: only what is durable."""
         row = self.row
-        done = row is not None and row.status is WorkflowStatus.SUCCESSFUL
-        return Watched(row, self.state.output if done else None)
+        if row is None or row.status is not WorkflowStatus.SUCCESSFUL:
+            return Watched(row)
+        output = self.state.output
+        value = None if output is None else output.value
+        live = None if value is None else executor.live_copy(self.incarnation, value)
+        return Watched(row, output, live)
 
     @property
     def workflow_id(self) -> str:

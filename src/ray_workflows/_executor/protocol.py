@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -257,6 +257,10 @@ class Executor(Protocol):
 
     def release(self, incarnation: str, value: Value) -> None:
         """One hold on a value ends; live copies that nobody holds are given up."""
+
+    def live_copy(self, incarnation: str, value: Value) -> Any:
+        """The ObjectRef of a live copy of a value in a blob, which has no ObjectRefs inside; None
+        if there is none."""
 
     def forget(self, incarnation: str) -> None:
         """Stop all attempts of a workflow and give up all of its live values."""

@@ -31,7 +31,7 @@ from ray_workflows._executor.protocol import (
 )
 from ray_workflows._executor.watch import TOLD_AFTER_SECONDS
 from ray_workflows._model.inputs import AttemptLostInput
-from ray_workflows._model.values import Value
+from ray_workflows._model.values import Blob, Value
 from ray_workflows.storage.base import Storage
 
 logger = logging.getLogger(__name__)
@@ -104,6 +104,14 @@ class RayExecutor:
             live = self.live.get(incarnation)
             if live is not None:
                 live.release(value)
+
+    def live_copy(self, incarnation: str, value: Value) -> Any:
+        with self.lock:
+            live = self.live.get(incarnation)
+            # ObjectRefs inside would be those of a worker, and go with it.
+            if live is None or value.objects or not isinstance(value.data, Blob):
+                return None
+            return live.objects.get(value.data.key)
 
     def forget(self, incarnation: str) -> None:
         with self.lock:
