@@ -208,7 +208,8 @@ def write_report(outcome: dict[str, Any], workloads: list[Workload]) -> str:
         "Slow peers do fewer tasks of the same kind, and speeds are compared: the sizes are in",
         "`benchmarks/workloads.py`. Workflows started by `run_async` count until their results are",
         "there. Plain Ray's chain is `ray.get` after each task. DBOS runs its steps in the process",
-        "of the caller, one after the other.",
+        "of the caller, one after the other. Before each turn with arrays the memory that it takes",
+        "is touched and left free, by a process of its own: a virtual machine has to get it first.",
         "",
     ]
     return "\n".join(lines)
