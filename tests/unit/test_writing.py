@@ -152,6 +152,25 @@ def test_the_next_buffer_is_filled_while_one_is_used(tmp_path: Path) -> None:
         assert (number, len(data)) == (4, 0)
 
 
+def test_no_buffer_is_given_back_while_it_is_filled() -> None:
+    """Whoever took it next would find other bytes in it."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def pieces() -> Iterator[memoryview]:
+        yield memoryview(bytes(BUFFER_BYTES))
+        begun.set()
+        go_on.wait(10)
+        yield memoryview(b"more")
+
+    later = threading.Timer(0.2, go_on.set)
+    with FileWriter(-1, direct=False) as writer:
+        next(writer.filled(pieces()))
+        assert begun.wait(10)
+        later.start()
+    assert go_on.is_set()
+    later.join()
+
+
 def test_what_goes_wrong_with_the_bytes_is_raised_as_it_is(tmp_path: Path) -> None:
     """By no other name, although it is met in another thread; nothing is left behind."""
 
