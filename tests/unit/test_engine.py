@@ -14,7 +14,7 @@ from ray_workflows._model import inputs as inp
 from ray_workflows._model.commands import ReleaseValue, StartAttempt, WakeAt
 from ray_workflows._model.plan import Backoff
 from ray_workflows._model.status import WorkflowStatus
-from ray_workflows._model.values import Value
+from ray_workflows._model.values import Blob, Value
 from tests.unit.driver import BOOM, Driver
 from tests.unit.plans import plan
 
@@ -301,7 +301,8 @@ def test_values_are_released_after_their_last_consumer() -> None:
     from ray_workflows._engine.evolve import evolve
 
     d = Driver(DIAMOND)
-    d.succeed("a", b"A")
+    value = Value(b"A", (Blob("inside", 1, "c"),))
+    d.report(inp.AttemptReturned, "a", value=value)
     d.succeed("b")
     start = d.flying[2]
     report = inp.AttemptReturned(
@@ -314,7 +315,7 @@ def test_values_are_released_after_their_last_consumer() -> None:
     )
     (event,) = decide(d.state, report, 0.0)
     deltas = evolve(d.state, event)
-    assert ReleaseValue(Value(b"A")) in deltas
+    assert ReleaseValue(value) in deltas
     assert any(isinstance(c, StartAttempt) and c.task == 3 for c in deltas)
 
 

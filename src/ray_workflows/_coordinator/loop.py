@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import heapq
 import logging
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ray_workflows._codec.journal import encode_entry
@@ -182,11 +181,11 @@ class Loop:
         """Look at it in this step."""
         self.dirty[id(workflow)] = workflow
 
-    def report(self, incarnation: str, report: inp.AttemptNews) -> None:
-        """Take what is heard of an attempt."""
+    def report(self, incarnation: str, reports: Iterable[inp.AttemptNews]) -> None:
+        """Take what is heard of attempts."""
         workflow = self.by_incarnation.get(incarnation)
         if workflow is not None:
-            workflow.inputs.append(report)
+            workflow.inputs.extend(reports)
             self.touch(workflow)
 
     # -- deciding and committing -----------------------------------------------------------
@@ -197,15 +196,15 @@ class Loop:
             return
         self.take_requests(workflow)
         inputs, answers = list(workflow.inputs), workflow.answers
+        # Grows while it is gone through.
+        undecided = inputs.copy()
         workflow.inputs.clear()
         workflow.answers = []
         events: list[ev.Event] = []
         deltas: list[Command] = []
         now = self.clock()
         try:
-            undecided = deque(inputs)
-            while undecided:
-                input = undecided.popleft()
+            for input in undecided:
                 if isinstance(input, inp.AttemptReport):
                     workflow.land(input)
                 due = False
@@ -441,7 +440,7 @@ class Loop:
         """Start commands that a durable state asks for."""
         for command in deltas:
             if isinstance(command, StartAttempt):
-                if command.not_before > self.clock():
+                if command.not_before and command.not_before > self.clock():
                     self.at(command.not_before, self.starter(workflow, command))
                 else:
                     self.start_attempt(workflow, command)
@@ -474,7 +473,9 @@ class Loop:
         request = workflow.attempt_request(command)
         if request is not None:
             workflow.flying[command.task] = attempt
-            self.executor.start(request, workflow.followers(request))
+            # What is stored is waited for.
+            followers = () if request.checkpoint else workflow.followers(request)
+            self.executor.start(request, followers)
 
     def wake(self, workflow: Workflow) -> None:
         if self.holds(workflow):

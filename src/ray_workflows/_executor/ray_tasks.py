@@ -71,21 +71,25 @@ class RayExecutor:
 
     def start(self, request: AttemptRequest, followers: Iterable[AttemptRequest] = ()) -> None:
         with self.lock:
-            current = self.flight(request.incarnation, request.task)
+            incarnation = request.scene.incarnation
+            current = self.flight(incarnation, request.task)
             if current is not None:
                 running = current.request
                 if (running.epoch, running.attempt) == (request.epoch, request.attempt):
                     return
                 self.retire(current)
-            lost = self.missing_inputs(request)
+            lost = self.missing_inputs(request) if request.upstream else ()
             if lost:
-                self.report(request.incarnation, lost_input(request, lost))
+                self.report(incarnation, [lost_input(request, lost)])
                 return
             flight = Flight(request)
-            if not flight.alone and request.incarnation not in self.suspects:
+            if followers and not flight.alone and incarnation not in self.suspects:
                 self.dispatch.durations.fuse(flight, followers)
-            flights = self.flights.setdefault(request.incarnation, {})
-            for one in (flight, *flight.followers):
+            flights = self.flights.get(incarnation)
+            if flights is None:
+                flights = self.flights[incarnation] = {}
+            flights[request.task] = flight
+            for one in flight.followers:
                 flights[one.request.task] = one
             self.dispatch.enqueue(flight)
 
@@ -177,8 +181,6 @@ class RayExecutor:
 
     def missing_inputs(self, request: AttemptRequest) -> tuple[int, ...]:
         """Upstream tasks whose values were not checkpointed and are not here any more."""
-        if not request.upstream:
-            return ()
         live = self.live.get(request.incarnation)
         objects = live.objects if live is not None else {}
         return tuple(
@@ -225,19 +227,27 @@ class RayExecutor:
     def learn(self, submission: Submission, report: BatchReport) -> None:
         """How long the members of a batch took that is through."""
         taken: dict[str, list[float]] = {}
+        members = submission.members
         for (index, _), seconds in zip(report.reports, report.seconds, strict=True):
-            digest = submission.members[index].request.scene.function.digest
+            digest = members[index].request.scene.function.digest
             taken.setdefault(digest, []).append(seconds)
         for digest, each in taken.items():
             self.dispatch.durations.learn(digest, sum(each) / len(each), len(each))
 
     def settle(self, submission: Submission, report: BatchReport, objects: Live) -> None:
         """Take what a batch has to tell; what it told before is told again."""
+        members, number = submission.members, submission.number
+        # All of a workflow at once: thousands come together.
+        landed: dict[str, list[AnyReport]] = {}
         for index, found in report.reports:
-            flight = submission.members[index]
-            if not flight.retired and flight.batch == submission.number:
-                self.land(flight, found, objects.get(flight.request.incarnation))
-                submission.open -= 1
+            flight = members[index]
+            if not flight.retired and flight.batch == number:
+                incarnation = flight.request.scene.incarnation
+                told = self.landed(flight, found, objects.get(incarnation))
+                landed.setdefault(incarnation, []).append(told)
+        for incarnation, reports in landed.items():
+            submission.open -= len(reports)
+            self.report(incarnation, reports)
         for index in report.unstarted:
             self.run_elsewhere(submission, submission.members[index])
 
@@ -280,12 +290,15 @@ class RayExecutor:
                     self.suspects.add(flight.request.incarnation)
             self.run_elsewhere(submission, flight)
 
-    def land(
-        self, flight: Flight, report: AnyReport, objects: dict[str, Any] | None = None
-    ) -> None:
+    def land(self, flight: Flight, report: AnyReport) -> None:
         """Report a flight, unless it was retired before. The lock is held."""
-        if flight.retired:
-            return
+        if not flight.retired:
+            self.report(flight.request.incarnation, [self.landed(flight, report)])
+
+    def landed(
+        self, flight: Flight, report: AnyReport, objects: dict[str, Any] | None = None
+    ) -> AnyReport:
+        """What is to be reported of a flight that is over."""
         self.take_out(flight)
         request = flight.request
         if objects:
@@ -293,8 +306,8 @@ class RayExecutor:
             live = self.live.setdefault(request.incarnation, LiveValues())
             live.add(keys, {key: objects[key] for key in keys if key in objects})
         if isinstance(report, AttemptLostInput):
-            report = self.without_lost(request, report)
-        self.report(request.incarnation, report)
+            return self.without_lost(request, report)
+        return report
 
     def without_lost(self, request: AttemptRequest, report: AttemptLostInput) -> AttemptLostInput:
         """Forget the live copies the attempt was given: the next one reads from storage."""
@@ -308,15 +321,17 @@ class RayExecutor:
             self.calls.listener_hosts.clear()
 
     def flight(self, incarnation: str, task: int) -> Flight | None:
-        return self.flights.get(incarnation, {}).get(task)
+        flights = self.flights.get(incarnation)
+        return None if flights is None else flights.get(task)
 
     def take_out(self, flight: Flight) -> None:
         """What still comes of it is about the past."""
         flight.retired = True
-        incarnation = flight.request.incarnation
-        flights = self.flights.get(incarnation, {})
-        if flights.get(flight.request.task) is flight:
-            del flights[flight.request.task]
+        request = flight.request
+        incarnation = request.scene.incarnation
+        flights = self.flights.get(incarnation)
+        if flights is not None and flights.get(request.task) is flight:
+            del flights[request.task]
             if not flights:
                 del self.flights[incarnation]
 

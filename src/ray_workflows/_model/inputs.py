@@ -11,7 +11,7 @@ from ray_workflows._model.plan import EnvironmentChange, Plan
 from ray_workflows._model.values import ErrorInfo, Value
 
 
-class Input(msgspec.Struct, frozen=True):
+class Input(msgspec.Struct, frozen=True, gc=False):
     """Base of all inputs."""
 
 
