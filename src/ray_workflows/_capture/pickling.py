@@ -180,9 +180,10 @@ def is_plain(value: Any, depth: int = MAX_DEPTH) -> bool:
         return False
     if kind is dict:
         value = (*value, *value.values())
-    # Not `all`: its generator is what most of capturing a small task would be.
-    parts = [part for part in value if type(part) not in ATOMS]
-    return not parts or all(is_plain(part, depth - 1) for part in parts)
+    # First without a step of Python for each: most of capturing a small task would be that.
+    if ATOMS.issuperset(map(type, value)):
+        return True
+    return all([is_plain(part, depth - 1) for part in value])
 
 
 class ValueUnpickler(pickle.Unpickler):
@@ -214,6 +215,11 @@ def unpickle_value(
         # Nothing to put into it.
         return pickle.loads(data, buffers=buffers)
     return ValueUnpickler(io.BytesIO(data), buffers, resolve).load()
+
+
+def unpickle_plain(data: bytes) -> Any:
+    """The value behind a pickle that nothing was left out of; None if something may have been."""
+    return None if PLACEHOLDER in data else pickle.loads(data)
 
 
 def describe_failure(value: Any, where: str, error: Exception) -> str:

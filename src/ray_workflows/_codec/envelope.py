@@ -68,6 +68,26 @@ def plain_head(pickle_size: int) -> bytes:
     return PREFIX.pack(MAGIC, PLAIN, len(header)) + header
 
 
+@functools.lru_cache(maxsize=1024)
+def plain_head_in(size: int) -> bytes | None:
+    """What such an envelope of so many bytes begins with; None if none has that size."""
+    shortest, longest = len(plain_head(0)), len(plain_head(size))
+    for length in range(shortest, min(size, longest + 1)):
+        head = plain_head(size - length)
+        if len(head) == length:
+            return head
+    return None
+
+
+def plain_pickle(envelope: bytes) -> bytes:
+    """The pickle in an envelope that has nothing else in it; empty if it is another one, or none.
+
+    It takes a fifth of the time of `unseal`, and most values are small and plain.
+    """
+    head = plain_head_in(len(envelope))
+    return envelope[len(head) :] if head is not None and envelope.startswith(head) else b""
+
+
 def seal(
     pickled: bytes,
     buffers: Sequence[memoryview],
