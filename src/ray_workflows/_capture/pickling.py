@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
@@ -47,7 +47,12 @@ class Pickled:
 
     __slots__ = ("buffers", "data", "refs")
 
-    def __init__(self, data: bytes, buffers: list[memoryview], refs: list[ray.ObjectRef]) -> None:
+    def __init__(
+        self,
+        data: bytes,
+        buffers: Sequence[memoryview] = (),
+        refs: Sequence[ray.ObjectRef] = (),
+    ) -> None:
         self.data = data
         self.buffers = buffers
         self.refs = refs
@@ -168,7 +173,14 @@ def pickle_value(value: Any, *, where: str, node_hook: NodeHook = refuse_node) -
 def pickle_plain(value: Any) -> Pickled | None:
     """A value pickled without a pickler of ours, which costs ten times as much, if it needs none:
     None if it may."""
-    return Pickled(pickle.dumps(value, protocol=5), [], []) if is_plain(value) else None
+    return Pickled(pickle.dumps(value, protocol=5)) if is_plain(value) else None
+
+
+def pickle_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pickled | None:
+    """As `pickle_plain`, of the arguments of a call."""
+    if not is_plain(args) or (kwargs and not is_plain(kwargs)):
+        return None
+    return Pickled(pickle.dumps((args, kwargs), protocol=5))
 
 
 def is_plain(value: Any, depth: int = MAX_DEPTH) -> bool:
@@ -183,7 +195,7 @@ def is_plain(value: Any, depth: int = MAX_DEPTH) -> bool:
     # First without a step of Python for each: most of capturing a small task would be that.
     if ATOMS.issuperset(map(type, value)):
         return True
-    return all([is_plain(part, depth - 1) for part in value])
+    return all(is_plain(part, depth - 1) for part in value)
 
 
 class ValueUnpickler(pickle.Unpickler):
@@ -192,7 +204,7 @@ class ValueUnpickler(pickle.Unpickler):
     def __init__(
         self,
         file: io.BytesIO,
-        buffers: list[memoryview],
+        buffers: Sequence[memoryview],
         resolve: Callable[[str, int], Any],
     ) -> None:
         super().__init__(file, buffers=buffers)
@@ -206,7 +218,7 @@ class ValueUnpickler(pickle.Unpickler):
 
 def unpickle_value(
     data: bytes | memoryview,
-    buffers: list[memoryview],
+    buffers: Sequence[memoryview],
     resolve: Callable[[str, int], Any] = placeholder,
 ) -> Any:
     """The value behind a pickle; errors of user code (imports, ``__setstate__``) come through."""

@@ -80,7 +80,8 @@ class ValueWriter:
     @property
     def codec(self) -> PayloadCodec | None:
         """What is stored is encoded by it."""
-        return next(iter(self.storage.codecs), None)
+        codecs = self.storage.codecs
+        return codecs[0] if codecs else None
 
     def write(
         self, value: Any, *, key: str, where: str, node_hook: NodeHook = refuse_node
