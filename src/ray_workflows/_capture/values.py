@@ -19,7 +19,7 @@ from ray_workflows._capture.pickling import (
     unpickle_plain,
     unpickle_value,
 )
-from ray_workflows._codec.envelope import plain_head, plain_pickle, seal, unseal
+from ray_workflows._codec.envelope import plain_head, seal, unseal
 from ray_workflows._codec.placeholders import OBJECT_REF, OBJECT_VALUE, placeholder
 from ray_workflows._environment.cluster import call_inside, is_outside
 from ray_workflows._model.blobs import BlobStore
@@ -185,8 +185,7 @@ class ValueReader:
         """The Python value of an inline one with nothing left out of it; None if it is another
         one. Most are such: for these nothing is named, and nothing looked up."""
         data = value.data
-        pickled = plain_pickle(data) if type(data) is bytes else b""
-        return unpickle_plain(pickled) if pickled else None
+        return unpickle_plain(data) if type(data) is bytes else None
 
     def read(
         self,

@@ -401,25 +401,29 @@ def close_frame(
     state: WorkflowState, frame: Frame, keep: Outcome | None, deltas: list[Command]
 ) -> None:
     """Drop a frame and what hangs below it. ``keep`` is the outcome that lives on."""
+    kept = None if keep is None else keep.value
     doomed = [frame]
     while doomed:
         current = doomed.pop()
         del state.frames[current.number]
         for number in range(current.first, current.first + len(current.plan.tasks)):
             task = state.tasks.pop(number)
-            state.timers.pop(number, None)
-            if task.phase is Phase.EXPECTING:
-                leave(state, task)
-            elif task.phase is Phase.ACTIVE:
+            phase = task.phase
+            if phase is Phase.SUCCEEDED:
+                # First, because nearly all have come here.
+                value = task.outcome.value if task.outcome is not None else None
+                if value is not None and value is not kept:
+                    release(value, deltas)
+            elif phase is Phase.ACTIVE:
                 del state.active[number]
                 deltas.append(CancelAttempt(number))
-            elif task.phase is Phase.CONTINUED:
+            elif phase is Phase.TIMING:
+                del state.timers[number]
+            elif phase is Phase.EXPECTING:
+                leave(state, task)
+            elif phase is Phase.CONTINUED:
                 # Abandoned by an error that was caught further out.
                 doomed += [child for child in state.frames.values() if child.parent == number]
-            else:
-                value = task.outcome.value if task.outcome is not None else None
-                if value is not None and (keep is None or value is not keep.value):
-                    release(value, deltas)
 
 
 def release(value: Value, deltas: list[Command]) -> None:

@@ -78,7 +78,7 @@ class RayExecutor:
                 if (running.epoch, running.attempt) == (request.epoch, request.attempt):
                     return
                 self.retire(current)
-            lost = self.missing_inputs(request) if request.upstream else ()
+            lost = self.missing_inputs(request)
             if lost:
                 self.report(incarnation, [lost_input(request, lost)])
                 return
@@ -181,12 +181,22 @@ class RayExecutor:
 
     def missing_inputs(self, request: AttemptRequest) -> tuple[int, ...]:
         """Upstream tasks whose values were not checkpointed and are not here any more."""
+        if not request.upstream:
+            return ()
+        unstored = [
+            (number, outcome.value)
+            for number, outcome in zip(request.upstream, request.inputs, strict=True)
+            # First what can be told at once: there may be thousands.
+            if outcome.value is not None and outcome.value.has_copies and not outcome.stored
+        ]
+        if not unstored:
+            return ()
         live = self.live.get(request.incarnation)
         objects = live.objects if live is not None else {}
         return tuple(
             number
-            for number, outcome in zip(request.upstream, request.inputs, strict=True)
-            if not outcome.stored and not any(key in objects for key in value_keys(outcome.value))
+            for number, value in unstored
+            if not any(key in objects for key in value_keys(value))
         )
 
     # -- what comes back -------------------------------------------------------------------
