@@ -158,7 +158,7 @@ class Loop:
             self.by_incarnation[workflow.incarnation] = workflow
 
     def holds(self, workflow: Workflow) -> bool:
-        return self.workflows.get(workflow.workflow_id) is workflow
+        return self.workflows.get(workflow.state.workflow_id) is workflow
 
     def drop(self, workflow: Workflow) -> None:
         """Let go; whoever still waits asks again and finds it in storage."""
@@ -465,14 +465,15 @@ class Loop:
     def start_attempt(self, workflow: Workflow, command: StartAttempt) -> None:
         # Without a lease (we were paused, or the storage was away) it may be somebody else's by
         # now: the renewal reads it again and asks for all its commands.
-        if not self.holds(workflow) or self.clock() > self.lease_until:
+        if self.clock() > self.lease_until or not self.holds(workflow):
             return
+        task, flying = command.task, workflow.flying
         attempt = (command.epoch, command.attempt)
-        if workflow.flying.get(command.task) == attempt:
+        if flying.get(task) == attempt:
             return
         request = workflow.attempt_request(command)
         if request is not None:
-            workflow.flying[command.task] = attempt
+            flying[task] = attempt
             # What is stored is waited for.
             followers = () if request.checkpoint else workflow.followers(request)
             self.executor.start(request, followers)

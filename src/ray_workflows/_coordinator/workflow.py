@@ -138,17 +138,18 @@ class Workflow:
 
     def attempt_request(self, command: StartAttempt) -> AttemptRequest | None:
         """What the executor needs for an attempt; None if the state has moved on."""
-        state = self.state
-        task = state.tasks.get(command.task)
+        state, number = self.state, command.task
+        tasks = state.tasks
+        task = tasks.get(number)
         if (
             task is None
-            or command.task not in state.active
+            or number not in state.active
             or command.epoch != state.epoch
             or command.attempt != task.attempts + 1
             or not state.running
         ):
             return None
-        upstream, tasks = task.upstream, state.tasks
+        upstream = task.upstream
         inputs = [tasks[number].outcome for number in upstream]
         return self.request(task, command.epoch, command.attempt, upstream, inputs)
 

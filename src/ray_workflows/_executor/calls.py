@@ -114,7 +114,9 @@ def load_of(submission: Submission, live: Mapping[str, LiveValues]) -> tuple[Loa
     requests = [flight.request for flight in submission.members]
     nested: Live = {}
     values: Brought = {}
-    # Most workflows have none.
+    if not live:
+        # Most workflows have none.
+        return (encode_batch(submission.number, requests), nested), values
     laden = [
         (request, live[request.incarnation]) for request in requests if request.incarnation in live
     ]
