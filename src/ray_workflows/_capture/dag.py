@@ -273,7 +273,6 @@ class DAGCapture:
 
     def value_digest(self, value: Value, pickled: Pickled) -> bytes:
         """What identifies a value."""
-        data = value.data
         if self.encodes:
             # Encoded, it may be other bytes each time.
             digest = hashlib.sha256()
@@ -281,6 +280,7 @@ class DAGCapture:
             for buffer in pickled.buffers:
                 digest.update(buffer)
             return digest.digest()
+        data = value.data
         return data.checksum.encode() if isinstance(data, Blob) else data
 
     def plan(self, environment: Environment) -> Plan:
@@ -296,14 +296,17 @@ class DAGCapture:
             constants.append(self.writer.write_pickled(pickled, key=key, where=where))
             parts.append(self.value_digest(constants[-1], pickled))
         indices = {key: index for index, key in enumerate(self.nodes)}
+        write_plain = self.writer.write_plain
         specs = []
         for index, node in enumerate(self.nodes.values()):
             kind, pickled = node.kind, node.pickled
             if kind.function < 0:
                 kind.function = self.function_index(kind)
                 kind.option = self.option_index(kind.options)
-            key = f"{self.prefix}-arguments-{index}"
-            arguments = self.writer.write_pickled(pickled, key=key, where=kind.where)
+            arguments = write_plain(pickled)
+            if arguments is None:
+                key = f"{self.prefix}-arguments-{index}"
+                arguments = self.writer.write_pickled(pickled, key=key, where=kind.where)
             shape = kind.first_digest
             upstream: tuple[int, ...] = ()
             nested: tuple[int, ...] = ()

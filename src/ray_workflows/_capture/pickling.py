@@ -112,9 +112,10 @@ class ValuePickler(cloudpickle.CloudPickler):  # type: ignore[misc]
     def reducer_override(self, obj: Any) -> Any:
         # The first, because thousands of them come together.
         if type(obj) is Direct:
-            if isinstance(obj.target, ray.ObjectRef):
-                return placeholder, (OBJECT_VALUE, self.ref_index(obj.target))
-            return placeholder, self.call_hook(obj.target, True)
+            target = obj.target
+            if isinstance(target, ray.ObjectRef):
+                return placeholder, (OBJECT_VALUE, self.ref_index(target))
+            return placeholder, self.call_hook(target, True)
         if isinstance(obj, ray.ObjectRef):
             return placeholder, (OBJECT_REF, self.ref_index(obj))
         if isinstance(obj, DAGNode):
@@ -174,14 +175,14 @@ def pickle_value(value: Any, *, where: str, node_hook: NodeHook = refuse_node) -
 def pickle_plain(value: Any) -> Pickled | None:
     """A value pickled without a pickler of ours, which costs ten times as much, if it needs none:
     None if it may."""
-    return Pickled(pickle.dumps(value, protocol=5)) if is_plain(value) else None
+    return Pickled(pickle.dumps(value, 5)) if is_plain(value) else None
 
 
 def pickle_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pickled | None:
     """As `pickle_plain`, of the arguments of a call."""
     if not is_plain(args) or (kwargs and not is_plain(kwargs)):
         return None
-    return Pickled(pickle.dumps((args, kwargs), protocol=5))
+    return Pickled(pickle.dumps((args, kwargs), 5))
 
 
 def is_plain(value: Any, depth: int = MAX_DEPTH) -> bool:

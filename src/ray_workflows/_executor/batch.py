@@ -90,7 +90,7 @@ class BatchRun:
                 self.next += 1
                 request = self.requests[index]
                 self.running = running = RunningAttempt(request, self.home.coordinator)
-            live = self.live.get(request.incarnation) if self.live else None
+            live = self.live.get(request.scene.incarnation) if self.live else None
             if self.handed:
                 live = {**(live or {}), **self.handed}
             attempt = AttemptRun(request, self.home.storage, live)

@@ -102,7 +102,7 @@ class RunningAttempt:
         self.coordinator = coordinator
         self.began = time.monotonic()
         self.told = coordinator is None
-        if request.options.timeout is not None:
+        if request.scene.options.timeout is not None:
             # Its time runs from here.
             self.tell()
 

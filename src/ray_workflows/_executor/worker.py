@@ -56,10 +56,11 @@ class AttemptRun:
     def __init__(
         self, request: AttemptRequest, storage: Storage, live: Mapping[str, Any] | None
     ) -> None:
+        incarnation = request.scene.incarnation
         self.request = request
         self.storage = storage
-        self.reader = ValueReader(storage, request.incarnation, live)
-        self.writer = ValueWriter(storage, request.incarnation)
+        self.reader = ValueReader(storage, incarnation, live)
+        self.writer = ValueWriter(storage, incarnation)
         self.started_at = time.time()
         self.made: dict[str, Any] = {}
         #: A result that the next member of the batch takes from here, by its key.
@@ -70,15 +71,16 @@ class AttemptRun:
     def load(self) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
         """The function and its arguments."""
         request = self.request
-        function = function_cache.get(request.function.digest)
+        pickled = request.scene.function
+        function = function_cache.get(pickled.digest)
         if function is None:
-            value = Value(request.function.data, request.function.objects)
+            value = Value(pickled.data, pickled.objects)
             function = self.reader.read(value, where=f"function of {request.where}")
-            function_cache[request.function.digest] = function
+            function_cache[pickled.digest] = function
             while len(function_cache) > FUNCTION_CACHE_SIZE:
                 function_cache.popitem(last=False)
         else:
-            function_cache.move_to_end(request.function.digest)
+            function_cache.move_to_end(pickled.digest)
         found = self.reader.read_plain(request.arguments)
         if found is None:
             where = f"arguments of {request.where}"
