@@ -162,11 +162,13 @@ def test_long_tasks_do_not_wait_for_each_other() -> None:
     assert len(run_many(long, 12)) == 12
 
 
+@pytest.mark.parametrize("slow", [10, 99])
 @pytest.mark.parametrize("seconds", [0.0, 0.005])
 def test_a_slow_member_holds_nobody_back(
-    wid: str, marks: Marks, gate: Gate, seconds: float
+    wid: str, marks: Marks, gate: Gate, seconds: float, slow: int
 ) -> None:
-    """Neither those of its batch nor, where they take longer, those of the next one."""
+    """Neither those of its batch, before it and behind it, nor, where they take longer, those of
+    the next one."""
 
     @ray.remote
     def mostly_short(held: bool | None):
@@ -177,7 +179,7 @@ def test_a_slow_member_holds_nobody_back(
         return ray_task_id()
 
     known_to_be_short(mostly_short)
-    nodes = [mostly_short.bind(index == 10) for index in range(100)]
+    nodes = [mostly_short.bind(index == slow) for index in range(100)]
     ref = workflow.run_async(total.bind(*nodes), workflow_id=wid)
     marks.wait_for("held")
 

@@ -166,6 +166,28 @@ def test_what_waits_behind_a_long_batch_is_handed_back(monkeypatch: pytest.Monke
     }
 
 
+def test_a_last_member_that_takes_long_holds_no_results_back() -> None:
+    """As one does behind which others wait, but nothing is handed back here."""
+    coordinator = Coordinator([], None)
+    run = carrier(coordinator, batch(1, size=3))
+    told: list[BatchReport | None] = []
+
+    def take_long() -> None:
+        if len(ran) == 3:
+            # Once is enough.
+            for _ in range(2):
+                run.check(time.monotonic() + carry.LATE_SECONDS)
+                told.append(coordinator.returned.pop(1, None))
+
+    hooks[1] = take_long
+    assert run.run() == []
+    first, second = told
+    assert first is not None
+    assert [index for index, _ in first.reports] == [0, 1]
+    assert first.unstarted == ()
+    assert second is None
+
+
 def test_another_life_of_a_coordinator_numbers_its_batches_anew() -> None:
     """A Ray task of an earlier one may report to it still."""
     first, second = (Dispatch(*[None] * 6) for _ in range(2))  # type: ignore[arg-type]

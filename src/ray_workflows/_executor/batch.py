@@ -1,6 +1,7 @@
 """A batch of attempts in a worker, one after the other. Mostly it is one.
 
-If a member takes long, those after it are handed back, to run elsewhere meanwhile.
+If a member takes long, those after it are handed back, to run elsewhere meanwhile, and those before
+it are reported.
 """
 
 from __future__ import annotations
@@ -74,6 +75,8 @@ class BatchRun:
         self.end = len(requests)
         self.running: RunningAttempt | None = None
         self.reports: list[tuple[int, AnyReport]] = []
+        #: How many of them were told before the end.
+        self.told = 0
         self.seconds: list[float] = []
         self.made: Live = {}
         #: The result of the last member for the next one, by its key.
@@ -123,18 +126,19 @@ class BatchRun:
         return ENCODER.encode(report), self.made
 
     def check(self, now: float) -> bool:
-        """Hand back what waits behind a member that takes long, and tell of that member; whether
-        one takes long."""
+        """Tell what a member that takes long holds back, those behind it and the results of those
+        before it, and tell of that member; whether one takes long."""
         with self.lock:
             running = self.running
             if running is None:
                 return False
             overran = now - running.began >= OVERRUN_SECONDS
-            returned = overran and self.next < self.end
-            if returned:
+            holds_back = overran and (self.next < self.end or self.told < len(self.reports))
+            if holds_back:
                 self.end = self.next
+                self.told = len(self.reports)
                 encoded, made = self.wire()
-        if returned and self.home.coordinator is not None:
+        if holds_back and self.home.coordinator is not None:
             self.home.coordinator.batch_overran.remote(self.number, encoded, made)
         running.check(now)
         return overran
