@@ -163,7 +163,7 @@ class Workflow:
     ) -> AttemptRequest:
         spec = task.spec
         assert None not in inputs, (task.task_id, upstream)
-        # By position: names take a third of the time more, and thousands are made at once.
+        # By position: names take time, and thousands are made at once.
         return AttemptRequest(
             self.scene(task),
             task.number,
