@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -216,8 +216,12 @@ class SimulatedExecutor(InlineExecutor):
 
     # -- reports on their way --------------------------------------------------------------
 
-    def send(self, incarnation: str, report: inp.AttemptNews) -> None:
-        """Bring a report to the loop, perhaps twice."""
+    def send(self, incarnation: str, reports: Sequence[inp.AttemptNews]) -> None:
+        """Bring reports to the loop, perhaps twice."""
+        for report in reports:
+            self.send_one(incarnation, report)
+
+    def send_one(self, incarnation: str, report: inp.AttemptNews) -> None:
         faults, rng = self.world.faults, self.world.rng
         if not isinstance(report, inp.AttemptFoundCorruption):
             # Of a workflow that has failed, there is nothing to release: it comes to light again.
@@ -238,4 +242,4 @@ class SimulatedExecutor(InlineExecutor):
                 report.attempt,
                 life.name,
             )
-            life.post(lambda: life.loop.report(incarnation, report))
+            life.post(lambda: life.loop.report(incarnation, [report]))

@@ -345,11 +345,12 @@ def reports_are_lost_when_the_journal_had_moved_on(patch: Any) -> None:
 
 @breaks("repeated", until=30.0, pause=0.02, outage=0.1, read_fails=0.1)
 def attempts_that_ended_start_again(patch: Any) -> None:
-    def report(self: Loop, incarnation: str, report: inp.AttemptReport) -> None:
+    def report(self: Loop, incarnation: str, reports: list[inp.AttemptReport]) -> None:
         workflow = self.by_incarnation.get(incarnation)
         if workflow is not None:
-            workflow.flying.pop(report.task, None)
-        original(self, incarnation, report)
+            for report in reports:
+                workflow.flying.pop(report.task, None)
+        original(self, incarnation, reports)
 
     original = Loop.report
     patch.setattr(Loop, "report", report)

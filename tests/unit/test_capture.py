@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import pickle
 import weakref
 from typing import Any
 
@@ -17,6 +18,7 @@ from ray_workflows._capture.dag import capture_plan, function_name
 from ray_workflows._capture.options import decode_ray_options, task_options
 from ray_workflows._capture.pickling import pickle_value, unpickle_value
 from ray_workflows._capture.values import ValueReader, ValueWriter
+from ray_workflows._codec.envelope import seal
 from ray_workflows._codec.placeholders import CONSTANT, UPSTREAM_REF, UPSTREAM_VALUE
 from ray_workflows._model.plan import LISTENER, TIMER, Environment, Plan
 from ray_workflows._model.values import INLINE_LIMIT, Blob
@@ -252,6 +254,53 @@ def test_simple_values_are_pickled_as_others_are(
     assert pickling.unpickle_value(fast.data, []) == value
     monkeypatch.setattr(pickling, "is_plain", lambda value: False)
     assert pickling.pickle_value(value, where="a value").data == fast.data
+
+
+#: Pickles at the sizes at which the header of their envelope grows.
+SIZES = [*range(100, 300), *range(65_400, 65_600)]
+
+
+def test_small_plain_values_are_read_without_opening_their_envelopes() -> None:
+    for size in SIZES:
+        value = b"v" * size
+        pickled = pickling.pickle_value(value, where="a value").data
+        assert pickling.unpickle_plain(b"".join(seal(pickled, []))) == value
+    assert pickling.unpickle_plain(b"".join(seal(pickle.dumps("placeholder"), []))) is None
+
+
+def test_only_whole_envelopes_of_nothing_but_a_pickle_are_taken_for_such() -> None:
+    # For a shorter or longer one, of every size, the long way finds out what is wrong with it.
+    for size in SIZES:
+        whole = b"".join(seal(pickle.dumps(b"v" * size), []))
+        for end in range(len(whole) - 20, len(whole)):
+            assert pickling.unpickle_plain(whole[:end]) is None
+    pickled = pickle.dumps(b"v" * 200)
+    whole = b"".join(seal(pickled, []))
+    for end in range(len(whole)):
+        assert pickling.unpickle_plain(whole[:end]) is None
+    assert pickling.unpickle_plain(whole + b"!") is None
+    assert pickling.unpickle_plain(b"XX" + whole[2:]) is None
+    assert pickling.unpickle_plain(b"".join(seal(pickled, [memoryview(b"b")]))) is None
+    assert pickling.unpickle_plain(b"".join(seal(pickled, [], [Blob("object", 1, "c")]))) is None
+
+
+def test_plans_are_identified_by_shape_and_arguments() -> None:
+    def digest(dag: Any) -> str:
+        return capture(dag).digest
+
+    shared = [f.bind(n) for n in range(600)]
+    many = f.bind(*shared)
+    digests = [
+        digest(many),
+        digest(f.bind(f.bind(-1), *shared[1:])),
+        digest(f.bind(*shared[:-1], f.bind(-1))),
+        digest(f.bind(*shared[:-1], g.bind())),
+        digest(f.bind(*shared[1:])),
+        digest(f.bind(*shared, 1)),
+        digest(f.bind(*shared, shared[0])),
+    ]
+    assert digests[0] == digest(many) == digest(f.bind(f.bind(0), *shared[1:]))
+    assert len(set(digests)) == len(digests)
 
 
 def test_wrong_calls_are_found_behind_right_ones() -> None:

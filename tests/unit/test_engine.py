@@ -14,7 +14,7 @@ from ray_workflows._model import inputs as inp
 from ray_workflows._model.commands import ReleaseValue, StartAttempt, WakeAt
 from ray_workflows._model.plan import Backoff
 from ray_workflows._model.status import WorkflowStatus
-from ray_workflows._model.values import Value
+from ray_workflows._model.values import Blob, Value
 from tests.unit.driver import BOOM, Driver
 from tests.unit.plans import plan
 
@@ -296,12 +296,21 @@ def test_a_lost_input_is_not_charged() -> None:
     assert d.state.status == "SUCCESSFUL"
 
 
-def test_values_are_released_after_their_last_consumer() -> None:
+@pytest.mark.parametrize(
+    ("value", "released"),
+    [
+        (Value(b"A", (Blob("inside", 1, "c"),)), True),
+        (Value(Blob("large", 1, "c")), True),
+        # All of it is in the journal: there are no live copies.
+        (Value(b"A"), False),
+    ],
+)
+def test_values_are_released_after_their_last_consumer(value: Value, released: bool) -> None:
     from ray_workflows._engine.decide import decide
     from ray_workflows._engine.evolve import evolve
 
     d = Driver(DIAMOND)
-    d.succeed("a", b"A")
+    d.report(inp.AttemptReturned, "a", value=value)
     d.succeed("b")
     start = d.flying[2]
     report = inp.AttemptReturned(
@@ -314,7 +323,7 @@ def test_values_are_released_after_their_last_consumer() -> None:
     )
     (event,) = decide(d.state, report, 0.0)
     deltas = evolve(d.state, event)
-    assert ReleaseValue(Value(b"A")) in deltas
+    assert (ReleaseValue(value) in deltas) is released
     assert any(isinstance(c, StartAttempt) and c.task == 3 for c in deltas)
 
 

@@ -18,7 +18,7 @@ from ray_workflows._capture.options import task_options
 from ray_workflows._capture.pickling import Pickled, pickle_value
 from ray_workflows._capture.ray_private import node_function, node_input, node_options, takes_item
 from ray_workflows._capture.values import ValueWriter
-from ray_workflows._capture.walk import Arguments, InputHook, direct_argument, postorder
+from ray_workflows._capture.walk import NONE, Arguments, InputHook, direct_argument, postorder
 from ray_workflows._model.plan import (
     ENGINE_KINDS,
     Environment,
@@ -28,6 +28,9 @@ from ray_workflows._model.plan import (
     TaskSpec,
 )
 from ray_workflows._model.values import Blob, Value
+
+#: So many parts of what identifies a plan are digested at once.
+MANY_PARTS = 1_000
 
 
 class DAGInput:
@@ -103,7 +106,17 @@ def check_root(dag: object) -> FunctionNode:
 class Kind:
     """What nodes of one function with the same options have in common; worked out once."""
 
-    __slots__ = ("body", "called", "function", "name", "option", "options", "where")
+    __slots__ = (
+        "body",
+        "called",
+        "first_digest",
+        "function",
+        "name",
+        "option",
+        "options",
+        "runs",
+        "where",
+    )
 
     def __init__(self, node: FunctionNode) -> None:
         self.body = node_function(node)
@@ -111,36 +124,45 @@ class Kind:
         self.options, task_id = task_options(node.get_options(), where=f"task '{default_name}'")
         self.name: str = task_id or default_name
         self.where = f"arguments of task '{self.name}'"
+        self.runs = self.options.kind not in ENGINE_KINDS
+        #: Of one that takes no results of others; most are such.
+        self.first_digest = shape_digest(self.name, ())
         #: How it is called: how many arguments by position, and which by name.
-        self.called: set[tuple[int, tuple[str, ...]]] = set()
+        self.called: set[tuple[int | str, ...]] = set()
         #: Indices into the plan's functions and options; -1 until they are there.
         self.function = self.option = -1
 
 
-class Node:
+def shape_digest(name: str, upstream: tuple[int, ...]) -> bytes:
+    """What identifies a task beside its arguments."""
+    return repr((name, upstream)).encode()
+
+
+class Node(Arguments):
     """What one FunctionNode contributes to the plan."""
 
-    __slots__ = ("children", "kind", "nested", "pickled")
+    __slots__ = ("kind",)
 
     def __init__(self, node: FunctionNode, kind: Kind, input_hook: InputHook) -> None:
         self.kind = kind
-        self.children: list[FunctionNode] = []
-        #: Positions in ``children`` that are taken by reference only.
-        self.nested: tuple[int, ...] = ()
-        if kind.options.kind in ENGINE_KINDS:
+        if not kind.runs:
             # A timer's arguments are the value it produces; nobody reads those of other kinds.
+            self.children, self.keys, self.direct = (), (), NONE
             self.pickled = pickle_value(None, where=kind.where)
             return
         args, kwargs = node.get_args(), node.get_kwargs()
-        call = (len(args), tuple(kwargs))
+        call = (len(args), *kwargs)
         if call not in kind.called:
             check_arguments(kind.body, args, kwargs, task=kind.name)
             kind.called.add(call)
-        arguments = Arguments(node, where=kind.where, input_hook=input_hook)
-        self.pickled = arguments.pickled
-        self.children = arguments.children
-        if len(arguments.direct) < len(self.children):
-            self.nested = tuple(set(range(len(self.children))) - arguments.direct)
+        super().__init__(args, kwargs, where=kind.where, input_hook=input_hook)
+
+    @property
+    def nested(self) -> tuple[int, ...]:
+        """Positions in ``children`` that are taken by reference only."""
+        if len(self.direct) == len(self.children):
+            return ()
+        return tuple(set(range(len(self.children))) - self.direct)
 
 
 class DAGCapture:
@@ -153,6 +175,7 @@ class DAGCapture:
         self, writer: ValueWriter, prefix: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         self.writer = writer
+        self.encodes = writer.codec is not None
         self.prefix = prefix
         self.args = args
         self.kwargs = kwargs
@@ -169,7 +192,8 @@ class DAGCapture:
 
     def capture(self, root: FunctionNode) -> None:
         """Visit every node, inputs before the tasks that take them."""
-        self.nodes = postorder(root, lambda node: Node(node, self.kind(node), self.constant_index))
+        kind_of, input_hook = self.kind, self.constant_index
+        self.nodes = postorder(root, lambda node: Node(node, kind_of(node), input_hook))
 
     def kind(self, node: FunctionNode) -> Kind:
         """The kind of a node. The DAG keeps alive what its identity is told by."""
@@ -247,19 +271,22 @@ class DAGCapture:
             f"run(dag, {key}=...)."
         )
 
-    def digest_value(self, digest: Any, value: Value, pickled: Pickled) -> None:
-        """Let a value be a part of what identifies the plan."""
-        data = value.data
-        if self.writer.codec is not None:
+    def value_digest(self, value: Value, pickled: Pickled) -> bytes:
+        """What identifies a value."""
+        if self.encodes:
             # Encoded, it may be other bytes each time.
-            for part in (pickled.data, *pickled.buffers):
-                digest.update(part)
-            return
-        digest.update(data.checksum.encode() if isinstance(data, Blob) else data)
+            digest = hashlib.sha256()
+            digest.update(pickled.data)
+            for buffer in pickled.buffers:
+                digest.update(buffer)
+            return digest.digest()
+        data = value.data
+        return data.checksum.encode() if isinstance(data, Blob) else data
 
     def plan(self, environment: Environment) -> Plan:
         """The plan of what was captured. Blobs are durable when it returns."""
         digest = hashlib.sha256()
+        parts: list[bytes] = []
         constants = []
         for index, value in enumerate(self.constant_values):
             key = f"{self.prefix}-constant-{index}"
@@ -267,29 +294,34 @@ class DAGCapture:
             where = f"{self.constant_names[index]} of the DAG"
             pickled = pickle_value(direct, where=where)
             constants.append(self.writer.write_pickled(pickled, key=key, where=where))
-            self.digest_value(digest, constants[-1], pickled)
+            parts.append(self.value_digest(constants[-1], pickled))
         indices = {key: index for index, key in enumerate(self.nodes)}
+        write_plain = self.writer.write_plain
         specs = []
         for index, node in enumerate(self.nodes.values()):
-            key = f"{self.prefix}-arguments-{index}"
-            kind = node.kind
+            kind, pickled = node.kind, node.pickled
             if kind.function < 0:
                 kind.function = self.function_index(kind)
                 kind.option = self.option_index(kind.options)
-            arguments = self.writer.write_pickled(node.pickled, key=key, where=kind.where)
-            upstream = tuple(indices[child.get_stable_uuid()] for child in node.children)
+            arguments = write_plain(pickled)
+            if arguments is None:
+                key = f"{self.prefix}-arguments-{index}"
+                arguments = self.writer.write_pickled(pickled, key=key, where=kind.where)
+            shape = kind.first_digest
+            upstream: tuple[int, ...] = ()
+            nested: tuple[int, ...] = ()
+            if node.keys:
+                upstream, nested = tuple([indices[key] for key in node.keys]), node.nested
+                shape = shape_digest(kind.name, upstream)
+            # By position, and digested many at once: this is done for each of thousands of tasks.
             specs.append(
-                TaskSpec(
-                    name=kind.name,
-                    function=kind.function,
-                    options=kind.option,
-                    arguments=arguments,
-                    upstream=upstream,
-                    nested=node.nested,
-                )
+                TaskSpec(kind.name, kind.function, kind.option, arguments, upstream, nested)
             )
-            digest.update(repr((kind.name, upstream)).encode())
-            self.digest_value(digest, arguments, node.pickled)
+            parts += (shape, self.value_digest(arguments, pickled))
+            if len(parts) > MANY_PARTS:
+                digest.update(b"".join(parts))
+                parts.clear()
+        digest.update(b"".join(parts))
         return Plan(
             functions=tuple(self.functions),
             options=tuple(self.options),

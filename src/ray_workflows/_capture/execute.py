@@ -28,7 +28,8 @@ def execute_dag(dag: DAGNode) -> ray.ObjectRef:
 
     def visit(node: FunctionNode) -> Arguments:
         nodes[node.get_stable_uuid()] = node
-        return Arguments(node, where="arguments of a task", input_hook=no_inputs)
+        args, kwargs = node.get_args(), node.get_kwargs()
+        return Arguments(args, kwargs, where="arguments of a task", input_hook=no_inputs)
 
     refs: dict[str, ray.ObjectRef] = {}
     for key, arguments in postorder(root, visit).items():

@@ -16,9 +16,10 @@ from ray_workflows._capture.pickling import (
     Pickled,
     pickle_value,
     refuse_node,
+    unpickle_plain,
     unpickle_value,
 )
-from ray_workflows._codec.envelope import seal, unseal
+from ray_workflows._codec.envelope import plain_head, seal, unseal
 from ray_workflows._codec.placeholders import OBJECT_REF, OBJECT_VALUE, placeholder
 from ray_workflows._environment.cluster import call_inside, is_outside
 from ray_workflows._model.blobs import BlobStore
@@ -73,10 +74,14 @@ class ValueWriter:
     def __init__(self, storage: BlobStore, incarnation: str) -> None:
         self.storage = storage
         self.incarnation = incarnation
-        #: What is stored is encoded by it.
-        self.codec: PayloadCodec | None = next(iter(storage.codecs), None)
         self.objects: dict[bytes, Blob] = {}
         self.written: dict[str, ray.ObjectRef] = {}
+
+    @property
+    def codec(self) -> PayloadCodec | None:
+        """What is stored is encoded by it."""
+        codecs = self.storage.codecs
+        return codecs[0] if codecs else None
 
     def write(
         self, value: Any, *, key: str, where: str, node_hook: NodeHook = refuse_node
@@ -86,8 +91,18 @@ class ValueWriter:
             pickle_value(value, where=where, node_hook=node_hook), key=key, where=where
         )
 
+    def write_plain(self, pickled: Pickled) -> Value | None:
+        """Store what `pickle_value` made, if it is inline and has no ObjectRefs in it."""
+        data = pickled.data
+        if len(data) > INLINE_LIMIT or pickled.buffers or pickled.refs or self.storage.codecs:
+            return None
+        return Value(plain_head(len(data)) + data)
+
     def write_pickled(self, pickled: Pickled, *, key: str, where: str) -> Value:
         """Store what `pickle_value` made."""
+        plain = self.write_plain(pickled)
+        if plain is not None:
+            return plain
         objects = tuple([self.write_object(ref, where) for ref in pickled.refs])
         chunks = seal(pickled.data, pickled.buffers, objects, self.codec)
         if pickled.nbytes <= INLINE_LIMIT:
@@ -166,6 +181,12 @@ class ValueReader:
         self.incarnation = incarnation
         self.live = live or {}
 
+    def read_plain(self, value: Value) -> Any:
+        """The Python value of an inline one with nothing left out of it; None if it is another
+        one. Most are such: for these nothing is named, and nothing looked up."""
+        data = value.data
+        return unpickle_plain(data) if type(data) is bytes else None
+
     def read(
         self,
         value: Value,
@@ -174,6 +195,9 @@ class ValueReader:
         resolve: Callable[[str, int], Any] = placeholder,
     ) -> Any:
         """The Python value. ``resolve`` stands for placeholders other than ObjectRefs."""
+        plain = self.read_plain(value)
+        if plain is not None:
+            return plain
         data = value.data
         if isinstance(data, Blob):
             if data.key in self.live:

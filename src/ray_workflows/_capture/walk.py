@@ -2,58 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, Protocol, TypeVar
 
 import ray
 from ray.dag import DAGNode, FunctionNode, InputAttributeNode, InputNode
 
-from ray_workflows._capture.pickling import Direct, Pickled, pickle_plain, pickle_value
+from ray_workflows._capture.pickling import Direct, Pickled, pickle_call, pickle_value
 from ray_workflows._codec.placeholders import CONSTANT, UPSTREAM_REF, UPSTREAM_VALUE
 
 #: Gives a DAG input an index.
 InputHook = Callable[["InputNode | InputAttributeNode"], int]
 
 
+#: No positions.
+NONE: frozenset[int] = frozenset()
+
+
 class Arguments:
-    """The pickled arguments of a node. Placeholders index ``children``, the nodes they came from.
+    """The pickled arguments of a node. Placeholders index ``children``, the nodes they came from,
+    and ``keys``, their stable uuids.
 
     ``direct`` are the positions of children that are arguments themselves, not inside containers.
     """
 
-    __slots__ = ("children", "direct", "pickled")
+    __slots__ = ("children", "direct", "keys", "pickled")
 
+    children: Sequence[FunctionNode]
+    keys: Collection[str]
+    direct: AbstractSet[int]
     pickled: Pickled
 
-    def __init__(self, node: FunctionNode, *, where: str, input_hook: InputHook) -> None:
-        self.children: list[FunctionNode] = []
-        self.direct: set[int] = set()
-        plain = pickle_plain((node.get_args(), node.get_kwargs()))
+    def __init__(
+        self, args: Sequence[Any], kwargs: dict[str, Any], *, where: str, input_hook: InputHook
+    ) -> None:
+        # Ray has a list where there are none.
+        args = tuple(args)
+        plain = pickle_call(args, kwargs)
         if plain is not None:
-            self.pickled = plain
+            self.children, self.keys, self.direct, self.pickled = (), (), NONE, plain
             return
+        children: list[FunctionNode] = []
+        direct_ones: set[int] = set()
         positions: dict[str, int] = {}
+        self.children, self.keys, self.direct = children, positions, direct_ones
 
         def node_hook(child: DAGNode, direct: bool) -> tuple[str, int]:
-            if isinstance(child, (InputNode, InputAttributeNode)):
-                return CONSTANT, input_hook(child)
             if not isinstance(child, FunctionNode):
+                if isinstance(child, (InputNode, InputAttributeNode)):
+                    return CONSTANT, input_hook(child)
                 raise TypeError(
                     f"Unsupported DAG node: {type(child).__name__}. Currently workflow does not "
                     f"support classes as DAG inputs; use tasks (func.bind), and get actors by "
                     f"name inside them."
                 )
             key = child.get_stable_uuid()
-            if key not in positions:
-                positions[key] = len(positions)
-                self.children.append(child)
+            position = positions.setdefault(key, len(children))
+            if position == len(children):
+                children.append(child)
             if not direct:
-                return UPSTREAM_REF, positions[key]
-            self.direct.add(positions[key])
-            return UPSTREAM_VALUE, positions[key]
+                return UPSTREAM_REF, position
+            direct_ones.add(position)
+            return UPSTREAM_VALUE, position
 
-        args = tuple(map(direct_argument, node.get_args()))
-        kwargs = {name: direct_argument(arg) for name, arg in node.get_kwargs().items()}
+        args = tuple([direct_argument(arg) for arg in args])
+        kwargs = {name: direct_argument(arg) for name, arg in kwargs.items()}
         self.pickled = pickle_value((args, kwargs), where=where, node_hook=node_hook)
 
 
@@ -65,7 +79,7 @@ class Visited(Protocol):
     """What a visit returns: it names the nodes to visit before this one is done."""
 
     @property
-    def children(self) -> list[FunctionNode]: ...
+    def children(self) -> Sequence[FunctionNode]: ...
 
 
 V = TypeVar("V", bound=Visited)
@@ -75,14 +89,20 @@ def postorder(root: FunctionNode, visit: Callable[[FunctionNode], V]) -> dict[st
     """Visit each node once; the results by the node's stable uuid, inputs before their takers."""
     visited: dict[str, V] = {}
     done: dict[str, V] = {}
-    stack: list[tuple[FunctionNode, bool]] = [(root, False)]
+    # Nodes to visit; and the uuid of a node, below its inputs.
+    stack: list[FunctionNode | str] = [root]
     while stack:
-        node, children_done = stack.pop()
+        node = stack.pop()
+        if isinstance(node, str):
+            done[node] = visited[node]
+            continue
         key = node.get_stable_uuid()
-        if children_done:
-            done[key] = visited[key]
-        elif key not in visited:
-            visited[key] = visit(node)
-            stack.append((node, True))
-            stack.extend((child, False) for child in reversed(visited[key].children))
+        if key in visited:
+            continue
+        found = visited[key] = visit(node)
+        if found.children:
+            stack.append(key)
+            stack.extend(reversed(found.children))
+        else:
+            done[key] = found
     return done

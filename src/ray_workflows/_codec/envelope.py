@@ -68,6 +68,17 @@ def plain_head(pickle_size: int) -> bytes:
     return PREFIX.pack(MAGIC, PLAIN, len(header)) + header
 
 
+@functools.lru_cache(maxsize=1024)
+def plain_head_in(size: int) -> bytes | None:
+    """What such an envelope of so many bytes begins with; None if none has that size."""
+    shortest, longest = len(plain_head(0)), len(plain_head(size))
+    for length in range(shortest, min(size, longest + 1)):
+        head = plain_head(size - length)
+        if len(head) == length:
+            return head
+    return None
+
+
 def seal(
     pickled: bytes,
     buffers: Sequence[memoryview],

@@ -43,7 +43,7 @@ from ray_workflows._coordinator.requests import (
 from ray_workflows._coordinator.room import Limits
 from ray_workflows._coordinator.verbs import Verbs
 from ray_workflows._executor.ray_tasks import RayExecutor
-from ray_workflows._model.inputs import AttemptRuns
+from ray_workflows._model.inputs import AttemptNews, AttemptRuns
 from ray_workflows._model.plan import EnvironmentChange
 from ray_workflows._model.values import Value
 from ray_workflows.exceptions import (
@@ -185,8 +185,8 @@ class Coordinator:
                 self.broken = error
                 logger.exception("The coordinator's loop met an unexpected error.")
 
-    def report(self, incarnation: str, report: Any) -> None:
-        self.inbox.put(lambda: self.loop.report(incarnation, report))
+    def report(self, incarnation: str, reports: Sequence[AttemptNews]) -> None:
+        self.inbox.put(lambda: self.loop.report(incarnation, reports))
 
     # -- what drivers call -----------------------------------------------------------------
     # Errors are returned, not raised: Ray would wrap them, and their causes would be lost.
@@ -370,7 +370,7 @@ class Coordinator:
     ) -> None:
         """A worker says that an attempt runs, and since when."""
         self.executor.attempt_runs(incarnation, task, epoch, attempt)
-        self.report(incarnation, AttemptRuns(task, epoch, attempt, started_at))
+        self.report(incarnation, [AttemptRuns(task, epoch, attempt, started_at)])
 
     async def batch_overran(self, number: int, encoded: bytes, objects: dict[str, Any]) -> None:
         """A worker hands back what waits behind an attempt that takes long."""

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import heapq
 import logging
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ray_workflows._codec.journal import encode_entry
@@ -159,7 +158,7 @@ class Loop:
             self.by_incarnation[workflow.incarnation] = workflow
 
     def holds(self, workflow: Workflow) -> bool:
-        return self.workflows.get(workflow.workflow_id) is workflow
+        return self.workflows.get(workflow.state.workflow_id) is workflow
 
     def drop(self, workflow: Workflow) -> None:
         """Let go; whoever still waits asks again and finds it in storage."""
@@ -185,11 +184,11 @@ class Loop:
         """Look at it in this step."""
         self.dirty[id(workflow)] = workflow
 
-    def report(self, incarnation: str, report: inp.AttemptNews) -> None:
-        """Take what is heard of an attempt."""
+    def report(self, incarnation: str, reports: Iterable[inp.AttemptNews]) -> None:
+        """Take what is heard of attempts."""
         workflow = self.by_incarnation.get(incarnation)
         if workflow is not None:
-            workflow.inputs.append(report)
+            workflow.inputs.extend(reports)
             self.touch(workflow)
 
     # -- deciding and committing -----------------------------------------------------------
@@ -200,15 +199,15 @@ class Loop:
             return
         self.take_requests(workflow)
         inputs, answers = list(workflow.inputs), workflow.answers
+        # Grows while it is gone through.
+        undecided = inputs.copy()
         workflow.inputs.clear()
         workflow.answers = []
         events: list[ev.Event] = []
         deltas: list[Command] = []
         now = self.clock()
         try:
-            undecided = deque(inputs)
-            while undecided:
-                input = undecided.popleft()
+            for input in undecided:
                 if isinstance(input, inp.AttemptReport):
                     workflow.land(input)
                 due = False
@@ -444,7 +443,7 @@ class Loop:
         """Start commands that a durable state asks for."""
         for command in deltas:
             if isinstance(command, StartAttempt):
-                if command.not_before > self.clock():
+                if command.not_before and command.not_before > self.clock():
                     self.at(command.not_before, self.starter(workflow, command))
                 else:
                     self.start_attempt(workflow, command)
@@ -469,15 +468,18 @@ class Loop:
     def start_attempt(self, workflow: Workflow, command: StartAttempt) -> None:
         # Without a lease (we were paused, or the storage was away) it may be somebody else's by
         # now: the renewal reads it again and asks for all its commands.
-        if not self.holds(workflow) or self.clock() > self.lease_until:
+        if self.clock() > self.lease_until or not self.holds(workflow):
             return
+        task, flying = command.task, workflow.flying
         attempt = (command.epoch, command.attempt)
-        if workflow.flying.get(command.task) == attempt:
+        if flying.get(task) == attempt:
             return
         request = workflow.attempt_request(command)
         if request is not None:
-            workflow.flying[command.task] = attempt
-            self.executor.start(request, workflow.followers(request))
+            flying[task] = attempt
+            # What is stored is waited for.
+            followers = () if request.checkpoint else workflow.followers(request)
+            self.executor.start(request, followers)
 
     def wake(self, workflow: Workflow) -> None:
         if self.holds(workflow):

@@ -141,35 +141,43 @@ class Workflow:
 
     def attempt_request(self, command: StartAttempt) -> AttemptRequest | None:
         """What the executor needs for an attempt; None if the state has moved on."""
-        state = self.state
-        task = state.tasks.get(command.task)
+        state, number = self.state, command.task
+        tasks = state.tasks
+        task = tasks.get(number)
         if (
             task is None
-            or command.task not in state.active
+            or number not in state.active
             or command.epoch != state.epoch
             or command.attempt != task.attempts + 1
             or not state.running
         ):
             return None
-        inputs = [state.tasks[number].outcome for number in task.upstream]
-        return self.request(task, command.epoch, command.attempt, inputs)
+        upstream = task.upstream
+        inputs = [tasks[number].outcome for number in upstream]
+        return self.request(task, command.epoch, command.attempt, upstream, inputs)
 
     def request(
-        self, task: Task, epoch: int, attempt: int, inputs: list[Outcome | None]
+        self,
+        task: Task,
+        epoch: int,
+        attempt: int,
+        upstream: tuple[int, ...],
+        inputs: list[Outcome | None],
     ) -> AttemptRequest:
         spec = task.spec
-        assert None not in inputs, (task.task_id, task.upstream)
+        assert None not in inputs, (task.task_id, upstream)
+        # By position: names take time, and thousands are made at once.
         return AttemptRequest(
-            scene=self.scene(task),
-            task=task.number,
-            task_id=task.task_id,
-            epoch=epoch,
-            attempt=attempt,
-            arguments=spec.arguments,
-            checkpoint=self.state.checkpoints(task),
-            upstream=tuple(task.upstream),
-            nested=spec.nested,
-            inputs=tuple(inputs),  # type: ignore[arg-type]
+            self.scene(task),
+            task.number,
+            task.task_id,
+            epoch,
+            attempt,
+            spec.arguments,
+            self.state.checkpoints(task),
+            upstream,
+            spec.nested,
+            tuple(inputs),  # type: ignore[arg-type]
         )
 
     def followers(self, request: AttemptRequest) -> Iterator[AttemptRequest]:
@@ -179,7 +187,8 @@ class Workflow:
         task = tasks[request.task]
         while not request.checkpoint and len(task.consumers) == 1:
             follower = tasks[task.consumers[0]]
-            position = follower.upstream.index(task.number)
+            upstream = follower.upstream
+            position = upstream.index(task.number)
             if (
                 follower.unmet != 1
                 or follower.phase is not Phase.WAITING
@@ -188,9 +197,10 @@ class Workflow:
             ):
                 return
             value = Value(Blob(request.result_key, 0, ""))
-            inputs = [tasks[number].outcome for number in follower.upstream]
+            inputs = [tasks[number].outcome for number in upstream]
             inputs[position] = Outcome(value).wrap_if(task.options.catch_exceptions)
-            request = self.request(follower, request.epoch, follower.attempts + 1, inputs)
+            attempt = follower.attempts + 1
+            request = self.request(follower, request.epoch, attempt, upstream, inputs)
             task = follower
             yield request
 
@@ -201,7 +211,7 @@ class Workflow:
             # Another state, or one that a resumption has changed.
             self.scenes.clear()
             self.scenes_of = state.functions
-        own = state.ray_options.get(task.task_id)
+        own = state.ray_options.get(task.task_id) if state.ray_options else None
         key = (frame.number, spec.function, spec.options, task.task_id if own else "")
         scene = self.scenes.get(key)
         if scene is None:

@@ -47,7 +47,7 @@ def on_submit(state: WorkflowState, input: inp.Submit, now: float) -> Events:
         ev.WorkflowSubmitted(
             at=now,
             plan=input.plan,
-            task_ids=assign_task_ids(state.names, (spec.name for spec in input.plan.tasks)),
+            task_ids=assign_task_ids(state.names, [spec.name for spec in input.plan.tasks]),
             metadata=input.metadata,
             holder=input.holder,
             request_id=input.request_id,
@@ -190,6 +190,9 @@ def on_attempt_returned(state: WorkflowState, input: inp.AttemptReturned, now: f
         started_at=input.started_at,
         ended_at=input.ended_at,
     )
+    if not task.is_output:
+        # Most are not: nothing else follows.
+        return [succeeded]
     return [succeeded, *after_success(state, task, Outcome(value=input.value), now)]
 
 
@@ -205,7 +208,7 @@ def on_attempt_returned_plan(
             task=task.number,
             attempt=input.attempt,
             plan=input.plan,
-            task_ids=assign_task_ids(state.names, (spec.name for spec in input.plan.tasks)),
+            task_ids=assign_task_ids(state.names, [spec.name for spec in input.plan.tasks]),
             first=state.next_task,
             started_at=input.started_at,
             ended_at=input.ended_at,

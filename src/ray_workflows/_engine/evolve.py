@@ -24,7 +24,7 @@ from ray_workflows._model.commands import (
 )
 from ray_workflows._model.plan import SIGNAL, TIMER, EnvironmentChange, Plan
 from ray_workflows._model.status import WorkflowStatus
-from ray_workflows._model.values import ErrorInfo, Outcome
+from ray_workflows._model.values import ErrorInfo, Outcome, Value
 
 #: Type name of the error of a workflow that ran into its timeout.
 TIMED_OUT = "WorkflowTimeoutError"
@@ -328,17 +328,18 @@ def open_frame(
     for offset, task_id in enumerate(task_ids):
         number = frame.first + offset
         state.tasks[number] = Task(number, task_id, frame)
-    register_task_ids(state.names, (spec.name for spec in plan.tasks), task_ids)
+    register_task_ids(state.names, [spec.name for spec in plan.tasks], task_ids)
     return frame
 
 
 def activate(state: WorkflowState, task: Task, at: float) -> None:
     """All inputs are there: the task may run, or the timer starts."""
-    if task.options.kind == TIMER:
+    kind = task.options.kind
+    if kind == TIMER:
         task.phase = Phase.TIMING
         task.until = at + task.options.duration
         state.timers[task.number] = task.until
-    elif task.options.kind == SIGNAL:
+    elif kind == SIGNAL:
         wait(state, task, at)
     else:
         task.phase = Phase.ACTIVE
@@ -370,11 +371,11 @@ def resolve(
     state.active.pop(task.number, None)
     state.timers.pop(task.number, None)
     task.phase = Phase.SUCCEEDED
-    task.outcome = outcome.wrap_if(task.options.catch_exceptions)
+    outcome = task.outcome = outcome.wrap_if(task.options.catch_exceptions)
     if task.is_output:
-        resolve_frame(state, task.frame, task.outcome, at, deltas)
+        resolve_frame(state, task.frame, outcome, at, deltas)
         return
-    if task.outcome.stored:
+    if task.spec.upstream and outcome.stored:
         forget_inputs(state, task, deltas)
     for number in task.consumers:
         consumer = state.tasks[number]
@@ -400,25 +401,35 @@ def close_frame(
     state: WorkflowState, frame: Frame, keep: Outcome | None, deltas: list[Command]
 ) -> None:
     """Drop a frame and what hangs below it. ``keep`` is the outcome that lives on."""
+    kept = None if keep is None else keep.value
     doomed = [frame]
     while doomed:
         current = doomed.pop()
         del state.frames[current.number]
         for number in range(current.first, current.first + len(current.plan.tasks)):
             task = state.tasks.pop(number)
-            state.timers.pop(number, None)
-            if task.phase is Phase.EXPECTING:
-                leave(state, task)
-            elif task.phase is Phase.ACTIVE:
+            phase = task.phase
+            if phase is Phase.SUCCEEDED:
+                # First, because nearly all have come here.
+                value = task.outcome.value if task.outcome is not None else None
+                if value is not None and value is not kept:
+                    release(value, deltas)
+            elif phase is Phase.ACTIVE:
                 del state.active[number]
                 deltas.append(CancelAttempt(number))
-            elif task.phase is Phase.CONTINUED:
+            elif phase is Phase.TIMING:
+                del state.timers[number]
+            elif phase is Phase.EXPECTING:
+                leave(state, task)
+            elif phase is Phase.CONTINUED:
                 # Abandoned by an error that was caught further out.
                 doomed += [child for child in state.frames.values() if child.parent == number]
-            else:
-                value = task.outcome.value if task.outcome is not None else None
-                if value is not None and (keep is None or value is not keep.value):
-                    deltas.append(ReleaseValue(value))
+
+
+def release(value: Value, deltas: list[Command]) -> None:
+    """The command for a hold on a value that ends; most have no live copies to be held."""
+    if value.has_copies:
+        deltas.append(ReleaseValue(value))
 
 
 def forget_inputs(state: WorkflowState, task: Task, deltas: list[Command]) -> None:
@@ -432,7 +443,7 @@ def forget_inputs(state: WorkflowState, task: Task, deltas: list[Command]) -> No
                 continue
             outcome, upstream.outcome, upstream.released = upstream.outcome, None, True
             if outcome.value is not None:
-                deltas.append(ReleaseValue(outcome.value))
+                release(outcome.value, deltas)
             if not outcome.stored:
                 # It could have had to run again until now, and so held its own inputs.
                 settled.append(upstream)

@@ -27,6 +27,7 @@ def check(state: WorkflowState) -> None:
     for task in state.tasks.values():
         check_task(state, task, started)
     for frame in state.frames.values():
+        assert frame.output == frame.first + frame.plan.output, frame.number
         if frame.parent is not None:
             parent = state.tasks[frame.parent]
             assert parent.phase is Phase.CONTINUED, parent.task_id
@@ -60,6 +61,11 @@ def check_signals(state: WorkflowState, expecting: dict[int, Task]) -> None:
 
 
 def check_task(state: WorkflowState, task: Task, started: bool) -> None:
+    frame = task.frame
+    index = task.number - frame.first
+    assert task.spec is frame.plan.tasks[index], task.task_id
+    assert task.options is frame.plan.options[task.spec.options], task.task_id
+    assert task.consumers is frame.consumers[index], task.task_id
     upstream = [state.tasks[number] for number in task.upstream]
     unmet = sum(1 for t in upstream if t.phase is not Phase.SUCCEEDED)
     assert task.unmet == unmet, (task.task_id, task.unmet, unmet)

@@ -24,12 +24,15 @@ def assign_task_ids(counters: dict[str, int], bases: Iterable[str]) -> tuple[str
     view = ChainMap(fresh, counters)
     assigned: list[str] = []
     for base in bases:
-        suffix = view.get(base, 0)
+        suffix = fresh.get(base, 0) or counters.get(base, 0)
         if suffix == 0 and is_taken(view, base):
             suffix = 1
-        while suffix > 0 and f"{base}_{suffix}" in view:
-            suffix += 1
-        assigned.append(f"{base}_{suffix}" if suffix else base)
+        task_id = base
+        if suffix:
+            # Not in the view: looking into both takes a tenth of the time.
+            while (task_id := f"{base}_{suffix}") in fresh or task_id in counters:
+                suffix += 1
+        assigned.append(task_id)
         fresh[base] = suffix + 1
     return tuple(assigned)
 
@@ -38,5 +41,6 @@ def register_task_ids(
     counters: dict[str, int], bases: Iterable[str], task_ids: Iterable[str]
 ) -> None:
     """Take ids that `assign_task_ids` made, read back from the journal, into the counters."""
-    for base, task_id in zip(bases, task_ids, strict=True):
+    # Of each base the last one counts.
+    for base, task_id in dict(zip(bases, task_ids, strict=True)).items():
         counters[base] = 1 if task_id == base else int(task_id[len(base) + 1 :]) + 1

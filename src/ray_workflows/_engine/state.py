@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from enum import IntEnum, unique
 from typing import Any
 
-from ray_workflows._model.plan import Environment, Function, Plan, TaskOptions, TaskSpec
+from ray_workflows._model.plan import Environment, Function, Plan
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import ErrorInfo, Outcome, Value
 
@@ -47,7 +47,17 @@ class Frame:
     signal is waited for inside can't have the signal again, because a signal is taken once.
     """
 
-    __slots__ = ("checkpoint", "consumers", "first", "number", "parent", "plan", "stored", "wraps")
+    __slots__ = (
+        "checkpoint",
+        "consumers",
+        "first",
+        "number",
+        "output",
+        "parent",
+        "plan",
+        "stored",
+        "wraps",
+    )
 
     def __init__(
         self,
@@ -66,17 +76,14 @@ class Frame:
         self.wraps = wraps
         self.checkpoint = checkpoint
         self.stored = stored
-        # Derived from the plan: for each task, who takes its result.
+        # Derived from the plan: the number of the task whose result is the frame's; for each task,
+        # who takes its result.
+        self.output = first + plan.output
         consumers: list[list[int]] = [[] for _ in plan.tasks]
         for index, spec in enumerate(plan.tasks):
             for upstream in spec.upstream:
                 consumers[upstream].append(first + index)
         self.consumers = consumers
-
-    @property
-    def output(self) -> int:
-        """Number of the task whose result is the frame's."""
-        return self.first + self.plan.output
 
 
 class Task:
@@ -90,11 +97,14 @@ class Task:
     __slots__ = (
         "attempts",
         "charged",
+        "consumers",
         "frame",
         "number",
+        "options",
         "outcome",
         "phase",
         "released",
+        "spec",
         "task_id",
         "unmet",
         "until",
@@ -103,9 +113,16 @@ class Task:
 
     def __init__(self, number: int, task_id: str, frame: Frame) -> None:
         index = number - frame.first
+        spec = frame.plan.tasks[index]
+        consumers = frame.consumers[index]
         self.number = number
         self.task_id = task_id
         self.frame = frame
+        # Found in the frame: what was captured of the task, the options it was bound with, the
+        # numbers of the tasks that take its result.
+        self.spec = spec
+        self.options = frame.plan.options[spec.options]
+        self.consumers = consumers
         self.phase = Phase.WAITING
         self.attempts = 0
         self.charged = 0
@@ -114,29 +131,14 @@ class Task:
         #: The outcome was there and nobody can want it again.
         self.released = False
         # Derived: inputs that are not there yet; consumers that may still ask for the outcome.
-        self.unmet = len(frame.plan.tasks[index].upstream)
-        self.wanted = len(frame.consumers[index])
+        self.unmet = len(spec.upstream)
+        self.wanted = len(consumers)
 
     @property
-    def spec(self) -> TaskSpec:
-        """What was captured of the task."""
-        return self.frame.plan.tasks[self.number - self.frame.first]
-
-    @property
-    def options(self) -> TaskOptions:
-        """The options it was bound with."""
-        return self.frame.plan.options[self.spec.options]
-
-    @property
-    def upstream(self) -> list[int]:
+    def upstream(self) -> tuple[int, ...]:
         """Numbers of the tasks whose results it takes, in the order of its placeholders."""
-        first = self.frame.first
-        return [first + index for index in self.spec.upstream]
-
-    @property
-    def consumers(self) -> list[int]:
-        """Numbers of the tasks that take its result."""
-        return self.frame.consumers[self.number - self.frame.first]
+        first, upstream = self.frame.first, self.spec.upstream
+        return tuple([first + index for index in upstream]) if first else upstream
 
     @property
     def checkpoint(self) -> bool:

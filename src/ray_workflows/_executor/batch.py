@@ -93,22 +93,22 @@ class BatchRun:
                 self.next += 1
                 request = self.requests[index]
                 self.running = running = RunningAttempt(request, self.home.coordinator)
-            live = self.live.get(request.incarnation, {})
-            attempt = AttemptRun(request, self.home.storage, {**live, **self.handed})
+            live = self.live.get(request.scene.incarnation) if self.live else None
+            if self.handed:
+                live = {**(live or {}), **self.handed}
+            attempt = AttemptRun(request, self.home.storage, live)
             report = run_attempt(attempt)
             with self.lock:
                 # From here on it is not in the way of others any more.
                 self.running = None
                 self.reports.append((index, report))
                 self.seconds.append(time.monotonic() - running.began)
-                self.handed = self.hand_on(attempt, report)
+                self.handed = self.hand_on(attempt, report) if request.fused else {}
                 if attempt.made:
                     self.made.setdefault(request.incarnation, {}).update(attempt.made)
 
     def hand_on(self, attempt: AttemptRun, report: AnyReport) -> dict[str, Any]:
-        """What the next member gets of this one, if it is to get it from here."""
-        if not attempt.request.fused:
-            return {}
+        """What the next member gets of this one, which it is to get from here."""
         if not isinstance(report, AttemptReturned):
             # Those that follow are not to run: on an error, or on a continuation still to come.
             self.end = self.next

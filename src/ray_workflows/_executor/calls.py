@@ -12,7 +12,7 @@ import ray
 from ray_workflows._capture.options import decode_ray_options
 from ray_workflows._environment.attempts import packages_for, runtime_env_for
 from ray_workflows._executor.batch import Home, Live, Load
-from ray_workflows._executor.carriers import Submission
+from ray_workflows._executor.carriers import SentBatch
 from ray_workflows._executor.carry import remote_run_batches
 from ray_workflows._executor.listeners import listener_host_class
 from ray_workflows._executor.live import LiveValues, direct_keys, nested_keys
@@ -47,19 +47,19 @@ class Calls:
         self.remotes: dict[tuple[str, str, int], tuple[Any, tuple[Package, ...]]] = {}
 
     def send(
-        self, submission: Submission, loads: list[Load], asks: bool, values: Brought
+        self, sent: SentBatch, loads: list[Load], asks: bool, values: Brought
     ) -> ray.ObjectRef:
         """Submit a Ray task with batches, the first of which is this one and takes the values, or
         call a listener host; the result is that of `carry.run_batches`."""
         if self.pickled_home is None:
             self.pickled_home = ray.cloudpickle.dumps(self.home)
-        scene = submission.members[0].request.scene
-        if submission.listens:
-            host = self.listener_host(submission, scene)
+        scene = sent.members[0].request.scene
+        if sent.listens:
+            host = self.listener_host(sent, scene)
             ((encoded, nested),) = loads
             return host.listen.remote(encoded, self.pickled_home, nested)
-        remote, submission.packages = self.remote(scene)
-        waits = self.rack.need(submission.packages)
+        remote, sent.packages = self.remote(scene)
+        waits = self.rack.need(sent.packages)
         home = self.pickled_home
         return remote.remote(loads, home, asks, list(values), *values.values(), *waits)
 
@@ -83,21 +83,21 @@ class Calls:
             found = self.remotes[key] = (remote, packages)
         return found
 
-    def listener_host(self, submission: Submission, scene: Scene) -> Any:
+    def listener_host(self, sent: SentBatch, scene: Scene) -> Any:
         runtime_env = runtime_env_for(scene.environment, scene.options.ray.get("runtime_env"))
-        submission.packages = packages_for(scene.environment, runtime_env)
-        self.rack.vary(runtime_env, submission.packages)
+        sent.packages = packages_for(scene.environment, runtime_env)
+        self.rack.vary(runtime_env, sent.packages)
         name = msgspec.json.encode(runtime_env).decode()
         host = self.listener_hosts.get(name)
         if host is None:
-            waits = self.rack.need(submission.packages)
+            waits = self.rack.need(sent.packages)
             host = listener_host_class.options(runtime_env=runtime_env).remote(*waits)
             self.listener_hosts[name] = host
         return host
 
-    def lacked(self, submission: Submission) -> bool:
+    def lacked(self, sent: SentBatch) -> bool:
         """Whether a package of it is not in the cluster after all: it is brought again."""
-        missing = self.rack.missing(submission.packages)
+        missing = self.rack.missing(sent.packages)
         if missing:
             self.remotes.clear()
         return missing
@@ -109,12 +109,14 @@ class Calls:
         self.listener_hosts.clear()
 
 
-def load_of(submission: Submission, live: Mapping[str, LiveValues]) -> tuple[Load, Brought]:
+def load_of(sent: SentBatch, live: Mapping[str, LiveValues]) -> tuple[Load, Brought]:
     """What goes to the worker, and the live values that Ray has to bring there."""
-    requests = [flight.request for flight in submission.members]
+    requests = [flight.request for flight in sent.members]
     nested: Live = {}
     values: Brought = {}
-    # Most workflows have none.
+    if not live:
+        # Most workflows have none.
+        return (encode_batch(sent.number, requests), nested), values
     laden = [
         (request, live[request.incarnation]) for request in requests if request.incarnation in live
     ]
@@ -132,4 +134,4 @@ def load_of(submission: Submission, live: Mapping[str, LiveValues]) -> tuple[Loa
                 found[key] = value
         if found:
             nested.setdefault(incarnation, {}).update(found)
-    return (encode_batch(submission.number, requests), nested), values
+    return (encode_batch(sent.number, requests), nested), values

@@ -30,7 +30,7 @@ CARRY_SECONDS = 0.5
 Answer = Callable[[list[Load] | None], None]
 
 
-class Submission:
+class SentBatch:
     """A batch in a Ray task. ``open`` counts members that are not reported, canceled or handed
     back."""
 
@@ -71,7 +71,7 @@ class Carrier:
         self.shape = shape
         self.asks = asks
         #: Its batches, in the order in which it runs them.
-        self.loads: list[Submission] = []
+        self.loads: list[SentBatch] = []
         #: How often it has waited.
         self.waits = 0
         #: When it first reported a batch.
@@ -80,9 +80,9 @@ class Carrier:
         self.ref: ray.ObjectRef | None = None
         self.answer: Answer | None = None
 
-    def carry(self, submission: Submission) -> None:
-        self.loads.append(submission)
-        submission.carrier = self
+    def carry(self, sent: SentBatch) -> None:
+        self.loads.append(sent)
+        sent.carrier = self
 
     def hear(self) -> None:
         """It has reported a batch."""
@@ -98,7 +98,7 @@ class Carrier:
     @property
     def wanted(self) -> bool:
         """Whether anybody waits for anything in it."""
-        return any(submission.open for submission in self.loads)
+        return any(sent.open for sent in self.loads)
 
     def reply(self, loads: list[Load] | None) -> None:
         """Answer it, if it waits."""

@@ -14,7 +14,7 @@ import ray
 
 from ray_workflows._executor.batch import Load
 from ray_workflows._executor.calls import Brought, Calls, load_of
-from ray_workflows._executor.carriers import STAY_SECONDS, Answer, Carrier, Carriers, Submission
+from ray_workflows._executor.carriers import STAY_SECONDS, Answer, Carrier, Carriers, SentBatch
 from ray_workflows._executor.deadlines import Deadlines
 from ray_workflows._executor.lanes import (
     AT_ONCE,
@@ -71,7 +71,7 @@ class Dispatch:
         #: Shapes of lanes to which something was added since the last `flush`.
         self.grown: set[str] = set()
         self.durations = Durations()
-        self.submissions: dict[int, Submission] = {}
+        self.sent: dict[int, SentBatch] = {}
         self.carriers = Carriers()
         self.slots_known = (0.0, 1)
 
@@ -125,30 +125,30 @@ class Dispatch:
 
     def submit(self, lane: Lane, members: list[Flight]) -> None:
         """Let a Ray task carry a batch that waits for one, or submit another."""
-        submission = self.accept(members)
-        load, values = load_of(submission, self.live)
-        shape = submission.shape
+        sent = self.accept(members)
+        load, values = load_of(sent, self.live)
+        shape = sent.shape
         # Ray brings values to a Ray task of their own.
-        if not values and self.carriers.waits(shape) and self.is_carried(submission):
+        if not values and self.carriers.waits(shape) and self.is_carried(sent):
             carrier = self.carriers.take(shape)
-            carrier.carry(submission)
+            carrier.carry(sent)
             self.hand(lane, carrier, [load])
         else:
-            self.send(lane, submission, load, values)
+            self.send(lane, sent, load, values)
 
-    def accept(self, members: list[Flight]) -> Submission:
-        submission = Submission(next(self.numbers), members)
+    def accept(self, members: list[Flight]) -> SentBatch:
+        sent = SentBatch(next(self.numbers), members)
         now = time.time()
         for flight in members:
-            flight.batch = submission.number
+            flight.batch = sent.number
             flight.submitted_at = now
-        self.submissions[submission.number] = submission
-        return submission
+        self.sent[sent.number] = sent
+        return sent
 
     def hand(self, lane: Lane, carrier: Carrier, loads: list[Load]) -> None:
         """Answer a carrier with batches, and one more where there is plenty."""
         loads += self.ahead(lane, carrier)
-        members = [flight for submission in carrier.loads for flight in submission.members]
+        members = [flight for sent in carrier.loads for flight in sent.members]
         lane.expect(carrier, members, self.durations, time.monotonic())
         carrier.reply(loads)
 
@@ -159,30 +159,30 @@ class Dispatch:
             members = lane.next_ahead(self.durations, self.slots())
         if not members:
             return []
-        submission = self.accept(members)
-        load, values = load_of(submission, self.live)
+        sent = self.accept(members)
+        load, values = load_of(sent, self.live)
         if values:
-            del self.submissions[submission.number]
+            del self.sent[sent.number]
             for flight in members:
                 flight.batch = None
             lane.put_back(members)
             return []
-        carrier.carry(submission)
+        carrier.carry(sent)
         return [load]
 
-    def send(self, lane: Lane, submission: Submission, load: Load, values: Brought) -> None:
+    def send(self, lane: Lane, sent: SentBatch, load: Load, values: Brought) -> None:
         """Submit a Ray task, or call a listener host."""
-        carrier = Carrier(submission.shape, asks=self.is_carried(submission))
-        carrier.carry(submission)
+        carrier = Carrier(sent.shape, asks=self.is_carried(sent))
+        carrier.carry(sent)
         loads = [load]
-        if not submission.listens:
+        if not sent.listens:
             self.carriers.start(carrier)
             lane.submitted += 1
             if not self.has_room():
                 self.carriers.leave_all()
             loads += self.ahead(lane, carrier)
         try:
-            carrier.ref = self.calls.send(submission, loads, carrier.asks, values)
+            carrier.ref = self.calls.send(sent, loads, carrier.asks, values)
             carrier.ref.future().add_done_callback(lambda future: self.ended(carrier, future))
         except Exception as error:
             # Options that this Ray refuses, or a secret that is not here: the user's to mend.
@@ -193,13 +193,13 @@ class Dispatch:
         """Whether every Ray task in flight has a slot, as far as we know."""
         return len(self.carriers.flying) <= self.slots()
 
-    def is_carried(self, submission: Submission) -> bool:
+    def is_carried(self, sent: SentBatch) -> bool:
         """Whether it may follow another batch in a Ray task, and be followed by one."""
-        seconds = self.durations.get(submission.digest)
+        seconds = self.durations.get(sent.digest)
         if seconds is None or seconds <= LONG_SECONDS:
-            return submission.shareable
+            return sent.shareable
         # One that is a batch by itself has a Ray task for the asking, where nobody waits for one.
-        return submission.shareable and seconds <= TARGET_SECONDS and self.has_room()
+        return sent.shareable and seconds <= TARGET_SECONDS and self.has_room()
 
     def go_on(self, carrier: Carrier, answer: Answer) -> None:
         """A carrier is through with a batch: it runs the next one, or waits, or ends."""
@@ -237,13 +237,13 @@ class Dispatch:
             lane.expects_no_more(carrier)
             self.carriers.end(carrier)
 
-    def over(self, submission: Submission) -> None:
+    def over(self, sent: SentBatch) -> None:
         """A batch is through, or lost."""
-        del self.submissions[submission.number]
-        if submission.carrier is not None:
-            submission.carrier.loads.remove(submission)
-        lane = self.lanes.get(submission.shape)
+        del self.sent[sent.number]
+        if sent.carrier is not None:
+            sent.carrier.loads.remove(sent)
+        lane = self.lanes.get(sent.shape)
         if lane is not None:
-            lane.landed(submission.digest)
-        if not self.submissions:
+            lane.landed(sent.digest)
+        if not self.sent:
             self.calls.rack.tidy()

@@ -71,7 +71,7 @@ class InlineExecutor:
             self.retire(current)
         lost = self.missing_inputs(request)
         if lost:
-            self.report(request.incarnation, self.lost_input(request, lost))
+            self.report(request.incarnation, [self.lost_input(request, lost)])
             return
         flight = Flight(request)
         self.flights[key] = flight
@@ -142,7 +142,7 @@ class InlineExecutor:
                 holds[key] = holds.get(key, 0) + 1
         if isinstance(report, AttemptLostInput):
             report = self.lost_input(request, self.missing_inputs(request))
-        self.report(request.incarnation, report)
+        self.report(request.incarnation, [report])
 
     def retire(self, flight: Flight) -> None:
         flight.retired = True

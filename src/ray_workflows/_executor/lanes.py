@@ -6,7 +6,7 @@ share one; all others have one each.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable
 
 import msgspec
@@ -278,8 +278,10 @@ class Lane:
         self, carrier: Hashable, members: list[Flight], known: Durations, now: float
     ) -> None:
         """A carrier will ask for another batch when it is through with what it has."""
-        each = [known.get(flight.request.function.digest) for flight in members]
-        self.expected[carrier] = now + sum(seconds or 0.0 for seconds in each)
+        # Mostly of one function.
+        digests = Counter([flight.request.scene.function.digest for flight in members])
+        seconds = sum((known.get(digest) or 0.0) * count for digest, count in digests.items())
+        self.expected[carrier] = now + seconds
 
     def expects_no_more(self, carrier: Hashable) -> None:
         """It takes longer than was known."""

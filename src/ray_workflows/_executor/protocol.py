@@ -71,7 +71,7 @@ class Scene(msgspec.Struct, frozen=True, array_like=True, dict=True):
         )
 
 
-class AttemptRequest(msgspec.Struct, frozen=True):
+class AttemptRequest(msgspec.Struct, frozen=True, gc=False):
     """Everything a worker needs to run one attempt.
 
     ``inputs`` are the outcomes of the upstream tasks, whose numbers are ``upstream``; those at
@@ -133,7 +133,7 @@ class AttemptRequest(msgspec.Struct, frozen=True):
         return f"{self.blob_prefix}-result"
 
 
-class Member(msgspec.Struct, frozen=True, array_like=True):
+class Member(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """An `AttemptRequest` on the wire. ``scene`` is an index: many members share one."""
 
     scene: int
@@ -234,8 +234,8 @@ def decode_batch(data: bytes) -> tuple[int, list[AttemptRequest]]:
     return batch.number, requests
 
 
-#: Takes the incarnation of a workflow and news of one of its attempts. Any thread calls it.
-ReportSink = Callable[[str, AttemptNews], None]
+#: Takes the incarnation of a workflow and news of its attempts. Any thread calls it.
+ReportSink = Callable[[str, Sequence[AttemptNews]], None]
 
 
 class Executor(Protocol):

@@ -16,7 +16,7 @@ from ray.exceptions import RayError, RuntimeEnvSetupError, TaskCancelledError
 
 from ray_workflows._executor.batch import Live
 from ray_workflows._executor.calls import Calls
-from ray_workflows._executor.carriers import Answer, Carrier, Submission
+from ray_workflows._executor.carriers import Answer, Carrier, SentBatch
 from ray_workflows._executor.deadlines import Deadlines
 from ray_workflows._executor.dispatch import Dispatch
 from ray_workflows._executor.failures import failure, lost_input, raised
@@ -71,7 +71,8 @@ class RayExecutor:
 
     def start(self, request: AttemptRequest, followers: Iterable[AttemptRequest] = ()) -> None:
         with self.lock:
-            current = self.flight(request.incarnation, request.task)
+            incarnation = request.scene.incarnation
+            current = self.flight(incarnation, request.task)
             if current is not None:
                 running = current.request
                 if (running.epoch, running.attempt) == (request.epoch, request.attempt):
@@ -79,13 +80,16 @@ class RayExecutor:
                 self.retire(current)
             lost = self.missing_inputs(request)
             if lost:
-                self.report(request.incarnation, lost_input(request, lost))
+                self.report(incarnation, [lost_input(request, lost)])
                 return
             flight = Flight(request)
-            if not flight.alone and request.incarnation not in self.suspects:
+            if followers and not flight.alone and incarnation not in self.suspects:
                 self.dispatch.durations.fuse(flight, followers)
-            flights = self.flights.setdefault(request.incarnation, {})
-            for one in (flight, *flight.followers):
+            flights = self.flights.get(incarnation)
+            if flights is None:
+                flights = self.flights[incarnation] = {}
+            flights[request.task] = flight
+            for one in flight.followers:
                 flights[one.request.task] = one
             self.dispatch.enqueue(flight)
 
@@ -151,57 +155,65 @@ class RayExecutor:
     def batch_overran(self, number: int, encoded: bytes, objects: Live) -> None:
         """A member takes long: what is done so far, and members to run elsewhere."""
         with self.lock:
-            submission = self.dispatch.submissions.get(number)
-            if submission is None:
+            sent = self.dispatch.sent.get(number)
+            if sent is None:
                 return
-            self.settle(submission, REPORT_DECODER.decode(encoded), objects)
-            carrier = submission.carrier
-            if carrier is not None and carrier.loads[0] is submission:
-                self.dispatch.lanes[submission.shape].expects_no_more(carrier)
-                self.stop_if_unwanted(submission)
-            elif not submission.open:
+            self.settle(sent, REPORT_DECODER.decode(encoded), objects)
+            carrier = sent.carrier
+            if carrier is not None and carrier.loads[0] is sent:
+                self.dispatch.lanes[sent.shape].expects_no_more(carrier)
+                self.stop_if_unwanted(sent)
+            elif not sent.open:
                 # It was at hand only, and is not any more.
-                self.dispatch.over(submission)
-            self.dispatch.pump(submission.shape)
+                self.dispatch.over(sent)
+            self.dispatch.pump(sent.shape)
 
     def batch_done(self, number: int, encoded: bytes, objects: Live, answer: Answer) -> None:
         """A batch is through; its Ray task goes on with what is at hand, or waits for more."""
         with self.lock:
-            submission = self.dispatch.submissions.get(number)
-            carrier = None if submission is None else submission.carrier
-            if submission is None or carrier is None:
+            sent = self.dispatch.sent.get(number)
+            carrier = None if sent is None else sent.carrier
+            if sent is None or carrier is None:
                 answer(None)
                 return
-            self.dispatch.over(submission)
+            self.dispatch.over(sent)
             report = REPORT_DECODER.decode(encoded)
-            self.learn(submission, report)
+            self.learn(sent, report)
             self.dispatch.go_on(carrier, answer)
         # The next batch is on its way before thousands of reports are looked at.
-        self.later(lambda: self.settle_later(submission, report, objects))
+        self.later(lambda: self.settle_later(sent, report, objects))
 
-    def settle_later(self, submission: Submission, report: BatchReport, objects: Live) -> None:
+    def settle_later(self, sent: SentBatch, report: BatchReport, objects: Live) -> None:
         with self.lock:
-            self.settle(submission, report, objects)
+            self.settle(sent, report, objects)
 
     def missing_inputs(self, request: AttemptRequest) -> tuple[int, ...]:
         """Upstream tasks whose values were not checkpointed and are not here any more."""
         if not request.upstream:
             return ()
+        unstored = [
+            (number, outcome.value)
+            for number, outcome in zip(request.upstream, request.inputs, strict=True)
+            # First what can be told at once: there may be thousands.
+            if outcome.value is not None and outcome.value.has_copies and not outcome.stored
+        ]
+        if not unstored:
+            return ()
         live = self.live.get(request.incarnation)
         objects = live.objects if live is not None else {}
         return tuple(
             number
-            for number, outcome in zip(request.upstream, request.inputs, strict=True)
-            if not outcome.stored and not any(key in objects for key in value_keys(outcome.value))
+            for number, value in unstored
+            if not any(key in objects for key in value_keys(value))
         )
 
     # -- what comes back -------------------------------------------------------------------
 
     def refused(self, carrier: Carrier, error: Exception) -> None:
         """A Ray task could not be submitted. The lock is held."""
-        for submission in list(carrier.loads):
-            self.dispatch.over(submission)
-            for flight in submission.left:
+        for sent in list(carrier.loads):
+            self.dispatch.over(sent)
+            for flight in sent.left:
                 self.land(flight, raised(flight, error))
 
     def done(self, carrier: Carrier, future: Any) -> None:
@@ -215,43 +227,51 @@ class RayExecutor:
                     self.fail(carrier, error)
                 else:
                     for number, (encoded, objects) in reports:
-                        submission = self.dispatch.submissions.get(number)
-                        if submission is not None:
-                            self.dispatch.over(submission)
+                        sent = self.dispatch.sent.get(number)
+                        if sent is not None:
+                            self.dispatch.over(sent)
                             report = REPORT_DECODER.decode(encoded)
-                            self.learn(submission, report)
-                            self.settle(submission, report, objects)
-                    for submission in list(carrier.loads):
+                            self.learn(sent, report)
+                            self.settle(sent, report, objects)
+                    for sent in list(carrier.loads):
                         # It never got them, or they were handed back and that was lost.
-                        self.dispatch.over(submission)
-                        for flight in submission.left:
-                            self.run_elsewhere(submission, flight)
+                        self.dispatch.over(sent)
+                        for flight in sent.left:
+                            self.run_elsewhere(sent, flight)
                 self.dispatch.pump(carrier.shape)
         except Exception:
             logger.exception("The end of a Ray task could not be handled.")
 
-    def learn(self, submission: Submission, report: BatchReport) -> None:
+    def learn(self, sent: SentBatch, report: BatchReport) -> None:
         """How long the members of a batch took that is through."""
         taken: dict[str, list[float]] = {}
+        members = sent.members
         for (index, _), seconds in zip(report.reports, report.seconds, strict=True):
-            digest = submission.members[index].request.scene.function.digest
+            digest = members[index].request.scene.function.digest
             taken.setdefault(digest, []).append(seconds)
         for digest, each in taken.items():
             self.dispatch.durations.learn(digest, sum(each) / len(each), len(each))
 
-    def settle(self, submission: Submission, report: BatchReport, objects: Live) -> None:
+    def settle(self, sent: SentBatch, report: BatchReport, objects: Live) -> None:
         """Take what a batch has to tell; what it told before is told again."""
+        members, number = sent.members, sent.number
+        # All of a workflow at once: thousands come together.
+        landed: dict[str, list[AnyReport]] = {}
         for index, found in report.reports:
-            flight = submission.members[index]
-            if not flight.retired and flight.batch == submission.number:
-                self.land(flight, found, objects.get(flight.request.incarnation))
-                submission.open -= 1
+            flight = members[index]
+            if not flight.retired and flight.batch == number:
+                incarnation = flight.request.scene.incarnation
+                told = self.landed(flight, found, objects.get(incarnation))
+                landed.setdefault(incarnation, []).append(told)
+        for incarnation, reports in landed.items():
+            sent.open -= len(reports)
+            self.report(incarnation, reports)
         for index in report.unstarted:
-            self.run_elsewhere(submission, submission.members[index])
+            self.run_elsewhere(sent, sent.members[index])
 
-    def run_elsewhere(self, submission: Submission, flight: Flight) -> None:
-        if not flight.retired and flight.batch == submission.number:
-            submission.open -= 1
+    def run_elsewhere(self, sent: SentBatch, flight: Flight) -> None:
+        if not flight.retired and flight.batch == sent.number:
+            sent.open -= 1
             if flight.follows:
                 # It has no input of its own there. It is started anew when its input is there.
                 self.take_out(flight)
@@ -268,11 +288,11 @@ class RayExecutor:
         if isinstance(error, RayError) and not isinstance(error, TaskCancelledError):
             self.forget_dead_hosts(error)
         loads = list(carrier.loads)
-        for submission in loads:
-            self.dispatch.over(submission)
+        for sent in loads:
+            self.dispatch.over(sent)
         left = [(each, flight) for each in loads for flight in each.left]
         unset = isinstance(error, RuntimeEnvSetupError)
-        if unset and any(self.calls.lacked(submission) for submission in loads):
+        if unset and any(self.calls.lacked(sent) for sent in loads):
             # Nobody's fault: what the worker was to be set up with had gone from the cluster.
             for _, flight in left:
                 self.land(flight, lost_input(flight.request, (), error, flight))
@@ -280,20 +300,23 @@ class RayExecutor:
         if len(left) == 1:
             self.land(left[0][1], failure(left[0][1], error))
             return
-        for submission, flight in left:
-            if submission is loads[0]:
+        for sent, flight in left:
+            if sent is loads[0]:
                 flight.alone = True
                 if flight.follows:
                     # Who of them it was comes out when they run one by one.
                     self.suspects.add(flight.request.incarnation)
-            self.run_elsewhere(submission, flight)
+            self.run_elsewhere(sent, flight)
 
-    def land(
-        self, flight: Flight, report: AnyReport, objects: dict[str, Any] | None = None
-    ) -> None:
+    def land(self, flight: Flight, report: AnyReport) -> None:
         """Report a flight, unless it was retired before. The lock is held."""
-        if flight.retired:
-            return
+        if not flight.retired:
+            self.report(flight.request.incarnation, [self.landed(flight, report)])
+
+    def landed(
+        self, flight: Flight, report: AnyReport, objects: dict[str, Any] | None = None
+    ) -> AnyReport:
+        """What is to be reported of a flight that is over."""
         self.take_out(flight)
         request = flight.request
         if objects:
@@ -301,8 +324,8 @@ class RayExecutor:
             live = self.live.setdefault(request.incarnation, LiveValues())
             live.add(keys, {key: objects[key] for key in keys if key in objects})
         if isinstance(report, AttemptLostInput):
-            report = self.without_lost(request, report)
-        self.report(request.incarnation, report)
+            return self.without_lost(request, report)
+        return report
 
     def without_lost(self, request: AttemptRequest, report: AttemptLostInput) -> AttemptLostInput:
         """Forget the live copies the attempt was given: the next one reads from storage."""
@@ -316,15 +339,17 @@ class RayExecutor:
             self.calls.listener_hosts.clear()
 
     def flight(self, incarnation: str, task: int) -> Flight | None:
-        return self.flights.get(incarnation, {}).get(task)
+        flights = self.flights.get(incarnation)
+        return None if flights is None else flights.get(task)
 
     def take_out(self, flight: Flight) -> None:
         """What still comes of it is about the past."""
         flight.retired = True
-        incarnation = flight.request.incarnation
-        flights = self.flights.get(incarnation, {})
-        if flights.get(flight.request.task) is flight:
-            del flights[flight.request.task]
+        request = flight.request
+        incarnation = request.scene.incarnation
+        flights = self.flights.get(incarnation)
+        if flights is not None and flights.get(request.task) is flight:
+            del flights[request.task]
             if not flights:
                 del self.flights[incarnation]
 
@@ -333,17 +358,17 @@ class RayExecutor:
     def retire(self, flight: Flight) -> None:
         """Stop an attempt whose report nobody wants; the lock is held."""
         self.take_out(flight)
-        submission = None if flight.batch is None else self.dispatch.submissions.get(flight.batch)
-        if submission is not None:
-            submission.open -= 1
-            self.stop_if_unwanted(submission)
+        sent = None if flight.batch is None else self.dispatch.sent.get(flight.batch)
+        if sent is not None:
+            sent.open -= 1
+            self.stop_if_unwanted(sent)
 
-    def stop_if_unwanted(self, submission: Submission) -> None:
+    def stop_if_unwanted(self, sent: SentBatch) -> None:
         """Stop a Ray task when nobody wants anything of it. While there are others in it, one that
         is not wanted runs on: it is short, or those others are handed back."""
-        carrier = submission.carrier
+        carrier = sent.carrier
         if carrier is not None and not carrier.wanted:
-            self.stop(submission)
+            self.stop(sent)
 
     def expire(self, flight: Flight) -> None:
         """Stop an attempt that overran its timeout. It is reported when it is really over, so that
@@ -351,15 +376,15 @@ class RayExecutor:
         with self.lock:
             if not flight.retired and flight.batch is not None:
                 flight.expired = True
-                self.stop(self.dispatch.submissions[flight.batch])
+                self.stop(self.dispatch.sent[flight.batch])
 
-    def stop(self, submission: Submission) -> None:
-        carrier = submission.carrier
+    def stop(self, sent: SentBatch) -> None:
+        carrier = sent.carrier
         if carrier is not None and carrier.ref is not None:
             carrier.stopped = True
             try:
                 # A soft cancel can be swallowed by user code. Actor calls know no force.
-                ray.cancel(carrier.ref, force=not submission.listens)
+                ray.cancel(carrier.ref, force=not sent.listens)
             except Exception as error:
-                where = submission.members[0].request.where
+                where = sent.members[0].request.where
                 logger.warning("Attempt of %s could not be canceled: %s", where, error)

@@ -94,16 +94,15 @@ def watching(watched: Watched) -> Iterator[None]:
 class RunningAttempt:
     """An attempt that runs: the coordinator hears of it when it has run for a while."""
 
-    __slots__ = ("began", "coordinator", "request", "started_at", "told")
+    __slots__ = ("began", "coordinator", "request", "told")
 
     def __init__(self, request: AttemptRequest, coordinator: Any) -> None:
         self.request = request
         #: None: nobody wants to know.
         self.coordinator = coordinator
-        self.started_at = time.time()
         self.began = time.monotonic()
         self.told = coordinator is None
-        if request.options.timeout is not None:
+        if request.scene.options.timeout is not None:
             # Its time runs from here.
             self.tell()
 
@@ -117,6 +116,7 @@ class RunningAttempt:
         if not self.told:
             self.told = True
             request = self.request
+            started_at = time.time() - (time.monotonic() - self.began)
             self.coordinator.attempt_runs.remote(
-                request.incarnation, request.task, request.epoch, request.attempt, self.started_at
+                request.incarnation, request.task, request.epoch, request.attempt, started_at
             )

@@ -18,7 +18,7 @@ from ray.dag import DAGNode
 from ray.exceptions import RayTaskError
 
 from ray_workflows._capture.dag import capture_plan
-from ray_workflows._capture.pickling import pickle_value, unpickle_value
+from ray_workflows._capture.pickling import pickle_plain, pickle_value, unpickle_value
 from ray_workflows._capture.values import (
     LOST_OBJECT_ERRORS,
     Kept,
@@ -53,11 +53,14 @@ class AttemptRun:
     the key of the blob that holds the same.
     """
 
-    def __init__(self, request: AttemptRequest, storage: Storage, live: Mapping[str, Any]) -> None:
+    def __init__(
+        self, request: AttemptRequest, storage: Storage, live: Mapping[str, Any] | None
+    ) -> None:
+        incarnation = request.scene.incarnation
         self.request = request
         self.storage = storage
-        self.reader = ValueReader(storage, request.incarnation, live)
-        self.writer = ValueWriter(storage, request.incarnation)
+        self.reader = ValueReader(storage, incarnation, live)
+        self.writer = ValueWriter(storage, incarnation)
         self.started_at = time.time()
         self.made: dict[str, Any] = {}
         #: A result that the next member of the batch takes from here, by its key.
@@ -68,18 +71,21 @@ class AttemptRun:
     def load(self) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
         """The function and its arguments."""
         request = self.request
-        function = function_cache.get(request.function.digest)
+        pickled = request.scene.function
+        function = function_cache.get(pickled.digest)
         if function is None:
-            value = Value(request.function.data, request.function.objects)
+            value = Value(pickled.data, pickled.objects)
             function = self.reader.read(value, where=f"function of {request.where}")
-            function_cache[request.function.digest] = function
+            function_cache[pickled.digest] = function
             while len(function_cache) > FUNCTION_CACHE_SIZE:
                 function_cache.popitem(last=False)
         else:
-            function_cache.move_to_end(request.function.digest)
-        args, kwargs = self.reader.read(
-            request.arguments, where=f"arguments of {request.where}", resolve=self.resolve
-        )
+            function_cache.move_to_end(pickled.digest)
+        found = self.reader.read_plain(request.arguments)
+        if found is None:
+            where = f"arguments of {request.where}"
+            found = self.reader.read(request.arguments, where=where, resolve=self.resolve)
+        args, kwargs = found
         return function, args, kwargs
 
     def resolve(self, kind: str, index: int) -> Any:
@@ -88,6 +94,10 @@ class AttemptRun:
             return self.reader.read(request.constants[index], where=f"DAG input of {request.where}")
         outcome = request.inputs[index]
         if kind == UPSTREAM_VALUE:
+            if outcome.value is not None and not outcome.wrapped:
+                found = self.reader.read_plain(outcome.value)
+                if found is not None:
+                    return found
             return self.reader.read_outcome(outcome, where=f"input {index} of {request.where}")
         if kind == UPSTREAM_REF:
             data = outcome.value.data if outcome.value is not None else None
@@ -115,12 +125,20 @@ class AttemptRun:
             plan = remember_options(self.storage, plan, user)
             return inp.AttemptReturnedPlan(**self.identity(ended_at), plan=plan)
         value = self.write_result(result)
-        return inp.AttemptReturned(**self.identity(ended_at), value=value)
+        return inp.AttemptReturned(
+            request.task, request.epoch, request.attempt, self.started_at, ended_at, value
+        )
 
     def write_result(self, result: Any) -> Value:
         request = self.request
+        pickled = pickle_plain(result)
+        if pickled is not None and request.checkpoint:
+            # Most results are small and plain: for these nothing is named.
+            plain = self.writer.write_plain(pickled)
+            if plain is not None:
+                return plain
         where = f"result of task '{request.task_id}'"
-        pickled = pickle_value(result, where=where)
+        pickled = pickled or pickle_value(result, where=where)
         key = request.result_key
         if not request.checkpoint:
             if request.fused:

@@ -8,7 +8,7 @@ import msgspec
 from ray_workflows._model.values import Value
 
 
-class Command(msgspec.Struct, frozen=True):
+class Command(msgspec.Struct, frozen=True, gc=False):
     """Base of all commands."""
 
 

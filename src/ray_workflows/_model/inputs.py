@@ -11,8 +11,8 @@ from ray_workflows._model.plan import EnvironmentChange, Plan
 from ray_workflows._model.values import ErrorInfo, Value
 
 
-class Input(msgspec.Struct, frozen=True):
-    """Base of all inputs."""
+class Input(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Base of all inputs. Reports come from workers as arrays."""
 
 
 class Submit(Input, frozen=True):

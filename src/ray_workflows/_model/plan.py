@@ -73,7 +73,7 @@ class Function(msgspec.Struct, frozen=True, array_like=True):
     objects: tuple[Blob, ...] = ()
 
 
-class TaskSpec(msgspec.Struct, frozen=True, array_like=True):
+class TaskSpec(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A node of a plan. ``upstream``, ``function`` and ``options`` are indices into the plan.
 
     ``name`` is the base of the task id; the engine makes it unique. ``arguments`` is an envelope

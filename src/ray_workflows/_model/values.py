@@ -1,4 +1,8 @@
-"""References to stored bytes: what a value is to everybody who must not unpickle it."""
+"""References to stored bytes: what a value is to everybody who must not unpickle it.
+
+Records of which there are thousands say ``gc=False``: they can't refer to themselves, and what the
+garbage collector does not know of keeps it from nothing.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import msgspec
 INLINE_LIMIT = 64 * 1024
 
 
-class Blob(msgspec.Struct, frozen=True, array_like=True):
+class Blob(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Bytes stored beside the journal, under a key that is unique in its workflow.
 
     ``size`` is in bytes; ``checksum`` is a word for its kind, a colon and the hex digest of the
@@ -27,7 +31,7 @@ class Blob(msgspec.Struct, frozen=True, array_like=True):
         return bool(self.checksum)
 
 
-class Value(msgspec.Struct, frozen=True, array_like=True):
+class Value(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A serialized Python value: its envelope, or the blob that holds the envelope.
 
     ``objects`` are the blobs of the ObjectRefs inside, in the order of their placeholders.
@@ -41,8 +45,13 @@ class Value(msgspec.Struct, frozen=True, array_like=True):
         """Whether it survives a crash."""
         return isinstance(self.data, bytes) or self.data.stored
 
+    @property
+    def has_copies(self) -> bool:
+        """Whether there may be live copies of it, or of objects inside it."""
+        return bool(self.objects) or not isinstance(self.data, bytes)
 
-class ErrorInfo(msgspec.Struct, frozen=True, array_like=True):
+
+class ErrorInfo(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """An error as the journal keeps it: readable without unpickling anything.
 
     ``exception`` is the pickled exception, or None if it can't be pickled.
@@ -54,7 +63,7 @@ class ErrorInfo(msgspec.Struct, frozen=True, array_like=True):
     exception: Value | None = None
 
 
-class Outcome(msgspec.Struct, frozen=True, array_like=True):
+class Outcome(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What a finished task hands to its consumers: a value or an error, never both.
 
     ``wrapped``: ``catch_exceptions`` applies, consumers get ``(value, None)`` or ``(None, error)``.
