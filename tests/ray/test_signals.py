@@ -181,9 +181,11 @@ def test_what_has_ended_takes_none(wid: str, storage_dir: Path) -> None:
     with pytest.raises(workflow.WorkflowCancellationError):
         ray.get(ref)
     ref = workflow.resume_async(wid, canceled=True)
-    workflow.signal(wid, "s", 7)
+    workflow.signal(wid, "s", 7, signal_id="the one")
     assert ray.get(ref) == 7
     for value in (None, bytes(100_000)):
+        # That one has come, and is not refused by what it has ended.
+        workflow.signal(wid, "s", value, signal_id="the one")
         with pytest.raises(workflow.SignalRefusedError, match=f"{wid}.*'s'.*SUCCESSFUL"):
             workflow.signal(wid, "s", value)
     incarnation = connect().storage.read_catalog(wid).incarnation

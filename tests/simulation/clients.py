@@ -474,6 +474,8 @@ class Signal:
             done = journal is not None and journal.state.status is WorkflowStatus.SUCCESSFUL
             if journal is None or not (done or journal.cancel_noted):
                 client.fail("replies", f"{self.signal_id}: {answer!r}")
+            elif not journal.cancel_noted and self.signal_id in journal.received.get(self.name, ()):
+                client.fail("replies", f"{self.signal_id} is stored, and was refused")
         elif answer is not None:
             client.fail("replies", f"{self.signal_id} was answered by {answer!r}")
         elif journal is None or self.signal_id not in journal.received.get(self.name, ()):

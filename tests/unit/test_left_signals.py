@@ -102,3 +102,17 @@ def test_what_it_is_not_meant_for(world: World) -> None:
     assert early == [None]
     assert isinstance(late[0], SignalRefusedError)
     assert received(world) == [["2"]]
+
+
+def test_one_that_ended_the_workflow_may_be_sent_again(world: World) -> None:
+    """As Ray does when the coordinator dies before it has answered."""
+    owner = Coordinator(world, "owner", auto_resume=False)
+    owner.submit("w")
+    assert not send(owner, "1")
+    owner.verbs.ask(CancelRequest("w", lambda answer: None))
+    owner.step()
+    again, another = send(owner, "1"), send(owner, "2")
+    owner.step()
+    assert again == [None]
+    assert isinstance(another[0], SignalRefusedError)
+    assert received(world) == [["1"]]

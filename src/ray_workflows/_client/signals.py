@@ -11,8 +11,10 @@ from ray_workflows._capture.values import ValueWriter
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.outputs import read_row
 from ray_workflows._model.status import WorkflowStatus
-from ray_workflows._model.values import INLINE_LIMIT
-from ray_workflows.exceptions import SignalRefusedError
+from ray_workflows._model.values import INLINE_LIMIT, Value
+
+#: In place of a value that nobody will look at.
+NOTHING = Value(b"")
 
 
 def send(
@@ -33,10 +35,11 @@ def send(
     incarnation = ""
     if pickled.refs or pickled.nbytes > INLINE_LIMIT:
         row = read_row(connection.storage, workflow_id)
-        if row.status is WorkflowStatus.SUCCESSFUL:
-            # What is written for it now would stay until it is deleted.
-            raise SignalRefusedError(workflow_id, name, row.status)
         incarnation = row.incarnation
+        if row.status is WorkflowStatus.SUCCESSFUL:
+            # What is written for it now would stay until it is deleted. It may have come before.
+            connection.call("signal", workflow_id, name, signal_id, NOTHING, incarnation)
+            return
     writer = ValueWriter(connection.storage, incarnation)
     stored = writer.write_pickled(pickled, key=blob_key(name, signal_id), where=where)
     connection.call("signal", workflow_id, name, signal_id, stored, incarnation)

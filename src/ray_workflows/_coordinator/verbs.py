@@ -26,6 +26,7 @@ from ray_workflows._coordinator.requests import (
 )
 from ray_workflows._coordinator.workflow import Workflow, answer
 from ray_workflows._engine.decide import TAKES_SIGNALS
+from ray_workflows._engine.signals import is_known
 from ray_workflows._engine.state import WorkflowState
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.status import WorkflowStatus
@@ -229,6 +230,10 @@ class Verbs:
         """Leave a signal in the journal of a workflow that is not in hand."""
         if is_for_another(request, found.state):
             answer(request.reply, WorkflowNotFoundError(request.workflow_id))
+        elif is_known(found.state, request.name, request.signal_id):
+            # The same signal, sent again because its answer was lost. The workflow may have ended
+            # by it.
+            answer(request.reply, None)
         elif found.state.status not in TAKES_SIGNALS:
             error = SignalRefusedError(request.workflow_id, request.name, status)
             answer(request.reply, error)
