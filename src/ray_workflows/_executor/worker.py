@@ -18,7 +18,7 @@ from ray.dag import DAGNode
 from ray.exceptions import RayTaskError
 
 from ray_workflows._capture.dag import capture_plan
-from ray_workflows._capture.pickling import pickle_plain, pickle_value, unpickle_value
+from ray_workflows._capture.pickling import pickle_value, unpickle_value
 from ray_workflows._capture.values import (
     LOST_OBJECT_ERRORS,
     Kept,
@@ -95,6 +95,7 @@ class AttemptRun:
         outcome = request.inputs[index]
         if kind == UPSTREAM_VALUE:
             if outcome.value is not None and not outcome.wrapped:
+                # Most are such, and there may be thousands: these need no name.
                 found = self.reader.read_plain(outcome.value)
                 if found is not None:
                     return found
@@ -131,14 +132,12 @@ class AttemptRun:
 
     def write_result(self, result: Any) -> Value:
         request = self.request
-        pickled = pickle_plain(result)
-        if pickled is not None and request.checkpoint:
-            # Most results are small and plain: for these nothing is named.
-            plain = self.writer.write_plain(pickled)
-            if plain is not None:
-                return plain
         where = f"result of task '{request.task_id}'"
-        pickled = pickled or pickle_value(result, where=where)
+        pickled = pickle_value(result, where=where)
+        plain = self.writer.write_plain(pickled) if request.checkpoint else None
+        if plain is not None:
+            # Most results are such, and need no key.
+            return plain
         key = request.result_key
         if not request.checkpoint:
             if request.fused:
