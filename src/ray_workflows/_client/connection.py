@@ -72,25 +72,26 @@ class Connection(Reader):
         return answer
 
     def answer_at_last(self, ref: ray.ObjectRef) -> Any:
-        """As `answer`, of a call that takes as long as a workflow."""
+        """As `answer`, of a call that waits for a workflow: it takes its time, and takes it again
+        when the coordinator is restarted."""
         while not ray.wait([ref], timeout=CALL_SECONDS)[0]:
             # Raises if the coordinator is gone for good.
             self.call("describe")
         return self.answer(ref)
 
-    def watch(self, workflow_id: str, after: int | None) -> ray.ObjectRef:
-        """Ready when a workflow's journal has grown beyond ``after``, or (None) it is settled, or
-        its coordinator is another one: a `Watched`."""
-        return self.coordinator.watch_one.remote(workflow_id, after)
-
-    def wait(self, watch: ray.ObjectRef, tick: Callable[[], float] | None = None) -> Watched:
-        """Block until a watch has seen something.
+    def watch(
+        self, workflow_id: str, after: int | None, tick: Callable[[], float] | None = None
+    ) -> Watched | None:
+        """Wait until a workflow's journal has grown beyond ``after``, or (None) it is settled, or
+        its coordinator is another one; None if there was nothing to see, for long or because the
+        coordinator has no room for one more who waits.
 
         ``tick`` is called meanwhile, and returns how many seconds later it is to be called again.
         """
+        watch = self.coordinator.watch_one.remote(workflow_id, after)
         while tick is not None and not ray.wait([watch], timeout=tick())[0]:
             continue
-        watched: Watched = ray.get(watch)
+        watched: Watched | None = self.answer_at_last(watch)
         return watched
 
     def values(self, incarnation: str) -> ValueReader:

@@ -11,6 +11,7 @@ from ray_workflows._client.progress import ProgressDisplay
 from ray_workflows._client.reader import ACTIVE, Reader
 from ray_workflows._client.views import WorkflowView
 from ray_workflows._codec.journal import events_of
+from ray_workflows._coordinator.requests import Watched
 from ray_workflows._engine.evolve import TIMED_OUT
 from ray_workflows._model import events as ev
 from ray_workflows._model.catalog import CatalogRow
@@ -63,6 +64,13 @@ def read_output(reader: Reader, row: CatalogRow, output: Outcome, live: Any = No
     if live is not None and output.value is not None and isinstance(output.value.data, Blob):
         values.live = {output.value.data.key: live}
     return values.read_outcome(output, where=f"output of '{row.workflow_id}'")
+
+
+def seen_output(reader: Reader, watched: Watched | None) -> tuple[bool, Any]:
+    """Whether a watch saw the output of a workflow, and the output."""
+    if watched is None or watched.row is None or watched.output is None:
+        return False, None
+    return True, read_output(reader, watched.row, watched.output, watched.live)
 
 
 def workflow_output(reader: Reader, row: CatalogRow) -> Any:
@@ -241,11 +249,16 @@ def await_output(
         done, value = awaited.look()
         if done:
             return value
-        if awaited.row.seq == seen:
-            # Another cluster drives it: nobody here can tell us.
+        asked = time.monotonic()
+        watched = connection.watch(workflow_id, awaited.after, tick)
+        if task_id is None:
+            done, value = seen_output(connection, watched)
+            if done:
+                return value
+        if awaited.row.seq == seen and time.monotonic() < asked + POLL_SECONDS:
+            # Nobody here can tell us: another cluster drives it, or too many wait.
             time.sleep(POLL_SECONDS)
         seen = awaited.row.seq
-        connection.wait(connection.watch(workflow_id, awaited.after), tick)
 
 
 def await_shown(connection: Connection, workflow_id: str) -> Any:

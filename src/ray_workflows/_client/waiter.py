@@ -180,7 +180,10 @@ class Waiter:
             while self.waiting:
                 poll = self.coordinator.poll.remote(self.client, self.life)
                 holder_id, answered = await poll
-                if answered:
+                if answered is None:
+                    # Too many wait there.
+                    await asyncio.sleep(POLL_SECONDS)
+                elif answered:
                     if all(is_at_hand(watched) for _, watched in answered):
                         # A thread would cost more than to unpickle what is so small.
                         found = read_all(connection, answered)

@@ -21,8 +21,8 @@ from ray_workflows._client.forks import Fork
 from ray_workflows._client.outputs import (
     await_output,
     await_shown,
-    read_output,
     read_row,
+    seen_output,
     workflow_output,
 )
 from ray_workflows._client.reader import ACTIVE
@@ -166,8 +166,9 @@ def run(
         return workflow_output(connection, accepted.row)
     if progress:
         return await_shown(connection, workflow_id)
-    if watched is not None and watched.row is not None and watched.output is not None:
-        return read_output(connection, watched.row, watched.output, watched.live)
+    done, value = seen_output(connection, watched)
+    if done:
+        return value
     return await_output(connection, workflow_id, None, fresh=True)
 
 

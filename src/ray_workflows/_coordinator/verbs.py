@@ -87,6 +87,12 @@ class Verbs:
         else:
             about_another(request)
 
+    def withdraw(self, request: WatchRequest) -> None:
+        """Nobody waits any more for what a watch sees."""
+        workflow = self.loop.workflows.get(request.workflow_id)
+        if workflow is not None and request in workflow.watchers:
+            workflow.watchers.remove(request)
+
     # -- workflows in hand -----------------------------------------------------------------
 
     def take_requests(self, workflow: Workflow) -> None:
