@@ -18,6 +18,7 @@ from ray_workflows._coordinator.claims import LEASE_SECONDS
 from ray_workflows._coordinator.host import ACTOR_NAME, NAMESPACE, Settings
 from ray_workflows._coordinator.requests import Watched
 from ray_workflows._coordinator.room import UNLIMITED, Limits
+from ray_workflows._coordinator.wire import decode_watched
 from ray_workflows._environment.cluster import call_inside, is_outside
 from ray_workflows._executor.node_storage import NodeStorage
 from ray_workflows._version import __version__
@@ -57,12 +58,26 @@ class Connection(Reader):
     def answer(self, ref: ray.ObjectRef, seconds: float = CALL_SECONDS) -> Any:
         """The coordinator's answer to a call; raises what it answers as an error."""
         try:
-            answer = ray.get(ref, timeout=seconds)
+            return self.take(ref, seconds)
         except ray.exceptions.GetTimeoutError:
             raise CoordinatorUnavailableError(
                 f"The coordinator did not answer within {seconds:.0f} s. It is restarted by "
                 f"Ray when its process dies; check that its node is alive, then try again."
             ) from None
+
+    def answer_at_last(self, ref: ray.ObjectRef) -> Any:
+        """As `answer`, of a call that waits for a workflow: it takes its time, and takes it again
+        when the coordinator is restarted."""
+        while True:
+            try:
+                return self.take(ref, CALL_SECONDS)
+            except ray.exceptions.GetTimeoutError:
+                # Raises if the coordinator is gone for good.
+                self.call("describe")
+
+    def take(self, ref: ray.ObjectRef, seconds: float) -> Any:
+        try:
+            answer = ray.get(ref, timeout=seconds)
         except ray.exceptions.RayActorError as error:
             raise CoordinatorUnavailableError(
                 f"The coordinator is gone: {error}. Call ray_workflows.init() to start another."
@@ -70,14 +85,6 @@ class Connection(Reader):
         if isinstance(answer, BaseException):
             raise answer
         return answer
-
-    def answer_at_last(self, ref: ray.ObjectRef) -> Any:
-        """As `answer`, of a call that waits for a workflow: it takes its time, and takes it again
-        when the coordinator is restarted."""
-        while not ray.wait([ref], timeout=CALL_SECONDS)[0]:
-            # Raises if the coordinator is gone for good.
-            self.call("describe")
-        return self.answer(ref)
 
     def watch(
         self, workflow_id: str, after: int | None, tick: Callable[[], float] | None = None
@@ -91,8 +98,7 @@ class Connection(Reader):
         watch = self.coordinator.watch_one.remote(workflow_id, after)
         while tick is not None and not ray.wait([watch], timeout=tick())[0]:
             continue
-        watched: Watched | None = self.answer_at_last(watch)
-        return watched
+        return decode_watched(self.answer_at_last(watch))
 
     def values(self, incarnation: str) -> ValueReader:
         """Reads the values of a workflow; ObjectRefs come back as such."""

@@ -27,6 +27,7 @@ from ray_workflows._coordinator.requests import (
     Watched,
     seconds_more,
 )
+from ray_workflows._coordinator.wire import decode_submitted, encode_submissions
 from ray_workflows._environment.snapshot import remember_options, share, take_snapshot
 from ray_workflows._environment.store import workflow_incarnation
 from ray_workflows._model.plan import Environment, EnvironmentChange
@@ -130,14 +131,14 @@ class Drafts:
         """
         if not self.submissions:
             return Submitted("", [])
-        return self.take(self.go_on(self.answer(self.ask(client)), client))
+        submitted = self.answer(self.ask(self.submissions, client))
+        return self.take(self.go_on(submitted, client))
 
     def run(self) -> tuple[Submitted, Watched | None]:
         """As `send`, of one, and wait for its end: what a watch saw of that, if it saw anything."""
-        (submission,) = self.submissions
         self.sent = True
-        ended = self.connection.coordinator.run.remote(submission)
-        submitted, watched = self.connection.answer_at_last(ended)
+        ended = self.connection.coordinator.run.remote(encode_submissions(self.submissions))
+        submitted, watched = decode_submitted(self.connection.answer_at_last(ended))
         return self.take(self.go_on(submitted, None)), watched
 
     def go_on(self, submitted: Submitted, client: str | None) -> Submitted:
@@ -157,8 +158,7 @@ class Drafts:
             if not again:
                 break
             submissions = [self.submissions[index] for index in again]
-            asked = self.connection.coordinator.submit.remote(submissions, client)
-            submitted = self.answer(asked)
+            submitted = self.answer(self.ask(submissions, client))
             for index, answer in zip(again, submitted.answers, strict=True):
                 answers[index] = answer
         return Submitted(submitted.holder_id, answers)
@@ -167,14 +167,13 @@ class Drafts:
         row = self.connection.storage.read_catalog(workflow_id)
         return None if row is None else look_first(self.connection, row, Wishes())
 
-    def ask(self, client: str | None) -> ray.ObjectRef:
+    def ask(self, submissions: list[Submission], client: str | None) -> ray.ObjectRef:
         self.sent = True
-        return self.connection.coordinator.submit.remote(self.submissions, client)
+        return self.connection.coordinator.submit.remote(encode_submissions(submissions), client)
 
     def answer(self, asked: ray.ObjectRef) -> Submitted:
         seconds = CALL_SECONDS + seconds_more(self.submissions)
-        submitted: Submitted = self.connection.answer(asked, seconds)
-        return submitted
+        return decode_submitted(self.connection.answer(asked, seconds))[0]
 
     def take(self, submitted: Submitted) -> Submitted:
         """Remove what was written for those that were refused, and warn of other plans."""

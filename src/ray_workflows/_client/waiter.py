@@ -18,6 +18,7 @@ import ray
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.outputs import POLL_SECONDS, Awaited, read_output
 from ray_workflows._coordinator.requests import Watched
+from ray_workflows._coordinator.wire import decode_seen
 from ray_workflows.exceptions import CoordinatorUnavailableError, StorageUnavailableError
 
 #: Outputs kept of workflows that ended before their driver asked.
@@ -179,11 +180,12 @@ class Waiter:
             connection = await self.connected()
             while self.waiting:
                 poll = self.coordinator.poll.remote(self.client, self.life)
-                holder_id, answered = await poll
-                if answered is None:
+                holder_id, encoded = await poll
+                answered = [] if encoded is None else decode_seen(encoded)
+                if encoded is None:
                     # Too many wait there.
                     await asyncio.sleep(POLL_SECONDS)
-                elif answered:
+                if answered:
                     if all(is_at_hand(watched) for _, watched in answered):
                         # A thread would cost more than to unpickle what is so small.
                         found = read_all(connection, answered)

@@ -90,11 +90,11 @@ def events_of(entry: JournalEntry, workflow_id: str) -> list[AnyEvent]:
     return decode_entry(entry.entry, where=f"{entry.seq} of workflow '{workflow_id}'")
 
 
-def encode_plan(plan: Plan) -> bytes:
+def encode_plan(plan: Plan) -> msgspec.Raw:
     """A plan on its way between processes."""
-    return ENCODER.encode(plan)
+    return msgspec.Raw(ENCODER.encode(plan))
 
 
-def decode_plan(data: bytes) -> Plan:
+def decode_plan(data: bytes | msgspec.Raw) -> Plan:
     """The plan that `encode_plan` encoded."""
     return PLAN_DECODER.decode(data)

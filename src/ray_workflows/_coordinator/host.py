@@ -43,6 +43,13 @@ from ray_workflows._coordinator.requests import (
 from ray_workflows._coordinator.room import Limits
 from ray_workflows._coordinator.verbs import Verbs
 from ray_workflows._coordinator.watching import SIT_SECONDS, Seats, WatchList, WatchLists
+from ray_workflows._coordinator.wire import (
+    Message,
+    decode_submissions,
+    encode_seen,
+    encode_submitted,
+    encode_watched,
+)
 from ray_workflows._executor.ray_tasks import RayExecutor
 from ray_workflows._model.inputs import AttemptNews, AttemptRuns
 from ray_workflows._model.plan import EnvironmentChange
@@ -208,18 +215,23 @@ class Coordinator:
             f"stays so, look into the log of the actor '{ACTOR_NAME}' ({NAMESPACE})."
         )
 
-    def submit(self, submissions: list[Submission], client: str | None = None) -> Submitted:
+    def submit(self, encoded: bytes, client: str | None) -> Message:
         """Create or resume workflows: for each `Accepted`, `Finished`, `Stopped`
         or an error.
 
         ``client`` watches those that are accepted, as if it had subscribed to them.
         """
+        submissions = decode_submissions(encoded)
         asked = [self.put(self.submission(each, client)) for each in submissions]
-        return self.answers(asked, submissions)
+        return encode_submitted(self.answers(asked, submissions))
 
-    def run(self, submission: Submission) -> tuple[Submitted, Watched | None]:
+    def run(self, encoded: bytes) -> Message:
         """As `submit`, of one; once it is accepted, what `watch_one` sees. One call, because a
         caller who waits anyway would only be woken once more."""
+        (submission,) = decode_submissions(encoded)
+        return encode_submitted(*self.run_one(submission))
+
+    def run_one(self, submission: Submission) -> tuple[Submitted, Watched | None]:
         workflow_id = submission.workflow_id
         with self.seats.one() as seated:
             asked = self.put(self.submission(submission, None))
@@ -278,11 +290,12 @@ class Coordinator:
 
     # -- what they wait for ----------------------------------------------------------------
 
-    def watch_one(self, workflow_id: str, after: int | None) -> Watched | None:
-        """Wait for one workflow, as in `WatchRequest`; None if nothing was seen in `SIT_SECONDS`,
-        or at once if there is no seat."""
+    def watch_one(self, workflow_id: str, after: int | None) -> Message:
+        """Wait for one workflow, as in `WatchRequest`: what was seen; nothing after `SIT_SECONDS`,
+        and at once if there is no seat."""
         with self.seats.one() as seated:
-            return self.seen(self.watch(workflow_id, after), SIT_SECONDS) if seated else None
+            seen = self.seen(self.watch(workflow_id, after), SIT_SECONDS) if seated else None
+        return encode_watched(seen)
 
     def watch(self, workflow_id: str, after: int | None) -> Watch:
         """Have a workflow watched."""
@@ -315,7 +328,7 @@ class Coordinator:
         request = WatchRequest(workflow_id, lambda seen: watches.tell(workflow_id, seen), after)
         self.inbox.put(lambda: self.verbs.ask(request))
 
-    def poll(self, client: str, life: str) -> tuple[str, list[tuple[str, Watched]] | None]:
+    def poll(self, client: str, life: str) -> list[Any]:
         """Wait until watches of a client are answered; the holder id, and what they saw.
 
         An answered watch is over. Empty for a client that is not known, and after `SIT_SECONDS`;
@@ -325,10 +338,10 @@ class Coordinator:
         holder_id = self.holder.holder_id
         watches = self.watching.known(client)
         if watches is None:
-            return holder_id, []
+            return [holder_id, encode_seen([])]
         with self.seats.one() as seated:
             answered = watches.take(life, SIT_SECONDS if seated else 0.0)
-            return holder_id, answered if answered or seated else None
+        return [holder_id, encode_seen(answered) if answered or seated else None]
 
     # -- what workers call -----------------------------------------------------------------
 

@@ -27,7 +27,7 @@ class Submission(msgspec.Struct, frozen=True):
 
     workflow_id: str
     incarnation: str
-    plan: bytes
+    plan: msgspec.Raw
     metadata: dict[str, Any]
     timeout: float | None
     request_id: str
@@ -104,7 +104,7 @@ class WatchRequest(Request, frozen=True):
     after: int | None = None
 
 
-class Accepted(msgspec.Struct, frozen=True):
+class Accepted(msgspec.Struct, frozen=True, tag=True):
     """The workflow is durable and this coordinator drives it.
 
     ``created``: by this very request. ``same_plan``: what runs is what was submitted.
@@ -115,12 +115,12 @@ class Accepted(msgspec.Struct, frozen=True):
     same_plan: bool = True
 
 
-class Stopped(msgspec.Struct, frozen=True):
+class Stopped(msgspec.Struct, frozen=True, tag=True):
     """There is such a workflow, and nobody drives it: whether it can go on here is the driver's to
     find out, who has what may be missing."""
 
 
-class Finished(msgspec.Struct, frozen=True):
+class Finished(msgspec.Struct, frozen=True, tag=True):
     """There is nothing to run: the workflow has succeeded before."""
 
     row: CatalogRow

@@ -34,8 +34,9 @@ Live = dict[str, dict[str, Any]]
 #: A `BatchReport` as bytes, and the live objects that the members made.
 WireReport = tuple[bytes, Live]
 
-#: A `Batch` as bytes, and live ObjectRefs to be handed out as ObjectRefs.
-Load = tuple[bytes, Live]
+#: A `Batch` as bytes, and live ObjectRefs (`Live`) to be handed out as ObjectRefs. A list of two:
+#: Ray takes a list as it is, and pickles a tuple.
+Load = list[Any]
 
 
 class Home:

@@ -116,7 +116,7 @@ def load_of(sent: SentBatch, live: Mapping[str, LiveValues]) -> tuple[Load, Brou
     values: Brought = {}
     if not live:
         # Most workflows have none.
-        return (encode_batch(sent.number, requests), nested), values
+        return [encode_batch(sent.number, requests), nested], values
     laden = [
         (request, live[request.incarnation]) for request in requests if request.incarnation in live
     ]
@@ -134,4 +134,4 @@ def load_of(sent: SentBatch, live: Mapping[str, LiveValues]) -> tuple[Load, Brou
                 found[key] = value
         if found:
             nested.setdefault(incarnation, {}).update(found)
-    return (encode_batch(sent.number, requests), nested), values
+    return [encode_batch(sent.number, requests), nested], values

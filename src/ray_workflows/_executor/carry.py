@@ -151,7 +151,7 @@ def run_batches(
     live: Live = {incarnation: dict(objects) for incarnation, objects in nested.items()}
     for (incarnation, key), value in zip(keys, values, strict=False):
         live.setdefault(incarnation, {})[key] = value
-    return CarrierRun(home, asks, [(encoded, live), *ahead]).run()
+    return CarrierRun(home, asks, [[encoded, live], *ahead]).run()
 
 
 @functools.cache
