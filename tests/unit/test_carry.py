@@ -13,14 +13,14 @@ import pytest
 from ray_workflows._capture.pickling import pickle_value
 from ray_workflows._codec.envelope import seal
 from ray_workflows._executor import carry
-from ray_workflows._executor.batch import Home, Load
+from ray_workflows._executor.batch import Home, Load, WireReport, pack_loads
 from ray_workflows._executor.carry import CarrierRun
 from ray_workflows._executor.dispatch import Dispatch
 from ray_workflows._executor.protocol import (
-    REPORT_DECODER,
     AttemptRequest,
     BatchReport,
     Scene,
+    decode_report,
     encode_batch,
 )
 from ray_workflows._model.plan import Environment, Function, TaskOptions
@@ -47,7 +47,7 @@ def batch(number: int, size: int = 1) -> Load:
     scene = Scene("w", "i", function, TaskOptions(), Environment(), ())
     arguments = Value(stored(((number,), {})))
     requests = [AttemptRequest(scene, n, f"t{n}", 0, 1, arguments, True) for n in range(size)]
-    return encode_batch(number, requests), {}
+    return encode_batch(number, requests)
 
 
 class Coordinator:
@@ -68,7 +68,8 @@ class Coordinator:
     def batch_overran(self) -> Call:
         return Call(self.take_back)
 
-    def take(self, number: int, encoded: bytes, objects: dict) -> Future:
+    def take(self, wire: WireReport) -> Future:
+        number = decode_report(wire)[0].number
         self.done.append(number)
         future: Future = Future()
         answer = self.answers.pop(0)
@@ -77,11 +78,12 @@ class Coordinator:
         elif answer == "later":
             self.held[number] = future
         else:
-            future.set_result(answer)
+            future.set_result(pack_loads(answer))
         return future
 
-    def take_back(self, number: int, encoded: bytes, objects: dict) -> Future:
-        self.returned[number] = REPORT_DECODER.decode(encoded)
+    def take_back(self, wire: WireReport) -> Future:
+        report, _ = decode_report(wire)
+        self.returned[report.number] = report
         self.came.set()
         return Future()
 
@@ -110,8 +112,8 @@ def carrier(coordinator: Coordinator, *loads: Load, asks: bool = True) -> Carrie
     return CarrierRun(Home(MemoryStorage(), coordinator), asks, loads)
 
 
-def numbers(reports: list[carry.NumberedReport]) -> list[int]:
-    return [number for number, _ in reports]
+def numbers(reports: list[WireReport]) -> list[int]:
+    return [decode_report(wire)[0].number for wire in reports]
 
 
 def test_who_is_not_to_ask_says_all_in_the_end() -> None:

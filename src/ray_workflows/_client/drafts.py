@@ -27,7 +27,7 @@ from ray_workflows._coordinator.requests import (
     Watched,
     seconds_more,
 )
-from ray_workflows._coordinator.wire import decode_submitted, encode_submissions
+from ray_workflows._coordinator.wire import ENCODER, Submissions, decode_submitted
 from ray_workflows._environment.snapshot import remember_options, share, take_snapshot
 from ray_workflows._environment.store import workflow_incarnation
 from ray_workflows._model.plan import Environment, EnvironmentChange
@@ -137,7 +137,8 @@ class Drafts:
     def run(self) -> tuple[Submitted, Watched | None]:
         """As `send`, of one, and wait for its end: what a watch saw of that, if it saw anything."""
         self.sent = True
-        ended = self.connection.coordinator.run.remote(encode_submissions(self.submissions))
+        encoded = ENCODER.encode(Submissions(self.submissions, None))
+        ended = self.connection.coordinator.run.remote(encoded)
         submitted, watched = decode_submitted(self.connection.answer_at_last(ended))
         return self.take(self.go_on(submitted, None)), watched
 
@@ -169,7 +170,8 @@ class Drafts:
 
     def ask(self, submissions: list[Submission], client: str | None) -> ray.ObjectRef:
         self.sent = True
-        return self.connection.coordinator.submit.remote(encode_submissions(submissions), client)
+        encoded = ENCODER.encode(Submissions(submissions, client))
+        return self.connection.coordinator.submit.remote(encoded)
 
     def answer(self, asked: ray.ObjectRef) -> Submitted:
         seconds = CALL_SECONDS + seconds_more(self.submissions)

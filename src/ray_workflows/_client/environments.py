@@ -255,7 +255,7 @@ def changed_environment(storage: Storage, found: Remembered, wishes: Wishes) -> 
         reached = Reached(directories)
         names = {name.partition("/")[0] for name in (found.record.modules if found.record else ())}
         reached.follow(roots(sys.modules.get("__main__")) | {n.removesuffix(".py") for n in names})
-        digest = capture.code_digest(directories)
+        digest = capture.code_digest(capture.code_files(directories))
         return snapshot.remember(storage, runtime_env, reached, digest, user)
     return snapshot.change_runtime_env(storage, old, runtime_env, found.record, user)
 

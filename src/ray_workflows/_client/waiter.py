@@ -18,7 +18,7 @@ import ray
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.outputs import POLL_SECONDS, Awaited, read_output
 from ray_workflows._coordinator.requests import Watched
-from ray_workflows._coordinator.wire import decode_seen
+from ray_workflows._coordinator.wire import ENCODER, OUTPUT_WANTED, POLLED, Poll
 from ray_workflows.exceptions import CoordinatorUnavailableError, StorageUnavailableError
 
 #: Outputs kept of workflows that ended before their driver asked.
@@ -126,8 +126,9 @@ class Waiter:
         except Exception as error:
             return OutputError(error)
 
-    async def submitted_output(self, workflow_id: str, incarnation: str, holder_id: str) -> Any:
-        """As `output`, of a workflow that the coordinator of this holder id watches for us."""
+    async def submitted_output(self, encoded: bytes) -> Any:
+        """As `output`, of a workflow that the coordinator watches for us: an `OutputWanted`."""
+        workflow_id, incarnation, holder_id = OUTPUT_WANTED.decode(encoded)
         if self.restarted:
             return await self.output(workflow_id, None, True)
         try:
@@ -176,24 +177,22 @@ class Waiter:
 
     async def poll(self) -> None:
         """The one long poll, while anybody waits."""
+        poll = ENCODER.encode(Poll(self.client, self.life))
         try:
             connection = await self.connected()
             while self.waiting:
-                poll = self.coordinator.poll.remote(self.client, self.life)
-                holder_id, encoded = await poll
-                answered = [] if encoded is None else decode_seen(encoded)
-                if encoded is None:
-                    # Too many wait there.
-                    await asyncio.sleep(POLL_SECONDS)
-                if answered:
-                    if all(is_at_hand(watched) for _, watched in answered):
+                polled = POLLED.decode(await self.coordinator.poll.remote(poll))
+                if polled.seen:
+                    if all(is_at_hand(watched) for _, watched in polled.seen):
                         # A thread would cost more than to unpickle what is so small.
-                        found = read_all(connection, answered)
+                        found = read_all(connection, polled.seen)
                     else:
-                        found = await asyncio.to_thread(read_all, connection, answered)
-                    for (workflow_id, _), seen in zip(answered, found, strict=True):
+                        found = await asyncio.to_thread(read_all, connection, polled.seen)
+                    for (workflow_id, _), seen in zip(polled.seen, found, strict=True):
                         self.tell(workflow_id, seen)
-                await self.check_holder(holder_id)
+                elif polled.turned_away:
+                    await asyncio.sleep(POLL_SECONDS)
+                await self.check_holder(polled.holder_id)
         except Exception as error:
             gone = CoordinatorUnavailableError(f"The coordinator is gone: {error}")
             for futures in self.waiting.values():

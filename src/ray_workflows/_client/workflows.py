@@ -28,6 +28,7 @@ from ray_workflows._client.outputs import (
 from ray_workflows._client.reader import ACTIVE
 from ray_workflows._client.waiter import OutputError, waiter_class
 from ray_workflows._coordinator.requests import Accepted, Finished, Submitted
+from ray_workflows._coordinator.wire import ENCODER, OutputWanted
 from ray_workflows._model.environment import EnvironmentInfo
 from ray_workflows._model.ids import validate_workflow_id
 from ray_workflows._model.status import WorkflowStatus
@@ -69,7 +70,8 @@ def submitted_ref(
     """The output of a workflow that the waiter watches since it was accepted."""
     if isinstance(answer, Finished):
         return waiter.actor.output.remote(workflow_id, None, True)
-    return waiter.actor.submitted_output.remote(workflow_id, answer.incarnation, holder_id)
+    wanted = OutputWanted(workflow_id, answer.incarnation, holder_id)
+    return waiter.actor.submitted_output.remote(ENCODER.encode(wanted))
 
 
 def only_answer(submitted: Submitted) -> Accepted | Finished:

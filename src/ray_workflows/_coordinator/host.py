@@ -20,6 +20,7 @@ import msgspec
 import ray
 
 from ray_workflows._codec.journal import decode_entry, decode_plan
+from ray_workflows._codec.messages import Message
 from ray_workflows._coordinator.claims import LEASE_SECONDS, this_holder
 from ray_workflows._coordinator.io import ThreadIo
 from ray_workflows._coordinator.lease import Lease
@@ -44,12 +45,15 @@ from ray_workflows._coordinator.room import Limits
 from ray_workflows._coordinator.verbs import Verbs
 from ray_workflows._coordinator.watching import SIT_SECONDS, Seats, WatchList, WatchLists
 from ray_workflows._coordinator.wire import (
-    Message,
-    decode_submissions,
-    encode_seen,
+    ENCODER,
+    POLL,
+    SUBMISSIONS,
+    Answered,
+    Polled,
     encode_submitted,
     encode_watched,
 )
+from ray_workflows._executor.batch import Load, WireReport, pack_loads
 from ray_workflows._executor.ray_tasks import RayExecutor
 from ray_workflows._model.inputs import AttemptNews, AttemptRuns
 from ray_workflows._model.plan import EnvironmentChange
@@ -215,20 +219,17 @@ class Coordinator:
             f"stays so, look into the log of the actor '{ACTOR_NAME}' ({NAMESPACE})."
         )
 
-    def submit(self, encoded: bytes, client: str | None) -> Message:
-        """Create or resume workflows: for each `Accepted`, `Finished`, `Stopped`
-        or an error.
-
-        ``client`` watches those that are accepted, as if it had subscribed to them.
-        """
-        submissions = decode_submissions(encoded)
-        asked = [self.put(self.submission(each, client)) for each in submissions]
-        return encode_submitted(self.answers(asked, submissions))
+    def submit(self, encoded: bytes) -> Message:
+        """Create or resume workflows, which are `Submissions`: for each `Accepted`, `Finished`,
+        `Stopped` or an error, as `wire.encode_submitted` has them."""
+        given = SUBMISSIONS.decode(encoded)
+        asked = [self.put(self.submission(each, given.client)) for each in given.submissions]
+        return encode_submitted(self.answers(asked, given.submissions))
 
     def run(self, encoded: bytes) -> Message:
         """As `submit`, of one; once it is accepted, what `watch_one` sees. One call, because a
         caller who waits anyway would only be woken once more."""
-        (submission,) = decode_submissions(encoded)
+        (submission,) = SUBMISSIONS.decode(encoded).submissions
         return encode_submitted(*self.run_one(submission))
 
     def run_one(self, submission: Submission) -> tuple[Submitted, Watched | None]:
@@ -328,20 +329,20 @@ class Coordinator:
         request = WatchRequest(workflow_id, lambda seen: watches.tell(workflow_id, seen), after)
         self.inbox.put(lambda: self.verbs.ask(request))
 
-    def poll(self, client: str, life: str) -> list[Any]:
-        """Wait until watches of a client are answered; the holder id, and what they saw.
+    def poll(self, encoded: bytes) -> bytes:
+        """Wait until watches of a client are answered: `Polled`, for a `Poll`.
 
-        An answered watch is over. Empty for a client that is not known, and after `SIT_SECONDS`;
-        None if there is nothing yet and no seat. The call of a life that is over takes nothing from
-        the next one.
+        An answered watch is over. Nothing was seen by a client that is not known, and after
+        `SIT_SECONDS`. The call of a life that is over takes nothing from the next one.
         """
-        holder_id = self.holder.holder_id
-        watches = self.watching.known(client)
-        if watches is None:
-            return [holder_id, encode_seen([])]
-        with self.seats.one() as seated:
-            answered = watches.take(life, SIT_SECONDS if seated else 0.0)
-        return [holder_id, encode_seen(answered) if answered or seated else None]
+        poll = POLL.decode(encoded)
+        watches = self.watching.known(poll.client)
+        seen: Answered = []
+        seated = True
+        if watches is not None:
+            with self.seats.one() as seated:
+                seen = watches.take(poll.life, SIT_SECONDS if seated else 0.0)
+        return ENCODER.encode(Polled(self.holder.holder_id, seen, turned_away=not seated))
 
     # -- what workers call -----------------------------------------------------------------
 
@@ -354,16 +355,16 @@ class Coordinator:
         self.report(incarnation, [AttemptRuns(task, epoch, attempt, started_at)])
 
     @ray.method(concurrency_group=REPORTS)  # type: ignore[untyped-decorator]
-    def batch_overran(self, number: int, encoded: bytes, objects: dict[str, Any]) -> None:
+    def batch_overran(self, wire: WireReport) -> None:
         """A worker hands back what waits behind an attempt that takes long."""
-        self.executor.batch_overran(number, encoded, objects)
+        self.executor.batch_overran(wire)
 
     @ray.method(concurrency_group=REPORTS)  # type: ignore[untyped-decorator]
-    def batch_done(self, number: int, encoded: bytes, objects: dict[str, Any]) -> Any:
-        """A worker reports a batch, and waits a moment for another one; None if there is none."""
+    def batch_done(self, wire: WireReport) -> bytes | list[Load] | None:
+        """A worker reports a batch, and waits a moment for others; None if there are none."""
         answer: Answer = queue.SimpleQueue()
-        self.executor.batch_done(number, encoded, objects, answer.put)
-        return answer.get()
+        self.executor.batch_done(wire, answer.put)
+        return pack_loads(answer.get())
 
     # -- about itself ----------------------------------------------------------------------
 

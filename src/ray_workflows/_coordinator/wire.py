@@ -1,18 +1,14 @@
-"""What clients and the coordinator send each other often, as bytes.
-
-Ray takes bytes as they are. Anything else it pickles, which takes a quarter of the time of a call.
-A message is a list, which Ray does not pickle either: the bytes, and beside them what only Ray can
-bring, an ObjectRef.
-"""
+"""What clients and the coordinator tell each other often, as `messages`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import ray
 
+from ray_workflows._codec.messages import Message, message, opened
 from ray_workflows._coordinator.requests import (
     Accepted,
     Finished,
@@ -21,6 +17,17 @@ from ray_workflows._coordinator.requests import (
     Submitted,
     Watched,
 )
+
+#: What watches of one client have seen, by workflow id. Live copies stay with the coordinator.
+Answered = list[tuple[str, Watched]]
+
+
+class Submissions(msgspec.Struct, frozen=True, array_like=True):
+    """Workflows on their way from a driver. ``client`` watches those that are accepted, as if it
+    had subscribed to them. Plans are views of the encoded bytes."""
+
+    submissions: list[Submission]
+    client: str | None
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):
@@ -37,27 +44,37 @@ class Answers(msgspec.Struct, frozen=True, array_like=True):
     watched: Watched | None
 
 
-#: What watches of one client have seen, by workflow id.
-Seen = list[tuple[str, Watched]]
+class Poll(msgspec.Struct, frozen=True, array_like=True):
+    """A client waits for what its watches see, in this life of it."""
+
+    client: str
+    life: str
+
+
+class Polled(msgspec.Struct, frozen=True, array_like=True):
+    """The coordinator's holder id, and what the watches have seen. ``turned_away``: too many wait
+    already."""
+
+    holder_id: str
+    seen: Answered
+    turned_away: bool
+
+
+class OutputWanted(NamedTuple):
+    """The output of a workflow that the coordinator of this holder id watches for the waiter."""
+
+    workflow_id: str
+    incarnation: str
+    holder_id: str
+
 
 ENCODER = msgspec.msgpack.Encoder()
-SUBMISSIONS = msgspec.msgpack.Decoder(list[Submission])
+SUBMISSIONS = msgspec.msgpack.Decoder(Submissions)
 ANSWERS = msgspec.msgpack.Decoder(Answers)
 WATCHED = msgspec.msgpack.Decoder(Watched | None)
-SEEN = msgspec.msgpack.Decoder(Seen)
-
-#: Bytes, and an ObjectRef or None.
-Message = list[Any]
-
-
-def encode_submissions(submissions: Sequence[Submission]) -> bytes:
-    """Workflows on their way from a driver."""
-    return ENCODER.encode(submissions)
-
-
-def decode_submissions(data: bytes) -> list[Submission]:
-    """What `encode_submissions` encoded. Their plans are views of the bytes."""
-    return SUBMISSIONS.decode(data)
+POLL = msgspec.msgpack.Decoder(Poll)
+POLLED = msgspec.msgpack.Decoder(Polled)
+OUTPUT_WANTED = msgspec.msgpack.Decoder(OutputWanted)
 
 
 def encode_submitted(submitted: Submitted, watched: Watched | None = None) -> Message:
@@ -67,12 +84,12 @@ def encode_submitted(submitted: Submitted, watched: Watched | None = None) -> Me
         for answer in submitted.answers
     ]
     told, live = without_live(watched)
-    return [ENCODER.encode(Answers(submitted.holder_id, answers, told)), live]
+    return message(ENCODER.encode(Answers(submitted.holder_id, answers, told)), live)
 
 
-def decode_submitted(message: Message) -> tuple[Submitted, Watched | None]:
+def decode_submitted(answer: Message) -> tuple[Submitted, Watched | None]:
     """What `encode_submitted` encoded."""
-    data, live = message
+    data, live = opened(answer)
     told = ANSWERS.decode(data)
     answers: list[Any] = [
         ray.cloudpickle.loads(answer.error) if isinstance(answer, Refused) else answer
@@ -84,23 +101,13 @@ def decode_submitted(message: Message) -> tuple[Submitted, Watched | None]:
 def encode_watched(watched: Watched | None) -> Message:
     """What a watch has seen, if it has seen anything."""
     told, live = without_live(watched)
-    return [ENCODER.encode(told), live]
+    return message(ENCODER.encode(told), live)
 
 
-def decode_watched(message: Message) -> Watched | None:
+def decode_watched(answer: Message) -> Watched | None:
     """What `encode_watched` encoded."""
-    data, live = message
+    data, live = opened(answer)
     return with_live(WATCHED.decode(data), live)
-
-
-def encode_seen(seen: Seen) -> bytes:
-    """What watches of a client have seen, which have kept no live copies."""
-    return ENCODER.encode(seen)
-
-
-def decode_seen(data: bytes) -> Seen:
-    """What `encode_seen` encoded."""
-    return SEEN.decode(data)
 
 
 def without_live(watched: Watched | None) -> tuple[Watched | None, Any]:

@@ -91,8 +91,8 @@ def imported_files(directories: tuple[str, ...], modules: int) -> frozenset[str]
     return frozenset(files)
 
 
-def code_digest(directories: tuple[str, ...]) -> str:
-    """Changes when a module changes that was imported from, or lies in, the directories."""
+def code_files(directories: tuple[str, ...]) -> list[str]:
+    """The modules that were imported from, or lie in, the directories."""
     files = set(imported_files(directories, len(sys.modules)))
     for directory in directories:
         files.update(
@@ -100,8 +100,13 @@ def code_digest(directories: tuple[str, ...]) -> str:
             for entry, _ in zip(os.scandir(directory), range(MAX_SCANNED_FILES), strict=False)
             if entry.name.endswith(".py")
         )
+    return sorted(files)
+
+
+def code_digest(files: Iterable[str]) -> str:
+    """Changes when one of the files does, or when they are others."""
     digest = hashlib.sha256()
-    for path in sorted(files):
+    for path in files:
         try:
             status = os.stat(path)
         except OSError:

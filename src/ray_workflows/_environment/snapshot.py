@@ -35,31 +35,77 @@ from ray_workflows._model.plan import Environment, Package, Plan
 #: How long what is stored is believed to be there, in seconds.
 BELIEVED_SECONDS = 600.0
 
+#: File systems note the time of a change by a clock that ticks more seldom than this.
+TICK_NANOSECONDS = 20_000_000
+
 
 class Taken:
     """A snapshot, and what has to be as it was for it to hold still."""
 
-    def __init__(self, key: tuple[Any, ...], environment: Environment, files: list[str]) -> None:
+    def __init__(
+        self, key: tuple[Any, ...], digest: str, environment: Environment, files: list[str]
+    ) -> None:
         self.key = key
+        self.digest = digest
         self.environment = environment
         self.files = files
         self.stats = stats(files)
         self.taken_at = time.monotonic()
 
-    def holds(self, key: tuple[Any, ...]) -> bool:
+    def holds(self, key: tuple[Any, ...], digest: str) -> bool:
         """Whether nothing has changed."""
         return (
             key == self.key
+            and digest == self.digest
             and time.monotonic() - self.taken_at < BELIEVED_SECONDS
             and stats(self.files) == self.stats
         )
 
 
-#: The last snapshot of this process.
+class Digested:
+    """The digest of the modules in some directories, and what has to be as it was for it to be
+    the same: a directory's time changes when a file comes or goes.
+
+    Args:
+        directories: those from which the user's modules are imported.
+    """
+
+    def __init__(self, directories: tuple[str, ...]) -> None:
+        self.modules = len(sys.modules)
+        self.directories = directories
+        files = capture.code_files(directories)
+        self.files = [*directories, *files]
+        before = time.time_ns() - TICK_NANOSECONDS
+        self.stats = stats(self.files)
+        self.digest = capture.code_digest(files)
+        #: Whether a change after this would have another time.
+        self.certain = all(found is not None and found[0] < before for found in self.stats)
+
+    def holds(self, directories: tuple[str, ...]) -> bool:
+        """Whether nothing has changed."""
+        return (
+            self.certain
+            and self.directories == directories
+            and self.modules == len(sys.modules)
+            and stats(self.files) == self.stats
+        )
+
+
+#: The last snapshot of this process, and the last digest.
 last: Taken | None = None
+digested: Digested | None = None
+
+
+def digest_of(directories: tuple[str, ...]) -> str:
+    """Changes when a module changes that was imported from, or lies in, the directories."""
+    global digested
+    if digested is None or not digested.holds(directories):
+        digested = Digested(directories)
+    return digested.digest
 
 
 def stats(files: list[str]) -> list[tuple[int, int] | None]:
+    """When each was changed, in nanoseconds since 1970, and its size; None if it is not there."""
     found: list[tuple[int, int] | None] = []
     for path in files:
         try:
@@ -83,6 +129,8 @@ def own_runtime_env() -> dict[str, Any]:
     if capture.process_env_vars:
         env_vars = runtime_env.get("env_vars") or {}
         runtime_env["env_vars"] = {**capture.process_env_vars, **env_vars}
+    if not runtime_env:
+        return {}
     plain: dict[str, Any] = json.loads(json.dumps(runtime_env, default=str))
     return {key: value for key, value in plain.items() if key[:1] != "_"}
 
@@ -99,24 +147,16 @@ def take_snapshot(storage: SharedStorage, url: str) -> Environment:
     runtime_env = own_runtime_env()
     main = sys.modules.get("__main__")
     typed = len(vars(main)) + len(vars(main).get("In") or ()) if main is not None else 0
-    digest = capture.code_digest(directories)
-    key = (
-        url,
-        session(),
-        json.dumps(runtime_env, sort_keys=True),
-        directories,
-        digest,
-        secrets.patterns(),
-        typed,
-    )
-    if last is not None and last.holds(key):
+    digest = digest_of(directories)
+    key = (url, session(), runtime_env, directories, secrets.patterns(), typed)
+    if last is not None and last.holds(key, digest):
         return last.environment
     reached = Reached(directories)
     reached.follow(roots(main))
     environment = remember(storage, runtime_env, reached, digest)
     path = getattr(main, "__file__", None)
     watched = {*reached.files.values(), *map(os.path.dirname, reached.files.values())}
-    last = Taken(key, environment, sorted(watched | ({path} if path else set())))
+    last = Taken(key, digest, environment, sorted(watched | ({path} if path else set())))
     return environment
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 
+from ray_workflows._codec.messages import Message, message
 from ray_workflows._executor.protocol import (
     ENCODER,
     AnyReport,
@@ -31,12 +32,23 @@ OVERRUN_SECONDS = 0.05
 #: Live objects by incarnation and the key of the blob that holds the same.
 Live = dict[str, dict[str, Any]]
 
-#: A `BatchReport` as bytes, and the live objects that the members made.
-WireReport = tuple[bytes, Live]
+#: A `BatchReport`, with the live objects (`Live`) that the members made.
+WireReport = Message
 
-#: A `Batch` as bytes, and live ObjectRefs (`Live`) to be handed out as ObjectRefs. A list of two:
-#: Ray takes a list as it is, and pickles a tuple.
-Load = list[Any]
+#: A `Batch`, with live ObjectRefs (`Live`) to be handed out as ObjectRefs.
+Load = Message
+
+
+def pack_loads(loads: list[Load] | None) -> bytes | list[Load] | None:
+    """The answer to a report: batches, of which there is mostly one, or None for no more."""
+    if loads is not None and len(loads) == 1 and isinstance(loads[0], bytes):
+        return loads[0]
+    return loads
+
+
+def unpack_loads(answer: bytes | list[Load] | None) -> list[Load] | None:
+    """What `pack_loads` packed."""
+    return [answer] if isinstance(answer, bytes) else answer
 
 
 class Home:
@@ -123,8 +135,8 @@ class BatchRun:
     def wire(self) -> WireReport:
         """All that is known so far: who got it before ignores what is in it again."""
         unstarted = tuple(range(self.end, len(self.requests)))
-        report = BatchReport(tuple(self.reports), tuple(self.seconds), unstarted)
-        return ENCODER.encode(report), self.made
+        report = BatchReport(self.number, tuple(self.reports), tuple(self.seconds), unstarted)
+        return message(ENCODER.encode(report), self.made)
 
     def check(self, now: float) -> bool:
         """Tell what a member that takes long holds back, those behind it and the results of those
@@ -138,8 +150,8 @@ class BatchRun:
             if holds_back:
                 self.end = self.next
                 self.told = len(self.reports)
-                encoded, made = self.wire()
+                report = self.wire()
         if holds_back and self.home.coordinator is not None:
-            self.home.coordinator.batch_overran.remote(self.number, encoded, made)
+            self.home.coordinator.batch_overran.remote(report)
         running.check(now)
         return overran

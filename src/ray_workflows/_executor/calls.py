@@ -10,6 +10,7 @@ import msgspec
 import ray
 
 from ray_workflows._capture.options import decode_ray_options
+from ray_workflows._codec.messages import message
 from ray_workflows._environment.attempts import packages_for, runtime_env_for
 from ray_workflows._executor.batch import Home, Live, Load
 from ray_workflows._executor.carriers import SentBatch
@@ -56,8 +57,8 @@ class Calls:
         scene = sent.members[0].request.scene
         if sent.listens:
             host = self.listener_host(sent, scene)
-            ((encoded, nested),) = loads
-            return host.listen.remote(encoded, self.pickled_home, nested)
+            (load,) = loads
+            return host.listen.remote(load, self.pickled_home)
         remote, sent.packages = self.remote(scene)
         waits = self.rack.need(sent.packages)
         home = self.pickled_home
@@ -112,14 +113,14 @@ class Calls:
 def load_of(sent: SentBatch, live: Mapping[str, LiveValues]) -> tuple[Load, Brought]:
     """What goes to the worker, and the live values that Ray has to bring there."""
     requests = [flight.request for flight in sent.members]
-    nested: Live = {}
     values: Brought = {}
     if not live:
         # Most workflows have none.
-        return [encode_batch(sent.number, requests), nested], values
+        return encode_batch(sent.number, requests), values
     laden = [
         (request, live[request.incarnation]) for request in requests if request.incarnation in live
     ]
+    nested: Live = {}
     taken = Counter(
         (request.incarnation, key) for request, _ in laden for key in direct_keys(request)
     )
@@ -134,4 +135,4 @@ def load_of(sent: SentBatch, live: Mapping[str, LiveValues]) -> tuple[Load, Brou
                 found[key] = value
         if found:
             nested.setdefault(incarnation, {}).update(found)
-    return [encode_batch(sent.number, requests), nested], values
+    return message(encode_batch(sent.number, requests), nested), values

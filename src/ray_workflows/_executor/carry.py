@@ -17,8 +17,17 @@ from typing import Any
 
 import ray
 
+from ray_workflows._codec.messages import message, opened
 from ray_workflows._environment.attempts import prefer_packages
-from ray_workflows._executor.batch import BatchRun, Home, Live, Load, WireReport, home_of
+from ray_workflows._executor.batch import (
+    BatchRun,
+    Home,
+    Live,
+    Load,
+    WireReport,
+    home_of,
+    unpack_loads,
+)
 from ray_workflows._executor.protocol import decode_batch
 from ray_workflows._executor.watch import watching
 
@@ -30,9 +39,6 @@ ANSWER_SECONDS = 60.0
 #: A batch that takes so long, in seconds, holds those behind it back no more: twice what it was to
 #: take.
 LATE_SECONDS = 0.1
-
-#: The number of a batch, and its report.
-NumberedReport = tuple[int, WireReport]
 
 
 class CarrierRun:
@@ -52,20 +58,20 @@ class CarrierRun:
         self.running: BatchRun | None = None
         self.began = 0.0
         #: Reports of which the coordinator has not said that it has them.
-        self.unheard: list[NumberedReport] = []
+        self.unheard: list[WireReport] = []
         #: Its answer to the last one, to be.
-        self.answer: Future[list[Load] | None] | None = None
+        self.answer: Future[Any] | None = None
 
-    def run(self) -> list[NumberedReport]:
+    def run(self) -> list[WireReport]:
         """Run all batches; the reports that the coordinator may not have."""
         with watching(self):
             while (batch := self.next()) is not None:
                 report = batch.run()
                 self.hear()
-                self.unheard.append((batch.number, report))
+                self.unheard.append(report)
                 if self.asks:
                     coordinator = self.home.coordinator
-                    self.answer = coordinator.batch_done.remote(batch.number, *report).future()
+                    self.answer = coordinator.batch_done.remote(report).future()
         return self.unheard
 
     def next(self) -> BatchRun | None:
@@ -78,9 +84,9 @@ class CarrierRun:
             return self.running
 
     def open(self, load: Load) -> BatchRun:
-        encoded, live = load
+        encoded, live = opened(load)
         number, requests = decode_batch(encoded)
-        return BatchRun(number, requests, self.home, live)
+        return BatchRun(number, requests, self.home, live or {})
 
     def hear(self) -> None:
         """Wait for the answer to the last report, if it was not heard yet."""
@@ -91,7 +97,7 @@ class CarrierRun:
         heard = False
         try:
             # Not `ray.get`: it tells Ray that this worker's slot can be used by somebody else.
-            loads = answer.result(ANSWER_SECONDS)
+            loads = unpack_loads(answer.result(ANSWER_SECONDS))
             heard = True
         except Exception as error:
             logger.warning("The coordinator did not take a report at once: %r", error)
@@ -120,7 +126,7 @@ class CarrierRun:
             for load in returned:
                 behind = self.open(load)
                 behind.end = 0
-                self.home.coordinator.batch_overran.remote(behind.number, *behind.wire())
+                self.home.coordinator.batch_overran.remote(behind.wire())
         return True
 
 
@@ -130,12 +136,11 @@ def run_batches(
     asks: bool,
     keys: Sequence[tuple[str, str]],
     *values: Any,
-) -> list[NumberedReport]:
+) -> list[WireReport]:
     """Run batches in a Ray task.
 
     Args:
-        loads: the first batches, each with live ObjectRefs, by incarnation and blob key, that are
-            to be handed out as ObjectRefs.
+        loads: the first batches.
         pickled_home: a `Home`.
         asks: whether to ask for more.
         keys: incarnation and blob key of each live value of the first batch.
@@ -143,15 +148,16 @@ def run_batches(
             had to bring into the cluster before.
 
     Returns:
-        The number and report of each batch that was not reported by a call.
+        The report of each batch that was not reported by a call.
     """
     prefer_packages()
     home = home_of(pickled_home)
-    (encoded, nested), *ahead = loads
-    live: Live = {incarnation: dict(objects) for incarnation, objects in nested.items()}
+    first, *ahead = loads
+    encoded, nested = opened(first)
+    live: Live = {incarnation: dict(objects) for incarnation, objects in (nested or {}).items()}
     for (incarnation, key), value in zip(keys, values, strict=False):
         live.setdefault(incarnation, {})[key] = value
-    return CarrierRun(home, asks, [[encoded, live], *ahead]).run()
+    return CarrierRun(home, asks, [message(encoded, live), *ahead]).run()
 
 
 @functools.cache

@@ -7,14 +7,13 @@ listeners of the same environment, which are started again elsewhere.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from typing import Any
 
 import ray
 
+from ray_workflows._codec.messages import message, opened
 from ray_workflows._environment.attempts import prefer_packages
 from ray_workflows._executor import context
-from ray_workflows._executor.batch import WireReport, home_of
+from ray_workflows._executor.batch import Load, WireReport, home_of
 from ray_workflows._executor.protocol import ENCODER, AnyReport, BatchReport, decode_batch
 from ray_workflows._executor.watch import RunningAttempt, watching
 from ray_workflows._executor.worker import AttemptRun
@@ -30,17 +29,16 @@ class ListenerHost:
         """``brought``: something for each package that Ray had to bring into the cluster before."""
         prefer_packages()
 
-    async def listen(
-        self, encoded: bytes, pickled_home: bytes, nested: Mapping[str, Mapping[str, Any]]
-    ) -> list[tuple[int, WireReport]]:
+    async def listen(self, load: Load, pickled_home: bytes) -> list[WireReport]:
         """Run one attempt of a listener task: as `carry.run_batches`, but awaiting."""
         home = home_of(pickled_home)
+        encoded, nested = opened(load)
         number, (request,) = decode_batch(encoded)
-        run = AttemptRun(request, home.storage, nested.get(request.incarnation, {}))
+        run = AttemptRun(request, home.storage, (nested or {}).get(request.incarnation, {}))
         with watching(RunningAttempt(request, home.coordinator)):
             report = await run_listener(run)
-        wire = ENCODER.encode(BatchReport(((0, report),), (0.0,)))
-        return [(number, (wire, {request.incarnation: run.made} if run.made else {}))]
+        wire = ENCODER.encode(BatchReport(number, ((0, report),), (0.0,)))
+        return [message(wire, {request.incarnation: run.made} if run.made else None)]
 
 
 async def run_listener(run: AttemptRun) -> AnyReport:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import msgspec
 
 from ray_workflows._capture.ray_private import LABELS
+from ray_workflows._codec.messages import Message, opened
 from ray_workflows._model.inputs import (
     AttemptCrashed,
     AttemptFoundCorruption,
@@ -168,12 +169,13 @@ AnyReport = (
 
 
 class BatchReport(msgspec.Struct, frozen=True, array_like=True):
-    """What became of members of a batch.
+    """What became of members of the batch of this number.
 
     ``reports`` are pairs of the member's index and its report; ``seconds`` is how long each
     of them kept the worker busy. ``unstarted`` are the indices of members handed back.
     """
 
+    number: int
     reports: tuple[tuple[int, AnyReport], ...]
     seconds: tuple[float, ...]
     unstarted: tuple[int, ...] = ()
@@ -182,6 +184,12 @@ class BatchReport(msgspec.Struct, frozen=True, array_like=True):
 ENCODER = msgspec.msgpack.Encoder()
 BATCH_DECODER = msgspec.msgpack.Decoder(Batch)
 REPORT_DECODER = msgspec.msgpack.Decoder(BatchReport)
+
+
+def decode_report(wire: Message) -> tuple[BatchReport, dict[str, dict[str, Any]]]:
+    """A report on its way from a worker, and the live objects that the members made."""
+    encoded, objects = opened(wire)
+    return REPORT_DECODER.decode(encoded), objects or {}
 
 
 def encode_batch(number: int, requests: Sequence[AttemptRequest]) -> bytes:

@@ -14,7 +14,7 @@ import msgspec
 import ray
 from ray.exceptions import RayError, RuntimeEnvSetupError, TaskCancelledError
 
-from ray_workflows._executor.batch import Live
+from ray_workflows._executor.batch import Live, WireReport
 from ray_workflows._executor.calls import Calls
 from ray_workflows._executor.carriers import Answer, Carrier, SentBatch
 from ray_workflows._executor.deadlines import Deadlines
@@ -23,11 +23,11 @@ from ray_workflows._executor.failures import failure, lost_input, raised
 from ray_workflows._executor.lanes import Flight
 from ray_workflows._executor.live import LiveValues, direct_keys, nested_keys, value_keys
 from ray_workflows._executor.protocol import (
-    REPORT_DECODER,
     AnyReport,
     AttemptRequest,
     BatchReport,
     ReportSink,
+    decode_report,
 )
 from ray_workflows._executor.watch import TOLD_AFTER_SECONDS
 from ray_workflows._model.inputs import AttemptLostInput
@@ -152,13 +152,14 @@ class RayExecutor:
                 flight.timed = True
                 self.deadlines.after(timeout, lambda: self.expire(flight))
 
-    def batch_overran(self, number: int, encoded: bytes, objects: Live) -> None:
+    def batch_overran(self, wire: WireReport) -> None:
         """A member takes long: what is done so far, and members to run elsewhere."""
+        report, objects = decode_report(wire)
         with self.lock:
-            sent = self.dispatch.sent.get(number)
+            sent = self.dispatch.sent.get(report.number)
             if sent is None:
                 return
-            self.settle(sent, REPORT_DECODER.decode(encoded), objects)
+            self.settle(sent, report, objects)
             carrier = sent.carrier
             if carrier is not None and carrier.loads[0] is sent:
                 self.dispatch.lanes[sent.shape].expects_no_more(carrier)
@@ -168,16 +169,16 @@ class RayExecutor:
                 self.dispatch.over(sent)
             self.dispatch.pump(sent.shape)
 
-    def batch_done(self, number: int, encoded: bytes, objects: Live, answer: Answer) -> None:
+    def batch_done(self, wire: WireReport, answer: Answer) -> None:
         """A batch is through; its Ray task goes on with what is at hand, or waits for more."""
+        report, objects = decode_report(wire)
         with self.lock:
-            sent = self.dispatch.sent.get(number)
+            sent = self.dispatch.sent.get(report.number)
             carrier = None if sent is None else sent.carrier
             if sent is None or carrier is None:
                 answer(None)
                 return
             self.dispatch.over(sent)
-            report = REPORT_DECODER.decode(encoded)
             self.learn(sent, report)
             self.dispatch.go_on(carrier, answer)
         # The next batch is on its way before thousands of reports are looked at.
@@ -222,15 +223,14 @@ class RayExecutor:
             with self.lock:
                 self.dispatch.end(carrier)
                 try:
-                    reports = future.result()
+                    reports = [decode_report(wire) for wire in future.result()]
                 except Exception as error:
                     self.fail(carrier, error)
                 else:
-                    for number, (encoded, objects) in reports:
-                        sent = self.dispatch.sent.get(number)
+                    for report, objects in reports:
+                        sent = self.dispatch.sent.get(report.number)
                         if sent is not None:
                             self.dispatch.over(sent)
-                            report = REPORT_DECODER.decode(encoded)
                             self.learn(sent, report)
                             self.settle(sent, report, objects)
                     for sent in list(carrier.loads):
