@@ -38,7 +38,9 @@ class SimulatedIo:
         #: Work that will never come back while this coordinator lives.
         self.stuck = 0
 
-    def call(self, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
+    def call(
+        self, work: Callable[[], Any], then: Callable[[Any], None], *, brief: bool = False
+    ) -> None:
         world, faults, rng = self.world, self.world.faults, self.world.rng
         self.life.may_crash()
         job = Job(self.life, work, then, rng.random() < 0.5)

@@ -114,7 +114,9 @@ class Coordinator:
             self.orphans.look()
         self.step()
 
-    def call(self, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
+    def call(
+        self, work: Callable[[], Any], then: Callable[[Any], None], *, brief: bool = False
+    ) -> None:
         try:
             result = work()
         except Exception as error:

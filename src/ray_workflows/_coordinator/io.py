@@ -15,18 +15,21 @@ Continue = Callable[[Any], None]
 class Io(Protocol):
     """Runs blocking work elsewhere. ``then`` is called on the loop."""
 
-    def call(self, work: Callable[[], Any], then: Continue) -> None:
-        """Run ``work`` and hand ``then`` what it returned or raised."""
+    def call(self, work: Callable[[], Any], then: Continue, *, brief: bool = False) -> None:
+        """Run ``work`` and hand ``then`` what it returned or raised, later.
+
+        ``brief``: it takes less time than to wake another thread for it.
+        """
 
 
 class ThreadIo:
-    """`Io` on a pool of threads. ``post`` brings a callable to the loop; any thread calls it."""
+    """`Io` on a pool of threads, but for what is brief. ``post`` brings a callable to the loop; any thread calls it."""
 
     def __init__(self, post: Callable[[Callable[[], None]], None], threads: int = 8) -> None:
         self.post = post
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="ray-workflows-io")
 
-    def call(self, work: Callable[[], Any], then: Continue) -> None:
+    def call(self, work: Callable[[], Any], then: Continue, *, brief: bool = False) -> None:
         def run() -> None:
             try:
                 result = work()
@@ -34,7 +37,10 @@ class ThreadIo:
                 result = error
             self.post(lambda: then(result))
 
-        self.pool.submit(run)
+        if brief:
+            run()
+        else:
+            self.pool.submit(run)
 
     def close(self) -> None:
         """Give up waiting work and let running work end by itself."""

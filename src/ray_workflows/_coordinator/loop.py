@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ray_workflows._codec.journal import encode_entry
@@ -44,6 +44,17 @@ logger = logging.getLogger(__name__)
 BACKOFF_SECONDS = (0.05, 0.2, 1.0, 3.0)
 
 
+#: A commit of more appends, or of more bytes, is not a small one: there is time to decide on what
+#: comes next.
+SMALL_APPENDS = 8
+SMALL_BYTES = 16 * 1024
+
+
+def is_small(appends: Sequence[Append]) -> bool:
+    """Whether a commit takes hardly longer than the least one."""
+    return len(appends) <= SMALL_APPENDS and sum(len(a.entry) for a in appends) <= SMALL_BYTES
+
+
 class Loop:
     """Drives the workflows of one holder.
 
@@ -63,6 +74,7 @@ class Loop:
         limits: Limits,
     ) -> None:
         self.storage = storage
+        self.commits_at_once = storage.commits_at_once
         self.executor = executor
         self.io = io
         self.holder_id = holder_id
@@ -256,7 +268,9 @@ class Loop:
         self.committing = True
         appends = [w.pending.append for w in batch if w.pending is not None]
         self.io.call(
-            lambda: self.storage.commit(appends), lambda result: self.committed(batch, result)
+            lambda: self.storage.commit(appends),
+            lambda result: self.committed(batch, result),
+            brief=self.commits_at_once and is_small(appends),
         )
 
     def committed(self, batch: list[Workflow], result: Any) -> None:

@@ -77,6 +77,11 @@ class NodeStorage(Storage):
         return self.node_id is not None
 
     @property
+    def commits_at_once(self) -> bool:
+        """Whether the storage does, where it is."""
+        return self.is_here() and self.storage.commits_at_once
+
+    @property
     def codecs(self) -> tuple[PayloadCodec, ...]:
         """As the storage's own: values are encoded where they are made."""
         return self.storage.codecs

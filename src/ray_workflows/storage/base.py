@@ -74,6 +74,12 @@ class Storage(ABC):
         return False
 
     @property
+    def commits_at_once(self) -> bool:
+        """Whether a small commit takes no longer than waking a thread some times does, as on a disk
+        of this machine: the coordinator then does nothing else meanwhile."""
+        return False
+
+    @property
     def codecs(self) -> tuple[PayloadCodec, ...]:
         """What values are encoded with before they are stored here: the first of these, if there
         is one. All of them decode. Nothing that is passed to a storage has to be encoded by it."""

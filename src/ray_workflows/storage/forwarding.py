@@ -40,6 +40,11 @@ class ForwardingStorage(Storage):
         return self.storage.node_bound
 
     @property
+    def commits_at_once(self) -> bool:
+        """Whether the inner storage does."""
+        return self.storage.commits_at_once
+
+    @property
     def codecs(self) -> tuple[PayloadCodec, ...]:
         """The inner storage's."""
         return self.storage.codecs

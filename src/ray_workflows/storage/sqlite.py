@@ -110,6 +110,11 @@ class SqliteStorage(Storage):
         """True: the database is a file of this machine."""
         return True
 
+    @property
+    def commits_at_once(self) -> bool:
+        """True: it waits for a disk of this machine."""
+        return True
+
     def open(self) -> None:
         """Create the directory and the database if they are missing, try a transaction, and bring
         the schema of an older release up to date.
