@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from tests.children import child, receive
 from tests.fast_s3 import fast_s3
 from tests.memory import own_bytes, watched
 from tests.moto import CREDENTIALS, storage_url
+from tests.ray.marks import Gate, wait_until
 from tests.ray.processes import DriverProcess, descendants
 
 SIZE = 400_000_000
@@ -183,10 +185,26 @@ def test_a_large_output_that_nobody_waits_for_does_not_stay(wid: str) -> None:
     size = 50_000_000
     before = stored_bytes()
     ref = workflow.run_async(large.bind(size), workflow_id=wid)
-    assert not is_shared(workflow.get_output(wid))
     ray.wait([ref])
     del ref
     wait_until_stored(before + size // 2)
+
+
+@ray.remote(num_cpus=0)
+def large_later(size: int, gate: Gate) -> np.ndarray:
+    gate.wait()
+    return np.ones(size // 8)
+
+
+def test_who_waits_by_get_output_gets_the_live_copy(wid: str, gate: Gate) -> None:
+    ref = workflow.run_async(large_later.bind(50_000_000, gate), workflow_id=wid)
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(workflow.get_output, wid)
+        wait_until(lambda: connect().call("describe")["waiting"] > 0, "a call that waits")
+        gate.open()
+        assert is_shared(waiting.result())
+    assert not is_shared(workflow.get_output(wid))
+    del ref
 
 
 def test_a_live_copy_that_is_lost_is_read_from_its_blob(wid: str) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import ray
 
 import ray_workflows as workflow
+from ray_workflows._client.connection import connect
+from ray_workflows._coordinator.host import SEATS, VERB_THREADS
+from ray_workflows._coordinator.wire import decode_watched
 from tests.conftest import CLUSTER_CPUS
-from tests.ray.marks import Gate, Marks
+from tests.ray.marks import Gate, Marks, wait_until
 from tests.ray.test_crashes import held
 
 
@@ -41,6 +45,33 @@ def test_waiting_for_a_workflow_gives_back_the_cpus(wid: str) -> None:
     assert workflow.run(outer.bind(f"{wid}-inner"), workflow_id=wid) == expected
     # A plain Ray task is no task of a workflow.
     assert ray.get(outer.remote(f"{wid}-plain")) == ((1, f"{wid}-plain", name), 2, None)
+
+
+@ray.remote(num_cpus=0)
+def runs(depth):
+    """As many workflows in each other as that, each of which waits for the next."""
+    return 0 if depth == 0 else 1 + workflow.run(runs.bind(depth - 1))
+
+
+def test_more_wait_than_there_is_room_for(wid: str, gate: Gate, marks: Marks) -> None:
+    """Who finds no seat in the coordinator looks again, and keeps nobody from ending."""
+    connection = connect()
+    workflow.run_async(held.bind(marks, gate, "held"), workflow_id=wid)
+    watch_one = connection.coordinator.watch_one
+    calls = [watch_one.remote(wid, None) for _ in range(SEATS + VERB_THREADS)]
+    turned_away, sitting = ray.wait(calls, num_returns=VERB_THREADS)
+    assert {decode_watched(answer) for answer in ray.get(turned_away)} == {None}
+    assert connection.call("describe")["waiting"] == SEATS
+    assert workflow.run(runs.bind(2), workflow_id=f"{wid}-nested") == 2
+    assert ray.get(workflow.run_async(add.bind(1, 2))) == 3
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(workflow.get_output, wid)
+        assert connection.call("describe")["waiting"] == SEATS
+        gate.open()
+        assert waiting.result() == workflow.get_output(wid)
+    seen = {decode_watched(answer).row.status for answer in ray.get(sitting)}
+    assert seen == {workflow.SUCCESSFUL}
+    wait_until(lambda: connection.call("describe")["waiting"] == 0, "seats that are all free")
 
 
 def test_in_actors() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ray_workflows._environment import archive, capture, modules, packages
+from ray_workflows._environment import archive, capture, modules, packages, snapshot
 from ray_workflows._environment.compare import Here, changed_modules, diff, obstacles
 from ray_workflows._environment.record import Module, Record, decode, encode
 from ray_workflows.exceptions import PackageTooLargeError
@@ -33,6 +33,86 @@ def reach(directory: Path, *names: str) -> modules.Reached:
     reached = modules.Reached([str(directory)])
     reached.follow(names)
     return reached
+
+
+# -- whether they have changed ----------------------------------------------------------------
+
+
+@pytest.fixture
+def scanned(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """The directories of each search for modules."""
+    searches: list[tuple[str, ...]] = []
+    search = capture.code_files
+
+    def note(directories: tuple[str, ...]) -> list[str]:
+        searches.append(directories)
+        return search(directories)
+
+    capture.library_directories()  # The first time it imports something.
+    monkeypatch.setattr(snapshot, "digested", None)
+    monkeypatch.setattr(capture, "code_files", note)
+    return searches
+
+
+def age(*paths: Path) -> None:
+    """As if they had been changed a minute ago."""
+    for path in paths:
+        then = path.stat().st_mtime - 60.0
+        os.utime(path, (then, then))
+
+
+def test_modules_are_searched_for_when_something_has_changed(
+    project: Path, scanned: list[tuple[str, ...]]
+) -> None:
+    module, directories = project / "rw_a.py", (str(project),)
+    module.write_text("a = 1")
+    age(module, project)
+    first = snapshot.digest_of(directories)
+    assert snapshot.digest_of(directories) == first
+    assert len(scanned) == 1
+
+    def changed(before: str) -> str:
+        after = snapshot.digest_of(directories)
+        assert after != before
+        age(*project.iterdir(), project)
+        return snapshot.digest_of(directories)
+
+    module.write_text("a = 22")
+    second = changed(first)
+    (project / "rw_b.py").write_text("")
+    third = changed(second)
+    module.unlink()
+    last = changed(third)
+    assert snapshot.digest_of(()) != last
+
+
+def test_a_change_in_the_same_tick_is_seen(project: Path, scanned: list[tuple[str, ...]]) -> None:
+    """The time of a directory that changes twice within a tick of its file system is the same."""
+    module, directories = project / "rw_a.py", (str(project),)
+    module.write_text("a = 1")
+    age(module)
+    first = snapshot.digest_of(directories)
+    now = project.stat().st_mtime_ns
+    (project / "rw_b.py").write_text("")
+    os.utime(project, ns=(now, now))
+    assert snapshot.digest_of(directories) != first
+
+
+def test_a_module_that_is_imported_is_seen(
+    project: Path, scanned: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = project / "rw_inside"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    age(package, project)
+    directories = (str(project),)
+    first = snapshot.digest_of(directories)
+    monkeypatch.syspath_prepend(str(project))
+    importlib.import_module("rw_inside")
+    try:
+        assert snapshot.digest_of(directories) != first
+    finally:
+        del sys.modules["rw_inside"]
 
 
 # -- which are found -----------------------------------------------------------------------

@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import ray
@@ -107,15 +107,8 @@ def submit_request(submission: Submission, reply: Reply) -> SubmitRequest:
     )
 
 
-#: The answer to a request, to be.
-Answer = queue.SimpleQueue[Any]
-
-
-class Watch(NamedTuple):
-    """A watch of one call, and what it sees, to be."""
-
-    request: WatchRequest
-    seen: Answer
+#: Where the answer to a request comes.
+AnswerBox = queue.SimpleQueue[Any]
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -182,9 +175,9 @@ class Coordinator:
     # -- what drivers call -----------------------------------------------------------------
     # Errors are returned, not raised: Ray would wrap them, and their causes would be lost.
 
-    def put(self, make: Callable[[Reply], Request]) -> Answer:
+    def put(self, make: Callable[[Reply], Request]) -> AnswerBox:
         """Put a request to the loop; its answer to be."""
-        answer: Answer = queue.SimpleQueue()
+        answer: AnswerBox = queue.SimpleQueue()
         request = make(answer.put)
         self.inbox.put(lambda: self.verbs.ask(request))
         return answer
@@ -194,7 +187,7 @@ class Coordinator:
         (answer,) = self.in_time([self.put(make)], ANSWER_SECONDS)
         return answer
 
-    def in_time(self, asked: Sequence[Answer], seconds: float) -> list[Any]:
+    def in_time(self, asked: Sequence[AnswerBox], seconds: float) -> list[Any]:
         """The answers; where there is none after so many seconds, the reason."""
         end = time.monotonic() + seconds
         answers = []
@@ -221,34 +214,50 @@ class Coordinator:
 
     def submit(self, encoded: bytes) -> Message:
         """Create or resume workflows, which are `Submissions`: for each `Accepted`, `Finished`,
-        `Stopped` or an error, as `wire.encode_submitted` has them."""
+        `Stopped` or an error, as `encode_submitted` has them."""
         given = SUBMISSIONS.decode(encoded)
-        asked = [self.put(self.submission(each, given.client)) for each in given.submissions]
-        return encode_submitted(self.answers(asked, given.submissions))
+        return encode_submitted(self.submit_all(given.submissions, given.client))
+
+    def submit_all(self, submissions: list[Submission], client: str | None) -> Submitted:
+        asked = [self.put(self.submission(each, client)) for each in submissions]
+        return self.submitted(self.in_time(asked, ANSWER_SECONDS + seconds_more(submissions)))
+
+    def submitted(self, answers: list[Any]) -> Submitted:
+        """What is answered to submissions."""
+        return Submitted(self.holder.holder_id, answers)
 
     def run(self, encoded: bytes) -> Message:
         """As `submit`, of one; once it is accepted, what `watch_one` sees. One call, because a
         caller who waits anyway would only be woken once more."""
-        (submission,) = SUBMISSIONS.decode(encoded).submissions
-        return encode_submitted(*self.run_one(submission))
+        submissions = SUBMISSIONS.decode(encoded).submissions
+        with self.seats.one() as seated:
+            if seated:
+                return encode_submitted(*self.run_one(*submissions))
+        return encode_submitted(self.submit_all(submissions, None))
 
     def run_one(self, submission: Submission) -> tuple[Submitted, Watched | None]:
-        workflow_id = submission.workflow_id
-        with self.seats.one() as seated:
-            asked = self.put(self.submission(submission, None))
-            # Right behind it: when this is looked at, it is in hand.
-            watch = self.watch(workflow_id, None) if seated else None
-            submitted = self.answers([asked], [submission])
-            if watch is None:
-                return submitted, None
-            accepted = isinstance(submitted.answers[0], Accepted)
-            seen = self.seen(watch, SIT_SECONDS if accepted else 0.0)
-            return submitted, seen if accepted else None
+        box: AnswerBox = queue.SimpleQueue()
+        watch = WatchRequest(submission.workflow_id, box.put, None)
+        accepted: list[Accepted] = []
 
-    def answers(self, asked: list[Answer], submissions: list[Submission]) -> Submitted:
-        """What is answered to submissions, or why nothing is."""
-        seconds = ANSWER_SECONDS + seconds_more(submissions)
-        return Submitted(self.holder.holder_id, self.in_time(asked, seconds))
+        def take(answer: Any) -> None:
+            if isinstance(answer, Accepted):
+                # Nobody is woken by that. What is asked now is looked at before the end can come.
+                accepted.append(answer)
+                self.inbox.put(lambda: self.verbs.ask(watch))
+            else:
+                box.put(answer)
+
+        request = submit_request(submission, take)
+        self.inbox.put(lambda: self.verbs.ask(request))
+        seconds = ANSWER_SECONDS + seconds_more([submission])
+        try:
+            told = box.get(timeout=seconds)
+        except queue.Empty:
+            if not accepted:
+                return self.submitted([self.why_no_answer(seconds)]), None
+            told = self.seen(watch, box)
+        return (self.submitted(accepted), told) if accepted else (self.submitted([told]), None)
 
     def submission(
         self, submission: Submission, client: str | None
@@ -294,23 +303,21 @@ class Coordinator:
     def watch_one(self, workflow_id: str, after: int | None) -> Message:
         """Wait for one workflow, as in `WatchRequest`: what was seen; nothing after `SIT_SECONDS`,
         and at once if there is no seat."""
+        seen: Watched | None = None
         with self.seats.one() as seated:
-            seen = self.seen(self.watch(workflow_id, after), SIT_SECONDS) if seated else None
+            if seated:
+                box: AnswerBox = queue.SimpleQueue()
+                watch = WatchRequest(workflow_id, box.put, after)
+                self.inbox.put(lambda: self.verbs.ask(watch))
+                seen = self.seen(watch, box)
         return encode_watched(seen)
 
-    def watch(self, workflow_id: str, after: int | None) -> Watch:
-        """Have a workflow watched."""
-        seen: Answer = queue.SimpleQueue()
-        request = WatchRequest(workflow_id, seen.put, after)
-        self.inbox.put(lambda: self.verbs.ask(request))
-        return Watch(request, seen)
-
-    def seen(self, watch: Watch, seconds: float) -> Watched | None:
-        """What a watch sees within so many seconds. Then it is over."""
+    def seen(self, watch: WatchRequest, box: AnswerBox) -> Watched | None:
+        """What a watch sees within `SIT_SECONDS`. Then it is over."""
         try:
-            seen: Watched = watch.seen.get(timeout=seconds)
+            seen: Watched = box.get(timeout=SIT_SECONDS)
         except queue.Empty:
-            self.inbox.put(lambda: self.verbs.withdraw(watch.request))
+            self.inbox.put(lambda: self.verbs.withdraw(watch))
             return None
         return seen
 
@@ -362,7 +369,7 @@ class Coordinator:
     @ray.method(concurrency_group=REPORTS)  # type: ignore[untyped-decorator]
     def batch_done(self, wire: WireReport) -> bytes | list[Load] | None:
         """A worker reports a batch, and waits a moment for others; None if there are none."""
-        answer: Answer = queue.SimpleQueue()
+        answer: AnswerBox = queue.SimpleQueue()
         self.executor.batch_done(wire, answer.put)
         return pack_loads(answer.get())
 
@@ -379,6 +386,7 @@ class Coordinator:
             "storage_error": self.loop.storage_error,
             "unexpected_error": repr(self.broken) if self.broken else None,
             "workflows": len(self.loop.workflows),
+            "waiting": self.seats.taken,
         }
 
 

@@ -23,7 +23,10 @@ class Io(Protocol):
 
 
 class ThreadIo:
-    """`Io` on a pool of threads, but for what is brief. ``post`` brings a callable to the loop; any thread calls it."""
+    """`Io` on a pool of threads, but for what is brief.
+
+    ``post`` brings a callable to the loop; any thread calls it.
+    """
 
     def __init__(self, post: Callable[[Callable[[], None]], None], threads: int = 8) -> None:
         self.post = post

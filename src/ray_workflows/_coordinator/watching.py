@@ -24,17 +24,21 @@ class Seats:
     """
 
     def __init__(self, count: int) -> None:
-        self.free = threading.Semaphore(count)
+        self.count = count
+        self.taken = 0
+        self.lock = threading.Lock()
 
     @contextmanager
     def one(self) -> Iterator[bool]:
         """Scope in which a seat is taken, if there is one; whether there is."""
-        seated = self.free.acquire(blocking=False)
+        with self.lock:
+            seated = self.taken < self.count
+            self.taken += seated
         try:
             yield seated
         finally:
-            if seated:
-                self.free.release()
+            with self.lock:
+                self.taken -= seated
 
 
 class WatchList:

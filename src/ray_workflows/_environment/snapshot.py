@@ -71,11 +71,12 @@ class Digested:
     """
 
     def __init__(self, directories: tuple[str, ...]) -> None:
+        # All that is found here is as it was before the search, or its time is later.
+        before = time.time_ns() - TICK_NANOSECONDS
         self.modules = len(sys.modules)
         self.directories = directories
         files = capture.code_files(directories)
         self.files = [*directories, *files]
-        before = time.time_ns() - TICK_NANOSECONDS
         self.stats = stats(self.files)
         self.digest = capture.code_digest(files)
         #: Whether a change after this would have another time.

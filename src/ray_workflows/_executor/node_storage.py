@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import ray
@@ -48,6 +49,10 @@ class NodeStorage(Storage):
         self.storage = storage
         self.node_id = node_id
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.storage, self.node_id)
+
+    @cached_property
     def is_here(self) -> bool:
         """Whether this process can use the storage directly."""
         if is_outside():
@@ -55,7 +60,7 @@ class NodeStorage(Storage):
         return self.node_id in (None, ray.get_runtime_context().get_node_id())
 
     def call(self, method: str, *args: Any) -> Any:
-        if self.is_here():
+        if self.is_here:
             return getattr(self.storage, method)(*args)
         try:
             return call_on(self.node_id, call_storage, self.storage, method, *args)
@@ -79,7 +84,7 @@ class NodeStorage(Storage):
     @property
     def commits_at_once(self) -> bool:
         """Whether the storage does, where it is."""
-        return self.is_here() and self.storage.commits_at_once
+        return self.is_here and self.storage.commits_at_once
 
     @property
     def codecs(self) -> tuple[PayloadCodec, ...]:
@@ -125,7 +130,7 @@ class NodeStorage(Storage):
         return memoryview(view).cast("B")
 
     def stream_blob(self, incarnation: str, blob: Blob) -> Iterator[memoryview]:
-        if self.is_here():
+        if self.is_here:
             return self.storage.stream_blob(incarnation, blob)
         # Elsewhere it comes through the object store, where it is whole for a while.
         return super().stream_blob(incarnation, blob)
@@ -157,7 +162,7 @@ class NodeStorage(Storage):
 
     def listen(self, holder_id: str, on_news: Callable[[], None]) -> None:
         # Nobody elsewhere could call back here.
-        if self.is_here():
+        if self.is_here:
             self.storage.listen(holder_id, on_news)
 
     def now(self) -> float:

@@ -1,0 +1,78 @@
+"""Where blocking work of a coordinator runs, and which commits are made by the loop itself."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ray_workflows._coordinator.io import ThreadIo
+from ray_workflows._coordinator.loop import SMALL_APPENDS, SMALL_BYTES, is_small
+from ray_workflows._model.catalog import Append
+from ray_workflows.storage import SqliteStorage
+from ray_workflows.storage.encoded import EncodedStorage
+from ray_workflows.testing.builders import make_append
+from tests.unit.test_orphans import Coordinator, World
+
+HANG_SECONDS = 20.0
+
+
+@pytest.mark.parametrize("brief", [True, False])
+def test_what_is_brief_runs_where_it_is_asked_for(brief: bool) -> None:
+    posted: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+    io = ThreadIo(posted.put)
+    results: list[Any] = []
+    io.call(threading.get_ident, results.append, brief=brief)
+    # Never before `call` is over: the loop is in the middle of something.
+    assert results == []
+    posted.get(timeout=HANG_SECONDS)()
+    assert (results == [threading.get_ident()]) == brief
+    io.close()
+
+
+def test_an_error_of_what_is_brief_is_its_result() -> None:
+    posted: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+    results: list[Any] = []
+    ThreadIo(posted.put).call(lambda: 1 // 0, results.append, brief=True)
+    posted.get(timeout=HANG_SECONDS)()
+    assert [type(result) for result in results] == [ZeroDivisionError]
+
+
+def entries(count: int, size: int) -> list[Append]:
+    return [make_append(f"w{n}", 0, entry=b"x" * size) for n in range(count)]
+
+
+def test_what_a_small_commit_is() -> None:
+    assert is_small(entries(1, SMALL_BYTES))
+    assert not is_small(entries(1, SMALL_BYTES + 1))
+    assert is_small(entries(SMALL_APPENDS, 10))
+    assert not is_small(entries(SMALL_APPENDS + 1, 10))
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_only_a_commit_that_takes_no_time_is_brief(
+    at_once: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World()
+    monkeypatch.setattr(type(world.storage), "commits_at_once", at_once)
+    owner = Coordinator(world, "owner", auto_resume=False)
+    briefs: list[bool] = []
+    call = owner.call
+
+    def note(work: Any, then: Any, *, brief: bool = False) -> None:
+        briefs.append(brief)
+        call(work, then, brief=brief)
+
+    monkeypatch.setattr(owner, "call", note)
+    owner.submit("w")
+    assert briefs == [at_once]
+
+
+def test_which_storages_commit_at_once(tmp_path: Any) -> None:
+    storage = SqliteStorage(tmp_path)
+    assert storage.commits_at_once
+    assert EncodedStorage(storage, ()).commits_at_once
+    assert not World().storage.commits_at_once

@@ -1,0 +1,68 @@
+"""What travels between processes as bytes comes out as it went in."""
+
+from __future__ import annotations
+
+import pytest
+
+from ray_workflows._codec.messages import message, opened
+from ray_workflows._coordinator.requests import Accepted, Finished, Stopped, Submitted, Watched
+from ray_workflows._coordinator.wire import (
+    decode_submitted,
+    decode_watched,
+    encode_submitted,
+    encode_watched,
+)
+from ray_workflows._executor.batch import pack_loads, unpack_loads
+from ray_workflows._model.catalog import CatalogRow
+from ray_workflows._model.status import WorkflowStatus
+from ray_workflows._model.values import Blob, Outcome, Value
+from ray_workflows.exceptions import WorkflowAlreadyRunningError
+
+ROW = CatalogRow(
+    "w", "i", 2, WorkflowStatus.SUCCESSFUL, "h", 1.5, metadata={"a": [1, None, {"b": 2.5}]}
+)
+WATCHED = Watched(ROW, Outcome(Value(Blob("k", 5, "xxh3:00"))))
+
+#: An ObjectRef, for all that these know of it.
+REF = object()
+
+
+def test_bytes_alone_are_the_message() -> None:
+    assert message(b"data") == message(b"data", None) == message(b"data", {}) == b"data"
+    assert opened(b"data") == (b"data", None)
+    assert opened(message(b"data", {"i": {"k": REF}})) == (b"data", {"i": {"k": REF}})
+
+
+def test_answers_to_submissions() -> None:
+    error = WorkflowAlreadyRunningError("w")
+    error.__cause__ = ValueError("why")
+    accepted = Accepted("i", created=True, same_plan=False)
+    told = Submitted("h", [accepted, Finished(ROW), Stopped(), error])
+    back, watched = decode_submitted(encode_submitted(told))
+    assert watched is None
+    assert back.holder_id == "h"
+    assert back.answers[:3] == told.answers[:3]
+    assert isinstance(back.answers[3], WorkflowAlreadyRunningError)
+    assert back.answers[3].args == error.args
+    assert repr(back.answers[3].__cause__) == "ValueError('why')"
+
+
+@pytest.mark.parametrize("live", [None, REF])
+def test_what_was_seen(live: object) -> None:
+    watched = Watched(WATCHED.row, WATCHED.output, live)
+    told = Submitted("h", [Accepted("i", created=True)])
+    assert decode_submitted(encode_submitted(told, watched)) == (told, watched)
+    assert decode_watched(encode_watched(watched)) == watched
+    assert isinstance(encode_watched(watched), bytes) == (live is None)
+
+
+def test_nothing_was_seen() -> None:
+    assert decode_watched(encode_watched(None)) is None
+    assert decode_watched(encode_watched(Watched(None))) == Watched(None)
+
+
+@pytest.mark.parametrize(
+    "loads", [None, [], [b"a"], [b"a", b"b"], [[b"a", {"i": {}}]], [b"a", [b"b", {"i": {}}]]]
+)
+def test_batches_that_answer_a_report(loads: list | None) -> None:
+    assert unpack_loads(pack_loads(loads)) == loads
