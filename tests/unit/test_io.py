@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ray_workflows._coordinator.io import ThreadIo
-from ray_workflows._coordinator.loop import SMALL_APPENDS, SMALL_BYTES, is_small
+from ray_workflows._coordinator.store import SMALL_APPENDS, SMALL_BYTES, is_small
 from ray_workflows._model.catalog import Append
 from ray_workflows.storage import SqliteStorage
 from ray_workflows.storage.encoded import EncodedStorage

@@ -199,7 +199,7 @@ class Coordinator:
         return answers
 
     def why_no_answer(self, seconds: float) -> Exception:
-        reason = self.loop.storage_error or self.loop.commit_error
+        reason = self.loop.store.error or self.loop.store.commit_error
         if isinstance(reason, StorageError):
             return reason
         if reason is not None:
@@ -383,7 +383,7 @@ class Coordinator:
             "settings": self.settings,
             "version": self.package_version,
             "holder": self.holder,
-            "storage_error": self.loop.storage_error,
+            "storage_error": self.loop.store.error,
             "unexpected_error": repr(self.broken) if self.broken else None,
             "workflows": len(self.loop.workflows),
             "waiting": self.seats.taken,

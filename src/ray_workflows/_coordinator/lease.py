@@ -82,10 +82,10 @@ class Lease:
 
         def then(result: object) -> None:
             if isinstance(result, Exception):
-                loop.storage_failed(result, "The lease")
-                loop.after(min(loop.backoff(), self.renew_seconds), self.renew)
+                loop.store.failed(result, "The lease")
+                loop.after(min(loop.store.pause, self.renew_seconds), self.renew)
                 return
-            loop.storage_answered()
+            loop.store.answered()
             # By now, not by when it was asked for: what was not started since counts.
             lapsed = loop.clock() > loop.lease_until
             loop.lease_until = started_at + self.seconds
@@ -134,7 +134,7 @@ class Lease:
                     storage.remove_holder(holder_id)
             return found, former
 
-        self.loop.call_storage(work, self.took, what="Recovery")
+        self.loop.store.call(work, self.took, what="Recovery")
 
     def took(self, result: Any) -> None:
         loop = self.loop

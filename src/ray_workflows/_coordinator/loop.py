@@ -18,6 +18,7 @@ from ray_workflows._coordinator.quarantine import end_of_our_part
 from ray_workflows._coordinator.recovery import Recovered, recover
 from ray_workflows._coordinator.requests import Request
 from ray_workflows._coordinator.room import Limits, Room
+from ray_workflows._coordinator.store import Store
 from ray_workflows._coordinator.workflow import Pending, Workflow, answer
 from ray_workflows._engine.commands import commands
 from ray_workflows._engine.decide import decide
@@ -40,20 +41,6 @@ from ray_workflows.storage.base import CommitOutcome, Storage
 
 logger = logging.getLogger(__name__)
 
-#: Pauses before a storage that failed is asked again, in seconds; the last one repeats.
-BACKOFF_SECONDS = (0.05, 0.2, 1.0, 3.0)
-
-
-#: A commit of more appends, or of more bytes, is not a small one: there is time to decide on what
-#: comes next.
-SMALL_APPENDS = 8
-SMALL_BYTES = 16 * 1024
-
-
-def is_small(appends: Sequence[Append]) -> bool:
-    """Whether a commit takes hardly longer than the least one."""
-    return len(appends) <= SMALL_APPENDS and sum(len(a.entry) for a in appends) <= SMALL_BYTES
-
 
 class Loop:
     """Drives the workflows of one holder.
@@ -74,9 +61,9 @@ class Loop:
         limits: Limits,
     ) -> None:
         self.storage = storage
-        self.commits_at_once = storage.commits_at_once
         self.executor = executor
         self.io = io
+        self.store = Store(storage, io, self.after)
         self.holder_id = holder_id
         self.clock = clock
         self.new_id = new_id
@@ -91,17 +78,12 @@ class Loop:
         self.alarm_count = 0
         #: Attempts are dispatched only while the lease holds.
         self.lease_until = 0.0
-        #: Why the storage does not answer, while it does not.
-        self.storage_error: Exception | None = None
-        #: Why the last commit failed: a full or locked disk can still be read.
-        self.commit_error: Exception | None = None
-        self.storage_failures = 0
         #: Set by `verbs`: turns a workflow's requests into inputs and answers; takes requests
         #: whose workflow left this loop before they were answered.
         self.take_requests: Callable[[Workflow], None] = lambda workflow: None
         self.ask_again: Callable[[Request], None] = lambda request: None
 
-    # -- time and storage ------------------------------------------------------------------
+    # -- time -------------------------------------------------------------------------------
 
     def step(self) -> float | None:
         """Do all that can be done now; seconds until there is more by the clock alone."""
@@ -122,42 +104,6 @@ class Loop:
     def after(self, seconds: float, action: Callable[[], None]) -> None:
         """Do something on this thread after a while."""
         self.at(self.clock() + seconds, action)
-
-    def call_storage(
-        self, work: Callable[[], Any], then: Callable[[Any], None], *, what: str
-    ) -> None:
-        """Do something with the storage until it succeeds; ``then`` gets the result.
-
-        Damage is a result too: repeating would not mend it.
-        """
-
-        def attempt() -> None:
-            self.io.call(work, done)
-
-        def done(result: Any) -> None:
-            if isinstance(result, Exception) and not isinstance(result, StorageCorruptError):
-                self.storage_failed(result, what)
-                self.after(self.backoff(), attempt)
-                return
-            self.storage_answered()
-            then(result)
-
-        attempt()
-
-    def storage_failed(self, error: Exception, what: str) -> None:
-        if self.storage_error is None:
-            logger.warning("%s waits for the storage: %s", what, error)
-        self.storage_error = error
-        self.storage_failures += 1
-
-    def storage_answered(self) -> None:
-        if self.storage_error is not None:
-            logger.warning("The storage answers again.")
-        self.storage_error = None
-        self.storage_failures = 0
-
-    def backoff(self) -> float:
-        return BACKOFF_SECONDS[min(self.storage_failures, len(BACKOFF_SECONDS)) - 1]
 
     # -- workflows in hand -----------------------------------------------------------------
 
@@ -267,22 +213,11 @@ class Loop:
         batch, self.outbox = self.outbox, []
         self.committing = True
         appends = [w.pending.append for w in batch if w.pending is not None]
-        self.io.call(
-            lambda: self.storage.commit(appends),
-            lambda result: self.committed(batch, result),
-            brief=self.commits_at_once and is_small(appends),
-        )
+        self.store.commit(appends, lambda outcomes: self.committed(batch, outcomes))
 
-    def committed(self, batch: list[Workflow], result: Any) -> None:
+    def committed(self, batch: list[Workflow], outcomes: Sequence[CommitOutcome]) -> None:
         self.committing = False
-        if isinstance(result, Exception):
-            self.storage_failed(result, "A commit")
-            self.commit_error = result
-            result = [CommitOutcome.AMBIGUOUS] * len(batch)
-        else:
-            self.storage_answered()
-            self.commit_error = None
-        for workflow, outcome in zip(batch, result, strict=True):
+        for workflow, outcome in zip(batch, outcomes, strict=True):
             if outcome is CommitOutcome.OK:
                 self.applied(workflow)
             elif outcome is CommitOutcome.STALE:
@@ -311,11 +246,11 @@ class Loop:
                 self.overtaken(workflow)
 
         def read() -> None:
-            self.call_storage(
+            self.store.call(
                 lambda: self.storage.read_journal(incarnation, seq), then, what="A commit"
             )
 
-        self.after(self.backoff() if self.storage_error else 0.0, read)
+        self.after(self.store.pause, read)
 
     def applied(self, workflow: Workflow) -> None:
         """The commit is durable: start what follows from it."""
@@ -390,7 +325,7 @@ class Loop:
             else:
                 self.continue_with(workflow, result)
 
-        self.call_storage(
+        self.store.call(
             lambda: recover(self.storage, workflow.workflow_id),
             then,
             what=f"Workflow '{workflow.workflow_id}'",
@@ -445,7 +380,7 @@ class Loop:
             else:
                 self.drop(workflow)
 
-        self.call_storage(
+        self.store.call(
             lambda: self.storage.read_catalog(workflow.workflow_id),
             then,
             what=f"Workflow '{workflow.workflow_id}'",

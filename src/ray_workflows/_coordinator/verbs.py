@@ -176,7 +176,7 @@ class Verbs:
 
         Not while the storage is away: who is told so must not find it created when it returns.
         """
-        if request.workflow_id in self.fetching or self.loop.storage_error is not None:
+        if request.workflow_id in self.fetching or self.loop.store.error is not None:
             self.fetch(request)
         else:
             self.create(request)

@@ -1,0 +1,109 @@
+"""The loop's way to the storage: commits, calls that are repeated until they succeed, and what is
+known of its health."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ray_workflows._coordinator.io import Io
+from ray_workflows._model.catalog import Append
+from ray_workflows.exceptions import StorageCorruptError
+from ray_workflows.storage.base import CommitOutcome, Storage
+
+logger = logging.getLogger(__name__)
+
+#: Pauses before a storage that failed is asked again, in seconds; the last one repeats.
+BACKOFF_SECONDS = (0.05, 0.2, 1.0, 3.0)
+
+#: A commit of more appends, or of more bytes, is not a small one: there is time to decide on what
+#: comes next.
+SMALL_APPENDS = 8
+SMALL_BYTES = 16 * 1024
+
+
+class Store:
+    """A storage that may be away for a while.
+
+    Args:
+        storage: where journals are.
+        io: does what blocks.
+        after: has something done on the loop's thread in so many seconds.
+    """
+
+    def __init__(
+        self, storage: Storage, io: Io, after: Callable[[float, Callable[[], None]], None]
+    ) -> None:
+        self.storage = storage
+        self.io = io
+        self.after = after
+        self.commits_at_once = storage.commits_at_once
+        #: Why it does not answer, while it does not.
+        self.error: Exception | None = None
+        #: Why the last commit failed: a full or locked disk can still be read.
+        self.commit_error: Exception | None = None
+        self.failures = 0
+
+    def call(self, work: Callable[[], Any], then: Callable[[Any], None], *, what: str) -> None:
+        """Do something with the storage until it succeeds; ``then`` gets the result.
+
+        Damage is a result too: repeating would not mend it.
+        """
+
+        def attempt() -> None:
+            self.io.call(work, done)
+
+        def done(result: Any) -> None:
+            if isinstance(result, Exception) and not isinstance(result, StorageCorruptError):
+                self.failed(result, what)
+                self.after(self.pause, attempt)
+                return
+            self.answered()
+            then(result)
+
+        attempt()
+
+    def commit(
+        self, appends: Sequence[Append], then: Callable[[Sequence[CommitOutcome]], None]
+    ) -> None:
+        """Commit, once; ``then`` gets what became of each append."""
+
+        def done(result: Any) -> None:
+            if isinstance(result, Exception):
+                self.failed(result, "A commit")
+                self.commit_error = result
+                result = [CommitOutcome.AMBIGUOUS] * len(appends)
+            else:
+                self.answered()
+                self.commit_error = None
+            then(result)
+
+        brief = self.commits_at_once and is_small(appends)
+        self.io.call(lambda: self.storage.commit(appends), done, brief=brief)
+
+    def failed(self, error: Exception, what: str) -> None:
+        """It does not answer."""
+        if self.error is None:
+            logger.warning("%s waits for the storage: %s", what, error)
+        self.error = error
+        self.failures += 1
+
+    def answered(self) -> None:
+        """It answers."""
+        if self.error is not None:
+            logger.warning("The storage answers again.")
+        self.error = None
+        self.failures = 0
+
+    @property
+    def pause(self) -> float:
+        """After how many seconds it is asked again; none if it answers."""
+        if self.error is None:
+            return 0.0
+        return BACKOFF_SECONDS[min(self.failures, len(BACKOFF_SECONDS)) - 1]
+
+
+def is_small(appends: Sequence[Append]) -> bool:
+    """Whether a commit takes hardly longer than the least one."""
+    return len(appends) <= SMALL_APPENDS and sum(len(a.entry) for a in appends) <= SMALL_BYTES
