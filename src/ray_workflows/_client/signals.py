@@ -10,6 +10,7 @@ from ray_workflows._capture.pickling import pickle_value
 from ray_workflows._capture.values import ValueWriter
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.outputs import read_row
+from ray_workflows._coordinator.wire import ENCODER, Sent
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import INLINE_LIMIT, Value
 
@@ -38,11 +39,15 @@ def send(
         incarnation = row.incarnation
         if row.status is WorkflowStatus.SUCCESSFUL:
             # What is written for it now would stay until it is deleted. It may have come before.
-            connection.call("signal", workflow_id, name, signal_id, NOTHING, incarnation)
+            call(connection, Sent(workflow_id, name, signal_id, NOTHING, incarnation))
             return
     writer = ValueWriter(connection.storage, incarnation)
     stored = writer.write_pickled(pickled, key=blob_key(name, signal_id), where=where)
-    connection.call("signal", workflow_id, name, signal_id, stored, incarnation)
+    call(connection, Sent(workflow_id, name, signal_id, stored, incarnation))
+
+
+def call(connection: Connection, sent: Sent) -> None:
+    connection.call("signal", ENCODER.encode(sent))
 
 
 def blob_key(name: str, signal_id: str) -> str:

@@ -33,7 +33,7 @@ from ray_workflows._model.environment import EnvironmentInfo
 from ray_workflows._model.ids import validate_workflow_id
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.tasks import TaskInfo
-from ray_workflows.exceptions import WorkflowAlreadyRunningError
+from ray_workflows.exceptions import WorkflowAlreadyRunningError, WorkflowNotFoundError
 
 logger = logging.getLogger(__name__)
 
@@ -239,7 +239,14 @@ def cancel(workflow_id: str) -> None:
 
 
 def delete(workflow_id: str) -> None:
-    connect().call("delete", validate_workflow_id(workflow_id))
+    connection = connect()
+    there = connection.storage.read_catalog(validate_workflow_id(workflow_id)) is not None
+    try:
+        connection.call("delete", workflow_id)
+    except WorkflowNotFoundError:
+        # Ray asks again when a coordinator dies before it has answered. It is gone, as was wanted.
+        if not there:
+            raise
 
 
 def prune(older_than: float, statuses: set[WorkflowStatus] | None, keep: int) -> list[str]:

@@ -47,6 +47,7 @@ from ray_workflows._coordinator.watching import SIT_SECONDS, Seats, WatchList, W
 from ray_workflows._coordinator.wire import (
     ENCODER,
     POLL,
+    SENT,
     SUBMISSIONS,
     Answered,
     Polled,
@@ -57,7 +58,6 @@ from ray_workflows._executor.batch import Load, WireReport, pack_loads
 from ray_workflows._executor.ray_tasks import RayExecutor
 from ray_workflows._model.inputs import AttemptNews, AttemptRuns
 from ray_workflows._model.plan import EnvironmentChange
-from ray_workflows._model.values import Value
 from ray_workflows.exceptions import (
     CoordinatorUnavailableError,
     StorageError,
@@ -286,12 +286,13 @@ class Coordinator:
         """Cancel a workflow: None or an error."""
         return self.request(lambda reply: CancelRequest(workflow_id, reply))
 
-    def signal(
-        self, workflow_id: str, name: str, signal_id: str, value: Value, incarnation: str
-    ) -> Any:
-        """Give a workflow a signal: None or an error."""
+    def signal(self, encoded: bytes) -> Any:
+        """Give a workflow a signal, which is `Sent`: None or an error."""
+        sent = SENT.decode(encoded)
         return self.request(
-            lambda reply: SignalRequest(workflow_id, reply, name, signal_id, value, incarnation)
+            lambda reply: SignalRequest(
+                sent.workflow_id, reply, sent.name, sent.signal_id, sent.value, sent.incarnation
+            )
         )
 
     def delete(self, workflow_id: str) -> Any:

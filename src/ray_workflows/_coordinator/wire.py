@@ -17,6 +17,7 @@ from ray_workflows._coordinator.requests import (
     Submitted,
     Watched,
 )
+from ray_workflows._model.values import Value
 
 #: What watches of one client have seen, by workflow id. Live copies stay with the coordinator.
 Answered = list[tuple[str, Watched]]
@@ -60,6 +61,16 @@ class Polled(msgspec.Struct, frozen=True, array_like=True):
     turned_away: bool
 
 
+class Sent(NamedTuple):
+    """A signal on its way to a workflow, as in `SignalRequest`."""
+
+    workflow_id: str
+    name: str
+    signal_id: str
+    value: Value
+    incarnation: str
+
+
 class OutputWanted(NamedTuple):
     """The output of a workflow that the coordinator of this holder id watches for the waiter."""
 
@@ -74,6 +85,7 @@ ANSWERS = msgspec.msgpack.Decoder(Answers)
 WATCHED = msgspec.msgpack.Decoder(Watched | None)
 POLL = msgspec.msgpack.Decoder(Poll)
 POLLED = msgspec.msgpack.Decoder(Polled)
+SENT = msgspec.msgpack.Decoder(Sent)
 OUTPUT_WANTED = msgspec.msgpack.Decoder(OutputWanted)
 
 
