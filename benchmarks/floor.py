@@ -1,9 +1,9 @@
-"""The floor under `run_async`: its calls with nothing of ours in them, beside plain Ray's tasks.
+"""The floor under `run` and `run_async`: their calls with nothing of ours, beside plain Ray.
 
-An ObjectRef that becomes ready by itself belongs to a call of its own, and what is acknowledged was
-answered. So a workflow by `run_async` takes these messages of Ray, whatever is done between them:
-an acknowledged call of the coordinator, a call of the waiter, which the ref belongs to; a report of
-the worker, whose answer brings it the next task; and a poll of the waiter. Here they are sent by
+A one-task workflow by `run` takes a call of the coordinator, which answers when the worker has
+reported, by a call whose answer brings it the next task. By `run_async` the first is answered at
+once, and there are two more: an ObjectRef that becomes ready by itself belongs to a call of its
+own, of the waiter, which polls the coordinator. Here they are sent, one argument of bytes each, by
 actors that keep nothing and store nothing. How many times as fast as plain Ray's tasks they are is
 the most that a workflow can be.
 
@@ -15,11 +15,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import queue
 import statistics
 import sys
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,41 +34,42 @@ os.environ.update({"BENCH_CPUS": "2", **LOOPBACK})
 import ray  # noqa: E402
 from peers.clusters import start_cluster  # noqa: E402
 
+#: The last task of a worker.
+LAST = b""
 
-@ray.remote(num_cpus=0, max_concurrency=10_000)
+#: Bytes of any other one, and of its result.
+WIDTH = 8
+
+
+@ray.remote(num_cpus=0, max_concurrency=64)
 class Coordinator:
-    """Takes tasks, gives them to a worker, and tells a waiter of their results."""
+    """Takes tasks, gives them to a worker, and tells of their results."""
 
     def __init__(self) -> None:
-        self.tasks: deque[int] = deque()
-        self.done: list[tuple[int, int]] = []
-        self.idle: asyncio.Future[int] | None = None
-        self.news: asyncio.Future[None] | None = None
+        self.tasks: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self.done: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        #: Who waits for one result, and no poll.
+        self.callers: dict[bytes, queue.SimpleQueue[bytes]] = {}
 
-    async def submit(self, task: int) -> None:
-        if self.idle is not None:
-            idle, self.idle = self.idle, None
-            idle.set_result(task)
-        else:
-            self.tasks.append(task)
+    def submit(self, task: bytes) -> bytes:
+        self.tasks.put(task)
+        return b""
 
-    async def report(self, done: tuple[int, int] | None) -> int:
-        if done is not None:
-            self.done.append(done)
-            if self.news is not None:
-                news, self.news = self.news, None
-                news.set_result(None)
-        if self.tasks:
-            return self.tasks.popleft()
-        self.idle = asyncio.get_running_loop().create_future()
-        return await self.idle
+    def run(self, task: bytes) -> bytes:
+        result = self.callers[task] = queue.SimpleQueue()
+        self.tasks.put(task)
+        return result.get()
 
-    async def poll(self) -> list[tuple[int, int]]:
-        if not self.done:
-            self.news = asyncio.get_running_loop().create_future()
-            await self.news
-        done, self.done = self.done, []
-        return done
+    def report(self, done: bytes) -> bytes:
+        if done:
+            self.callers.pop(done, self.done).put(done)
+        return self.tasks.get()
+
+    def poll(self) -> bytes:
+        found = [self.done.get()]
+        while not self.done.empty():
+            found.append(self.done.get())
+        return b"".join(found)
 
 
 @ray.remote(num_cpus=0, max_concurrency=100_000)
@@ -77,15 +78,15 @@ class Waiter:
 
     def __init__(self, coordinator: Any) -> None:
         self.coordinator = coordinator
-        self.results: dict[int, asyncio.Future[int]] = {}
+        self.results: dict[bytes, asyncio.Future[bytes]] = {}
         self.poller: asyncio.Task[None] | None = None
 
-    def result(self, task: int) -> asyncio.Future[int]:
+    def result(self, task: bytes) -> asyncio.Future[bytes]:
         if task not in self.results:
             self.results[task] = asyncio.get_running_loop().create_future()
         return self.results[task]
 
-    async def output(self, task: int) -> int:
+    async def output(self, task: bytes) -> bytes:
         if self.poller is None:
             self.poller = asyncio.create_task(self.poll())
         value = await self.result(task)
@@ -94,10 +95,12 @@ class Waiter:
 
     async def poll(self) -> None:
         while True:
-            for task, value in await self.coordinator.poll.remote():
-                self.result(task).set_result(value)
+            done = await self.coordinator.poll.remote()
+            for start in range(0, len(done), WIDTH):
+                task = done[start : start + WIDTH]
+                self.result(task).set_result(task)
 
-    async def echo(self, value: int) -> int:
+    async def echo(self, value: bytes) -> bytes:
         return value
 
 
@@ -108,14 +111,19 @@ def identity(value: int) -> int:
 
 @ray.remote
 def work(coordinator: Any) -> None:
-    """Runs task after task; -1 is the last one."""
-    done = None
-    while True:
-        # As our workers wait, which keep their slot meanwhile.
-        task = coordinator.report.remote(done).future().result()
-        if task < 0:
-            return
-        done = task, task
+    """Runs task after task."""
+    done = b""
+    # As our workers wait, which keep their slot meanwhile.
+    while task := coordinator.report.remote(done).future().result():
+        done = task
+
+
+def encode(number: int) -> bytes:
+    return number.to_bytes(WIDTH, "big")
+
+
+def decode(results: Iterable[bytes]) -> list[int]:
+    return [int.from_bytes(result, "big") for result in results]
 
 
 def timed(run: Callable[[int], list[int]], size: int) -> float:
@@ -136,30 +144,38 @@ def main() -> None:
     def tasks(size: int) -> list[int]:
         return ray.get([identity.remote(i) for i in range(size)])
 
+    def tasks_one_by_one(size: int) -> list[int]:
+        return [ray.get(identity.remote(i)) for i in range(size)]
+
+    def one_by_one(size: int) -> list[int]:
+        return decode(ray.get(coordinator.run.remote(encode(i))) for i in range(size))
+
     def in_a_loop(size: int) -> list[int]:
         refs = []
         for i in range(size):
-            ray.get(coordinator.submit.remote(i))
-            refs.append(waiter.output.remote(i))
-        return ray.get(refs)
+            task = encode(i)
+            ray.get(coordinator.submit.remote(task))
+            refs.append(waiter.output.remote(task))
+        return decode(ray.get(refs))
 
     def refs_alone(size: int) -> list[int]:
-        return ray.get([waiter.echo.remote(i) for i in range(size)])
+        return decode(ray.get([waiter.echo.remote(encode(i)) for i in range(size)]))
 
-    names: dict[str, Callable[[int], list[int]]] = {
-        "the calls of run_async in a loop": in_a_loop,
-        "the refs of run_async_many": refs_alone,
+    pairs = {
+        "the calls of run, one after the other": (one_by_one, tasks_one_by_one),
+        "the calls of run_async in a loop": (in_a_loop, tasks),
+        "the refs of run_async_many": (refs_alone, tasks),
     }
-    ratios: dict[str, list[float]] = {name: [] for name in names}
+    ratios: dict[str, list[float]] = {name: [] for name in pairs}
     for number in range(options.rounds + 1):
-        plain = timed(tasks, options.size)
-        worker = work.remote(coordinator)
-        for name, run in names.items():
-            ratio = plain / timed(run, options.size)
+        for name, (ours, plain) in pairs.items():
+            theirs = timed(plain, options.size)
+            worker = work.remote(coordinator)
+            ratio = theirs / timed(ours, options.size)
+            ray.get([coordinator.submit.remote(LAST), worker])
             # The first round is for what starts.
             if number:
                 ratios[name].append(ratio)
-        ray.get([coordinator.submit.remote(-1), worker])
     for name, found in ratios.items():
         low, high = min(found), max(found)
         print(f"{name}: {statistics.median(found):.2f} ({low:.2f} to {high:.2f}) of plain Ray")
