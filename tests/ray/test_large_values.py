@@ -6,6 +6,7 @@ What `benchmarks/storage_memory.py` measures with 5 GB is held here with 400 MB.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from ray._private.internal_api import node_stats
 
 import ray_workflows as workflow
 from ray_workflows._capture.values import ValueReader, ValueWriter
-from ray_workflows._client.connection import connect
+from ray_workflows._client.connection import Connection, connect
 from ray_workflows._client.outputs import last_events, read_output, read_row
 from ray_workflows._model.events import WorkflowSucceeded
 from ray_workflows.storage.urls import storage_from_url
@@ -26,7 +27,7 @@ from tests.children import child, receive
 from tests.fast_s3 import fast_s3
 from tests.memory import own_bytes, watched
 from tests.moto import CREDENTIALS, storage_url
-from tests.ray.marks import Gate, wait_until
+from tests.ray.marks import Gate
 from tests.ray.processes import DriverProcess, descendants
 
 SIZE = 400_000_000
@@ -196,11 +197,21 @@ def large_later(size: int, gate: Gate) -> np.ndarray:
     return np.ones(size // 8)
 
 
-def test_who_waits_by_get_output_gets_the_live_copy(wid: str, gate: Gate) -> None:
+def test_who_waits_by_get_output_gets_the_live_copy(
+    wid: str, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ref = workflow.run_async(large_later.bind(50_000_000, gate), workflow_id=wid)
+    asked = threading.Event()
+    answer_at_last = Connection.answer_at_last
+
+    def note(self: Connection, answer: ray.ObjectRef) -> object:
+        asked.set()
+        return answer_at_last(self, answer)
+
+    monkeypatch.setattr(Connection, "answer_at_last", note)
     with ThreadPoolExecutor() as pool:
         waiting = pool.submit(workflow.get_output, wid)
-        wait_until(lambda: connect().call("describe")["waiting"] > 0, "a call that waits")
+        assert asked.wait(60.0)
         gate.open()
         assert is_shared(waiting.result())
     assert not is_shared(workflow.get_output(wid))
