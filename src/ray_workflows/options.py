@@ -13,6 +13,7 @@ from ray.remote_function import RemoteFunction
 
 from ray_workflows._capture.options import read_label, write_label
 from ray_workflows._capture.ray_private import LABELS, default_options
+from ray_workflows._codec.journal import ENCODER
 from ray_workflows.retry import RetryPolicy
 
 
@@ -69,20 +70,21 @@ def validate_metadata(metadata: Any) -> dict[str, Any]:
     """User metadata as it will be stored.
 
     Raises:
-        ValueError: it is not a dict, or JSON can't represent it.
+        ValueError: it is not a dict, or JSON or the journal can't represent it.
     """
     if metadata is None:
         return {}
     if not isinstance(metadata, dict):
         raise ValueError(f"metadata must be a dict, not {type(metadata).__name__}.")
     try:
-        text = json.dumps(metadata, allow_nan=False)
-    except (TypeError, ValueError) as error:
+        stored: dict[str, Any] = json.loads(json.dumps(metadata, allow_nan=False))
+        # Integers of more than 64 bits, and surrogates, are more than UTF-8 and MessagePack have.
+        ENCODER.encode(stored)
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(
             f"metadata must be JSON serializable, instead, we got "
             f"'{type(error).__name__}: {error}'. Use strings, numbers, lists and dicts."
         ) from None
-    stored: dict[str, Any] = json.loads(text)
     return stored
 
 

@@ -136,8 +136,8 @@ class Drafts:
 
     def run(self) -> tuple[Submitted, Watched | None]:
         """As `send`, of one, and wait for its end: what a watch saw of that, if it saw anything."""
-        self.sent = True
         encoded = ENCODER.encode(Submissions(self.submissions, None))
+        self.sent = True
         ended = self.connection.coordinator.run.remote(encoded)
         submitted, watched = decode_submitted(self.connection.answer_at_last(ended))
         return self.take(self.go_on(submitted, None)), watched
@@ -169,8 +169,8 @@ class Drafts:
         return None if row is None else look_first(self.connection, row, Wishes())
 
     def ask(self, submissions: list[Submission], client: str | None) -> ray.ObjectRef:
-        self.sent = True
         encoded = ENCODER.encode(Submissions(submissions, client))
+        self.sent = True
         return self.connection.coordinator.submit.remote(encoded)
 
     def answer(self, asked: ray.ObjectRef) -> Submitted:

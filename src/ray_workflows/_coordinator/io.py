@@ -13,7 +13,7 @@ Continue = Callable[[Any], None]
 
 
 class Io(Protocol):
-    """Runs blocking work elsewhere. ``then`` is called on the loop."""
+    """Runs blocking work, elsewhere but for what is brief. ``then`` is called on the loop."""
 
     def call(self, work: Callable[[], Any], then: Continue, *, brief: bool = False) -> None:
         """Run ``work`` and hand ``then`` what it returned or raised, later.

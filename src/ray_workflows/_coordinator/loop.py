@@ -1,8 +1,8 @@
 """The one imperative loop: inputs are decided, events committed, commands started.
 
-It alone knows engine, storage and executor together. It runs on one thread and never blocks:
-storage is reached through `Io`. What users ask comes in through `verbs`, what time brings through
-`lease`.
+It alone knows engine, storage and executor together. It runs on one thread, and what blocks goes
+through `Io`, which makes small commits to a local disk right there. What users ask comes in through
+`verbs`, what time brings through `lease`.
 """
 
 from __future__ import annotations
