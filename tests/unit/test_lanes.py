@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 
 from ray_workflows._executor.lanes import (
+    AT_ONCE,
     MAX_IN_FLIGHT,
     SMOOTHING,
     TARGET_SECONDS,
     Durations,
     Flight,
     Lane,
+    least,
 )
 from ray_workflows._executor.protocol import AttemptRequest, Scene, decode_batch, encode_batch
 from ray_workflows._model.plan import Environment, Function, TaskOptions
@@ -72,6 +74,8 @@ def test_a_trial_that_turns_out_long_opens_the_window() -> None:
         (0.0001, 10, 2, [10]),
         (0.0001, 10_000, 2, [500] * 2),
         (0.1, 5, 2, [1] * 5),
+        (0.04, 5, 2, [1] * 2),
+        (0.03, 40, 2, [2] * 2),
         (0.02, 40, 1, [2]),
     ],
 )
@@ -106,9 +110,25 @@ def test_who_has_one_ahead_has_no_more_than_his_share(
         ahead = lane.next_ahead(durations, slots)
         assert first
         if ahead:
-            assert len(first) + len(ahead) <= -(-count // slots) + 1
+            share = max(-(-count // slots) + 1, AT_ONCE * least(seconds))
+            assert len(first) + len(ahead) <= share
         count -= len(first) + len(ahead)
     assert lane.idle
+
+
+@pytest.mark.parametrize("slots", [1, 2, 8])
+@pytest.mark.parametrize("seconds", [0.0005, 0.01, 0.03, 0.045])
+def test_who_has_one_ahead_leaves_one_to_each_other_slot(seconds: float, slots: int) -> None:
+    lane, durations = Lane(), known(seconds)
+    fill(lane, 300)
+    count, ahead = 300, 0
+    while batch := lane.next_ahead(durations, slots):
+        count -= len(batch)
+        ahead += 1
+        assert count >= (slots - 1) * least(seconds)
+    # As long as it could be.
+    assert ahead
+    assert count < slots * least(seconds)
 
 
 def test_many_that_are_added_say_when_there_is_a_batch_for_each_slot() -> None:

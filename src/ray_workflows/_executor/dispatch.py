@@ -18,7 +18,6 @@ from ray_workflows._executor.carriers import STAY_SECONDS, Answer, Carrier, Carr
 from ray_workflows._executor.deadlines import Deadlines
 from ray_workflows._executor.lanes import (
     AT_ONCE,
-    LONG_SECONDS,
     TARGET_SECONDS,
     WORTHWHILE_SECONDS,
     Durations,
@@ -196,10 +195,7 @@ class Dispatch:
     def is_carried(self, sent: SentBatch) -> bool:
         """Whether it may follow another batch in a Ray task, and be followed by one."""
         seconds = self.durations.get(sent.digest)
-        if seconds is None or seconds <= LONG_SECONDS:
-            return sent.shareable
-        # One that is a batch by itself has a Ray task for the asking, where nobody waits for one.
-        return sent.shareable and seconds <= TARGET_SECONDS and self.has_room()
+        return sent.shareable and (seconds is None or seconds <= TARGET_SECONDS)
 
     def go_on(self, carrier: Carrier, answer: Answer) -> None:
         """A carrier is through with a batch: it runs the next one, or waits, or ends."""

@@ -14,11 +14,9 @@ import msgspec
 from ray_workflows._executor.protocol import AttemptRequest
 from ray_workflows._model.plan import LISTENER
 
-#: What a batch aims at, in seconds, and below what a batch is not worth its Ray task.
+#: What a batch aims at, in seconds, and below what a batch is not worth its Ray task. Attempts that
+#: take longer than a batch is to take have a Ray task each.
 TARGET_SECONDS, WORTHWHILE_SECONDS = 0.05, 0.005
-
-#: Attempts that take longer, in seconds, travel alone: two of them would make a batch.
-LONG_SECONDS = TARGET_SECONDS / 2
 
 #: An attempt takes at least this long with all that is around it, in seconds.
 LEAST_SECONDS = 2e-5
@@ -111,7 +109,7 @@ class Durations:
         believed, all that wait are submitted one by one.
         """
         known = self.seconds.get(digest, seconds)
-        if known <= LONG_SECONDS < seconds and digest not in self.doubted:
+        if known <= TARGET_SECONDS < seconds and digest not in self.doubted:
             self.doubted.add(digest)
         else:
             self.seconds[digest] = max(seconds, known)
@@ -197,7 +195,7 @@ class Lane:
             if queue[0].request.options.kind == LISTENER:
                 # They wait in their host, for days if need be, and take no room.
                 return [queue.popleft()]
-            if queue[0].alone or (seconds is not None and seconds > LONG_SECONDS):
+            if queue[0].alone or (seconds is not None and seconds > TARGET_SECONDS):
                 return [queue.popleft()] if self.submitted < MAX_IN_FLIGHT else []
             if seconds is None:
                 return self.take_trial(digest, queue, slots)
@@ -208,13 +206,14 @@ class Lane:
         return self.first(take)
 
     def next_ahead(self, durations: Durations, slots: int) -> list[Flight]:
-        """A batch for a carrier that has one already; empty if slots might come to need it."""
+        """A batch for a carrier that has one already; empty if another slot might come to need it:
+        enough has to be left for one more batch of each."""
 
         def take(digest: str, queue: deque[Flight]) -> list[Flight]:
             seconds = durations.get(digest)
-            if seconds is None or seconds > LONG_SECONDS or queue[0].alone or queue[0].laden:
+            if seconds is None or seconds > TARGET_SECONDS or queue[0].alone or queue[0].laden:
                 return []
-            if len(queue) < AT_ONCE * slots * least(seconds):
+            if len(queue) < slots * least(seconds):
                 return []
             return self.cut(queue, seconds, slots)
 
