@@ -17,6 +17,9 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 NUMBERS = itertools.count(1)
 
+#: How many may wait to be taken: more than there are requests at once.
+CONNECTIONS = 2048
+
 #: What moto takes as credentials: anything.
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test-key", "AWS_SECRET_ACCESS_KEY": "test-secret"}
 
@@ -48,7 +51,7 @@ class Serialized:
 def serve() -> None:
     """Serve until standard input ends."""
     from moto.server import create_backend_app
-    from werkzeug.serving import WSGIRequestHandler, make_server
+    from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler, make_server
 
     class Handler(WSGIRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -56,6 +59,9 @@ def serve() -> None:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     # S3 alone: finding out which service of all is meant takes longer than the answer of this one.
     application = Serialized(create_backend_app("s3"))
+    # There is a connection for each request. What finds no place among those that wait to be taken
+    # is tried again by the system after a second, then two and four, and then the client gives up.
+    ThreadedWSGIServer.request_queue_size = CONNECTIONS
     server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(server.server_port, flush=True)
