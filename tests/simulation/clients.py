@@ -283,13 +283,27 @@ class Client:
 
     def resume(self) -> Story:
         canceled = self.rng.random() < 0.9
-        answer = yield Put(
-            self.anywhere(),
-            f"resume {self.workflow_id}",
-            lambda reply: ResumeRequest(self.workflow_id, reply, canceled),
-            self.judge_resume,
-        )
+        request_id = f"request-{self.world.number()}"
+        cluster = self.anywhere()
+        for _ in range(3):
+            if cluster.lost:
+                cluster = self.anywhere()
+            known = self.journal.state.resume_id == request_id
+            answer = yield Put(
+                cluster,
+                f"resume {self.workflow_id}",
+                lambda reply: ResumeRequest(self.workflow_id, reply, request_id, canceled),
+                self.judge_repeated if known else self.judge_resume,
+            )
+            if not isinstance(answer, str):
+                break
         self.uncertain = self.uncertain or isinstance(answer, str)
+
+    def judge_repeated(self, answer: Any) -> None:
+        """Of a request that has resumed it, and was not answered."""
+        if isinstance(answer, WorkflowAlreadyRunningError):
+            self.fail("replies", f"resume of {self.workflow_id}, repeated, answered {answer!r}")
+        self.judge_resume(answer)
 
     def judge_resume(self, answer: Any) -> None:
         usual = (WorkflowAlreadyRunningError, WorkflowNotResumableError)

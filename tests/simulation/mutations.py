@@ -449,6 +449,14 @@ def signals_are_acknowledged_before_the_commit(patch: Any) -> None:
 # -- taking over ---------------------------------------------------------------------------
 
 
+@breaks("replies", crash_after_step=0.03, zombie=0.5, pause=0.03, until=25.0)
+def a_repeated_resumption_is_taken_for_another(patch: Any) -> None:
+    def is_known(state: WorkflowState, request_id: str) -> bool:
+        return request_id == state.request_id
+
+    patch.setattr(WorkflowState, "is_known", is_known)
+
+
 @breaks("start", "one owner")
 def takeover_without_a_fence(patch: Any) -> None:
     def take(self: Lease, recovered: Any) -> None:

@@ -6,6 +6,7 @@ import getpass
 import os
 import socket
 import sys
+import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -178,7 +179,8 @@ def resume(connection: Connection, workflow_id: str, canceled: bool, wishes: Wis
         EnvironmentMismatchError: what it needs is not here. Nothing was started.
     """
     change = prepare(connection, validate_workflow_id(workflow_id), wishes)
-    return connection.call("resume", workflow_id, canceled, change)
+    # Ray repeats the call if the coordinator dies before it has answered.
+    return connection.call("resume", workflow_id, uuid.uuid4().hex, canceled, change)
 
 
 def prepare(connection: Connection, workflow_id: str, wishes: Wishes) -> EnvironmentChange | None:

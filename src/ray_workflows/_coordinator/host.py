@@ -277,10 +277,16 @@ class Coordinator:
         return make
 
     def resume(
-        self, workflow_id: str, canceled: bool, change: EnvironmentChange | None = None
+        self,
+        workflow_id: str,
+        request_id: str,
+        canceled: bool,
+        change: EnvironmentChange | None = None,
     ) -> Any:
         """Resume a workflow: `Accepted`, `Finished` or an error."""
-        return self.request(lambda reply: ResumeRequest(workflow_id, reply, canceled, change))
+        return self.request(
+            lambda reply: ResumeRequest(workflow_id, reply, request_id, canceled, change)
+        )
 
     def cancel(self, workflow_id: str) -> Any:
         """Cancel a workflow: None or an error."""

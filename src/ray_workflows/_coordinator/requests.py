@@ -70,8 +70,10 @@ class SubmitRequest(Request, frozen=True):
 
 
 class ResumeRequest(Request, frozen=True):
-    """Resume a workflow. ``canceled``: also one that was canceled. ``change``: see the event."""
+    """Resume a workflow. Repeating it with its id is harmless. ``canceled``: also one that was
+    canceled. ``change``: see the event."""
 
+    request_id: str
     canceled: bool = False
     change: EnvironmentChange | None = None
 

@@ -146,9 +146,9 @@ class Verbs:
 
     def take_again(self, workflow: Workflow, request: SubmitRequest | ResumeRequest) -> None:
         state = workflow.state
-        if isinstance(request, SubmitRequest) and state.request_id == request.request_id:
+        if state.is_known(request.request_id):
             # The same request, repeated because its answer was lost.
-            workflow.answers.append((request, Accepted(state.incarnation, created=True)))
+            workflow.answers.append((request, accepted(request, state)))
         elif is_fork(request):
             answer(request.reply, WorkflowAlreadyExistsError(request.workflow_id))
         elif state.status in ACTIVE:
@@ -162,7 +162,7 @@ class Verbs:
             answer(request.reply, queue.Full("Workflow queue has been full"))
             return
         workflow.inputs.append(
-            inp.Resume(holder=self.loop.holder_id, start=start, change=request.change)
+            inp.Resume(self.loop.holder_id, start, request.change, request.request_id)
         )
         workflow.answers.append((request, accepted(request, workflow.state)))
         if not start:
@@ -282,9 +282,9 @@ class Verbs:
     ) -> None:
         state = found.state
         submitted = isinstance(request, SubmitRequest)
-        repeated = submitted and state.request_id == request.request_id  # type: ignore[union-attr]
+        repeated = state.is_known(request.request_id)
         if repeated and status is not WorkflowStatus.RESUMABLE:
-            answer(request.reply, Accepted(state.incarnation, created=True))
+            answer(request.reply, accepted(request, state))
         elif not repeated and is_fork(request):
             answer(request.reply, WorkflowAlreadyExistsError(request.workflow_id))
         elif status in ACTIVE:

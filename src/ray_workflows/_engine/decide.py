@@ -83,7 +83,11 @@ def on_resume(state: WorkflowState, input: inp.Resume, now: float) -> Events:
     held = state.holder == input.holder and not state.released
     if held and state.status in WorkflowStatus.non_terminating_status():
         return []
-    events: Events = [ev.WorkflowResumed(at=now, holder=input.holder, change=input.change)]
+    events: Events = [
+        ev.WorkflowResumed(
+            at=now, holder=input.holder, change=input.change, request_id=input.request_id
+        )
+    ]
     if state.output is not None:
         # It had succeeded before it was canceled: there is nothing to run.
         events.append(ev.WorkflowSucceeded(at=now, output=state.output))

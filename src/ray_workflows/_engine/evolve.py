@@ -94,6 +94,8 @@ def apply_workflow_resumed(
         change_holder(state, event.holder)
     if event.change is not None:
         change_environment(state, event.change)
+    if event.request_id:
+        state.resume_id = event.request_id
     state.status = WorkflowStatus.PENDING
     state.ended_at = None
     state.error = None

@@ -177,6 +177,7 @@ class WorkflowState:
         "ray_options",
         "released",
         "request_id",
+        "resume_id",
         "signals",
         "started_at",
         "status",
@@ -206,7 +207,9 @@ class WorkflowState:
         self.environment = Environment()
         self.functions: dict[str, Function] = {}
         self.ray_options: dict[str, dict[str, Any]] = {}
+        #: The requests that submitted it and that last resumed it.
         self.request_id = ""
+        self.resume_id = ""
         #: How long it may run from each start, in seconds, and when that is over.
         self.timeout: float | None = None
         self.deadline: float | None = None
@@ -232,6 +235,10 @@ class WorkflowState:
         self.active: dict[int, None] = {}
         self.waits: dict[str, OrderedDict[int, None]] = {}
         self.timers: dict[int, float] = {}
+
+    def is_known(self, request_id: str) -> bool:
+        """Whether it is here, or goes on, by this request."""
+        return bool(request_id) and request_id in (self.request_id, self.resume_id)
 
     @property
     def running(self) -> bool:

@@ -48,11 +48,13 @@ class WorkflowStarted(Event, frozen=True, tag="workflow-started"):
 class WorkflowResumed(Event, frozen=True, tag="workflow-resumed"):
     """A failed or canceled workflow goes on: failed tasks get a fresh retry budget.
 
-    ``change``: who resumed it, and what is different from now on.
+    ``change``: who resumed it, and what is different from now on. ``request_id``: by which request,
+    if it was a user's.
     """
 
     holder: str
     change: EnvironmentChange | None = None
+    request_id: str = ""
 
 
 class WorkflowCanceled(Event, frozen=True, tag="workflow-canceled"):

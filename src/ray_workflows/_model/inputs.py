@@ -43,12 +43,13 @@ class Start(Input, frozen=True):
 class Resume(Input, frozen=True):
     """Go on with a workflow that failed, was canceled, or lost its coordinator.
 
-    ``start``: admit it at once, else it waits as PENDING. ``change``: see `WorkflowResumed`.
+    ``start``: admit it at once, else it waits as PENDING. The rest: see `WorkflowResumed`.
     """
 
     holder: str
     start: bool
     change: EnvironmentChange | None = None
+    request_id: str = ""
 
 
 class Cancel(Input, frozen=True):
