@@ -30,9 +30,9 @@ def world() -> World:
     return World()
 
 
-def resume(coordinator: Coordinator, request_id: str, canceled: bool = True) -> Any:
+def resume(coordinator: Coordinator, request_id: str) -> Any:
     answers: list[Any] = []
-    request = ResumeRequest("w", answers.append, request_id, canceled)
+    request = ResumeRequest("w", answers.append, request_id, canceled=True)
     coordinator.verbs.ask(request)
     coordinator.step()
     (answer,) = answers
@@ -97,17 +97,16 @@ def test_what_has_stopped_again_is_not_resumed_twice_by_one_request(world: World
 
 
 def test_a_submission_of_what_is_there(world: World) -> None:
-    coordinator = stopped(world, "one")
-    # Who runs what was canceled has to say so; what failed, or was left alone, goes on.
-    first = Coordinator(world, "first", auto_resume=False, host="elsewhere")
-    assert resume(coordinator, "r1") == RESUMED
-    coordinator.die()
+    owner = Coordinator(world, "owner", auto_resume=False, host="here")
+    other = Coordinator(world, "other", auto_resume=False, host="elsewhere")
+    owner.submit("w")
+    owner.die()
     world.pass_time(60.0)
-    answers = [submit(first, "s1") for _ in range(2)]
+    answers = [submit(other, "s1") for _ in range(2)]
     assert [type(answer) for answer in answers] == [Accepted, Accepted]
     assert not any(answer.created for answer in answers)
-    assert isinstance(submit(first, "s2"), WorkflowAlreadyRunningError)
-    assert world.status("w") == (WorkflowStatus.RUNNING, "first")
+    assert isinstance(submit(other, "s2"), WorkflowAlreadyRunningError)
+    assert world.status("w") == (WorkflowStatus.RUNNING, "other")
 
 
 def test_a_request_without_a_name_is_nobodys() -> None:

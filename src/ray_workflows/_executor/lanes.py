@@ -34,7 +34,7 @@ MAX_FUNCTIONS = 100_000
 MAX_IN_FLIGHT = 2_000
 
 #: Batches that one Ray task has at once: one runs, one is at hand when it is through. Both together
-#: are no more than its share of what there is.
+#: are no more than its share of what there is, or than the least that is worth it.
 AT_ONCE = 2
 
 #: Work for each slot, in seconds, from which on more Ray tasks are submitted than there are slots,
