@@ -287,7 +287,9 @@ class Client:
         cluster = self.anywhere()
         for _ in range(3):
             if cluster.lost:
+                # Ray asks again where it has asked; elsewhere it is another call of somebody's.
                 cluster = self.anywhere()
+                request_id = f"request-{self.world.number()}"
             known = self.journal.state.resume_id == request_id
             answer = yield Put(
                 cluster,

@@ -76,6 +76,7 @@ class Life:
             clock=self.clock,
             new_id=world.new_id,
             limits=Limits(*cluster.limits),
+            starts=world.starts,
         )
         self.lease = Lease(self.loop, self.holder, probe=world.probe)
         self.verbs = Verbs(self.loop, self.lease)
@@ -200,8 +201,8 @@ class Life:
             held = loop.by_incarnation.get(request.incarnation)
             if held is None:
                 raise Violation("orphan", f"{request.where} runs in {self.name} for nobody")
-            if held.busy:
-                continue
+            if held.busy or held.commands:
+                continue  # It may be stopped in the next step.
             task = held.state.tasks.get(request.task)
             if task is None or request.task not in held.state.active:
                 raise Violation("orphan", f"{request.where} runs in {self.name} without need")

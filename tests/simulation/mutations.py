@@ -252,7 +252,8 @@ def what_took_a_signal_is_made_again(patch: Any) -> None:
 def attempts_start_before_the_commit(patch: Any) -> None:
     def propose(self: Loop, workflow: Workflow, pending: Any) -> None:
         original(self, workflow, pending)
-        self.dispatch(workflow, pending.deltas)
+        for delta in pending.deltas:
+            self.carry_out(workflow, delta)
 
     original = Loop.propose
     patch.setattr(Loop, "propose", propose)
@@ -318,6 +319,32 @@ def submit_is_acknowledged_before_the_commit(patch: Any) -> None:
     patch.setattr(Loop, "propose", propose)
 
 
+@breaks("stuck")
+def what_is_left_to_start_is_forgotten(patch: Any) -> None:
+    def start(self: Loop) -> None:
+        original(self)
+        self.starting.clear()
+
+    original = Loop.start
+    patch.setattr(Loop, "start", start)
+
+
+@breaks("start", until=60.0, hang=0.5, slowness=4.0)
+def what_is_not_durable_is_started(patch: Any) -> None:
+    """By a state in hand whose commit is on its way."""
+
+    def start(self: Loop) -> None:
+        pending = [(each, each.pending) for each in self.starting.values()]
+        for workflow, _ in pending:
+            workflow.pending = None
+        original(self)
+        for workflow, commit in pending:
+            workflow.pending = commit
+
+    original = Loop.start
+    patch.setattr(Loop, "start", start)
+
+
 @breaks("start", until=30.0, commit_unsaid=0.3, pause=0.02, zombie=0.8, slowness=1.0)
 def what_is_doubtful_starts_all_the_same(patch: Any) -> None:
     """A commit found by reading starts what followed, whatever else was read."""
@@ -326,7 +353,8 @@ def what_is_doubtful_starts_all_the_same(patch: Any) -> None:
         assert workflow.pending is not None
         deltas = workflow.pending.deltas
         original(self, workflow)
-        self.dispatch(workflow, deltas)
+        for delta in deltas:
+            self.carry_out(workflow, delta)
 
     original = Loop.applied
     patch.setattr(Loop, "applied", applied)

@@ -91,6 +91,9 @@ class World:
         self.numbers = 0
         self.faults = Faults(self.rng, trouble or {})
         self.crowded = crowded
+        #: Commands that a coordinator starts in one step. By a die of its own: what else a seed has
+        #: stays as it was.
+        self.starts = Random(f"starts {seed}").choice([1, 2, 5_000])
         self.auto_resume = self.faults.auto_resume > 0.0
         #: Gives each process its own instance.
         self.open_storage = STORAGES[self.storage_kind](self.clock)
@@ -136,7 +139,7 @@ class World:
         return self
 
     def live(self) -> None:
-        self.trace("faults: %s", self.faults.describe())
+        self.trace("faults: %s, %s starts", self.faults.describe(), self.starts)
         for cluster in self.clusters:
             self.trace("cluster %s: limits %s", cluster.name, cluster.limits)
             self.begin_life(cluster)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from ray_workflows._coordinator.io import ThreadIo
+from ray_workflows._coordinator.io import Inbox, ThreadIo, work_off
 from ray_workflows._coordinator.store import SMALL_APPENDS, SMALL_BYTES, is_small
 from ray_workflows._model.catalog import Append
 from ray_workflows.storage import SqliteStorage
@@ -22,7 +21,7 @@ HANG_SECONDS = 20.0
 
 @pytest.mark.parametrize("brief", [True, False])
 def test_what_is_brief_runs_where_it_is_asked_for(brief: bool) -> None:
-    posted: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+    posted: Inbox = queue.SimpleQueue()
     io = ThreadIo(posted.put)
     results: list[Any] = []
     io.call(threading.get_ident, results.append, brief=brief)
@@ -33,8 +32,29 @@ def test_what_is_brief_runs_where_it_is_asked_for(brief: bool) -> None:
     io.close()
 
 
+def test_all_that_has_come_in_is_done() -> None:
+    inbox: Inbox = queue.SimpleQueue()
+    done: list[int] = []
+    for number in range(5):
+        inbox.put(lambda number=number: done.append(number))
+    work_off(inbox, HANG_SECONDS)
+    assert done == [0, 1, 2, 3, 4]
+    work_off(inbox, 0.0)
+
+
+def test_what_never_ends_is_left_for_later() -> None:
+    inbox: Inbox = queue.SimpleQueue()
+
+    def again() -> None:
+        inbox.put(again)
+
+    again()
+    work_off(inbox, HANG_SECONDS, 0.001)
+    assert inbox.qsize() == 1
+
+
 def test_an_error_of_what_is_brief_is_its_result() -> None:
-    posted: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+    posted: Inbox = queue.SimpleQueue()
     results: list[Any] = []
     ThreadIo(posted.put).call(lambda: 1 // 0, results.append, brief=True)
     posted.get(timeout=HANG_SECONDS)()

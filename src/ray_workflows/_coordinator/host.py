@@ -22,7 +22,7 @@ import ray
 from ray_workflows._codec.journal import decode_entry, decode_plan
 from ray_workflows._codec.messages import Message
 from ray_workflows._coordinator.claims import LEASE_SECONDS, this_holder
-from ray_workflows._coordinator.io import ThreadIo
+from ray_workflows._coordinator.io import Inbox, ThreadIo, work_off
 from ray_workflows._coordinator.lease import Lease
 from ray_workflows._coordinator.loop import Loop
 from ray_workflows._coordinator.orphans import Orphans
@@ -126,7 +126,7 @@ class Coordinator:
         self.storage = storage
         self.settings = settings
         self.package_version = package_version
-        self.inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self.inbox: Inbox = queue.SimpleQueue()
         self.broken: Exception | None = None
         gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
         self.seats = Seats(SEATS)
@@ -157,13 +157,7 @@ class Coordinator:
         self.storage.listen(self.holder.holder_id, lambda: self.inbox.put(self.lease.look))
         while True:
             try:
-                timeout = self.loop.step()
-                action = self.inbox.get(timeout=timeout)
-                while True:
-                    action()
-                    action = self.inbox.get_nowait()
-            except queue.Empty:
-                continue
+                work_off(self.inbox, self.loop.step())
             except Exception as error:
                 # A bug of ours. Work goes on; the error is in the log and in `describe`.
                 self.broken = error

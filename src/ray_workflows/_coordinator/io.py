@@ -1,15 +1,37 @@
-"""Blocking work on threads, its result back on the loop: a hung store freezes nothing else."""
+"""The loop's inbox, and blocking work on threads, whose result comes back on the loop: a hung store
+freezes nothing else.
+"""
 
 from __future__ import annotations
 
+import queue
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 
+#: What other threads bring to the loop.
+Inbox = queue.SimpleQueue[Callable[[], None]]
+
+#: How long the loop takes what comes in before it decides on it, in seconds. Under load there is
+#: always more.
+TAKE_SECONDS = 0.02
+
 #: Takes the result of blocking work, or the exception it raised.
 Continue = Callable[[Any], None]
+
+
+def work_off(inbox: Inbox, timeout: float | None, seconds: float = TAKE_SECONDS) -> None:
+    """Do what comes in, for some seconds at most; wait for the first of it until the timeout."""
+    try:
+        inbox.get(timeout=timeout)()
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            inbox.get_nowait()()
+    except queue.Empty:
+        return
 
 
 class Io(Protocol):

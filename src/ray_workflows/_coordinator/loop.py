@@ -41,12 +41,16 @@ from ray_workflows.storage.base import CommitOutcome, Storage
 
 logger = logging.getLogger(__name__)
 
+#: Commands that are started in one step: that takes less than a tenth of a second. Of fewer at a
+#: time smaller batches would be made.
+STARTS = 5_000
+
 
 class Loop:
     """Drives the workflows of one holder.
 
     All time comes from ``clock`` (seconds since 1970) and all ids from ``new_id``, so that a
-    simulation can run it deterministically.
+    simulation can run it deterministically. ``starts``: commands that are started in one step.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class Loop:
         clock: Callable[[], float],
         new_id: Callable[[], str],
         limits: Limits,
+        starts: int = STARTS,
     ) -> None:
         self.storage = storage
         self.executor = executor
@@ -67,11 +72,14 @@ class Loop:
         self.holder_id = holder_id
         self.clock = clock
         self.new_id = new_id
+        self.starts = starts
         self.workflows: dict[str, Workflow] = {}
         self.room = Room(limits, self.workflows)
         self.by_incarnation: dict[str, Workflow] = {}
         self.guests: dict[str, Workflow] = {}
         self.dirty: dict[int, Workflow] = {}
+        #: Those with commands to start.
+        self.starting: dict[int, Workflow] = {}
         self.outbox: list[Workflow] = []
         self.committing = False
         self.alarms: list[tuple[float, int, Callable[[], None]]] = []
@@ -90,10 +98,13 @@ class Loop:
         now = self.clock()
         while self.alarms and self.alarms[0][0] <= now:
             heapq.heappop(self.alarms)[2]()
+        self.start()
         while self.dirty:
             self.advance(self.dirty.pop(next(iter(self.dirty))))
         self.flush()
         self.executor.flush()
+        if self.starting:
+            return 0.0
         return max(0.0, self.alarms[0][0] - now) if self.alarms else None
 
     def at(self, time: float, action: Callable[[], None]) -> None:
@@ -127,6 +138,8 @@ class Loop:
             del self.workflows[workflow.workflow_id]
             del self.by_incarnation[workflow.incarnation]
         self.dirty.pop(id(workflow), None)
+        self.starting.pop(id(workflow), None)
+        workflow.commands.clear()
         self.notify(workflow, settled=True)
         if held:
             # Who waits for the output was given the live copy of it.
@@ -335,7 +348,9 @@ class Loop:
         workflow.state, workflow.seq, workflow.row = recovered.state, recovered.seq, recovered.row
         if workflow.state.cancel_requested:
             workflow.inputs.append(inp.Cancel())
-        # Starting twice is starting once: what is in flight stays there, if it still should.
+        # All that should run is asked for again. Starting twice is starting once: what is in flight
+        # stays there, if it still should.
+        workflow.forget_starts()
         active = workflow.state.active
         over = [CancelAttempt(number) for number in workflow.flying if number not in active]
         self.dispatch(workflow, [*over, *commands(workflow.state)])
@@ -354,6 +369,7 @@ class Loop:
         workflow.broken = error
         # There is no state to decide on.
         workflow.inputs.clear()
+        workflow.commands.clear()
         self.hold(workflow)
         self.release(workflow, workflow.row, error)
 
@@ -388,31 +404,39 @@ class Loop:
 
     # -- commands --------------------------------------------------------------------------
 
-    def dispatch(self, workflow: Workflow, deltas: list[Command]) -> None:
-        """Start commands that a durable state asks for."""
-        for command in deltas:
-            if isinstance(command, StartAttempt):
-                if command.not_before and command.not_before > self.clock():
-                    self.at(command.not_before, self.starter(workflow, command))
-                else:
-                    self.start_attempt(workflow, command)
-            elif isinstance(command, CancelAttempt):
-                workflow.flying.pop(command.task, None)
-                self.executor.cancel(workflow.incarnation, command.task)
-            elif isinstance(command, ReleaseValue):
-                self.executor.release(workflow.incarnation, command.value)
-            elif isinstance(command, WakeAt):
-                self.at(command.at, lambda: self.wake(workflow))
+    def dispatch(self, workflow: Workflow, deltas: Iterable[Command]) -> None:
+        """Let commands be started that a durable state asks for."""
+        workflow.commands.extend(deltas)
+        if workflow.commands:
+            self.starting[id(workflow)] = workflow
 
-    def starter(self, workflow: Workflow, command: StartAttempt) -> Callable[[], None]:
-        def start() -> None:
+    def start(self) -> None:
+        """Start commands, but no more than others can wait for: a workflow may have a million."""
+        left = self.starts
+        while self.starting and left:
+            workflow = self.starting.pop(next(iter(self.starting)))
             if workflow.busy:
-                # What is in hand is not durable: it is asked for again when that is settled.
-                self.verify(workflow)
+                continue  # What is in hand is not durable. When it is, it comes back here.
+            commands = workflow.commands
+            while commands and left:
+                self.carry_out(workflow, commands.popleft())
+                left -= 1
+            if commands:
+                self.starting[id(workflow)] = workflow
+
+    def carry_out(self, workflow: Workflow, command: Command) -> None:
+        if isinstance(command, StartAttempt):
+            if command.not_before and command.not_before > self.clock():
+                self.at(command.not_before, lambda: self.dispatch(workflow, [command]))
             else:
                 self.start_attempt(workflow, command)
-
-        return start
+        elif isinstance(command, CancelAttempt):
+            workflow.flying.pop(command.task, None)
+            self.executor.cancel(workflow.incarnation, command.task)
+        elif isinstance(command, ReleaseValue):
+            self.executor.release(workflow.incarnation, command.value)
+        elif isinstance(command, WakeAt):
+            self.at(command.at, lambda: self.wake(workflow))
 
     def start_attempt(self, workflow: Workflow, command: StartAttempt) -> None:
         # Without a lease (we were paused, or the storage was away) it may be somebody else's by

@@ -56,6 +56,7 @@ class Workflow:
     __slots__ = (
         "answers",
         "broken",
+        "commands",
         "doubtful",
         "flying",
         "guest",
@@ -84,6 +85,8 @@ class Workflow:
         #: What to answer when what was decided is durable.
         self.answers: list[Answer] = []
         self.pending: Pending | None = None
+        #: What a durable state asks for, and is not started yet.
+        self.commands: deque[Command] = deque()
         #: Why it can't be driven: it is here only until the journal says so.
         self.broken: Exception | None = None
         #: Its journal is being read again; until then the state is of no use.
@@ -133,6 +136,11 @@ class Workflow:
     @property
     def incarnation(self) -> str:
         return self.state.incarnation
+
+    def forget_starts(self) -> None:
+        """Attempts that are not started yet are asked for anew."""
+        kept = [each for each in self.commands if not isinstance(each, StartAttempt)]
+        self.commands = deque(kept)
 
     def land(self, report: AttemptReport) -> None:
         """The report is being decided on."""
