@@ -321,19 +321,19 @@ def submit_is_acknowledged_before_the_commit(patch: Any) -> None:
 
 @breaks("stuck")
 def what_is_left_to_start_is_forgotten(patch: Any) -> None:
-    def start(self: Loop) -> None:
+    def start_commands(self: Loop) -> None:
         original(self)
         self.starting.clear()
 
-    original = Loop.start
-    patch.setattr(Loop, "start", start)
+    original = Loop.start_commands
+    patch.setattr(Loop, "start_commands", start_commands)
 
 
 @breaks("start", until=60.0, hang=0.5, slowness=4.0)
 def what_is_not_durable_is_started(patch: Any) -> None:
     """By a state in hand whose commit is on its way."""
 
-    def start(self: Loop) -> None:
+    def start_commands(self: Loop) -> None:
         pending = [(each, each.pending) for each in self.starting.values()]
         for workflow, _ in pending:
             workflow.pending = None
@@ -341,8 +341,8 @@ def what_is_not_durable_is_started(patch: Any) -> None:
         for workflow, commit in pending:
             workflow.pending = commit
 
-    original = Loop.start
-    patch.setattr(Loop, "start", start)
+    original = Loop.start_commands
+    patch.setattr(Loop, "start_commands", start_commands)
 
 
 @breaks("start", until=30.0, commit_unsaid=0.3, pause=0.02, zombie=0.8, slowness=1.0)

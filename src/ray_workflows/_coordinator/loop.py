@@ -98,7 +98,7 @@ class Loop:
         now = self.clock()
         while self.alarms and self.alarms[0][0] <= now:
             heapq.heappop(self.alarms)[2]()
-        self.start()
+        self.start_commands()
         while self.dirty:
             self.advance(self.dirty.pop(next(iter(self.dirty))))
         self.flush()
@@ -410,7 +410,7 @@ class Loop:
         if workflow.commands:
             self.starting[id(workflow)] = workflow
 
-    def start(self) -> None:
+    def start_commands(self) -> None:
         """Start commands, but no more than others can wait for: a workflow may have a million."""
         left = self.starts
         while self.starting and left:
