@@ -329,7 +329,7 @@ def what_is_left_to_start_is_forgotten(patch: Any) -> None:
     patch.setattr(Loop, "start_commands", start_commands)
 
 
-@breaks("start", until=60.0, hang=0.5, slowness=4.0)
+@breaks("start", until=60.0, commit_unsaid=0.5, commit_lost=0.3, worker_crash=0.3, slowness=1.0)
 def what_is_not_durable_is_started(patch: Any) -> None:
     """By a state in hand whose commit is on its way."""
 
