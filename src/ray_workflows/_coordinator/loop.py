@@ -417,12 +417,13 @@ class Loop:
             workflow = self.starting.pop(next(iter(self.starting)))
             if workflow.busy:
                 continue  # What is in hand is not durable. When it is, it comes back here.
-            commands = workflow.commands
-            while commands and left:
-                self.carry_out(workflow, commands.popleft())
-                left -= 1
-            if commands:
+            some = workflow.commands[:left]
+            del workflow.commands[:left]
+            left -= len(some)
+            if workflow.commands:
                 self.starting[id(workflow)] = workflow
+            for command in some:
+                self.carry_out(workflow, command)
 
     def carry_out(self, workflow: Workflow, command: Command) -> None:
         if isinstance(command, StartAttempt):

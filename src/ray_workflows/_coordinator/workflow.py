@@ -85,8 +85,9 @@ class Workflow:
         #: What to answer when what was decided is durable.
         self.answers: list[Answer] = []
         self.pending: Pending | None = None
-        #: What a durable state asks for, and is not started yet.
-        self.commands: deque[Command] = deque()
+        #: What a durable state asks for, and is not started yet. A list: it is mostly empty, and an
+        #: empty deque takes 0.7 KiB of each of 100,000 workflows.
+        self.commands: list[Command] = []
         #: Why it can't be driven: it is here only until the journal says so.
         self.broken: Exception | None = None
         #: Its journal is being read again; until then the state is of no use.
@@ -139,8 +140,7 @@ class Workflow:
 
     def forget_starts(self) -> None:
         """Attempts that are not started yet are asked for anew."""
-        kept = [each for each in self.commands if not isinstance(each, StartAttempt)]
-        self.commands = deque(kept)
+        self.commands = [each for each in self.commands if not isinstance(each, StartAttempt)]
 
     def land(self, report: AttemptReport) -> None:
         """The report is being decided on."""
