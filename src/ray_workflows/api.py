@@ -139,7 +139,8 @@ def run(
         WorkflowNotResumableError: the workflow of this id was canceled.
         WorkflowExecutionError: it failed; ``__cause__`` is the error of the task.
         WorkflowTimeoutError: it ran longer than its timeout. (It is a WorkflowExecutionError.)
-        WorkflowCancellationError: it was canceled meanwhile.
+        WorkflowCancellationError: it was canceled meanwhile. (As the two above, it is a
+            ``ray.exceptions.RayTaskError`` too.)
 
     Examples:
         >>> import ray, ray_workflows as workflow

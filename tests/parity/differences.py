@@ -46,10 +46,10 @@ STILL_ACTIVE = (
 RETRY_TYPES = "`retry_exceptions=[types]` works; `run` raised `DataSaveError`."
 CHECKED_BY_TYPE = "Ids and options of a wrong type raise at the call."
 FAILED_END = "Tasks that failed have an `end_time` too, and so have canceled workflows."
+PICKLE = "All errors pickle, with their attributes and cause."
 NOT_WRAPPED = (
-    "Errors of verbs are raised as they are, not wrapped into `ray.exceptions.RayTaskError`, "
-    "so that they pickle and keep their attributes and cause; the same `except` clauses of "
-    "workflow errors catch them, but not `except RayTaskError`."
+    "What refuses a call (an unknown id, for one) is raised as it is, and is no "
+    "`ray.exceptions.RayTaskError`; what tells how a workflow ended still is one."
 )
 UNSTORED_OUTPUT = (
     "The output of a workflow is stored even if its last task has `checkpoint=False`: "
@@ -62,10 +62,10 @@ DIFFERENCES: dict[str, Difference] = {
     "the_cause_after_a_crash": Difference(CAUSE, {"causes": [["WorkerCrashedError", "Exception"]]}),
     "errors_are_rays_task_errors": Difference(
         NOT_WRAPPED,
-        dict.fromkeys(("run", "get_output", "get_status", "delete", "resume"), False),
+        dict.fromkeys(("get_output", "get_status", "delete", "resume"), False),
     ),
     "errors_pickle": Difference(
-        NOT_WRAPPED,
+        PICKLE,
         {"pickle": returns("WorkflowExecutionError"), "of_a_verb": returns(True)},
     ),
     "an_error_that_does_not_pickle": Difference(

@@ -7,8 +7,11 @@ import pickle
 import re
 
 import pytest
+from ray.exceptions import RayTaskError
 
 from ray_workflows import exceptions
+from ray_workflows._capture.values import as_instance_of_cause, as_task_error
+from ray_workflows._client.outputs import as_raised
 from ray_workflows.exceptions import WorkflowError
 
 ALL = [
@@ -80,10 +83,6 @@ def test_users_errors_may_have_a_message_of_their_own() -> None:
 
 def test_the_cause_of_a_failure_pickles() -> None:
     """Its class is made by Ray at run time, so that pickle can't find it by its name."""
-    from ray.exceptions import RayTaskError
-
-    from ray_workflows._capture.values import as_instance_of_cause
-
     error = exceptions.WorkflowExecutionError("w", "t", "boom")
     error.__cause__ = as_instance_of_cause(RayTaskError("task 't'", "Traceback", KeyError("k")))
     copy = error
@@ -93,6 +92,51 @@ def test_the_cause_of_a_failure_pickles() -> None:
     assert isinstance(copy.__cause__, RayTaskError)
     assert str(copy.__cause__) == str(error.__cause__)
     assert copy.__cause__.cause.args == ("k",)
+
+
+class WithoutPickle(Exception):
+    def __reduce__(self) -> tuple[object, ...]:
+        raise RuntimeError("not me")
+
+
+ENDS = [
+    exceptions.WorkflowExecutionError("w", "t", "ValueError: boom"),
+    exceptions.WorkflowTimeoutError("w"),
+    exceptions.WorkflowCancellationError("w"),
+    exceptions.OutputNotAvailableError("w", None, "it failed."),
+]
+
+
+@pytest.mark.parametrize("error", ENDS, ids=lambda error: type(error).__name__)
+def test_how_a_workflow_ended_is_raised_as_an_error_of_ray_too(error: WorkflowError) -> None:
+    """As all that came out of the actor of `ray.workflow`."""
+    error.__cause__ = KeyError("why")
+    raised = as_raised(error)  # type: ignore[arg-type]
+    for _ in range(3):  # A copy pickles as the original does.
+        assert isinstance(raised, type(error))
+        assert isinstance(raised, RayTaskError)
+        assert str(raised) == str(error)
+        assert raised.workflow_id == "w"
+        assert isinstance(raised.__cause__, KeyError)
+        assert type(raised.cause) is type(error)
+        raised = pickle.loads(pickle.dumps(raised))
+
+
+def test_an_error_that_can_not_be_pickled_is_raised_as_it_is() -> None:
+    error = WithoutPickle("lock")
+    assert as_task_error("task 't'", "text", error) is error
+
+
+def test_a_traceback_does_not_name_the_process_that_reads_it() -> None:
+    text = (
+        "Traceback (most recent call last):\n  File 'a.py', line 1, in f\nKeyError: 'k'\n\n"
+        "During handling of the above exception, another exception occurred:\n\n"
+        "Traceback (most recent call last):\n  File 'a.py', line 2, in f\nKeyError: 'l'"
+    )
+    shown = str(as_task_error("task 't'", text, KeyError("l")))
+    assert shown.startswith("task 't':\n  File 'a.py', line 1, in f\n")
+    assert shown.count("task 't':") == 2
+    assert "pid" not in shown
 
 
 def test_the_tree_in_the_docstring_is_complete() -> None:

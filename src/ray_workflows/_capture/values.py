@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -32,6 +33,8 @@ from ray_workflows.exceptions import SignalTimeoutError, StorageCorruptError, Wo
 restored_objects: OrderedDict[bytes, tuple[str, Blob]] = OrderedDict()
 RESTORED_OBJECTS_LIMIT = 10_000
 
+#: What Python writes above a traceback. Ray writes the process that prints it in its place.
+HEADER = re.compile(r"^Traceback \(most recent call last\):$", re.MULTILINE)
 
 #: What Ray raises when an object is gone with its owner or its node: nobody's fault.
 LOST_OBJECT_ERRORS = (
@@ -267,7 +270,7 @@ class ValueReader:
         if isinstance(cause, ray.exceptions.RayError) or not isinstance(cause, Exception):
             return cause
         text = error.traceback or f"{error.type_name}: {error.message}"
-        return as_instance_of_cause(ray.exceptions.RayTaskError(where, text, cause))
+        return as_task_error(where, text, cause)
 
     def read_outcome(self, outcome: Outcome, *, where: str) -> Any:
         """What a consumer of a task gets."""
@@ -279,13 +282,39 @@ class ValueReader:
         return (value, None) if outcome.wrapped else value
 
 
+def as_task_error(where: str, text: str, cause: Exception) -> BaseException:
+    """An error as Ray raises that of a task: an instance of its own class and of RayTaskError.
+
+    One that can't be pickled again is raised as it is.
+
+    Args:
+        where: whose error it is.
+        text: what ``str`` of it gives, without frames of Ray's own.
+        cause: the error.
+    """
+    try:
+        wrapped = ray.exceptions.RayTaskError(where, with_header(text, where), cause)
+    except Exception:
+        return cause
+    return as_instance_of_cause(wrapped) if wrapped.cause is cause else cause
+
+
 def as_instance_of_cause(wrapped: ray.exceptions.RayTaskError) -> BaseException:
-    """Ray's error of a task as an instance of what the task raised too; one that pickles."""
+    """Ray's error of a task as an instance of what the task raised too; one that pickles, and has
+    the ``__cause__`` of that."""
     error: BaseException = wrapped.as_instanceof_cause()
     if error is not wrapped:
         # Ray makes a class for each such error, which pickle does not find by its name.
         type(error).__reduce__ = lambda self: (as_instance_of_cause, (wrapped,))  # type: ignore
+    if wrapped.cause.__cause__ is not None:
+        error.__cause__ = wrapped.cause.__cause__
     return error
+
+
+def with_header(traceback: str, header: str) -> str:
+    """The text of a traceback, each of its headers ("Traceback (most recent call last):") replaced
+    by one that says whose it is."""
+    return HEADER.sub(lambda _: f"{header}:", traceback)
 
 
 class DetachedReader(ValueReader):

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ray_workflows._capture.values import as_task_error
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.progress import ProgressDisplay
 from ray_workflows._client.reader import ACTIVE, Reader
@@ -33,6 +34,9 @@ POLL_SECONDS = 0.5
 #: How long a workflow is waited for whose coordinator is dead, if that of this cluster takes such
 #: workflows over by itself, in seconds. It may have no room for it, or not be able to read it.
 ORPHAN_SECONDS = 30.0
+
+#: How a workflow ended that has no output.
+WorkflowEndError = WorkflowExecutionError | WorkflowCancellationError | OutputNotAvailableError
 
 ENDED_BADLY = (WorkflowStatus.FAILED, WorkflowStatus.CANCELED)
 
@@ -88,6 +92,12 @@ def workflow_output(reader: Reader, row: CatalogRow) -> Any:
     )
 
 
+def as_raised(error: WorkflowEndError) -> BaseException:
+    """How a workflow ended, as it is raised: an error that ``except RayTaskError`` catches too. All
+    that a driver waited for came out of an actor under ``ray.workflow``, and so in one of these."""
+    return as_task_error(f"workflow '{error.workflow_id}'", str(error), error)
+
+
 def execution_error(reader: Reader, row: CatalogRow) -> WorkflowExecutionError:
     """The error of a workflow that has failed, its cause chained."""
     view = WorkflowView(row.workflow_id, row.incarnation)
@@ -109,19 +119,24 @@ def settled_output(reader: Reader, row: CatalogRow, status: WorkflowStatus) -> A
     if status is WorkflowStatus.SUCCESSFUL:
         return workflow_output(reader, row)
     if status is WorkflowStatus.FAILED:
-        raise execution_error(reader, row)
+        raise as_raised(execution_error(reader, row))
     if status is WorkflowStatus.CANCELED:
-        raise WorkflowCancellationError(row.workflow_id)
-    raise not_driven(row)
+        raise as_raised(WorkflowCancellationError(row.workflow_id))
+    raise not_there(row, not_driven(row))
 
 
-def not_driven(row: CatalogRow) -> OutputNotAvailableError:
+def not_driven(row: CatalogRow) -> str:
     why = f" ({row.error})" if row.error else ""
-    return OutputNotAvailableError(
-        row.workflow_id,
-        None,
-        f"it is in RESUMABLE status{why}, please resume it: resume({row.workflow_id!r}).",
-    )
+    return f"it is in RESUMABLE status{why}, please resume it: resume({row.workflow_id!r})."
+
+
+def not_there(
+    row: CatalogRow, reason: str, task_id: str | None = None, cause: BaseException | None = None
+) -> BaseException:
+    """Why there is no output, and the error that is the cause of it, as it is raised."""
+    error = OutputNotAvailableError(row.workflow_id, task_id, reason)
+    error.__cause__ = cause
+    return as_raised(error)
 
 
 def stopped_output(reader: Reader, row: CatalogRow, status: WorkflowStatus) -> Any:
@@ -131,10 +146,10 @@ def stopped_output(reader: Reader, row: CatalogRow, status: WorkflowStatus) -> A
         return workflow_output(reader, row)
     if status is WorkflowStatus.FAILED:
         cause = execution_error(reader, row)
-        raise OutputNotAvailableError(row.workflow_id, None, f"it failed: {cause}") from cause
+        raise not_there(row, f"it failed: {cause}", cause=as_raised(cause))
     if status is WorkflowStatus.CANCELED:
-        raise OutputNotAvailableError(row.workflow_id, None, "it was canceled.")
-    raise not_driven(row)
+        raise not_there(row, "it was canceled.")
+    raise not_there(row, not_driven(row))
 
 
 class TaskOutput:
@@ -154,7 +169,7 @@ class TaskOutput:
             return True, self.value(task.outcome)
         return False, None
 
-    def missing(self, status: WorkflowStatus) -> OutputNotAvailableError:
+    def missing(self, status: WorkflowStatus) -> BaseException:
         """Why the result is not there, when nobody works on it."""
         task = self.view.tasks.get(self.task_id)
         reason = f"the workflow is {status} and the task has no result."
@@ -165,15 +180,12 @@ class TaskOutput:
             values = self.reader.values(self.row.incarnation)
             cause = values.read_error(task.error, where=f"task '{self.task_id}'")
             reason = f"it failed: {cause}"
-        error = OutputNotAvailableError(self.row.workflow_id, self.task_id, reason)
-        error.__cause__ = cause
-        return error
+        return not_there(self.row, reason, self.task_id, cause)
 
     def value(self, outcome: Outcome) -> Any:
         if not outcome.stored:
-            raise OutputNotAvailableError(
-                self.row.workflow_id, self.task_id, "it was not checkpointed (checkpoint=False)."
-            )
+            reason = "it was not checkpointed (checkpoint=False)."
+            raise not_there(self.row, reason, self.task_id)
         values = self.reader.values(self.row.incarnation)
         where = f"result of task '{self.task_id}' of workflow '{self.row.workflow_id}'"
         return values.read_outcome(outcome, where=where)

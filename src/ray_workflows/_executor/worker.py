@@ -6,6 +6,7 @@ It never raises for what user code did; a Ray error from here means that the wor
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 import traceback
 from collections import OrderedDict
@@ -25,6 +26,7 @@ from ray_workflows._capture.values import (
     ValueReader,
     ValueWriter,
     restored_objects,
+    with_header,
 )
 from ray_workflows._codec.placeholders import CONSTANT, UPSTREAM_REF, UPSTREAM_VALUE, placeholder
 from ray_workflows._environment.snapshot import remember_options
@@ -202,6 +204,9 @@ class AttemptRun:
 
     def describe(self, error: BaseException) -> ErrorInfo:
         text = "".join(traceback.format_exception(type(error), error, user_traceback(error)))
+        # Where it was raised; who reads it is elsewhere.
+        process = f"pid {os.getpid()} on {ray.util.get_node_ip_address()}"
+        text = with_header(text, f"{self.request.where}, {process}")
         info = self.writer.write_error(
             error, key=f"{self.request.blob_prefix}-error", traceback=text
         )
