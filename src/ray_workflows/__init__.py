@@ -4,7 +4,7 @@ from ray_workflows import common, event_listener, workflow_context  # noqa: F401
 from ray_workflows._executor.context import CurrentTask
 from ray_workflows._model.environment import EnvironmentInfo
 from ray_workflows._model.status import WorkflowStatus
-from ray_workflows._model.tasks import TaskInfo, TaskStatus
+from ray_workflows._model.tasks import AttemptInfo, AttemptOutcome, TaskInfo, TaskStatus
 from ray_workflows._version import __version__
 from ray_workflows.api import (
     cancel,
@@ -84,6 +84,8 @@ __all__ = [
     "RESUMABLE",
     "RUNNING",
     "SUCCESSFUL",
+    "AttemptInfo",
+    "AttemptOutcome",
     "CoordinatorUnavailableError",
     "CurrentTask",
     "EnvironmentInfo",

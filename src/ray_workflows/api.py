@@ -414,8 +414,12 @@ def get_environment(workflow_id: str) -> EnvironmentInfo:
     return workflows.get_environment(workflow_id)
 
 
-def get_tasks(workflow_id: str) -> list[TaskInfo]:
-    """Every task of a workflow with its status and attempts, in one call.
+def get_tasks(workflow_id: str, *, attempts: bool = False) -> list[TaskInfo]:
+    """Every task of a workflow with its status, and why it has not ended, in one call.
+
+    Args:
+        workflow_id: id of the workflow.
+        attempts: also list every attempt of every task, in `TaskInfo.history`.
 
     Returns:
         Tasks in the order they came to be; continuations add theirs when they are reached.
@@ -434,7 +438,7 @@ def get_tasks(workflow_id: str) -> list[TaskInfo]:
         >>> [(task.task_id, task.status.value) for task in workflow.get_tasks("tasks of one")]
         [('one', 'SUCCESSFUL')]
     """
-    return workflows.get_tasks(workflow_id)
+    return workflows.get_tasks(workflow_id, attempts)
 
 
 def list_all(

@@ -17,9 +17,33 @@ def test_tasks_with_state_attempts_and_durations(store: Store, cli: Cli) -> None
     assert fields["error"] == "ValueError: boom"
     assert fields["duration"] == "2.0 s"
     assert [line.split("\t") for line in tasks.splitlines()] == [
-        ["fetch", "SUCCESSFUL", "1", "2.0 s", ""],
-        ["total", "FAILED", "2", "0 ms", "ValueError: boom"],
+        ["fetch", "SUCCESSFUL", "1", "2.0 s", "", ""],
+        ["total", "FAILED", "2", "0 ms", "ValueError: boom", ""],
     ]
+
+
+def test_attempts_are_shown_on_request(store: Store, cli: Cli) -> None:
+    store.failed("broken")
+    head, _, attempts = cli("show", "--attempts", "broken").stdout.rpartition("\n\n")
+    assert "total\tFAILED" in head
+    rows = [line.split("\t") for line in attempts.splitlines()]
+    assert [(row[0], row[1], row[2], row[-1]) for row in rows] == [
+        ("fetch", "1", "returned", ""),
+        ("total", "1", "raised", "ValueError: boom"),
+        ("total", "2", "raised", "ValueError: boom"),
+    ]
+    fetch, total = cli.json("show", "--attempts", "broken")["tasks"]
+    assert fetch["history"][0]["duration"] == pytest.approx(STEP)
+    assert [attempt["attempt"] for attempt in total["history"]] == [1, 2]
+    assert "history" not in cli.json("show", "broken")["tasks"][0]
+
+
+def test_a_task_says_why_it_waits(store: Store, cli: Cli) -> None:
+    store.save(store.story("new"))
+    store.hold()
+    *_, fetch, total = cli("show", "new").stdout.splitlines()
+    assert fetch.endswith("\tattempt 1 was handed to Ray and does not run yet")
+    assert total.endswith("\tit waits for 'fetch'")
 
 
 def test_json(store: Store, cli: Cli) -> None:
@@ -42,19 +66,21 @@ def test_a_task_that_waits_and_one_that_runs(store: Store, cli: Cli) -> None:
     found = cli.json("show", "new")
     assert found["status"] == "RUNNING"
     assert [(t["status"], t["attempts"], t["duration"]) for t in found["tasks"]] == [
-        ("RUNNING", 0, None),
+        ("QUEUED", 0, None),
         ("WAITING", 0, None),
     ]
 
 
-def test_nobodys_tasks_have_no_growing_duration(store: Store, cli: Cli) -> None:
+def test_only_what_runs_has_a_growing_duration(store: Store, cli: Cli) -> None:
     story = store.story("cut off", plan=plan(("a", (), {"max_retries": 3})))
-    story.fail("a", retryable=True)
+    start = story.flying[0]
+    story.send(inp.AttemptRuns(start.task, start.epoch, start.attempt, started_at=story.now))
     store.save(story)
     (task,) = cli.json("show", "cut off")["tasks"]
-    assert (task["status"], task["duration"]) == ("RUNNING", None)
+    assert (task["status"], task["duration"]) == ("WAITING", None)
     store.hold()
     (task,) = cli.json("show", "cut off")["tasks"]
+    assert task["status"] == "RUNNING"
     assert task["duration"] == pytest.approx(3600, abs=60)
 
 

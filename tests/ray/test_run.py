@@ -14,7 +14,7 @@ from ray.dag import InputNode
 import ray_workflows as workflow
 from ray_workflows._client import workflows
 from ray_workflows._client.connection import connect
-from tests.ray.marks import Gate, Marks
+from tests.ray.marks import Gate, Marks, wait_until
 
 
 @ray.remote
@@ -225,7 +225,6 @@ def test_listing_by_status(wid: str, marks: Marks, gate: Gate) -> None:
 
 
 def test_cancel_stops_the_task_and_the_waiters(wid: str, marks: Marks, gate: Gate) -> None:
-    from tests.ray.marks import wait_until
 
     ref = workflow.run_async(held.bind(gate, marks), workflow_id=wid)
     marks.wait_for("held")
@@ -353,7 +352,8 @@ def test_tasks_of_a_workflow(wid: str, marks: Marks, gate: Gate) -> None:
 
     added = f"{__name__}.add"
     done = {"outer": "SUCCESSFUL", "caught": "SUCCESSFUL", added: "SUCCESSFUL"}
-    assert statuses() == {**done, "held": "RUNNING", "join": "WAITING"}
+    expected = {**done, "held": "RUNNING", "join": "WAITING"}
+    wait_until(lambda: statuses() == expected, "a worker has said that it runs the task")
     gate.open()
     ray.get(ref)
     assert set(statuses().values()) == {"SUCCESSFUL"}

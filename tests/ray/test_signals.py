@@ -54,7 +54,7 @@ def test_a_signal_is_an_argument(wid: str) -> None:
     workflow.signal(wid, "b", {"n": 2})
     assert status_of(wid, "signal-b") == "SUCCESSFUL"
     # As a timer that has not gone off.
-    assert status_of(wid, "signal-a") == "RUNNING"
+    assert status_of(wid, "signal-a") == "WAITING"
     assert workflow.get_status(wid) == workflow.RUNNING
     metadata = workflow.get_metadata(wid, "signal-b")
     assert metadata["stats"]["end_time"] >= metadata["stats"]["start_time"]
@@ -244,7 +244,7 @@ def test_a_fork_keeps_what_was_taken(wid: str) -> None:
     workflow.delete(wid)
     array, number = workflow.get_output(f"{wid}-join")
     assert (array.sum(), number) == (large.sum(), 1)
-    assert status_of(f"{wid}-small", "signal-small") == "RUNNING"
+    assert status_of(f"{wid}-small", "signal-small") == "WAITING"
     workflow.signal(f"{wid}-small", "small", 2)
     array, number = workflow.get_output(f"{wid}-small")
     assert (array.sum(), number) == (large.sum(), 2)

@@ -9,8 +9,9 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ray_workflows._client.reader import Reader
-from ray_workflows._client.views import WorkflowView, task_status
+from ray_workflows._client.reader import Observation, Reader
+from ray_workflows._client.task_states import task_status
+from ray_workflows._client.views import WorkflowView
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.tasks import TaskStatus
 
@@ -22,6 +23,14 @@ BUSY_PART = 0.1
 
 #: Statuses of tasks that need not run again.
 DONE = (TaskStatus.SUCCESSFUL, TaskStatus.CONTINUED, TaskStatus.ABANDONED)
+
+#: Statuses of tasks that are counted beside them, and the word for each.
+NOTED = {
+    TaskStatus.RUNNING: "running",
+    TaskStatus.QUEUED: "queued",
+    TaskStatus.RETRYING: "retrying",
+    TaskStatus.FAILED: "failed",
+}
 
 
 class ProgressDisplay:
@@ -66,13 +75,11 @@ class ProgressDisplay:
         """Show what is new; how long to wait before the next time, in seconds."""
         began = time.monotonic()
         self.view.read(self.reader.storage)
-        counts = Counter(task_status(self.view.state, task) for task in self.view.tasks.values())
+        seen = Observation(self.view.state.status, driven=True, now=self.reader.storage.now())
+        tasks = self.view.tasks.values()
+        counts = Counter(task_status(self.view, task, seen) for task in tasks)
         done = sum(counts[status] for status in DONE)
-        notes = [
-            f"{counts[status]} {word}"
-            for status, word in ((TaskStatus.RUNNING, "running"), (TaskStatus.FAILED, "failed"))
-            if counts[status]
-        ]
+        notes = [f"{counts[status]} {word}" for status, word in NOTED.items() if counts[status]]
         self.show(done, len(self.view.tasks), ", ".join(notes))
         usual = LINE_SECONDS if self.bar is None else BAR_SECONDS
         return max(usual, (time.monotonic() - began) / BUSY_PART)

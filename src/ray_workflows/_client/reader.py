@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+import msgspec
+
 from ray_workflows._capture.values import DetachedReader, ValueReader
 from ray_workflows._coordinator.claims import Claims, ProcessProbe, probe_process
 from ray_workflows._coordinator.lease import list_rows
@@ -12,6 +14,20 @@ from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.storage.base import Storage
 
 ACTIVE = WorkflowStatus.non_terminating_status()
+
+
+class Observation(msgspec.Struct, frozen=True):
+    """What a journal does not tell of its workflow.
+
+    Attributes:
+        status: the status of the workflow as users see it.
+        driven: whether a live coordinator holds it.
+        now: the time of the storage, in seconds since 1970.
+    """
+
+    status: WorkflowStatus
+    driven: bool
+    now: float
 
 
 class Reader:
@@ -40,6 +56,12 @@ class Reader:
         if row.status not in ACTIVE:
             return row.status
         return self.claims().status(row)
+
+    def observe(self, row: CatalogRow) -> Observation:
+        """What is known of a workflow beside its journal."""
+        claims = self.claims()
+        driven = not row.released and claims.is_alive(row.holder)
+        return Observation(status=claims.status(row), driven=driven, now=claims.now)
 
     def rows(
         self,

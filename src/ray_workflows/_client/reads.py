@@ -7,7 +7,8 @@ from typing import Any
 
 from ray_workflows._client.outputs import Awaited, read_row
 from ray_workflows._client.reader import ACTIVE, Reader
-from ray_workflows._client.views import WorkflowView, task_infos, task_metadata
+from ray_workflows._client.task_states import task_infos
+from ray_workflows._client.views import WorkflowView, task_metadata
 from ray_workflows._codec.journal import events_of
 from ray_workflows._model import events as ev
 from ray_workflows._model.ids import validate_workflow_id
@@ -51,11 +52,11 @@ def get_metadata(reader: Reader, workflow_id: str, task_id: str | None) -> dict[
     return task_metadata(task)
 
 
-def get_tasks(reader: Reader, workflow_id: str) -> list[TaskInfo]:
+def get_tasks(reader: Reader, workflow_id: str, *, attempts: bool = False) -> list[TaskInfo]:
     row = read_row(reader.storage, validate_workflow_id(workflow_id))
-    view = WorkflowView(workflow_id, row.incarnation)
+    view = WorkflowView(workflow_id, row.incarnation, attempts=attempts)
     view.read(reader.storage)
-    return task_infos(view)
+    return task_infos(view, reader.observe(row))
 
 
 def import_directories(reader: Reader, workflow_id: str) -> tuple[str, ...]:

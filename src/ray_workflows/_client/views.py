@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from ray_workflows._codec.journal import events_of
 from ray_workflows._engine.evolve import evolve
-from ray_workflows._engine.state import Frame, Phase, Task, WorkflowState
+from ray_workflows._engine.state import Frame, Task, WorkflowState
 from ray_workflows._model import events as ev
 from ray_workflows._model.plan import TaskOptions
-from ray_workflows._model.tasks import TaskInfo, TaskStatus
+from ray_workflows._model.tasks import AttemptInfo, AttemptOutcome
 from ray_workflows._model.values import ErrorInfo, Outcome
 from ray_workflows.storage.base import Storage
+
+#: Events with which an attempt ends, and what became of it.
+AttemptEnd = ev.TaskSucceeded | ev.TaskContinued | ev.TaskFailed | ev.AttemptFailed
+
+OUTCOMES: dict[type[ev.Event], AttemptOutcome] = {
+    ev.TaskSucceeded: AttemptOutcome.RETURNED,
+    ev.TaskContinued: AttemptOutcome.CONTINUED,
+    ev.TaskFailed: AttemptOutcome.RAISED,
+    ev.AttemptFailed: AttemptOutcome.RAISED,
+}
 
 
 class TaskView:
@@ -22,9 +34,12 @@ class TaskView:
         "checkpoint",
         "ended_at",
         "error",
+        "history",
+        "last_error",
         "number",
         "options",
         "outcome",
+        "running",
         "started_at",
         "task_id",
         "upstream",
@@ -39,15 +54,25 @@ class TaskView:
         self.attempts = 0
         self.outcome: Outcome | None = None
         self.error: ErrorInfo | None = None
+        #: That of the last attempt, if it failed.
+        self.last_error: ErrorInfo | None = None
+        #: The attempt that a worker has said to run, with its epoch.
+        self.running = (0, 0)
         self.started_at: float | None = None
         self.ended_at: float | None = None
+        #: Its attempts, if the view records them.
+        self.history: list[AttemptInfo] = []
 
 
 class WorkflowView:
-    """Folds a journal with the engine, and keeps of every task what the engine may forget."""
+    """Folds a journal with the engine, and keeps of every task what the engine may forget.
 
-    def __init__(self, workflow_id: str, incarnation: str) -> None:
+    ``attempts``: it also records every attempt of every task.
+    """
+
+    def __init__(self, workflow_id: str, incarnation: str, *, attempts: bool = False) -> None:
         self.state = WorkflowState(workflow_id, incarnation)
+        self.records_attempts = attempts
         self.seq = 0
         self.tasks: dict[str, TaskView] = {}
         self.by_number: dict[int, TaskView] = {}
@@ -61,8 +86,13 @@ class WorkflowView:
         for entry in entries:
             for event in events_of(entry, self.state.workflow_id):
                 self.observe(event)
-                before = self.state.next_frame
+                before, epoch = self.state.next_frame, self.state.epoch
                 evolve(self.state, event)
+                if self.records_attempts:
+                    if self.state.epoch > epoch:
+                        self.close_attempts(AttemptOutcome.INTERRUPTED)
+                    elif isinstance(event, (ev.WorkflowCanceled, ev.WorkflowTimedOut)):
+                        self.close_attempts(AttemptOutcome.CANCELED)
                 if self.state.next_frame > before:
                     self.add_frame(self.state.frames[before])
             self.seq = entry.seq
@@ -80,21 +110,20 @@ class WorkflowView:
     def observe(self, event: ev.Event) -> None:
         """Take what the event says about tasks, before the engine folds them away."""
         if isinstance(event, (ev.TaskSucceeded, ev.TaskContinued, ev.TaskFailed)):
-            view = self.by_number[event.task]
-            view.started_at, view.ended_at = event.started_at, event.ended_at
-            view.attempts += 1
-        if isinstance(event, ev.SignalTaken):
+            self.end_attempt(event, event.ended_at)
+        elif isinstance(event, ev.SignalTaken):
             view = self.by_number[event.task]
             view.started_at, view.ended_at = event.started_at, event.at
             view.attempts += 1
             value = self.state.signals[event.name][event.signal_id]
             self.resolve(event.task, Outcome(value=value))
-        if isinstance(event, ev.AttemptStarted):
-            self.by_number[event.task].started_at = event.started_at
-        if isinstance(event, ev.AttemptFailed):
+        elif isinstance(event, ev.AttemptStarted):
             view = self.by_number[event.task]
             view.started_at = event.started_at
-            view.attempts += 1
+            view.running = (self.state.epoch, event.attempt)
+            self.record(view, event.attempt, AttemptOutcome.RUNNING, event.started_at)
+        elif isinstance(event, ev.AttemptFailed):
+            self.end_attempt(event, event.at)
         if isinstance(event, ev.TaskSucceeded):
             self.resolve(event.task, Outcome(value=event.value))
         elif isinstance(event, ev.TaskFailed):
@@ -115,6 +144,51 @@ class WorkflowView:
             for number in event.tasks:
                 self.by_number[number].outcome = None
 
+    def end_attempt(self, event: AttemptEnd, ended_at: float) -> None:
+        view = self.by_number[event.task]
+        error = event.error if isinstance(event, (ev.TaskFailed, ev.AttemptFailed)) else None
+        view.started_at = event.started_at
+        if not isinstance(event, ev.AttemptFailed):
+            view.ended_at = ended_at
+        view.attempts += 1
+        view.last_error = error
+        outcome = OUTCOMES[type(event)]
+        self.record(view, event.attempt, outcome, event.started_at, ended_at, error)
+
+    def close_attempts(self, outcome: AttemptOutcome) -> None:
+        """All attempts that run have ended, and nobody saw when."""
+        for view in self.by_number.values():
+            close_attempt(view, outcome)
+
+    def record(
+        self,
+        view: TaskView,
+        attempt: int,
+        outcome: AttemptOutcome,
+        started_at: float,
+        ended_at: float | None = None,
+        error: ErrorInfo | None = None,
+    ) -> None:
+        """Record what is known of an attempt, in the place of what was known before."""
+        if not self.records_attempts:
+            return
+        found = AttemptInfo(
+            attempt=attempt,
+            epoch=self.state.epoch,
+            outcome=outcome,
+            started_at=started_at or None,
+            ended_at=ended_at,
+            error=describe_error(error),
+            traceback="" if error is None else error.traceback,
+        )
+        if view.history and view.history[-1].outcome is AttemptOutcome.RUNNING:
+            last = view.history[-1]
+            if last.attempt == attempt:
+                view.history[-1] = found
+                return
+            close_attempt(view, AttemptOutcome.CANCELED)
+        view.history.append(found)
+
     def resolve(self, number: int, outcome: Outcome) -> None:
         task = self.state.tasks[number]
         outcome = outcome.wrap_if(task.options.catch_exceptions)
@@ -129,45 +203,15 @@ class WorkflowView:
             self.by_number[number].outcome = outcome
 
 
-def task_infos(view: WorkflowView) -> list[TaskInfo]:
-    """Every task of a workflow, in the order they came to be."""
-    return [
-        TaskInfo(
-            task_id=task.task_id,
-            status=task_status(view.state, task),
-            attempts=task.attempts,
-            started_at=task.started_at,
-            ended_at=task.ended_at,
-            upstream=tuple(task.upstream),
-            error=None if error is None else f"{error.type_name}: {error.message}",
-        )
-        for task in view.by_number.values()
-        for error in [task.error or (task.outcome.error if task.outcome is not None else None)]
-    ]
+def close_attempt(view: TaskView, outcome: AttemptOutcome) -> None:
+    """The last recorded attempt, if it still ran, has ended, and nobody saw when."""
+    if view.history and view.history[-1].outcome is AttemptOutcome.RUNNING:
+        view.history[-1] = msgspec.structs.replace(view.history[-1], outcome=outcome)
 
 
-STATUSES = {
-    Phase.WAITING: TaskStatus.WAITING,
-    Phase.ACTIVE: TaskStatus.RUNNING,
-    Phase.TIMING: TaskStatus.RUNNING,
-    Phase.EXPECTING: TaskStatus.RUNNING,
-    Phase.CONTINUED: TaskStatus.CONTINUED,
-    Phase.SUCCEEDED: TaskStatus.SUCCESSFUL,
-    Phase.FAILED: TaskStatus.FAILED,
-}
-
-
-def task_status(state: WorkflowState, view: TaskView) -> TaskStatus:
-    if view.outcome is not None:
-        return TaskStatus.SUCCESSFUL
-    task = state.tasks.get(view.number)
-    if task is not None:
-        return STATUSES[task.phase]
-    if view.error is not None:
-        return TaskStatus.FAILED
-    # The engine let it go: as a continuation in tail position that others took further, or with
-    # a continuation that was given up.
-    return TaskStatus.CONTINUED if view.attempts and view.ended_at else TaskStatus.ABANDONED
+def describe_error(error: ErrorInfo | None) -> str | None:
+    """Type and message of an error."""
+    return None if error is None else f"{error.type_name}: {error.message}"
 
 
 def task_metadata(view: TaskView) -> dict[str, Any]:

@@ -284,5 +284,5 @@ def get_environment(workflow_id: str) -> EnvironmentInfo:
     return environments.get_environment(connect(), workflow_id)
 
 
-def get_tasks(workflow_id: str) -> list[TaskInfo]:
-    return reads.get_tasks(connect(), workflow_id)
+def get_tasks(workflow_id: str, attempts: bool) -> list[TaskInfo]:
+    return reads.get_tasks(connect(), workflow_id, attempts=attempts)

@@ -9,23 +9,75 @@ import msgspec
 
 @unique
 class TaskStatus(str, Enum):
-    """Status of a task. A ``str``, as `WorkflowStatus`."""
+    """Status of a task. A ``str``, as `WorkflowStatus`. `TaskInfo.reason` says more."""
 
-    #: Some of its inputs are not there yet.
+    #: It waits: for results of other tasks, a time, a signal or an event, or because nobody drives
+    #: its workflow.
     WAITING = "WAITING"
-    #: It can run: it is queued or running on Ray, or, if nobody drives the workflow, it will be.
+    #: It can run and was handed to Ray; no worker has said that it runs.
+    QUEUED = "QUEUED"
+    #: A worker runs it. Workers say so of attempts that take longer than a quarter of a second.
     RUNNING = "RUNNING"
+    #: An attempt failed, and the next one starts at `TaskInfo.retry_at`.
+    RETRYING = "RETRYING"
     #: It returned a continuation, whose output will be its result.
     CONTINUED = "CONTINUED"
     #: Its result is stored, or was needed and is needed no more.
     SUCCESSFUL = "SUCCESSFUL"
     #: Its last attempt failed.
     FAILED = "FAILED"
+    #: It was stopped with its workflow, which was canceled or ran into its timeout. It runs when
+    #: the workflow is resumed.
+    CANCELED = "CANCELED"
     #: It belonged to a continuation that an error ended, and was given up.
     ABANDONED = "ABANDONED"
 
     def __str__(self) -> str:
         return self.value
+
+
+@unique
+class AttemptOutcome(str, Enum):
+    """What became of an attempt. A ``str``, as `WorkflowStatus`."""
+
+    #: A worker runs it.
+    RUNNING = "running"
+    #: It returned a value.
+    RETURNED = "returned"
+    #: It returned a continuation.
+    CONTINUED = "continued"
+    #: User code raised.
+    RAISED = "raised"
+    #: It was no longer wanted: its workflow was canceled or ended, or its result needed no more.
+    CANCELED = "canceled"
+    #: The coordinator that had started it was lost; what it reported later no longer counts.
+    INTERRUPTED = "interrupted"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class AttemptInfo(msgspec.Struct, frozen=True):
+    """One attempt of a task, as the journal tells it.
+
+    Attributes:
+        attempt: its number, from 1. An attempt that was interrupted is followed by one with the
+            same number and a higher epoch.
+        epoch: how often the workflow had changed hands when it started, from 0.
+        outcome: what became of it.
+        started_at: when it started, in seconds since 1970; None if it never reached a worker.
+        ended_at: when it ended; None if it runs, or if nobody saw its end.
+        error: type and message of its error.
+        traceback: the whole traceback of its error, as text.
+    """
+
+    attempt: int
+    epoch: int
+    outcome: AttemptOutcome
+    started_at: float | None = None
+    ended_at: float | None = None
+    error: str | None = None
+    traceback: str = ""
 
 
 class TaskInfo(msgspec.Struct, frozen=True):
@@ -38,7 +90,10 @@ class TaskInfo(msgspec.Struct, frozen=True):
         started_at: when the newest attempt started that is known to have, in seconds since 1970.
         ended_at: when its last attempt ended.
         upstream: ids of the tasks whose results it takes.
-        error: type and message of its error, also of one that was caught.
+        error: type and message of its error, also of one that was caught or is retried.
+        reason: why it has not ended: what it waits for, or since when it runs. None if it has.
+        retry_at: when the next attempt starts of a task that is RETRYING.
+        history: its attempts, the oldest first; empty unless `get_tasks` was asked for them.
     """
 
     task_id: str
@@ -48,3 +103,6 @@ class TaskInfo(msgspec.Struct, frozen=True):
     ended_at: float | None
     upstream: tuple[str, ...]
     error: str | None
+    reason: str | None = None
+    retry_at: float | None = None
+    history: tuple[AttemptInfo, ...] = ()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import click
+import msgspec
 
 from ray_workflows._client.outputs import read_row
 from ray_workflows._client.reads import get_tasks
 from ray_workflows._model.ids import validate_workflow_id
 from ray_workflows._model.status import WorkflowStatus
-from ray_workflows._model.tasks import TaskInfo, TaskStatus
+from ray_workflows._model.tasks import AttemptInfo, TaskInfo, TaskStatus
 from ray_workflows.cli.list import describe
 from ray_workflows.cli.parameters import json_option, storage_option, workflow_argument
 from ray_workflows.cli.printing import (
@@ -28,7 +30,8 @@ from ray_workflows.cli.printing import (
 )
 from ray_workflows.cli.stores import open_reader
 
-TITLES = ("TASK", "STATUS", "ATTEMPTS", "DURATION", "ERROR")
+TITLES = ("TASK", "STATUS", "ATTEMPTS", "DURATION", "ERROR", "REASON")
+ATTEMPT_TITLES = ("TASK", "ATTEMPT", "OUTCOME", "STARTED", "DURATION", "ERROR")
 
 
 def describe_task(task: TaskInfo, now: float | None) -> dict[str, Any]:
@@ -44,20 +47,31 @@ def describe_task(task: TaskInfo, now: float | None) -> dict[str, Any]:
         "ended_at": task.ended_at,
         "duration": duration(task.started_at, ended_at),
         "error": task.error,
+        "reason": task.reason,
+        "retry_at": task.retry_at,
         "upstream": list(task.upstream),
+    }
+
+
+def describe_attempt(attempt: AttemptInfo) -> dict[str, Any]:
+    """An attempt for machines."""
+    return {
+        **msgspec.to_builtins(attempt),
+        "duration": duration(attempt.started_at, attempt.ended_at),
     }
 
 
 @click.command(cls=Command)
 @workflow_argument
+@click.option("--attempts", is_flag=True, help="Also show every attempt of every task.")
 @storage_option
 @json_option
-def show(workflow_id: str, storage: str | None, as_json: bool) -> None:
+def show(workflow_id: str, attempts: bool, storage: str | None, as_json: bool) -> None:
     """Show the workflow ID and its tasks.
 
     Tasks have a state, a number of attempts and a duration. In a pipe the tasks follow after an
-    empty line, each a line with tabs between its ID, state, attempts, duration and the first
-    line of its error.
+    empty line, each a line with tabs between its ID, state, attempts, duration, the first line of
+    its error, and the reason why it has not ended. The attempts follow after another empty line.
     """
     reader = open_reader(storage)
     row = read_row(reader.storage, validate_workflow_id(workflow_id))
@@ -65,10 +79,12 @@ def show(workflow_id: str, storage: str | None, as_json: bool) -> None:
     now = reader.storage.now()
     found = describe(row, status, now)
     driven = status is WorkflowStatus.RUNNING
-    tasks = [
-        describe_task(task, now if driven else None) for task in get_tasks(reader, workflow_id)
-    ]
+    infos = get_tasks(reader, workflow_id, attempts=attempts)
+    tasks = [describe_task(task, now if driven else None) for task in infos]
     if as_json:
+        if attempts:
+            for task, info in zip(tasks, infos, strict=True):
+                task["history"] = [describe_attempt(attempt) for attempt in info.history]
         print_json({**found, "user_metadata": row.metadata, "tasks": tasks})
         return
     print_fields(
@@ -93,7 +109,25 @@ def show(workflow_id: str, storage: str | None, as_json: bool) -> None:
                 str(task["attempts"]),
                 format_duration(task["duration"]),
                 first_line(task["error"]),
+                printable(task["reason"] or ""),
             )
             for task in tasks
         ),
     )
+    if attempts:
+        print_result()
+        print_table(ATTEMPT_TITLES, attempt_rows(infos))
+
+
+def attempt_rows(infos: Iterable[TaskInfo]) -> Iterator[tuple[str, ...]]:
+    """A row of the table for each attempt of all tasks."""
+    for info in infos:
+        for attempt in info.history:
+            yield (
+                printable(info.task_id),
+                str(attempt.attempt),
+                attempt.outcome.value,
+                format_time(attempt.started_at),
+                format_duration(duration(attempt.started_at, attempt.ended_at)),
+                first_line(attempt.error),
+            )
