@@ -173,16 +173,21 @@ def safe_str(error: BaseException) -> str:
 class ValueReader:
     """Reads values of one workflow.
 
-    ``live`` are objects of the cluster by blob key: their ObjectRefs, or the values themselves.
-    What is not among them, or was lost, is read from storage.
+    ``live`` are objects of the cluster by blob key: their ObjectRefs, which ``get`` waits for, or
+    the values themselves. What is not among them, or was lost, is read from storage.
     """
 
     def __init__(
-        self, storage: BlobStore, incarnation: str, live: Mapping[str, Any] | None = None
+        self,
+        storage: BlobStore,
+        incarnation: str,
+        live: Mapping[str, Any] | None = None,
+        get: Callable[[ray.ObjectRef], Any] = ray.get,
     ) -> None:
         self.storage = storage
         self.incarnation = incarnation
         self.live = live or {}
+        self.get = get
 
     def read_plain(self, value: Value) -> Any:
         """The Python value of an inline one with nothing left out of it; None if it is another
@@ -233,7 +238,7 @@ class ValueReader:
         value = self.live[key]
         if isinstance(value, Kept):
             return value.copy()
-        return ray.get(value) if isinstance(value, ray.ObjectRef) else value
+        return self.get(value) if isinstance(value, ray.ObjectRef) else value
 
     def read_object(self, blob: Blob) -> ray.ObjectRef:
         """The ObjectRef of a checkpointed object: the live one, or one restored from its blob."""

@@ -55,6 +55,7 @@ from ray_workflows._coordinator.wire import (
     encode_watched,
 )
 from ray_workflows._executor.batch import Load, WireReport, pack_loads
+from ray_workflows._executor.calls import Calls
 from ray_workflows._executor.ray_tasks import RayExecutor
 from ray_workflows._model.inputs import AttemptNews, AttemptRuns
 from ray_workflows._model.plan import EnvironmentChange
@@ -133,7 +134,8 @@ class Coordinator:
         self.watching = WatchLists()
         context = ray.get_runtime_context()
         self.holder = this_holder(context.get_actor_id())
-        self.executor = RayExecutor(storage, self.report, context.current_actor, self.inbox.put)
+        cluster = Calls(storage, context.current_actor)
+        self.executor = RayExecutor(cluster, self.report, self.inbox.put)
         self.loop = Loop(
             storage,
             self.executor,

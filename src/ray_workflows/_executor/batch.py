@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import functools
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
 
 from ray_workflows._codec.messages import Message, message
+from ray_workflows._executor.process import HERE, Process
 from ray_workflows._executor.protocol import (
     ENCODER,
     AnyReport,
     AttemptRequest,
     BatchReport,
 )
-from ray_workflows._executor.watch import RunningAttempt
+from ray_workflows._executor.running import RunningAttempt
 from ray_workflows._executor.worker import AttemptRun, run_attempt
 from ray_workflows._model.inputs import AttemptReturned
 from ray_workflows.storage.base import Storage
@@ -52,13 +52,18 @@ def unpack_loads(answer: bytes | list[Load] | None) -> list[Load] | None:
 
 
 class Home:
-    """Where attempts come from: the storage, and the coordinator's handle, if it wants news."""
+    """Where attempts come from: the storage, and the coordinator's handle, if it wants news; and
+    the process in which they run, which is the one that this comes to."""
 
-    __slots__ = ("coordinator", "storage")
+    __slots__ = ("coordinator", "process", "storage")
 
-    def __init__(self, storage: Storage, coordinator: Any = None) -> None:
+    def __init__(self, storage: Storage, coordinator: Any = None, process: Process = HERE) -> None:
         self.storage = storage
         self.coordinator = coordinator
+        self.process = process
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Home, (self.storage, self.coordinator)
 
 
 @functools.lru_cache(maxsize=8)
@@ -105,17 +110,19 @@ class BatchRun:
                 index = self.next
                 self.next += 1
                 request = self.requests[index]
-                self.running = running = RunningAttempt(request, self.home.coordinator)
+                self.running = running = RunningAttempt(
+                    request, self.home.coordinator, self.home.process
+                )
             live = self.live.get(request.scene.incarnation) if self.live else None
             if self.handed:
                 live = {**(live or {}), **self.handed}
-            attempt = AttemptRun(request, self.home.storage, live)
+            attempt = AttemptRun(request, self.home.storage, live, self.home.process)
             report = run_attempt(attempt)
             with self.lock:
                 # From here on it is not in the way of others any more.
                 self.running = None
                 self.reports.append((index, report))
-                self.seconds.append(time.monotonic() - running.began)
+                self.seconds.append(self.home.process.monotonic() - running.began)
                 self.handed = self.hand_on(attempt, report) if request.fused else {}
                 if attempt.made:
                     self.made.setdefault(request.incarnation, {}).update(attempt.made)

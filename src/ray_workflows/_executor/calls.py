@@ -13,7 +13,7 @@ from ray_workflows._capture.options import decode_ray_options
 from ray_workflows._codec.messages import message
 from ray_workflows._environment.attempts import packages_for, runtime_env_for
 from ray_workflows._executor.batch import Home, Live, Load
-from ray_workflows._executor.carriers import SentBatch
+from ray_workflows._executor.carriers import Brought, SentBatch
 from ray_workflows._executor.carry import remote_run_batches
 from ray_workflows._executor.listeners import listener_host_class
 from ray_workflows._executor.live import LiveValues, direct_keys, nested_keys
@@ -25,12 +25,9 @@ from ray_workflows.storage.base import Storage
 #: Ray functions with their options, ready to be called: one for each shape and name.
 MAX_REMOTES = 1_000
 
-#: Live values that Ray has to bring to a Ray task, by incarnation and blob key.
-Brought = dict[tuple[str, str], Any]
-
 
 class Calls:
-    """Submits Ray tasks and calls listener hosts. Used with the executor's lock held.
+    """The `Cluster` that is Ray's: submits Ray tasks and calls listener hosts.
 
     Args:
         storage: what attempts read from and write to.
@@ -102,6 +99,22 @@ class Calls:
         if missing:
             self.remotes.clear()
         return missing
+
+    def cancel(self, ref: Any, *, force: bool) -> None:
+        """Stop a Ray task."""
+        ray.cancel(ref, force=force)
+
+    def slots(self) -> int:
+        """What the nodes that are there have; at least one."""
+        return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+    def tidy(self) -> None:
+        """Take packages out of the cluster."""
+        self.rack.tidy()
+
+    def forget_listener_hosts(self) -> None:
+        """Start others."""
+        self.listener_hosts.clear()
 
     def close(self) -> None:
         """End what was started here."""

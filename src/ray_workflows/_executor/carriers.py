@@ -9,10 +9,8 @@ Ray tasks of a worker passed 2 ms in which it had nothing to do.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-
-import ray
+from typing import Any
 
 from ray_workflows._executor.batch import Load
 from ray_workflows._executor.lanes import Flight
@@ -25,6 +23,9 @@ STAY_SECONDS = 0.01
 #: How long one Ray task takes batches, in seconds. Then Ray may give its slot to somebody else, as
 #: it does with workers that are leased by plain Ray.
 CARRY_SECONDS = 0.5
+
+#: Live values that Ray has to bring to a Ray task, by incarnation and blob key.
+Brought = dict[tuple[str, str], Any]
 
 #: Gives a Ray task batches, none for now, or (None) nothing any more.
 Answer = Callable[[list[Load] | None], None]
@@ -77,22 +78,22 @@ class Carrier:
         #: When it first reported a batch.
         self.heard_at: float | None = None
         self.stopped = False
-        self.ref: ray.ObjectRef | None = None
+        #: The Ray task, once it is submitted.
+        self.ref: Any = None
         self.answer: Answer | None = None
 
     def carry(self, sent: SentBatch) -> None:
         self.loads.append(sent)
         sent.carrier = self
 
-    def hear(self) -> None:
-        """It has reported a batch."""
+    def hear(self, now: float) -> None:
+        """It has reported a batch, at a time of the monotonic clock."""
         if self.heard_at is None:
-            self.heard_at = time.monotonic()
+            self.heard_at = now
 
-    @property
-    def fresh(self) -> bool:
+    def is_fresh(self, now: float) -> bool:
         """Whether it may take one more batch."""
-        spent = 0.0 if self.heard_at is None else time.monotonic() - self.heard_at
+        spent = 0.0 if self.heard_at is None else now - self.heard_at
         return spent < CARRY_SECONDS and not self.stopped
 
     @property

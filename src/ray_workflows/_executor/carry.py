@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
@@ -64,7 +63,7 @@ class CarrierRun:
 
     def run(self) -> list[WireReport]:
         """Run all batches; the reports that the coordinator may not have."""
-        with watching(self):
+        with watching(self, self.home.process.watch):
             while (batch := self.next()) is not None:
                 report = batch.run()
                 self.hear()
@@ -80,7 +79,7 @@ class CarrierRun:
             self.hear()
         with self.lock:
             self.running = self.open(self.ahead.popleft()) if self.ahead else None
-            self.began = time.monotonic()
+            self.began = self.home.process.monotonic()
             return self.running
 
     def open(self, load: Load) -> BatchRun:

@@ -6,16 +6,20 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import ray
-
 from ray_workflows._executor.batch import Load
-from ray_workflows._executor.calls import Brought, Calls, load_of
-from ray_workflows._executor.carriers import STAY_SECONDS, Answer, Carrier, Carriers, SentBatch
-from ray_workflows._executor.deadlines import Deadlines
+from ray_workflows._executor.calls import load_of
+from ray_workflows._executor.carriers import (
+    STAY_SECONDS,
+    Answer,
+    Brought,
+    Carrier,
+    Carriers,
+    SentBatch,
+)
+from ray_workflows._executor.cluster import Clock, Cluster, Timers
 from ray_workflows._executor.lanes import (
     AT_ONCE,
     TARGET_SECONDS,
@@ -40,32 +44,35 @@ class Dispatch:
     """Submits what is given to `enqueue`. Used with the lock held.
 
     Args:
-        calls: what Ray is called with.
+        cluster: where Ray tasks run.
         live: live values by incarnation.
         lock: taken for what happens at a time.
         deadlines: calls at times.
+        clock: says what time it is.
         ended: called without the lock.
         refused: called with it.
     """
 
     def __init__(
         self,
-        calls: Calls,
+        cluster: Cluster,
         live: Mapping[str, LiveValues],
         lock: threading.RLock,
-        deadlines: Deadlines,
+        deadlines: Timers,
+        clock: Clock,
         ended: Ended,
         refused: Refused,
     ) -> None:
-        self.calls = calls
+        self.cluster = cluster
         self.live = live
         self.lock = lock
         self.deadlines = deadlines
+        self.clock = clock
         self.ended = ended
         self.refused = refused
         #: Other ones than those of an earlier life of the coordinator, whose Ray tasks may still
         #: report here.
-        self.numbers = itertools.count(time.time_ns())
+        self.numbers = itertools.count(int(clock.time() * 1e9))
         self.lanes: dict[str, Lane] = {}
         #: Shapes of lanes to which something was added since the last `flush`.
         self.grown: set[str] = set()
@@ -94,7 +101,7 @@ class Dispatch:
         # Looked up each time: a Ray task that has ended at once brings us here again meanwhile.
         while (lane := self.lanes.get(shape)) is not None:
             taking, waits = self.carriers.are_taking(shape), self.carriers.waits(shape)
-            now = time.monotonic()
+            now = self.clock.monotonic()
             batch = lane.next_batch(self.durations, self.slots(), now, taking, waits)
             if not batch:
                 if lane.idle:
@@ -115,10 +122,10 @@ class Dispatch:
 
     def slots(self) -> int:
         """How many tasks of one CPU the cluster can run at once."""
-        now = time.monotonic()
+        now = self.clock.monotonic()
         known_until, slots = self.slots_known
         if now >= known_until:
-            slots = max(1, int(ray.cluster_resources().get("CPU", 1)))
+            slots = self.cluster.slots()
             self.slots_known = (now + SLOTS_SECONDS, slots)
         return slots
 
@@ -137,7 +144,7 @@ class Dispatch:
 
     def accept(self, members: list[Flight]) -> SentBatch:
         sent = SentBatch(next(self.numbers), members)
-        now = time.time()
+        now = self.clock.time()
         for flight in members:
             flight.batch = sent.number
             flight.submitted_at = now
@@ -148,7 +155,7 @@ class Dispatch:
         """Answer a carrier with batches, and one more where there is plenty."""
         loads += self.ahead(lane, carrier)
         members = [flight for sent in carrier.loads for flight in sent.members]
-        lane.expect(carrier, members, self.durations, time.monotonic())
+        lane.expect(carrier, members, self.durations, self.clock.monotonic())
         carrier.reply(loads)
 
     def ahead(self, lane: Lane, carrier: Carrier) -> list[Load]:
@@ -181,7 +188,7 @@ class Dispatch:
                 self.carriers.leave_all()
             loads += self.ahead(lane, carrier)
         try:
-            carrier.ref = self.calls.send(sent, loads, carrier.asks, values)
+            carrier.ref = self.cluster.send(sent, loads, carrier.asks, values)
             carrier.ref.future().add_done_callback(lambda future: self.ended(carrier, future))
         except Exception as error:
             # Options that this Ray refuses, or a secret that is not here: the user's to mend.
@@ -201,8 +208,9 @@ class Dispatch:
         """A carrier is through with a batch: it runs the next one, or waits, or ends."""
         lane = self.lanes[carrier.shape]
         lane.expects_no_more(carrier)
-        carrier.hear()
-        if not carrier.fresh or self.carriers.is_crowded(carrier.shape, self.slots()):
+        now = self.clock.monotonic()
+        carrier.hear(now)
+        if not carrier.is_fresh(now) or self.carriers.is_crowded(carrier.shape, self.slots()):
             carrier.answer = answer
             self.carriers.leave(carrier)
         elif carrier.loads:
@@ -242,4 +250,4 @@ class Dispatch:
         if lane is not None:
             lane.landed(sent.digest)
         if not self.sent:
-            self.calls.rack.tidy()
+            self.cluster.tidy()

@@ -13,9 +13,10 @@ import ray
 from ray_workflows._codec.messages import message, opened
 from ray_workflows._environment.attempts import prefer_packages
 from ray_workflows._executor import context
-from ray_workflows._executor.batch import Load, WireReport, home_of
+from ray_workflows._executor.batch import Home, Load, WireReport, home_of
 from ray_workflows._executor.protocol import ENCODER, AnyReport, BatchReport, decode_batch
-from ray_workflows._executor.watch import RunningAttempt, watching
+from ray_workflows._executor.running import RunningAttempt
+from ray_workflows._executor.watch import watching
 from ray_workflows._executor.worker import AttemptRun
 
 #: Listeners that one host serves at once.
@@ -31,14 +32,20 @@ class ListenerHost:
 
     async def listen(self, load: Load, pickled_home: bytes) -> list[WireReport]:
         """Run one attempt of a listener task: as `carry.run_batches`, but awaiting."""
-        home = home_of(pickled_home)
-        encoded, nested = opened(load)
-        number, (request,) = decode_batch(encoded)
-        run = AttemptRun(request, home.storage, (nested or {}).get(request.incarnation, {}))
-        with watching(RunningAttempt(request, home.coordinator)):
-            report = await run_listener(run)
-        wire = ENCODER.encode(BatchReport(number, ((0, report),), (0.0,)))
-        return [message(wire, {request.incarnation: run.made} if run.made else None)]
+        return await listen(load, home_of(pickled_home))
+
+
+async def listen(load: Load, home: Home) -> list[WireReport]:
+    """Run one attempt of a listener task from a home."""
+    encoded, nested = opened(load)
+    number, (request,) = decode_batch(encoded)
+    process = home.process
+    live = (nested or {}).get(request.incarnation, {})
+    run = AttemptRun(request, home.storage, live, process)
+    with watching(RunningAttempt(request, home.coordinator, process), process.watch):
+        report = await run_listener(run)
+    wire = ENCODER.encode(BatchReport(number, ((0, report),), (0.0,)))
+    return [message(wire, {request.incarnation: run.made} if run.made else None)]
 
 
 async def run_listener(run: AttemptRun) -> AnyReport:

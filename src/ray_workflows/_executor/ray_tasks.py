@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -15,8 +16,8 @@ import ray
 from ray.exceptions import RayError, RuntimeEnvSetupError, TaskCancelledError
 
 from ray_workflows._executor.batch import Live, WireReport
-from ray_workflows._executor.calls import Calls
 from ray_workflows._executor.carriers import Answer, Carrier, SentBatch
+from ray_workflows._executor.cluster import Clock, Cluster, Timers
 from ray_workflows._executor.deadlines import Deadlines
 from ray_workflows._executor.dispatch import Dispatch
 from ray_workflows._executor.failures import failure, lost_input, raised
@@ -29,10 +30,9 @@ from ray_workflows._executor.protocol import (
     ReportSink,
     decode_report,
 )
-from ray_workflows._executor.watch import TOLD_AFTER_SECONDS
+from ray_workflows._executor.running import TOLD_AFTER_SECONDS
 from ray_workflows._model.inputs import AttemptLostInput
 from ray_workflows._model.values import Blob, Value
-from ray_workflows.storage.base import Storage
 
 logger = logging.getLogger(__name__)
 
@@ -40,29 +40,35 @@ logger = logging.getLogger(__name__)
 class RayExecutor:
     """Submits attempts to Ray and turns what comes back into reports.
 
-    All methods may be called from any thread. ``report`` is called from Ray's threads.
-    ``coordinator`` is the handle through which workers report. ``later`` has something done soon,
-    after which there is a `flush`.
+    All methods may be called from any thread.
+
+    Args:
+        cluster: where attempts run.
+        report: takes what becomes of them; called from Ray's threads.
+        later: has something done soon, after which there is a `flush`.
+        deadlines: calls at times; by default on a thread of its own.
+        clock: says what time it is.
     """
 
     def __init__(
         self,
-        storage: Storage,
+        cluster: Cluster,
         report: ReportSink,
-        coordinator: Any,
         later: Callable[[Callable[[], None]], None],
+        *,
+        deadlines: Timers | None = None,
+        clock: Clock = time,
     ) -> None:
+        self.cluster = cluster
         self.report = report
         self.later = later
-        self.coordinator = coordinator
-        self.deadlines = Deadlines()
+        self.deadlines = Deadlines() if deadlines is None else deadlines
         self.lock = threading.RLock()
         #: By incarnation and task.
         self.flights: dict[str, dict[int, Flight]] = {}
         self.live: dict[str, LiveValues] = {}
-        self.calls = Calls(storage, coordinator)
         self.dispatch = Dispatch(
-            self.calls, self.live, self.lock, self.deadlines, self.done, self.refused
+            cluster, self.live, self.lock, self.deadlines, clock, self.done, self.refused
         )
         #: Workflows in which a run of fused attempts took its worker down.
         self.suspects: set[str] = set()
@@ -130,7 +136,7 @@ class RayExecutor:
             for incarnation in list(self.flights):
                 self.forget(incarnation)
             self.live.clear()
-            self.calls.close()
+            self.cluster.close()
 
     # -- told by workers -------------------------------------------------------------------
 
@@ -292,7 +298,7 @@ class RayExecutor:
             self.dispatch.over(sent)
         left = [(each, flight) for each in loads for flight in each.left]
         unset = isinstance(error, RuntimeEnvSetupError)
-        if unset and any(self.calls.lacked(sent) for sent in loads):
+        if unset and any(self.cluster.lacked(sent) for sent in loads):
             # Nobody's fault: what the worker was to be set up with had gone from the cluster.
             for _, flight in left:
                 self.land(flight, lost_input(flight.request, (), error, flight))
@@ -336,7 +342,7 @@ class RayExecutor:
 
     def forget_dead_hosts(self, error: Exception) -> None:
         if isinstance(error, ray.exceptions.RayActorError):
-            self.calls.listener_hosts.clear()
+            self.cluster.forget_listener_hosts()
 
     def flight(self, incarnation: str, task: int) -> Flight | None:
         flights = self.flights.get(incarnation)
@@ -384,7 +390,7 @@ class RayExecutor:
             carrier.stopped = True
             try:
                 # A soft cancel can be swallowed by user code. Actor calls know no force.
-                ray.cancel(carrier.ref, force=not sent.listens)
+                self.cluster.cancel(carrier.ref, force=not sent.listens)
             except Exception as error:
                 where = sent.members[0].request.where
                 logger.warning("Attempt of %s could not be canceled: %s", where, error)

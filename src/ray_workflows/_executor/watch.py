@@ -10,17 +10,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
-
-from ray_workflows._executor.protocol import AttemptRequest
+from typing import Protocol
 
 logger = logging.getLogger(__name__)
 
 #: Between two looks, in seconds.
 LOOK_SECONDS = 0.05
-
-#: How long an attempt runs before the coordinator is told, in seconds.
-TOLD_AFTER_SECONDS = 0.25
 
 
 class Watched(Protocol):
@@ -78,45 +73,25 @@ class Watch:
                 self.remove(one)
 
 
+class Watches(Protocol):
+    """A `Watch`, or what does the same in a simulation."""
+
+    def add(self, watched: Watched) -> None:
+        """Look at it from now on."""
+
+    def remove(self, watched: Watched) -> None:
+        """Look at it no more."""
+
+
+#: The watch of this process.
 WATCH = Watch()
 
 
 @contextmanager
-def watching(watched: Watched) -> Iterator[None]:
+def watching(watched: Watched, watch: Watches) -> Iterator[None]:
     """Scope in which something is looked at."""
-    WATCH.add(watched)
+    watch.add(watched)
     try:
         yield
     finally:
-        WATCH.remove(watched)
-
-
-class RunningAttempt:
-    """An attempt that runs: the coordinator hears of it when it has run for a while."""
-
-    __slots__ = ("began", "coordinator", "request", "told")
-
-    def __init__(self, request: AttemptRequest, coordinator: Any) -> None:
-        self.request = request
-        #: None: nobody wants to know.
-        self.coordinator = coordinator
-        self.began = time.monotonic()
-        self.told = coordinator is None
-        if request.scene.options.timeout is not None:
-            # Its time runs from here.
-            self.tell()
-
-    def check(self, now: float) -> bool:
-        if now - self.began >= TOLD_AFTER_SECONDS:
-            self.tell()
-        return not self.told
-
-    def tell(self) -> None:
-        """Nobody waits for it to arrive: if it gets lost, less is shown."""
-        if not self.told:
-            self.told = True
-            request = self.request
-            started_at = time.time() - (time.monotonic() - self.began)
-            self.coordinator.attempt_runs.remote(
-                request.incarnation, request.task, request.epoch, request.attempt, started_at
-            )
+        watch.remove(watched)

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
@@ -31,6 +29,7 @@ from ray_workflows._capture.values import (
 from ray_workflows._codec.placeholders import CONSTANT, UPSTREAM_REF, UPSTREAM_VALUE, placeholder
 from ray_workflows._environment.snapshot import remember_options
 from ray_workflows._executor import context
+from ray_workflows._executor.process import Process
 from ray_workflows._executor.protocol import AnyReport, AttemptRequest
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.plan import Environment
@@ -56,14 +55,19 @@ class AttemptRun:
     """
 
     def __init__(
-        self, request: AttemptRequest, storage: Storage, live: Mapping[str, Any] | None
+        self,
+        request: AttemptRequest,
+        storage: Storage,
+        live: Mapping[str, Any] | None,
+        process: Process,
     ) -> None:
         incarnation = request.scene.incarnation
         self.request = request
         self.storage = storage
-        self.reader = ValueReader(storage, incarnation, live)
+        self.process = process
+        self.reader = ValueReader(storage, incarnation, live, process.get)
         self.writer = ValueWriter(storage, incarnation)
-        self.started_at = time.time()
+        self.started_at = self.process.time()
         self.made: dict[str, Any] = {}
         #: A result that the next member of the batch takes from here, by its key.
         self.kept: dict[str, Kept] = {}
@@ -107,7 +111,7 @@ class AttemptRun:
             if isinstance(data, Blob) and not outcome.wrapped:
                 # As for objects inside values: the live one, or one restored from the blob.
                 return self.reader.read_object(data)
-            return ray.put(self.reader.read_outcome(outcome, where=request.where))
+            return self.process.put(self.reader.read_outcome(outcome, where=request.where))
         return placeholder(kind, index)
 
     # -- after user code -------------------------------------------------------------------
@@ -115,7 +119,7 @@ class AttemptRun:
     def returned(self, result: Any) -> AnyReport:
         """The report for what user code returned."""
         request = self.request
-        ended_at = time.time()
+        ended_at = self.process.time()
         if isinstance(result, DAGNode):
             plan = capture_plan(
                 result,
@@ -145,15 +149,15 @@ class AttemptRun:
             if request.fused:
                 self.kept[key] = Kept(pickled, result)
             else:
-                self.made[key] = ray.put(result)
+                self.made[key] = self.process.put(result)
             return Value(Blob(key, pickled.nbytes, ""))
         if pickled.nbytes > INLINE_LIMIT:
             # Both take long and neither needs the other.
-            with ThreadPoolExecutor(1) as pool:
+            with self.process.pool() as pool:
                 stored = pool.submit(self.writer.write_pickled, pickled, key=key, where=where)
                 with contextlib.suppress(ray.exceptions.ObjectStoreFullError):
-                    self.made[key] = ray.put(result)
-                value = stored.result()
+                    self.made[key] = self.process.put(result)
+                value: Value = stored.result()
         else:
             value = self.writer.write_pickled(pickled, key=key, where=where)
         self.made.update(self.writer.written)
@@ -162,11 +166,11 @@ class AttemptRun:
     def put_kept(self) -> None:
         """Make what was kept live, as any other result."""
         for key, kept in self.kept.items():
-            self.made[key] = ray.put(kept.value)
+            self.made[key] = self.process.put(kept.value)
 
     def raised(self, error: BaseException) -> AnyReport:
         """The report for an exception, of user code or of the way there."""
-        ended_at = time.time()
+        ended_at = self.process.time()
         if isinstance(error, (StorageCorruptError, PayloadCodecError)):
             return inp.AttemptFoundCorruption(**self.identity(ended_at), error=self.describe(error))
         if isinstance(error, StorageUnavailableError):
