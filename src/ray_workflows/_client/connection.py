@@ -20,6 +20,7 @@ from ray_workflows._coordinator.requests import Watched
 from ray_workflows._coordinator.room import UNLIMITED, Limits
 from ray_workflows._coordinator.wire import decode_watched
 from ray_workflows._environment.cluster import call_inside, is_outside
+from ray_workflows._environment.interpreter import check_python
 from ray_workflows._executor.node_storage import NodeStorage
 from ray_workflows._version import __version__
 from ray_workflows.codec import PayloadCodec
@@ -229,8 +230,11 @@ def init(
         if starts_ray:
             ray.init()
         try:
-            if starts_ray and is_outside():
-                wanted = wanted_storage(storage, blobs)
+            if is_outside():
+                if starts_ray:
+                    wanted = wanted_storage(storage, blobs)
+            else:
+                check_python(ray.get_runtime_context().runtime_env)
             coordinator = find_coordinator()
             if coordinator is None:
                 limits = Limits(

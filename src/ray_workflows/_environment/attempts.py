@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Any
 
-from ray_workflows._environment import capture, images, packages, secrets
+from ray_workflows._environment import capture, images, interpreter, packages, secrets
 from ray_workflows._environment.ray_private import UNPACKED
 from ray_workflows._model.plan import Environment, Package
 
@@ -38,6 +38,7 @@ def runtime_env_for(environment: Environment, task_env: dict[str, Any] | None) -
     if env_vars:
         merged["env_vars"] = env_vars
     images.carry(merged)
+    interpreter.name_python(merged)
     return merged
 
 

@@ -19,6 +19,7 @@ import ray
 from ray_workflows._environment import (
     capture,
     hooks,
+    interpreter,
     order,
     packages,
     ray_private,
@@ -133,6 +134,7 @@ def own_runtime_env() -> dict[str, Any]:
     if not runtime_env:
         return {}
     plain: dict[str, Any] = json.loads(json.dumps(runtime_env, default=str))
+    interpreter.unname_python(plain)
     return {key: value for key, value in plain.items() if key[:1] != "_"}
 
 

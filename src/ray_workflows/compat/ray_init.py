@@ -32,7 +32,8 @@ def wrap(ray_init: Callable[..., Any]) -> Callable[..., Any]:
         # Before anything is started: a storage that can't be used raises here.
         home = storage_from_url(storage) if storage else from_environment()
         url = home if home is None or isinstance(home, str) else home.url
-        with prepared(kwargs, url):
+        address = args[0] if args else kwargs.get("address")
+        with prepared(kwargs, url, address):
             context = ray_init(*args, **kwargs)
         # What a path names in its cluster is not for a Ray Client to say.
         connection.default_storage = storage if storage and ray_client.is_connected() else home

@@ -21,6 +21,7 @@ from ray import cloudpickle
 
 from ray_workflows._capture.ray_private import JOB_CONFIG_VARIABLE as JOB_VARIABLE
 from ray_workflows._environment import capture
+from ray_workflows._environment.interpreter import name_python
 from ray_workflows._environment.ray_private import SETUP_HOOK_VARIABLE as HOOK_VARIABLE
 from ray_workflows.storage.urls import VARIABLE
 
@@ -66,7 +67,7 @@ def variables(runtime_env: Any) -> dict[str, str]:
 
 
 @contextmanager
-def prepared(kwargs: dict[str, Any], storage_url: str | None) -> Iterator[None]:
+def prepared(kwargs: dict[str, Any], storage_url: str | None, address: Any) -> Iterator[None]:
     """Change the arguments of a ``ray.init`` so that workers of the job call `HOOK`."""
     kept = os.environ.get(JOB_VARIABLE)
     job = json.loads(kept) if kept else {}
@@ -86,6 +87,8 @@ def prepared(kwargs: dict[str, Any], storage_url: str | None) -> Iterator[None]:
         )
     parcel = pack(storage_url, hook or inherited)
     runtime_env["env_vars"] = {**variables(runtime_env), HOOK_VARIABLE: HOOK, **parcel}
+    if not str(address).startswith("ray://"):
+        name_python(runtime_env)
     kwargs["runtime_env"] = runtime_env
     try:
         if kept:
