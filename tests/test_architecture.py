@@ -150,9 +150,10 @@ def private_names(path: Path) -> Iterator[tuple[str, int]]:
             modules.append(node.module or "" if isinstance(node, ast.ImportFrom) else "")
             parts = [name.split(".") for name in modules if name.split(".")[0] == "ray"]
             found = [part for names in parts for part in names]
+        # Those of named tuples are public, and underscored against clashes with fields.
+        public = {*dir(NamedTuple("T", [])), "_exit"}  # The second is `os._exit`.
         for name in found:
-            # Those of named tuples are public, and underscored against clashes with fields.
-            if re.fullmatch(r"_[a-z]\w*", name) and name not in dir(NamedTuple("T", [])):
+            if re.fullmatch(r"_[a-z]\w*", name) and name not in public:
                 yield name, node.lineno
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -137,3 +140,28 @@ def test_where_packages_are_unpacked(cluster: None, tmp_path: Path) -> None:
 
     assert f"/{environment_private.UNPACKED}/" in ray.get(where.remote())
     environment_private.delete_key(key)
+
+
+def test_take_token(tmp_path: Path) -> None:
+    """A token of this user is used, and none is made; $RAY_AUTH_MODE holds."""
+    code = "import os; from ray_workflows._capture.ray_private import take_token; take_token(); "
+    code += "print(os.environ.get('RAY_AUTH_MODE'))"
+
+    def mode(**variables: str) -> str:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")}
+        environment = {**kept, "HOME": str(tmp_path), **variables}
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stderr == ""
+        return done.stdout.strip()
+
+    assert mode() == "None"
+    assert not (tmp_path / ".ray").exists()
+    by_default = tuple(map(int, ray.__version__.split(".")[:2])) >= (2, 60)
+    assert mode(RAY_AUTH_TOKEN="0123456789abcdef" * 2) == ("token" if by_default else "None")
+    assert mode(RAY_AUTH_TOKEN="0123456789abcdef" * 2, RAY_AUTH_MODE="disabled") == "disabled"

@@ -6,6 +6,7 @@ one, and `tests/test_architecture.py` when one is used elsewhere.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -56,6 +57,26 @@ def bootstrap_address(address: str) -> str | None:
 
     found: str | None = services.canonicalize_bootstrap_address(address)
     return found
+
+
+def take_token() -> None:
+    """Have this process show the token of its user, if there is one, to the cluster that it
+    connects to. ``ray.init("auto")`` does so by itself, ``ray.init("host:port")`` does not. If
+    $RAY_AUTH_MODE is set, that holds."""
+    try:
+        from ray._private.authentication import authentication_token_setup as setup
+    except ImportError:  # Older ones have no tokens.
+        return
+    take = getattr(setup, "maybe_enable_token_auth_if_token_available", None)
+    if take is None:  # Older ones use them only where $RAY_AUTH_MODE says so.
+        return
+    level = setup.logger.level
+    # It tells whoever starts a cluster how to opt out.
+    setup.logger.setLevel(logging.ERROR)
+    try:
+        take(warn_if_disabled=False)
+    finally:
+        setup.logger.setLevel(level)
 
 
 def placement_group(hex_id: str) -> PlacementGroup:

@@ -14,6 +14,7 @@ from ray_workflows.cli.parameters import (
     workflow_argument,
 )
 from ray_workflows.cli.printing import Command, print_json, print_result, printable
+from ray_workflows.cli.waiting import CLUSTER_SECONDS, within
 
 
 @click.command(cls=Command)
@@ -28,7 +29,8 @@ def cancel(workflow_id: str, storage: str | None, address: str | None, as_json: 
     Its running tasks are stopped; what it has stored stays.
     """
     validate_workflow_id(workflow_id)
-    connect(storage, address).call("cancel", workflow_id)
+    connection = connect(storage, address)
+    within(CLUSTER_SECONDS, "the coordinator to cancel it", connection.call, "cancel", workflow_id)
     if as_json:
         print_json({"workflow_id": workflow_id, "canceled": True})
     else:

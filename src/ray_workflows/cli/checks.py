@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import Any
 
+import click
 import msgspec
 import ray
 
@@ -24,6 +25,7 @@ from ray_workflows._model.plan import Package
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._version import __version__
 from ray_workflows.cli.messages import command
+from ray_workflows.cli.waiting import CLUSTER_SECONDS, within
 from ray_workflows.exceptions import StorageError, WorkflowError
 from ray_workflows.storage import SqliteStorage, Storage
 
@@ -148,19 +150,27 @@ def check_coordinator(connection: Connection, description: dict[str, Any]) -> It
 
 def find_coordinator() -> Iterator[Connection | Finding]:
     """The coordinator of the cluster that this process is connected to."""
-    actor = connections.find_coordinator()
-    if actor is None:
-        yield note("coordinator", "The cluster has none: no workflow was run in it yet.")
-        return
     try:
-        description = connections.describe(actor)
-    except (WorkflowError, ray.exceptions.RayError) as error:
-        remedy = "Check that the node of the storage is alive; look into the actor's log."
+        found = within(CLUSTER_SECONDS, "the coordinator of the cluster", describe_coordinator)
+    except (WorkflowError, ray.exceptions.RayError, click.ClickException) as error:
+        remedy = "Check that cluster and node of the storage are alive; look into the actor's log."
         yield problem("coordinator", f"It does not answer: {error}", remedy)
         return
-    connection = Connection(actor, description)
+    if found is None:
+        yield note("coordinator", "The cluster has none: no workflow was run in it yet.")
+        return
+    connection, description = found
     yield connection
     yield from check_coordinator(connection, description)
+
+
+def describe_coordinator() -> tuple[Connection, dict[str, Any]] | None:
+    """The coordinator of the cluster, if it has one, and what it says of itself."""
+    actor = connections.find_coordinator()
+    if actor is None:
+        return None
+    description = connections.describe(actor)
+    return Connection(actor, description), description
 
 
 def check_workflows(reader: Reader) -> Iterator[Finding]:

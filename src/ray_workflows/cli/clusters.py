@@ -11,11 +11,18 @@ from typing import Any
 import click
 import ray
 
-from ray_workflows._capture.ray_private import bootstrap_address
+from ray_workflows._capture.ray_private import bootstrap_address, take_token
 from ray_workflows._client import connection as connections
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.reader import Reader
 from ray_workflows.cli.stores import is_named, named, open_reader, open_storage, reader_of
+from ray_workflows.cli.waiting import (
+    ATTACH_SECONDS,
+    CLUSTER_SECONDS,
+    LEAVE_SECONDS,
+    NoAnswerError,
+    within,
+)
 
 #: How long a cluster may take to answer a first knock, in seconds. Ray itself waits for minutes
 #: for one that is gone but still noted somewhere.
@@ -66,7 +73,7 @@ def find(address: str | None) -> str:
 
 
 def attach(address: str | None) -> None:
-    """Connect this process to a running cluster.
+    """Connect this process to a running cluster, as ``ray.init("auto")`` does.
 
     Raises:
         NoClusterError: there is none that answers.
@@ -75,11 +82,29 @@ def attach(address: str | None) -> None:
     if ray.is_initialized():
         return
     found = find(address)
+    within(ATTACH_SECONDS, f"the Ray cluster at {found}", init, found)
+    click.get_current_context().call_on_close(leave)
+
+
+def init(address: str) -> None:
+    """Connect this process to a cluster, with the token of its user, if there is one."""
+    take_token()
     try:
         # What tasks print goes to the logs of the cluster, not between our results.
-        ray.init(address=found, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise click.ClickException(f"The Ray cluster at {found} can't be used: {error}") from error
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise click.ClickException(
+            f"The Ray cluster at {address} can't be used: {error}. If it takes tokens, as those "
+            f"started by Ray 2.60 do, this user needs its token: in $RAY_AUTH_TOKEN, or in "
+            f"~/.ray/auth_token, which `ray get-auth-token` prints on its head node."
+        ) from error
+
+
+def leave() -> None:
+    """Disconnect from the cluster that this process was connected to."""
+    # A cluster that is gone has nothing to be told.
+    with contextlib.suppress(NoAnswerError):
+        within(LEAVE_SECONDS, "the cluster, to disconnect", ray.shutdown)
 
 
 def connect(spec: str | None, address: str | None) -> Connection:
@@ -88,6 +113,11 @@ def connect(spec: str | None, address: str | None) -> Connection:
     A cluster that has no coordinator yet gets one, for a storage that exists.
     """
     attach(address)
+    return within(CLUSTER_SECONDS, "the coordinator of the cluster", find_connection, spec)
+
+
+def find_connection(spec: str | None) -> Connection:
+    """As `connect`, in the cluster that this process is connected to."""
     exists = connections.find_coordinator() is not None
     if not exists:
         open_storage(spec)
@@ -112,9 +142,17 @@ def reader_for_change(spec: str | None, address: str | None) -> Reader:
     that of the running cluster, else the default."""
     if not is_named(spec) and (address or os.environ.get("RAY_ADDRESS") or reaches()):
         attach(address)
-        if connections.find_coordinator() is not None:
-            return reader_of(connections.init(None, None, None, None))
+        connection = within(CLUSTER_SECONDS, "the coordinator of the cluster", running_connection)
+        if connection is not None:
+            return reader_of(connection)
     return open_reader(spec)
+
+
+def running_connection() -> Connection | None:
+    """The coordinator of the cluster that this process is connected to, if it has one."""
+    if connections.find_coordinator() is None:
+        return None
+    return connections.init(None, None, None, None)
 
 
 def reaches() -> bool:

@@ -17,6 +17,7 @@ from ray_workflows.cli.clusters import NoClusterError, attach
 from ray_workflows.cli.parameters import address_option, cluster_storage_option, json_option
 from ray_workflows.cli.printing import Command, print_json, print_table, printable
 from ray_workflows.cli.stores import is_named, named, open_storage
+from ray_workflows.cli.waiting import CHECK_SECONDS, NoAnswerError, within
 
 
 @click.command(cls=Command)
@@ -70,8 +71,12 @@ def examine(spec: str | None, address: str | None, deep: bool) -> Iterator[Findi
             remedy = "Name the storage with --storage; one is created by the first run."
             yield checks.problem("storage", error.message, remedy)
             return
-    yield from checks.check_storage(reader.storage)
-    yield from checks.check_workflows(reader)
+    for check in (checks.check_storage(reader.storage), checks.check_workflows(reader)):
+        try:
+            yield from within(CHECK_SECONDS, f"the storage {reader.storage.url}", list, check)
+        except NoAnswerError as error:
+            yield checks.problem("storage", error.message, "Check it, then try again.")
+            return
     if deep:
         yield from checks.check_journals(reader)
 

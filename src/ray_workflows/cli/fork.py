@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import click
 
 import ray_workflows
@@ -14,7 +16,8 @@ from ray_workflows.cli.parameters import (
     json_option,
     workflow_argument,
 )
-from ray_workflows.cli.printing import Command, print_json, print_result
+from ray_workflows.cli.printing import Command, print_json, print_result, printable
+from ray_workflows.cli.waiting import START_SECONDS, within
 
 
 @click.command(cls=Command)
@@ -44,9 +47,9 @@ def fork(
         if given is not None:
             validate_workflow_id(given)
     connect(storage, address)
-    created = ray_workflows.fork(
-        workflow_id, from_task=from_task, new_id=new_id, strict=not no_strict
-    )
+    start = functools.partial(ray_workflows.fork, strict=not no_strict)
+    what = f"{printable(workflow_id)} to be forked"
+    created = within(START_SECONDS, what, start, workflow_id, from_task, new_id)
     if as_json:
         print_json({"workflow_id": created, "forked_from": workflow_id})
     else:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ray_workflows._version import __version__
+from ray_workflows.cli import waiting
 from ray_workflows.cli.cancel import cancel
 from ray_workflows.cli.copy import copy
 from ray_workflows.cli.delete import delete
@@ -28,6 +29,15 @@ from ray_workflows.exceptions import WorkflowError
 
 class Commands(click.Group):
     """Turns errors of ours into messages on stderr and exit code 1, without a traceback."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program."""
+        try:
+            return super().main(*args, **kwargs)
+        except SystemExit as end:
+            if waiting.abandoned:
+                waiting.end_process(end.code)
+            raise
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""

@@ -22,8 +22,9 @@ from ray_workflows.cli.parameters import (
     json_option,
     workflow_argument,
 )
-from ray_workflows.cli.printing import Command, note
+from ray_workflows.cli.printing import Command, note, printable
 from ray_workflows.cli.values import load, print_value
+from ray_workflows.cli.waiting import START_SECONDS, within
 from ray_workflows.exceptions import WorkflowError
 
 
@@ -119,7 +120,9 @@ def go_on(
 ) -> None:
     """Resume it, and print the output if it is waited for."""
     try:
-        environments.resume(connection, workflow_id, canceled, wishes)
+        start = (connection, workflow_id, canceled, wishes)
+        what = f"{printable(workflow_id)} to be resumed"
+        within(START_SECONDS, what, environments.resume, *start)
         if not wait:
             note(f"{workflow_id} goes on. How far it is: {command('show', workflow_id)}")
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import Any
 
@@ -19,6 +20,7 @@ from ray_workflows.cli.parameters import (
     workflow_argument,
 )
 from ray_workflows.cli.printing import Command, print_json, print_result, printable
+from ray_workflows.cli.waiting import CLUSTER_SECONDS, within
 from ray_workflows.exceptions import SignalRefusedError
 
 
@@ -70,7 +72,8 @@ def signal(
     validate_workflow_id(workflow_id)
     connect(storage, address)
     try:
-        ray_workflows.signal(workflow_id, name, value, signal_id=signal_id)
+        send = functools.partial(ray_workflows.signal, signal_id=signal_id)
+        within(CLUSTER_SECONDS, "the coordinator to take it", send, workflow_id, name, value)
     except SignalRefusedError as error:
         message = f"Workflow {workflow_id!r} is {error.status}: it takes no signals."
         if error.status == "CANCELED":

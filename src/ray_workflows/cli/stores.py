@@ -9,6 +9,7 @@ import click
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.reader import Reader
 from ray_workflows.cli.messages import CODEC, GIVEN_BLOBS, STORAGE, remember, remembered
+from ray_workflows.cli.waiting import STORAGE_SECONDS, within
 from ray_workflows.exceptions import StorageConfigError
 from ray_workflows.storage import Storage
 from ray_workflows.storage.encoded import EncodedStorage
@@ -24,7 +25,7 @@ def open_storage(spec: str | None) -> Storage:
     try:
         storage = named(spec)
         remember(STORAGE, storage.url)
-        storage.open_existing()
+        within(STORAGE_SECONDS, f"the storage {storage.url}", storage.open_existing)
     except StorageConfigError as error:
         raise click.ClickException(f"{error}{origin(spec)}") from error
     return storage

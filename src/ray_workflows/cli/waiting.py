@@ -1,0 +1,108 @@
+"""Limits on how long a command waits for a cluster or a storage.
+
+What blocks inside of Ray or in a system call can't be interrupted. So it runs on a thread of its
+own, and when it takes too long the command goes on, or ends, without it.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar, cast
+
+import click
+
+T = TypeVar("T")
+
+#: What a call returned, or the error that it raised.
+Answer = tuple[Any, BaseException | None]
+
+#: How long a command waits without a word, in seconds.
+QUIET_SECONDS = 5.0
+
+#: How long a cluster may take to let this process in, in seconds.
+ATTACH_SECONDS = 60.0
+#: How long it may take to answer what is asked of it, in seconds. It starts the coordinator if
+#: there is none, which takes up to a minute, and a call to that up to 90 s.
+CLUSTER_SECONDS = 180.0
+#: How long a workflow may take to be resumed or forked, in seconds: code and values are copied.
+START_SECONDS = 600.0
+#: How long a storage may take to be opened, in seconds.
+STORAGE_SECONDS = 60.0
+#: How long a storage may take to tell of its health and of all that is running, in seconds.
+CHECK_SECONDS = 300.0
+#: How long Ray may take to disconnect, in seconds.
+LEAVE_SECONDS = 10.0
+
+#: Calls that did not return in time.
+abandoned: list[threading.Thread] = []
+
+
+class NoAnswerError(click.ClickException):
+    """Something did not answer in time."""
+
+
+def within(seconds: float, what: str, call: Callable[..., T], *args: Any) -> T:
+    """Call a function, and wait for its end so many seconds at most.
+
+    Args:
+        seconds: how long.
+        what: names what is waited for.
+        call: the function.
+        args: its arguments.
+
+    Raises:
+        NoAnswerError: it has not returned; says what was waited for.
+        Exception: what the function raises.
+    """
+    answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+    context = click.get_current_context(silent=True)
+
+    def run() -> None:
+        try:
+            if context is None:
+                answers.put((call(*args), None))
+            else:
+                # Remedies in errors name the storage that was given to the command.
+                with context.scope(cleanup=False):
+                    answers.put((call(*args), None))
+        except BaseException as error:
+            answers.put((None, error))
+
+    thread = threading.Thread(target=run, name="ray-workflows-call", daemon=True)
+    thread.start()
+    try:
+        value, error = wait(answers, seconds, what)
+    except BaseException:
+        abandoned.append(thread)
+        raise
+    if error is not None:
+        raise error
+    return cast(T, value)
+
+
+def wait(answers: queue.SimpleQueue[Answer], seconds: float, what: str) -> Answer:
+    """The answer; says what is waited for, if it takes long."""
+    quiet = min(QUIET_SECONDS, seconds)
+    try:
+        return answers.get(timeout=quiet)
+    except queue.Empty:
+        if seconds > quiet:
+            click.echo(f"Waiting for {what} ...", err=True)
+    try:
+        return answers.get(timeout=seconds - quiet)
+    except queue.Empty:
+        raise NoAnswerError(
+            f"Waited {seconds:.0f} s for {what}, and there was no answer. Check that it is up and "
+            f"can be reached from here, then try again: what was asked for may have been done."
+        ) from None
+
+
+def end_process(code: Any) -> NoReturn:
+    """End the process without the usual end: Ray's would wait for what never returned."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
