@@ -14,6 +14,7 @@ import ray
 from ray.dag import DAGNode, FunctionNode, InputAttributeNode, InputNode
 
 from ray_workflows._capture import garbage
+from ray_workflows._capture.functions import write_function
 from ray_workflows._capture.options import task_options
 from ray_workflows._capture.pickling import Pickled, pickle_value
 from ray_workflows._capture.ray_private import node_function, node_input, node_options, takes_item
@@ -203,16 +204,10 @@ class DAGCapture:
     def function_index(self, kind: Kind) -> int:
         index = self.function_indices.get(id(kind.body))
         if index is None:
-            where = f"function of task '{kind.name}'"
-            pickled = pickle_value(kind.body, where=where)
-            sha = hashlib.sha256(pickled.data)
-            for buffer in pickled.buffers:
-                sha.update(buffer)
-            digest = sha.hexdigest()
-            value = self.writer.write_pickled(pickled, key=f"function-{digest}", where=where)
+            name, where = function_name(kind.body), f"function of task '{kind.name}'"
+            function = write_function(self.writer, kind.body, name=name, where=where)
             index = self.function_indices[id(kind.body)] = len(self.functions)
-            name = function_name(kind.body)
-            self.functions.append(Function(digest, name, value.data, value.objects))
+            self.functions.append(function)
         return index
 
     def option_index(self, options: TaskOptions) -> int:
@@ -269,13 +264,16 @@ class DAGCapture:
 
     def digest_value(self, digest: Any, value: Value, pickled: Pickled) -> None:
         """Let a value be a part of what identifies the plan."""
-        if self.writer.codec is not None:
-            # Encoded, it may be other bytes each time.
-            for part in (pickled.data, *pickled.buffers):
-                digest.update(part)
+        encodes = self.writer.codec is not None
+        if not encodes and not value.objects:
+            data = value.data
+            digest.update(data.checksum.encode() if isinstance(data, Blob) else data)
             return
-        data = value.data
-        digest.update(data.checksum.encode() if isinstance(data, Blob) else data)
+        # What is encoded may be other bytes each time, and an envelope has the names of objects.
+        for part in (pickled.data, *pickled.buffers):
+            digest.update(part)
+        for blob in value.objects:
+            digest.update((blob.key if encodes else blob.checksum).encode())
 
     def plan(self, environment: Environment) -> Plan:
         """The plan of what was captured. Blobs are durable when it returns."""

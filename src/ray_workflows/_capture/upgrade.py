@@ -6,14 +6,13 @@ or of a notebook, is stored as code.
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Iterable
 from typing import Any
 
 from ray.remote_function import RemoteFunction
 
-from ray_workflows._capture.pickling import pickle_value
+from ray_workflows._capture.functions import write_function
 from ray_workflows._capture.values import ValueReader, ValueWriter
 from ray_workflows._environment.ray_private import remote_body
 from ray_workflows._model.blobs import BlobStore
@@ -48,9 +47,7 @@ def upgraded(
         present = present_version(body)
         if present is None:
             continue
-        pickled = pickle_value(present, where=where)
-        digest = hashlib.sha256(b"".join([pickled.data, *pickled.buffers])).hexdigest()
-        if digest != function.digest:
-            value = writer.write_pickled(pickled, key=f"function-{digest}", where=where)
-            found[function.digest] = Function(digest, function.name, value.data, value.objects)
+        stored = write_function(writer, present, name=function.name, where=where)
+        if stored.digest != function.digest:
+            found[function.digest] = stored
     return found

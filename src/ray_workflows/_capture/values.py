@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -30,7 +31,7 @@ from ray_workflows.exceptions import SignalTimeoutError, StorageCorruptError, Wo
 
 #: Blobs behind ObjectRefs that this process restored: returned again, they are not stored again.
 #: The oldest leave first; who forgets one stores it once more.
-restored_objects: OrderedDict[bytes, tuple[str, Blob]] = OrderedDict()
+restored_objects: OrderedDict[str, tuple[str, Blob]] = OrderedDict()
 RESTORED_OBJECTS_LIMIT = 10_000
 
 #: What Python writes above a traceback. Ray writes the process that prints it in its place.
@@ -44,6 +45,17 @@ LOST_OBJECT_ERRORS = (
     ray.exceptions.ReferenceCountingAssertionError,
     ray.exceptions.ObjectReconstructionFailedError,
 )
+
+
+def identity_of(ref: ray.ObjectRef) -> str:
+    """What tells an object from all others: its id in hex and, after a dash, a digest of its owner.
+
+    Ray counts ids anew in each cluster. A workflow that resumes in another one would take the new
+    object for the one that it has stored under that id.
+    """
+    if is_outside():
+        return str(ref.hex())  # Compared in this process alone.
+    return f"{ref.hex()}-{hashlib.sha256(ref.owner_address()).hexdigest()[:16]}"
 
 
 class Kept:
@@ -77,7 +89,7 @@ class ValueWriter:
     def __init__(self, storage: BlobStore, incarnation: str) -> None:
         self.storage = storage
         self.incarnation = incarnation
-        self.objects: dict[bytes, Blob] = {}
+        self.objects: dict[str, Blob] = {}
         self.written: dict[str, ray.ObjectRef] = {}
 
     @property
@@ -106,35 +118,40 @@ class ValueWriter:
         plain = self.write_plain(pickled)
         if plain is not None:
             return plain
-        objects = tuple([self.write_object(ref, where) for ref in pickled.refs])
+        objects = self.write_objects(pickled, where=where)
         chunks = seal(pickled.data, pickled.buffers, objects, self.codec)
         if pickled.nbytes <= INLINE_LIMIT:
             return Value(b"".join(chunks), objects)
         return Value(self.storage.write_blob(self.incarnation, key, chunks), objects)
 
+    def write_objects(self, pickled: Pickled, *, where: str) -> tuple[Blob, ...]:
+        """Checkpoint what the ObjectRefs in a value refer to."""
+        return tuple([self.write_object(ref, where) for ref in pickled.refs])
+
     def write_object(self, ref: ray.ObjectRef, where: str) -> Blob:
         """Checkpoint what an ObjectRef refers to, once for each identity."""
-        identity: bytes = ref.binary()
+        identity = identity_of(ref)
         known = restored_objects.get(identity)
         if known is not None and known[0] == self.incarnation:
             return known[1]
         if identity in self.objects:
             return self.objects[identity]
-        key = f"object-{ref.hex()}"
         if is_outside():
             # The object stays in the cluster: its value may be large, or of no use out here.
             blob: Blob = call_inside(write_object, self.storage, self.incarnation, [ref], where)
         else:
-            blob = self.store_object(ref, key, f"object that the {where} refers to")
+            blob = self.store_object(
+                ref, f"object-{identity}", f"object that the {where} refers to"
+            )
         self.objects[identity] = blob
-        self.written[key] = ref
+        self.written[blob.key] = ref
         return blob
 
     def store_object(self, ref: ray.ObjectRef, key: str, where: str) -> Blob:
         blob = self.storage.find_blob(self.incarnation, key)
         if blob is None:
             pickled = pickle_value(ray.get(ref), where=where)
-            nested = tuple(self.write_object(inner, where) for inner in pickled.refs)
+            nested = self.write_objects(pickled, where=where)
             chunks = seal(pickled.data, pickled.buffers, nested, self.codec)
             blob = self.storage.write_blob(self.incarnation, key, chunks)
         return blob
@@ -245,7 +262,7 @@ class ValueReader:
         ref = self.live.get(blob.key)
         if not isinstance(ref, ray.ObjectRef):
             ref = restore_object.remote(self.storage, self.incarnation, blob)
-            restored_objects[ref.binary()] = (self.incarnation, blob)
+            restored_objects[identity_of(ref)] = (self.incarnation, blob)
             while len(restored_objects) > RESTORED_OBJECTS_LIMIT:
                 restored_objects.popitem(last=False)
         return ref

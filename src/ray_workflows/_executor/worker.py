@@ -9,7 +9,7 @@ import contextlib
 import os
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import ray
@@ -32,7 +32,7 @@ from ray_workflows._executor import context
 from ray_workflows._executor.process import Process
 from ray_workflows._executor.protocol import AnyReport, AttemptRequest
 from ray_workflows._model import inputs as inp
-from ray_workflows._model.plan import Environment
+from ray_workflows._model.plan import Environment, Function
 from ray_workflows._model.values import INLINE_LIMIT, Blob, ErrorInfo, Value
 from ray_workflows.exceptions import (
     PayloadCodecError,
@@ -44,7 +44,16 @@ from ray_workflows.storage.base import Storage
 #: Functions a worker keeps unpickled, the least recently used leaving first.
 FUNCTION_CACHE_SIZE = 256
 
-function_cache: OrderedDict[str, Callable[..., Any]] = OrderedDict()
+#: By digest, and with ObjectRefs in them by what `function_key` adds.
+function_cache: OrderedDict[Hashable, Callable[..., Any]] = OrderedDict()
+
+
+def function_key(function: Function, incarnation: str) -> Hashable:
+    """What a function is cached by. One with ObjectRefs in it is its workflow's alone, and its
+    digest in journals of 0.1.0 is the same whatever these refer to."""
+    if not function.objects:
+        return function.digest
+    return function.digest, incarnation, function.objects
 
 
 class AttemptRun:
@@ -78,15 +87,16 @@ class AttemptRun:
         """The function and its arguments."""
         request = self.request
         pickled = request.scene.function
-        function = function_cache.get(pickled.digest)
+        key = function_key(pickled, request.incarnation)
+        function = function_cache.get(key)
         if function is None:
             value = Value(pickled.data, pickled.objects)
             function = self.reader.read(value, where=f"function of {request.where}")
-            function_cache[pickled.digest] = function
+            function_cache[key] = function
             while len(function_cache) > FUNCTION_CACHE_SIZE:
                 function_cache.popitem(last=False)
         else:
-            function_cache.move_to_end(pickled.digest)
+            function_cache.move_to_end(key)
         found = self.reader.read_plain(request.arguments)
         if found is None:
             where = f"arguments of {request.where}"
@@ -176,6 +186,9 @@ class AttemptRun:
         if isinstance(error, StorageUnavailableError):
             return inp.AttemptCrashed(**self.identity(ended_at), error=self.describe(error))
         if self.is_lost_input(error):
+            # The ObjectRefs in it may be what is lost: they are restored anew.
+            request = self.request
+            function_cache.pop(function_key(request.function, request.incarnation), None)
             return inp.AttemptLostInput(**self.identity(ended_at), error=self.describe(error))
         return inp.AttemptRaised(
             **self.identity(ended_at),
@@ -190,7 +203,7 @@ class AttemptRun:
             return False
         lost = getattr(cause, "object_ref_hex", "")
         handed = {v.hex() for v in self.reader.live.values() if isinstance(v, ray.ObjectRef)}
-        handed.update(identity.hex() for identity in restored_objects)
+        handed.update(identity.partition("-")[0] for identity in restored_objects)
         return lost in handed or lost in self.reader.live
 
     def is_retryable(self, error: BaseException) -> bool:

@@ -65,7 +65,7 @@ class TaskOptions(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Function(msgspec.Struct, frozen=True, array_like=True):
-    """A pickled function. ``digest`` is the hex SHA-256 of the pickle: workers cache by it."""
+    """A pickled function. ``digest`` tells it from all others: workers cache by it."""
 
     digest: str
     name: str

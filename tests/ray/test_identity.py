@@ -1,0 +1,184 @@
+"""Names that stand for contents: equal names mean equal functions, arguments and objects."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import ray
+
+import ray_workflows as workflow
+from ray_workflows._capture.dag import capture_plan
+from ray_workflows._capture.functions import function_digest
+from ray_workflows._capture.pickling import Pickled
+from ray_workflows._capture.values import ValueWriter, identity_of
+from ray_workflows._executor.process import HERE
+from ray_workflows._executor.protocol import AttemptRequest, Scene
+from ray_workflows._executor.worker import AttemptRun
+from ray_workflows._model.inputs import AttemptLostInput
+from ray_workflows._model.plan import Environment, Function, Plan, TaskOptions
+from ray_workflows.storage import MemoryStorage
+from ray_workflows.storage.encoded import EncodedStorage
+from tests.unit.test_payload_codec import Salted
+
+
+@ray.remote
+def listed(*values):
+    return list(values)
+
+
+def over_closure(ref):
+    def read():
+        return ray.get(ref)
+
+    return read
+
+
+def over_default(ref):
+    def read(refs=[ref]):  # noqa: B006
+        return ray.get(refs[0])
+
+    return read
+
+
+def over_global(ref):
+    names = {"ray": ray, "shared": ref, "__name__": "__main__"}
+    exec("def read(): return ray.get(shared)", names)
+    return names["read"]
+
+
+def over_large_closure(ref):
+    large = np.zeros(100_000)
+
+    def read():
+        return ray.get(ref) + int(large.sum())
+
+    return read
+
+
+def over_method(ref):
+    class Reader:
+        def __init__(self):
+            self.parts = {"deep": [ref]}
+
+    reader = Reader()
+
+    def read():
+        return ray.get(reader.parts["deep"][0])
+
+    return read
+
+
+def over_nested_object(ref):
+    outer = ray.put([ref])
+
+    def read():
+        return ray.get(ray.get(outer)[0])
+
+    return read
+
+
+WAYS = [
+    over_closure,
+    over_default,
+    over_global,
+    over_large_closure,
+    over_method,
+    over_nested_object,
+]
+
+
+def captured(dag: Any, storage: Any = None) -> Plan:
+    writer = ValueWriter(storage or MemoryStorage(), "i1")
+    return capture_plan(dag, writer=writer, environment=Environment(), prefix="p")
+
+
+def test_functions_over_other_objects_are_other_functions(wid: str) -> None:
+    """In each way in which a function can come to an ObjectRef, in one workflow and in several."""
+    readers = [ray.remote(way(ray.put(n))) for way in WAYS for n in range(2)]
+    plan = captured(listed.bind(*[reader.bind() for reader in readers]))
+    assert len({function.digest for function in plan.functions}) == len(readers) + 1
+    expected = [0, 1] * len(WAYS)
+    one = workflow.run(listed.bind(*[r.bind() for r in readers]), workflow_id=f"{wid}-one")
+    assert one == expected
+    two = [r.bind() for r in readers[:2]]
+    each = workflow.run_async_many(two, workflow_ids=[f"{wid}-two", f"{wid}-three"])
+    assert ray.get(each) == [0, 1]
+
+
+def test_equal_functions_over_one_object_are_one() -> None:
+    ref = ray.put(1)
+    digests = [captured(ray.remote(over_closure(ref)).bind()).functions[0].digest for _ in range(2)]
+    assert digests[0] == digests[1]
+
+
+def an_attempt(ref: ray.ObjectRef, digest: str) -> AttemptRun:
+    """An attempt of a function over an ObjectRef, in this process."""
+    storage = MemoryStorage()
+    plan = captured(ray.remote(over_closure(ref)).bind(), storage)
+    (stored,) = plan.functions
+    function = Function(digest, stored.name, stored.data, stored.objects)
+    scene = Scene("wf", "i1", function, TaskOptions(), Environment(), ())
+    request = AttemptRequest(scene, 0, "t", 1, 1, plan.tasks[0].arguments, True)
+    return AttemptRun(request, storage, {stored.objects[0].key: ref}, HERE)
+
+
+def test_functions_stored_by_0_1_0_are_told_apart_by_their_objects() -> None:
+    """Their digests are of their pickles alone."""
+    attempts = [an_attempt(ray.put(n), "of 0.1.0") for n in range(2)]
+    assert [attempt.load()[0]() for attempt in attempts] == [0, 1]
+
+
+def test_a_function_whose_object_is_lost_is_read_again() -> None:
+    ref = ray.put(1)
+    attempt = an_attempt(ref, "lost")
+    function, _, _ = attempt.load()
+    assert attempt.load()[0] is function
+    report = attempt.raised(ray.exceptions.ObjectLostError(ref.hex(), "", ""))
+    assert isinstance(report, AttemptLostInput)
+    assert attempt.load()[0] is not function
+
+
+def test_plans_over_other_objects_are_other_plans() -> None:
+    def digest(value: object, storage: Any = None) -> str:
+        return captured(listed.bind([ray.put(value)]), storage).digest
+
+    def encoded() -> Any:
+        return EncodedStorage(MemoryStorage(), (Salted(),))
+
+    for stores in (MemoryStorage, encoded):
+        assert digest(1, stores()) != digest(2, stores())
+    # As good as the same: a script that runs again has put the same into another object.
+    assert digest(1) == digest(1)
+
+
+class Ref:
+    """An ObjectRef of another cluster: there is one at a time."""
+
+    def __init__(self, hex_id: str, owner: bytes) -> None:
+        self.hex_id, self.owner = hex_id, owner
+
+    def hex(self) -> str:
+        return self.hex_id
+
+    def owner_address(self) -> bytes:
+        return self.owner
+
+
+def test_objects_of_other_clusters_are_other_objects() -> None:
+    """Ray counts ids anew in each: what the first driver puts first has always the same."""
+    ref = ray.put(1)
+    here = Ref(ref.hex(), ref.owner_address())
+    assert identity_of(here) == identity_of(ref)  # type: ignore[arg-type]
+    names = [
+        identity_of(Ref(hex_id, owner))  # type: ignore[arg-type]
+        for hex_id, owner in itertools.product((ref.hex(), "00" * 28), (b"", ref.owner_address()))
+    ]
+    assert len(set(names)) == len(names)
+
+
+def test_functions_over_buffers_cut_elsewhere_are_other_functions() -> None:
+    data = memoryview(bytes(10))
+    digests = {function_digest(Pickled(b".", [data[:cut], data[cut:]]), ()) for cut in range(1, 10)}
+    assert len(digests) == 9
