@@ -232,6 +232,9 @@ def by_hand(storage: SqliteStorage) -> None:
     asked.send(inp.AttemptRuns(task=0, epoch=start.epoch, attempt=1, started_at=1000.0))
     asked.send(inp.RequestCancel())
     save(storage, asked)
+    homeless = Driver(dag, workflow_id="unplaceable", incarnation="i-unplaceable")
+    homeless.send(inp.FoundUnplaceable(epoch=start.epoch, tasks=(0,), reason="no node has it"))
+    save(storage, homeless)
     claimed = Driver(dag, workflow_id="claimed", incarnation="i-claimed")
     claimed.succeed("fetch", b"".join(seal(pickle.dumps([1, 2]), [])))
     claimed.send(inp.Claim(holder="h2"))
@@ -392,6 +395,7 @@ def main() -> None:
 
 
 def write_by_hand(release: Path) -> None:
+    release.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="golden-") as directory:
         storage = SqliteStorage(directory)
         storage.open()

@@ -36,6 +36,7 @@ EVENTS = [
     ev.WorkflowFailed(1.0, ERROR, "a"),
     ev.WorkflowTimedOut(1.0),
     ev.AttemptStarted(1.0, 0, 1, 0.5),
+    ev.TasksUnplaceable(1.0, (0, 1), "no node has it"),
     ev.WorkflowReleased(1.0, ERROR),
     ev.AttemptFailed(1.0, 0, 1, ERROR, True, 2.0),
     ev.TaskSucceeded(1.0, 0, 1, Value(b"inline"), 0.5, 0.9),

@@ -97,6 +97,9 @@ def task_reason(
             f"{moment(found.until)}"
         )
     if status is TaskStatus.QUEUED:
+        epoch, unplaceable = task.unplaceable
+        if unplaceable and epoch == view.state.epoch:
+            return unplaceable
         return f"attempt {found.attempts + 1} was handed to Ray and does not run yet"
     return waiting_reason(view, found, seen)
 

@@ -42,6 +42,7 @@ class TaskView:
         "running",
         "started_at",
         "task_id",
+        "unplaceable",
         "upstream",
     )
 
@@ -58,6 +59,8 @@ class TaskView:
         self.last_error: ErrorInfo | None = None
         #: The attempt that a worker has said to run, with its epoch.
         self.running = (0, 0)
+        #: Why no node can hold it, with the epoch in which that was seen.
+        self.unplaceable = (0, "")
         self.started_at: float | None = None
         self.ended_at: float | None = None
         #: Its attempts, if the view records them.
@@ -124,6 +127,9 @@ class WorkflowView:
             self.record(view, event.attempt, AttemptOutcome.RUNNING, event.started_at)
         elif isinstance(event, ev.AttemptFailed):
             self.end_attempt(event, event.at)
+        elif isinstance(event, ev.TasksUnplaceable):
+            for number in event.tasks:
+                self.by_number[number].unplaceable = (self.state.epoch, event.reason)
         if isinstance(event, ev.TaskSucceeded):
             self.resolve(event.task, Outcome(value=event.value))
         elif isinstance(event, ev.TaskFailed):
@@ -151,6 +157,7 @@ class WorkflowView:
         if not isinstance(event, ev.AttemptFailed):
             view.ended_at = ended_at
         view.attempts += 1
+        view.unplaceable = (0, "")
         view.last_error = error
         outcome = OUTCOMES[type(event)]
         self.record(view, event.attempt, outcome, event.started_at, ended_at, error)

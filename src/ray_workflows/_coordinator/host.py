@@ -56,8 +56,9 @@ from ray_workflows._coordinator.wire import (
 )
 from ray_workflows._executor.batch import Load, WireReport, pack_loads
 from ray_workflows._executor.calls import Calls
+from ray_workflows._executor.protocol import News
 from ray_workflows._executor.ray_tasks import RayExecutor
-from ray_workflows._model.inputs import AttemptNews, AttemptRuns
+from ray_workflows._model.inputs import AttemptRuns
 from ray_workflows._model.plan import EnvironmentChange
 from ray_workflows.exceptions import (
     CoordinatorUnavailableError,
@@ -165,7 +166,7 @@ class Coordinator:
                 self.broken = error
                 logger.exception("The coordinator's loop met an unexpected error.")
 
-    def report(self, incarnation: str, reports: Sequence[AttemptNews]) -> None:
+    def report(self, incarnation: str, reports: Sequence[News]) -> None:
         self.inbox.put(lambda: self.loop.report(incarnation, reports))
 
     # -- what drivers call -----------------------------------------------------------------

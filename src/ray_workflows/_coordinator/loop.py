@@ -24,7 +24,7 @@ from ray_workflows._engine.commands import commands
 from ray_workflows._engine.decide import decide
 from ray_workflows._engine.evolve import evolve
 from ray_workflows._engine.summary import catalog_row
-from ray_workflows._executor.protocol import Executor
+from ray_workflows._executor.protocol import Executor, News
 from ray_workflows._model import events as ev
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.catalog import Append, CatalogRow
@@ -155,7 +155,7 @@ class Loop:
         """Look at it in this step."""
         self.dirty[id(workflow)] = workflow
 
-    def report(self, incarnation: str, reports: Iterable[inp.AttemptNews]) -> None:
+    def report(self, incarnation: str, reports: Iterable[News]) -> None:
         """Take what is heard of attempts."""
         workflow = self.by_incarnation.get(incarnation)
         if workflow is not None:

@@ -182,6 +182,13 @@ def on_attempt_runs(state: WorkflowState, input: inp.AttemptRuns, now: float) ->
     ]
 
 
+def on_found_unplaceable(state: WorkflowState, input: inp.FoundUnplaceable, now: float) -> Events:
+    if input.epoch != state.epoch or not state.running:
+        return []
+    tasks = tuple(number for number in input.tasks if number in state.active)
+    return [ev.TasksUnplaceable(at=now, tasks=tasks, reason=input.reason)] if tasks else []
+
+
 def on_attempt_returned(state: WorkflowState, input: inp.AttemptReturned, now: float) -> Events:
     task = reported_task(state, input)
     if task is None:
@@ -407,6 +414,7 @@ HANDLERS: dict[type[inp.Input], Callable[[WorkflowState, Any, float], Events]] =
     inp.Wake: on_wake,
     inp.Signal: on_signal,
     inp.AttemptRuns: on_attempt_runs,
+    inp.FoundUnplaceable: on_found_unplaceable,
     inp.AttemptReturned: on_attempt_returned,
     inp.AttemptReturnedPlan: on_attempt_returned_plan,
     inp.AttemptRaised: on_attempt_raised,

@@ -200,6 +200,12 @@ def apply_attempt_started(
     """Views show it; nothing is decided by it, so that nobody need wait for it."""
 
 
+def apply_tasks_unplaceable(
+    state: WorkflowState, event: ev.TasksUnplaceable, deltas: list[Command]
+) -> None:
+    """As of an attempt that started: views show it."""
+
+
 def apply_attempt_failed(
     state: WorkflowState, event: ev.AttemptFailed, deltas: list[Command]
 ) -> None:
@@ -463,6 +469,7 @@ APPLIERS: dict[type[ev.Event], Callable[[WorkflowState, Any, list[Command]], Non
     ev.WorkflowTimedOut: apply_workflow_timed_out,
     ev.WorkflowReleased: apply_workflow_released,
     ev.AttemptStarted: apply_attempt_started,
+    ev.TasksUnplaceable: apply_tasks_unplaceable,
     ev.AttemptFailed: apply_attempt_failed,
     ev.TaskSucceeded: apply_task_succeeded,
     ev.TaskContinued: apply_task_continued,

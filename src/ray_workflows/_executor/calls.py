@@ -108,6 +108,10 @@ class Calls:
         """What the nodes that are there have; at least one."""
         return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
+    def nodes(self) -> list[dict[str, float]]:
+        """What each live node has."""
+        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
     def tidy(self) -> None:
         """Take packages out of the cluster."""
         self.rack.tidy()

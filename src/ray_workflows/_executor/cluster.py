@@ -24,7 +24,8 @@ class TaskRef(Protocol):
 
 
 class Cluster(Protocol):
-    """The cluster, as the executor uses it, with the executor's lock held."""
+    """The cluster, as the executor uses it, with the executor's lock held where nothing else is
+    said."""
 
     def send(self, sent: SentBatch, loads: list[Load], asks: bool, values: Brought) -> TaskRef:
         """Submit a Ray task with batches, the first of which is this one and takes the values, or
@@ -35,6 +36,10 @@ class Cluster(Protocol):
 
     def slots(self) -> int:
         """How many tasks of one CPU the cluster can run at once."""
+
+    def nodes(self) -> list[dict[str, float]]:
+        """The resources of each live node, whether they are free or not. Asks Ray: not with the
+        lock held."""
 
     def lacked(self, sent: SentBatch) -> bool:
         """Whether a package of it is not in the cluster after all: it is brought again."""

@@ -56,6 +56,7 @@ class Flight:
         "retired",
         "submitted_at",
         "timed",
+        "unplaceable",
     )
 
     def __init__(self, request: AttemptRequest) -> None:
@@ -75,6 +76,8 @@ class Flight:
         #: Its timeout runs; it has overrun it and is being stopped.
         self.timed = False
         self.expired = False
+        #: Why no node can hold it, as last reported.
+        self.unplaceable = ""
 
 
 class Durations:

@@ -18,6 +18,7 @@ from ray_workflows._model.inputs import (
     AttemptRaised,
     AttemptReturned,
     AttemptReturnedPlan,
+    FoundUnplaceable,
 )
 from ray_workflows._model.plan import FUNCTION, Environment, Function, TaskOptions
 from ray_workflows._model.values import Outcome, Value
@@ -242,8 +243,11 @@ def decode_batch(data: bytes) -> tuple[int, list[AttemptRequest]]:
     return batch.number, requests
 
 
+#: What an executor reports of the attempts of a workflow.
+News = AttemptNews | FoundUnplaceable
+
 #: Takes the incarnation of a workflow and news of its attempts. Any thread calls it.
-ReportSink = Callable[[str, Sequence[AttemptNews]], None]
+ReportSink = Callable[[str, Sequence[News]], None]
 
 
 class Executor(Protocol):

@@ -23,6 +23,7 @@ from ray_workflows._executor.dispatch import Dispatch
 from ray_workflows._executor.failures import failure, lost_input, raised
 from ray_workflows._executor.lanes import Flight
 from ray_workflows._executor.live import LiveValues, direct_keys, nested_keys, value_keys
+from ray_workflows._executor.placement import PlacementCheck
 from ray_workflows._executor.protocol import (
     AnyReport,
     AttemptRequest,
@@ -70,6 +71,7 @@ class RayExecutor:
         self.dispatch = Dispatch(
             cluster, self.live, self.lock, self.deadlines, clock, self.done, self.refused
         )
+        self.placement = PlacementCheck(self.dispatch, report)
         #: Workflows in which a run of fused attempts took its worker down.
         self.suspects: set[str] = set()
 

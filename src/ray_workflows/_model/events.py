@@ -96,6 +96,14 @@ class AttemptStarted(Event, frozen=True, tag="attempt-started"):
     started_at: float
 
 
+class TasksUnplaceable(Event, frozen=True, tag="tasks-unplaceable"):
+    """No node of the cluster can hold these tasks: why, or empty if one now can. For those who look
+    on: nothing follows from it."""
+
+    tasks: tuple[int, ...]
+    reason: str
+
+
 class AttemptFailed(Event, frozen=True, tag="attempt-failed"):
     """An attempt ended with an error and the task goes on at ``retry_at``.
 
@@ -196,6 +204,7 @@ AnyEvent = (
     | WorkflowTimedOut
     | WorkflowReleased
     | AttemptStarted
+    | TasksUnplaceable
     | AttemptFailed
     | TaskSucceeded
     | TaskContinued

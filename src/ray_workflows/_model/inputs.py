@@ -91,6 +91,15 @@ class AttemptRuns(AttemptNews, frozen=True):
     """It has been running for a while."""
 
 
+class FoundUnplaceable(Input, frozen=True):
+    """No node of the cluster can hold these tasks, whose attempts wait: why, or empty if one now
+    can."""
+
+    epoch: int
+    tasks: tuple[int, ...]
+    reason: str
+
+
 class AttemptReport(AttemptNews, frozen=True):
     """Base of what an attempt reports when it ends."""
 
