@@ -56,6 +56,7 @@ from ray_workflows._coordinator.wire import (
 )
 from ray_workflows._executor.batch import Load, WireReport, pack_loads
 from ray_workflows._executor.calls import Calls
+from ray_workflows._executor.placement import LOOK_SECONDS
 from ray_workflows._executor.protocol import News
 from ray_workflows._executor.ray_tasks import RayExecutor
 from ray_workflows._model.inputs import AttemptRuns
@@ -155,6 +156,7 @@ class Coordinator:
 
     def drive(self) -> None:
         self.lease.start()
+        self.look_at_nodes()
         if self.settings.auto_resume:
             self.orphans.look()
         self.storage.listen(self.holder.holder_id, lambda: self.inbox.put(self.lease.look))
@@ -165,6 +167,16 @@ class Coordinator:
                 # A bug of ours. Work goes on; the error is in the log and in `describe`.
                 self.broken = error
                 logger.exception("The coordinator's loop met an unexpected error.")
+
+    def look_at_nodes(self) -> None:
+        """Look, again and again, for attempts that no node of the cluster can hold."""
+
+        def then(result: object) -> None:
+            if isinstance(result, Exception):
+                logger.warning("The nodes of the cluster could not be looked at: %s", result)
+            self.loop.after(LOOK_SECONDS, self.look_at_nodes)
+
+        self.loop.io.call(self.executor.placement.look, then)
 
     def report(self, incarnation: str, reports: Sequence[News]) -> None:
         self.inbox.put(lambda: self.loop.report(incarnation, reports))
