@@ -154,8 +154,8 @@ def test_what_never_travels_with_others_does_not_wait_behind_them() -> None:
 def test_what_was_put_back_is_the_next_and_waits_behind_nothing() -> None:
     lane, durations = Lane(), known(0.001)
     flights = fill(lane, 1_000)
-    flights[3].followers = [Flight(flights[3].request)]
-    flights[3].followers[0].follows = True
+    flights[3].behind = Flight(flights[3].request)
+    flights[3].behind.follows = True
     for size in (3, 2):
         batch = lane.next_ahead(durations, 2)
         assert len(batch) == size

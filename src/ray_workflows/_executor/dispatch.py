@@ -5,6 +5,7 @@ the other.
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -30,14 +31,16 @@ from ray_workflows._executor.lanes import (
 )
 from ray_workflows._executor.live import LiveValues
 
+logger = logging.getLogger(__name__)
+
 #: How long the size of the cluster is believed, in seconds.
 SLOTS_SECONDS = 1.0
 
 #: Takes a Ray task that has ended, and the future with its result.
 Ended = Callable[[Carrier, Any], None]
 
-#: Takes a Ray task that could not be submitted, and why.
-Refused = Callable[[Carrier, Exception], None]
+#: Takes a batch that could not be submitted, and why.
+Refused = Callable[[SentBatch, Exception], None]
 
 
 class Dispatch:
@@ -125,14 +128,20 @@ class Dispatch:
         now = self.clock.monotonic()
         known_until, slots = self.slots_known
         if now >= known_until:
-            slots = self.cluster.slots()
+            try:
+                slots = self.cluster.slots()
+            except Exception as error:
+                # A guess only: attempts go on with what was known, as the cluster does.
+                logger.warning("The size of the cluster could not be looked up: %s", error)
             self.slots_known = (now + SLOTS_SECONDS, slots)
         return slots
 
     def submit(self, lane: Lane, members: list[Flight]) -> None:
         """Let a Ray task carry a batch that waits for one, or submit another."""
-        sent = self.accept(members)
-        load, values = load_of(sent, self.live)
+        packed = self.pack(members)
+        if packed is None:
+            return
+        sent, load, values = packed
         shape = sent.shape
         # Ray brings values to a Ray task of their own.
         if not values and self.carriers.waits(shape) and self.is_carried(sent):
@@ -151,6 +160,17 @@ class Dispatch:
         self.sent[sent.number] = sent
         return sent
 
+    def pack(self, members: list[Flight]) -> tuple[SentBatch, Load, Brought] | None:
+        """A batch, what goes to the worker and what Ray has to bring there; None if that can't be
+        encoded, which is said of the attempts."""
+        sent = self.accept(members)
+        try:
+            return (sent, *load_of(sent, self.live))
+        except Exception as error:
+            self.over(sent)
+            self.refused(sent, error)
+            return None
+
     def hand(self, lane: Lane, carrier: Carrier, loads: list[Load]) -> None:
         """Answer a carrier with batches, and one more where there is plenty."""
         loads += self.ahead(lane, carrier)
@@ -165,8 +185,10 @@ class Dispatch:
             members = lane.next_ahead(self.durations, self.slots())
         if not members:
             return []
-        sent = self.accept(members)
-        load, values = load_of(sent, self.live)
+        packed = self.pack(members)
+        if packed is None:
+            return []
+        sent, load, values = packed
         if values:
             del self.sent[sent.number]
             for flight in members:
@@ -193,7 +215,9 @@ class Dispatch:
         except Exception as error:
             # Options that this Ray refuses, or a secret that is not here: the user's to mend.
             self.end(carrier)
-            self.refused(carrier, error)
+            for each in list(carrier.loads):
+                self.over(each)
+                self.refused(each, error)
 
     def has_room(self) -> bool:
         """Whether every Ray task in flight has a slot, as far as we know."""

@@ -48,8 +48,8 @@ class Flight:
     __slots__ = (
         "alone",
         "batch",
+        "behind",
         "expired",
-        "followers",
         "follows",
         "laden",
         "request",
@@ -61,8 +61,8 @@ class Flight:
 
     def __init__(self, request: AttemptRequest) -> None:
         self.request = request
-        #: Attempts that run at once after it, each on the result of the one before.
-        self.followers: list[Flight] = []
+        #: The attempt that runs at once after it, on its result; whether it is such a one itself.
+        self.behind: Flight | None = None
         self.follows = False
         #: It takes values that Ray has to bring to a Ray task before it starts.
         self.laden = False
@@ -78,6 +78,17 @@ class Flight:
         self.expired = False
         #: Why no node can hold it, as last reported.
         self.unplaceable = ""
+
+    @property
+    def followers(self) -> list[Flight]:
+        """Attempts that run at once after it, each on the result of the one before. Behind one
+        that was canceled, all were."""
+        found = []
+        flight = self.behind
+        while flight is not None and not flight.retired:
+            found.append(flight)
+            flight = flight.behind
+        return found
 
 
 class Durations:
@@ -136,14 +147,21 @@ class Durations:
             if left < after:
                 return
             previous.request = msgspec.structs.replace(previous.request, fused=True)
-            previous = Flight(request)
+            previous.behind = Flight(request)
+            previous = previous.behind
             previous.follows = True
-            flight.followers.append(previous)
 
 
 def least(seconds: float) -> int:
     """How many attempts that take so long each are worth a batch."""
     return max(1, int(WORTHWHILE_SECONDS / seconds))
+
+
+def take_run(queue: deque[Flight]) -> list[Flight]:
+    """The first attempt of a queue with all that follow it. They wait nowhere else: whoever takes
+    it takes them, also when its function has turned out to be slow meanwhile."""
+    head = queue.popleft()
+    return [head, *head.followers]
 
 
 class Lane:
@@ -197,9 +215,9 @@ class Lane:
             seconds = durations.get(digest)
             if queue[0].request.options.kind == LISTENER:
                 # They wait in their host, for days if need be, and take no room.
-                return [queue.popleft()]
+                return take_run(queue)
             if queue[0].alone or (seconds is not None and seconds > TARGET_SECONDS):
-                return [queue.popleft()] if self.submitted < MAX_IN_FLIGHT else []
+                return take_run(queue) if self.submitted < MAX_IN_FLIGHT else []
             if seconds is None:
                 return self.take_trial(digest, queue, slots)
             if waits or self.deserves_carrier(len(queue) * seconds, slots, carriers, now):
@@ -244,7 +262,7 @@ class Lane:
         if tried >= slots or self.submitted >= MAX_IN_FLIGHT:
             return []
         self.trials[digest] = tried + 1
-        return [queue.popleft()]
+        return take_run(queue)
 
     def deserves_carrier(self, work: float, slots: int, carriers: int, now: float) -> bool:
         """Whether so much work, in seconds, is to have one more Ray task."""
@@ -257,13 +275,12 @@ class Lane:
 
     def cut(self, queue: deque[Flight], seconds: float, slots: int) -> list[Flight]:
         """A batch of attempts that take so long each."""
-        if queue[0].followers:
-            head = queue.popleft()
-            return [head, *head.followers]
+        if queue[0].behind is not None:
+            return take_run(queue)
         share = -(-len(queue) // (AT_ONCE * slots))
         size = min(max(share, least(seconds)), round(TARGET_SECONDS / seconds))
         batch: list[Flight] = []
-        while queue and len(batch) < size and not (queue[0].alone or queue[0].followers):
+        while queue and len(batch) < size and not (queue[0].alone or queue[0].behind):
             flight = queue.popleft()
             if not flight.retired:
                 batch.append(flight)

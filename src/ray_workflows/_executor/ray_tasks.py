@@ -72,6 +72,8 @@ class RayExecutor:
             cluster, self.live, self.lock, self.deadlines, clock, self.done, self.refused
         )
         self.placement = PlacementCheck(self.dispatch, report)
+        #: Numbers of batches that are over, and whose reports are not looked at yet.
+        self.unsettled: set[int] = set()
         #: Workflows in which a run of fused attempts took its worker down.
         self.suspects: set[str] = set()
 
@@ -98,6 +100,9 @@ class RayExecutor:
                 flights = self.flights[incarnation] = {}
             flights[request.task] = flight
             for one in flight.followers:
+                earlier = flights.get(one.request.task)
+                if earlier is not None:
+                    self.retire(earlier)
                 flights[one.request.task] = one
             self.dispatch.enqueue(flight)
 
@@ -188,12 +193,17 @@ class RayExecutor:
                 return
             self.dispatch.over(sent)
             self.learn(sent, report)
-            self.dispatch.go_on(carrier, answer)
-        # The next batch is on its way before thousands of reports are looked at.
-        self.later(lambda: self.settle_later(sent, report, objects))
+            # The next batch is on its way before thousands of reports are looked at. They are
+            # looked at whatever becomes of it: the worker has told all it knows.
+            try:
+                self.dispatch.go_on(carrier, answer)
+            finally:
+                self.unsettled.add(sent.number)
+                self.later(lambda: self.settle_later(sent, report, objects))
 
     def settle_later(self, sent: SentBatch, report: BatchReport, objects: Live) -> None:
         with self.lock:
+            self.unsettled.discard(sent.number)
             self.settle(sent, report, objects)
 
     def missing_inputs(self, request: AttemptRequest) -> tuple[int, ...]:
@@ -218,12 +228,16 @@ class RayExecutor:
 
     # -- what comes back -------------------------------------------------------------------
 
-    def refused(self, carrier: Carrier, error: Exception) -> None:
-        """A Ray task could not be submitted. The lock is held."""
-        for sent in list(carrier.loads):
-            self.dispatch.over(sent)
-            for flight in sent.left:
+    def refused(self, sent: SentBatch, error: Exception) -> None:
+        """A batch could not be submitted. If it has several members, one of them may be why: they
+        are tried one by one. The lock is held."""
+        left = sent.left
+        for flight in left:
+            if len(left) == 1:
                 self.land(flight, raised(flight, error))
+            else:
+                flight.alone = True
+                self.run_elsewhere(sent, flight)
 
     def done(self, carrier: Carrier, future: Any) -> None:
         """A Ray task ended. Called from a thread of Ray's."""
@@ -285,7 +299,7 @@ class RayExecutor:
                 self.take_out(flight)
                 return
             flight.batch = None
-            flight.followers = []
+            flight.behind = None
             flight.request = msgspec.structs.replace(flight.request, fused=False)
             self.dispatch.enqueue(flight)
 
@@ -364,11 +378,16 @@ class RayExecutor:
     # -- what is stopped -------------------------------------------------------------------
 
     def retire(self, flight: Flight) -> None:
-        """Stop an attempt whose report nobody wants; the lock is held."""
-        self.take_out(flight)
+        """Stop an attempt whose report nobody wants, with those that were to run on its result; the
+        lock is held."""
+        if flight.retired:
+            return
+        stopped = [flight, *flight.followers]
+        for one in stopped:
+            self.take_out(one)
         sent = None if flight.batch is None else self.dispatch.sent.get(flight.batch)
         if sent is not None:
-            sent.open -= 1
+            sent.open -= len(stopped)
             self.stop_if_unwanted(sent)
 
     def stop_if_unwanted(self, sent: SentBatch) -> None:
@@ -382,9 +401,10 @@ class RayExecutor:
         """Stop an attempt that overran its timeout. It is reported when it is really over, so that
         it never runs beside the next one; if it makes it to its end meanwhile, that counts."""
         with self.lock:
-            if not flight.retired and flight.batch is not None:
+            sent = None if flight.batch is None else self.dispatch.sent.get(flight.batch)
+            if not flight.retired and sent is not None:
                 flight.expired = True
-                self.stop(self.dispatch.sent[flight.batch])
+                self.stop(sent)
 
     def stop(self, sent: SentBatch) -> None:
         carrier = sent.carrier

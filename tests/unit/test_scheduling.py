@@ -1,0 +1,230 @@
+"""The way of attempts through queues, batches and Ray tasks: none is ever lost."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from ray.exceptions import WorkerCrashedError
+
+from ray_workflows._executor import dispatch
+from ray_workflows._executor.lanes import TARGET_SECONDS
+from ray_workflows._executor.protocol import AttemptRequest
+from tests.unit.scheduling import Scheduling, attempt, chain, scene
+
+SHORT, SLOW = 0.001, 4 * TARGET_SECONDS
+
+
+def test_a_run_whose_function_turns_out_slow_in_the_queue_travels_whole() -> None:
+    """Nobody would start its followers again: they count as running."""
+    world = Scheduling()
+    world.known("f")
+    head, *rest = chain(scene("f"), 0, 3)
+    world.executor.start(head, rest)
+    world.known("f", seconds=SLOW)
+    world.flush()
+    (task,) = world.tasks
+    world.end_well(task)
+    assert world.outcomes == [(n, "AttemptReturned") for n in range(3)]
+    assert not world.executor.flights
+
+
+def test_a_run_whose_function_is_forgotten_in_the_queue_travels_whole() -> None:
+    world = Scheduling()
+    world.known("f")
+    head, *rest = chain(scene("f"), 0, 3)
+    world.executor.start(head, rest)
+    world.executor.dispatch.durations.seconds.clear()
+    world.flush()
+    (task,) = world.tasks
+    world.end_well(task)
+    assert len(world.reported) == 3
+
+
+@pytest.mark.parametrize("sent", [False, True])
+@pytest.mark.parametrize("again_with_followers", [False, True])
+def test_whoever_stops_an_attempt_stops_those_that_run_on_its_result(
+    sent: bool, again_with_followers: bool
+) -> None:
+    world = Scheduling()
+    world.known("f")
+    head, *rest = chain(scene("f"), 0, 3)
+    world.executor.start(head, rest)
+    if sent:
+        world.flush()
+    world.cancel(0)
+    world.flush()
+    assert not world.executor.flights
+    assert all(task.canceled for task in world.tasks)
+    # When it succeeds after all, they are started as any others.
+    world.start(attempt(scene("f"), 0, attempt=2), rest if again_with_followers else ())
+    world.flush()
+    world.end_well(world.tasks[-1])
+    for request in () if again_with_followers else rest:
+        world.start(request)
+        world.flush()
+        world.end_well(world.tasks[-1])
+    assert world.outcomes == [(n, "AttemptReturned") for n in range(3)]
+
+
+def test_a_follower_that_is_stopped_in_the_queue_does_not_travel() -> None:
+    world = Scheduling()
+    world.known("f")
+    head, *rest = chain(scene("f"), 0, 3)
+    world.executor.start(head, rest)
+    world.cancel(1)
+    world.flush()
+    (task,) = world.tasks
+    assert [request.task for _, requests in task.batches() for request in requests] == [0]
+    world.end_well(task)
+    assert world.outcomes == [(0, "AttemptReturned")]
+
+
+def test_what_a_batch_told_is_reported_though_no_other_can_be_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = Scheduling()
+    world.known("f")
+    world.start(attempt(scene("f"), 0))
+    world.flush()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no answer")
+
+    monkeypatch.setattr(world.executor.dispatch, "go_on", fail)
+    with pytest.raises(RuntimeError, match="no answer"):
+        world.report_first(world.tasks[0])
+    world.settle()
+    assert world.outcomes == [(0, "AttemptReturned")]
+
+
+def test_what_cannot_be_encoded_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = Scheduling()
+    world.known("f")
+    load_of = dispatch.load_of
+
+    def refuse_the_third(sent: dispatch.SentBatch, live: object) -> object:
+        if any(flight.request.task == 3 for flight in sent.members):
+            raise UnicodeEncodeError("utf-8", "\udcff", 0, 1, "surrogates not allowed")
+        return load_of(sent, {})
+
+    monkeypatch.setattr(dispatch, "load_of", refuse_the_third)
+    for number in range(10):
+        world.executor.start(attempt(scene("f"), number))
+    world.flush()
+    while world.tasks:
+        world.end_well(world.tasks[0])
+        world.settle()
+    assert sorted(world.outcomes) == [
+        (n, "AttemptRaised" if n == 3 else "AttemptReturned") for n in range(10)
+    ]
+
+
+def test_a_cluster_that_does_not_say_its_size_holds_nothing_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = Scheduling()
+
+    def unknown() -> int:
+        raise ConnectionError("the GCS is away")
+
+    monkeypatch.setattr(world.cluster, "slots", unknown)
+    world.start(attempt(scene("f"), 0))
+    world.flush()
+    world.end_well(world.tasks[0])
+    assert world.outcomes == [(0, "AttemptReturned")]
+
+
+class Walk:
+    """Random steps, and at the end everything that was started and not stopped was reported."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.world = Scheduling(slots=self.rng.randint(1, 4))
+        self.scenes = [scene("f"), scene("g"), scene("timed", timeout=5.0), scene("h", batch=False)]
+        #: What should be reported: by task, the attempt that was started last.
+        self.wanted: dict[int, AttemptRequest] = {}
+        #: Followers that were handed along: they are started when nothing comes of that.
+        self.hoped: dict[int, AttemptRequest] = {}
+        self.next_task = 0
+
+    def run(self) -> None:
+        steps = [self.start, self.start, self.flush, self.learn, self.cancel, self.end, self.die]
+        steps += [self.report, self.hand_back, self.world.settle]
+        for _ in range(60):
+            self.rng.choice(steps)()
+            self.world.check()
+            self.note()
+        while True:
+            self.world.settle()
+            self.note()
+            self.world.flush()
+            if self.world.tasks:
+                self.world.end_well(self.rng.choice(self.world.tasks))
+            elif not self.world.later and not self.world.timers:
+                break
+        assert not self.wanted, f"never reported: {sorted(self.wanted)}"
+        assert not self.world.executor.flights
+
+    def start(self) -> None:
+        of = self.rng.choice(self.scenes)
+        head, *rest = chain(of, self.next_task, self.rng.choice([1, 1, 2, 5]))
+        self.next_task += 1 + len(rest)
+        self.wanted[head.task] = head
+        self.hoped.update({request.task: request for request in rest})
+        self.world.start(head, rest)
+
+    def note(self) -> None:
+        """Take what was reported, and start what follows from it, as the engine would."""
+        reports, self.world.reported[:] = list(self.world.reported), []
+        for report in reports:
+            known = self.wanted.pop(report.task, None) or self.hoped.pop(report.task, None)
+            if known is None:
+                continue
+            if type(report).__name__ != "AttemptReturned":
+                self.begin(attempt(known.scene, report.task, report.attempt + 1))
+            elif report.task + 1 in self.hoped:
+                self.begin(self.hoped.pop(report.task + 1))
+
+    def begin(self, request: AttemptRequest) -> None:
+        self.wanted[request.task] = request
+        self.world.start(request)
+
+    def cancel(self) -> None:
+        """Stop an attempt, and later begin another one in its place."""
+        if self.wanted:
+            task = self.rng.choice(sorted(self.wanted))
+            stopped = self.wanted.pop(task)
+            self.world.cancel(task)
+            if self.rng.random() < 0.5:
+                self.begin(attempt(stopped.scene, task, stopped.attempt + 1))
+
+    def learn(self) -> None:
+        name = self.rng.choice(["f", "g", "timed"])
+        self.world.known(name, seconds=self.rng.choice([SHORT, SHORT, SLOW]))
+
+    def flush(self) -> None:
+        self.world.flush()
+
+    def end(self) -> None:
+        if self.world.tasks:
+            self.world.end_well(self.rng.choice(self.world.tasks))
+
+    def die(self) -> None:
+        if self.world.tasks:
+            self.world.end(self.rng.choice(self.world.tasks), WorkerCrashedError())
+
+    def report(self) -> None:
+        asking = [task for task in self.world.tasks if task.asks and task.loads]
+        if asking:
+            self.world.report_first(self.rng.choice(asking))
+
+    def hand_back(self) -> None:
+        busy = [task for task in self.world.tasks if task.loads]
+        if busy:
+            self.world.hand_back(self.rng.choice(busy), self.rng.randint(0, 2))
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_no_attempt_is_ever_in_no_queue_in_no_ray_task_and_without_a_report(seed: int) -> None:
+    Walk(seed).run()
