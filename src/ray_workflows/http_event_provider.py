@@ -144,6 +144,8 @@ def read_event(body: bytes) -> tuple[str, bytes]:
         event = json.loads(body)
     except ValueError as error:
         raise Refused(400, f"The request's body is no JSON ({error}). Send {form}.") from None
+    except RecursionError:
+        raise Refused(400, f"The request's body nests too deep to be read. Send {form}.") from None
     if not isinstance(event, dict):
         raise Refused(400, f"The request's body is JSON, but no object. Send {form}.")
     for field in ("event_key", "event_payload"):

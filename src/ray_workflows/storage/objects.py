@@ -133,9 +133,16 @@ def split_url(url: str) -> tuple[str, str, str, dict[str, str]]:
     Raises:
         StorageConfigError: it has no bucket, an unknown option, or a secret.
     """
-    parts = urlsplit(url)
-    scheme = parts.scheme.lower()
+    scheme = url.partition(":")[0].lower()
     example = f"{scheme}://bucket/prefix"
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        # Python's own text may have credentials in it.
+        raise StorageConfigError(
+            f"The {scheme}:// URL can't be read: its bucket has brackets or other characters that "
+            f"no bucket has. Write {example}."
+        ) from None
     if "@" in parts.netloc:
         raise StorageConfigError(
             f"The {scheme}:// URL has credentials in it. Leave them out, and set the provider's "
