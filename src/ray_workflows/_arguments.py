@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from ray_workflows._client.environments import CURRENT, RECORDED, Wishes
+from ray_workflows._model.ids import plain_text
 from ray_workflows._model.status import WorkflowStatus
 
 #: A WorkflowStatus is a str, and a frozenset of them is a frozenset of str; a set is not.
@@ -108,7 +109,7 @@ def parse_wishes(
         isinstance(task_options, dict) and all(isinstance(v, dict) for v in task_options.values())
     ):
         raise TypeError("task_options must be a dict of dicts: Ray options by task id.")
-    return Wishes(code, runtime_env, task_options or {}, check_flag("strict", strict))
+    return Wishes(plain_text(code), runtime_env, task_options or {}, check_flag("strict", strict))
 
 
 def parse_patterns(names: Sequence[str] | None) -> tuple[str, ...] | None:

@@ -488,9 +488,9 @@ def signal(workflow_id: str, name: str, value: Any = None, *, signal_id: str | N
         >>> ray.get(ref)
         {'lane': 4}
     """
-    validate_signal_text("name", name)
+    name = validate_signal_text("name", name)
     if signal_id is not None:
-        validate_signal_text("signal_id", signal_id)
+        signal_id = validate_signal_text("signal_id", signal_id)
     workflows.signal(workflow_id, name, value, signal_id)
 
 

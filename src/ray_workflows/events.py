@@ -188,7 +188,7 @@ def wait_for_signal(
         >>> ray.get(ref)
         'order 5, approved by Ada'
     """
-    validate_signal_text("name", name)
+    name = validate_signal_text("name", name)
     options = {
         "kind": SIGNAL,
         "signal": name,

@@ -78,7 +78,7 @@ def retry_options(
     exceptions = bound.get("retry_exceptions")
     if policy is None:
         return {
-            "max_retries": DEFAULT_MAX_RETRIES if max_retries is None else max_retries,
+            "max_retries": DEFAULT_MAX_RETRIES if max_retries is None else int(max_retries),
             "retry_exceptions": bool(exceptions),
             "retry_on": None
             if isinstance(exceptions, bool) or not exceptions
@@ -120,17 +120,21 @@ def encode_ray_options(bound: Mapping[str, Any], *, where: str) -> dict[str, Any
             value = dict(value)  # noqa: PLW2901
         elif isinstance(value, PlacementGroup):
             value = {"placement_group": value.id.hex()}  # noqa: PLW2901
-        try:
-            json.dumps(value)
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"The {where} has the Ray option {key}={value!r}, which can't be stored: {error}."
-            ) from None
-        encoded[key] = value
+        encoded[key] = encode_ray_option(key, value, where=where)
     labels = {k: v for k, v in (bound.get(LABELS) or {}).items() if k != LABEL}
     if labels:
-        encoded[LABELS] = labels
+        encoded[LABELS] = encode_ray_option(LABELS, labels, where=where)
     return encoded
+
+
+def encode_ray_option(key: str, value: Any, *, where: str) -> Any:
+    """A value of plain types alone: without subclasses of text and numbers, as numpy has them."""
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"The {where} has the Ray option {key}={value!r}, which can't be stored: {error}."
+        ) from None
 
 
 def encode_strategy(strategy: Any) -> Any:

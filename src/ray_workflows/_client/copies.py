@@ -81,7 +81,7 @@ class Copying:
             StorageConfigError: the target can't be used.
         """
         if workflow_id is not None:
-            read_row(self.source.storage, validate_workflow_id(workflow_id))
+            read_row(self.source.storage, workflow_id)
         self.target.storage.open()
 
     def copy(self, workflow_id: str) -> bool:
@@ -265,6 +265,8 @@ def copy(workflow_id: str | None, source: StorageSpec, target: StorageSpec) -> l
     Raises:
         WorkflowCopyError: some of them can't be copied; all others are.
     """
+    if workflow_id is not None:
+        workflow_id = validate_workflow_id(workflow_id)
     if target is None:
         raise TypeError("target=None names no storage to copy to. Give a path, a URL or a Storage.")
     connected = source is None and ray.is_initialized()

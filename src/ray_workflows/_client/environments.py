@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import json
 import os
 import socket
 import sys
@@ -35,7 +36,7 @@ from ray_workflows._environment.record import Record, decode
 from ray_workflows._model import events as ev
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.environment import Difference, EnvironmentInfo, ResumedBy
-from ray_workflows._model.ids import validate_workflow_id
+from ray_workflows._model.ids import plain_text, validate_workflow_id
 from ray_workflows._model.plan import Environment, EnvironmentChange
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.exceptions import EnvironmentMismatchError, WorkflowNotFoundError
@@ -178,7 +179,7 @@ def resume(connection: Connection, workflow_id: str, canceled: bool, wishes: Wis
     Raises:
         EnvironmentMismatchError: what it needs is not here. Nothing was started.
     """
-    change = prepare(connection, validate_workflow_id(workflow_id), wishes)
+    change = prepare(connection, workflow_id, wishes)
     # Ray repeats the call if the coordinator dies before it has answered.
     return connection.call("resume", workflow_id, uuid.uuid4().hex, canceled, change)
 
@@ -247,7 +248,8 @@ def changed_environment(storage: Storage, found: Remembered, wishes: Wishes) -> 
         hooks.exchange(runtime_env, mine)
         there = [path for path in old.python_path if os.path.isdir(path)]
         directories = tuple(dict.fromkeys((*capture.import_directories(), *there)))
-    given = dict(wishes.runtime_env or {})
+    # Of plain types alone, as that of a driver: paths and subclasses of text are stored as text.
+    given = json.loads(json.dumps(wishes.runtime_env or {}, default=str))
     env_vars = {**(runtime_env.get("env_vars") or {}), **(given.pop("env_vars", None) or {})}
     runtime_env.update(given)
     if env_vars:
@@ -281,7 +283,8 @@ def checked_options(
     """
     known = {task.task_id for task in found.unfinished}
     encoded = {}
-    for task_id, options in given.items():
+    for name, options in given.items():
+        task_id = plain_text(name)
         if task_id not in known:
             raise ValueError(
                 f"task_options names the task {task_id!r}, which is none of those that workflow "
@@ -290,7 +293,7 @@ def checked_options(
         refused = sorted(set(options).intersection(NOT_FOR_RAY))
         if refused:
             raise ValueError(f"task_options of {task_id!r} can't have {', '.join(refused)}.")
-        laid: dict[str, Any] = {name: None for name, value in options.items() if value is None}
+        laid: dict[str, Any] = {key: None for key, value in options.items() if value is None}
         if "scheduling_strategy" in options:
             laid.update(dict.fromkeys(PLACES))
         laid.update(encode_ray_options(options, where=f"task_options of '{task_id}'"))

@@ -39,7 +39,7 @@ def delete(reader: Reader, workflow_id: str) -> None:
         WorkflowNotFoundError: there is no such workflow.
         WorkflowStillActiveError: it is running or pending, or was seconds ago.
     """
-    validate_workflow_id(workflow_id)
+    workflow_id = validate_workflow_id(workflow_id)
     for _ in range(ATTEMPTS):
         row = read_row(reader.storage, workflow_id)
         if reader.claims(by_lease_alone).status(row) in ACTIVE:

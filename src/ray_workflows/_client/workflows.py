@@ -133,7 +133,7 @@ def given_or_generated(workflow_id: str | None) -> str:
 
 
 def fork(workflow_id: str, from_task: str, new_id: str | None, strict: bool) -> str:
-    validate_workflow_id(workflow_id)
+    workflow_id = validate_workflow_id(workflow_id)
     new_id = given_or_generated(new_id)
     connection = connect()
     storage = connection.storage
@@ -191,6 +191,7 @@ def run_async(
 
 def resume(workflow_id: str, canceled: bool, progress: bool, wishes: Wishes) -> Any:
     connection = connect()
+    workflow_id = validate_workflow_id(workflow_id)
     accepted = environments.resume(connection, workflow_id, canceled, wishes)
     if isinstance(accepted, Finished):
         return workflow_output(connection, accepted.row)
@@ -201,6 +202,7 @@ def resume(workflow_id: str, canceled: bool, progress: bool, wishes: Wishes) -> 
 
 def resume_async(workflow_id: str, canceled: bool, wishes: Wishes) -> ray.ObjectRef:
     connection = connect()
+    workflow_id = validate_workflow_id(workflow_id)
     environments.resume(connection, workflow_id, canceled, wishes)
     return output_ref(connection, workflow_id, fresh=True)
 
@@ -227,8 +229,7 @@ def resume_all(include_failed: bool) -> list[tuple[str, ray.ObjectRef]]:
 
 
 def signal(workflow_id: str, name: str, value: Any, signal_id: str | None) -> None:
-    validate_workflow_id(workflow_id)
-    signals.send(connect(), workflow_id, name, value, signal_id)
+    signals.send(connect(), validate_workflow_id(workflow_id), name, value, signal_id)
 
 
 # -- stop and remove -----------------------------------------------------------------------
@@ -240,7 +241,8 @@ def cancel(workflow_id: str) -> None:
 
 def delete(workflow_id: str) -> None:
     connection = connect()
-    there = connection.storage.read_catalog(validate_workflow_id(workflow_id)) is not None
+    workflow_id = validate_workflow_id(workflow_id)
+    there = connection.storage.read_catalog(workflow_id) is not None
     try:
         connection.call("delete", workflow_id)
     except WorkflowNotFoundError:
@@ -262,7 +264,8 @@ def get_output(workflow_id: str, task_id: str | None) -> Any:
 
 def get_output_async(workflow_id: str, task_id: str | None) -> ray.ObjectRef:
     connection = connect()
-    row = read_row(connection.storage, validate_workflow_id(workflow_id))
+    workflow_id = validate_workflow_id(workflow_id)
+    row = read_row(connection.storage, workflow_id)
     # What it is at this call counts, and not when the waiter comes to look.
     running = connection.status(row) in ACTIVE
     return output_ref(connection, workflow_id, task_id, fresh=running)

@@ -1,4 +1,4 @@
-"""What may name a workflow, or a signal."""
+"""What may name a workflow, a signal or a task."""
 
 from __future__ import annotations
 
@@ -10,8 +10,16 @@ from ray_workflows.exceptions import InvalidWorkflowIdError
 MAX_ID_BYTES = 512
 
 
+def plain_text(text: str) -> str:
+    """The characters of a text, which may be of a subclass: numpy's, or an enum's.
+
+    Not ``str(text)``: a subclass may have a ``__str__`` of its own, and an enum has one.
+    """
+    return text if type(text) is str else str.__str__(text)
+
+
 def validate_workflow_id(workflow_id: object) -> str:
-    """Return the id, or raise if it can't name a workflow.
+    """Return the id as plain text, or raise if it can't name a workflow.
 
     Ids never become file names, so slashes, dots and any printable Unicode are welcome.
 
@@ -21,6 +29,7 @@ def validate_workflow_id(workflow_id: object) -> str:
     """
     if not isinstance(workflow_id, str):
         raise TypeError(f"workflow_id has to be a string type, not {type(workflow_id).__name__}.")
+    workflow_id = plain_text(workflow_id)
     if not workflow_id:
         raise InvalidWorkflowIdError(
             "workflow_id is empty. Leave it out to get a generated one, or give it a name."
@@ -32,7 +41,7 @@ def validate_workflow_id(workflow_id: object) -> str:
 
 
 def validate_signal_text(what: str, text: object) -> str:
-    """Return the name or the id of a signal, or raise if it can't be one.
+    """Return the name or the id of a signal as plain text, or raise if it can't be one.
 
     Raises:
         TypeError: it is not a string.
@@ -40,6 +49,7 @@ def validate_signal_text(what: str, text: object) -> str:
     """
     if not isinstance(text, str):
         raise TypeError(f"{what} must be a string, not {type(text).__name__}.")
+    text = plain_text(text)
     if not text:
         raise ValueError(f"{what} is empty. Give it some characters.")
     problem = problem_with(what, text, "put the rest into its value")
