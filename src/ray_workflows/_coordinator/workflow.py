@@ -204,7 +204,7 @@ class Workflow:
                 or position in follower.spec.nested
             ):
                 return
-            value = Value(Blob(request.result_key, 0, ""))
+            value = Value(Blob(request.fused_key, 0, ""))
             inputs = [tasks[number].outcome for number in upstream]
             inputs[position] = Outcome(value).wrap_if(task.options.catch_exceptions)
             attempt = follower.attempts + 1

@@ -116,7 +116,7 @@ class BatchRun:
             live = self.live.get(request.scene.incarnation) if self.live else None
             if self.handed:
                 live = {**(live or {}), **self.handed}
-            attempt = AttemptRun(request, self.home.storage, live, self.home.process)
+            attempt = AttemptRun(request, self.home.storage, live, self.home.process, self.number)
             report = run_attempt(attempt)
             with self.lock:
                 # From here on it is not in the way of others any more.
@@ -133,8 +133,8 @@ class BatchRun:
             # Those that follow are not to run: on an error, or on a continuation still to come.
             self.end = self.next
             return {}
-        if self.next < self.end:
-            return attempt.kept
+        if self.next < self.end and attempt.kept is not None:
+            return {attempt.request.fused_key: attempt.kept}
         # Who was to get it was handed back: it gets it as any other.
         attempt.put_kept()
         return {}

@@ -41,7 +41,7 @@ async def listen(load: Load, home: Home) -> list[WireReport]:
     number, (request,) = decode_batch(encoded)
     process = home.process
     live = (nested or {}).get(request.incarnation, {})
-    run = AttemptRun(request, home.storage, live, process)
+    run = AttemptRun(request, home.storage, live, process, number)
     with watching(RunningAttempt(request, home.coordinator, process), process.watch):
         report = await run_listener(run)
     wire = ENCODER.encode(BatchReport(number, ((0, report),), (0.0,)))

@@ -125,14 +125,15 @@ class AttemptRequest(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def blob_prefix(self) -> str:
-        """Start of the keys of blobs that this attempt writes; no other attempt has it."""
+        """Start of the keys of blobs that this attempt writes; no other attempt has it. Each
+        execution adds a name of its own."""
         # The incarnation, because a fork has the blobs of the workflow that it comes from.
         return f"{self.incarnation}-task-{self.task}-{self.epoch}-{self.attempt}"
 
     @property
-    def result_key(self) -> str:
-        """The key of its result, stored or live."""
-        return f"{self.blob_prefix}-result"
+    def fused_key(self) -> str:
+        """The key by which the next member of its batch, and nobody else, takes its result."""
+        return f"{self.blob_prefix}-fused"
 
 
 class Member(msgspec.Struct, frozen=True, array_like=True, gc=False):

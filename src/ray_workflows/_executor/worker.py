@@ -60,7 +60,9 @@ class AttemptRun:
     """One attempt in this process.
 
     ``live`` are at first the live objects that it may use, and in ``made`` those that it made, by
-    the key of the blob that holds the same.
+    the key of the blob that holds the same. ``batch`` is the number of its batch, which no other
+    execution of the attempt has: where one died after it had written its result, the next one may
+    have another result, and the live copy has to be of what is stored under its key.
     """
 
     def __init__(
@@ -69,17 +71,25 @@ class AttemptRun:
         storage: Storage,
         live: Mapping[str, Any] | None,
         process: Process,
+        batch: int,
     ) -> None:
         incarnation = request.scene.incarnation
         self.request = request
+        #: Start of the keys of all blobs that it writes.
+        self.blob_prefix = f"{request.blob_prefix}-{batch:x}"
         self.storage = storage
         self.process = process
         self.reader = ValueReader(storage, incarnation, live, process.get)
         self.writer = ValueWriter(storage, incarnation)
         self.started_at = self.process.time()
         self.made: dict[str, Any] = {}
-        #: A result that the next member of the batch takes from here, by its key.
-        self.kept: dict[str, Kept] = {}
+        #: A result that the next member of the batch takes from here.
+        self.kept: Kept | None = None
+
+    @property
+    def result_key(self) -> str:
+        """The key of its result, stored or live."""
+        return f"{self.blob_prefix}-result"
 
     # -- before user code ------------------------------------------------------------------
 
@@ -136,7 +146,7 @@ class AttemptRun:
                 writer=self.writer,
                 # That of the workflow applies, whatever it then is.
                 environment=Environment(),
-                prefix=request.blob_prefix,
+                prefix=self.blob_prefix,
             )
             user = (request.workflow_id, request.incarnation)
             plan = remember_options(self.storage, plan, user)
@@ -154,10 +164,10 @@ class AttemptRun:
         if plain is not None:
             # Most results are such, and need no key.
             return plain
-        key = request.result_key
+        key = self.result_key
         if not request.checkpoint:
             if request.fused:
-                self.kept[key] = Kept(pickled, result)
+                self.kept = Kept(pickled, result)
             else:
                 self.made[key] = self.process.put(result)
             return Value(Blob(key, pickled.nbytes, ""))
@@ -175,8 +185,8 @@ class AttemptRun:
 
     def put_kept(self) -> None:
         """Make what was kept live, as any other result."""
-        for key, kept in self.kept.items():
-            self.made[key] = self.process.put(kept.value)
+        if self.kept is not None:
+            self.made[self.result_key] = self.process.put(self.kept.value)
 
     def raised(self, error: BaseException) -> AnyReport:
         """The report for an exception, of user code or of the way there."""
@@ -224,9 +234,7 @@ class AttemptRun:
         # Where it was raised; who reads it is elsewhere.
         process = f"pid {os.getpid()} on {ray.util.get_node_ip_address()}"
         text = with_header(text, f"{self.request.where}, {process}")
-        info = self.writer.write_error(
-            error, key=f"{self.request.blob_prefix}-error", traceback=text
-        )
+        info = self.writer.write_error(error, key=f"{self.blob_prefix}-error", traceback=text)
         self.made.update(self.writer.written)
         return info
 
