@@ -57,6 +57,14 @@ def parse_status_filter(
     return statuses
 
 
+def to_float(number: float) -> float:
+    """A number as a float; an integer that is too large for one is infinite."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
+
+
 def parse_age(older_than: float | timedelta) -> float:
     """Seconds of an age."""
     seconds = older_than.total_seconds() if isinstance(older_than, timedelta) else older_than
@@ -64,9 +72,10 @@ def parse_age(older_than: float | timedelta) -> float:
         raise TypeError(
             f"'older_than' must be seconds or a timedelta, not {type(older_than).__name__}."
         )
+    seconds = to_float(seconds)
     if not 0 <= seconds < math.inf:
-        raise ValueError(f"'older_than' must be a non-negative number, not {seconds}.")
-    return float(seconds)
+        raise ValueError(f"'older_than' must be a non-negative, finite number, not {seconds}.")
+    return seconds
 
 
 def parse_prunable(

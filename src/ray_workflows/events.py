@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray.dag import DAGNode
 
-from ray_workflows._arguments import check_flag
+from ray_workflows._arguments import check_flag, to_float
 from ray_workflows._capture.options import write_label
 from ray_workflows._capture.ray_private import LABELS
 from ray_workflows._executor.context import awaits_coroutines
@@ -144,9 +144,10 @@ def sleep(duration: float) -> DAGNode:
     """
     if isinstance(duration, bool) or not isinstance(duration, (int, float)):
         raise TypeError(f"sleep takes a number of seconds, not {type(duration).__name__}.")
-    if not math.isfinite(duration):
-        raise ValueError(f"sleep takes a finite number of seconds, not {duration}.")
-    seconds = max(0.0, float(duration))
+    seconds = to_float(duration)
+    if not math.isfinite(seconds):
+        raise ValueError(f"sleep takes a finite number of seconds, not {seconds}.")
+    seconds = max(0.0, seconds)
     return bind(end_time, {"kind": TIMER, "duration": seconds}, seconds)
 
 

@@ -11,6 +11,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 import ray
 from ray.remote_function import RemoteFunction
 
+from ray_workflows._arguments import to_float
 from ray_workflows._capture.options import read_label, write_label
 from ray_workflows._capture.ray_private import LABELS, default_options
 from ray_workflows._codec.journal import ENCODER
@@ -61,9 +62,10 @@ def validate_timeout(timeout: Any) -> float | None:
         raise TypeError(
             f"timeout must be a number of seconds or a timedelta, not {type(timeout).__name__}."
         )
-    if not 0 < timeout < math.inf:
-        raise ValueError(f"timeout must be a positive, finite number of seconds, not {timeout}.")
-    return float(timeout)
+    seconds = to_float(timeout)
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"timeout must be a positive, finite number of seconds, not {seconds}.")
+    return seconds
 
 
 def validate_metadata(metadata: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from ray_workflows._arguments import to_float
 from ray_workflows._capture.options import to_hex
 from ray_workflows.exceptions import TaskTimeoutError
 
@@ -82,7 +83,7 @@ class RetryPolicy:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise TypeError(f"{name} must be a number, not {value!r}.")
-            if not (0 <= value <= highest and math.isfinite(value)):
+            if not (0 <= value <= highest and math.isfinite(to_float(value))):
                 limits = "from 0 to 1" if name == "jitter" else "finite seconds, 0 or more"
                 raise ValueError(f"{name} must be {limits}, not {value}.")
         exception_types("retry_on", self.retry_on)

@@ -57,7 +57,7 @@ class SimulatedExecutor(InlineExecutor):
         life.may_crash()
         world.monitor.started(life.name, life.known.get(request.incarnation, 0), request)
         key = key_of(request.incarnation, request)
-        if life.clock() > life.loop.lease_until:
+        if life.elapsed() > life.loop.lease_until:
             raise Violation("lease", f"{request.where} started by {life.name} without a lease")
         if key in self.reported:
             raise Violation("repeated", f"{request.where}: attempt {key[2:]} was reported")

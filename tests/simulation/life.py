@@ -74,9 +74,11 @@ class Life:
             self.io,
             self.name,
             clock=self.clock,
+            elapsed=self.elapsed,
             new_id=world.new_id,
             limits=Limits(*cluster.limits),
             starts=world.starts,
+            on_error=self.met_error,
         )
         self.lease = Lease(self.loop, self.holder, probe=world.probe)
         self.verbs = Verbs(self.loop, self.lease)
@@ -87,6 +89,15 @@ class Life:
 
     def clock(self) -> float:
         return self.world.clock.now + self.offset
+
+    def elapsed(self) -> float:
+        return self.world.clock.now
+
+    def met_error(self, what: str, error: Exception) -> None:
+        if isinstance(error, Violation):
+            self.world.fail(error)
+        else:
+            self.world.fail(Violation("unexpected", f"{what} in {self.name}: {error!r}"))
 
     # -- steps -----------------------------------------------------------------------------
 

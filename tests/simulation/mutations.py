@@ -7,7 +7,8 @@ A mutation is a function that patches, given pytest's `MonkeyPatch` or anything 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import msgspec
@@ -55,6 +56,22 @@ def breaks(*kinds: str, crowded: bool = False, **trouble: float) -> Callable[[Pa
         return patch
 
     return register
+
+
+def resumed_in(steps: Any, scope: Callable[[], AbstractContextManager[None]]) -> Any:
+    """A run of a job with one piece of blocking work, whose rest is done in a scope."""
+    work = next(steps)
+    try:
+        value = yield work
+    except Exception as error:
+        move, value = steps.throw, error
+    else:
+        move = steps.send
+    with scope():
+        try:
+            move(value)
+        except StopIteration as end:
+            return end.value
 
 
 # -- the engine ----------------------------------------------------------------------------
@@ -157,16 +174,19 @@ def values_are_released_after_their_first_consumer(patch: Any) -> None:
 
 
 @breaks("stuck")
-def recovery_wakes_for_the_next_timer_only(patch: Any) -> None:
-    original = commands_module.commands
+def only_the_first_timer_goes_off(patch: Any) -> None:
+    """A workflow has one alarm, and nothing sets it again."""
+    patch.setattr(loop_module, "next_wake", lambda state: None)
 
+
+@breaks("stuck")
+def recovery_wakes_for_no_timer(patch: Any) -> None:
     def commands(state: Any) -> Any:
-        due = original(state)
-        wakes = [command for command in due if isinstance(command, WakeAt)]
-        return [command for command in due if command not in wakes[1:]]
+        return [command for command in original(state) if not isinstance(command, WakeAt)]
 
+    original = commands_module.commands
     patch.setattr(loop_module, "commands", commands)
-    patch.setattr(evolve_module, "commands", commands)
+    patch.setattr(loop_module, "next_wake", lambda state: None)
 
 
 @breaks("invariant", "unexpected", until=20.0, value_lost=0.5, worker_crash=0.4)
@@ -403,28 +423,21 @@ def start_unleased(loop: Loop, workflow: Workflow, command: StartAttempt) -> Non
 def what_a_lapsed_lease_held_back_is_forgotten(patch: Any) -> None:
     """Whether it had lapsed is judged by when the renewal began."""
 
-    def renew(self: Lease) -> None:
+    def renew(self: Lease) -> Any:
         loop = self.loop
-        lapsed_then = loop.clock() > loop.lease_until
+        lapsed_then = loop.elapsed() > loop.lease_until
         verify = loop.verify
 
-        def call(work: Any, then: Any) -> None:
-            def judged(result: Any) -> None:
-                if not lapsed_then:
-                    loop.verify = lambda workflow: None  # type: ignore[method-assign]
-                try:
-                    then(result)
-                finally:
-                    loop.verify = verify  # type: ignore[method-assign]
+        @contextmanager
+        def judged() -> Iterator[None]:
+            if not lapsed_then:
+                loop.verify = lambda workflow: None  # type: ignore[method-assign]
+            try:
+                yield
+            finally:
+                loop.verify = verify  # type: ignore[method-assign]
 
-            io_call(work, judged)
-
-        io, io_call = loop.io, loop.io.call
-        io.call = call  # type: ignore[method-assign]
-        try:
-            original(self)
-        finally:
-            io.call = io_call  # type: ignore[method-assign]
+        return resumed_in(original(self), judged)
 
     original = Lease.renew
     patch.setattr(Lease, "renew", renew)
@@ -509,21 +522,27 @@ def takeover_without_a_fence(patch: Any) -> None:
 def takeovers_overlap(patch: Any) -> None:
     """A second one, begun before the first had its answer, replaces what is in hand by then."""
 
-    def take_over(self: Lease) -> None:
-        original(self)
-        self.loop.after(0.005, lambda: original(self))
+    def replacing(self: Lease) -> Any:
+        @contextmanager
+        def nothing_in_hand() -> Iterator[None]:
+            held = self.loop.workflows
+            self.loop.workflows = {}
+            try:
+                yield
+            finally:
+                self.loop.workflows = {**held, **self.loop.workflows}
 
-    def took(self: Lease, result: Any) -> None:
-        held = self.loop.workflows
-        self.loop.workflows = {}
-        try:
-            once(self, result)
-        finally:
-            self.loop.workflows = {**held, **self.loop.workflows}
+        return (yield from resumed_in(original(self), nothing_in_hand))
 
-    original, once = Lease.take_over, Lease.took
+    def once(self: Lease) -> Any:
+        yield from replacing(self)
+
+    def take_over(self: Lease) -> Any:
+        self.loop.job("overlap", lambda: once(self)).start(0.005)
+        return (yield from replacing(self))
+
+    original = Lease.take_over
     patch.setattr(Lease, "take_over", take_over)
-    patch.setattr(Lease, "took", took)
 
 
 @breaks("stuck", until=25.0, crash_after_step=0.04, commit_late=0.6, late_at_worst=1.0)
@@ -534,16 +553,12 @@ def takeover_happens_once(patch: Any) -> None:
     life: the claim is stale, and the workflow is its dead sender's again.
     """
 
-    def took(self: Lease, result: Any) -> None:
-        after = self.loop.after
-        self.loop.after = lambda seconds, action: None  # type: ignore[method-assign]
-        try:
-            original(self, result)
-        finally:
-            self.loop.after = after  # type: ignore[method-assign]
+    def take_over(self: Lease) -> Any:
+        seconds = yield from original(self)
+        return None if self.recovered else seconds
 
-    original = Lease.took
-    patch.setattr(Lease, "took", took)
+    original = Lease.take_over
+    patch.setattr(Lease, "take_over", take_over)
 
 
 @breaks(

@@ -91,9 +91,10 @@ class Coordinator:
         *,
         auto_resume: bool = True,
         host: str | None = None,
+        actor: str | None = None,
     ) -> None:
         self.world = world
-        self.holder = Holder(name, name, host or name, 1, 1)
+        self.holder = Holder(name, actor or name, host or name, 1, 1)
         self.gone = False
         self.loop = Loop(
             world.storage,
@@ -101,6 +102,7 @@ class Coordinator:
             self,
             name,
             clock=world.clock,
+            elapsed=world.clock,
             new_id=lambda: f"id{next(world.ids)}",
             limits=limits,
         )
@@ -256,6 +258,7 @@ def test_room_that_is_taken_meanwhile(world: World) -> None:
     findings = other.orphans.search(frozenset(), 1, False)
     other.submit("of its own")
     other.orphans.found(findings)
+    other.orphans.look()
     world.pass_time(5.0)
     assert list(other.loop.workflows) == ["of its own"]
     other.loop.drop(other.loop.workflows["of its own"])
@@ -267,9 +270,9 @@ def test_no_look_reads_more_than_a_few(world: World, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(module, "AT_ONCE", 4)
     found: list[int] = []
 
-    def noting(self: Orphans, findings: Any) -> None:
+    def noting(self: Orphans, findings: Any) -> float:
         found.append(len(findings.orphans))
-        original(self, findings)
+        return original(self, findings)
 
     original = Orphans.found
     monkeypatch.setattr(Orphans, "found", noting)

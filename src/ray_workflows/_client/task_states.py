@@ -139,7 +139,13 @@ def named(ids: Iterator[str]) -> str:
 
 def moment(at: float | None) -> str:
     """A time, in UTC and to the second."""
-    return "?" if at is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
+    if at is None:
+        return "?"
+    try:
+        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
+    except (OverflowError, ValueError, OSError):
+        # A timeout may be longer than any calendar.
+        return f"{at:.3g} s after 1970"
 
 
 def task_infos(view: WorkflowView, seen: Observation) -> list[TaskInfo]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import logging
 import queue
-import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from ray_workflows._codec.journal import decode_entry, decode_plan
 from ray_workflows._codec.messages import Message
 from ray_workflows._coordinator.claims import LEASE_SECONDS, this_holder
 from ray_workflows._coordinator.io import Inbox, ThreadIo, work_off
+from ray_workflows._coordinator.jobs import Steps
 from ray_workflows._coordinator.lease import Lease
 from ray_workflows._coordinator.loop import Loop
 from ray_workflows._coordinator.orphans import Orphans
@@ -59,6 +59,7 @@ from ray_workflows._executor.calls import Calls
 from ray_workflows._executor.placement import LOOK_SECONDS
 from ray_workflows._executor.protocol import News
 from ray_workflows._executor.ray_tasks import RayExecutor
+from ray_workflows._executor.timers import elapsed, log_failure, start_for_ever
 from ray_workflows._model.inputs import AttemptRuns
 from ray_workflows._model.plan import EnvironmentChange
 from ray_workflows.exceptions import (
@@ -110,6 +111,10 @@ def submit_request(submission: Submission, reply: Reply) -> SubmitRequest:
     )
 
 
+#: Steps of the loop in a row that may raise: a process in which nothing succeeds any more is
+#: better started anew.
+MAX_FAILURES = 100
+
 #: Where the answer to a request comes.
 AnswerBox = queue.SimpleQueue[Any]
 
@@ -144,39 +149,57 @@ class Coordinator:
             ThreadIo(self.inbox.put),
             self.holder.holder_id,
             clock=time.time,
+            elapsed=elapsed,
             new_id=lambda: uuid.uuid4().hex,
             limits=settings.limits,
+            on_error=self.met_error,
         )
         self.lease = Lease(self.loop, self.holder, seconds=settings.lease_seconds)
         self.orphans = Orphans(self.loop, self.lease)
         self.verbs = Verbs(self.loop, self.lease)
-        threading.Thread(target=self.drive, name="ray-workflows-loop", daemon=True).start()
+        self.lease.start()
+        self.loop.job("listen for news", self.listen).start()
+        self.loop.job("look at the nodes of the cluster", self.look_at_nodes).start()
+        if settings.auto_resume:
+            self.orphans.look()
+        start_for_ever(self.drive, "ray-workflows-loop")
 
     # -- the loop's thread -----------------------------------------------------------------
 
     def drive(self) -> None:
-        self.lease.start()
-        self.look_at_nodes()
-        if self.settings.auto_resume:
-            self.orphans.look()
-        self.storage.listen(self.holder.holder_id, lambda: self.inbox.put(self.lease.look))
-        while True:
+        """The loop's thread. When it dies, the process does, and Ray starts the actor anew."""
+        failures = 0
+        while failures < MAX_FAILURES:
             try:
                 work_off(self.inbox, self.loop.step())
+                failures = 0
             except Exception as error:
-                # A bug of ours. Work goes on; the error is in the log and in `describe`.
-                self.broken = error
-                logger.exception("The coordinator's loop met an unexpected error.")
+                # A bug of ours. Work goes on, unless nothing else happens any more.
+                self.met_error("The coordinator's loop", error)
+                failures += 1
 
-    def look_at_nodes(self) -> None:
-        """Look, again and again, for attempts that no node of the cluster can hold."""
+    def met_error(self, what: str, error: Exception) -> None:
+        """A bug of ours was survived; it is in the log and in `describe`."""
+        self.broken = error
+        log_failure(what, error)
 
-        def then(result: object) -> None:
-            if isinstance(result, Exception):
-                logger.warning("The nodes of the cluster could not be looked at: %s", result)
-            self.loop.after(LOOK_SECONDS, self.look_at_nodes)
+    def listen(self) -> Steps:
+        """Have the storage say when there is something to look for."""
+        try:
+            yield lambda: self.storage.listen(
+                self.holder.holder_id, lambda: self.inbox.put(self.lease.look)
+            )
+        except StorageUnavailableError:
+            return LEASE_SECONDS
+        return None
 
-        self.loop.io.call(self.executor.placement.look, then)
+    def look_at_nodes(self) -> Steps:
+        """Look for attempts that no node of the cluster can hold."""
+        try:
+            yield self.executor.placement.look
+        except Exception as error:
+            logger.warning("The nodes of the cluster could not be looked at: %s", error)
+        return LOOK_SECONDS
 
     def report(self, incarnation: str, reports: Sequence[News]) -> None:
         self.inbox.put(lambda: self.loop.report(incarnation, reports))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import msgspec
 
@@ -15,6 +14,7 @@ from ray_workflows._coordinator.claims import (
     ProcessProbe,
     probe_process,
 )
+from ray_workflows._coordinator.jobs import Steps
 from ray_workflows._coordinator.loop import Loop
 from ray_workflows._coordinator.recovery import Recovered, recover
 from ray_workflows._coordinator.workflow import Workflow
@@ -23,7 +23,7 @@ from ray_workflows._environment.store import collect
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.catalog import CatalogQuery, CatalogRow, Holder
 from ray_workflows._model.status import WorkflowStatus
-from ray_workflows.exceptions import StorageCorruptError
+from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError
 from ray_workflows.storage.base import Storage
 
 logger = logging.getLogger(__name__)
@@ -69,38 +69,39 @@ class Lease:
         self.recovered = False
         #: The lives before this one. Later ones are no earlier lives: who sees them is cut off.
         self.former: list[str] | None = None
+        self.renewing = loop.job("renew the lease", self.renew)
+        self.recovery = loop.job("take over what earlier lives left", self.take_over)
+        self.tailing = loop.job("look for what others left in journals", self.look_at_tails)
+        self.sweeping = loop.job("sweep blobs", self.sweep)
 
     def start(self) -> None:
         """Take the lease, take over, and keep watch."""
-        self.renew()
-        self.look_at_tails()
-        self.loop.after(SWEEP_SECONDS, self.sweep)
+        self.renewing.start()
+        self.tailing.start()
+        self.sweeping.start(SWEEP_SECONDS)
 
-    def renew(self) -> None:
+    def renew(self) -> Steps:
         loop = self.loop
-        started_at = loop.clock()
+        asked_at = loop.elapsed()
+        try:
+            yield lambda: loop.storage.renew_holder(self.holder, self.seconds)
+        except Exception as error:
+            loop.store.failed(error, "The lease")
+            return min(loop.store.pause, self.renew_seconds)
+        loop.store.answered()
+        # By now, not by when it was asked for: what was not started since counts.
+        lapsed = loop.elapsed() > loop.lease_until
+        if not self.recovering:
+            self.recovering = True
+            self.recovery.start()
+        elif lapsed:
+            logger.warning("The lease lapsed: every workflow is read again.")
+            for workflow in list(loop.workflows.values()):
+                loop.verify(workflow)
+        loop.lease_until = asked_at + self.seconds
+        return self.renew_seconds
 
-        def then(result: object) -> None:
-            if isinstance(result, Exception):
-                loop.store.failed(result, "The lease")
-                loop.after(min(loop.store.pause, self.renew_seconds), self.renew)
-                return
-            loop.store.answered()
-            # By now, not by when it was asked for: what was not started since counts.
-            lapsed = loop.clock() > loop.lease_until
-            loop.lease_until = started_at + self.seconds
-            if not self.recovering:
-                self.recovering = True
-                self.take_over()
-            elif lapsed:
-                logger.warning("The lease lapsed: every workflow is read again.")
-                for workflow in list(loop.workflows.values()):
-                    loop.verify(workflow)
-            loop.after(self.renew_seconds, self.renew)
-
-        loop.io.call(lambda: loop.storage.renew_holder(self.holder, self.seconds), then)
-
-    def take_over(self) -> None:
+    def take_over(self) -> Steps:
         """Take into hand what nobody drives: what earlier lives were driving, and what is ours.
 
         Again and again: a commit of theirs may take effect late, a claim of ours may find the
@@ -134,21 +135,23 @@ class Lease:
                     storage.remove_holder(holder_id)
             return found, former
 
-        self.loop.store.call(work, self.took, what="Recovery")
-
-    def took(self, result: Any) -> None:
         loop = self.loop
+        try:
+            found, self.former = yield work
+        except StorageUnavailableError as error:
+            loop.store.failed(error, "Recovery")
+            return loop.store.pause
+        except StorageCorruptError as error:
+            logger.error("Nothing is taken over: %s", error)
+            self.recovered = True
+            return LEASE_SECONDS
+        loop.store.answered()
         self.recovered = True
-        if isinstance(result, StorageCorruptError):
-            logger.error("Nothing is taken over: %s", result)
-            loop.after(LEASE_SECONDS, self.take_over)
-            return
-        found, self.former = result
         for row, recovered in found:
-            held = loop.workflows.get(row.workflow_id)
-            if held is not None:
-                if isinstance(recovered, Recovered) and recovered.seq > held.seq:
-                    loop.verify(held)  # It came into hand meanwhile, by an older reading.
+            driven = loop.workflows.get(row.workflow_id)
+            if driven is not None:
+                if isinstance(recovered, Recovered) and recovered.seq > driven.seq:
+                    loop.verify(driven)  # It came into hand meanwhile, by an older reading.
             elif row.workflow_id in loop.guests:
                 continue
             elif isinstance(recovered, StorageCorruptError):
@@ -157,7 +160,7 @@ class Lease:
                 loop.quarantine(Workflow(unread, row.seq, row), recovered)
             elif self.may_take(recovered.state):
                 self.take(recovered)
-        self.after(RENEW_SECONDS if found else LEASE_SECONDS, self.take_over)
+        return self.later(RENEW_SECONDS if found else LEASE_SECONDS)
 
     def may_take(self, state: WorkflowState) -> bool:
         """Whether it is to be driven, by us or by an earlier life."""
@@ -191,15 +194,15 @@ class Lease:
         if lost:
             workflow.inputs.append(inp.LoseValues(tasks=lost))
 
-    def look_at_tails(self) -> None:
-        """Find what others left, again and again."""
-        self.look(lambda: self.after(TAIL_SECONDS, self.look_at_tails))
+    def later(self, seconds: float) -> float:
+        """When to look after what is held again: later if that is much."""
+        return max(seconds, len(self.loop.workflows) / ROWS_PER_SECOND)
 
-    def after(self, seconds: float, look: Callable[[], None]) -> None:
-        """Look after what is held in so many seconds, or later if that is much."""
-        self.loop.after(max(seconds, len(self.loop.workflows) / ROWS_PER_SECOND), look)
+    def look(self) -> None:
+        """Look at the tails of our journals now: somebody may have appended."""
+        self.tailing.hurry()
 
-    def look(self, afterwards: Callable[[], None] = lambda: None) -> None:
+    def look_at_tails(self) -> Steps:
         """Find what others left in the journals of our workflows.
 
         What is not listed as ours any more was taken over, canceled or deleted by somebody who
@@ -212,23 +215,23 @@ class Lease:
             query = CatalogQuery(statuses=ACTIVE, holders=(self.holder.holder_id,))
             return {row.workflow_id: row.seq for row in list_rows(loop.storage, query)}
 
-        def then(result: Any) -> None:
-            if not isinstance(result, Exception):
-                for workflow_id, seq in ends.items():
-                    workflow = loop.workflows.get(workflow_id)
-                    # One that has gone on since knows its end.
-                    if workflow is None or not workflow.at_rest or workflow.seq != seq:
-                        continue
-                    if workflow_id not in result or result[workflow_id] > seq:
-                        loop.verify(workflow)
-            afterwards()
+        if not ends:
+            return self.later(TAIL_SECONDS)
+        try:
+            listed = yield work
+        except StorageUnavailableError:
+            # The renewals of the lease say so.
+            return self.later(TAIL_SECONDS)
+        for workflow_id, seq in ends.items():
+            workflow = loop.workflows.get(workflow_id)
+            # One that has gone on since knows its end.
+            if workflow is None or not workflow.at_rest or workflow.seq != seq:
+                continue
+            if workflow_id not in listed or listed[workflow_id] > seq:
+                loop.verify(workflow)
+        return self.later(TAIL_SECONDS)
 
-        if ends:
-            loop.io.call(work, then)
-        else:
-            afterwards()
-
-    def sweep(self) -> None:
+    def sweep(self) -> Steps:
         """Remove blobs of submissions that never arrived, of interrupted deletions, and what
         workflows shared that are gone."""
         loop = self.loop
@@ -237,12 +240,11 @@ class Lease:
             collect(loop.storage)
             loop.storage.sweep(SWEEP_GRACE_SECONDS)
 
-        def then(result: object) -> None:
-            if isinstance(result, Exception):
-                logger.warning("Unreferenced blobs were not swept: %s", result)
-            loop.after(SWEEP_SECONDS, self.sweep)
-
-        loop.io.call(work, then)
+        try:
+            yield work
+        except Exception as error:
+            logger.warning("Unreferenced blobs were not swept: %s", error)
+        return SWEEP_SECONDS
 
     def read_claims(self) -> Claims:
         """The holders as they are now. Blocks: call it through `Io`."""

@@ -7,24 +7,26 @@ through `Io`, which makes small commits to a local disk right there. What users 
 
 from __future__ import annotations
 
-import heapq
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from ray_workflows._codec.journal import encode_entry
 from ray_workflows._coordinator.io import Io
+from ray_workflows._coordinator.jobs import Job, Steps
 from ray_workflows._coordinator.quarantine import end_of_our_part
 from ray_workflows._coordinator.recovery import Recovered, recover
 from ray_workflows._coordinator.requests import Request
 from ray_workflows._coordinator.room import Limits, Room
 from ray_workflows._coordinator.store import Store
 from ray_workflows._coordinator.workflow import Pending, Workflow, answer
-from ray_workflows._engine.commands import commands
+from ray_workflows._engine.commands import commands, next_wake
 from ray_workflows._engine.decide import decide
 from ray_workflows._engine.evolve import evolve
 from ray_workflows._engine.summary import catalog_row
 from ray_workflows._executor.protocol import Executor, News
+from ray_workflows._executor.timers import TimerQueue, log_failure
 from ray_workflows._model import events as ev
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.catalog import Append, CatalogRow
@@ -49,8 +51,10 @@ STARTS = 5_000
 class Loop:
     """Drives the workflows of one holder.
 
-    All time comes from ``clock`` (seconds since 1970) and all ids from ``new_id``, so that a
-    simulation can run it deterministically. ``starts``: commands that are started in one step.
+    All time comes from ``clock`` (seconds since 1970) and ``elapsed`` (seconds of a clock that
+    nobody sets), and all ids from ``new_id``, so that a simulation can run it deterministically.
+    ``starts``: commands that are started in one step. ``on_error`` takes errors of ours that were
+    survived.
     """
 
     def __init__(
@@ -61,16 +65,21 @@ class Loop:
         holder_id: str,
         *,
         clock: Callable[[], float],
+        elapsed: Callable[[], float],
         new_id: Callable[[], str],
         limits: Limits,
         starts: int = STARTS,
+        on_error: Callable[[str, Exception], None] = log_failure,
     ) -> None:
         self.storage = storage
         self.executor = executor
         self.io = io
+        self.timers = TimerQueue(elapsed, on_error)
         self.store = Store(storage, io, self.after)
         self.holder_id = holder_id
         self.clock = clock
+        self.elapsed = elapsed
+        self.on_error = on_error
         self.new_id = new_id
         self.starts = starts
         self.workflows: dict[str, Workflow] = {}
@@ -82,10 +91,8 @@ class Loop:
         self.starting: dict[int, Workflow] = {}
         self.outbox: list[Workflow] = []
         self.committing = False
-        self.alarms: list[tuple[float, int, Callable[[], None]]] = []
-        self.alarm_count = 0
-        #: Attempts are dispatched only while the lease holds.
-        self.lease_until = 0.0
+        #: Until when the lease holds, by `elapsed`: only then attempts are dispatched.
+        self.lease_until = float("-inf")
         #: Set by `verbs`: turns a workflow's requests into inputs and answers; takes requests
         #: whose workflow left this loop before they were answered.
         self.take_requests: Callable[[Workflow], None] = lambda workflow: None
@@ -93,28 +100,39 @@ class Loop:
 
     # -- time -------------------------------------------------------------------------------
 
-    def step(self) -> float | None:
+    def step(self) -> float:
         """Do all that can be done now; seconds until there is more by the clock alone."""
-        now = self.clock()
-        while self.alarms and self.alarms[0][0] <= now:
-            heapq.heappop(self.alarms)[2]()
+        self.timers.run()
         self.start_commands()
         while self.dirty:
             self.advance(self.dirty.pop(next(iter(self.dirty))))
         self.flush()
         self.executor.flush()
-        if self.starting:
-            return 0.0
-        return max(0.0, self.alarms[0][0] - now) if self.alarms else None
-
-    def at(self, time: float, action: Callable[[], None]) -> None:
-        """Do something on this thread at a time."""
-        self.alarm_count += 1
-        heapq.heappush(self.alarms, (time, self.alarm_count, action))
+        return 0.0 if self.starting else self.timers.sleep_seconds()
 
     def after(self, seconds: float, action: Callable[[], None]) -> None:
         """Do something on this thread after a while."""
-        self.at(self.clock() + seconds, action)
+        self.timers.after(seconds, action)
+
+    def job(self, name: str, steps: Callable[[], Steps]) -> Job:
+        """Something that is done on this thread again and again, once it is started."""
+        return Job(name, steps, self.timers, self.io)
+
+    def set_alarm(self, workflow: Workflow, at: float) -> None:
+        """Wake a workflow at a time of the wall clock, if it has no earlier alarm: one is enough,
+        because `rest` asks for the next one."""
+        if workflow.alarm is None or at < workflow.alarm_at:
+            self.timers.cancel(workflow.alarm)
+            workflow.alarm_at = at
+            workflow.alarm = self.timers.after(at - self.clock(), lambda: self.wake(workflow))
+
+    def forget_timers(self, workflow: Workflow) -> None:
+        """Nothing is to happen later on account of a workflow's state."""
+        self.timers.cancel(workflow.alarm)
+        workflow.alarm = None
+        for timer in workflow.delayed.values():
+            self.timers.cancel(timer)
+        workflow.delayed.clear()
 
     # -- workflows in hand -----------------------------------------------------------------
 
@@ -140,6 +158,7 @@ class Loop:
         self.dirty.pop(id(workflow), None)
         self.starting.pop(id(workflow), None)
         workflow.commands.clear()
+        self.forget_timers(workflow)
         self.notify(workflow, settled=True)
         if held:
             # Who waits for the output was given the live copy of it.
@@ -166,40 +185,56 @@ class Loop:
 
     def advance(self, workflow: Workflow) -> None:
         """Decide on all that came in, unless a commit of this workflow is on its way."""
-        if workflow.busy:
-            return
+        if not workflow.busy:
+            self.guard(workflow, self.decide)
+
+    def guard(self, workflow: Workflow, action: Callable[[Workflow], None]) -> None:
+        """Do something with a workflow; if that raises, stop this workflow, and no other."""
+        try:
+            action(workflow)
+        except Exception as error:
+            self.on_error(f"Workflow '{workflow.workflow_id}'", error)
+            # Its state may be ahead of its journal: nothing of it is of use any more.
+            pending, workflow.pending = workflow.pending, None
+            answers, workflow.answers = workflow.answers, []
+            if pending is not None:
+                answers += pending.answers
+                # If the commit is durable after all, what ends our part comes after it.
+                workflow.row = pending.append.catalog
+            for request, _ in answers:
+                answer(request.reply, error)
+            if workflow.broken is None:
+                self.quarantine(workflow, error)
+            else:
+                self.drop(workflow)
+
+    def decide(self, workflow: Workflow) -> None:
         self.take_requests(workflow)
-        inputs, answers = list(workflow.inputs), workflow.answers
         # Grows while it is gone through.
-        undecided = inputs.copy()
+        undecided = list(workflow.inputs)
+        inputs = undecided.copy()
         workflow.inputs.clear()
-        workflow.answers = []
         events: list[ev.Event] = []
         deltas: list[Command] = []
         now = self.clock()
-        try:
-            for input in undecided:
-                if isinstance(input, inp.AttemptReport):
-                    workflow.land(input)
-                due = False
-                for event in decide(workflow.state, input, now):
-                    for delta in evolve(workflow.state, event):
-                        if isinstance(delta, WakeAt) and delta.at <= now and not workflow.guest:
-                            due = True
-                        else:
-                            deltas.append(delta)
-                    events.append(event)
-                if due:
-                    # It need not wait for a commit of its own.
-                    undecided.append(inp.Wake())
-        except Exception as error:
-            logger.exception("Workflow '%s' can't be driven.", workflow.workflow_id)
-            for request, _ in answers:
-                answer(request.reply, error)
-            self.quarantine(workflow, error)
-            return
-        if events:
-            self.propose(workflow, Pending(self.append(workflow, events), deltas, inputs, answers))
+        for input in undecided:
+            if isinstance(input, inp.AttemptReport):
+                workflow.land(input)
+            due = False
+            for event in decide(workflow.state, input, now):
+                for delta in evolve(workflow.state, event):
+                    if isinstance(delta, WakeAt) and delta.at <= now and not workflow.guest:
+                        due = True
+                    else:
+                        deltas.append(delta)
+                events.append(event)
+            if due:
+                # It need not wait for a commit of its own.
+                undecided.append(inp.Wake())
+        append = self.append(workflow, events) if events else None
+        answers, workflow.answers = workflow.answers, []
+        if append is not None:
+            self.propose(workflow, Pending(append, deltas, inputs, answers))
             return
         for request, value in answers:
             answer(request.reply, value)
@@ -232,11 +267,11 @@ class Loop:
         self.committing = False
         for workflow, outcome in zip(batch, outcomes, strict=True):
             if outcome is CommitOutcome.OK:
-                self.applied(workflow)
+                self.guard(workflow, self.applied)
             elif outcome is CommitOutcome.STALE:
-                self.overtaken(workflow)
+                self.guard(workflow, self.overtaken)
             else:
-                self.settle(workflow)
+                self.guard(workflow, self.settle)
 
     def settle(self, workflow: Workflow) -> None:
         """Find out what became of an ambiguous commit, by looking for its id.
@@ -247,7 +282,7 @@ class Loop:
         assert pending is not None
         incarnation, seq = workflow.incarnation, workflow.seq
 
-        def then(result: Any) -> None:
+        def found(workflow: Workflow, result: Any) -> None:
             if isinstance(result, StorageCorruptError):
                 self.overtaken(workflow)
             elif not result:
@@ -260,7 +295,9 @@ class Loop:
 
         def read() -> None:
             self.store.call(
-                lambda: self.storage.read_journal(incarnation, seq), then, what="A commit"
+                lambda: self.storage.read_journal(incarnation, seq),
+                lambda result: self.guard(workflow, partial(found, result=result)),
+                what="A commit",
             )
 
         self.after(self.store.pause, read)
@@ -318,7 +355,7 @@ class Loop:
         workflow.reading = True
         workflow.doubtful = False
 
-        def then(result: Recovered | StorageCorruptError | None) -> None:
+        def found(workflow: Workflow, result: Recovered | StorageCorruptError | None) -> None:
             workflow.reading = False
             if isinstance(result, StorageCorruptError):
                 self.quarantine(workflow, result)
@@ -340,7 +377,7 @@ class Loop:
 
         self.store.call(
             lambda: recover(self.storage, workflow.workflow_id),
-            then,
+            lambda result: self.guard(workflow, partial(found, result=result)),
             what=f"Workflow '{workflow.workflow_id}'",
         )
 
@@ -351,6 +388,7 @@ class Loop:
         # All that should run is asked for again. Starting twice is starting once: what is in flight
         # stays there, if it still should.
         workflow.forget_starts()
+        self.forget_timers(workflow)
         active = workflow.state.active
         over = [CancelAttempt(number) for number in workflow.flying if number not in active]
         self.dispatch(workflow, [*over, *commands(workflow.state)])
@@ -370,6 +408,7 @@ class Loop:
         # There is no state to decide on.
         workflow.inputs.clear()
         workflow.commands.clear()
+        self.forget_timers(workflow)
         self.hold(workflow)
         self.release(workflow, workflow.row, error)
 
@@ -383,7 +422,7 @@ class Loop:
         """The journal has grown since it was readable: release it as it is now."""
         workflow.reading = True
 
-        def then(row: CatalogRow | None) -> None:
+        def found(workflow: Workflow, row: CatalogRow | None) -> None:
             workflow.reading = False
             if (
                 isinstance(row, CatalogRow)
@@ -398,7 +437,7 @@ class Loop:
 
         self.store.call(
             lambda: self.storage.read_catalog(workflow.workflow_id),
-            then,
+            lambda row: self.guard(workflow, partial(found, row=row)),
             what=f"Workflow '{workflow.workflow_id}'",
         )
 
@@ -422,27 +461,42 @@ class Loop:
             left -= len(some)
             if workflow.commands:
                 self.starting[id(workflow)] = workflow
-            for command in some:
-                self.carry_out(workflow, command)
+            self.guard(workflow, partial(self.start_all, started=some))
+
+    def start_all(self, workflow: Workflow, started: Iterable[Command]) -> None:
+        for command in started:
+            self.carry_out(workflow, command)
 
     def carry_out(self, workflow: Workflow, command: Command) -> None:
         if isinstance(command, StartAttempt):
-            if command.not_before and command.not_before > self.clock():
-                self.at(command.not_before, lambda: self.dispatch(workflow, [command]))
+            pause = command.not_before - self.clock() if command.not_before else 0.0
+            if pause > 0.0:
+                self.delay(workflow, command, pause)
             else:
                 self.start_attempt(workflow, command)
         elif isinstance(command, CancelAttempt):
             workflow.flying.pop(command.task, None)
+            self.timers.cancel(workflow.delayed.pop(command.task, None))
             self.executor.cancel(workflow.incarnation, command.task)
         elif isinstance(command, ReleaseValue):
             self.executor.release(workflow.incarnation, command.value)
         elif isinstance(command, WakeAt):
-            self.at(command.at, lambda: self.wake(workflow))
+            self.set_alarm(workflow, command.at)
+
+    def delay(self, workflow: Workflow, command: StartAttempt, seconds: float) -> None:
+        """Start an attempt after a while, as the last one of its task that was asked for."""
+
+        def start() -> None:
+            del workflow.delayed[command.task]
+            self.dispatch(workflow, [command])
+
+        self.timers.cancel(workflow.delayed.pop(command.task, None))
+        workflow.delayed[command.task] = self.timers.after(seconds, start)
 
     def start_attempt(self, workflow: Workflow, command: StartAttempt) -> None:
         # Without a lease (we were paused, or the storage was away) it may be somebody else's by
         # now: the renewal reads it again and asks for all its commands.
-        if self.clock() > self.lease_until or not self.holds(workflow):
+        if self.elapsed() > self.lease_until or not self.holds(workflow):
             return
         task, flying = command.task, workflow.flying
         attempt = (command.epoch, command.attempt)
@@ -456,6 +510,7 @@ class Loop:
             self.executor.start(request, followers)
 
     def wake(self, workflow: Workflow) -> None:
+        workflow.alarm = None
         if self.holds(workflow):
             workflow.inputs.append(inp.Wake())
             self.touch(workflow)
@@ -468,6 +523,9 @@ class Loop:
         if workflow.guest or (workflow.settled and not drains):
             self.drop(workflow)
             return
+        at = next_wake(workflow.state)
+        if at is not None:
+            self.set_alarm(workflow, at)
         # Siblings of a failed task may still commit what a resume need not run again.
         self.notify(workflow, settled=workflow.settled)
         self.admit()

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import msgspec
 
 from ray_workflows._codec.journal import events_of
 from ray_workflows._coordinator.claims import Claims
+from ray_workflows._coordinator.jobs import Steps
 from ray_workflows._coordinator.lease import ACTIVE, Lease, list_rows
 from ray_workflows._coordinator.loop import Loop
 from ray_workflows._coordinator.recovery import Recovered, recover
@@ -96,34 +96,34 @@ class Orphans:
         #: it again would give the same.
         self.unreadable: dict[str, int] = {}
         #: When the walk goes on, where, and the holders that it has met.
-        self.walk_at = 0.0
+        self.walk_at = float("-inf")
         self.cursor: str | None = None
         self.named: set[str] = set()
+        self.looking = loop.job("look for workflows of dead coordinators", self.steps)
 
     def look(self) -> None:
         """Look now, and from now on."""
+        self.looking.start()
+
+    def steps(self) -> Steps:
         loop = self.loop
         room = loop.room.left(AT_ONCE)
         if not self.lease.recovered or not room:
-            loop.after(LOOK_SECONDS, self.look)
-            return
+            return LOOK_SECONDS
         held = frozenset(loop.workflows)
-        walks = loop.clock() >= self.walk_at
+        walks = loop.elapsed() >= self.walk_at
+        try:
+            findings = yield lambda: self.search(held, room, walks)
+        except StorageUnavailableError:
+            # The renewals of the lease say so.
+            return LOOK_SECONDS
+        except Exception as error:
+            logger.error("Workflows of dead coordinators are not looked for: %s", error)
+            return WALK_SECONDS
+        return self.found(findings)
 
-        def then(result: Any) -> None:
-            if isinstance(result, Findings):
-                self.found(result)
-            elif isinstance(result, StorageUnavailableError):
-                # The renewals of the lease say so.
-                loop.after(LOOK_SECONDS, self.look)
-            else:
-                logger.error("Workflows of dead coordinators are not looked for: %s", result)
-                loop.after(WALK_SECONDS, self.look)
-
-        loop.io.call(lambda: self.search(held, room, walks), then)
-
-    def found(self, findings: Findings) -> None:
-        """Take what was found, as far as there is room."""
+    def found(self, findings: Findings) -> float:
+        """Take what was found, as far as there is room; when to look again."""
         loop = self.loop
         done = [self.take(orphan) for orphan in findings.orphans]
         ids = [orphan.row.workflow_id for orphan in findings.orphans]
@@ -138,14 +138,14 @@ class Orphans:
                 self.walked(findings.page)
             else:
                 self.searched = findings.dead
-        loop.after(0.0 if taken else LOOK_SECONDS, self.look)
+        return 0.0 if taken else LOOK_SECONDS
 
     def walked(self, page: Page) -> None:
         """A page of the walk is done with."""
         self.named.update(row.holder for row in page.rows)
         self.cursor = page.cursor
         if page.cursor is None:
-            self.walk_at = self.loop.clock() + WALK_SECONDS
+            self.walk_at = self.loop.elapsed() + WALK_SECONDS
             named, self.named = frozenset(self.named), set()
             self.loop.io.call(lambda: self.bury(named), lambda result: None)
 

@@ -9,10 +9,15 @@ from ray_workflows._model import events as ev
 from ray_workflows._model.catalog import Append, CatalogRow
 from ray_workflows._model.values import ErrorInfo
 
+#: Characters of an error that are kept.
+LONGEST_TEXT = 10_000
+
 
 def end_of_our_part(row: CatalogRow, error: Exception, *, at: float, commit_id: str) -> Append:
     """Let go of a workflow, and say why, without knowing the state that it has."""
-    info = ErrorInfo(type_name=type(error).__name__, message=str(error))
+    # The text must be storable whatever it is: it may quote what could not be encoded.
+    text = str(error).encode(errors="backslashreplace").decode()[:LONGEST_TEXT]
+    info = ErrorInfo(type_name=type(error).__name__, message=text)
     return Append(
         workflow_id=row.workflow_id,
         incarnation=row.incarnation,

@@ -10,6 +10,7 @@ import msgspec
 from ray_workflows._coordinator.requests import Reply, Request, Watched, WatchRequest
 from ray_workflows._engine.state import Phase, Task, WorkflowState
 from ray_workflows._executor.protocol import AttemptRequest, Executor, Scene
+from ray_workflows._executor.timers import Timer
 from ray_workflows._model.catalog import Append, CatalogRow
 from ray_workflows._model.commands import Command, StartAttempt
 from ray_workflows._model.inputs import AttemptReport, Input
@@ -54,9 +55,12 @@ class Workflow:
     """
 
     __slots__ = (
+        "alarm",
+        "alarm_at",
         "answers",
         "broken",
         "commands",
+        "delayed",
         "doubtful",
         "flying",
         "guest",
@@ -96,6 +100,11 @@ class Workflow:
         self.doubtful = False
         #: Tasks with an attempt in the executor, or whose report is not decided on: epoch, attempt.
         self.flying: dict[int, tuple[int, int]] = {}
+        #: When it is woken next.
+        self.alarm: Timer | None = None
+        self.alarm_at = 0.0
+        #: Attempts whose time has not come, by task.
+        self.delayed: dict[int, Timer] = {}
         self.watchers: list[WatchRequest] = []
         self.scenes: dict[tuple[int, int, int, str], Scene] = {}
         self.scenes_of = state.functions

@@ -27,3 +27,14 @@ def commands(state: WorkflowState) -> list[Command]:
         moments.add(0.0)
     due += [WakeAt(at) for at in sorted(moments)]
     return due
+
+
+def next_wake(state: WorkflowState) -> float | None:
+    """The first time at which a timer goes off or the workflow is out of time; None if there is
+    none."""
+    if not state.running:
+        return None
+    moments = list(state.timers.values())
+    if state.deadline is not None:
+        moments.append(state.deadline)
+    return min(moments, default=None)

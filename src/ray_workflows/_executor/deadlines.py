@@ -1,42 +1,42 @@
-"""Calls actions at moments of the monotonic clock, on one thread of its own."""
+"""Calls actions after a while, on one thread of its own."""
 
 from __future__ import annotations
 
-import heapq
 import threading
-import time
 from collections.abc import Callable
+
+from ray_workflows._executor.timers import TimerQueue, end_process, start_for_ever
 
 
 class Deadlines:
-    """A thread that sleeps until the next action is due. It starts with the first one."""
+    """A thread that sleeps until the next action is due. It starts with the first one.
 
-    def __init__(self) -> None:
+    An action that raises is called again later. When the thread dies, ``end`` is called.
+    """
+
+    def __init__(self, end: Callable[[], None] = end_process) -> None:
         self.changed = threading.Condition()
-        self.actions: list[tuple[float, int, Callable[[], None]]] = []
-        self.count = 0
+        self.timers = TimerQueue()
         self.thread: threading.Thread | None = None
+        self.end = end
 
     def after(self, seconds: float, action: Callable[[], None]) -> None:
-        """Call ``action`` on the thread; it must not raise."""
+        """Call ``action`` on the thread after so many seconds."""
         with self.changed:
-            self.count += 1
-            added = (time.monotonic() + seconds, self.count, action)
-            heapq.heappush(self.actions, added)
+            added = self.timers.after(seconds, action)
             if self.thread is None:
-                self.thread = threading.Thread(
-                    target=self.run, name="ray-workflows-deadlines", daemon=True
-                )
-                self.thread.start()
-            if self.actions[0] is added:
+                self.thread = start_for_ever(self.run, "ray-workflows-deadlines", self.end)
+            if self.timers.heap[0] is added:
                 # Only then it would sleep too long. To wake it each time costs more than the rest.
                 self.changed.notify()
 
     def run(self) -> None:
         while True:
             with self.changed:
-                while not self.actions or self.actions[0][0] > time.monotonic():
-                    left = self.actions[0][0] - time.monotonic() if self.actions else None
-                    self.changed.wait(left)
-                _, _, action = heapq.heappop(self.actions)
-            action()
+                while (timer := self.timers.pop()) is None:
+                    self.changed.wait(self.timers.sleep_seconds())
+            # Without the lock: an action may ask for another one, and take its time.
+            pause = self.timers.call(timer)
+            if pause is not None:
+                with self.changed:
+                    self.timers.put_back(timer, pause)

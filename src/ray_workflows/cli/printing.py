@@ -120,7 +120,11 @@ def format_time(seconds: float | None) -> str:
     """A moment in the time zone of this machine."""
     if seconds is None:
         return ""
-    moment = datetime.datetime.fromtimestamp(seconds).astimezone()
+    try:
+        moment = datetime.datetime.fromtimestamp(seconds).astimezone()
+    except (OverflowError, ValueError, OSError):
+        # A timeout may be longer than any calendar.
+        return f"{seconds:.3g} s after 1970"
     return moment.isoformat(sep=" ", timespec="seconds")
 
 
