@@ -15,7 +15,7 @@ class Faults:
     ``trouble`` are values that are not drawn, to look for something in particular.
     """
 
-    def __init__(self, rng: Random, trouble: Mapping[str, float]) -> None:
+    def __init__(self, rng: Random, clocks: Random, trouble: Mapping[str, float]) -> None:
         self.rng = rng
         peaceful = rng.random() < 0.08 and not trouble
         self.until = 0.0 if peaceful else rng.uniform(5.0, 35.0)
@@ -50,6 +50,11 @@ class Faults:
         self.found_corruption = some(0.12, 0.005, 0.1)
         # Clocks of the coordinators go wrong by up to this many seconds.
         self.skew = some(0.3, 0.1, 30.0)
+        # Somebody sets a clock by an hour, back or forward: that of a coordinator's machine, and
+        # the storage's. By a die of its own: what else a seed has stays as it was.
+        steps = not peaceful and clocks.random() < 0.3
+        self.clock_step = clocks.uniform(0.001, 0.01) if steps else 0.0
+        self.storage_clock_step = clocks.uniform(0.0005, 0.003) if steps else 0.0
         # Attempts take this many times longer.
         self.slowness = rng.choice([1.0, 1.0, 1.0, 4.0, 12.0])
         # Late commits that take effect at the worst moment: just before another coordinator's

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ray_workflows._coordinator.clock import SteadyClock
 from ray_workflows._coordinator.lease import Lease
 from ray_workflows._coordinator.loop import Loop
 from ray_workflows._coordinator.orphans import Orphans
@@ -73,13 +74,15 @@ class Life:
             self.executor,
             self.io,
             self.name,
-            clock=self.clock,
+            clock=SteadyClock(self.wall, self.elapsed),
             elapsed=self.elapsed,
             new_id=world.new_id,
             limits=Limits(*cluster.limits),
             starts=world.starts,
             on_error=self.met_error,
         )
+        #: Its time and the true one when they were compared last.
+        self.clocks = (self.clock(), world.clock.now)
         self.lease = Lease(self.loop, self.holder, probe=world.probe)
         self.verbs = Verbs(self.loop, self.lease)
         self.orphans = Orphans(self.loop, self.lease)
@@ -88,7 +91,12 @@ class Life:
             self.post(self.orphans.look)
 
     def clock(self) -> float:
-        return self.world.clock.now + self.offset
+        """The time as the coordinator has it."""
+        return self.loop.clock()
+
+    def wall(self) -> float:
+        """The clock of its machine, which somebody may set."""
+        return self.world.clock.now + self.offset + self.cluster.clock_set
 
     def elapsed(self) -> float:
         return self.world.clock.now
@@ -183,8 +191,17 @@ class Life:
 
     # -- checks ----------------------------------------------------------------------------
 
+    def check_clock(self) -> None:
+        """Time passes evenly, whoever sets a clock."""
+        before, self.clocks = self.clocks, (self.clock(), self.world.clock.now)
+        passed = self.clocks[0] - before[0]
+        true = self.clocks[1] - before[1]
+        if not 0.98 * true - 1e-3 <= passed <= 1.02 * true + 1e-3:
+            raise Violation("clock", f"{passed:.3f} s passed for {self.name} in {true:.3f} s")
+
     def check(self) -> None:
         """What must hold between any two steps."""
+        self.check_clock()
         loop, monitor = self.loop, self.world.monitor
         checked: dict[Workflow, int] = {}
         for workflow in loop.workflows.values():

@@ -15,6 +15,7 @@ import msgspec
 
 from ray_workflows._coordinator import lease as lease_module
 from ray_workflows._coordinator import loop as loop_module
+from ray_workflows._coordinator.clock import SteadyClock
 from ray_workflows._coordinator.lease import Lease
 from ray_workflows._coordinator.loop import Loop
 from ray_workflows._coordinator.orphans import Orphans
@@ -487,10 +488,29 @@ def signals_are_acknowledged_before_the_commit(patch: Any) -> None:
     patch.setattr(Loop, "propose", propose)
 
 
+# -- time ----------------------------------------------------------------------------------
+
+
+@breaks("clock", clock_step=0.01)
+def the_wall_clock_is_believed(patch: Any) -> None:
+    patch.setattr(SteadyClock, "__call__", lambda self: self.wall())
+
+
+@breaks("lease", "stuck", clock_step=0.05, until=30.0, pause=0.01, outage=0.2, read_fails=0.1)
+def the_lease_is_on_the_wall_clock(patch: Any) -> None:
+    """As all that waits: `elapsed` is a clock that somebody sets."""
+
+    def init(self: Loop, *arguments: Any, elapsed: Any, clock: Any, **named: Any) -> None:
+        original(self, *arguments, elapsed=clock.wall, clock=clock, **named)
+
+    original = Loop.__init__
+    patch.setattr(Loop, "__init__", init)
+
+
 # -- taking over ---------------------------------------------------------------------------
 
 
-@breaks("replies", crash_after_step=0.03, zombie=0.5, pause=0.03, until=25.0)
+@breaks("replies", crash_after_step=0.03, until=25.0, slowness=1.0, worker_crash=0.3)
 def a_repeated_resumption_is_taken_for_another(patch: Any) -> None:
     def is_known(state: WorkflowState, request_id: str) -> bool:
         return request_id == state.request_id

@@ -30,6 +30,9 @@ ANSWER_SECONDS = 20.0
 #: What a client gets instead of an answer.
 CRASHED, TIMEOUT = "crashed", "timeout"
 
+#: By how much clocks are set, back or forward.
+STEP_SECONDS = 3600.0
+
 #: Crashes of coordinators in one seed.
 MAX_CRASHES = 8
 
@@ -44,22 +47,35 @@ class Cluster:
         self.life: Life | None = None
         self.lives = 0
         self.lost = False
+        #: By how much somebody has set the clock of its machine.
+        self.clock_set = 0.0
 
 
-def in_memory(clock: VirtualClock) -> Callable[[], Storage]:
+class SettableClock:
+    """A wall clock that somebody sets now and then."""
+
+    def __init__(self, clock: VirtualClock) -> None:
+        self.clock = clock
+        self.wrong = 0.0
+
+    def __call__(self) -> float:
+        return self.clock.now + self.wrong
+
+
+def in_memory(clock: Callable[[], float]) -> Callable[[], Storage]:
     """One instance for all."""
     storage = MemoryStorage(clock=clock)
     return lambda: storage
 
 
-def objects_in_memory(clock: VirtualClock) -> Callable[[], Storage]:
+def objects_in_memory(clock: Callable[[], float]) -> Callable[[], Storage]:
     """The algorithm of object stores and shared directories, on one store of objects."""
     operations = MemoryOperations(clock)
     MemoryObjectStorage(operations, clock).open()
     return lambda: MemoryObjectStorage(operations, clock)
 
 
-STORAGES: dict[str, Callable[[VirtualClock], Callable[[], Storage]]] = {
+STORAGES: dict[str, Callable[[Callable[[], float]], Callable[[], Storage]]] = {
     "memory": in_memory,
     "objects": objects_in_memory,
 }
@@ -89,14 +105,18 @@ class World:
         self.lines: list[str] = []
         self.tracing = trace
         self.numbers = 0
-        self.faults = Faults(self.rng, trouble or {})
+        #: Decides when clocks are set.
+        self.clocks = Random(f"clocks {seed}")
+        self.faults = Faults(self.rng, self.clocks, trouble or {})
+        self.storage_clock = SettableClock(self.clock)
+        self.patience = PATIENCE
         self.crowded = crowded
         #: Commands that a coordinator starts in one step. By a die of its own: what else a seed has
         #: stays as it was.
         self.starts = Random(f"starts {seed}").choice([1, 2, 5_000])
         self.auto_resume = self.faults.auto_resume > 0.0
         #: Gives each process its own instance.
-        self.open_storage = STORAGES[self.storage_kind](self.clock)
+        self.open_storage = STORAGES[self.storage_kind](self.storage_clock)
         self.storage = self.open_storage()
         self.monitor = Monitor()
         self.job: Job | None = None
@@ -104,6 +124,7 @@ class World:
         self.late: list[LateCommit] = []
         self.lives: list[Life] = []
         self.crashes = 0
+        self.steps_taken = 0
         self.failure: Violation | None = None
         self.steps = 0
         self.calm = False
@@ -146,10 +167,9 @@ class World:
         for client in self.clients:
             self.go_on(client, client.story(), None)
         self.clock.after(self.faults.until, self.calm_down)
-        deadline = self.began + self.faults.until + PATIENCE
         while self.busy_clients or not self.calm:
             self.advance()
-            if self.clock.now > deadline:
+            if self.clock.now > self.began + self.faults.until + self.patience:
                 raise Violation("stuck", "; ".join(self.unfinished()))
         # What hung when the trouble ended may still be on its way.
         end = self.clock.now + PATIENCE
@@ -200,6 +220,9 @@ class World:
         if cluster.life is not None or cluster.lost:
             return
         cluster.lives += 1
+        if cluster.clock_set:
+            # What its earlier lives meant by their times may be that much later for it.
+            self.patience = PATIENCE + STEP_SECONDS * self.steps_taken
         life = Life(self, cluster, cluster.lives)
         cluster.life = life
         self.lives.append(life)
@@ -227,8 +250,23 @@ class World:
         delay = self.rng.choice([0.05, 1.0, 10.0]) * self.rng.random()
         self.clock.after(delay, lambda: self.begin_life(cluster))
 
+    def set_clocks(self, life: Life) -> None:
+        faults, die = self.faults, self.clocks
+        if not faults.clock_step and not faults.storage_clock_step:
+            return
+        if die.random() < faults.clock_step:
+            self.steps_taken += 1
+            seconds = die.choice([-STEP_SECONDS, STEP_SECONDS])
+            life.cluster.clock_set += seconds
+            self.trace("the clock of %s is set by %+.0f s", life.cluster.name, seconds)
+        if die.random() < faults.storage_clock_step:
+            seconds = die.choice([-STEP_SECONDS, STEP_SECONDS])
+            self.storage_clock.wrong += seconds
+            self.trace("the clock of the storage is set by %+.0f s", seconds)
+
     def after_step(self, life: Life) -> None:
         """Between two steps of a coordinator anything may happen to it."""
+        self.set_clocks(life)
         faults, rng = self.faults, self.rng
         if self.crashes < MAX_CRASHES and faults.hit(faults.crash_after_step):
             self.crash(life)

@@ -41,8 +41,18 @@ RUNNING, PENDING = WorkflowStatus.RUNNING, WorkflowStatus.PENDING
 
 @pytest.mark.parametrize("status", [RUNNING, PENDING])
 def test_a_lease_that_holds(status: WorkflowStatus) -> None:
-    claims = Claims([holder("h")], 50.0, probe=alive)
+    claims = Claims([holder("h")], 90.0, probe=alive)
     assert claims.status(row(status)) is status
+
+
+@pytest.mark.parametrize("status", [RUNNING, PENDING])
+def test_a_lease_longer_than_any_was_given_before_the_clock_was_set_back(
+    status: WorkflowStatus,
+) -> None:
+    claims = Claims([holder("h", lease_until=3600.0)], 90.0, probe=alive)
+    assert claims.status(row(status)) is WorkflowStatus.RESUMABLE
+    seen = Claims([holder("h", lease_until=3600.0)], 90.0, probe=lambda holder: True)
+    assert seen.status(row(status)) is status
 
 
 @pytest.mark.parametrize(
@@ -50,8 +60,8 @@ def test_a_lease_that_holds(status: WorkflowStatus) -> None:
     [
         Claims([], 50.0),
         Claims([holder("h")], 100.0, probe=alive),
-        Claims([holder("h")], 50.0, probe=dead),
-        Claims([holder("h")], 50.0, me=holder("me", "c"), probe=alive),
+        Claims([holder("h")], 90.0, probe=dead),
+        Claims([holder("h")], 90.0, me=holder("me", "c"), probe=alive),
     ],
     ids=["no row", "lapsed", "process gone", "an earlier life of the asking coordinator"],
 )

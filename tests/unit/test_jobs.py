@@ -12,6 +12,7 @@ import pytest
 from ray_workflows._coordinator import host as host_module
 from ray_workflows._coordinator import lease as lease_module
 from ray_workflows._coordinator.claims import LEASE_SECONDS
+from ray_workflows._coordinator.clock import SteadyClock
 from ray_workflows._coordinator.host import Coordinator as Host
 from ray_workflows._coordinator.host import Settings
 from ray_workflows._coordinator.jobs import Job, Steps
@@ -20,6 +21,7 @@ from ray_workflows._coordinator.loop import Loop
 from ray_workflows._coordinator.orphans import Orphans
 from ray_workflows._coordinator.requests import CancelRequest, SubmitRequest
 from ray_workflows._coordinator.workflow import Workflow
+from ray_workflows._executor.timers import elapsed
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.exceptions import StorageUnavailableError, WorkflowNotFoundError
 from ray_workflows.storage.memory import MemoryStorage
@@ -269,6 +271,8 @@ def test_a_coordinator_answers_whose_storage_refuses_to_listen(
     host = Host(storage, Settings(), "0")
     assert isinstance(host.cancel("nothing"), WorkflowNotFoundError)
     assert storage.refusals.qsize() < 2
+    assert isinstance(host.loop.clock, SteadyClock)
+    assert host.loop.elapsed is elapsed
     # Whatever else is brought to its thread.
     for _ in range(5):
         host.inbox.put(lambda: 1 // 0)

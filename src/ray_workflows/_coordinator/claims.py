@@ -16,6 +16,9 @@ from ray_workflows._model.status import WorkflowStatus
 
 #: A holder that has not renewed its row for this long, in seconds, counts as dead.
 LEASE_SECONDS = 15.0
+#: How much longer than it may be a lease can seem, in seconds: by rounding, and by a storage whose
+#: clock is read after the lease.
+CLOCK_SLACK = 5.0
 #: How often a holder renews, in seconds. One with a shorter lease renews as much more often.
 RENEW_SECONDS = 4.0
 
@@ -116,7 +119,11 @@ class Claims:
         if self.me is not None and holder.coordinator == self.me.coordinator:
             # Ray runs an actor in one process at a time: that life is over, or it is this one.
             return False
-        return self.probe(holder) is not False and holder.lease_until > self.now
+        exists = self.probe(holder)
+        if exists is False or holder.lease_until <= self.now:
+            return False
+        # A longer lease than any was given before the storage's clock was set back.
+        return exists is True or holder.lease_until <= self.now + LEASE_SECONDS + CLOCK_SLACK
 
     def status(self, row: CatalogRow) -> WorkflowStatus:
         """The status of a workflow as users see it."""

@@ -21,6 +21,7 @@ import ray
 from ray_workflows._codec.journal import decode_entry, decode_plan
 from ray_workflows._codec.messages import Message
 from ray_workflows._coordinator.claims import LEASE_SECONDS, this_holder
+from ray_workflows._coordinator.clock import SteadyClock
 from ray_workflows._coordinator.io import Inbox, ThreadIo, work_off
 from ray_workflows._coordinator.jobs import Steps
 from ray_workflows._coordinator.lease import Lease
@@ -148,7 +149,7 @@ class Coordinator:
             self.executor,
             ThreadIo(self.inbox.put),
             self.holder.holder_id,
-            clock=time.time,
+            clock=SteadyClock(),
             elapsed=elapsed,
             new_id=lambda: uuid.uuid4().hex,
             limits=settings.limits,

@@ -51,8 +51,9 @@ STARTS = 5_000
 class Loop:
     """Drives the workflows of one holder.
 
-    All time comes from ``clock`` (seconds since 1970) and ``elapsed`` (seconds of a clock that
-    nobody sets), and all ids from ``new_id``, so that a simulation can run it deterministically.
+    All time comes from ``clock`` (seconds since 1970 that pass evenly) and ``elapsed`` (seconds of
+    a clock that nobody sets), and all ids from ``new_id``, so that a simulation can run it
+    deterministically.
     ``starts``: commands that are started in one step. ``on_error`` takes errors of ours that were
     survived.
     """

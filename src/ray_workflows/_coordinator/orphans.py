@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from ray_workflows._codec.journal import events_of
-from ray_workflows._coordinator.claims import Claims
+from ray_workflows._coordinator.claims import LEASE_SECONDS, RENEW_SECONDS, Claims
 from ray_workflows._coordinator.jobs import Steps
 from ray_workflows._coordinator.lease import ACTIVE, Lease, list_rows
 from ray_workflows._coordinator.loop import Loop
@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 LOOK_SECONDS = 1.0
 #: How long after the end of a walk through all open workflows the next one begins, in seconds.
 WALK_SECONDS = 15.0
+#: How long a lease that has lapsed must have been seen so before its holder counts as dead, in
+#: seconds: a live one would have renewed it.
+PATIENCE_SECONDS = 1.25 * RENEW_SECONDS
 #: How many orphans are read in one look; when there are more, the next one follows at once.
 AT_ONCE = 100
 
@@ -99,6 +102,8 @@ class Orphans:
         self.walk_at = float("-inf")
         self.cursor: str | None = None
         self.named: set[str] = set()
+        #: Each holder's lease as it was last seen, and since when it is that.
+        self.noticed: dict[str, tuple[float, float]] = {}
         self.looking = loop.job("look for workflows of dead coordinators", self.steps)
 
     def look(self) -> None:
@@ -185,11 +190,12 @@ class Orphans:
         # What this coordinator and its earlier lives hold is the lease's to look after.
         ours = {self.lease.holder.holder_id, *(self.lease.former or ())}
         others = [holder for holder in holders if holder.holder_id not in ours]
+        self.notice(others)
         suspects = frozenset(holder.holder_id for holder in others if self.is_suspect(holder))
         if not walks and suspects <= self.searched:
             return Findings(dead=suspects)
         now = storage.now()
-        claims = Claims(others, now, probe=self.lease.probe)
+        claims = Claims([self.believed(h, now) for h in others], now, probe=self.lease.probe)
         dead = frozenset(h.holder_id for h in others if not claims.is_alive(h.holder_id))
         findings = Findings(dead=dead, ahead=now - self.loop.clock())
         rows: Iterable[CatalogRow] = ()
@@ -211,9 +217,35 @@ class Orphans:
             findings.orphans += self.read(row)
         return findings
 
+    def notice(self, holders: list[Holder]) -> None:
+        """Note since when each lease is as it is, on our own clock."""
+        now, before = self.loop.elapsed(), self.noticed
+        self.noticed = {}
+        for holder in holders:
+            known = before.get(holder.holder_id)
+            same = known is not None and known[0] == holder.lease_until
+            since = known[1] if known is not None and same else now
+            self.noticed[holder.holder_id] = (holder.lease_until, since)
+
+    def unchanged(self, holder: Holder) -> float:
+        """For how many seconds its lease has not been renewed, as far as we have seen."""
+        return self.loop.elapsed() - self.noticed[holder.holder_id][1]
+
+    def believed(self, holder: Holder, now: float) -> Holder:
+        """The holder as its lease is believed here. The storage's clock may be set: forward, a live
+        holder seems dead until it renews; back, a dead one seems alive for as long."""
+        seconds = self.unchanged(holder)
+        if seconds < PATIENCE_SECONDS:
+            return msgspec.structs.replace(holder, lease_until=now + LEASE_SECONDS)
+        if seconds > LEASE_SECONDS + PATIENCE_SECONDS:
+            return msgspec.structs.replace(holder, lease_until=float("-inf"))
+        return holder
+
     def is_suspect(self, holder: Holder) -> bool:
         """Whether it seems dead, by what we know of the storage's clock: to ask it takes two
         requests more of some storages."""
+        if self.unchanged(holder) > LEASE_SECONDS + PATIENCE_SECONDS:
+            return True
         if holder.lease_until <= self.loop.clock() + self.ahead:
             return True
         return self.lease.probe(holder) is False
