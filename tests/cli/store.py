@@ -54,7 +54,7 @@ class Store:
                 incarnation=state.incarnation,
                 expected_seq=seq,
                 commit_id=f"c{seq}",
-                entry=encode_entry([event]),
+                entry=encode_entry([event], row.workflow_id, row.incarnation, seq + 1),
                 catalog=msgspec.structs.replace(row, seq=seq + 1),
             )
             for seq, event in enumerate(story.journal)

@@ -22,7 +22,7 @@ from ray_workflows._client.copies import COPIER, Copying
 from ray_workflows._client.reader import Reader
 from ray_workflows._client.reads import get_metadata, get_status, get_tasks, stored_output
 from ray_workflows._codec.envelope import seal
-from ray_workflows._codec.journal import encode_entry, events_of
+from ray_workflows._codec.journal import decode_entries, encode_entry
 from ray_workflows._codec.references import blobs_in
 from ray_workflows._engine.summary import catalog_row
 from ray_workflows._model import inputs as inp
@@ -133,7 +133,7 @@ def contents(storage: Storage, workflow_id: str) -> dict[str, Any]:
     entries = storage.read_journal(row.incarnation)
     assert len(entries) == row.seq
     blobs = {}
-    pending = [blob for entry in entries for blob in blobs_in(events_of(entry, workflow_id))]
+    pending = list(blobs_in(decode_entries(entries, workflow_id, row.incarnation)))
     if workflow_id == "objects":
         found = storage.find_blob(row.incarnation, "object-inner")
         assert found is not None
@@ -249,7 +249,8 @@ def test_a_copy_that_went_on_by_itself(source: Store, make: Callable[[str], Stor
     assert target.commit([make_append("w", row.seq, **fields)]) == [OK]
     with pytest.raises(WorkflowCopyError, match="went on by itself"):
         ray_workflows.copy("w", source=source.storage, target=target)
-    resumed = make_append("w", row.seq, commit_id="mine", **fields)
+    entry = encode_entry([], "w", row.incarnation, row.seq + 1)
+    resumed = make_append("w", row.seq, commit_id="mine", entry=entry, **fields)
     assert source.storage.commit([resumed]) == [OK]
     with pytest.raises(WorkflowCopyError, match="went on by itself"):
         ray_workflows.copy("w", source=source.storage, target=target)
@@ -268,7 +269,8 @@ def test_a_copy_is_brought_up_to_date(source: Store, make: Callable[[str], Stora
     entries = story.journal[done:]
     row = catalog_row(story.state, len(story.journal))
     for seq, event in enumerate(entries, done):
-        append = make_append("w", seq, incarnation=row.incarnation, entry=encode_entry([event]))
+        entry = encode_entry([event], "w", row.incarnation, seq + 1)
+        append = make_append("w", seq, incarnation=row.incarnation, entry=entry)
         catalog = msgspec.structs.replace(row, seq=seq + 1)
         assert source.storage.commit([msgspec.structs.replace(append, catalog=catalog)]) == [OK]
     # Somebody drives the copy just now.

@@ -1025,10 +1025,10 @@ def test_a_migration_and_a_running_coordinator(storage, admin, monkeypatch):
         "ALTER TABLE {schema}.catalog ADD COLUMN priority integer NOT NULL DEFAULT 0;"
         "CREATE INDEX catalog_by_priority ON {schema}.catalog (priority);"
     )
-    texts = {"step_2.sql": step}
-    monkeypatch.setattr(postgres_schema, "MIGRATIONS", ("postgres_schema_1.sql", "step_2.sql"))
+    texts = {"step_3.sql": step}
+    monkeypatch.setattr(postgres_schema, "MIGRATIONS", (*postgres_schema.MIGRATIONS, "step_3.sql"))
     monkeypatch.setattr(postgres_schema, "read_sql", lambda name: texts.get(name) or read_sql(name))
-    with pytest.raises(StorageConfigError, match=r"version 1.*init\(\)"):
+    with pytest.raises(StorageConfigError, match=r"version 2.*init\(\)"):
         storage.open_existing()
     stop = threading.Event()
 
@@ -1048,7 +1048,8 @@ def test_a_migration_and_a_running_coordinator(storage, admin, monkeypatch):
             stop.set()
 
     seq, _ = in_threads([go_on, migrate])
-    assert [v for (v,) in admin.execute("SELECT version FROM schema_version ORDER BY 1")] == [1, 2]
+    versions = admin.execute("SELECT version FROM schema_version ORDER BY 1")
+    assert [version for (version,) in versions] == [1, 2, 3]
     assert len(state(storage, "w")[1]) == seq
     monkeypatch.undo()
     assert storage.commit([make_append("w", seq)]) == [OK]
@@ -1058,7 +1059,7 @@ def test_a_migration_and_a_running_coordinator(storage, admin, monkeypatch):
 
 def test_failed_migration_changes_nothing(storage, admin, monkeypatch):
     before = names_in(admin)
-    monkeypatch.setattr(postgres_schema, "MIGRATIONS", ("postgres_schema_1.sql", "step_2.sql"))
+    monkeypatch.setattr(postgres_schema, "MIGRATIONS", (*postgres_schema.MIGRATIONS, "step_3.sql"))
     step = "CREATE TABLE {schema}.more (); CREATE TABLE {schema}.catalog ();"
     monkeypatch.setattr(postgres_schema, "read_sql", lambda name: step)
     with pytest.raises(StorageConfigError, match="Something else"):

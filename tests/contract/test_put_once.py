@@ -22,7 +22,7 @@ from ray_workflows.storage.base import CommitOutcome, Storage
 from ray_workflows.storage.entries import Entry, day, entry_key, id_of, parse, place, time_of
 from ray_workflows.storage.journals import GRAVE_SECONDS, HOUR, READING_SECONDS, segment_key
 from ray_workflows.storage.operations import Crew
-from ray_workflows.storage.put_once import LAYOUT_VERSION
+from ray_workflows.storage.put_once import LAYOUT_KEY, LAYOUT_VERSION
 from ray_workflows.storage.segments import Layout, encode
 from ray_workflows.testing import StorageContract
 from ray_workflows.testing.builders import (
@@ -648,7 +648,7 @@ def test_names_sort_like_what_they_stand_for() -> None:
     assert sorted(TIMES, key=day) == TIMES
     for at, name in places:
         row = make_row(name, "i", 7, submitted_at=at)
-        prefix, _, last = entry_key(row, "n" * 32, tentative=True).rpartition("/")
+        prefix, _, last = entry_key(row, "0" * 32, tentative=True).rpartition("/")
         entry = parse(prefix, last)
         assert isinstance(entry, Entry)
         assert (id_of(entry), entry.seq, entry.status, entry.tentative) == (name, 7, R, True)
@@ -778,7 +778,7 @@ def test_a_layout_of_a_newer_release_is_refused() -> None:
     storage = world.process()
     storage.open()
     fill(storage, "w", 1)
-    newer = encode(Layout("nonce", LAYOUT_VERSION + 1))
+    newer = encode(Layout("nonce", LAYOUT_VERSION + 1), LAYOUT_KEY)
     world.operations.put("layout", newer)
     for check in (world.process().open, world.process().open_existing):
         with pytest.raises(StorageConfigError, match=r"newer release.*layout 2.*Upgrade"):

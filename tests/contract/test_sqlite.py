@@ -459,9 +459,9 @@ CREATE TABLE signals (
 @pytest.fixture
 def next_release(monkeypatch):
     """This process is of a release that has one migration more."""
-    texts = {"step_2.sql": STEP}
+    texts = {"step_3.sql": STEP}
     read_sql = database.read_sql
-    monkeypatch.setattr(database, "MIGRATIONS", (*database.MIGRATIONS, "step_2.sql"))
+    monkeypatch.setattr(database, "MIGRATIONS", (*database.MIGRATIONS, "step_3.sql"))
     monkeypatch.setattr(database, "read_sql", lambda name: texts.get(name) or read_sql(name))
     return texts
 
@@ -506,12 +506,12 @@ def test_a_migration_and_a_running_coordinator(tmp_path, next_release):
         stack.callback(stop.touch)
         assert older.stdout.readline() == "at work\n"
         newer = SqliteStorage(store)
-        with pytest.raises(StorageConfigError, match=r"schema 1.*init\(\)"):
+        with pytest.raises(StorageConfigError, match=r"schema 2.*init\(\)"):
             newer.open_existing()
-        assert version_of(store) == (1, 0)
+        assert version_of(store) == (2, 0)
         copies = [SqliteStorage(store) for _ in range(3)]
         in_threads([copy.open for copy in copies])
-        assert version_of(store) == (2, 1)
+        assert version_of(store) == (3, 1)
         newer.open_existing()
         seen = newer.read_catalog("w").seq
         deadline = time.monotonic() + 60
@@ -530,22 +530,22 @@ def test_a_migration_and_a_running_coordinator(tmp_path, next_release):
 def test_a_new_database_has_all_migrations(tmp_path, next_release):
     storage = SqliteStorage(tmp_path)
     storage.open()
-    assert version_of(tmp_path) == (2, 1)
+    assert version_of(tmp_path) == (3, 1)
     fill(storage, "w", 2)
     storage.close()
 
 
 def test_a_failed_migration_changes_nothing(tmp_path, next_release):
-    next_release["step_2.sql"] = STEP + "CREATE TABLE journal (x);"
+    next_release["step_3.sql"] = STEP + "CREATE TABLE journal (x);"
     before = database.MIGRATIONS
-    database.MIGRATIONS = before[:1]
+    database.MIGRATIONS = before[:-1]
     storage = SqliteStorage(tmp_path)
     storage.open()
     fill(storage, "w", 2)
     database.MIGRATIONS = before
     with pytest.raises(StorageError, match="journal already exists"):
         storage.open()
-    assert version_of(tmp_path) == (1, 0)
+    assert version_of(tmp_path) == (2, 0)
     assert len(state(storage, "w")[1]) == 2
     storage.close()
 
@@ -952,7 +952,7 @@ def test_unreadable_row_is_corrupt(storage):
     fill(storage, "w")
     with storage.writer.use() as connection:
         connection.execute("UPDATE catalog SET status = 'LOST'")
-    with pytest.raises(StorageCorruptError, match="'w'.*LOST"):
+    with pytest.raises(StorageCorruptError, match="'w'.*checksum"):
         storage.read_catalog("w")
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import ray_workflows as workflow
 from ray_workflows._arguments import parse_age, parse_status_filter
-from ray_workflows._codec.journal import encode_entry, events_of
+from ray_workflows._codec.journal import decode_entries, encode_entry
 from ray_workflows._model import events as ev
 from ray_workflows._model.catalog import JournalEntry
 from ray_workflows._model.ids import validate_signal_text, validate_workflow_id
@@ -76,8 +76,8 @@ def test_a_signal_name_that_is_taken_comes_back_from_the_journal(name: Any) -> N
         return
     event = ev.CancelRequested(at=1.0)
     signal = ev.SignalReceived(1.0, text, text, ev.Value(b""))
-    entry = JournalEntry(1, "c", encode_entry([event, signal]))
-    assert list(events_of(entry, "w")) == [event, signal]
+    entry = JournalEntry(1, "c", encode_entry([event, signal], "w", "i", 1))
+    assert decode_entries([entry], "w", "i") == [event, signal]
 
 
 @fuzz
@@ -119,8 +119,8 @@ def test_metadata_that_is_taken_is_stored_as_json_has_it(metadata: Any) -> None:
         assert "metadata must be" in str(refusal)
         return
     event = ev.WorkflowSubmitted(1.0, ev.Plan((), (), ()), (), stored, "h")
-    entry = JournalEntry(1, "c", encode_entry([event]))
-    (found,) = events_of(entry, "w")
+    entry = JournalEntry(1, "c", encode_entry([event], "w", "i", 1))
+    (found,) = decode_entries([entry], "w", "i")
     assert isinstance(found, ev.WorkflowSubmitted)
     assert found.metadata == stored == json.loads(json.dumps(metadata or {}))
 

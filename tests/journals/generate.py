@@ -22,7 +22,7 @@ import msgspec
 import ray_workflows
 from ray_workflows._capture.values import ValueWriter
 from ray_workflows._codec.envelope import seal
-from ray_workflows._codec.journal import DECODER, encode_entry, events_of
+from ray_workflows._codec.journal import DECODER, NO_LINK, Chain, encode_entry, link_of
 from ray_workflows._engine.summary import catalog_row
 from ray_workflows._model import events as ev
 from ray_workflows._model import inputs as inp
@@ -292,13 +292,16 @@ def wait(task: str, name: str, **options: object) -> tuple[str, tuple[int, ...],
 
 def save(storage: SqliteStorage, story: Driver) -> None:
     row = catalog_row(story.state, len(story.journal))
+    link = NO_LINK
     for seq, event in enumerate(story.journal):
+        entry = encode_entry([event], row.workflow_id, row.incarnation, seq + 1, link)
+        link = link_of(entry)
         append = Append(
             workflow_id=row.workflow_id,
             incarnation=row.incarnation,
             expected_seq=seq,
             commit_id=f"c{seq}",
-            entry=encode_entry([event]),
+            entry=entry,
             catalog=msgspec.structs.replace(row, seq=seq + 1),
         )
         assert storage.commit([append]) == [OK]
@@ -328,10 +331,13 @@ def without_paths(directory: Path, paths: list[str]) -> None:
     storage = SqliteStorage(directory)
     found = {}
     for row in storage.list_catalog(CatalogQuery()).rows:
+        chain, link = Chain(row.workflow_id, row.incarnation), NO_LINK
         for entry in storage.read_journal(row.incarnation):
-            events = msgspec.msgpack.decode(msgspec.msgpack.encode(events_of(entry, "w")))
+            events = msgspec.msgpack.decode(msgspec.msgpack.encode(chain.decode(entry)))
             clean = DECODER.decode(msgspec.msgpack.encode(neutral(events, paths)))
-            found[row.incarnation, entry.seq] = encode_entry(clean)
+            data = encode_entry(clean, row.workflow_id, row.incarnation, entry.seq, link)
+            found[row.incarnation, entry.seq] = data
+            link = link_of(data)
     with storage.writer.transaction() as connection:
         for (incarnation, seq), data in found.items():
             connection.execute(

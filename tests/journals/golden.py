@@ -17,7 +17,7 @@ import msgspec
 from ray_workflows._client.reader import Reader
 from ray_workflows._client.reads import get_metadata, get_status, get_tasks, stored_output
 from ray_workflows._codec.envelope import objects_in
-from ray_workflows._codec.journal import events_of
+from ray_workflows._codec.journal import decode_entries
 from ray_workflows._codec.references import blobs_in
 from ray_workflows._engine.commands import commands
 from ray_workflows._engine.evolve import evolve
@@ -56,7 +56,7 @@ def dump(storage: Storage, workflow_id: str, story: str) -> dict[str, Any]:
     assert row is not None
     entries = storage.read_journal(row.incarnation)
     blobs: dict[str, str] = {}
-    pending = [blob for entry in entries for blob in blobs_in(events_of(entry, workflow_id))]
+    pending = list(blobs_in(decode_entries(entries, workflow_id, row.incarnation)))
     while pending:
         blob = pending.pop()
         if blob.key not in blobs:
@@ -100,7 +100,7 @@ def look(storage: Storage, workflow_id: str) -> dict[str, Any]:
     row = storage.read_catalog(workflow_id)
     assert row is not None
     entries = storage.read_journal(row.incarnation)
-    events = [event for entry in entries for event in events_of(entry, workflow_id)]
+    events = decode_entries(entries, workflow_id, row.incarnation)
     state = WorkflowState(workflow_id, row.incarnation)
     steps = []
     for event in events:

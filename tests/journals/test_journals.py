@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from ray_workflows._client.copies import Copying
 from ray_workflows._codec import journal
-from ray_workflows._codec.journal import decode_entry, events_of
+from ray_workflows._codec.journal import Chain, decode_entries
 from ray_workflows._coordinator.recovery import recover
 from ray_workflows._engine.decide import decide
 from ray_workflows._engine.evolve import evolve
@@ -20,6 +21,7 @@ from ray_workflows._model import inputs as inp
 from ray_workflows._model.plan import Environment, Function, Plan, TaskOptions, TaskSpec
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Blob, ErrorInfo, Outcome, Value
+from ray_workflows.exceptions import StorageCorruptError
 from ray_workflows.storage import MemoryStorage, SqliteStorage
 from ray_workflows.testing.builders import OK, make_append
 from tests.journals.golden import DIRECTORY, load, look, unpack
@@ -32,6 +34,10 @@ PARTS = (
     *(Plan, Function, TaskSpec, TaskOptions, Environment),
     *(Value, Blob, ErrorInfo, Outcome),
 )
+
+
+#: Versions that no release has written yet: the golden journals of one are written with it.
+UNRELEASED = {3}
 
 
 def test_there_are_some() -> None:
@@ -112,7 +118,7 @@ def test_no_field_was_moved_or_removed() -> None:
 
 def test_the_versions_of_what_is_stored() -> None:
     versions = {unpack(data)[2] for path in FILES for _, data in entries_of(path)}
-    assert versions == set(range(1, journal.VERSION + 1))
+    assert versions == set(range(1, journal.VERSION + 1)) - UNRELEASED
 
 
 def entries_of(path: Path) -> list[list[str]]:
@@ -130,7 +136,14 @@ def test_a_mixed_journal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "VERSION", next_version)
     upcasters = dict.fromkeys(range(1, next_version), lambda events: events)
     monkeypatch.setattr(journal, "UPCASTERS", upcasters)
-    newer = journal.encode_entry([ev.WorkflowClaimed(2_000_000_000.0, "h-new")])
+    monkeypatch.setattr(journal, "PREFIX", journal.MAGIC + bytes((next_version,)))
+    chain = Chain("interrupted", row.incarnation)
+    for entry in storage.read_journal(row.incarnation):
+        chain.decode(entry)
+    claimed = [ev.WorkflowClaimed(2_000_000_000.0, "h-new")]
+    newer = journal.encode_entry(
+        claimed, "interrupted", row.incarnation, row.seq + 1, chain.link or b""
+    )
     assert newer[2] == next_version
     append = make_append("interrupted", row.seq, incarnation=row.incarnation, entry=newer)
     assert storage.commit([append]) == [OK]
@@ -140,5 +153,7 @@ def test_a_mixed_journal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert look(storage, "interrupted")["events"] == [*golden["seen"]["events"], "WorkflowClaimed"]
     entries = storage.read_journal(row.incarnation)
     assert [entry.entry[2] for entry in entries] == [1] * row.seq + [next_version]
-    assert all(events_of(entry, "interrupted") for entry in entries)
-    assert decode_entry(entries[0].entry, where="x")
+    # The first linked entry vouches for all before it, also for those that have no links.
+    entries[1] = msgspec.structs.replace(entries[1], entry=entries[2].entry)
+    with pytest.raises(StorageCorruptError, match="does not follow"):
+        decode_entries(entries, "interrupted", row.incarnation)

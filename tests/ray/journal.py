@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ray_workflows._client.connection import connect
 from ray_workflows._client.outputs import read_row
-from ray_workflows._codec.journal import events_of
 from ray_workflows._model import events as ev
+from ray_workflows.storage.histories import History
 
 
 def commits_of_results(workflow_id: str) -> list[int]:
@@ -14,7 +14,7 @@ def commits_of_results(workflow_id: str) -> list[int]:
     row = read_row(storage, workflow_id)
     return [
         entry.seq
-        for entry in storage.read_journal(row.incarnation)
-        for event in events_of(entry, workflow_id)
+        for entry, events in History(storage, row).read()
+        for event in events
         if isinstance(event, ev.TaskSucceeded)
     ]

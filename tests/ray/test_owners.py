@@ -15,11 +15,11 @@ import ray
 
 import ray_workflows as workflow
 from ray_workflows._client.connection import LEASE_VARIABLE
-from ray_workflows._codec.journal import events_of
 from ray_workflows._coordinator.claims import LEASE_SECONDS
 from ray_workflows._model import events as ev
 from ray_workflows._model.catalog import CatalogRow, Holder
 from ray_workflows.storage import Storage
+from ray_workflows.storage.histories import History
 from ray_workflows.storage.urls import storage_from_url
 from tests.moto import CREDENTIALS, s3_server, storage_url
 from tests.ray.clusters import Cluster, here, stop_coordinator, stopped, use
@@ -123,8 +123,7 @@ class Pair:
         return row
 
     def events(self, workflow_id: str) -> list[ev.AnyEvent]:
-        entries = self.storage.read_journal(self.row(workflow_id).incarnation)
-        return [event for entry in entries for event in events_of(entry, workflow_id)]
+        return History(self.storage, self.row(workflow_id)).events()
 
     def holder(self, name: str) -> Holder:
         """The row of a cluster's coordinator."""

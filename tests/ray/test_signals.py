@@ -13,8 +13,8 @@ import ray
 
 import ray_workflows as workflow
 from ray_workflows._client.connection import connect
-from ray_workflows._codec.journal import events_of
 from ray_workflows._model import events as ev
+from ray_workflows.storage.histories import History
 from tests.ray.marks import Gate, Marks, wait_until
 from tests.ray.test_crashes import coordinator_pid, kill_coordinator
 
@@ -35,8 +35,7 @@ def events(workflow_id: str) -> list[ev.AnyEvent]:
     storage = connect().storage
     row = storage.read_catalog(workflow_id)
     assert row is not None
-    entries = storage.read_journal(row.incarnation)
-    return [event for entry in entries for event in events_of(entry, workflow_id)]
+    return History(storage, row).events()
 
 
 def received(workflow_id: str) -> list[str]:

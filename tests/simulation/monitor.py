@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray_workflows._codec.journal import decode_entry
+from ray_workflows._codec.journal import HEADER_SIZE, LINK_SIZE, NO_LINK, Chain
 from ray_workflows._engine.commands import commands
 from ray_workflows._engine.evolve import evolve
 from ray_workflows._engine.invariants import check
@@ -18,10 +18,11 @@ from ray_workflows._engine.state import WorkflowState
 from ray_workflows._engine.summary import catalog_row
 from ray_workflows._executor.protocol import AttemptRequest
 from ray_workflows._model import events as ev
-from ray_workflows._model.catalog import Append
+from ray_workflows._model.catalog import Append, JournalEntry
 from ray_workflows._model.plan import TIMER, Plan
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Blob, Outcome
+from ray_workflows.exceptions import StorageCorruptError
 from tests.simulation import scripts
 from tests.simulation.violations import Violation
 
@@ -58,6 +59,7 @@ class Journal:
 
     def __init__(self, workflow_id: str, incarnation: str) -> None:
         self.state = WorkflowState(workflow_id, incarnation)
+        self.chain = Chain(workflow_id, incarnation)
         self.seq = 0
         self.views: list[View | None] = [None]
         self.events: list[ev.Event] = []
@@ -71,6 +73,19 @@ class Journal:
         #: Ids of signals by name, in the order they were received; how many of them are taken.
         self.received: dict[str, list[str]] = {}
         self.taken: dict[str, int] = {}
+
+    def decode(self, append: Append, where: str) -> list[ev.AnyEvent]:
+        """The events of the next entry, which has to be linked to the one before it; unless its
+        writer could not read that."""
+        entry = JournalEntry(append.catalog.seq, append.commit_id, append.entry)
+        try:
+            events = self.chain.decode(entry)
+        except StorageCorruptError as error:
+            raise Violation("chain", f"{where}: {error}") from error
+        linked = append.entry[HEADER_SIZE - 2 * LINK_SIZE : HEADER_SIZE - LINK_SIZE] != NO_LINK
+        if not linked and self.seq and not isinstance(events[-1], ev.WorkflowReleased):
+            raise Violation("chain", f"{where} is not linked to the entry before it")
+        return events
 
 
 class Monitor:
@@ -93,7 +108,7 @@ class Monitor:
         where = f"{append.workflow_id}/{append.incarnation} entry {journal.seq + 1} by {holder_id}"
         if append.expected_seq != journal.seq or journal.deleted:
             raise Violation("fence", f"{where}: written over entry {append.expected_seq + 1}")
-        events = decode_entry(append.entry, where=where)
+        events = journal.decode(append, where)
         self.judge_holder(state, events, holder_id, where)
         for event in events:
             self.judge(journal, event, holder_id, f"{where} {type(event).__name__}")

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from ray_workflows._codec.journal import NO_LINK
 from ray_workflows._coordinator import lease as lease_module
 from ray_workflows._coordinator import loop as loop_module
 from ray_workflows._coordinator.clock import SteadyClock
@@ -518,10 +519,20 @@ def a_repeated_resumption_is_taken_for_another(patch: Any) -> None:
     patch.setattr(WorkflowState, "is_known", is_known)
 
 
+@breaks("chain")
+def entries_after_a_takeover_are_not_linked(patch: Any) -> None:
+    def take(self: Lease, recovered: Any) -> None:
+        recovered.link = NO_LINK
+        original(self, recovered)
+
+    original = Lease.take
+    patch.setattr(Lease, "take", take)
+
+
 @breaks("start", "one owner")
 def takeover_without_a_fence(patch: Any) -> None:
     def take(self: Lease, recovered: Any) -> None:
-        workflow = Workflow(recovered.state, recovered.seq, recovered.row)
+        workflow = Workflow(recovered.state, recovered.seq, recovered.row, link=recovered.link)
         self.loop.hold(workflow)
         self.loop.dispatch(workflow, commands_module.commands(workflow.state))
         self.loop.touch(workflow)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray_workflows._codec.journal import decode_entry, encode_entry
+from ray_workflows._codec.journal import encode_events, events_from
 from ray_workflows._engine.commands import commands
 from ray_workflows._engine.decide import decide
 from ray_workflows._engine.evolve import evolve
@@ -52,7 +52,7 @@ class Driver:
     def send(self, input: inp.Input) -> list[Event]:
         events = decide(self.state, input, self.now)
         # Through the bytes: what is not encoded faithfully shows up here.
-        events = list(decode_entry(encode_entry(events), where="test"))
+        events = events_from(encode_events(events))
         self.deltas.clear()
         for event in events:
             for command in evolve(self.state, event):

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from ray_workflows._codec.journal import decode_entry, encode_entry
+from ray_workflows._codec.journal import NO_LINK, decode_entries, encode_entry, link_of
 from ray_workflows._engine.commands import commands
 from ray_workflows._engine.decide import decide
 from ray_workflows._engine.evolve import evolve
@@ -25,6 +25,7 @@ from ray_workflows._engine.replay import replay
 from ray_workflows._engine.state import WorkflowState
 from ray_workflows._engine.summary import catalog_row
 from ray_workflows._model import inputs as inp
+from ray_workflows._model.catalog import JournalEntry
 from ray_workflows._model.commands import Command, StartAttempt
 from ray_workflows._model.events import Event
 from ray_workflows._model.plan import Function, Plan, TaskOptions, TaskSpec
@@ -52,7 +53,8 @@ class Path:
 
     def __init__(self, plan: Plan) -> None:
         self.state = WorkflowState("workflow", "incarnation")
-        self.entries: list[bytes] = []
+        self.entries: list[JournalEntry] = []
+        self.link = NO_LINK
         self.ready: list[StartAttempt] = []
         self.run([inp.Submit(plan=plan, metadata={}, holder="holder", start=True)])
         while self.ready:
@@ -78,12 +80,15 @@ class Path:
             for event in decide(self.state, each, 3.0):
                 deltas += evolve(self.state, event)
                 events.append(event)
-        self.entries.append(encode_entry(events))
+        seq = len(self.entries) + 1
+        entry = encode_entry(events, "workflow", "incarnation", seq, self.link)
+        self.link = link_of(entry)
+        self.entries.append(JournalEntry(seq, "commit", entry))
         catalog_row(self.state, len(self.entries))
         self.ready += [delta for delta in deltas if isinstance(delta, StartAttempt)]
 
     def recover(self) -> None:
-        events = [each for entry in self.entries for each in decode_entry(entry, where="here")]
+        events = decode_entries(self.entries, "workflow", "incarnation")
         assert commands(replay("workflow", "incarnation", events)) == []
 
 

@@ -10,13 +10,19 @@ import pytest
 from ray_workflows._codec import journal
 from ray_workflows._codec.envelope import ALIGNMENT, seal, unseal
 from ray_workflows._codec.journal import (
+    NO_LINK,
     VERSION,
-    decode_entry,
+    Chain,
+    decode_entries,
     decode_plan,
     encode_entry,
+    encode_events,
     encode_plan,
+    events_from,
+    link_of,
 )
 from ray_workflows._model import events as ev
+from ray_workflows._model.catalog import JournalEntry
 from ray_workflows._model.values import Blob, ErrorInfo, Outcome, Value
 from ray_workflows.exceptions import StorageCorruptError
 from tests.unit.plans import plan
@@ -50,34 +56,99 @@ EVENTS = [
 ]
 
 
+def encoded(events: list[ev.Event] = EVENTS, seq: int = 1, link: bytes = NO_LINK) -> bytes:
+    return encode_entry(events, "w", "i-w", seq, link)
+
+
+def decode(data: bytes, seq: int = 1, workflow_id: str = "w", incarnation: str = "i-w") -> object:
+    """The events of an entry that is read alone."""
+    return Chain(workflow_id, incarnation, seq - 1).decode(JournalEntry(seq, "c", data))
+
+
 def test_every_event_survives_the_journal() -> None:
     assert {type(event) for event in EVENTS} == set(ev.AnyEvent.__args__)
-    assert decode_entry(encode_entry(EVENTS), where="x") == EVENTS
+    assert decode(encoded()) == EVENTS
+    assert events_from(encode_events(EVENTS)) == EVENTS
 
 
 def test_a_plan_survives_the_wire() -> None:
     assert decode_plan(encode_plan(PLAN)) == PLAN
 
 
-@pytest.mark.parametrize("position", [0, 2, 4, 10, -1])
+@pytest.mark.parametrize("position", [0, 2, 4, 12, 20, -1])
 def test_a_flipped_bit_is_noticed(position: int) -> None:
-    entry = bytearray(encode_entry(EVENTS))
+    entry = bytearray(encoded(seq=7))
     entry[position] ^= 1
-    with pytest.raises(StorageCorruptError, match="entry 7 of w"):
-        decode_entry(bytes(entry), where="7 of w")
+    with pytest.raises(StorageCorruptError, match="entry 7 of workflow 'w'"):
+        decode(bytes(entry), seq=7)
 
 
-@pytest.mark.parametrize("size", [0, 3, 6, 20, -1])
+@pytest.mark.parametrize("size", [0, 3, 6, 18, 19, 20, -1])
 def test_a_truncated_entry_is_noticed(size: int) -> None:
     with pytest.raises(StorageCorruptError):
-        decode_entry(encode_entry(EVENTS)[:size], where="x")
+        decode(encoded()[:size])
 
 
 def test_an_entry_of_a_newer_release_says_so() -> None:
-    entry = bytearray(encode_entry(EVENTS[:1]))
+    entry = bytearray(encoded(EVENTS[:1]))
     entry[2] = VERSION + 1
     with pytest.raises(StorageCorruptError, match="Upgrade ray-workflows"):
-        decode_entry(bytes(entry), where="x")
+        decode(bytes(entry))
+
+
+# -- where an entry belongs --------------------------------------------------------------------
+
+
+def test_an_entry_is_read_only_where_it_belongs() -> None:
+    entry = encoded(seq=7)
+    assert decode(entry, seq=7) == EVENTS
+    for place in (
+        {"seq": 8},
+        {"seq": 7, "workflow_id": "v"},
+        {"seq": 7, "incarnation": "i-v"},
+        # What is before the bytes can't be told from a part of the id.
+        {"seq": 7, "workflow_id": "w\0i-w", "incarnation": ""},
+    ):
+        with pytest.raises(StorageCorruptError, match="belong to another workflow or number"):
+            decode(entry, **place)
+
+
+def chained(*contents: list[ev.Event]) -> list[JournalEntry]:
+    """A journal of linked entries."""
+    entries, link = [], NO_LINK
+    for seq, events in enumerate(contents, 1):
+        data = encoded(events, seq, link)
+        entries.append(JournalEntry(seq, "c", data))
+        link = link_of(data)
+    return entries
+
+
+def test_each_entry_follows_the_one_before() -> None:
+    entries = chained(EVENTS[:2], EVENTS[2:4], EVENTS[4:6])
+    assert decode_entries(entries, "w", "i-w") == EVENTS[:6]
+    assert decode_entries(entries[1:], "w", "i-w", after=1) == EVENTS[2:6]
+    other = chained(EVENTS[5:6], EVENTS[2:4])
+    with pytest.raises(StorageCorruptError, match="entry 2 .* does not follow"):
+        decode_entries([other[0], *entries[1:]], "w", "i-w")
+    with pytest.raises(StorageCorruptError, match="entry 3 .* does not follow"):
+        decode_entries([*other, entries[2]], "w", "i-w")
+    with pytest.raises(StorageCorruptError, match="entry 2 .* is missing: entry 3"):
+        decode_entries([entries[0], entries[2]], "w", "i-w")
+    with pytest.raises(StorageCorruptError, match="entry 1 .* is missing: entry 2"):
+        decode_entries(entries[1:], "w", "i-w")
+
+
+def test_an_entry_whose_writer_could_not_read_the_journal_is_not_linked() -> None:
+    entries = chained(EVENTS[:2])
+    entries.append(JournalEntry(2, "c", encoded(EVENTS[2:3], 2)))
+    entries.append(JournalEntry(3, "c", encoded(EVENTS[3:4], 3, link_of(entries[1].entry))))
+    assert decode_entries(entries, "w", "i-w") == EVENTS[:4]
+
+
+@pytest.mark.parametrize("data", [None, "text", 7, b"", bytes(40), memoryview(b"RW")])
+def test_what_is_no_entry_at_all(data: object) -> None:
+    with pytest.raises(StorageCorruptError, match="is not a journal entry"):
+        decode(data)  # type: ignore[arg-type]
 
 
 # -- versions ----------------------------------------------------------------------------------
@@ -109,35 +180,40 @@ def entry_of(version: int, events: journal.PlainEvents) -> bytes:
     return b"RW" + bytes((version,)) + zlib.crc32(payload).to_bytes(4, "big") + payload
 
 
+def linked_entry_of(events: journal.PlainEvents) -> bytes:
+    """An entry as this release writes it, of events that its records don't know."""
+    payload = msgspec.msgpack.encode(events)
+    head = journal.PREFIX + NO_LINK
+    return head + journal.checksum_of(head, payload, "w", "i-w", 1) + payload
+
+
 def test_entries_of_older_releases_are_brought_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "VERSION", 3)
     monkeypatch.setattr(journal, "UPCASTERS", {1: first_step, 2: second_step})
     now = [ev.CancelRequested(7.5), ev.WorkflowCanceled(7.5)]
-    assert decode_entry(entry_of(1, [["workflow-stopped", 7500.0]]), where="x") == now
+    assert decode(entry_of(1, [["workflow-stopped", 7500.0]])) == now
     two = [["cancel-requested", 7500.0], ["workflow-canceled", 7500.0]]
-    assert decode_entry(entry_of(2, two), where="x") == now
-    assert decode_entry(encode_entry(now), where="x") == now
-    assert encode_entry(now)[2] == 3
+    assert decode(entry_of(2, two)) == now
+    assert decode(encoded(now)) == now
+    assert encoded(now)[2] == 3
     with pytest.raises(StorageCorruptError, match=r"4, newer than the 3.*Upgrade ray-workflows"):
-        decode_entry(entry_of(4, []), where="x")
-    with pytest.raises(StorageCorruptError, match="5 of w can't be decoded"):
-        decode_entry(entry_of(1, [["unheard-of", 1.0]]), where="5 of w")
+        decode(entry_of(4, []))
+    with pytest.raises(StorageCorruptError, match="5 of workflow 'w' can't be decoded"):
+        decode(entry_of(1, [["unheard-of", 1.0]]), seq=5)
     with pytest.raises(StorageCorruptError, match="no format version"):
-        decode_entry(entry_of(0, []), where="x")
+        decode(entry_of(0, []))
 
 
 def test_a_field_more_at_the_end_is_passed_over() -> None:
     """What a later release may add without a new version: it is read by this one."""
-    entry = entry_of(VERSION, [["workflow-claimed", 1.0, "h2", {"more": 1}]])
-    assert decode_entry(entry, where="x") == [ev.WorkflowClaimed(1.0, "h2")]
+    entry = linked_entry_of([["workflow-claimed", 1.0, "h2", {"more": 1}]])
+    assert decode(entry) == [ev.WorkflowClaimed(1.0, "h2")]
 
 
 def test_a_field_less_at_the_end_has_its_default() -> None:
     """What an earlier release wrote, before the field was there."""
-    entry = entry_of(VERSION, [["workflow-failed", 1.0, ["ValueError", "boom"]]])
-    assert decode_entry(entry, where="x") == [
-        ev.WorkflowFailed(1.0, ErrorInfo("ValueError", "boom"))
-    ]
+    entry = linked_entry_of([["workflow-failed", 1.0, ["ValueError", "boom"]]])
+    assert decode(entry) == [ev.WorkflowFailed(1.0, ErrorInfo("ValueError", "boom"))]
 
 
 # -- envelopes ---------------------------------------------------------------------------------

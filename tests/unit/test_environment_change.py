@@ -121,7 +121,7 @@ def test_a_fork_starts_with_what_its_origin_has(changed: bool) -> None:
     storage.open()
     state = driver.state
     row = catalog_row(state, 1)
-    entry = encode_entry(driver.journal)
+    entry = encode_entry(driver.journal, state.workflow_id, state.incarnation, 1)
     storage.commit([Append(state.workflow_id, state.incarnation, 0, "c", entry, row)])
     origin = Fork(storage, row, "b")
     submitted = origin.submitted.plan

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ray_workflows._codec.journal import events_of
+from ray_workflows._codec.journal import Chain
 from ray_workflows._coordinator.requests import CancelRequest, SignalRequest
 from ray_workflows._model import events as ev
 from ray_workflows._model.values import Value
@@ -35,8 +35,9 @@ def send(
 def received(world: World) -> list[list[str]]:
     """Ids of signals, by the entry that they are in."""
     entries = world.storage.read_journal("i-w")
+    chain = Chain("w", "i-w")
     found = [
-        [e.signal_id for e in events_of(entry, "w") if isinstance(e, ev.SignalReceived)]
+        [e.signal_id for e in chain.decode(entry) if isinstance(e, ev.SignalReceived)]
         for entry in entries
     ]
     return [ids for ids in found if ids]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ray_workflows._codec.journal import events_of
+from ray_workflows._codec.journal import decode_entries
 from ray_workflows._coordinator.requests import (
     Accepted,
     CancelRequest,
@@ -62,7 +62,7 @@ def cancel(coordinator: Coordinator) -> None:
 
 def resumptions(world: World) -> int:
     entries = world.storage.read_journal("i-w")
-    events = [event for entry in entries for event in events_of(entry, "w")]
+    events = decode_entries(entries, "w", "i-w")
     return sum(isinstance(event, ev.WorkflowResumed) for event in events)
 
 

@@ -33,7 +33,7 @@ def tasks_of(driver: Driver, *, held: bool = True, attempts: bool = False) -> li
         incarnation=row.incarnation,
         expected_seq=0,
         commit_id="c",
-        entry=encode_entry(driver.journal),
+        entry=encode_entry(driver.journal, row.workflow_id, row.incarnation, 1),
         catalog=row,
     )
     assert storage.commit([append]) == [OK]

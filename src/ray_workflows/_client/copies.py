@@ -20,7 +20,7 @@ from ray_workflows._client.blob_copies import copy_blobs
 from ray_workflows._client.outputs import read_row
 from ray_workflows._client.reader import ACTIVE, Reader
 from ray_workflows._client.removal import by_lease_alone
-from ray_workflows._codec.journal import events_of
+from ray_workflows._codec.journal import Chain
 from ray_workflows._codec.references import blobs_in
 from ray_workflows._coordinator.claims import this_holder
 from ray_workflows._environment import store
@@ -41,6 +41,7 @@ from ray_workflows.exceptions import (
 )
 from ray_workflows.storage.base import CommitOutcome, Storage
 from ray_workflows.storage.combined import SWEEPER
+from ray_workflows.storage.histories import History, unless_deleted
 
 #: What a user may give as a storage.
 StorageSpec = str | os.PathLike[str] | Storage | None
@@ -96,29 +97,33 @@ class Copying:
         """
         row = read_row(self.source.storage, workflow_id)
         self.check_source(row)
-        entries = self.source.storage.read_journal(row.incarnation)[: row.seq]
-        if len(entries) != row.seq:
-            raise changed(workflow_id)
+        history = History(self.source.storage, row)
+        entries = [entry for entry, _ in history.read()][: row.seq]
         done = self.check_target(row, entries)
         if done == row.seq:
             return False
+        # Those of earlier entries were written before these.
         new = entries[done:]
-        for entry in new:
-            self.copy_environments(row, events_of(entry, workflow_id))
-        for entry in new:
-            # Those of earlier entries were written before these.
-            copy_blobs(
-                self.source.storage,
-                row.incarnation,
-                self.target.storage,
-                row.incarnation,
-                blobs_in(events_of(entry, workflow_id)),
-            )
+        chain = Chain(workflow_id, row.incarnation, done)
+        with unless_deleted(self.source.storage, row):
+            for entry in new:
+                self.copy_values(row, chain.decode(entry))
         try:
             self.append(row, new)
         finally:
             self.target.storage.remove_holder(self.me.holder_id)
         return True
+
+    def copy_values(self, row: CatalogRow, events: Sequence[Event]) -> None:
+        """Copy the packages, documents and blobs that events name."""
+        self.copy_environments(row, events)
+        copy_blobs(
+            self.source.storage,
+            row.incarnation,
+            self.target.storage,
+            row.incarnation,
+            blobs_in(events),
+        )
 
     def copy_environments(self, row: CatalogRow, events: Sequence[Event]) -> None:
         """Copy the packages that events name, and the documents about environments."""
@@ -210,11 +215,15 @@ class Copying:
     def copy_all(self) -> Iterator[tuple[str, Exception | None]]:
         """Copy all workflows, oldest first: each that was not there, and what kept one of them.
 
+        Those whose rows can't be read come last, without their ids.
+
         Raises:
             StorageUnavailableError: one of the storages does not answer.
         """
         everything = set(WorkflowStatus) - {WorkflowStatus.NONE}
-        for row, _ in self.source.rows(everything, claims=self.source.claims(by_lease_alone)):
+        damaged: list[str] = []
+        claims = self.source.claims(by_lease_alone)
+        for row, _ in self.source.rows(everything, claims=claims, damaged=damaged):
             if row.holder == SWEEPER:
                 continue
             try:
@@ -224,6 +233,8 @@ class Copying:
                 continue  # Deleted since.
             except REFUSALS as error:
                 yield row.workflow_id, error
+        for number, message in enumerate(damaged, 1):
+            yield f"(unreadable row {number})", StorageCorruptError(message)
 
 
 def is_half(row: CatalogRow) -> bool:

@@ -17,7 +17,7 @@ from ray_workflows._capture.values import ValueWriter
 from ray_workflows._client.connection import CALL_SECONDS, Connection
 from ray_workflows._client.environments import Wishes, look_first
 from ray_workflows._client.forks import Fork
-from ray_workflows._codec.journal import encode_entry, encode_plan
+from ray_workflows._codec.journal import encode_events, encode_plan
 from ray_workflows._coordinator.requests import (
     Accepted,
     Finished,
@@ -120,7 +120,7 @@ class Drafts:
                 submitted.metadata,
                 submitted.timeout,
                 uuid.uuid4().hex,
-                encode_entry(origin.history),
+                encode_events(origin.history),
             )
         )
 

@@ -19,7 +19,6 @@ from ray_workflows._capture.upgrade import upgraded
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.outputs import read_row
 from ray_workflows._client.reader import Reader
-from ray_workflows._codec.journal import events_of
 from ray_workflows._engine.evolve import evolve
 from ray_workflows._engine.state import Phase, Task, WorkflowState
 from ray_workflows._environment import capture, hooks, secrets, snapshot, store
@@ -41,6 +40,7 @@ from ray_workflows._model.plan import Environment, EnvironmentChange
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.exceptions import EnvironmentMismatchError, WorkflowNotFoundError
 from ray_workflows.storage import Storage
+from ray_workflows.storage.histories import History, unless_deleted
 
 RECORDED, CURRENT = "recorded", "current"
 
@@ -57,15 +57,15 @@ class Remembered:
         self.resumed: list[ResumedBy] = []
         #: The runtime_envs of single tasks by their ids.
         self.task_envs: dict[str, dict[str, Any]] = {}
-        for entry in storage.read_journal(row.incarnation):
-            for event in events_of(entry, row.workflow_id):
-                evolve(self.state, event)
-                self.observe(event)
+        for event in History(storage, row).events():
+            evolve(self.state, event)
+            self.observe(event)
         record = self.state.environment.record
         item = store.find(storage, f"{store.DOCUMENT}/{record}") if record else None
         self.record: Record | None = None
         if item is not None:
-            self.record = decode(storage.read_blob(item.incarnation, item.blob))
+            with unless_deleted(storage, row):
+                self.record = decode(storage.read_blob(item.incarnation, item.blob))
 
     def observe(self, event: ev.Event) -> None:
         if isinstance(event, ev.WorkflowResumed) and event.change is not None:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import msgspec
 
 from ray_workflows._client.blob_copies import copy_blobs
-from ray_workflows._codec.journal import events_of
 from ray_workflows._codec.references import blobs_in
 from ray_workflows._engine.evolve import evolve
 from ray_workflows._engine.fork import fork_history
@@ -17,26 +16,21 @@ from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.plan import Plan
 from ray_workflows.exceptions import WorkflowNotFoundError
 from ray_workflows.storage.base import Storage
+from ray_workflows.storage.histories import History, unless_deleted
 
 
 class Fork:
     """What a fork starts with: the submission of its origin, and what is kept of its results."""
 
     def __init__(self, storage: Storage, row: CatalogRow, from_task: str) -> None:
-        events = [
-            event
-            for entry in storage.read_journal(row.incarnation)
-            for event in events_of(entry, row.workflow_id)
-        ]
-        if not events:
-            raise WorkflowNotFoundError(row.workflow_id)  # Deleted since.
+        events = History(storage, row).events()
         history = fork_history(events, from_task)
         if history is None:
             raise WorkflowNotFoundError(row.workflow_id, from_task)
         submitted = events[0]
         assert isinstance(submitted, ev.WorkflowSubmitted)
         self.storage = storage
-        self.origin = row.incarnation
+        self.origin = row
         # As the workflow is now: it may have been resumed with other code.
         state = WorkflowState("", "")
         for event in events:
@@ -54,7 +48,8 @@ class Fork:
     def copy_blobs(self, incarnation: str) -> None:
         """Give the fork blobs of its own: its origin may be deleted."""
         blobs = blobs_in([self.submitted.plan, *self.history])
-        copy_blobs(self.storage, self.origin, self.storage, incarnation, blobs)
+        with unless_deleted(self.storage, self.origin):
+            copy_blobs(self.storage, self.origin.incarnation, self.storage, incarnation, blobs)
 
 
 def as_now(plan: Plan, task_ids: Sequence[str], state: WorkflowState) -> Plan:

@@ -11,7 +11,6 @@ from ray_workflows._client.connection import Connection
 from ray_workflows._client.progress import ProgressDisplay
 from ray_workflows._client.reader import ACTIVE, Reader
 from ray_workflows._client.views import WorkflowView
-from ray_workflows._codec.journal import events_of
 from ray_workflows._coordinator.requests import Watched
 from ray_workflows._engine.evolve import TIMED_OUT
 from ray_workflows._model import events as ev
@@ -27,6 +26,7 @@ from ray_workflows.exceptions import (
     WorkflowTimeoutError,
 )
 from ray_workflows.storage.base import Storage
+from ray_workflows.storage.histories import History, unless_deleted
 
 #: How often a workflow is looked at that another cluster drives, in seconds.
 POLL_SECONDS = 0.5
@@ -55,8 +55,7 @@ def read_row(storage: Storage, workflow_id: str) -> CatalogRow:
 
 def last_events(storage: Storage, row: CatalogRow) -> list[Any]:
     """The events of the newest journal entry."""
-    entries = storage.read_journal(row.incarnation, row.seq - 1)
-    return [event for entry in entries for event in events_of(entry, row.workflow_id)]
+    return History(storage, row, row.seq - 1).events()
 
 
 def read_output(reader: Reader, row: CatalogRow, output: Outcome, live: Any = None) -> Any:
@@ -67,7 +66,8 @@ def read_output(reader: Reader, row: CatalogRow, output: Outcome, live: Any = No
     values = reader.values(row.incarnation)
     if live is not None and output.value is not None and isinstance(output.value.data, Blob):
         values.live = {output.value.data.key: live}
-    return values.read_outcome(output, where=f"output of '{row.workflow_id}'")
+    with unless_deleted(reader.storage, row):
+        return values.read_outcome(output, where=f"output of '{row.workflow_id}'")
 
 
 def seen_output(reader: Reader, watched: Watched | None) -> tuple[bool, Any]:
@@ -100,8 +100,8 @@ def as_raised(error: WorkflowEndError) -> BaseException:
 
 def execution_error(reader: Reader, row: CatalogRow) -> WorkflowExecutionError:
     """The error of a workflow that has failed, its cause chained."""
-    view = WorkflowView(row.workflow_id, row.incarnation)
-    view.read(reader.storage)
+    view = WorkflowView(reader.storage, row)
+    view.read()
     info: ErrorInfo | None = view.state.error
     task_id = view.state.failed_task
     reason = f"{info.type_name}: {info.message}" if info is not None else None
@@ -110,7 +110,8 @@ def execution_error(reader: Reader, row: CatalogRow) -> WorkflowExecutionError:
     error = WorkflowExecutionError(row.workflow_id, task_id, reason)
     if info is not None:
         where = f"task '{task_id}'" if task_id else f"workflow '{row.workflow_id}'"
-        error.__cause__ = reader.values(row.incarnation).read_error(info, where=where)
+        with unless_deleted(reader.storage, row):
+            error.__cause__ = reader.values(row.incarnation).read_error(info, where=where)
     return error
 
 
@@ -159,11 +160,11 @@ class TaskOutput:
         self.reader = reader
         self.row = row
         self.task_id = task_id
-        self.view = WorkflowView(row.workflow_id, row.incarnation)
+        self.view = WorkflowView(reader.storage, row)
 
     def read(self) -> tuple[bool, Any]:
         """Whether the result is there, and the result."""
-        self.view.read(self.reader.storage)
+        self.view.read()
         task = self.view.tasks.get(self.task_id)
         if task is not None and task.outcome is not None:
             return True, self.value(task.outcome)
@@ -178,7 +179,8 @@ class TaskOutput:
             reason = "there is no such task."
         elif task.error is not None:
             values = self.reader.values(self.row.incarnation)
-            cause = values.read_error(task.error, where=f"task '{self.task_id}'")
+            with unless_deleted(self.reader.storage, self.row):
+                cause = values.read_error(task.error, where=f"task '{self.task_id}'")
             reason = f"it failed: {cause}"
         return not_there(self.row, reason, self.task_id, cause)
 
@@ -188,7 +190,8 @@ class TaskOutput:
             raise not_there(self.row, reason, self.task_id)
         values = self.reader.values(self.row.incarnation)
         where = f"result of task '{self.task_id}' of workflow '{self.row.workflow_id}'"
-        return values.read_outcome(outcome, where=where)
+        with unless_deleted(self.reader.storage, self.row):
+            return values.read_outcome(outcome, where=where)
 
 
 class Awaited:

@@ -37,9 +37,9 @@ class ProgressDisplay:
     """Follows the journal of one workflow. Used as a context; `update` is called in between."""
 
     def __init__(self, reader: Reader, row: CatalogRow) -> None:
-        self.reader = reader
+        self.storage = reader.storage
         self.workflow_id = row.workflow_id
-        self.view = WorkflowView(row.workflow_id, row.incarnation)
+        self.view = WorkflowView(reader.storage, row)
         self.console = Console(stderr=True)
         self.started_at = time.monotonic()
         self.shown = ""
@@ -74,8 +74,8 @@ class ProgressDisplay:
     def update(self) -> float:
         """Show what is new; how long to wait before the next time, in seconds."""
         began = time.monotonic()
-        self.view.read(self.reader.storage)
-        seen = Observation(self.view.state.status, driven=True, now=self.reader.storage.now())
+        self.view.read()
+        seen = Observation(self.view.state.status, driven=True, now=self.storage.now())
         tasks = self.view.tasks.values()
         counts = Counter(task_status(self.view, task, seen) for task in tasks)
         done = sum(counts[status] for status in DONE)

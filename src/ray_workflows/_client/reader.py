@@ -70,8 +70,12 @@ class Reader:
         newest_first: bool = False,
         page: int = CatalogQuery().limit,
         claims: Claims | None = None,
+        damaged: list[str] | None = None,
     ) -> Iterator[tuple[CatalogRow, WorkflowStatus]]:
-        """The rows of these statuses with their status as users see it, read page by page."""
+        """The rows of these statuses with their status as users see it, read page by page.
+
+        ``damaged`` gets what is wrong with those that can't be read, and are left out.
+        """
         wanted = set(wanted)
         stored = wanted - {WorkflowStatus.RESUMABLE}
         if WorkflowStatus.RESUMABLE in wanted:
@@ -80,7 +84,7 @@ class Reader:
             return
         claims = claims or self.claims()
         query = CatalogQuery(statuses=tuple(sorted(stored)), limit=page, newest_first=newest_first)
-        for row in list_rows(self.storage, query):
+        for row in list_rows(self.storage, query, damaged):
             status = claims.status(row)
             if status in wanted:
                 yield row, status

@@ -9,12 +9,12 @@ from ray_workflows._client.outputs import Awaited, read_row
 from ray_workflows._client.reader import ACTIVE, Reader
 from ray_workflows._client.task_states import task_infos
 from ray_workflows._client.views import WorkflowView, task_metadata
-from ray_workflows._codec.journal import events_of
 from ray_workflows._model import events as ev
 from ray_workflows._model.ids import validate_workflow_id
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.tasks import TaskInfo
 from ray_workflows.exceptions import OutputNotAvailableError, WorkflowNotFoundError
+from ray_workflows.storage.histories import History
 
 
 def get_status(reader: Reader, workflow_id: str) -> WorkflowStatus:
@@ -44,8 +44,8 @@ def get_metadata(reader: Reader, workflow_id: str, task_id: str | None) -> dict[
             "user_metadata": dict(row.metadata),
             "stats": {name: value for name, value in stats.items() if value is not None},
         }
-    view = WorkflowView(workflow_id, row.incarnation)
-    view.read(reader.storage)
+    view = WorkflowView(reader.storage, row)
+    view.read()
     task = view.tasks.get(task_id)
     if task is None:
         raise WorkflowNotFoundError(workflow_id, task_id)
@@ -54,16 +54,16 @@ def get_metadata(reader: Reader, workflow_id: str, task_id: str | None) -> dict[
 
 def get_tasks(reader: Reader, workflow_id: str, *, attempts: bool = False) -> list[TaskInfo]:
     row = read_row(reader.storage, validate_workflow_id(workflow_id))
-    view = WorkflowView(workflow_id, row.incarnation, attempts=attempts)
-    view.read(reader.storage)
+    view = WorkflowView(reader.storage, row, attempts=attempts)
+    view.read()
     return task_infos(view, reader.observe(row))
 
 
 def import_directories(reader: Reader, workflow_id: str) -> tuple[str, ...]:
     """The directories from which the driver that submitted a workflow imported its own modules."""
     row = read_row(reader.storage, workflow_id)
-    for entry in reader.storage.read_journal(row.incarnation)[:1]:
-        for event in events_of(entry, workflow_id):
+    for _, events in History(reader.storage, row).read():
+        for event in events:
             if isinstance(event, ev.WorkflowSubmitted):
                 return event.plan.environment.python_path
     return ()

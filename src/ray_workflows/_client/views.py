@@ -6,14 +6,15 @@ from typing import Any
 
 import msgspec
 
-from ray_workflows._codec.journal import events_of
 from ray_workflows._engine.evolve import evolve
 from ray_workflows._engine.state import Frame, Task, WorkflowState
 from ray_workflows._model import events as ev
+from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.plan import TaskOptions
 from ray_workflows._model.tasks import AttemptInfo, AttemptOutcome
 from ray_workflows._model.values import ErrorInfo, Outcome
 from ray_workflows.storage.base import Storage
+from ray_workflows.storage.histories import History
 
 #: Events with which an attempt ends, and what became of it.
 AttemptEnd = ev.TaskSucceeded | ev.TaskContinued | ev.TaskFailed | ev.AttemptFailed
@@ -73,33 +74,45 @@ class WorkflowView:
     ``attempts``: it also records every attempt of every task.
     """
 
-    def __init__(self, workflow_id: str, incarnation: str, *, attempts: bool = False) -> None:
-        self.state = WorkflowState(workflow_id, incarnation)
+    def __init__(self, storage: Storage, row: CatalogRow, *, attempts: bool = False) -> None:
+        self.history = History(storage, row)
+        self.state = WorkflowState(row.workflow_id, row.incarnation)
         self.records_attempts = attempts
-        self.seq = 0
         self.tasks: dict[str, TaskView] = {}
         self.by_number: dict[int, TaskView] = {}
         #: For each frame, the tasks whose result it is: its parent, and those whose continuation
         #: took their place.
         self.results_of: dict[int, list[int]] = {}
 
-    def read(self, storage: Storage) -> bool:
-        """Fold what was appended since the last time; whether there was anything."""
-        entries = storage.read_journal(self.state.incarnation, self.seq)
-        for entry in entries:
-            for event in events_of(entry, self.state.workflow_id):
-                self.observe(event)
-                before, epoch = self.state.next_frame, self.state.epoch
-                evolve(self.state, event)
-                if self.records_attempts:
-                    if self.state.epoch > epoch:
-                        self.close_attempts(AttemptOutcome.INTERRUPTED)
-                    elif isinstance(event, (ev.WorkflowCanceled, ev.WorkflowTimedOut)):
-                        self.close_attempts(AttemptOutcome.CANCELED)
-                if self.state.next_frame > before:
-                    self.add_frame(self.state.frames[before])
-            self.seq = entry.seq
-        return bool(entries)
+    @property
+    def seq(self) -> int:
+        """The number of the last entry that was folded."""
+        return self.history.chain.seq
+
+    def read(self) -> bool:
+        """Fold what was appended since the last time; whether there was anything.
+
+        Raises:
+            WorkflowNotFoundError: the workflow was deleted.
+            StorageCorruptError: the journal is damaged; names the entry.
+        """
+        before = self.seq
+        for _, events in self.history.read():
+            for event in events:
+                self.fold(event)
+        return self.seq > before
+
+    def fold(self, event: ev.Event) -> None:
+        self.observe(event)
+        before, epoch = self.state.next_frame, self.state.epoch
+        evolve(self.state, event)
+        if self.records_attempts:
+            if self.state.epoch > epoch:
+                self.close_attempts(AttemptOutcome.INTERRUPTED)
+            elif isinstance(event, (ev.WorkflowCanceled, ev.WorkflowTimedOut)):
+                self.close_attempts(AttemptOutcome.CANCELED)
+        if self.state.next_frame > before:
+            self.add_frame(self.state.frames[before])
 
     def add_frame(self, frame: Frame) -> None:
         numbers = range(frame.first, frame.first + len(frame.plan.tasks))

@@ -1,7 +1,12 @@
-"""Journal entries: events to bytes and back, with a version and a checksum.
+"""Journal entries: events to bytes and back, with a version, a checksum and a link.
 
-An entry is ``MAGIC``, one version byte, the CRC-32 of the rest (4 bytes, big-endian), and the
-MessagePack array of its events. Old versions are brought up to date by `UPCASTERS`.
+An entry is ``MAGIC``, one version byte, the link (8 bytes), the checksum (8 bytes), and the
+MessagePack array of its events. The checksum covers the version, the workflow id, the incarnation,
+the entry's number, the link and the events, so that an entry in another journal or under another
+number is damage. The link is the checksum of the entry before, so that each entry vouches for all
+before it. Versions 1 and 2 have in place of both the CRC-32 of the events (4 bytes, big-endian);
+`UPCASTERS` brings them up to date. Checksums tell accidents; they are no protection from somebody
+who changes entries on purpose, and could compute them too.
 
 What needs a new version: everything that a reader of the version before would misread or not know,
 such as a new kind of event. What does not: a field at the end of a record, with a default, without
@@ -11,10 +16,11 @@ which a reader of the version before does the right thing.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
+import xxhash
 
 from ray_workflows._model.catalog import JournalEntry
 from ray_workflows._model.events import AnyEvent, Event
@@ -22,8 +28,16 @@ from ray_workflows._model.plan import Plan
 from ray_workflows.exceptions import StorageCorruptError
 
 MAGIC = b"RW"
-VERSION = 2
-HEADER_SIZE = len(MAGIC) + 1 + 4
+VERSION = 3
+#: Up to this version, entries know nothing of the journal that they belong to.
+LAST_UNLINKED = 2
+UNLINKED_HEADER = len(MAGIC) + 1 + 4
+
+LINK_SIZE = 8
+HEADER_SIZE = len(MAGIC) + 1 + 2 * LINK_SIZE
+
+#: The link of a first entry, and of one whose writer had not read the entry before.
+NO_LINK = bytes(LINK_SIZE)
 
 #: The events of an entry as MessagePack has them: lists, each with its tag first.
 PlainEvents = list[list[Any]]
@@ -33,6 +47,8 @@ PlainEvents = list[list[Any]]
 UPCASTERS: dict[int, Callable[[PlainEvents], PlainEvents]] = {
     # 2: signals, as events and as a kind of task. What version 1 knows means the same.
     1: lambda events: events,
+    # 3: the header, and tasks that no node can hold. What version 2 knows means the same.
+    2: lambda events: events,
 }
 
 ENCODER = msgspec.msgpack.Encoder()
@@ -40,40 +56,147 @@ DECODER: msgspec.msgpack.Decoder[list[AnyEvent]] = msgspec.msgpack.Decoder(list[
 PLAN_DECODER: msgspec.msgpack.Decoder[Plan] = msgspec.msgpack.Decoder(Plan)
 
 
-def encode_entry(events: Sequence[Event]) -> bytes:
-    """The bytes of one journal entry."""
-    payload = ENCODER.encode(events)
-    return b"".join((MAGIC, bytes((VERSION,)), zlib.crc32(payload).to_bytes(4, "big"), payload))
-
-
-def decode_entry(entry: bytes, *, where: str) -> list[AnyEvent]:
-    """The events of an entry.
+def encode_entry(
+    events: Sequence[Event],
+    workflow_id: str,
+    incarnation: str,
+    seq: int,
+    link: bytes = NO_LINK,
+) -> bytes:
+    """The bytes of one journal entry.
 
     Args:
-        entry: the stored bytes.
-        where: names the entry in errors (workflow and number).
-
-    Raises:
-        StorageCorruptError: the bytes are not what was written, or a newer release wrote them.
+        events: what the entry says.
+        workflow_id: the workflow whose journal it belongs to.
+        incarnation: the incarnation of that workflow.
+        seq: the entry's number in the journal.
+        link: the link of the entry before (`link_of`, `Chain.link`).
     """
-    if len(entry) < HEADER_SIZE or not entry.startswith(MAGIC):
+    payload = ENCODER.encode(events)
+    head = PREFIX + link
+    return b"".join((head, checksum_of(head, payload, workflow_id, incarnation, seq), payload))
+
+
+PREFIX = MAGIC + bytes((VERSION,))
+
+
+def checksum_of(head: bytes, payload: bytes, workflow_id: str, incarnation: str, seq: int) -> bytes:
+    """The checksum of an entry; ``head`` is what stands before it, version and link."""
+    place = f"{workflow_id}\0{incarnation}\0{seq}\0".encode("utf-8", "surrogatepass")
+    digest = xxhash.xxh3_64(head + place)
+    digest.update(payload)
+    checksum: bytes = digest.digest()
+    return checksum
+
+
+def link_of(entry: bytes) -> bytes:
+    """What links the next entry to one that `encode_entry` has made."""
+    return entry[HEADER_SIZE - LINK_SIZE : HEADER_SIZE]
+
+
+class Chain:
+    """Decodes the entries of one journal in their order, and checks that they belong there.
+
+    Args:
+        workflow_id: the workflow.
+        incarnation: its incarnation.
+        after: the number of the entry before the first one that is read.
+    """
+
+    __slots__ = ("incarnation", "link", "seq", "workflow_id")
+
+    def __init__(self, workflow_id: str, incarnation: str, after: int = 0) -> None:
+        self.workflow_id = workflow_id
+        self.incarnation = incarnation
+        #: The number of the entry that was read last.
+        self.seq = after
+        #: What the next entry has to be linked to; None if that is not known.
+        self.link: bytes | None = NO_LINK if after <= 0 else None
+
+    def decode(self, entry: JournalEntry) -> list[AnyEvent]:
+        """The events of the next entry.
+
+        Raises:
+            StorageCorruptError: the bytes are not what was written there, an entry is missing
+                before it or was replaced, or a newer release wrote it.
+        """
+        where = f"{self.seq + 1} of workflow '{self.workflow_id}'"
+        if entry.seq != self.seq + 1:
+            raise StorageCorruptError(
+                f"Journal entry {where} (incarnation {self.incarnation}) is missing: entry "
+                f"{entry.seq} stands in its place. Restore it from a backup."
+            )
+        data = entry.entry
+        version = version_of(data, where)
+        if version <= LAST_UNLINKED:
+            payload = unlinked_payload(data, where)
+            # What is read from the middle on can't be compared with what comes before.
+            link = None if self.link is None else xxhash.xxh3_64_digest(self.link + data)
+        else:
+            payload = self.payload(data, where)
+            link = link_of(data)
+        events = decode_events(payload, version, where)
+        self.seq, self.link = entry.seq, link
+        return events
+
+    def payload(self, data: bytes, where: str) -> bytes:
+        """The events of an entry of today's form, still encoded."""
+        head, payload = data[: HEADER_SIZE - LINK_SIZE], data[HEADER_SIZE:]
+        expected = checksum_of(head, payload, self.workflow_id, self.incarnation, self.seq + 1)
+        if link_of(data) != expected:
+            raise StorageCorruptError(
+                f"Journal entry {where} (incarnation {self.incarnation}) does not match its "
+                f"checksum: its bytes were changed, or belong to another workflow or number. "
+                f"Restore it from a backup."
+            )
+        link = head[len(PREFIX) :]
+        if self.link is not None and link not in (NO_LINK, self.link):
+            raise StorageCorruptError(
+                f"Journal entry {where} (incarnation {self.incarnation}) does not follow the entry "
+                f"before it: one of the two, or an earlier one, was replaced. Restore the journal "
+                f"from a backup."
+            )
+        return payload
+
+
+def decode_entries(
+    entries: Iterable[JournalEntry], workflow_id: str, incarnation: str, after: int = 0
+) -> list[AnyEvent]:
+    """The events of entries that follow each other; arguments and errors as of `Chain`."""
+    chain = Chain(workflow_id, incarnation, after)
+    return [event for entry in entries for event in chain.decode(entry)]
+
+
+def version_of(data: bytes, where: str) -> int:
+    """The version of an entry; raises if it is none that this release reads."""
+    if not isinstance(data, bytes) or len(data) < UNLINKED_HEADER or not data.startswith(MAGIC):
         raise StorageCorruptError(f"Journal entry {where} is not a journal entry.")
-    version = entry[len(MAGIC)]
-    payload = entry[HEADER_SIZE:]
-    if zlib.crc32(payload) != int.from_bytes(entry[HEADER_SIZE - 4 : HEADER_SIZE], "big"):
-        raise StorageCorruptError(
-            f"Journal entry {where} does not match its checksum. Restore it from a backup."
-        )
+    version = data[len(MAGIC)]
     if version > VERSION:
         raise StorageCorruptError(
             f"Journal entry {where} has format version {version}, newer than the {VERSION} "
-            f"that this release reads. Upgrade ray-workflows."
+            f"that this release reads. Upgrade ray-workflows, unless the entry is damaged."
         )
     if version < 1:
         raise StorageCorruptError(f"Journal entry {where} has no format version ({version}).")
+    return version
+
+
+def unlinked_payload(data: bytes, where: str) -> bytes:
+    """The events of an entry of versions 1 and 2, still encoded."""
+    payload = data[UNLINKED_HEADER:]
+    if zlib.crc32(payload) != int.from_bytes(data[UNLINKED_HEADER - 4 : UNLINKED_HEADER], "big"):
+        raise StorageCorruptError(
+            f"Journal entry {where} does not match its checksum. Restore it from a backup."
+        )
+    return payload
+
+
+def decode_events(payload: bytes, version: int, where: str) -> list[AnyEvent]:
+    """The events of a payload that its checksum vouches for."""
     try:
         return DECODER.decode(payload if version == VERSION else upcast(payload, version))
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise StorageCorruptError(f"Journal entry {where} can't be decoded: {error}") from error
 
 
@@ -85,9 +208,14 @@ def upcast(payload: bytes, version: int) -> bytes:
     return ENCODER.encode(events)
 
 
-def events_of(entry: JournalEntry, workflow_id: str) -> list[AnyEvent]:
-    """The events of a stored entry of a workflow's journal; errors as in `decode_entry`."""
-    return decode_entry(entry.entry, where=f"{entry.seq} of workflow '{workflow_id}'")
+def encode_events(events: Sequence[Event]) -> bytes:
+    """Events on their way between processes."""
+    return ENCODER.encode(events)
+
+
+def events_from(data: bytes) -> list[AnyEvent]:
+    """The events that `encode_events` encoded."""
+    return DECODER.decode(data)
 
 
 def encode_plan(plan: Plan) -> msgspec.Raw:

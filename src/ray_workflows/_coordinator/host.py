@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 import ray
 
-from ray_workflows._codec.journal import decode_entry, decode_plan
+from ray_workflows._codec.journal import decode_plan, events_from
 from ray_workflows._codec.messages import Message
 from ray_workflows._coordinator.claims import LEASE_SECONDS, this_holder
 from ray_workflows._coordinator.clock import SteadyClock
@@ -106,7 +106,7 @@ def submit_request(submission: Submission, reply: Reply) -> SubmitRequest:
         submission.metadata,
         submission.request_id,
         submission.timeout,
-        None if fork is None else tuple(decode_entry(fork, where="fork")),
+        None if fork is None else tuple(events_from(fork)),
         submission.change,
         asks_first=submission.change is None,
     )

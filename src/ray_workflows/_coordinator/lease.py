@@ -170,7 +170,7 @@ class Lease:
 
     def take(self, recovered: Recovered) -> None:
         """Take into hand what nobody drives."""
-        workflow = Workflow(recovered.state, recovered.seq, recovered.row)
+        workflow = Workflow(recovered.state, recovered.seq, recovered.row, link=recovered.link)
         self.lose_unstored(workflow)
         if recovered.state.status is WorkflowStatus.PENDING:
             self.loop.room.waiting.append(workflow.workflow_id)
@@ -252,10 +252,14 @@ class Lease:
         return Claims(storage.read_holders(), storage.now(), me=self.holder, probe=self.probe)
 
 
-def list_rows(storage: Storage, query: CatalogQuery) -> Iterator[CatalogRow]:
-    """All rows of a query, page by page."""
+def list_rows(
+    storage: Storage, query: CatalogQuery, damaged: list[str] | None = None
+) -> Iterator[CatalogRow]:
+    """All rows of a query, page by page. ``damaged`` gets what is wrong with those left out."""
     while True:
         page = storage.list_catalog(query)
+        if damaged is not None:
+            damaged += page.damaged
         yield from page.rows
         if page.cursor is None:
             return

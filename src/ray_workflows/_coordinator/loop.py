@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from ray_workflows._codec.journal import encode_entry
+from ray_workflows._codec.journal import encode_entry, link_of
 from ray_workflows._coordinator.io import Io
 from ray_workflows._coordinator.jobs import Job, Steps
 from ray_workflows._coordinator.quarantine import end_of_our_part
@@ -247,7 +247,9 @@ class Loop:
             incarnation=workflow.incarnation,
             expected_seq=workflow.seq,
             commit_id=self.new_id(),
-            entry=encode_entry(events),
+            entry=encode_entry(
+                events, workflow.workflow_id, workflow.incarnation, workflow.seq + 1, workflow.link
+            ),
             catalog=catalog_row(workflow.state, workflow.seq + 1),
         )
 
@@ -308,6 +310,7 @@ class Loop:
         pending, workflow.pending = workflow.pending, None
         assert pending is not None
         workflow.seq += 1
+        workflow.link = link_of(pending.append.entry)
         workflow.row = pending.append.catalog
         for request, value in pending.answers:
             answer(request.reply, value)
@@ -384,6 +387,7 @@ class Loop:
 
     def continue_with(self, workflow: Workflow, recovered: Recovered) -> None:
         workflow.state, workflow.seq, workflow.row = recovered.state, recovered.seq, recovered.row
+        workflow.link = recovered.link
         if workflow.state.cancel_requested:
             workflow.inputs.append(inp.Cancel())
         # All that should run is asked for again. Starting twice is starting once: what is in flight

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from ray_workflows._codec.journal import events_of
 from ray_workflows._coordinator.claims import LEASE_SECONDS, RENEW_SECONDS, Claims
 from ray_workflows._coordinator.jobs import Steps
 from ray_workflows._coordinator.lease import ACTIVE, Lease, list_rows
@@ -24,8 +23,10 @@ from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.exceptions import (
     StorageCorruptError,
     StorageUnavailableError,
+    WorkflowNotFoundError,
     WorkflowNotResumableError,
 )
+from ray_workflows.storage.histories import History
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +166,8 @@ class Orphans:
             self.unreadable[row.incarnation] = row.seq
             return True
         if orphan.error is not None:
-            loop.quarantine(Workflow(recovered.state, recovered.seq, recovered.row), orphan.error)
+            workflow = Workflow(recovered.state, recovered.seq, recovered.row, link=recovered.link)
+            loop.quarantine(workflow, orphan.error)
             return True
         if not loop.room.left(1):
             return False
@@ -173,7 +175,7 @@ class Orphans:
         if state.status is WorkflowStatus.PENDING or loop.room.to_run() or state.cancel_requested:
             self.lease.take(recovered)
             return True
-        workflow = Workflow(state, recovered.seq, recovered.row)
+        workflow = Workflow(state, recovered.seq, recovered.row, link=recovered.link)
         workflow.inputs.append(inp.Resume(holder=loop.holder_id, start=False))
         self.lease.lose_unstored(workflow)
         loop.room.waiting.append(workflow.workflow_id)
@@ -259,6 +261,8 @@ class Orphans:
             if recovered.row.status not in ACTIVE:
                 return
             yield Orphan(row, recovered, self.suspicion(recovered))
+        except WorkflowNotFoundError:
+            return
         except StorageCorruptError as error:
             yield Orphan(row, None, error)
 
@@ -267,9 +271,9 @@ class Orphans:
         if recovered.state.epoch < QUICK_DEATHS:
             return None
         row = recovered.row
-        entries = self.loop.storage.read_journal(row.incarnation, max(0, row.seq - LAST_ENTRIES))
+        history = History(self.loop.storage, row, max(0, row.seq - LAST_ENTRIES))
         taken_at: list[float] = []
-        for event in (event for entry in entries for event in events_of(entry, row.workflow_id)):
+        for event in history.events():
             if not isinstance(event, TAKING_UP):
                 taken_at.clear()
             elif isinstance(event, (ev.WorkflowClaimed, ev.WorkflowResumed)):

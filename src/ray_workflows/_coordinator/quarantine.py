@@ -23,7 +23,10 @@ def end_of_our_part(row: CatalogRow, error: Exception, *, at: float, commit_id: 
         incarnation=row.incarnation,
         expected_seq=row.seq,
         commit_id=commit_id,
-        entry=encode_entry([ev.WorkflowReleased(at=at, error=info)]),
+        # Not linked to the entry before it, which perhaps nobody can read.
+        entry=encode_entry(
+            [ev.WorkflowReleased(at=at, error=info)], row.workflow_id, row.incarnation, row.seq + 1
+        ),
         catalog=msgspec.structs.replace(
             row, seq=row.seq + 1, released=True, error=f"{info.type_name}: {info.message}"
         ),

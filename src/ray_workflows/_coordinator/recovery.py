@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from ray_workflows._codec.journal import events_of
+from ray_workflows._codec.journal import NO_LINK
 from ray_workflows._engine.evolve import evolve
 from ray_workflows._engine.state import WorkflowState
 from ray_workflows._engine.summary import catalog_row
 from ray_workflows._model.catalog import CatalogRow
+from ray_workflows.exceptions import WorkflowNotFoundError
 from ray_workflows.storage.base import Storage
+from ray_workflows.storage.histories import History
 
 
 class Recovered:
-    """A workflow as storage has it. ``seq`` is the number of its last journal entry.
+    """A workflow as storage has it. ``seq`` is the number of its last journal entry, ``link`` what
+    links the next one to it.
 
     Where only the end of it was read, ``state`` is that of a workflow of which nothing is known.
     """
 
-    __slots__ = ("row", "seq", "state")
+    __slots__ = ("link", "row", "seq", "state")
 
-    def __init__(self, row: CatalogRow, state: WorkflowState, seq: int) -> None:
+    def __init__(
+        self, row: CatalogRow, state: WorkflowState, seq: int, link: bytes = NO_LINK
+    ) -> None:
         self.row = row
         self.state = state
         self.seq = seq
+        self.link = link
 
 
 def recover(storage: Storage, workflow_id: str) -> Recovered | None:
@@ -35,15 +41,16 @@ def recover(storage: Storage, workflow_id: str) -> Recovered | None:
     if row is None:
         return None
     state = WorkflowState(workflow_id, row.incarnation)
-    seq = 0
-    for entry in storage.read_journal(row.incarnation):
-        for event in events_of(entry, workflow_id):
-            evolve(state, event)
-        seq = entry.seq
-    if seq == 0:
+    history = History(storage, row)
+    try:
+        for _, events in history.read():
+            for event in events:
+                evolve(state, event)
+    except WorkflowNotFoundError:
         return None  # Deleted between the two reads.
     # Read after the row, the journal may say more.
-    return Recovered(catalog_row(state, seq), state, seq)
+    seq = history.chain.seq
+    return Recovered(catalog_row(state, seq), state, seq, history.chain.link or NO_LINK)
 
 
 def recover_end(storage: Storage, workflow_id: str) -> Recovered | None:

@@ -218,7 +218,7 @@ class Verbs:
         if isinstance(request, CancelRequest):
             # A live holder does it itself; a workflow that nobody drives is stopped here.
             input = inp.RequestCancel() if status in ACTIVE else inp.Cancel()
-            workflow = Workflow(found.state, found.seq, found.row, guest=True)
+            workflow = Workflow(found.state, found.seq, found.row, link=found.link, guest=True)
             workflow.inputs.append(input)
             workflow.answers.append((request, None))
             self.loop.hold(workflow)
@@ -244,7 +244,7 @@ class Verbs:
             error = SignalRefusedError(request.workflow_id, request.name, status)
             answer(request.reply, error)
         else:
-            workflow = Workflow(found.state, found.seq, found.row, guest=True)
+            workflow = Workflow(found.state, found.seq, found.row, link=found.link, guest=True)
             workflow.requests.append(request)
             self.loop.hold(workflow)
             self.loop.touch(workflow)
@@ -305,7 +305,7 @@ class Verbs:
         elif submitted and request.asks_first and not repeated:  # type: ignore[union-attr]
             answer(request.reply, Stopped())
         else:
-            workflow = Workflow(state, found.seq, found.row)
+            workflow = Workflow(state, found.seq, found.row, link=found.link)
             self.resume(workflow, request)
             if workflow.answers:
                 self.lease.lose_unstored(workflow)

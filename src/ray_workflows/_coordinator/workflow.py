@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from ray_workflows._codec.journal import NO_LINK
 from ray_workflows._coordinator.requests import Reply, Request, Watched, WatchRequest
 from ray_workflows._engine.state import Phase, Task, WorkflowState
 from ray_workflows._executor.protocol import AttemptRequest, Executor, Scene
@@ -50,7 +51,8 @@ class Pending:
 class Workflow:
     """A workflow in the loop's hands.
 
-    ``state`` is ahead of ``seq`` and ``row``, which are durable, while a commit is pending.
+    ``state`` is ahead of what is durable (``seq``, ``link``, ``row``) while a commit is pending.
+    ``link``: what links the next journal entry to the last one.
     ``guest``: somebody else's workflow, here only to leave an event in its journal.
     """
 
@@ -65,6 +67,7 @@ class Workflow:
         "flying",
         "guest",
         "inputs",
+        "link",
         "pending",
         "reading",
         "requests",
@@ -77,10 +80,17 @@ class Workflow:
     )
 
     def __init__(
-        self, state: WorkflowState, seq: int, row: CatalogRow | None, *, guest: bool = False
+        self,
+        state: WorkflowState,
+        seq: int,
+        row: CatalogRow | None,
+        *,
+        link: bytes = NO_LINK,
+        guest: bool = False,
     ) -> None:
         self.state = state
         self.seq = seq
+        self.link = link
         self.row = row
         self.guest = guest
         #: What came in and is not decided on.

@@ -198,7 +198,7 @@ def append(storage: SharedStorage, row: CatalogRow) -> bool:
         incarnation=row.incarnation,
         expected_seq=row.seq - 1,
         commit_id=commit_id,
-        entry=encode_entry([]),
+        entry=encode_entry([], row.workflow_id, row.incarnation, row.seq),
         catalog=row,
     )
     return [str(outcome.value) for outcome in storage.commit([entry])] == ["ok"]  # type: ignore[attr-defined]
@@ -214,11 +214,17 @@ def busy(name: str) -> StorageUnavailableError:
 def collect(storage: SharedStorage, unused_seconds: float = UNUSED_SECONDS) -> list[str]:
     """Remove what no workflow uses any more; the names of what was removed.
 
+    Nothing is removed while there are workflows that can't be read: nobody knows what they use.
+
     Args:
         storage: where.
         unused_seconds: leave what was used by a submission so lately: it may be under way.
     """
-    rows = list(pages(storage, CatalogQuery(statuses=(WorkflowStatus.NONE,))))
+    rows: list[CatalogRow] = []
+    for page in pages(storage, CatalogQuery(statuses=(WorkflowStatus.NONE,))):
+        if page.damaged:
+            return []
+        rows += page.rows
     before = storage.now() - unused_seconds
     rows = [row for row in rows if row.workflow_id.startswith(PREFIX)]
     old = {row.workflow_id.removeprefix(PREFIX): row for row in rows if is_old(row, before)}
@@ -227,8 +233,10 @@ def collect(storage: SharedStorage, unused_seconds: float = UNUSED_SECONDS) -> l
     unused = {name for name, row in old.items() if not has_user(storage, row)}
     documents = {name for name in unused if name.startswith(f"{DOCUMENT}/")}
     if documents:
-        for row in pages(storage, CatalogQuery(statuses=WORKFLOWS, newest_first=True)):
-            documents.discard(name_of_document(row.incarnation))
+        for page in pages(storage, CatalogQuery(statuses=WORKFLOWS, newest_first=True)):
+            if page.damaged:
+                return []
+            documents -= {name_of_document(row.incarnation) for row in page.rows}
             if not documents:
                 break
     removed = [name for name in sorted(documents) if remove(storage, old[name])]
@@ -262,11 +270,11 @@ def remove(storage: SharedStorage, row: CatalogRow) -> bool:
     return str(outcome.value) == "ok"
 
 
-def pages(storage: SharedStorage, query: CatalogQuery) -> Iterable[CatalogRow]:
-    """All rows of a query."""
+def pages(storage: SharedStorage, query: CatalogQuery) -> Iterable[Page]:
+    """All pages of a query."""
     while True:
         page = storage.list_catalog(query)
-        yield from page.rows
+        yield page
         if page.cursor is None:
             return
         query = msgspec.structs.replace(query, cursor=page.cursor)

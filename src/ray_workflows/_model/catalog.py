@@ -62,10 +62,14 @@ class Append(msgspec.Struct, frozen=True):
 
 
 class Page(msgspec.Struct, frozen=True):
-    """A page of catalog rows. ``cursor`` continues after it; None at the end."""
+    """A page of catalog rows. ``cursor`` continues after it; None at the end.
+
+    ``damaged`` says of rows that can't be read what is wrong with each; ``rows`` has the others.
+    """
 
     rows: tuple[CatalogRow, ...]
     cursor: str | None = None
+    damaged: tuple[str, ...] = ()
 
 
 class JournalEntry(msgspec.Struct, frozen=True):

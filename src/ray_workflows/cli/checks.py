@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import time
@@ -16,7 +17,6 @@ import ray
 from ray_workflows._client import connection as connections
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.reader import ACTIVE, Reader
-from ray_workflows._codec.journal import events_of
 from ray_workflows._codec.references import stored_parts
 from ray_workflows._coordinator.claims import LEASE_SECONDS
 from ray_workflows._coordinator.recovery import recover
@@ -26,8 +26,9 @@ from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._version import __version__
 from ray_workflows.cli.messages import command
 from ray_workflows.cli.waiting import CLUSTER_SECONDS, within
-from ray_workflows.exceptions import StorageError, WorkflowError
+from ray_workflows.exceptions import StorageError, WorkflowError, WorkflowNotFoundError
 from ray_workflows.storage import SqliteStorage, Storage
+from ray_workflows.storage.histories import History, unless_deleted
 
 OLDEST_RAY = (2, 48)
 
@@ -200,7 +201,8 @@ def check_workflows(reader: Reader) -> Iterator[Finding]:
 def check_journals(reader: Reader) -> Iterator[Finding]:
     """Read every journal and every blob that it names."""
     count = 0
-    for row, _ in reader.rows(set(WorkflowStatus) - {WorkflowStatus.NONE}):
+    damaged: list[str] = []
+    for row, _ in reader.rows(set(WorkflowStatus) - {WorkflowStatus.NONE}, damaged=damaged):
         count += 1
         try:
             trouble = check_journal(reader.storage, row)
@@ -214,6 +216,8 @@ def check_journals(reader: Reader) -> Iterator[Finding]:
                 f"{command('delete', row.workflow_id)}"
             )
             yield problem("journal", f"{row.workflow_id!r}: {trouble}", remedy)
+    for message in damaged:
+        yield problem("catalog", message, "Restore the storage from a backup.")
     yield ok("journals", f"{count} journals were read, with their blobs.")
 
 
@@ -225,18 +229,14 @@ def check_journal(storage: Storage, row: CatalogRow) -> str:
     """
     found = recover(storage, row.workflow_id)
     if found is None or found.row.incarnation != row.incarnation:
-        gone = storage.read_catalog(row.workflow_id)
-        return "Its journal is missing." if gone == row else ""
-    entries = storage.read_journal(row.incarnation)
-    numbers = [entry.seq for entry in entries]
-    if numbers != list(range(1, len(numbers) + 1)) or len(numbers) < row.seq:
-        return f"Its journal has {len(numbers)} entries up to number {numbers[-1]}, not {row.seq}."
+        return ""  # Deleted since.
     if found.seq == row.seq and found.row != row:
         return f"The catalog says {row.status}, its journal {found.row.status}, or other details."
-    for entry in entries:
-        for part in stored_parts(events_of(entry, row.workflow_id)):
-            if isinstance(part, Package):
-                storage.read_blob(part.incarnation, part.blob)
-            else:
-                storage.read_blob(row.incarnation, part)
+    with contextlib.suppress(WorkflowNotFoundError), unless_deleted(storage, row):
+        for _, events in History(storage, row).read():
+            for part in stored_parts(events):
+                if isinstance(part, Package):
+                    storage.read_blob(part.incarnation, part.blob)
+                else:
+                    storage.read_blob(row.incarnation, part)
     return ""

@@ -141,6 +141,9 @@ class Storage(ABC):
 
         Ids are ordered by their code points, as Python and the bytes of UTF-8 order them.
 
+        A row that can't be read keeps nobody from the others: it is left out, and ``damaged`` says
+        what is wrong with it.
+
         Raises:
             ValueError: the cursor is none of this storage's, or the limit is below 1.
         """

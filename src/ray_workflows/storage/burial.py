@@ -83,7 +83,7 @@ class Burial:
         end = self.journals.end(incarnation)
         known = {*entries, *(end.segment.entries if end is not None else ())}
         grave = Grave(incarnation, workflow_id, tuple(sorted(known)))
-        self.operations.put(key, encode(grave))
+        self.operations.put(key, encode(grave, key))
         numbers = self.journals.numbers(incarnation)
         self.crew.together(
             [
@@ -96,13 +96,12 @@ class Burial:
         # Last: what is listed as settled is taken for true unless something is open.
         self.operations.delete([k for k in known if k.startswith(OPEN)])
         grave.done = True
-        self.operations.put(key, encode(grave))
+        self.operations.put(key, encode(grave, key))
 
     def empty(self, incarnation: str, workflow_id: str, seq: int) -> None:
         """Put a tombstone in the place of a segment."""
-        self.operations.put(
-            segment_key(incarnation, seq), encode(Segment(new_nonce(), workflow_id))
-        )
+        key = segment_key(incarnation, seq)
+        self.operations.put(key, encode(Segment(new_nonce(), workflow_id), key))
 
     def abandon(self, incarnation: str, workflow_id: str, entries: Iterable[str] = ()) -> bool:
         """Bury a journal that no id leads to, so that none ever will; False if one does by now."""

@@ -213,6 +213,6 @@ def take(incarnation: str, now: float) -> Append:
         incarnation=incarnation,
         expected_seq=0,
         commit_id=f"sweep-{incarnation}",
-        entry=encode_entry([]),
+        entry=encode_entry([], row.workflow_id, incarnation, 1),
         catalog=row,
     )

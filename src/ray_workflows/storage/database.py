@@ -29,7 +29,7 @@ from ray_workflows.storage.syncing import sync, sync_directory
 APPLICATION_ID = 0x52575246
 
 #: The files that make the schema, in their order: number n brings it to version n.
-MIGRATIONS: tuple[str, ...] = ("sqlite_schema_1.sql",)
+MIGRATIONS: tuple[str, ...] = ("sqlite_schema_1.sql", "sqlite_schema_2.sql")
 
 #: How long to wait for another process's transaction, in seconds. A verb's commit may come after
 #: one that waits too, and has to fail, with the reason, before the verb is given up.

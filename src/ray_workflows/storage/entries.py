@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import re
 import struct
 from typing import NamedTuple
 
@@ -29,6 +30,12 @@ FIRST_DAY = -1_000_000
 LAST_DAY = 8_999_999
 
 STATUSES = tuple(WorkflowStatus)
+
+#: A name of ours. Others (of editors, file managers, file systems) are passed over.
+NAME = re.compile(
+    r"[0-9a-f]{16}\.[0-9a-v]*\.[01]\.[0-9a-f]{20}\.[0-9]{10,}\.[0-9][01]\.[0-9a-f]{20}\."
+    r"[0-9a-f]{12}"
+)
 
 
 class Entry(NamedTuple):
@@ -119,18 +126,18 @@ def entry_key(row: CatalogRow, nonce: str, *, tentative: bool = False) -> str:
 
 def parse(prefix: str, name: str) -> Entry | None:
     """What a name says; None if it is none of ours."""
-    parts = name.split(".")
-    try:
-        time, head, truncated, incarnation, seq, flags, holder, _ = parts
-        return Entry(
-            key=f"{prefix}/{name}",
-            place=f"{time}.{head}",
-            truncated=truncated == "1",
-            incarnation_hash=incarnation,
-            seq=int(seq),
-            status=STATUSES[int(flags[0])],
-            tentative=flags[1] == "1",
-            holder_hash=holder,
-        )
-    except (ValueError, IndexError):
+    if NAME.fullmatch(name) is None:
         return None
+    time, head, truncated, incarnation, seq, flags, holder, _ = name.split(".")
+    if int(flags[0]) >= len(STATUSES):
+        return None
+    return Entry(
+        key=f"{prefix}/{name}",
+        place=f"{time}.{head}",
+        truncated=truncated == "1",
+        incarnation_hash=incarnation,
+        seq=int(seq),
+        status=STATUSES[int(flags[0])],
+        tentative=flags[1] == "1",
+        holder_hash=holder,
+    )

@@ -5,6 +5,7 @@ A holder's lease is an object that it puts again and again; the store says when 
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Callable
 from functools import partial
@@ -26,6 +27,9 @@ CLOCK_SECONDS = 1.0
 ALIVE_SECONDS = 3.0
 
 NEVER = float("-inf")
+
+#: The names of holders. Others in the directory are not of this package.
+HOLDER_NAME = re.compile(r"[0-9a-f]{20}")
 
 
 class Holders:
@@ -51,7 +55,7 @@ class Holders:
         """Insert or renew a holder's row; the lease runs from when the store wrote it."""
         started_at = self.clock()
         key = holder_key(holder.holder_id)
-        self.operations.put(key, encode(Lease(holder, lease_seconds)))
+        self.operations.put(key, encode(Lease(holder, lease_seconds), key))
         found = self.operations.get(key)
         with self.lock:
             if found is not None:
@@ -67,7 +71,8 @@ class Holders:
 
     def read(self) -> list[Holder]:
         """All holders, by id."""
-        keys = [f"{HOLDERS}/{listed.name}" for listed in self.operations.list(HOLDERS)]
+        names = [listed.name for listed in self.operations.list(HOLDERS)]
+        keys = [f"{HOLDERS}/{name}" for name in names if HOLDER_NAME.fullmatch(name)]
         found = self.crew.together([partial(self.operations.get, key) for key in keys])
         holders = []
         for key, object in zip(keys, found, strict=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -16,7 +17,7 @@ from threading import Lock
 
 from ray_workflows._model.catalog import CatalogQuery, CatalogRow, Page
 from ray_workflows._model.status import WorkflowStatus
-from ray_workflows.exceptions import StorageUnavailableError
+from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError
 from ray_workflows.storage.entries import (
     ACTIVE,
     OPEN,
@@ -37,6 +38,8 @@ from ray_workflows.storage.records import (
     encode_cursor,
 )
 from ray_workflows.storage.segments import Row, decode, encode, pack_row, unpack_row
+
+logger = logging.getLogger(__name__)
 
 #: How often a page is listed anew because workflows moved while it was.
 ATTEMPTS = 3
@@ -66,7 +69,7 @@ class Index:
 
     def put(self, key: str, row: CatalogRow) -> None:
         """Write an entry."""
-        self.operations.put(key, encode(pack_row(row)))
+        self.operations.put(key, encode(pack_row(row), key))
 
     def advance(self, row: CatalogRow, *, add: str, remove: Iterable[str]) -> bool:
         """List a workflow by the entry for its new end, in place of others.
@@ -148,6 +151,33 @@ class Index:
             return None
         return end, unpack_row(end.segment.row)
 
+    def check_end(self, row: CatalogRow) -> None:
+        """Raise if a workflow is listed with a later end than its journal has: an entry is put
+        after its segment, unless it is tentative.
+
+        Raises:
+            StorageCorruptError: names the segment that is missing.
+        """
+        at, mine = place(row.submitted_at, row.workflow_id), short_hash(row.incarnation)
+        settled = [status.value for status in WorkflowStatus if status not in ACTIVE]
+        prefixes = [f"{SETTLED}/{status}/{day(row.submitted_at)}" for status in settled]
+
+        def last(prefix: str) -> int:
+            found = itertools.takewhile(lambda each: each.place == at, self.entries(prefix, at))
+            numbers = [e.seq for e in found if e.incarnation_hash == mine and not e.tentative]
+            return max(numbers, default=0)
+
+        listed = max(self.crew.together([partial(last, prefix) for prefix in (OPEN, *prefixes)]))
+        if listed <= row.seq:
+            return
+        key = segment_key(row.incarnation, listed)
+        if self.operations.get(key) is None:
+            raise StorageCorruptError(
+                f"{key} is missing: workflow '{row.workflow_id}' is listed as of it, but its "
+                f"journal ends with {row.seq}. Restore it from a backup or an earlier version of "
+                f"the object."
+            )
+
     # -- reading ---------------------------------------------------------------------------
 
     def entries(self, prefix: str, after: str = "") -> Iterator[Entry]:
@@ -179,17 +209,19 @@ class Index:
         limit = check_limit(query.limit)
         for attempt in range(ATTEMPTS):
             last_try = attempt == ATTEMPTS - 1
+            damaged: list[str] = []
             opened = list(self.entries(OPEN))
-            resolved = self.resolve(opened)
+            resolved = self.resolve(opened, damaged)
             candidates = self.ordered(query, resolved, after)
             # One more shows whether there is a next page.
-            rows = self.take(candidates, query, after, limit + 1, patient=not last_try)
+            rows = self.take(candidates, query, after, limit + 1, damaged, patient=not last_try)
             if rows is None or (not last_try and self.moved(query, opened)):
                 continue
             if len(rows) <= limit:
-                return Page(tuple(rows))
+                return Page(tuple(rows), None, tuple(damaged))
             del rows[limit:]
-            return Page(tuple(rows), encode_cursor((rows[-1].submitted_at, rows[-1].workflow_id)))
+            cursor = encode_cursor((rows[-1].submitted_at, rows[-1].workflow_id))
+            return Page(tuple(rows), cursor, tuple(damaged))
         raise AssertionError("unreachable")
 
     def moved(self, query: CatalogQuery, opened: list[Entry]) -> bool:
@@ -202,8 +234,11 @@ class Index:
             entry.incarnation_hash not in before and entry.seq > 1 for entry in self.entries(OPEN)
         )
 
-    def resolve(self, opened: Iterable[Entry]) -> dict[str, Candidate | None]:
-        """What the open entries come to, by hash of the incarnation; None for what is not there."""
+    def resolve(self, opened: Iterable[Entry], damaged: list[str]) -> dict[str, Candidate | None]:
+        """What the open entries come to, by hash of the incarnation; None for what is not there.
+
+        ``damaged`` is told what is wrong with those that can't be read.
+        """
         groups: dict[str, list[Entry]] = {}
         for entry in opened:
             groups.setdefault(entry.incarnation_hash, []).append(entry)
@@ -217,9 +252,13 @@ class Index:
                 doubtful.append(group)
         found = self.crew.groups([partial(self.verify, group) for group in doubtful])
         for group, outcome in zip(doubtful, found, strict=True):
-            if isinstance(outcome, Exception):
+            if isinstance(outcome, StorageCorruptError):
+                note_damage(damaged, outcome)
+                resolved[group[0].incarnation_hash] = None
+            elif isinstance(outcome, Exception):
                 raise outcome
-            resolved[group[0].incarnation_hash] = outcome
+            else:
+                resolved[group[0].incarnation_hash] = outcome
         return resolved
 
     def is_believed(self, entry: Entry) -> bool:
@@ -297,10 +336,14 @@ class Index:
         query: CatalogQuery,
         after: Position,
         count: int,
+        damaged: list[str],
         *,
         patient: bool,
     ) -> list[CatalogRow] | None:
-        """The first rows that the query asks for; None if one vanished and should be looked for."""
+        """The first rows that the query asks for; None if one vanished and should be looked for.
+
+        ``damaged`` is told what is wrong with those that can't be read.
+        """
         holders = {short_hash(holder): holder for holder in query.holders}
         rows: list[CatalogRow] = []
         wanted = self.after_cursor(
@@ -315,12 +358,16 @@ class Index:
             ),
             after,
             query.newest_first,
+            damaged,
         )
         while len(rows) < count:
             batch = list(itertools.islice(wanted, count - len(rows)))
             if not batch:
                 break
             for row in self.load(batch):
+                if isinstance(row, StorageCorruptError):
+                    note_damage(damaged, row)
+                    continue
                 if row is None:
                     if patient:
                         return None
@@ -331,14 +378,25 @@ class Index:
                     rows.append(row)
         return rows
 
-    def load(self, batch: list[Candidate]) -> list[CatalogRow | None]:
-        """The rows of candidates."""
+    def load(self, batch: list[Candidate]) -> list[CatalogRow | StorageCorruptError | None]:
+        """The rows of candidates, or what is wrong with them."""
         missing = [entry.key for _, entry, row in batch if row is None]
-        found = iter(self.crew.together([partial(self.row, key) for key in missing]))
+        found = iter(self.crew.together([partial(self.readable, key) for key in missing]))
         return [next(found) if row is None else row for _, _, row in batch]
 
+    def readable(self, key: str) -> CatalogRow | StorageCorruptError | None:
+        """As `row`, with damage as the result."""
+        try:
+            return self.row(key)
+        except StorageCorruptError as error:
+            return error
+
     def after_cursor(
-        self, candidates: Iterator[Candidate], after: Position, reverse: bool
+        self,
+        candidates: Iterator[Candidate],
+        after: Position,
+        reverse: bool,
+        damaged: list[str],
     ) -> Iterator[Candidate]:
         """Those after the cursor, by submission time and id. Equal places are sorted by the ids,
         which are read where the names have not all of them."""
@@ -352,7 +410,10 @@ class Index:
                 _, entry, row = candidate
                 name = row.workflow_id if row is not None else id_of(entry)
                 if name is None:
-                    read = self.row(entry.key)
+                    read = self.readable(entry.key)
+                    if isinstance(read, StorageCorruptError):
+                        note_damage(damaged, read)
+                        continue
                     if read is None:
                         continue
                     name = read.workflow_id
@@ -362,6 +423,12 @@ class Index:
             for name in sorted(by_id, reverse=reverse):
                 if (at, name) < after if reverse else (at, name) > after:
                     yield by_id[name]
+
+
+def note_damage(damaged: list[str], error: StorageCorruptError) -> None:
+    """A workflow is left out of a listing."""
+    logger.warning("A workflow is left out of a listing: %s", error)
+    damaged.append(str(error))
 
 
 def seq_of(key: str) -> int:

@@ -6,6 +6,7 @@ taken for longer than anybody may act on an old reading of it.
 
 from __future__ import annotations
 
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -31,6 +32,10 @@ CACHED_SEGMENT_BYTES = 128 * 1024
 KNOWN_ENDS = 50_000
 
 HOUR = 3600.0
+
+#: The names of segments and of pointers. Others in their directories are not of this package.
+SEGMENT_NAME = re.compile(r"[0-9]{10}")
+POINTER_NAME = re.compile(r"[0-9]{14}")
 
 
 class End(NamedTuple):
@@ -92,7 +97,7 @@ class Journals:
     def put(self, incarnation: str, seq: int, segment: Segment) -> bool:
         """Append a segment; False if the number is taken."""
         key = segment_key(incarnation, seq)
-        data = encode(segment)
+        data = encode(segment, key)
         if not self.operations.put_if_absent(key, data):
             return False
         if not segment.tombstone:
@@ -102,7 +107,7 @@ class Journals:
     def numbers(self, incarnation: str, after: int = 0) -> list[int]:
         """The numbers of all segments after one."""
         found = self.operations.list(journal_prefix(incarnation), f"{after:010d}" if after else "")
-        return [int(listed.name) for listed in found]
+        return [int(listed.name) for listed in found if SEGMENT_NAME.fullmatch(listed.name)]
 
     def known(self, incarnation: str, seq: int) -> End | None:
         """The end of a journal, if it is known to be this segment and was read not long ago."""
@@ -220,7 +225,8 @@ class Journals:
     def chain_keys(self, workflow_id: str) -> list[str]:
         """The keys of a chain."""
         prefix = id_prefix(workflow_id)
-        return [f"{prefix}/{listed.name}" for listed in self.operations.list(prefix)]
+        names = [listed.name for listed in self.operations.list(prefix)]
+        return [f"{prefix}/{name}" for name in names if POINTER_NAME.fullmatch(name)]
 
     def follow(self, keys: Sequence[str]) -> list[tuple[str, Pointer]]:
         """The pointers of a chain. There is one, but for ids that were used again."""
@@ -259,7 +265,7 @@ class Journals:
             number = max(number, int(chain[-1][0].rpartition("/")[2]) + 1)
         key = f"{id_prefix(workflow_id)}/{number:014d}"
         pointer = Pointer(new_nonce(), workflow_id, incarnation)
-        if not self.operations.put_if_absent(key, encode(pointer)):
+        if not self.operations.put_if_absent(key, encode(pointer, key)):
             return None
         self.keep(key, pointer)
         return key

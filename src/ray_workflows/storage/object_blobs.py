@@ -40,12 +40,14 @@ MAGIC = b"rwb1"
 
 
 class Head(msgspec.Struct, array_like=True):
-    """What a blob's object begins with. ``part``: the key of the upload, if it is not whole."""
+    """What a blob's object begins with. ``part``: the key of the upload, if it is not whole.
+    ``where``: the key of the object itself; empty where a release before 0.2.0 wrote it."""
 
     nonce: str
     size: int
     checksum: str
     part: str = ""
+    where: str = ""
 
 
 class ObjectBlobs:
@@ -69,7 +71,7 @@ class ObjectBlobs:
             gathered += piece
             if len(gathered) > self.whole_bytes:
                 break
-        head = Head(uuid.uuid4().hex, len(gathered), "")
+        head = Head(uuid.uuid4().hex, len(gathered), "", where=where)
         if len(gathered) > self.whole_bytes:
             head.part = f"{PARTS}/{incarnation}/{key}.{head.nonce}"
             head.size = self.upload(head.part, gathered, pieces, checksum)
@@ -139,8 +141,11 @@ class ObjectBlobs:
         try:
             if object.data[:4] != MAGIC:
                 raise ValueError("it does not begin as a blob does")
-            return msgspec.msgpack.decode(object.data[8 : 8 + length], type=Head), object
-        except ValueError as reason:
+            head = msgspec.msgpack.decode(object.data[8 : 8 + length], type=Head)
+            if head.where not in ("", where):
+                raise ValueError(f"it has the bytes that were written as {head.where}")
+            return head, object
+        except (ValueError, msgspec.MsgspecError) as reason:
             raise StorageCorruptError(f"{where} can't be read: {reason}.") from reason
 
     def head(self, incarnation: str, key: str) -> Head | None:

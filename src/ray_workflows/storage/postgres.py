@@ -36,7 +36,7 @@ from ray_workflows.storage.records import (
     check_limit,
     decode_cursor,
     decode_row,
-    encode_cursor,
+    make_page,
 )
 
 T = TypeVar("T")
@@ -231,7 +231,7 @@ class PostgresStorage(Storage):
     def read_catalog(self, workflow_id: str) -> CatalogRow | None:
         """The row of a workflow, or None."""
         row = self.fetch_one("read_catalog", {"workflow_id": workflow_id})
-        return None if row is None else self.decode_row(row)
+        return None if row is None else decode_row(row, where=self.url)
 
     def list_catalog(self, query: CatalogQuery) -> Page:
         """One page of rows, oldest or newest submission first."""
@@ -250,18 +250,11 @@ class PostgresStorage(Storage):
         found = self.pool.read(
             lambda connection: connection.execute(self.queries[name], parameters).fetchall()
         )
-        rows = tuple(map(self.decode_row, found[:limit]))
-        if len(found) <= limit:
-            return Page(rows)
-        return Page(rows, encode_cursor((rows[-1].submitted_at, rows[-1].workflow_id)))
+        return make_page(found, limit, self.url)
 
     def fetch_one(self, name: str, parameters: dict[str, Any]) -> Any:
         """The first row of a query that changes nothing, or None."""
         return self.pool.read(lambda connection: connection.first(self.queries[name], parameters))
-
-    def decode_row(self, row: tuple[Any, ...]) -> CatalogRow:
-        """The catalog row of a row of the catalog query."""
-        return decode_row(row, where=self.url)
 
     def delete(self, workflow_id: str, incarnation: str, expected_seq: int) -> CommitOutcome:
         """Delete a workflow and its blobs, if its journal still ends at ``expected_seq``."""

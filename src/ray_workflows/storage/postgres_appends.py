@@ -13,6 +13,7 @@ import msgspec
 
 from ray_workflows._model.catalog import Append, CatalogRow
 from ray_workflows.storage.base import CommitOutcome
+from ray_workflows.storage.records import encode_metadata, row_digest
 
 #: How much one statement carries, in bytes of entries. A transaction has as many as it needs.
 STATEMENT_BYTES = 8 * 1024 * 1024
@@ -189,10 +190,12 @@ class Sent(msgspec.Struct, omit_defaults=True):
     p: str = ""
     x: str | None = None
     r: bool = False
+    d: str = ""
 
 
 def encode_sent(row: CatalogRow) -> Sent:
     """A row as ``commit_appends`` takes it."""
+    metadata, error = encode_metadata(row), clean(row.error)
     return Sent(
         i=row.workflow_id,
         t=row.status.value,
@@ -200,10 +203,11 @@ def encode_sent(row: CatalogRow) -> Sent:
         b=row.submitted_at,
         a=row.started_at,
         e=row.ended_at,
-        m=json.dumps(row.metadata) if row.metadata else "{}",
+        m=metadata,
         p=row.plan_digest,
-        x=clean(row.error),
+        x=error,
         r=row.released,
+        d=row_digest(row, metadata, error),
     )
 
 
@@ -211,8 +215,9 @@ def encode_row(row: CatalogRow) -> dict[str, Any]:
     """A row as ``advance_one`` takes it."""
     encoded = msgspec.structs.asdict(row)
     encoded["status"] = row.status.value
-    encoded["metadata"] = json.dumps(row.metadata) if row.metadata else "{}"
+    encoded["metadata"] = encode_metadata(row)
     encoded["error"] = clean(row.error)
+    encoded["digest"] = row_digest(row, encoded["metadata"], encoded["error"])
     return encoded
 
 

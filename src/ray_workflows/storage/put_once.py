@@ -29,7 +29,7 @@ from ray_workflows.exceptions import (
 )
 from ray_workflows.storage.base import CommitOutcome, Storage
 from ray_workflows.storage.burial import Blobs, Burial
-from ray_workflows.storage.entries import ACTIVE, entry_key
+from ray_workflows.storage.entries import ACTIVE, entry_key, short_hash
 from ray_workflows.storage.holders import Holders
 from ray_workflows.storage.index import Index, quietly
 from ray_workflows.storage.journals import End, Journals, segment_key
@@ -103,10 +103,10 @@ class PutOnceStorage(Storage):
             StorageConfigError: it can't be used; the message names the remedy.
         """
         first = Layout(new_nonce(), LAYOUT_VERSION)
-        self.operations.put_if_absent(LAYOUT_KEY, encode(first))
+        self.operations.put_if_absent(LAYOUT_KEY, encode(first, LAYOUT_KEY))
         self.open_existing()
         again = Layout(new_nonce(), LAYOUT_VERSION)
-        if self.operations.put_if_absent(LAYOUT_KEY, encode(again)):
+        if self.operations.put_if_absent(LAYOUT_KEY, encode(again, LAYOUT_KEY)):
             raise StorageConfigError(
                 f"{self.url} does not support conditional writes: an object that existed was "
                 f"created again, so that nothing would keep two coordinators apart. Use a store "
@@ -127,7 +127,7 @@ class PutOnceStorage(Storage):
                 f"Nothing was created. Name what was given to init(storage=...), with --storage "
                 f"or $RAY_WORKFLOW_STORAGE."
             )
-        layout = decode(Layout, found.data, f"{self.url}: {LAYOUT_KEY}")
+        layout = decode(Layout, found.data, LAYOUT_KEY)
         if layout.layout > LAYOUT_VERSION:
             raise StorageConfigError(
                 f"{self.url} was written by a newer release of ray-workflows (layout "
@@ -240,7 +240,8 @@ class PutOnceStorage(Storage):
                 if row.status in ACTIVE:
                     segment.listed_as = doubt
         key = segment_key(append.incarnation, append.expected_seq + 1)
-        return Ready(append, before, key, segment, encode(segment), unlisted, doubt, self.clock())
+        data = encode(segment, key)
+        return Ready(append, before, key, segment, data, unlisted, doubt, self.clock())
 
     def settle(self, ready: Ready, created: bool) -> CommitOutcome:
         """What follows from whether the segment of an append could be created."""
@@ -347,11 +348,19 @@ class PutOnceStorage(Storage):
         return [JournalEntry(seq, s.commit_id, s.entry) for seq, s in segments]
 
     def read_catalog(self, workflow_id: str) -> CatalogRow | None:
-        """The row of a workflow, from the end of its journal, or None."""
+        """The row of a workflow, from the end of its journal, or None.
+
+        Raises:
+            StorageCorruptError: an object is damaged, or the journal ends before what is listed.
+        """
         current = self.journals.current(self.journals.chain(workflow_id))
         if current is None or current[1].segment.row is None:
             return None
-        return unpack_row(current[1].segment.row)
+        row = unpack_row(current[1].segment.row)
+        if row.status in ACTIVE and not self.holders.is_alive(short_hash(row.holder)):
+            # Nobody drives it, or so it seems: its last segments may be lost.
+            self.index.check_end(row)
+        return row
 
     def list_catalog(self, query: CatalogQuery) -> Page:
         """One page of rows. Of a workflow in the hands of a live coordinator, ``seq`` may be that

@@ -5,15 +5,20 @@ No input or output here; a backend of your own may use it or not.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from ray_workflows._model.catalog import Append, CatalogRow
-from ray_workflows._model.status import WorkflowStatus
+import msgspec
+import xxhash
+
+from ray_workflows._model.catalog import Append, CatalogRow, Page
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageCorruptError
 from ray_workflows.storage.checksums import Checksum
+
+logger = logging.getLogger(__name__)
 
 #: A blob key or incarnation becomes a file or object name, so it has to be harmless as one.
 SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\Z")
@@ -144,28 +149,85 @@ def describe_blob(incarnation: str, blob: Blob) -> str:
     return f"blob {blob.key!r} of workflow incarnation {incarnation!r}"
 
 
-def decode_row(row: tuple[Any, ...], *, where: str) -> CatalogRow:
-    """The catalog row that an SQL query found, its columns in the order of the fields.
+def make_page(found: Sequence[tuple[Any, ...]], limit: int, where: str) -> Page:
+    """The page of what an SQL query found, of which one row more than ``limit`` was asked for.
+
+    ``where`` as in `decode_row`.
 
     Raises:
-        StorageCorruptError: it has what no row has; names the workflow and ``where``.
+        StorageCorruptError: no row can be read, nor where the next page begins.
     """
+    rows: list[CatalogRow] = []
+    damaged: list[str] = []
+    for row in found[:limit]:
+        try:
+            rows.append(decode_row(row, where=where))
+        except StorageCorruptError as error:
+            logger.warning("A workflow is left out of a listing: %s", error)
+            damaged.append(str(error))
+    if len(found) <= limit:
+        return Page(tuple(rows), None, tuple(damaged))
+    last = found[limit - 1]
+    position = (last[5], last[0])
+    if not (isinstance(position[0], float) and isinstance(position[1], str)):
+        if not rows:
+            raise StorageCorruptError(f"{damaged[0]} The listing can't go on behind it.")
+        position = (rows[-1].submitted_at, rows[-1].workflow_id)
+    return Page(tuple(rows), encode_cursor(position), tuple(damaged))
+
+
+def encode_metadata(row: CatalogRow) -> str:
+    """The metadata of a row as SQL backends store it."""
+    return json.dumps(row.metadata) if row.metadata else "{}"
+
+
+def row_digest(row: CatalogRow, metadata: str, error: str | None) -> str:
+    """What an SQL backend stores beside a row, so that `decode_row` can tell damage: the row's
+    ``seq``, a colon, and a checksum of the row.
+
+    ``metadata`` and ``error`` are the texts as they are stored.
+    """
+    return f"{row.seq}:" + checksum_of_row(
+        *(row.workflow_id, row.incarnation, row.seq, row.status.value, row.holder),
+        *(row.submitted_at, row.started_at, row.ended_at),
+        *(metadata, row.plan_digest, error, row.released),
+    )
+
+
+def checksum_of_row(*columns: Any) -> str:
+    """The checksum of the columns of a row, in the order of the fields of `CatalogRow`."""
+    times = [None if time is None else float(time) for time in columns[5:8]]
+    values = (*columns[:5], *times, *columns[8:11], bool(columns[11]))
+    checksum: str = xxhash.xxh3_64_hexdigest(msgspec.msgpack.encode(values))
+    return checksum
+
+
+def decode_row(row: tuple[Any, ...], *, where: str) -> CatalogRow:
+    """The catalog row that an SQL query found.
+
+    Args:
+        row: its columns in the order of the fields, ``digest``, and the ``seq`` that the row was
+            stored with, where the journal may have grown since without it.
+        where: names the storage in errors.
+
+    Raises:
+        StorageCorruptError: it is not what was written; names the workflow and ``where``.
+    """
+    *columns, digest, stored_seq = row
     try:
-        return CatalogRow(
-            workflow_id=row[0],
-            incarnation=row[1],
-            seq=row[2],
-            status=WorkflowStatus(row[3]),
-            holder=row[4],
-            submitted_at=row[5],
-            started_at=row[6],
-            ended_at=row[7],
-            metadata=json.loads(row[8]),
-            plan_digest=row[9],
-            error=row[10],
-            released=bool(row[11]),
-        )
-    except ValueError as reason:
+        seq, _, checksum = digest.partition(":")
+        # A row that a release before 0.2.0 has written since has its new seq, and an old digest.
+        if digest and int(seq) == stored_seq:
+            columns[2] = stored_seq
+            if checksum_of_row(*columns) != checksum:
+                raise ValueError("it does not match its checksum")
+            columns[2] = row[2]
+        fields = dict(zip(CatalogRow.__struct_fields__, columns, strict=True))
+        fields["metadata"] = json.loads(fields["metadata"])
+        fields["released"] = {0: False, 1: True}[fields["released"]]
+        return msgspec.convert(fields, CatalogRow)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as reason:
         raise StorageCorruptError(
-            f"The catalog row of {row[0]!r} in {where} can't be read: {reason}."
+            f"The catalog row of {row[0]!r} in {where} can't be read: {reason}. Restore it from a "
+            f"backup."
         ) from reason

@@ -1,5 +1,6 @@
 """The bytes of what `PutOnceStorage` keeps in objects: journal segments, rows, holders.
-Each carries its format and a checksum, so that what is damaged says so. No input or output here.
+Each carries its format, a checksum and its own key, so that what is damaged or in another's place
+says so. No input or output here.
 """
 
 from __future__ import annotations
@@ -18,11 +19,16 @@ from ray_workflows.exceptions import StorageConfigError, StorageCorruptError
 FORMAT = b"\x01"
 
 
-class Row(msgspec.Struct, array_like=True):
-    """A catalog row; the metadata as JSON, which keeps integers of any size."""
+class Row(msgspec.Struct, array_like=True, omit_defaults=True):
+    """A catalog row; the metadata as JSON, which keeps integers of any size.
+
+    ``key``, here and in all others, is what the object was written as. Empty: by a release before
+    0.2.0, or as a part of another object.
+    """
 
     row: CatalogRow
     metadata: str
+    key: str = ""
 
 
 class Segment(msgspec.Struct, array_like=True, omit_defaults=True):
@@ -40,6 +46,7 @@ class Segment(msgspec.Struct, array_like=True, omit_defaults=True):
     replaced: tuple[str, ...] = ()
     row: Row | None = None
     entry: bytes = b""
+    key: str = ""
 
     @property
     def entries(self) -> tuple[str, ...]:
@@ -58,6 +65,7 @@ class Pointer(msgspec.Struct, array_like=True):
     nonce: str
     workflow_id: str
     incarnation: str
+    key: str = ""
 
 
 class Grave(msgspec.Struct, array_like=True):
@@ -67,6 +75,7 @@ class Grave(msgspec.Struct, array_like=True):
     workflow_id: str
     entries: tuple[str, ...] = ()
     done: bool = False
+    key: str = ""
 
 
 class Lease(msgspec.Struct, array_like=True):
@@ -74,6 +83,7 @@ class Lease(msgspec.Struct, array_like=True):
 
     holder: Holder
     seconds: float
+    key: str = ""
 
 
 class Layout(msgspec.Struct):
@@ -81,6 +91,7 @@ class Layout(msgspec.Struct):
 
     nonce: str
     layout: int = 1
+    key: str = ""
 
 
 Record = TypeVar("Record", Row, Segment, Pointer, Grave, Lease, Layout)
@@ -96,8 +107,9 @@ def tombstone(last: Segment) -> Segment:
     return Segment(new_nonce(), last.workflow_id, replaced=last.entries)
 
 
-def encode(record: Row | Segment | Pointer | Grave | Lease | Layout) -> bytes:
-    """The bytes of a record."""
+def encode(record: Row | Segment | Pointer | Grave | Lease | Layout, key: str) -> bytes:
+    """The bytes of a record that is written under a key."""
+    record.key = key
     body = msgspec.msgpack.encode(record)
     return FORMAT + zlib.crc32(body).to_bytes(4, "big") + body
 
@@ -106,9 +118,20 @@ def decode(kind: type[Record], data: bytes, key: str) -> Record:
     """The record that was encoded.
 
     Raises:
-        StorageCorruptError: the bytes are not what was written; names the key.
+        StorageCorruptError: the bytes are not what was written under the key; names it.
         StorageConfigError: a later release wrote them.
     """
+    record = unpack(kind, data, key)
+    if record.key not in ("", key):
+        raise StorageCorruptError(
+            f"{key} is damaged: it has the bytes that were written as {record.key}. Restore both "
+            f"from a backup or earlier versions of the objects."
+        )
+    return record
+
+
+def unpack(kind: type[Record], data: bytes, key: str) -> Record:
+    """The record of these bytes, wherever it belongs; errors as in `decode`."""
     if not data or data[:1] > FORMAT:
         if data and zlib.crc32(data[5:]) == int.from_bytes(data[1:5], "big"):
             raise StorageConfigError(
@@ -118,7 +141,7 @@ def decode(kind: type[Record], data: bytes, key: str) -> Record:
     elif zlib.crc32(data[5:]) == int.from_bytes(data[1:5], "big"):
         try:
             return msgspec.msgpack.decode(memoryview(data)[5:], type=kind)
-        except msgspec.MsgspecError as reason:
+        except (msgspec.MsgspecError, RecursionError) as reason:
             raise StorageCorruptError(f"{key} can't be read: {reason}.") from reason
     raise StorageCorruptError(
         f"{key} is damaged: its {len(data)} bytes have another checksum than what was written. "
@@ -134,7 +157,12 @@ def pack_row(row: CatalogRow) -> Row:
 
 def unpack_row(stored: Row) -> CatalogRow:
     """The row that was stored, with a metadata dict of its own."""
-    metadata: dict[str, Any] = json.loads(stored.metadata)
+    try:
+        metadata: dict[str, Any] = json.loads(stored.metadata)
+    except (ValueError, RecursionError) as reason:
+        raise StorageCorruptError(
+            f"The metadata of {stored.row.workflow_id!r} can't be read: {reason}."
+        ) from reason
     return msgspec.structs.replace(stored.row, metadata=metadata)
 
 

@@ -38,7 +38,9 @@ from ray_workflows.storage.records import (
     check_limit,
     decode_cursor,
     decode_row,
-    encode_cursor,
+    encode_metadata,
+    make_page,
+    row_digest,
 )
 
 DATABASE_NAME = "workflows.sqlite"
@@ -205,7 +207,7 @@ class SqliteStorage(Storage):
         with self.reader.use() as connection:
             key = {"workflow_id": workflow_id}
             row = connection.execute(QUERIES["read_catalog"], key).fetchone()
-        return None if row is None else self.decode_row(row)
+        return None if row is None else decode_row(row, where=self.reader.path)
 
     def list_catalog(self, query: CatalogQuery) -> Page:
         """One page of rows, oldest or newest submission first."""
@@ -223,14 +225,7 @@ class SqliteStorage(Storage):
             parameters["statuses"] = json.dumps(sorted({s.value for s in query.statuses}))
         with self.reader.use() as connection:
             found = connection.execute(QUERIES[name], parameters).fetchall()
-        rows = tuple(map(self.decode_row, found[:limit]))
-        if len(found) <= limit:
-            return Page(rows)
-        return Page(rows, encode_cursor((rows[-1].submitted_at, rows[-1].workflow_id)))
-
-    def decode_row(self, row: tuple[Any, ...]) -> CatalogRow:
-        """The catalog row of a row of the catalog query."""
-        return decode_row(row, where=self.reader.path)
+        return make_page(found, limit, self.reader.path)
 
     def delete(self, workflow_id: str, incarnation: str, expected_seq: int) -> CommitOutcome:
         """Delete a workflow and its blobs, if its journal still ends at ``expected_seq``."""
@@ -363,6 +358,7 @@ def append_one(connection: sqlite3.Connection, append: Append) -> CommitOutcome:
     values["status"] = row.status.value
     values["metadata"] = encode_metadata(row)
     values["error"] = clean(row.error)
+    values["digest"] = row_digest(row, values["metadata"], values["error"])
     values["expected_seq"] = append.expected_seq
     query = CREATE if append.expected_seq == 0 else ADVANCE
     if connection.execute(query, values).rowcount != 1:
@@ -398,9 +394,10 @@ def append_as_expected(connection: sqlite3.Connection, appends: Sequence[Append]
 def touch_values(append: Append) -> tuple[Any, ...]:
     """The parameters of ``touch_workflow``."""
     row = append.catalog
+    metadata, error = encode_metadata(row), clean(row.error)
     return (
-        *(row.seq, row.holder, row.started_at, row.ended_at, encode_metadata(row)),
-        *(row.plan_digest, clean(row.error), row.released),
+        *(row.seq, row.holder, row.started_at, row.ended_at, metadata),
+        *(row.plan_digest, error, row.released, row_digest(row, metadata, error)),
         *(row.workflow_id, row.incarnation, append.expected_seq),
         *(row.status.value, row.submitted_at),
     )
@@ -409,11 +406,6 @@ def touch_values(append: Append) -> tuple[Any, ...]:
 def entry_values(append: Append) -> tuple[Any, ...]:
     """The parameters of ``append_entry``."""
     return append.incarnation, append.catalog.seq, append.commit_id, append.entry
-
-
-def encode_metadata(row: CatalogRow) -> str:
-    """The metadata as it is stored."""
-    return json.dumps(row.metadata) if row.metadata else "{}"
 
 
 def clean(text: str | None) -> str | None:

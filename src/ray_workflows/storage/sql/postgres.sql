@@ -1,5 +1,5 @@
 -- The queries of PostgresStorage, by name. {schema} is the schema's quoted name. Catalog columns
--- come in the order of CatalogRow.
+-- come in the order of CatalogRow, then as `records.decode_row` takes them.
 
 -- name: read_server
 -- The catalog is asked itself: to_regclass may answer from before the transaction waited for a lock.
@@ -100,7 +100,8 @@ RETURNING ARRAY[incarnation], set_config('synchronous_commit',
 WITH wanted AS MATERIALIZED (
     SELECT incarnation, seq, commit_id, after, entry, workflow_id, status, holder, submitted_at,
         started_at, ended_at, coalesce(metadata, '{}') AS metadata,
-        coalesce(plan_digest, '') AS plan_digest, error, coalesce(released, false) AS released
+        coalesce(plan_digest, '') AS plan_digest, error, coalesce(released, false) AS released,
+        digest
     FROM ROWS FROM (
         unnest(
             %(incarnations)s::text[], %(seqs)s::bigint[], %(commit_ids)s::text[], %(after)s::text[],
@@ -108,11 +109,11 @@ WITH wanted AS MATERIALIZED (
         ),
         json_to_recordset(%(rows)b::json) AS (
             i text, t text, h text, b double precision, a double precision, e double precision,
-            m text, p text, x text, r boolean
+            m text, p text, x text, r boolean, d text
         )
     ) AS sent (
         incarnation, seq, commit_id, after, entry, workflow_id, status, holder, submitted_at,
-        started_at, ended_at, metadata, plan_digest, error, released
+        started_at, ended_at, metadata, plan_digest, error, released, digest
     )
 ),
 -- A row is found by one look into an index, and updated where it was found: joined by their ids, a
@@ -141,7 +142,7 @@ advanced AS (
     SET seq = locked.seq, status = locked.status, holder = locked.holder,
         submitted_at = locked.submitted_at, started_at = locked.started_at,
         ended_at = locked.ended_at, metadata = locked.metadata, plan_digest = locked.plan_digest,
-        error = locked.error, released = locked.released
+        error = locked.error, released = locked.released, digest = locked.digest
     FROM locked
     WHERE row.ctid = ANY (ARRAY(SELECT place FROM locked)) AND row.ctid = locked.place
     RETURNING locked.incarnation, locked.seq, locked.commit_id, locked.entry
@@ -150,10 +151,10 @@ advanced AS (
 created AS (
     INSERT INTO {schema}.catalog (
         workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
-        metadata, plan_digest, error, released
+        metadata, plan_digest, error, released, digest
     )
     SELECT workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
-        metadata, plan_digest, error, released
+        metadata, plan_digest, error, released, digest
     FROM wanted
     WHERE seq = 1 AND (SELECT count(*) FROM locked) >= 0 AND NOT EXISTS (
         SELECT 1 FROM {schema}.tombstones WHERE tombstones.incarnation = wanted.incarnation
@@ -189,7 +190,8 @@ advanced AS (
     UPDATE {schema}.catalog
     SET seq = %(seq)s, status = %(status)s, holder = %(holder)s, submitted_at = %(submitted_at)s,
         started_at = %(started_at)s, ended_at = %(ended_at)s, metadata = %(metadata)s,
-        plan_digest = %(plan_digest)s, error = %(error)s, released = %(released)s
+        plan_digest = %(plan_digest)s, error = %(error)s, released = %(released)s,
+        digest = %(digest)s
     WHERE workflow_id = %(workflow_id)s AND incarnation = %(incarnation)s
         AND (SELECT seq FROM last) = %(expected_seq)s
     RETURNING incarnation
@@ -213,7 +215,8 @@ ORDER BY seq;
 SELECT workflow_id, incarnation, greatest(seq, (
         SELECT max(journal.seq) FROM {schema}.journal
         WHERE journal.incarnation = catalog.incarnation
-    )), status, holder, submitted_at, started_at, ended_at, metadata, plan_digest, error, released
+    )), status, holder, submitted_at, started_at, ended_at, metadata, plan_digest, error, released,
+    digest, seq
 FROM {schema}.catalog WHERE workflow_id = %(workflow_id)s;
 
 -- name: list_catalog
@@ -221,7 +224,8 @@ FROM {schema}.catalog WHERE workflow_id = %(workflow_id)s;
 SELECT workflow_id, incarnation, greatest(seq, (
         SELECT max(journal.seq) FROM {schema}.journal
         WHERE journal.incarnation = catalog.incarnation
-    )), status, holder, submitted_at, started_at, ended_at, metadata, plan_digest, error, released
+    )), status, holder, submitted_at, started_at, ended_at, metadata, plan_digest, error, released,
+    digest, seq
 FROM {schema}.catalog
 WHERE (submitted_at, workflow_id) > (%(submitted_at)s::double precision, %(workflow_id)s)
 ORDER BY submitted_at, workflow_id
@@ -236,11 +240,11 @@ SELECT workflow_id, incarnation, greatest(seq, (
         SELECT max(journal.seq) FROM {schema}.journal
         WHERE journal.incarnation = page.incarnation
     )), page.status, page.holder, submitted_at, started_at, ended_at, metadata, plan_digest, error,
-    released
+    released, digest, page.seq
 FROM unnest(%(statuses)s::text[]) AS wanted (status)
 CROSS JOIN LATERAL (
     SELECT workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
-        metadata, plan_digest, error, released
+        metadata, plan_digest, error, released, digest
     FROM {schema}.catalog
     WHERE (catalog.status, submitted_at, workflow_id)
             > (wanted.status, %(submitted_at)s::double precision, %(workflow_id)s)
@@ -257,12 +261,12 @@ SELECT workflow_id, incarnation, greatest(seq, (
         SELECT max(journal.seq) FROM {schema}.journal
         WHERE journal.incarnation = page.incarnation
     )), page.status, page.holder, submitted_at, started_at, ended_at, metadata, plan_digest, error,
-    released
+    released, digest, page.seq
 FROM unnest(%(holders)s::text[]) AS owner (holder)
 CROSS JOIN unnest(%(statuses)s::text[]) AS wanted (status)
 CROSS JOIN LATERAL (
     SELECT workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
-        metadata, plan_digest, error, released
+        metadata, plan_digest, error, released, digest
     FROM {schema}.catalog
     WHERE (catalog.holder, catalog.status, submitted_at, workflow_id)
             > (owner.holder, wanted.status, %(submitted_at)s::double precision, %(workflow_id)s)
@@ -278,7 +282,8 @@ LIMIT %(limit)s;
 SELECT workflow_id, incarnation, greatest(seq, (
         SELECT max(journal.seq) FROM {schema}.journal
         WHERE journal.incarnation = catalog.incarnation
-    )), status, holder, submitted_at, started_at, ended_at, metadata, plan_digest, error, released
+    )), status, holder, submitted_at, started_at, ended_at, metadata, plan_digest, error, released,
+    digest, seq
 FROM {schema}.catalog
 WHERE (submitted_at, workflow_id) < (%(submitted_at)s::double precision, %(workflow_id)s)
 ORDER BY submitted_at DESC, workflow_id DESC
@@ -290,11 +295,11 @@ SELECT workflow_id, incarnation, greatest(seq, (
         SELECT max(journal.seq) FROM {schema}.journal
         WHERE journal.incarnation = page.incarnation
     )), page.status, page.holder, submitted_at, started_at, ended_at, metadata, plan_digest, error,
-    released
+    released, digest, page.seq
 FROM unnest(%(statuses)s::text[]) AS wanted (status)
 CROSS JOIN LATERAL (
     SELECT workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
-        metadata, plan_digest, error, released
+        metadata, plan_digest, error, released, digest
     FROM {schema}.catalog
     WHERE (catalog.status, submitted_at, workflow_id)
             < (wanted.status, %(submitted_at)s::double precision, %(workflow_id)s)
@@ -311,12 +316,12 @@ SELECT workflow_id, incarnation, greatest(seq, (
         SELECT max(journal.seq) FROM {schema}.journal
         WHERE journal.incarnation = page.incarnation
     )), page.status, page.holder, submitted_at, started_at, ended_at, metadata, plan_digest, error,
-    released
+    released, digest, page.seq
 FROM unnest(%(holders)s::text[]) AS owner (holder)
 CROSS JOIN unnest(%(statuses)s::text[]) AS wanted (status)
 CROSS JOIN LATERAL (
     SELECT workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
-        metadata, plan_digest, error, released
+        metadata, plan_digest, error, released, digest
     FROM {schema}.catalog
     WHERE (catalog.holder, catalog.status, submitted_at, workflow_id)
             < (owner.holder, wanted.status, %(submitted_at)s::double precision, %(workflow_id)s)

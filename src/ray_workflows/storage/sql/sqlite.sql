@@ -1,4 +1,5 @@
--- The queries of SqliteStorage, by name. Catalog columns come in the order of CatalogRow.
+-- The queries of SqliteStorage, by name. Catalog columns come in the order of CatalogRow, then as
+-- `records.decode_row` takes them.
 
 -- name: configure_connection
 -- FULL: a commit is on the disk before it is acknowledged; the next two are what that takes on
@@ -17,10 +18,10 @@ PRAGMA user_version;
 -- name: create_workflow
 INSERT INTO catalog (
     workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
-    metadata, plan_digest, error, released
+    metadata, plan_digest, error, released, digest
 )
 SELECT :workflow_id, :incarnation, :seq, :status, :holder, :submitted_at, :started_at, :ended_at,
-    :metadata, :plan_digest, :error, :released
+    :metadata, :plan_digest, :error, :released, :digest
 WHERE NOT EXISTS (SELECT 1 FROM tombstones WHERE incarnation = :incarnation)
 ON CONFLICT DO NOTHING;
 
@@ -29,7 +30,7 @@ ON CONFLICT DO NOTHING;
 UPDATE catalog
 SET seq = :seq, status = :status, holder = :holder, submitted_at = :submitted_at,
     started_at = :started_at, ended_at = :ended_at, metadata = :metadata,
-    plan_digest = :plan_digest, error = :error, released = :released
+    plan_digest = :plan_digest, error = :error, released = :released, digest = :digest
 WHERE workflow_id = :workflow_id AND incarnation = :incarnation AND seq = :expected_seq;
 
 -- name: touch_workflow
@@ -37,7 +38,7 @@ WHERE workflow_id = :workflow_id AND incarnation = :incarnation AND seq = :expec
 -- rewritten, which SQLite does for every column that is set, whatever to. Positional, for executemany.
 UPDATE catalog
 SET seq = ?, holder = ?, started_at = ?, ended_at = ?, metadata = ?, plan_digest = ?, error = ?,
-    released = ?
+    released = ?, digest = ?
 WHERE workflow_id = ? AND incarnation = ? AND seq = ? AND status = ? AND submitted_at = ?;
 
 -- name: append_entry
@@ -59,13 +60,13 @@ ORDER BY seq;
 
 -- name: read_catalog
 SELECT workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
-    metadata, plan_digest, error, released
+    metadata, plan_digest, error, released, digest, seq
 FROM catalog WHERE workflow_id = :workflow_id;
 
 -- name: list_catalog
 -- It continues after (submitted_at, workflow_id); holders is a JSON array, or NULL for all.
 SELECT workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
-    metadata, plan_digest, error, released
+    metadata, plan_digest, error, released, digest, seq
 FROM catalog
 WHERE (submitted_at, workflow_id) > (:submitted_at, :workflow_id)
     AND (:holders IS NULL OR holder IN (SELECT value FROM json_each(:holders)))
@@ -77,7 +78,7 @@ LIMIT :limit;
 -- pages are merged: one scan would pass over all rows of the other statuses, or sort all of these.
 SELECT found.workflow_id, found.incarnation, found.seq, found.status, found.holder,
     found.submitted_at, found.started_at, found.ended_at, found.metadata, found.plan_digest,
-    found.error, found.released
+    found.error, found.released, found.digest, found.seq
 FROM json_each(:statuses) AS wanted
 CROSS JOIN catalog AS found
 WHERE found.id IN (
@@ -94,7 +95,7 @@ LIMIT :limit;
 -- name: list_catalog_newest
 -- As list_catalog, from the other end.
 SELECT workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
-    metadata, plan_digest, error, released
+    metadata, plan_digest, error, released, digest, seq
 FROM catalog
 WHERE (submitted_at, workflow_id) < (:submitted_at, :workflow_id)
     AND (:holders IS NULL OR holder IN (SELECT value FROM json_each(:holders)))
@@ -105,7 +106,7 @@ LIMIT :limit;
 -- As list_catalog_by_status, from the other end.
 SELECT found.workflow_id, found.incarnation, found.seq, found.status, found.holder,
     found.submitted_at, found.started_at, found.ended_at, found.metadata, found.plan_digest,
-    found.error, found.released
+    found.error, found.released, found.digest, found.seq
 FROM json_each(:statuses) AS wanted
 CROSS JOIN catalog AS found
 WHERE found.id IN (

@@ -1,0 +1,64 @@
+"""Reading a workflow's journal with every check: each entry is the right one, none is missing, and
+what looks like damage because the workflow was deleted meanwhile is told from damage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from ray_workflows._codec.journal import Chain
+from ray_workflows._model.catalog import CatalogRow, JournalEntry
+from ray_workflows._model.events import AnyEvent
+from ray_workflows.exceptions import StorageCorruptError, WorkflowNotFoundError
+from ray_workflows.storage.base import Storage
+
+
+class History:
+    """The journal of a workflow, read from the storage once or again and again.
+
+    Args:
+        storage: where the workflow is.
+        row: its catalog row. The journal ends where the row says, or later.
+        after: read only entries with greater numbers.
+    """
+
+    def __init__(self, storage: Storage, row: CatalogRow, after: int = 0) -> None:
+        self.storage = storage
+        self.row = row
+        self.chain = Chain(row.workflow_id, row.incarnation, after)
+
+    def read(self) -> Iterator[tuple[JournalEntry, list[AnyEvent]]]:
+        """The entries that were appended since the last reading, with their events.
+
+        Raises:
+            StorageCorruptError: an entry is damaged, replaced or missing; names it.
+            WorkflowNotFoundError: the workflow was deleted.
+        """
+        chain, row = self.chain, self.row
+        with unless_deleted(self.storage, row):
+            for entry in self.storage.read_journal(row.incarnation, chain.seq):
+                yield entry, chain.decode(entry)
+            if chain.seq < row.seq:
+                end = f"ends with entry {chain.seq}" if chain.seq else "is missing"
+                raise StorageCorruptError(
+                    f"The journal of workflow '{row.workflow_id}' (incarnation {row.incarnation}) "
+                    f"{end}, but the catalog knows of {row.seq} entries. Restore it from a backup."
+                )
+
+    def events(self) -> list[AnyEvent]:
+        """The events of all entries that `read` gives; errors as there."""
+        return [event for _, events in self.read() for event in events]
+
+
+@contextlib.contextmanager
+def unless_deleted(storage: Storage, row: CatalogRow) -> Iterator[None]:
+    """Raises `WorkflowNotFoundError` in place of damage that is none: somebody deleted the
+    workflow of this row after the row was read."""
+    try:
+        yield
+    except StorageCorruptError:
+        now = storage.read_catalog(row.workflow_id)
+        if now is None or now.incarnation != row.incarnation:
+            raise WorkflowNotFoundError(row.workflow_id) from None
+        raise

@@ -1,0 +1,345 @@
+"""Damage is seen: whatever accident befalls the bytes of a storage, a read gives the right value or
+`StorageCorruptError`, never a wrong value, another error, or none at all.
+
+Two things no checksum can tell. What disappears with all that names it (a catalog row in SQL) is
+not found. And the newest entries of a running workflow, where nothing but the journal knows of
+them, are as if they had not been written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import sqlite3
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psycopg
+import pytest
+from psycopg import sql
+
+from ray_workflows.storage import SqliteStorage, Storage, database
+from ray_workflows.storage.operations import Found
+from ray_workflows.storage.queries import read_sql
+from ray_workflows.storage.segments import FORMAT
+from ray_workflows.storage.shared import SharedStorage
+from tests.contract.damage import Layout, Piece, damages, fill, judge, put, reads, result
+from tests.journals.golden import DIRECTORY, look, seen_of, unpack
+from tests.put_once import MemoryObjectStorage, MemoryOperations
+
+#: Accidents for each layout in a test run. More by hand: $RAY_WORKFLOWS_DAMAGES.
+COUNT = int(os.environ.get("RAY_WORKFLOWS_DAMAGES", "150"))
+SEED = int(os.environ.get("RAY_WORKFLOWS_SEED", "1"))
+
+
+GOLDEN = DIRECTORY / "0.1.0"
+
+#: The last entry of "running".
+OBJECT_UNKNOWN: tuple[Piece, ...] = (("journal", "journal/i-running/0000000003"),)
+
+
+class Files:
+    """Files below a directory: what is journal, id, index, blob, each by its first directory."""
+
+    def __init__(self, root: Path, skipped: tuple[str, ...]) -> None:
+        self.root = root
+        self.skipped = skipped
+
+    def pieces(self) -> list[Piece]:
+        found = sorted(path for path in self.root.rglob("*") if path.is_file())
+        paths = [path.relative_to(self.root) for path in found]
+        return [(path.parts[0], str(path)) for path in paths if path.parts[0] not in self.skipped]
+
+    def read(self, piece: Piece) -> bytes:
+        return (self.root / piece[1]).read_bytes()
+
+    def write(self, piece: Piece, data: bytes) -> None:
+        path = self.root / piece[1]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+    def remove(self, piece: Piece) -> None:
+        (self.root / piece[1]).unlink(missing_ok=True)
+
+
+class Shared(Files):
+    """A shared directory. Holders are left out: what they say lasts for seconds."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root, ("holders", "clocks", "tmp", "layout"))
+        self.unknown_to_others = OBJECT_UNKNOWN
+
+    def storage(self) -> Storage:
+        return SharedStorage(self.root)
+
+
+class Objects:
+    """The keys of an object store."""
+
+    unknown_to_others = OBJECT_UNKNOWN
+
+    def __init__(self, root: Path) -> None:
+        self.operations = MemoryOperations(lambda: 5000.0)
+
+    def storage(self) -> Storage:
+        return MemoryObjectStorage(self.operations, lambda: 5000.0)
+
+    def pieces(self) -> list[Piece]:
+        keys = [key.partition("/") for key in sorted(self.operations.objects)]
+        skipped = ("holders", "clocks", "layout")
+        return [(kind, f"{kind}/{rest}") for kind, _, rest in keys if kind not in skipped]
+
+    def read(self, piece: Piece) -> bytes:
+        return self.operations.objects[piece[1]].data
+
+    def write(self, piece: Piece, data: bytes) -> None:
+        self.operations.objects[piece[1]] = Found(data, 5000.0)
+
+    def remove(self, piece: Piece) -> None:
+        self.operations.objects.pop(piece[1], None)
+
+
+class Rows:
+    """Rows of tables by their keys, without the columns of the key: what SQL storages have."""
+
+    #: Each table with the columns of its key, and the others.
+    tables: dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
+    mark = "?"
+    unknown_to_others: tuple[Piece, ...] = ()
+
+    def execute(self, query: str, values: Any = ()) -> list[Any]:
+        raise NotImplementedError
+
+    def pieces(self) -> list[Piece]:
+        found = []
+        for table, (key, _) in self.tables.items():
+            columns = ", ".join(key)
+            for row in self.execute(f"SELECT {columns} FROM {table} ORDER BY {columns}"):
+                found.append((table, tuple(row)))
+        return found
+
+    def where(self, piece: Piece) -> str:
+        return " AND ".join(f"{name} = {self.mark}" for name in self.tables[piece[0]][0])
+
+    def read(self, piece: Piece) -> Any:
+        columns = ", ".join(self.tables[piece[0]][1])
+        query = f"SELECT {columns} FROM {piece[0]} WHERE {self.where(piece)}"
+        (row,) = self.execute(query, piece[1])
+        return tuple(bytes(value) if isinstance(value, memoryview) else value for value in row)
+
+    def write(self, piece: Piece, data: Any) -> None:
+        key, others = self.tables[piece[0]]
+        marks = ", ".join([self.mark] * (len(key) + len(others)))
+        names = ", ".join((*key, *others))
+        values = (*piece[1], *data)
+        self.execute(f"INSERT INTO {piece[0]} ({names}) VALUES ({marks})", values)
+
+    def remove(self, piece: Piece) -> None:
+        self.execute(f"DELETE FROM {piece[0]} WHERE {self.where(piece)}", piece[1])
+
+
+CATALOG = (
+    *("seq", "status", "holder", "submitted_at", "started_at", "ended_at", "metadata"),
+    *("plan_digest", "error", "released", "digest"),
+)
+
+
+class Sqlite(Rows):
+    """The tables of an embedded storage, and its blob files."""
+
+    tables = {
+        # Rows are unique by their incarnations: exchanged with the journals they lead to.
+        "catalog": (("workflow_id",), ("incarnation", *CATALOG)),
+        "journal": (("incarnation", "seq"), ("commit_id", "entry")),
+    }
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.files = Files(
+            root, ("workflows.sqlite", "workflows.sqlite-wal", "workflows.sqlite-shm")
+        )
+
+    def storage(self) -> Storage:
+        return SqliteStorage(self.root)
+
+    def execute(self, query: str, values: Any = ()) -> list[Any]:
+        path = self.root / "workflows.sqlite"
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            # Damage knows no constraints; two rows of one incarnation can't be.
+            connection.execute("PRAGMA ignore_check_constraints = ON")
+            connection.execute("PRAGMA synchronous = OFF")
+            return connection.execute(query, values).fetchall()
+
+    def pieces(self) -> list[Piece]:
+        return [*super().pieces(), *self.files.pieces()]
+
+    def read(self, piece: Piece) -> Any:
+        return self.files.read(piece) if piece[0] == "blobs" else super().read(piece)
+
+    def write(self, piece: Piece, data: Any) -> None:
+        if piece[0] == "blobs":
+            self.files.write(piece, data)
+        else:
+            super().write(piece, data)
+
+    def remove(self, piece: Piece) -> None:
+        if piece[0] == "blobs":
+            self.files.remove(piece)
+        else:
+            super().remove(piece)
+
+
+class Postgres(Rows):
+    """The tables of a PostgreSQL schema."""
+
+    tables = {
+        **Sqlite.tables,
+        "blobs": (("id",), ("incarnation", "key", "size", "checksum")),
+        "blob_chunks": (("blob_id", "number"), ("data",)),
+    }
+    mark = "%s"
+    #: Its row says the same before it and after it, and is not written again.
+    unknown_to_others = (("journal", ("i-running", 3)),)
+    numbers = itertools.count()
+
+    def __init__(self, url: str) -> None:
+        self.schema = f"damage_{os.getpid()}_{next(self.numbers)}"
+        self.url = f"{url}{'&' if '?' in url else '?'}schema={self.schema}"
+        self.connection = psycopg.connect(url, autocommit=True)
+        self.connection.execute(sql.SQL("SET search_path = {}").format(sql.Identifier(self.schema)))
+
+    def storage(self) -> Storage:
+        from ray_workflows.storage.postgres import PostgresStorage
+
+        return PostgresStorage(self.url)
+
+    def execute(self, query: str, values: Any = ()) -> list[Any]:
+        cursor = self.connection.execute(query.encode(), values or None)
+        return cursor.fetchall() if cursor.description else []
+
+    def close(self) -> None:
+        self.connection.execute(f"DROP SCHEMA IF EXISTS {self.schema} CASCADE")
+        self.connection.close()
+
+
+LAYOUTS = {"sqlite": Sqlite, "shared": Shared, "objects": Objects, "postgres": Postgres}
+
+
+@pytest.fixture(params=LAYOUTS)
+def layout(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Layout]:
+    if request.param == "postgres":
+        with contextlib.closing(Postgres(request.getfixturevalue("postgres_url"))) as postgres:
+            yield postgres
+    else:
+        yield LAYOUTS[request.param](tmp_path / "store")
+
+
+def test_whatever_happens_a_read_is_right_or_says_damage(layout: Layout) -> None:
+    storage = layout.storage()
+    storage.open()
+    fill(storage)
+    storage.close()
+    before = {piece: layout.read(piece) for piece in layout.pieces()}
+    storage = layout.storage()
+    right = {name: result(read) for name, read in reads(storage).items()}
+    storage.close()
+    assert not [value for value in right.values() if isinstance(value, Exception)]
+    seen = happened = 0
+    for what, contents in itertools.islice(damages(layout, SEED), COUNT):
+        # What the database itself keeps from being does not count.
+        with contextlib.suppress(sqlite3.Error, psycopg.Error):
+            put(layout, contents)
+            happened += 1
+            storage = layout.storage()
+            for name, read in reads(storage).items():
+                try:
+                    found = result(read)
+                except Exception as error:
+                    raise AssertionError(f"{what}: {name} raised {error!r}") from error
+                judge((what, contents), name, right[name], found)
+                seen += found != right[name]
+            storage.close()
+        put(layout, {piece: before[piece] for piece in contents})
+    assert happened > COUNT / 2
+    assert seen > COUNT / 2
+
+
+# -- what releases before 0.2.0 wrote ----------------------------------------------------------
+
+
+def test_a_database_of_release_0_1_is_read_as_it_was(tmp_path: Path) -> None:
+    """Its rows have no digests, and its entries no links."""
+    with contextlib.closing(sqlite3.connect(tmp_path / "workflows.sqlite")) as connection:
+        connection.execute(f"PRAGMA application_id = {database.APPLICATION_ID}")
+        connection.executescript(read_sql("sqlite_schema_1.sql"))
+        connection.execute("PRAGMA user_version = 1")
+        connection.execute("PRAGMA journal_mode = WAL")
+        goldens = [json.loads(path.read_text()) for path in sorted(GOLDEN.glob("*.json"))]
+        for golden in goldens:
+            row = golden["row"]
+            values = [json.dumps(row[name]) if name == "metadata" else row[name] for name in row]
+            marks = ", ".join("?" * len(row))
+            connection.execute(f"INSERT INTO catalog ({', '.join(row)}) VALUES ({marks})", values)
+            for seq, (commit_id, entry) in enumerate(golden["entries"], 1):
+                values = [row["incarnation"], seq, commit_id, unpack(entry)]
+                connection.execute("INSERT INTO journal VALUES (?, ?, ?, ?)", values)
+        connection.commit()
+    storage = SqliteStorage(tmp_path)
+    storage.open()
+    for golden in goldens:
+        golden["seen"]["tasks"] = [seen_of(task) for task in golden["seen"]["tasks"]]
+        for key, data in golden["blobs"].items():
+            storage.write_blob(golden["row"]["incarnation"], key, [unpack(data)])
+        assert look(storage, golden["row"]["workflow_id"]) == golden["seen"]
+    storage.close()
+
+
+def test_a_row_that_an_earlier_release_has_changed_since_is_believed(tmp_path: Path) -> None:
+    """A coordinator of release 0.1 goes on beside a newer one: it knows nothing of digests."""
+    layout = Sqlite(tmp_path)
+    storage = layout.storage()
+    storage.open()
+    fill(storage)
+    before = storage.read_catalog("running")
+    assert before is not None
+    layout.execute(
+        "UPDATE catalog SET seq = seq + 1, holder = 'h-old' WHERE workflow_id = 'running'"
+    )
+    assert storage.read_catalog("running") == msgspec.structs.replace(
+        before, seq=before.seq + 1, holder="h-old"
+    )
+    storage.close()
+
+
+def test_objects_of_release_0_1_are_read(tmp_path: Path) -> None:
+    """They don't say under which key they were written."""
+    layout = Objects(tmp_path)
+    storage = layout.storage()
+    storage.open()
+    fill(storage)
+    right = {name: result(read) for name, read in reads(storage).items()}
+    storage.close()
+    for piece in layout.pieces():
+        data = layout.read(piece)
+        if piece[0] == "blobs":
+            size = int.from_bytes(data[4:8], "big")
+            head = without_key(piece[1], data[8 : 8 + size])
+            layout.write(piece, data[:4] + len(head).to_bytes(4, "big") + head + data[8 + size :])
+        else:
+            body = without_key(piece[1], data[5:])
+            layout.write(piece, FORMAT + zlib.crc32(body).to_bytes(4, "big") + body)
+    storage = layout.storage()
+    assert {name: result(read) for name, read in reads(storage).items()} == right
+    storage.close()
+
+
+def without_key(key: str, body: bytes) -> bytes:
+    """A record without its last field."""
+    *fields, last = msgspec.msgpack.decode(body)
+    assert last == key
+    return msgspec.msgpack.encode(fields)
