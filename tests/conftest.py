@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.metadata
 import os
+import secrets
 import shutil
 import sys
 import tempfile
@@ -19,6 +20,10 @@ from tests.units import SharingOut, tell_units
 
 # Before the first test module imports them.
 pytest.register_assert_rewrite("ray_workflows.testing")
+
+#: Names the home directory of all tests. The user's may be missing or read-only, and its settings
+#: and tokens are not for tests.
+HOME_VARIABLE = "RAY_WORKFLOWS_TEST_HOME"
 
 # Ray reads it when it is imported, and what needs no cluster must not import Ray here.
 os.environ.update(LOOPBACK)
@@ -36,6 +41,15 @@ def pytest_report_header() -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if HOME_VARIABLE not in os.environ:
+        # Processes that share the tests out inherit it.
+        home = tempfile.TemporaryDirectory(prefix="rw-home-", ignore_cleanup_errors=True)
+        os.environ["HOME"] = os.environ[HOME_VARIABLE] = home.name
+        # Clusters that start at the same time would each make one, in place of the other's.
+        token = Path(home.name, ".ray", "auth_token")
+        token.parent.mkdir()
+        token.write_text(secrets.token_hex(32))
+        config.add_cleanup(home.cleanup)
     if config.getoption("numprocesses", None):
         config.pluginmanager.register(SharingOut())
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -30,6 +31,8 @@ RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Silences a warning about accelerators.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Else Ray makes one and keeps it in the home directory, which may be missing or read-only.
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
 }
 
 
