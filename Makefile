@@ -36,8 +36,8 @@ quickstart: setup ## Run the examples and the main job: a pipeline that survives
 # alone.
 WORKERS ?= 3
 
-test: setup ## Run all tests
-	$(BIN)/python -m pytest -n $(WORKERS)
+test: setup ## Run all tests, or TESTS="tests/cli -k name"
+	$(BIN)/python -m pytest -n $(WORKERS) $(TESTS)
 
 test-matrix: setup test-oldest-ray ## Run the tests that need Ray on its oldest supported release and on the newest
 	$(BIN)/python -m pytest -n $(WORKERS) $(RAY_TESTS)

@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -124,7 +125,8 @@ def test_no_cluster_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_head_closes_the_pipe(store: Store, environment: dict[str, str]) -> None:
     appends = [make_append(f"w{i}", 0, error="x" * 100) for i in range(5000)]
     assert store.storage.commit(appends) == [OK] * 5000
-    pipeline = f"{' '.join(COMMAND)} list --all --storage {store.directory} | head -n 1"
+    command = [*COMMAND, "list", "--all", "--storage", str(store.directory)]
+    pipeline = f"{shlex.join(command)} | head -n 1"
     result = subprocess.run(
         ["sh", "-c", pipeline],
         env=environment,

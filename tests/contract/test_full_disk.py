@@ -22,6 +22,8 @@ from ray_workflows.testing.builders import OK, fill, make_append, state
 from tests.disks import SmallDisk, small_disk
 from tests.postgres import PostgresServer, installation
 
+pytestmark = pytest.mark.administrator
+
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[SmallDisk]:

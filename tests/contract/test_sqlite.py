@@ -767,6 +767,7 @@ def others_storage():
     shutil.rmtree(root)
 
 
+@pytest.mark.administrator
 def test_looking_without_the_right_to_write(others_storage):
     others_storage.close()
     before = tree(others_storage.directory)
@@ -780,6 +781,7 @@ def test_looking_without_the_right_to_write(others_storage):
     assert found == ["w", "w2"] or isinstance(found, StorageUnavailableError)
 
 
+@pytest.mark.administrator
 def test_looking_without_the_right_to_write_while_others_write(others_storage):
     with child(look_as_nobody, others_storage.directory) as (_, pipe):
         assert receive(pipe) == ["w"]
@@ -788,6 +790,7 @@ def test_looking_without_the_right_to_write_while_others_write(others_storage):
         assert receive(pipe) == ["w", "w2"]
 
 
+@pytest.mark.administrator
 def test_looking_without_the_right_to_write_past_a_log(others_storage):
     """As after a crash: what was committed last is in the log, which can't be read from here."""
     left = Path(others_storage.directory).parent / "left"
@@ -801,6 +804,7 @@ def test_looking_without_the_right_to_write_past_a_log(others_storage):
     assert "-wal" in str(error)
 
 
+@pytest.mark.administrator
 def test_looking_without_the_right_to_read(others_storage):
     Path(others_storage.writer.path).chmod(0o600)
     with child(look_as_nobody, others_storage.directory) as (_, pipe):

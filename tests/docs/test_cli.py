@@ -88,7 +88,7 @@ def test_the_examples_run(tmp_path: Path) -> None:
     store.storage.close()
     (tmp_path / "bin").mkdir()
     command = tmp_path / "bin" / "ray-workflows"
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m ray_workflows.cli "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m ray_workflows.cli "$@"\n')
     command.chmod(0o755)
     lines = [line for line in examples() if line.split()[1] not in PARSED]
     script = "set -ex\n" + "\n".join(lines).replace("/data/workflows", str(store.directory))

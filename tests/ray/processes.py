@@ -27,7 +27,7 @@ class DriverProcess:
     """A driver script in its own process group; used as a context, it leaves nothing running."""
 
     def __init__(
-        self, directory: Path, code: str, *, python: str = sys.executable, **env: str
+        self, directory: Path, code: str, *, python: str | None = None, **env: str
     ) -> None:
         self.path = directory / "driver.py"
         self.path.write_text(textwrap.dedent(code))
@@ -47,7 +47,7 @@ class DriverProcess:
         }
         with self.output.open("wb") as log:
             self.process = subprocess.Popen(
-                [python, str(self.path)],
+                [python or sys.executable, str(self.path)],
                 cwd=directory,
                 env=environment,
                 stdout=log,

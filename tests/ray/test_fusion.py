@@ -178,17 +178,15 @@ def test_continuations_and_caught_errors_in_a_run(wid: str, marks: Marks) -> Non
 def test_a_worker_that_dies_in_a_run(wid: str, marks: Marks) -> None:
     @ray.remote(max_retries=1)
     def fragile(marks, index, seen, gate=None):
-        if index == 15:
-            marks.add("guilty")
-            if marks.count("guilty") <= 2:
-                os.kill(os.getpid(), signal.SIGKILL)
+        # It dies until it was charged, however often it dies in a run before.
+        if index == 15 and workflow.current().attempt == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
         return [*seen, index]
 
     for _ in range(ENOUGH):
         workflow.run(fragile.bind(marks, None, []))
     dag = chain(marks, 30, function=fragile)
     assert workflow.run(dag, workflow_id=wid) == list(range(30))
-    assert marks.count("guilty") == 3
     attempts = [task.attempts for task in workflow.get_tasks(wid)]
     assert attempts[15] == 2
     assert attempts[16:] == [1] * 14

@@ -181,7 +181,15 @@ def postgres(tmp_path: Path, server: str) -> Iterator[Home]:
 # Some faults are waited for until a time is over, in each of several processes.
 @pytest.mark.timeout(400)
 @pytest.mark.own_cluster
-@pytest.mark.parametrize("home", [embedded, shared, s3, postgres])
+@pytest.mark.parametrize(
+    "home",
+    [
+        pytest.param(embedded, marks=pytest.mark.administrator),
+        pytest.param(shared, marks=pytest.mark.administrator),
+        s3,
+        postgres,
+    ],
+)
 def test_a_workflow_outlives_the_troubles_of_its_storage(
     home: Callable[[Path, str], object], request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:

@@ -185,6 +185,7 @@ def test_what_goes_wrong_with_the_bytes_is_raised_as_it_is(tmp_path: Path) -> No
         assert not any((tmp_path / "i").iterdir())
 
 
+@pytest.mark.administrator
 @pytest.mark.parametrize("size", [BUFFER_BYTES - 1, BUFFER_BYTES + 1, 2 * BUFFER_BYTES])
 def test_a_file_system_that_refuses_direct_writes(tmp_path: Path, size: int) -> None:
     with small_disk(tmp_path / "disk", kind="ramfs") as disk:
