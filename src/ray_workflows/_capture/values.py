@@ -21,7 +21,7 @@ from ray_workflows._capture.pickling import (
     unpickle_plain,
     unpickle_value,
 )
-from ray_workflows._codec.envelope import plain_head, seal, unseal
+from ray_workflows._codec.envelope import Envelope, plain_head, seal, unseal
 from ray_workflows._codec.placeholders import OBJECT_REF, OBJECT_VALUE, placeholder
 from ray_workflows._environment.cluster import call_inside, is_outside
 from ray_workflows._model.blobs import BlobStore
@@ -241,6 +241,10 @@ class ValueReader:
         else:
             view = data
         envelope = unseal(view, where=where, codecs=self.storage.codecs)
+        return self.opened(envelope, where=where, resolve=resolve)
+
+    def opened(self, envelope: Envelope, *, where: str, resolve: Callable[[str, int], Any]) -> Any:
+        """The Python value in an envelope."""
 
         def resolve_objects(kind: str, index: int) -> Any:
             if kind == OBJECT_REF:
@@ -276,23 +280,9 @@ class ValueReader:
 
         One that could not be stored, or whose class is not here, is a plain RayTaskError.
         """
-        cause: BaseException | None = None
-        if error.exception is not None:
-            try:
-                cause = self.read(error.exception, where=where)
-            except Exception as failure:
-                cause = RuntimeError(
-                    f"{error.type_name}: {error.message} (it can't be restored here: {failure})"
-                )
-        if cause is None and error.type_name == SignalTimeoutError.__name__:
-            # Made by the engine, which pickles nothing.
-            cause = SignalTimeoutError(error.message)
-        if cause is None:
-            cause = RuntimeError(f"{error.type_name}: {error.message}")
-        if isinstance(cause, ray.exceptions.RayError) or not isinstance(cause, Exception):
-            return cause
-        text = error.traceback or f"{error.type_name}: {error.message}"
-        return as_task_error(where, text, cause)
+        exception = error.exception
+        read = None if exception is None else lambda: self.read(exception, where=where)
+        return restored_error(error, where, read)
 
     def read_outcome(self, outcome: Outcome, *, where: str) -> Any:
         """What a consumer of a task gets."""
@@ -302,6 +292,39 @@ class ValueReader:
         assert outcome.value is not None
         value = self.read(outcome.value, where=where)
         return (value, None) if outcome.wrapped else value
+
+
+def restored_error(
+    error: ErrorInfo, where: str, read: Callable[[], BaseException] | None
+) -> BaseException:
+    """An error as Ray raises it, see `ValueReader.read_error`.
+
+    Args:
+        error: all that is known of it but the exception.
+        where: whose error it is.
+        read: gives the exception; None if it was not stored.
+    """
+    cause: BaseException | None = None
+    if read is not None:
+        try:
+            cause = read()
+        except Exception as failure:
+            cause = RuntimeError(
+                f"{error.type_name}: {error.message} (it can't be restored here: {failure})"
+            )
+    if cause is None and error.type_name == SignalTimeoutError.__name__:
+        # Made by the engine, which pickles nothing.
+        cause = SignalTimeoutError(error.message)
+    if cause is None:
+        cause = RuntimeError(f"{error.type_name}: {error.message}")
+    if isinstance(cause, ray.exceptions.RayError) or not isinstance(cause, Exception):
+        return cause
+    return as_task_error(where, error_text(error), cause)
+
+
+def error_text(error: ErrorInfo) -> str:
+    """The traceback of an error; its type and message where there is none."""
+    return error.traceback or f"{error.type_name}: {error.message}"
 
 
 def as_task_error(where: str, text: str, cause: Exception) -> BaseException:

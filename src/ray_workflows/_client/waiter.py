@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import ray
 
+from ray_workflows._capture.unopened import UnopenedReader
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.outputs import POLL_SECONDS, Awaited, read_output
 from ray_workflows._coordinator.requests import Watched
@@ -56,6 +57,15 @@ def read_all(connection: Connection, answered: list[tuple[str, Watched]]) -> lis
             value = OutputError(error)
         found.append(Seen(watched.row.incarnation, value))
     return found
+
+
+class UnopenedConnection(Connection):
+    """A connection of which outputs come as they were stored: a value whose unpickling hangs, or
+    ends the process, is its driver's trouble, and nobody else's."""
+
+    def values(self, incarnation: str) -> UnopenedReader:
+        """Reads the values of a workflow without unpickling them."""
+        return UnopenedReader(self.storage, incarnation)
 
 
 def is_at_hand(watched: Watched) -> bool:
@@ -145,7 +155,7 @@ class Waiter:
         async with self.connecting:
             if self.connection is None:
                 description = await self.coordinator.describe.remote()
-                self.connection = Connection(self.coordinator, description)
+                self.connection = UnopenedConnection(self.coordinator, description)
         return self.connection
 
     async def wait(self, workflow_id: str, after: int | None, known_to: str = "") -> Seen:
@@ -184,7 +194,7 @@ class Waiter:
                 polled = POLLED.decode(await self.coordinator.poll.remote(poll))
                 if polled.seen:
                     if all(is_at_hand(watched) for _, watched in polled.seen):
-                        # A thread would cost more than to unpickle what is so small.
+                        # A thread would cost more than to take apart what is so small.
                         found = read_all(connection, polled.seen)
                     else:
                         found = await asyncio.to_thread(read_all, connection, polled.seen)
