@@ -34,6 +34,7 @@ from ray_workflows.testing.builders import (
     make_append,
     make_holder,
     make_row,
+    state,
 )
 from ray_workflows.testing.clock import VirtualClock
 from tests.put_once import Crash, Interrupted, MemoryObjectStorage, MemoryOperations
@@ -655,13 +656,44 @@ def test_names_sort_like_what_they_stand_for() -> None:
         assert len(last) <= 255
 
 
-def test_foreign_names_are_no_entries(world: World) -> None:
-    fill(world.storage, "w")
-    for name in ("x", ".nfs0001", "a.b.c.d.e.f.g.h"):
-        world.operations.put(f"index/open/{name}", b"")
-    assert list_ids(world.process()) == ["w"]
-    world.sweep()
-    assert list_ids(world.process()) == ["w"]
+#: What programs and file systems leave in directories of others.
+STRAYS = (
+    *(".nfs000000000012ab", ".DS_Store", "._0000000001", "Thumbs.db", "lost+found", ".snapshot"),
+    *("0000000001~", "#0000000001#", ".0000000001.swp", "0000000001.bak", "0000000001 (copy)"),
+    *("x", "a.b.c.d.e.f.g.h", "", "00", "9999999999999999999"),
+)
+
+
+def test_foreign_names_are_passed_over(world: World) -> None:
+    """In every directory, by every verb, and nothing of them is changed."""
+    storage = world.storage
+    fill(storage, "w", 3)
+    fill(storage, "ended", 2, status=S)
+    blob = storage.write_blob(incarnation_of("w"), "key", [b"value"])
+    storage.renew_holder(make_holder("h1"), 15.0)
+    assert storage.delete("ended", incarnation_of("ended"), 2) == OK
+    fill(storage, "later", 1, status=S)
+    directories = {key.rpartition("/")[0] for key in world.operations.objects if "/" in key}
+    strays = {f"{directory}/{name}" for directory in directories for name in STRAYS}
+    for key in strays:
+        world.operations.put(key, b"not ours")
+    assert [holder.holder_id for holder in world.process().read_holders()] == ["h1"]
+    for process in (world.process(), world.process()):
+        assert list_ids(process) == ["later", "w"]
+        assert list_ids(process, newest_first=True, statuses=(S,)) == ["later"]
+        assert len(state(process, "w")[1]) == 3
+        assert bytes(process.read_blob(incarnation_of("w"), blob)) == b"value"
+        world.pass_time(3 * DAY)
+        process.sweep(DAY)
+    assert process.commit([make_append("w", 3, status=S)]) == [OK]
+    fill(process, "ended", 1, incarnation="i-again")
+    assert list_ids(world.process(), statuses=(S,)) == ["later", "w"]
+    assert process.delete("later", incarnation_of("later"), 1) == OK
+    world.pass_time(DAY)
+    process.sweep(DAY)
+    left = {key for key in strays if key in world.operations.objects}
+    # What lies among the blobs or parts of a deleted workflow goes with them.
+    assert {key for key in strays - left if not key.startswith(("blobs/", "parts/"))} == set()
 
 
 def test_a_reader_that_may_not_write_reads_the_truth(world: World) -> None:

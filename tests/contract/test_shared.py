@@ -357,3 +357,34 @@ def test_a_rival_on_another_machine_is_fenced(storage: SharedStorage) -> None:
     assert storage.commit([make_append("w", 2, holder="me")]) == [STALE]
     assert storage.read_catalog("w").holder == "other"
     other.close()
+
+
+# -- what others leave in the directory -------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "shared"])
+def test_strays_beside_and_among_blobs(tmp_path: Path, kind: str) -> None:
+    """As file systems, file managers and editors leave them; one of them can't be removed."""
+    storage: Storage = (SqliteStorage if kind == "sqlite" else SharedStorage)(tmp_path)
+    storage.open()
+    for name in ("w", "ended"):
+        fill(storage, name, 2, status=SUCCESSFUL)
+    blob = storage.write_blob(incarnation_of("w"), "key", [b"value"])
+    storage.write_blob(incarnation_of("ended"), "key", [b"value"])
+    blobs = tmp_path / "blobs"
+    for directory in (blobs, blobs / incarnation_of("w"), blobs / incarnation_of("ended")):
+        for name in (".nfs0000012ab", ".DS_Store", "key~", "#key#"):
+            (directory / name).write_bytes(b"not ours")
+        # As a .nfs file that another machine has open.
+        (directory / ".nfs0000busy").mkdir()
+    (blobs / "lost+found").mkdir()
+    for path in blobs.rglob("*"):
+        os.utime(path, (1000.0, 1000.0))
+    assert storage.delete("ended", incarnation_of("ended"), 2) is OK
+    storage.sweep(0.0)
+    assert bytes(storage.read_blob(incarnation_of("w"), blob)) == b"value"
+    assert list_ids(storage) == ["w"]
+    assert not list(blobs.glob(f"{incarnation_of('ended')}/key"))
+    assert (blobs / "lost+found").is_dir()
+    assert (blobs / ".DS_Store").exists()
+    storage.close()

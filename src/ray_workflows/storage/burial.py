@@ -6,6 +6,7 @@ append to it. Knows nothing of what is deleted and why.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Protocol, TypeVar
@@ -13,13 +14,14 @@ from typing import Protocol, TypeVar
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageCorruptError
 from ray_workflows.storage.entries import OPEN, SETTLED, Entry, parse, short_hash
-from ray_workflows.storage.holders import CLOCKS, HOLDERS
+from ray_workflows.storage.holders import CLOCK_NAME, CLOCKS, HOLDER_NAME, HOLDERS
 from ray_workflows.storage.index import Index
 from ray_workflows.storage.journals import (
     GRAVE_SECONDS,
     READING_SECONDS,
     segment_key,
 )
+from ray_workflows.storage.records import is_name
 from ray_workflows.storage.segments import (
     Grave,
     Segment,
@@ -28,6 +30,8 @@ from ray_workflows.storage.segments import (
     new_nonce,
     tombstone,
 )
+
+logger = logging.getLogger(__name__)
 
 Work = TypeVar("Work")
 
@@ -129,12 +133,18 @@ class Burial:
         """Finish interrupted burials; remove the graves that nobody can stumble into any more."""
         found: set[str] = set()
         finished = 0
-        for listed in list(self.operations.list(GRAVES)):
+        for listed in filter(lambda each: is_name(each.name), list(self.operations.list(GRAVES))):
             key = f"{GRAVES}/{listed.name}"
             object = self.operations.get(key)
             if object is None:
                 continue
-            grave = decode(Grave, object.data, key)
+            try:
+                grave = decode(Grave, object.data, key)
+            except StorageCorruptError as error:
+                # Not ours, or damaged: then the name tells whose grave it is, and it stays.
+                logger.warning("A deletion is not finished: %s", error)
+                found.add(short_hash(listed.name))
+                continue
             found.add(short_hash(grave.incarnation))
             if not grave.done:
                 self.bury(grave.incarnation, grave.workflow_id, grave.entries)
@@ -216,13 +226,14 @@ class Burial:
                 if written is not None and written.modified <= now - READING_SECONDS:
                     self.abandon(incarnation, workflow_id)
 
-        unknown = self.unknown(self.operations.list_prefixes("journal"), known)
+        names = filter(is_name, self.operations.list_prefixes("journal"))
+        unknown = self.unknown(names, known)
         self.each(unknown, visit)
 
     def visit_blobs(self, before: float, known: set[str]) -> int:
         """Blobs of no workflow, older than that time; of how many incarnations."""
         swept = 0
-        for incarnation in self.blobs.incarnations():
+        for incarnation in filter(is_name, self.blobs.incarnations()):
             if short_hash(incarnation) in known:
                 self.blobs.remove_temporaries(incarnation, before)
                 continue
@@ -235,11 +246,14 @@ class Burial:
 
     def visit_holders(self, now: float) -> None:
         """Forget those long dead, and what was written to learn the time."""
-        for prefix, age in ((HOLDERS, HOLDER_SECONDS), (CLOCKS, CLOCK_SECONDS)):
+        for prefix, name, age in (
+            (HOLDERS, HOLDER_NAME, HOLDER_SECONDS),
+            (CLOCKS, CLOCK_NAME, CLOCK_SECONDS),
+        ):
             old = [
                 f"{prefix}/{listed.name}"
                 for listed in self.operations.list(prefix)
-                if listed.modified <= now - age
+                if listed.modified <= now - age and name.fullmatch(listed.name)
             ]
             self.operations.delete(old)
 

@@ -24,6 +24,7 @@ from ray_workflows.storage.records import (
     check_name,
     checked,
     describe_blob,
+    is_name,
     slices,
 )
 from ray_workflows.storage.syncing import sync, sync_directory
@@ -209,14 +210,18 @@ class BlobFiles:
         return os.path.isdir(self.directory(incarnation))
 
     def delete(self, incarnation: str) -> None:
-        """Delete all blobs of an incarnation. Values mapped before stay readable."""
+        """Delete all blobs of an incarnation. Values mapped before stay readable.
+
+        What others have put there goes too if it can; if not, it stays, and the directory with it.
+        """
         directory = self.directory(incarnation)
         self.named.discard(directory)
         with io_errors(directory):
             for attempt in range(ATTEMPTS):
                 try:
                     for name in os.listdir(directory):
-                        with contextlib.suppress(FileNotFoundError):
+                        gone = FileNotFoundError if is_ours(name) else OSError
+                        with contextlib.suppress(gone):
                             os.unlink(os.path.join(directory, name))
                     os.rmdir(directory)
                 except FileNotFoundError:
@@ -224,6 +229,8 @@ class BlobFiles:
                 except OSError as error:
                     # A writer added a file after the listing.
                     again = error.errno in (errno.ENOTEMPTY, errno.EEXIST)
+                    if again and not any(map(is_ours, os.listdir(directory))):
+                        break
                     if not again or attempt == ATTEMPTS - 1:
                         raise
                 else:
@@ -236,7 +243,7 @@ class BlobFiles:
             return sorted(
                 entry.name
                 for entry in entries
-                if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
+                if is_name(entry.name) and entry.is_dir(follow_symlinks=False)
             )
 
     def newest(self, incarnation: str) -> float | None:
@@ -254,6 +261,11 @@ class BlobFiles:
     def remove_temporaries(self, incarnation: str, before: float) -> None:
         """Remove what writers left that were killed before that time."""
         remove_temporaries(self.directory(incarnation), before)
+
+
+def is_ours(name: str) -> bool:
+    """Whether a file in the directory of an incarnation is a blob, or was to become one."""
+    return is_name(name) or name.startswith(TEMPORARY_PREFIX)
 
 
 def remove_temporaries(directory: str, before: float) -> None:

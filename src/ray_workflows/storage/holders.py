@@ -5,6 +5,7 @@ A holder's lease is an object that it puts again and again; the store says when 
 
 from __future__ import annotations
 
+import logging
 import re
 import uuid
 from collections.abc import Callable
@@ -14,9 +15,12 @@ from threading import Lock
 import msgspec
 
 from ray_workflows._model.catalog import Holder
+from ray_workflows.exceptions import StorageCorruptError
 from ray_workflows.storage.entries import short_hash
 from ray_workflows.storage.operations import Crew, Operations
 from ray_workflows.storage.segments import Lease, decode, encode
+
+logger = logging.getLogger(__name__)
 
 HOLDERS = "holders"
 CLOCKS = "clocks"
@@ -28,8 +32,9 @@ ALIVE_SECONDS = 3.0
 
 NEVER = float("-inf")
 
-#: The names of holders. Others in the directory are not of this package.
+#: The names of holders and clocks. Others in the directories are not of this package.
 HOLDER_NAME = re.compile(r"[0-9a-f]{20}")
+CLOCK_NAME = re.compile(r"[0-9a-f]{32}")
 
 
 class Holders:
@@ -70,18 +75,23 @@ class Holders:
         self.operations.delete([holder_key(holder_id)])
 
     def read(self) -> list[Holder]:
-        """All holders, by id."""
+        """All holders, by id. One that can't be read is left out: a live one is put again soon."""
         names = [listed.name for listed in self.operations.list(HOLDERS)]
         keys = [f"{HOLDERS}/{name}" for name in names if HOLDER_NAME.fullmatch(name)]
         found = self.crew.together([partial(self.operations.get, key) for key in keys])
         holders = []
         for key, object in zip(keys, found, strict=True):
-            if object is not None:
+            if object is None:
+                continue
+            try:
                 lease = decode(Lease, object.data, key)
-                until = object.modified + lease.seconds
-                holders.append(msgspec.structs.replace(lease.holder, lease_until=until))
-                with self.lock:
-                    self.seen_now = max(self.seen_now, object.modified)
+            except StorageCorruptError as error:
+                logger.warning("A holder is passed over: %s", error)
+                continue
+            until = object.modified + lease.seconds
+            holders.append(msgspec.structs.replace(lease.holder, lease_until=until))
+            with self.lock:
+                self.seen_now = max(self.seen_now, object.modified)
         return sorted(holders, key=lambda holder: holder.holder_id)
 
     def is_ours(self, holder_id: str) -> bool:

@@ -63,12 +63,18 @@ def check_appends(appends: Sequence[Append]) -> None:
 
 def check_name(kind: str, name: str) -> str:
     """Return a blob key or incarnation, or raise ValueError if it can't name a file."""
-    if len(name) > MAX_NAME_LENGTH or not SAFE_NAME.match(name):
+    if not is_name(name):
         raise ValueError(
             f"{kind} {name!r} can't be a name in the storage. Use up to {MAX_NAME_LENGTH} ASCII "
             f"letters, digits, '-', '_' and '.', and no '.' at the start."
         )
     return name
+
+
+def is_name(name: str) -> bool:
+    """Whether something can be the name of a blob or an incarnation: what others leave in a
+    directory mostly can't."""
+    return len(name) <= MAX_NAME_LENGTH and SAFE_NAME.match(name) is not None
 
 
 def check_limit(limit: int) -> int:

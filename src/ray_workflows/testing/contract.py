@@ -14,10 +14,13 @@ from ray_workflows.testing.blob_contract import BlobContract
 from ray_workflows.testing.builders import OK, fill, make_append, make_holder, state
 from ray_workflows.testing.catalog_contract import CatalogContract
 from ray_workflows.testing.journal_contract import JournalContract
+from ray_workflows.testing.reader_contract import ReaderContract
 from ray_workflows.testing.shared_contract import SharedContract
 
 
-class StorageContract(JournalContract, CatalogContract, BlobContract, SharedContract):
+class StorageContract(
+    JournalContract, CatalogContract, BlobContract, ReaderContract, SharedContract
+):
     """Every promise of `Storage`, as tests. Subclass it in a test module of your backend.
 
     Override the fixture ``storage`` so that it yields an open, empty storage for each test, and
