@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ray_workflows._environment import archive, capture, modules, packages, snapshot
+from ray_workflows._environment import archive, capture, modules, packages, snapshot, sources
 from ray_workflows._environment.compare import Here, changed_modules, diff, obstacles
 from ray_workflows._environment.record import Module, Record, decode, encode
 from ray_workflows.exceptions import PackageTooLargeError
@@ -213,21 +213,17 @@ def test_links_are_followed_to_code_alone(
 
 
 def test_a_module_that_is_gone_is_left_out(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The project was moved, or it is in an archive: nothing to take, and nothing to fail for."""
+    """The project was moved: nothing to take, and nothing to fail for."""
     monkeypatch.syspath_prepend(str(project))
     (project / "rw_gone.py").touch()
-    with zipfile.ZipFile(project / "archive.zip", "w") as packed:
-        packed.writestr("rw_zipped.py", "")
-    monkeypatch.syspath_prepend(str(project / "archive.zip"))
+    importlib.import_module("rw_gone")
     try:
-        for name in ("rw_gone", "rw_zipped"):
-            importlib.import_module(name)
         (project / "rw_gone.py").unlink()
-        reached = reach(project, "rw_gone", "rw_zipped")
+        reached = reach(project, "rw_gone")
     finally:
-        for name in ("rw_gone", "rw_zipped"):
-            sys.modules.pop(name, None)
-    assert reached.files == {}
+        sys.modules.pop("rw_gone", None)
+    assert reached.files == reached.installed == {}
+    assert "is gone" in reached.skipped["rw_gone"]
 
 
 def test_the_package_of_a_script_is_found() -> None:
@@ -263,8 +259,8 @@ def test_a_module_that_does_not_parse_is_taken_as_it_is(project: Path) -> None:
 def test_what_was_typed_is_searched() -> None:
     main = types.ModuleType("__main__")
     exec("import json as j\ndef f():\n    def g():\n        import rw_typed.x\n", vars(main))
-    vars(main)["In"] = ["import rw_cell", "%magic", "from rw_other import x"]
-    found = modules.imports_typed(vars(main))
+    cells = ["import rw_cell", "%magic", "from rw_other import x"]
+    found = sources.imports_typed(vars(main), cells)
     assert {"json", "rw_typed", "rw_cell", "rw_other"} <= found
 
 

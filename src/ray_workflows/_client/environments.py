@@ -115,6 +115,7 @@ def get_environment(reader: Reader, workflow_id: str) -> EnvironmentInfo:
         resumed=tuple(found.resumed),
         differences=tuple(differences),
         diffs=diffs,
+        skipped=dict(record.skipped) if record else {},
     )
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 
 import ray
 
+from ray_workflows._environment.loaded import all_modules, file_of
 from ray_workflows._environment.ray_private import UNPACKED
 
 #: Directories larger than this are not searched for modules that were not imported yet.
@@ -43,6 +44,14 @@ def library_directories() -> tuple[str, ...]:
     return tuple(os.path.realpath(path) for path in found if path)
 
 
+@functools.cache
+def standard_directories() -> tuple[str, ...]:
+    """Where the modules lie that come with Python, as they are imported and as they are."""
+    paths = sysconfig.get_paths()
+    found = [paths["stdlib"], paths["platstdlib"]]
+    return tuple(dict.fromkeys([*found, *map(os.path.realpath, found)]))
+
+
 def is_below(path: str, directories: Iterable[str]) -> bool:
     return any(path == top or path.startswith(top + os.sep) for top in directories)
 
@@ -52,15 +61,21 @@ def is_unpacked(path: str) -> bool:
     return f"{os.sep}{UNPACKED}{os.sep}" in path
 
 
+def is_installed(path: str) -> bool:
+    """Whether a path is in a directory of installed packages, by its name."""
+    return any(part in f"{path}{os.sep}" for part in INSTALLED)
+
+
 @functools.lru_cache(maxsize=65536)
 def own_file(path: str) -> str | None:
     """The real path of a module of the user's; None for one of an installed package, or of one of
     the packages of a runtime_env, which are known as such."""
     real = os.path.realpath(path)
-    if is_unpacked(real):
+    if is_unpacked(real) or is_installed(real):
         return None
-    if any(part in f"{real}{os.sep}" for part in INSTALLED):
-        return None
+    there = os.path.abspath(path)
+    if is_below(there, standard_directories()) and not is_installed(there):
+        return None  # A link to elsewhere: Debian's sitecustomize lies in /etc.
     return None if is_below(real, library_directories()) else real
 
 
@@ -83,9 +98,9 @@ def import_directories() -> tuple[str, ...]:
 def imported_files(directories: tuple[str, ...], modules: int) -> frozenset[str]:
     """Files of the user's modules in this process, of which there are so many in all."""
     files = set()
-    for module in list(sys.modules.values()):
-        path = getattr(module, "__file__", None)
-        real = own_file(path) if path and path.endswith(".py") else None
+    for _, module in all_modules():
+        path = file_of(module)
+        real = own_file(path) if path.endswith(".py") else None
         if real and is_below(real, directories):
             files.add(real)
     return frozenset(files)

@@ -1,28 +1,31 @@
 """The user's own modules that tasks reach: those that are imported here, and what they import.
 
-Found without running anything: from ``sys.modules``, and from the import statements of the user's
-files, of the script, and of what was typed into a notebook.
+Found without running anything of the user's: from ``sys.modules``, and from the import statements
+of the user's files, of the script, and of what was typed into a notebook. What can't be read is
+left out, and `Reached.skipped` says so.
 """
 
 from __future__ import annotations
 
-import ast
-import dis
-import functools
 import importlib.metadata
-import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from importlib.machinery import ModuleSpec, PathFinder
-from types import CodeType, FunctionType, ModuleType
-from typing import Any
-
-from ray.remote_function import RemoteFunction
 
 from ray_workflows._environment.archive import walk
+from ray_workflows._environment.beside import data_beside
 from ray_workflows._environment.capture import PACKAGE_NAME, is_unpacked, own_file
-from ray_workflows._environment.ray_private import remote_body
+from ray_workflows._environment.loaded import (
+    all_modules,
+    cells,
+    file_of,
+    names_in,
+    parts_of,
+    text_in,
+)
+from ray_workflows._environment.sources import imports_typed, read_source
+from ray_workflows._environment.zipped import unzipped
 
 
 class Reached:
@@ -35,6 +38,8 @@ class Reached:
         #: Top-level names that are the user's own, and versions of those that are installed.
         self.own: set[str] = set()
         self.installed: dict[str, str] = {}
+        #: What was left out, by the name of a module or file, and why.
+        self.skipped: dict[str, str] = {}
 
     def follow(self, names: Iterable[str]) -> None:
         """Add modules and all that they import."""
@@ -48,7 +53,7 @@ class Reached:
             found = files_at(name, place, is_own)
             if found:
                 self.own.add(name)
-                self.files.update(found)
+                self.keep(found)
             else:
                 # Those in packages of the runtime_env are stored with these.
                 found = files_at(name, place, is_unpacked)
@@ -56,30 +61,50 @@ class Reached:
                 self.installed[name] = version_of(name)
             for path in found.values():
                 if path.endswith(".py"):
-                    new = imports_of(path, *stat_of(path)) - seen
+                    new = read_source(path).imports - seen
                     seen |= new
                     pending += sorted(new)
+
+    def keep(self, found: dict[str, str]) -> None:
+        """Add the files of a module that can be read; a single module's with the data beside it."""
+        if len(found) == 1 and "/" not in next(iter(found)):
+            (path,) = found.values()
+            data, skipped = data_beside(path)
+            found = {**data, **found}
+            self.skipped.update(skipped)
+        for name, path in found.items():
+            if os.access(path, os.R_OK):
+                self.files.setdefault(name, path)
+            else:
+                self.skipped[name] = f"{path} can't be read by this process"
 
     def place_of(self, name: str) -> Place | None:
         """Where a top-level module is; None if there is none, or all Pythons of workers have it."""
         if name in sys.builtin_module_names or name in EVERYWHERE:
             return None
         module = sys.modules.get(name)
-        if module is not None:
-            path = getattr(module, "__file__", None)
-            standard = name in sys.stdlib_module_names and not (path and is_own(path))
-            return None if standard else (path, tuple(getattr(module, "__path__", ())))
-        if name in sys.stdlib_module_names:
+        path, parts = file_of(module), parts_of(module)
+        if name in sys.stdlib_module_names and not (path and is_own(path)):
             return None
-        spec = find_spec(name, self.directories)
-        if spec is None:
-            return None
-        parts = tuple(spec.submodule_search_locations or ())
-        return spec.origin if spec.has_location else None, parts
+        if not path and not parts:
+            # Not imported, or something else has its name: a lazy loader, an object, None.
+            spec = find_spec(name, self.directories)
+            if spec is None:
+                if name in sys.modules:
+                    self.skipped[name] = "no file is found for what has its name in this process"
+                return None
+            path = spec.origin or "" if spec.has_location else ""
+            parts = tuple(spec.submodule_search_locations or ())
+        if is_own(path or next(iter(parts), "")):
+            path, parts = unzipped(path), tuple(map(unzipped, parts))
+            if path and not os.path.exists(path):
+                self.skipped[name] = f"{path} is gone, or in an archive that is not taken"
+                return None
+        return path, parts
 
 
-#: The file of a module, or without one the directories of a namespace package.
-Place = tuple[str | None, tuple[str, ...]]
+#: The file of a module, or (empty) without one the directories of a namespace package.
+Place = tuple[str, tuple[str, ...]]
 
 #: What every worker has.
 EVERYWHERE = (PACKAGE_NAME, "ray", "__main__", "__mp_main__")
@@ -90,21 +115,26 @@ def is_own(path: str) -> bool:
     return own_file(path) is not None
 
 
-def find_spec(name: str, directories: Iterable[str]) -> ModuleSpec | None:
+def find_spec(name: str, directories: Iterable[str] = ()) -> ModuleSpec | None:
     """Where a top-level module would be imported from, with these directories first."""
     spec = PathFinder.find_spec(name, [*directories, *sys.path])
     if spec is not None:
         return spec
-    try:
-        return importlib.util.find_spec(name)  # By hooks of those that are installed as editable.
-    except (ImportError, ValueError):
-        return None
+    for finder in sys.meta_path:
+        # Those of packages that are installed as editable, and whatever else there is.
+        try:
+            spec = finder.find_spec(name, None)
+        except Exception:
+            continue
+        if spec is not None:
+            return spec
+    return None
 
 
 def files_at(name: str, place: Place, belongs: Callable[[str], bool]) -> dict[str, str]:
     """The files of a module; none if they do not belong, or are not there: in an archive, say."""
     path, parts = place
-    if path is None:
+    if not path:
         found: dict[str, str] = {}
         for part in reversed(parts):
             if belongs(part) and os.path.isdir(part):
@@ -152,101 +182,36 @@ def repository(directory: str) -> str:
 
 def imported_below(name: str, directory: str) -> Iterator[str]:
     """Files in a directory that a top-level module, and those in it, were imported from."""
-    for module_name, module in list(sys.modules.items()):
+    for module_name, module in all_modules():
         if module_name.partition(".")[0] == name:
-            path = getattr(module, "__file__", None)
-            if path and path.startswith(directory + os.sep) and os.path.isfile(path):
+            path = file_of(module)
+            if path.startswith(directory + os.sep) and os.path.isfile(path):
                 yield path
 
 
-def stat_of(path: str) -> tuple[int, int]:
-    status = os.stat(path)
-    return status.st_mtime_ns, status.st_size
-
-
-@functools.lru_cache(maxsize=4096)
-def imports_of(path: str, mtime: int, size: int) -> frozenset[str]:
-    """The top-level names that a file imports, anywhere in it."""
-    try:
-        with open(path, "rb") as file:
-            return frozenset(imports_in(ast.parse(file.read())))
-    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
-        return frozenset()
-
-
-def imports_in(tree: ast.AST) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name.partition(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module.partition(".")[0]
-
-
-def roots(main: ModuleType | None) -> set[str]:
+def roots(main: object) -> set[str]:
     """Top-level names that tasks may import: all that this process has of the user's, and what
     its script or notebook imports."""
-    found = {
-        name.partition(".")[0]
-        for name, module in list(sys.modules.items())
-        if is_own_module(module)
-    }
+    found = {name.partition(".")[0] for name, module in all_modules() if is_own_module(module)}
     found.discard("__main__")
-    package = getattr(main, "__package__", None)
+    package = text_in(main, "__package__")
     if package:
         found.add(package.partition(".")[0])  # python -m package.module
-    if main is not None:
-        path = getattr(main, "__file__", None)
-        if path and os.path.isfile(path):
-            found |= imports_of(path, *stat_of(path))
-        else:
-            found |= imports_typed(vars(main))
-    return found
+    path = unzipped(file_of(main))
+    if os.path.isfile(path):
+        return found | read_source(path).imports
+    return found | imports_typed(names_in(main), cells())
 
 
-def is_own_module(module: Any) -> bool:
+def is_own_module(module: object) -> bool:
     """Whether a module is the user's own; also if it is in a package of the runtime_env."""
-    path = getattr(module, "__file__", None)
-    if not isinstance(path, str) or not path.endswith(".py"):
-        return False
-    return is_own(path) or is_unpacked(path)
-
-
-def imports_typed(names: Mapping[str, Any]) -> set[str]:
-    """What was imported in a notebook, at a prompt, or by ``python -c``."""
-    found: set[str] = set()
-    for cell in names.get("In") or ():
-        try:
-            found.update(imports_in(ast.parse(cell)))
-        except (SyntaxError, TypeError, ValueError):
-            continue  # One with magic in it.
-    for value in list(names.values()):
-        if isinstance(value, ModuleType):
-            found.add(value.__name__.partition(".")[0])
-        body = remote_body(value) if isinstance(value, RemoteFunction) else value
-        for function in vars(body).values() if isinstance(body, type) else (body,):
-            if isinstance(function, FunctionType):
-                found.update(imports_in_code(function.__code__))
-    return found
-
-
-def imports_in_code(code: CodeType) -> Iterator[str]:
-    """The top-level names that a compiled function imports."""
-    for instruction in dis.get_instructions(code):
-        if instruction.opname == "IMPORT_NAME" and instruction.argval:
-            yield instruction.argval.partition(".")[0]
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from imports_in_code(constant)
+    path = file_of(module)
+    return path.endswith(".py") and (is_own(path) or is_unpacked(path))
 
 
 def is_importable(name: str) -> bool:
     """Whether there is a module of this name."""
-    if name in sys.modules:
-        return True
-    try:
-        return importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):
-        return False
+    return name in sys.modules or find_spec(name) is not None
 
 
 def version_of(name: str) -> str:
@@ -254,5 +219,4 @@ def version_of(name: str) -> str:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        version = getattr(sys.modules.get(name), "__version__", "")
-        return version if isinstance(version, str) else ""
+        return text_in(sys.modules.get(name), "__version__")

@@ -27,7 +27,8 @@ class Module(msgspec.Struct, frozen=True):
 
 
 class Record(msgspec.Struct, frozen=True):
-    """What was there. ``installed``: versions by the names that the user's code imports."""
+    """What was there. ``installed``: versions by the names that the user's code imports;
+    ``skipped``: why modules and files of it were left out."""
 
     python: str
     ray: str
@@ -38,6 +39,7 @@ class Record(msgspec.Struct, frozen=True):
     packages: tuple[str, ...]
     modules: dict[str, Module]
     installed: dict[str, str]
+    skipped: dict[str, str] = {}
 
 
 ENCODER = msgspec.json.Encoder(order="deterministic")
@@ -45,7 +47,10 @@ DECODER = msgspec.json.Decoder(Record)
 
 
 def describe(
-    environment: Environment, modules: Mapping[str, Module], installed: Mapping[str, str]
+    environment: Environment,
+    modules: Mapping[str, Module],
+    installed: Mapping[str, str],
+    skipped: Mapping[str, str],
 ) -> Record:
     """The document about an environment of this process."""
     return Record(
@@ -58,6 +63,7 @@ def describe(
         packages=tuple(package.uri for package in environment.packages),
         modules=dict(modules),
         installed=dict(installed),
+        skipped=dict(skipped),
     )
 
 

@@ -28,9 +28,11 @@ from ray_workflows._environment import (
     store,
 )
 from ray_workflows._environment.archive import file_digest
+from ray_workflows._environment.loaded import cells, file_of, names_in
 from ray_workflows._environment.modules import Reached, roots
 from ray_workflows._environment.packages import User
 from ray_workflows._environment.store import DOCUMENT, SharedStorage
+from ray_workflows._environment.zipped import unzipped
 from ray_workflows._model.plan import Environment, Package, Plan
 
 #: How long what is stored is believed to be there, in seconds.
@@ -149,7 +151,7 @@ def take_snapshot(storage: SharedStorage, url: str) -> Environment:
     directories = capture.import_directories()
     runtime_env = own_runtime_env()
     main = sys.modules.get("__main__")
-    typed = len(vars(main)) + len(vars(main).get("In") or ()) if main is not None else 0
+    typed = (len(names_in(main)), len(cells()))
     digest = digest_of(directories)
     key = (url, session(), runtime_env, directories, secrets.patterns(), typed)
     if last is not None and last.holds(key, digest):
@@ -157,7 +159,7 @@ def take_snapshot(storage: SharedStorage, url: str) -> Environment:
     reached = Reached(directories)
     reached.follow(roots(main))
     environment = remember(storage, runtime_env, reached, digest)
-    path = getattr(main, "__file__", None)
+    path = unzipped(file_of(main))
     watched = {*reached.files.values(), *map(os.path.dirname, reached.files.values())}
     last = Taken(key, digest, environment, sorted(watched | ({path} if path else set())))
     return environment
@@ -203,7 +205,7 @@ def with_record(
         code=code,
     )
     modules = {name: record.Module(path, file_digest(path)) for name, path in reached.files.items()}
-    return keep_record(storage, environment, modules, reached.installed, user)
+    return keep_record(storage, environment, modules, reached.installed, reached.skipped, user)
 
 
 def keep_record(
@@ -211,10 +213,11 @@ def keep_record(
     environment: Environment,
     modules: Mapping[str, record.Module],
     installed: Mapping[str, str],
+    skipped: Mapping[str, str],
     user: User | None,
 ) -> Environment:
     """An environment with the document about it stored."""
-    name, data = record.encode(record.describe(environment, modules, installed))
+    name, data = record.encode(record.describe(environment, modules, installed, skipped))
     mentions = [packages.item_name(package) for package in environment.packages]
     store.keep(storage, f"{DOCUMENT}/{name}", lambda: [data], mentions, user)
     return msgspec.structs.replace(environment, record=name)
@@ -239,7 +242,8 @@ def change_runtime_env(
     )
     modules = about.modules if about is not None else {}
     installed = about.installed if about is not None else {}
-    return keep_record(storage, environment, modules, installed, user)
+    skipped = about.skipped if about is not None else {}
+    return keep_record(storage, environment, modules, installed, skipped, user)
 
 
 def by_uri(needed: Iterable[Package]) -> dict[str, Package]:

@@ -58,6 +58,7 @@ class EnvironmentInfo(msgspec.Struct, frozen=True):
         differences: what is another in this process. Files are looked for where they were, and if
             they are not there, among what this process can import.
         diffs: how changed files differ, by name: from what was recorded to what is here.
+        skipped: modules and files of the user's that were not stored, by name, and why.
     """
 
     workflow_id: str
@@ -74,3 +75,4 @@ class EnvironmentInfo(msgspec.Struct, frozen=True):
     resumed: tuple[ResumedBy, ...]
     differences: tuple[Difference, ...] = ()
     diffs: dict[str, str] = {}
+    skipped: dict[str, str] = {}

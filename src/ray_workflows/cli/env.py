@@ -55,6 +55,8 @@ def env(workflow_id: str, storage: str | None, with_diff: bool, as_json: bool) -
             ("installed", printable(", ".join(map("==".join, info.installed.items())))),
         ]
     )
+    for name, why in info.skipped.items():
+        print_result(f"not stored: {printable(name)}: {printable(why)}")
     for change in info.resumed:
         what = "with another environment" if change.environment else "as it was"
         who = f"{format_time(change.at)} by {printable(change.by)}"
