@@ -33,6 +33,7 @@ Each error pickles, names the workflow it is about and says what to do next.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from typing import Any
 
@@ -290,6 +291,21 @@ class StorageError(PicklableWorkflowError):
 
 class StorageUnavailableError(StorageError):
     """The storage does not answer now. Nothing committed is lost; work goes on when it returns."""
+
+
+#: Of a disk that is full: it passes when someone frees some space.
+FULL_DISK = frozenset((errno.ENOSPC, errno.EDQUOT))
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether an error that was met while a storage was used is worth another try.
+
+    Coordinator and workers repeat what met one, and charge it to nobody; anything else would only
+    fail again.
+    """
+    if isinstance(error, StorageUnavailableError):
+        return True
+    return isinstance(error, OSError) and error.errno in FULL_DISK
 
 
 class StorageCorruptError(StorageError):

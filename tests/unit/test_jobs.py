@@ -178,9 +178,7 @@ def test_periodic_work_goes_on_after_any_error_of_the_storage(
     assert coordinator.loop.lease_until > world.clock.now
 
 
-@pytest.mark.parametrize(
-    ("owner", "name"), [(Lease, "may_take"), (Lease, "later"), (Orphans, "found")]
-)
+@pytest.mark.parametrize(("owner", "name"), [(Lease, "later"), (Orphans, "found")])
 def test_periodic_work_goes_on_after_a_bug_of_ours(
     world: World, owner: type, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

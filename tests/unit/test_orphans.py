@@ -256,12 +256,12 @@ def test_room_that_is_taken_meanwhile(world: World) -> None:
     owner.submit("orphan")
     owner.die()
     findings = other.orphans.search(frozenset(), 1, False)
-    other.submit("of its own")
+    other.submit("own")
     other.orphans.found(findings)
     other.orphans.look()
     world.pass_time(5.0)
-    assert list(other.loop.workflows) == ["of its own"]
-    other.loop.drop(other.loop.workflows["of its own"])
+    assert list(other.loop.workflows) == ["own"]
+    other.loop.drop(other.loop.workflows["own"])
     world.pass_time(2.0)
     assert world.status("orphan")[1] == "other"
 
@@ -373,7 +373,7 @@ def test_rows_of_the_long_dead_are_removed(world: World) -> None:
     owner.submit("w")
     for coordinator in (owner, idle):
         coordinator.die()
-    Coordinator(world, "other", Limits(1, 0)).submit("of its own")
+    Coordinator(world, "other", Limits(1, 0)).submit("own")
     world.pass_time(10.0)
     assert world.holders() == {"owner", "idle", "other"}
     Coordinator(world, "third", auto_resume=True)

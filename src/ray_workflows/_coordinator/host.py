@@ -211,8 +211,13 @@ class Coordinator:
     def put(self, make: Callable[[Reply], Request]) -> AnswerBox:
         """Put a request to the loop; its answer to be."""
         answer: AnswerBox = queue.SimpleQueue()
-        request = make(answer.put)
-        self.inbox.put(lambda: self.verbs.ask(request))
+        try:
+            request = make(answer.put)
+        except Exception as error:
+            # It can't be read: others that came with it can.
+            answer.put(error)
+        else:
+            self.inbox.put(lambda: self.verbs.ask(request))
         return answer
 
     def request(self, make: Callable[[Reply], Request]) -> Any:

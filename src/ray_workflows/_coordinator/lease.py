@@ -23,7 +23,7 @@ from ray_workflows._environment.store import collect
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.catalog import CatalogQuery, CatalogRow, Holder
 from ray_workflows._model.status import WorkflowStatus
-from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError
+from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError, is_transient
 from ray_workflows.storage.base import Storage
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ SWEEP_GRACE_SECONDS = 24 * 3600.0
 ACTIVE = WorkflowStatus.non_terminating_status()
 
 #: What was found of workflows that an earlier life of this coordinator was driving.
-Found = list[tuple[CatalogRow, "Recovered | StorageCorruptError"]]
+Found = list[tuple[CatalogRow, "Recovered | Exception"]]
 
 
 class Lease:
@@ -123,7 +123,9 @@ class Lease:
                     continue
                 try:
                     recovered = recover(storage, row.workflow_id)
-                except StorageCorruptError as error:
+                except Exception as error:
+                    if is_transient(error):
+                        raise
                     found.append((row, error))
                     continue
                 if recovered is not None:
@@ -148,19 +150,32 @@ class Lease:
         loop.store.answered()
         self.recovered = True
         for row, recovered in found:
-            driven = loop.workflows.get(row.workflow_id)
-            if driven is not None:
-                if isinstance(recovered, Recovered) and recovered.seq > driven.seq:
-                    loop.verify(driven)  # It came into hand meanwhile, by an older reading.
-            elif row.workflow_id in loop.guests:
-                continue
-            elif isinstance(recovered, StorageCorruptError):
-                logger.error("Workflow '%s' is not taken over: %s", row.workflow_id, recovered)
-                unread = WorkflowState(row.workflow_id, row.incarnation)
-                loop.quarantine(Workflow(unread, row.seq, row), recovered)
-            elif self.may_take(recovered.state):
-                self.take(recovered)
+            try:
+                self.take_found(row, recovered)
+            except Exception as error:
+                loop.on_error(f"Taking over workflow '{row.workflow_id}'", error)
+                self.let_go(row, error)
         return self.later(RENEW_SECONDS if found else LEASE_SECONDS)
+
+    def take_found(self, row: CatalogRow, recovered: Recovered | Exception) -> None:
+        """Take into hand what was found; let go of what can't be read."""
+        loop = self.loop
+        driven = loop.workflows.get(row.workflow_id)
+        if driven is not None:
+            if isinstance(recovered, Recovered) and recovered.seq > driven.seq:
+                loop.verify(driven)  # It came into hand meanwhile, by an older reading.
+        elif row.workflow_id in loop.guests:
+            return
+        elif isinstance(recovered, Exception):
+            logger.error("Workflow '%s' is not taken over: %s", row.workflow_id, recovered)
+            self.let_go(row, recovered)
+        elif self.may_take(recovered.state):
+            self.take(recovered)
+
+    def let_go(self, row: CatalogRow, error: Exception) -> None:
+        """Say in the journal of a workflow why it is not taken over."""
+        unread = WorkflowState(row.workflow_id, row.incarnation)
+        self.loop.quarantine(Workflow(unread, row.seq, row), error)
 
     def may_take(self, state: WorkflowState) -> bool:
         """Whether it is to be driven, by us or by an earlier life."""
@@ -171,16 +186,20 @@ class Lease:
     def take(self, recovered: Recovered) -> None:
         """Take into hand what nobody drives."""
         workflow = Workflow(recovered.state, recovered.seq, recovered.row, link=recovered.link)
+        self.loop.guard(workflow, self.begin)
+
+    def begin(self, workflow: Workflow) -> None:
+        state = workflow.state
         self.lose_unstored(workflow)
-        if recovered.state.status is WorkflowStatus.PENDING:
+        if state.status is WorkflowStatus.PENDING:
             self.loop.room.waiting.append(workflow.workflow_id)
         self.loop.hold(workflow)
-        if recovered.state.holder == self.holder.holder_id:
+        if state.holder == self.holder.holder_id:
             # No claim fences it off: what was read may be older than what we did since.
             self.loop.reload(workflow)
             return
         workflow.inputs.appendleft(inp.Claim(holder=self.holder.holder_id))
-        if recovered.state.cancel_requested:
+        if state.cancel_requested:
             workflow.inputs.append(inp.Cancel())
         self.loop.touch(workflow)
 

@@ -19,7 +19,7 @@ from ray_workflows._coordinator.quarantine import end_of_our_part
 from ray_workflows._coordinator.recovery import Recovered, recover
 from ray_workflows._coordinator.requests import Request
 from ray_workflows._coordinator.room import Limits, Room
-from ray_workflows._coordinator.store import Store
+from ray_workflows._coordinator.store import Committed, Store
 from ray_workflows._coordinator.workflow import Pending, Workflow, answer
 from ray_workflows._engine.commands import commands, next_wake
 from ray_workflows._engine.decide import decide
@@ -38,7 +38,6 @@ from ray_workflows._model.commands import (
     WakeAt,
 )
 from ray_workflows._model.status import WorkflowStatus
-from ray_workflows.exceptions import StorageCorruptError
 from ray_workflows.storage.base import CommitOutcome, Storage
 
 logger = logging.getLogger(__name__)
@@ -46,6 +45,9 @@ logger = logging.getLogger(__name__)
 #: Commands that are started in one step: that takes less than a tenth of a second. Of fewer at a
 #: time smaller batches would be made.
 STARTS = 5_000
+
+#: Pause before a commit is tried again that the storage refused, in seconds.
+REFUSED_SECONDS = 1.0
 
 
 class Loop:
@@ -266,28 +268,33 @@ class Loop:
         appends = [w.pending.append for w in batch if w.pending is not None]
         self.store.commit(appends, lambda outcomes: self.committed(batch, outcomes))
 
-    def committed(self, batch: list[Workflow], outcomes: Sequence[CommitOutcome]) -> None:
+    def committed(self, batch: list[Workflow], outcomes: Sequence[Committed]) -> None:
         self.committing = False
         for workflow, outcome in zip(batch, outcomes, strict=True):
             if outcome is CommitOutcome.OK:
                 self.guard(workflow, self.applied)
             elif outcome is CommitOutcome.STALE:
                 self.guard(workflow, self.overtaken)
+            elif isinstance(outcome, Exception):
+                self.guard(workflow, partial(self.settle, refusal=outcome))
             else:
                 self.guard(workflow, self.settle)
 
-    def settle(self, workflow: Workflow) -> None:
+    def settle(self, workflow: Workflow, refusal: Exception | None = None) -> None:
         """Find out what became of an ambiguous commit, by looking for its id.
 
-        If it takes effect even later than that, it overtakes its own repetition.
+        If it takes effect even later than that, it overtakes its own repetition. ``refusal``: the
+        storage refused this commit alone; if it does so again and again, the workflow is stopped.
         """
         pending = workflow.pending
         assert pending is not None
         incarnation, seq = workflow.incarnation, workflow.seq
 
         def found(workflow: Workflow, result: Any) -> None:
-            if isinstance(result, StorageCorruptError):
+            if isinstance(result, Exception):
                 self.overtaken(workflow)
+            elif not result and refusal is not None and pending.is_refused_for_good():
+                raise refusal
             elif not result:
                 self.outbox.append(workflow)
             elif result[0].commit_id == pending.append.commit_id:
@@ -303,7 +310,8 @@ class Loop:
                 what="A commit",
             )
 
-        self.after(self.store.pause, read)
+        pause = REFUSED_SECONDS if refusal is not None and seq else self.store.pause
+        self.after(pause, read)
 
     def applied(self, workflow: Workflow) -> None:
         """The commit is durable: start what follows from it."""
@@ -359,9 +367,9 @@ class Loop:
         workflow.reading = True
         workflow.doubtful = False
 
-        def found(workflow: Workflow, result: Recovered | StorageCorruptError | None) -> None:
+        def found(workflow: Workflow, result: Recovered | Exception | None) -> None:
             workflow.reading = False
-            if isinstance(result, StorageCorruptError):
+            if isinstance(result, Exception):
                 self.quarantine(workflow, result)
             elif result is None or result.row.incarnation != workflow.incarnation:
                 logger.warning("Workflow '%s' was deleted.", workflow.workflow_id)

@@ -21,10 +21,10 @@ from ray_workflows._model import inputs as inp
 from ray_workflows._model.catalog import CatalogQuery, CatalogRow, Holder, Page
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.exceptions import (
-    StorageCorruptError,
     StorageUnavailableError,
     WorkflowNotFoundError,
     WorkflowNotResumableError,
+    is_transient,
 )
 from ray_workflows.storage.histories import History
 
@@ -131,7 +131,7 @@ class Orphans:
     def found(self, findings: Findings) -> float:
         """Take what was found, as far as there is room; when to look again."""
         loop = self.loop
-        done = [self.take(orphan) for orphan in findings.orphans]
+        done = [self.try_to_take(orphan) for orphan in findings.orphans]
         ids = [orphan.row.workflow_id for orphan in findings.orphans]
         taken = [repr(workflow_id) for workflow_id in ids if workflow_id in loop.workflows]
         if taken:
@@ -154,6 +154,15 @@ class Orphans:
             self.walk_at = self.loop.elapsed() + WALK_SECONDS
             named, self.named = frozenset(self.named), set()
             self.loop.io.call(lambda: self.bury(named), lambda result: None)
+
+    def try_to_take(self, orphan: Orphan) -> bool:
+        """As `take`; one that can't be taken is left alone until its journal has grown."""
+        try:
+            return self.take(orphan)
+        except Exception as error:
+            self.loop.on_error(f"Taking over workflow '{orphan.row.workflow_id}'", error)
+            self.unreadable[orphan.row.incarnation] = orphan.row.seq
+            return True
 
     def take(self, orphan: Orphan) -> bool:
         """Take an orphan into hand; False if it has to be looked for again."""
@@ -263,7 +272,9 @@ class Orphans:
             yield Orphan(row, recovered, self.suspicion(recovered))
         except WorkflowNotFoundError:
             return
-        except StorageCorruptError as error:
+        except Exception as error:
+            if is_transient(error):
+                raise
             yield Orphan(row, None, error)
 
     def suspicion(self, recovered: Recovered) -> Exception | None:

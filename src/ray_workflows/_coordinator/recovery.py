@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ray_workflows._codec.journal import NO_LINK
 from ray_workflows._engine.evolve import evolve
 from ray_workflows._engine.state import WorkflowState
 from ray_workflows._engine.summary import catalog_row
 from ray_workflows._model.catalog import CatalogRow
-from ray_workflows.exceptions import WorkflowNotFoundError
+from ray_workflows._model.events import Event
+from ray_workflows.exceptions import StorageCorruptError, WorkflowNotFoundError
 from ray_workflows.storage.base import Storage
 from ray_workflows.storage.histories import History
 
@@ -43,14 +46,30 @@ def recover(storage: Storage, workflow_id: str) -> Recovered | None:
     state = WorkflowState(workflow_id, row.incarnation)
     history = History(storage, row)
     try:
-        for _, events in history.read():
-            for event in events:
-                evolve(state, event)
+        for entry, events in history.read():
+            fold(state, entry.seq, events)
     except WorkflowNotFoundError:
         return None  # Deleted between the two reads.
     # Read after the row, the journal may say more.
     seq = history.chain.seq
     return Recovered(catalog_row(state, seq), state, seq, history.chain.link or NO_LINK)
+
+
+def fold(state: WorkflowState, seq: int, events: Iterable[Event]) -> None:
+    """Apply the events of an entry.
+
+    Raises:
+        StorageCorruptError: they do not follow from the state; names the entry.
+    """
+    try:
+        for event in events:
+            evolve(state, event)
+    except Exception as error:
+        raise StorageCorruptError(
+            f"Journal entry {seq} of workflow '{state.workflow_id}' does not follow from those "
+            f"before it: {type(error).__name__}: {error}. Either the journal is damaged, or "
+            f"another release of ray-workflows wrote it: use that one, or delete the workflow."
+        ) from error
 
 
 def recover_end(storage: Storage, workflow_id: str) -> Recovered | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ray_workflows._coordinator.io import Io
 from ray_workflows._model.catalog import Append
-from ray_workflows.exceptions import StorageCorruptError
+from ray_workflows.exceptions import StorageConfigError, StorageCorruptError, is_transient
 from ray_workflows.storage.base import CommitOutcome, Storage
 
 logger = logging.getLogger(__name__)
@@ -21,6 +21,18 @@ BACKOFF_SECONDS = (0.05, 0.2, 1.0, 3.0)
 #: comes next.
 SMALL_APPENDS = 8
 SMALL_BYTES = 16 * 1024
+
+
+#: What became of an append; an exception if the storage refuses this one.
+Committed = CommitOutcome | Exception
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether a commit failed because of what is in it. A storage that is damaged or misconfigured
+    refuses everything: that is waited for until somebody has mended it."""
+    return not is_transient(error) and not isinstance(
+        error, (StorageCorruptError, StorageConfigError)
+    )
 
 
 class Store:
@@ -46,16 +58,16 @@ class Store:
         self.failures = 0
 
     def call(self, work: Callable[[], Any], then: Callable[[Any], None], *, what: str) -> None:
-        """Do something with the storage until it succeeds; ``then`` gets the result.
+        """Do something with the storage until it answers; ``then`` gets the result.
 
-        Damage is a result too: repeating would not mend it.
+        An error that would come again is a result too: it is the caller's, and of one workflow.
         """
 
         def attempt() -> None:
             self.io.call(work, done)
 
         def done(result: Any) -> None:
-            if isinstance(result, Exception) and not isinstance(result, StorageCorruptError):
+            if isinstance(result, Exception) and is_transient(result):
                 self.failed(result, what)
                 self.after(self.pause, attempt)
                 return
@@ -65,22 +77,43 @@ class Store:
         attempt()
 
     def commit(
-        self, appends: Sequence[Append], then: Callable[[Sequence[CommitOutcome]], None]
+        self, appends: Sequence[Append], then: Callable[[Sequence[Committed]], None]
     ) -> None:
-        """Commit, once; ``then`` gets what became of each append."""
+        """Commit, once; ``then`` gets what became of each append.
+
+        One that the storage can't take, now or ever, is not to keep the others from theirs: then
+        each is committed alone, and only that one has the error.
+        """
 
         def done(result: Any) -> None:
-            if isinstance(result, Exception):
-                self.failed(result, "A commit")
-                self.commit_error = result
-                result = [CommitOutcome.AMBIGUOUS] * len(appends)
-            else:
+            if not isinstance(result, Exception):
                 self.answered()
                 self.commit_error = None
-            then(result)
+                then(result)
+            elif is_refusal(result) and len(appends) > 1:
+                self.commit_apart(list(appends), [], then)
+            elif is_refusal(result):
+                then([result])
+            else:
+                self.failed(result, "A commit")
+                self.commit_error = result
+                then([CommitOutcome.AMBIGUOUS] * len(appends))
 
         brief = self.commits_at_once and is_small(appends)
         self.io.call(lambda: self.storage.commit(appends), done, brief=brief)
+
+    def commit_apart(
+        self,
+        left: list[Append],
+        done: list[Committed],
+        then: Callable[[Sequence[Committed]], None],
+    ) -> None:
+        """Commit one after the other."""
+        if not left:
+            then(done)
+            return
+        first, *rest = left
+        self.commit([first], lambda outcome: self.commit_apart(rest, [*done, *outcome], then))
 
     def failed(self, error: Exception, what: str) -> None:
         """It does not answer."""

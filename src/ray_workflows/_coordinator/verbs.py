@@ -66,6 +66,17 @@ class Verbs:
         self.take(request, self.fetch)
 
     def take(self, request: Request, about_another: Callable[[Any], None]) -> None:
+        try:
+            self.pass_on(request, about_another)
+        except Exception as error:
+            self.failed(request, error)
+
+    def failed(self, request: Request, error: Exception) -> None:
+        """A bug of ours: whoever asked knows at once, and nobody else has to wait."""
+        self.loop.on_error(f"A request about workflow '{request.workflow_id}'", error)
+        answer(request.reply, error)
+
+    def pass_on(self, request: Request, about_another: Callable[[Any], None]) -> None:
         workflow = self.loop.workflows.get(request.workflow_id)
         guest = self.loop.guests.get(request.workflow_id)
         if workflow is None and guest is not None and guest.broken is None:
@@ -203,7 +214,10 @@ class Verbs:
             elif index > 0 or workflow_id in self.loop.workflows:
                 self.look_up(request)  # The first one, or a takeover, may have changed it.
             else:
-                self.take_fetched(request, *result)
+                try:
+                    self.take_fetched(request, *result)
+                except Exception as error:
+                    self.failed(request, error)
 
     def take_fetched(self, request: Request, found: Recovered | None, claims: Claims) -> None:
         if found is None:

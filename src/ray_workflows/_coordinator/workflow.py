@@ -19,6 +19,9 @@ from ray_workflows._model.plan import FUNCTION, Environment, Package
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Blob, Outcome, Value
 
+#: How often a storage may refuse one commit until its workflow is stopped.
+MAX_REFUSALS = 3
+
 #: Scenes kept of one workflow: frames come and go.
 MAX_SCENES = 256
 
@@ -33,7 +36,7 @@ class Pending:
     from, to decide again if the journal had moved on.
     """
 
-    __slots__ = ("answers", "append", "deltas", "inputs")
+    __slots__ = ("answers", "append", "deltas", "inputs", "refusals")
 
     def __init__(
         self,
@@ -46,6 +49,13 @@ class Pending:
         self.deltas = deltas
         self.inputs = inputs
         self.answers = answers
+        self.refusals = 0
+
+    def is_refused_for_good(self) -> bool:
+        """Whether the storage has refused it once more, and that is enough. A workflow that is new
+        has nothing to lose: its client can try again."""
+        self.refusals += 1
+        return self.refusals >= (1 if self.append.expected_seq == 0 else MAX_REFUSALS)
 
 
 class Workflow:
