@@ -20,12 +20,13 @@ import msgspec
 from ray_workflows._codec.journal import encode_entry
 from ray_workflows._model.blobs import BlobStore
 from ray_workflows._model.catalog import Append, CatalogQuery, CatalogRow, Page
+from ray_workflows._model.ids import RESERVED_PREFIX
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageUnavailableError
 
 #: The ids of rows begin so; what follows is the name of the item: its kind and its digest.
-PREFIX = "ray_workflows/"
+PREFIX = RESERVED_PREFIX
 PACKAGE, DOCUMENT = "package", "environment"
 
 #: The key of the blob of an item.
@@ -226,7 +227,8 @@ def collect(storage: SharedStorage, unused_seconds: float = UNUSED_SECONDS) -> l
             return []
         rows += page.rows
     before = storage.now() - unused_seconds
-    rows = [row for row in rows if row.workflow_id.startswith(PREFIX)]
+    kinds = tuple(f"{PREFIX}{kind}/" for kind in (PACKAGE, DOCUMENT))
+    rows = [row for row in rows if row.workflow_id.startswith(kinds)]
     old = {row.workflow_id.removeprefix(PREFIX): row for row in rows if is_old(row, before)}
     if not old:
         return []

@@ -9,6 +9,10 @@ from ray_workflows.exceptions import InvalidWorkflowIdError
 #: Ids are stored as UTF-8; the limit keeps an index row small on every backend.
 MAX_ID_BYTES = 512
 
+#: The ids of catalog rows that are of the library itself, such as packages of code, begin so. No
+#: workflow's id does: to delete such a row is to delete what workflows need.
+RESERVED_PREFIX = "ray_workflows/"
+
 
 def plain_text(text: str) -> str:
     """The characters of a text, which may be of a subclass: numpy's, or an enum's.
@@ -25,7 +29,8 @@ def validate_workflow_id(workflow_id: object) -> str:
 
     Raises:
         TypeError: it is not a string.
-        InvalidWorkflowIdError: it is empty, over 512 bytes of UTF-8, or has control characters.
+        InvalidWorkflowIdError: it is empty, over 512 bytes of UTF-8, has control characters, or
+            begins with `RESERVED_PREFIX`.
     """
     if not isinstance(workflow_id, str):
         raise TypeError(f"workflow_id has to be a string type, not {type(workflow_id).__name__}.")
@@ -37,6 +42,11 @@ def validate_workflow_id(workflow_id: object) -> str:
     problem = problem_with("workflow_id", workflow_id, "keep the rest in metadata=")
     if problem is not None:
         raise InvalidWorkflowIdError(problem)
+    if workflow_id.startswith(RESERVED_PREFIX):
+        raise InvalidWorkflowIdError(
+            f"workflow_id {workflow_id!r} begins with {RESERVED_PREFIX!r}, as what the library "
+            f"stores for itself does. Choose another beginning."
+        )
     return workflow_id
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from ray_workflows._client.copies import Copying
+from ray_workflows._model.ids import validate_workflow_id
 from ray_workflows.cli.clusters import reader_for_change
 from ray_workflows.cli.messages import explain
 from ray_workflows.cli.parameters import address_option, cluster_storage_option, json_option
@@ -42,6 +43,8 @@ def copy(
     """
     if everything == (workflow_id is not None):
         raise click.UsageError("Name a workflow, or say --all.")
+    if workflow_id is not None:
+        validate_workflow_id(workflow_id)
     reader = reader_for_change(storage, address)
     target = storage_from_urls(to, to_blobs)
     copying = Copying(reader.storage, target)

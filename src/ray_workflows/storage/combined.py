@@ -14,6 +14,7 @@ from ray_workflows._model.catalog import (
     CatalogQuery,
     CatalogRow,
 )
+from ray_workflows._model.ids import RESERVED_PREFIX
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import (
@@ -173,28 +174,28 @@ class CombinedStorage(ForwardingStorage):
         commit that every storage has keeps sweep and submission apart.
         """
         swept = set()
-        taken = CatalogQuery(holders=(SWEEPER,), statuses=(WorkflowStatus.CANCELED,))
-        # What an interrupted sweep left.
+        # What an interrupted sweep left; a canceled row is of a release before 0.2.0.
+        statuses = (WorkflowStatus.NONE, WorkflowStatus.CANCELED)
+        taken = CatalogQuery(holders=(SWEEPER,), statuses=statuses)
         for row in self.storage.list_catalog(taken).rows:
-            if row.workflow_id == sweep_id(row.incarnation):
-                self.finish_sweep(row.incarnation)
-                swept.add(row.incarnation)
+            self.finish_sweep(row.workflow_id, row.incarnation)
+            swept.add(row.incarnation)
         old = self.blobs.old_blobs(grace_seconds)
         for incarnation in [name for name in old if name != MARK_INCARNATION]:
             if self.storage.commit([take(incarnation, self.now())]) == [CommitOutcome.OK]:
-                self.finish_sweep(incarnation)
+                self.finish_sweep(sweep_id(incarnation), incarnation)
                 swept.add(incarnation)
         return len(swept) + self.storage.sweep(grace_seconds)
 
-    def finish_sweep(self, incarnation: str) -> None:
+    def finish_sweep(self, workflow_id: str, incarnation: str) -> None:
         """Remove the blobs of an incarnation that is taken, and then the row that takes it."""
         self.blobs.delete_blobs(incarnation)
-        self.storage.delete(sweep_id(incarnation), incarnation, 1)
+        self.storage.delete(workflow_id, incarnation, 1)
 
 
 def sweep_id(incarnation: str) -> str:
-    """The id of the row that takes an incarnation. It is seen for a moment, if ever."""
-    return f"swept blobs of {incarnation}"
+    """The id of the row that takes an incarnation. It is there for a moment, and never listed."""
+    return f"{RESERVED_PREFIX}swept-blobs/{incarnation}"
 
 
 def take(incarnation: str, now: float) -> Append:
@@ -203,7 +204,7 @@ def take(incarnation: str, now: float) -> Append:
         workflow_id=sweep_id(incarnation),
         incarnation=incarnation,
         seq=1,
-        status=WorkflowStatus.CANCELED,
+        status=WorkflowStatus.NONE,
         holder=SWEEPER,
         submitted_at=now,
         ended_at=now,
