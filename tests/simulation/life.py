@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -222,6 +222,11 @@ class Life:
                 )
             assert commands(workflow.state) == commands(journal.state)
         self.checked = checked
+        scanned = Counter(workflow.state.status for workflow in loop.workflows.values())
+        if +loop.room.counts != scanned:
+            raise Violation("room", f"{self.name}: counted {loop.room.counts}, not {scanned}")
+        if not loop.room.waiting.keys() <= loop.workflows.keys():
+            raise Violation("room", f"{self.name}: {loop.room.waiting} wait for ever")
         if len(loop.by_incarnation) != len(loop.workflows):
             raise Violation("unexpected", f"{self.name}: two views of what is in hand")
         for flight in self.executor.flights.values():

@@ -21,6 +21,7 @@ from ray_workflows._coordinator.lease import Lease
 from ray_workflows._coordinator.loop import Loop
 from ray_workflows._coordinator.orphans import Orphans
 from ray_workflows._coordinator.requests import Accepted, SignalRequest
+from ray_workflows._coordinator.room import Room
 from ray_workflows._coordinator.verbs import Verbs
 from ray_workflows._coordinator.workflow import Workflow, answer
 from ray_workflows._engine import commands as commands_module
@@ -487,6 +488,11 @@ def signals_are_acknowledged_before_the_commit(patch: Any) -> None:
 
     original = Loop.propose
     patch.setattr(Loop, "propose", propose)
+
+
+@breaks("room", "stuck", crowded=True)
+def those_that_leave_are_still_counted(patch: Any) -> None:
+    patch.setattr(Room, "forget", lambda self, workflow: None)
 
 
 # -- time ----------------------------------------------------------------------------------

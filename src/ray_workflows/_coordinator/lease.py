@@ -192,7 +192,7 @@ class Lease:
         state = workflow.state
         self.lose_unstored(workflow)
         if state.status is WorkflowStatus.PENDING:
-            self.loop.room.waiting.append(workflow.workflow_id)
+            self.loop.room.wait(workflow)
         self.loop.hold(workflow)
         if state.holder == self.holder.holder_id:
             # No claim fences it off: what was read may be older than what we did since.

@@ -86,7 +86,7 @@ class Loop:
         self.new_id = new_id
         self.starts = starts
         self.workflows: dict[str, Workflow] = {}
-        self.room = Room(limits, self.workflows)
+        self.room = Room(limits)
         self.by_incarnation: dict[str, Workflow] = {}
         self.guests: dict[str, Workflow] = {}
         self.dirty: dict[int, Workflow] = {}
@@ -146,6 +146,13 @@ class Loop:
         else:
             self.workflows[workflow.workflow_id] = workflow
             self.by_incarnation[workflow.incarnation] = workflow
+            self.room.count(workflow, workflow.state.status)
+
+    def let_out(self, workflow: Workflow) -> None:
+        """It is not driven here any more."""
+        del self.workflows[workflow.workflow_id]
+        del self.by_incarnation[workflow.incarnation]
+        self.room.forget(workflow)
 
     def holds(self, workflow: Workflow) -> bool:
         return self.workflows.get(workflow.state.workflow_id) is workflow
@@ -156,8 +163,7 @@ class Loop:
             del self.guests[workflow.workflow_id]
         held = self.holds(workflow)
         if held:
-            del self.workflows[workflow.workflow_id]
-            del self.by_incarnation[workflow.incarnation]
+            self.let_out(workflow)
         self.dirty.pop(id(workflow), None)
         self.starting.pop(id(workflow), None)
         workflow.commands.clear()
@@ -234,6 +240,8 @@ class Loop:
             if due:
                 # It need not wait for a commit of its own.
                 undecided.append(inp.Wake())
+        if self.holds(workflow):
+            self.room.count(workflow, workflow.state.status)
         append = self.append(workflow, events) if events else None
         answers, workflow.answers = workflow.answers, []
         if append is not None:
@@ -396,6 +404,7 @@ class Loop:
     def continue_with(self, workflow: Workflow, recovered: Recovered) -> None:
         workflow.state, workflow.seq, workflow.row = recovered.state, recovered.seq, recovered.row
         workflow.link = recovered.link
+        self.room.count(workflow, workflow.state.status)
         if workflow.state.cancel_requested:
             workflow.inputs.append(inp.Cancel())
         # All that should run is asked for again. Starting twice is starting once: what is in flight
@@ -411,11 +420,11 @@ class Loop:
     def quarantine(self, workflow: Workflow, error: Exception) -> None:
         """It can't be driven: stop it, say so in the journal, and let go."""
         self.executor.forget(workflow.incarnation)
-        self.workflows.pop(workflow.workflow_id, None)
-        self.by_incarnation.pop(workflow.incarnation, None)
         if workflow.row is None:
             self.drop(workflow)
             return
+        if self.holds(workflow):
+            self.let_out(workflow)
         workflow.guest = True
         workflow.broken = error
         # There is no state to decide on.
@@ -558,10 +567,10 @@ class Loop:
         """Start pending workflows while there is room."""
         waiting = self.room.waiting
         while waiting and self.room.to_run():
-            workflow = self.workflows.get(waiting[0])
+            workflow = self.workflows.get(next(iter(waiting)))
             if workflow is not None and workflow.busy:
                 return  # Its submission is on its way: it asks again when that is durable.
-            waiting.popleft()
+            del waiting[next(iter(waiting))]
             if workflow is not None:
                 workflow.inputs.append(inp.Start())
                 # Room is counted by status: decide now, so that the next one sees it taken.

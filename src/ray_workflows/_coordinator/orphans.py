@@ -187,7 +187,7 @@ class Orphans:
         workflow = Workflow(state, recovered.seq, recovered.row, link=recovered.link)
         workflow.inputs.append(inp.Resume(holder=loop.holder_id, start=False))
         self.lease.lose_unstored(workflow)
-        loop.room.waiting.append(workflow.workflow_id)
+        loop.room.wait(workflow)
         loop.hold(workflow)
         # Decide now: the next one counts how many wait.
         loop.advance(workflow)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Mapping
+from collections import Counter
 
 import msgspec
 
@@ -21,31 +20,48 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Room:
-    """What the limits leave free of the workflows in hand."""
+    """What the limits leave free of the workflows in hand, which are counted as they change: to
+    count 100,000 for each submission takes longer than the submission."""
 
-    def __init__(self, limits: Limits, workflows: Mapping[str, Workflow]) -> None:
+    def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self.workflows = workflows
-        #: Pending workflows in the order in which they came.
-        self.waiting: deque[str] = deque()
+        self.counts: Counter[WorkflowStatus] = Counter()
+        #: Ids of pending workflows in the order in which they came.
+        self.waiting: dict[str, None] = {}
+
+    def count(self, workflow: Workflow, status: WorkflowStatus | None) -> None:
+        """Count a workflow that has this status now; None: it is not in hand any more."""
+        if workflow.counted is status:
+            return
+        if workflow.counted is not None:
+            self.counts[workflow.counted] -= 1
+        if status is not None:
+            self.counts[status] += 1
+        workflow.counted = status
+
+    def forget(self, workflow: Workflow) -> None:
+        """It is not in hand any more."""
+        self.count(workflow, None)
+        self.waiting.pop(workflow.workflow_id, None)
+
+    def wait(self, workflow: Workflow) -> None:
+        """Let a pending workflow have its turn after those that wait already."""
+        self.waiting[workflow.workflow_id] = None
 
     def to_run(self) -> bool:
         """Whether one more workflow may run."""
         limit = self.limits.max_running
-        return limit == UNLIMITED or self.count(WorkflowStatus.RUNNING) < limit
+        return limit == UNLIMITED or self.counts[WorkflowStatus.RUNNING] < limit
 
     def to_wait(self) -> bool:
         """Whether one more workflow may wait."""
         limit = self.limits.max_pending
-        return limit == UNLIMITED or self.count(WorkflowStatus.PENDING) < limit
+        return limit == UNLIMITED or self.counts[WorkflowStatus.PENDING] < limit
 
     def left(self, at_most: int) -> int:
         """How many more may come, to run or to wait: ``at_most`` if there is no limit."""
         limits = self.limits
         if UNLIMITED in (limits.max_running, limits.max_pending):
             return at_most
-        taken = self.count(WorkflowStatus.RUNNING) + self.count(WorkflowStatus.PENDING)
+        taken = self.counts[WorkflowStatus.RUNNING] + self.counts[WorkflowStatus.PENDING]
         return max(0, min(at_most, limits.max_running + limits.max_pending - taken))
-
-    def count(self, status: WorkflowStatus) -> int:
-        return sum(1 for w in self.workflows.values() if w.state.status is status)

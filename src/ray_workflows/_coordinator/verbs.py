@@ -177,7 +177,7 @@ class Verbs:
         )
         workflow.answers.append((request, accepted(request, workflow.state)))
         if not start:
-            self.loop.room.waiting.append(workflow.workflow_id)
+            self.loop.room.wait(workflow)
 
     # -- other workflows -------------------------------------------------------------------
 
@@ -283,10 +283,10 @@ class Verbs:
         )
         workflow.answers.append((request, Accepted(request.incarnation, created=True)))
         loop.hold(workflow)
+        if not start:
+            loop.room.wait(workflow)
         # Decide now: the next request counts how many run.
         loop.advance(workflow)
-        if not start:
-            loop.room.waiting.append(workflow.workflow_id)
 
     def resume_fetched(
         self,

@@ -72,6 +72,7 @@ class Workflow:
         "answers",
         "broken",
         "commands",
+        "counted",
         "delayed",
         "doubtful",
         "flying",
@@ -120,6 +121,8 @@ class Workflow:
         self.doubtful = False
         #: Tasks with an attempt in the executor, or whose report is not decided on: epoch, attempt.
         self.flying: dict[int, tuple[int, int]] = {}
+        #: As what `Room` has counted it.
+        self.counted: WorkflowStatus | None = None
         #: When it is woken next.
         self.alarm: Timer | None = None
         self.alarm_at = 0.0

@@ -1,0 +1,135 @@
+"""What a coordinator keeps is bounded by what it drives, however long it lives."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ray_workflows._coordinator.requests import CancelRequest, SignalRequest, SubmitRequest
+from ray_workflows._coordinator.room import Limits, Room
+from ray_workflows._coordinator.workflow import Workflow
+from ray_workflows._engine.state import WorkflowState
+from ray_workflows._executor.timers import MAX_CANCELLED
+from ray_workflows._model.inputs import AttemptCrashed
+from ray_workflows._model.plan import SIGNAL, TIMER, Backoff, Plan
+from ray_workflows._model.status import WorkflowStatus
+from ray_workflows._model.values import ErrorInfo, Value
+from tests.unit.plans import plan
+from tests.unit.test_orphans import Coordinator, World
+
+MONTH = 30 * 24 * 3600.0
+
+SLEEPS = plan(("sleep", (), {"kind": TIMER, "duration": MONTH}))
+SIGNALS = plan(
+    *(
+        (f"s{number}", (), {"kind": SIGNAL, "signal": "s", "timeout": MONTH + number})
+        for number in range(300)
+    )
+)
+RETRIES = plan(("f", (), {"max_retries": -1, "backoff": Backoff(MONTH, MONTH, 0.0)}))
+
+
+@pytest.fixture
+def coordinator() -> Coordinator:
+    return Coordinator(World(), "one", auto_resume=False)
+
+
+def submit(coordinator: Coordinator, workflow_id: str, plan: Plan) -> Workflow:
+    request = SubmitRequest(
+        workflow_id, lambda answer: None, f"i-{workflow_id}", plan, {}, workflow_id
+    )
+    coordinator.verbs.ask(request)
+    coordinator.step()
+    return coordinator.loop.workflows[workflow_id]
+
+
+def ask(coordinator: Coordinator, request: Callable[..., Any], *arguments: Any) -> None:
+    answers: list[Any] = []
+    coordinator.verbs.ask(request(arguments[0], answers.append, *arguments[1:]))
+    coordinator.step()
+    assert answers == [None]
+
+
+def crash(coordinator: Coordinator, workflow: Workflow, attempt: int) -> None:
+    report = AttemptCrashed(0, 1, attempt, 0.0, 0.0, error=ErrorInfo("Crash", "killed"))
+    coordinator.loop.report(workflow.incarnation, [report])
+    coordinator.step()
+
+
+@pytest.mark.parametrize("waits", [SLEEPS, SIGNALS, RETRIES], ids=["timer", "signals", "back-off"])
+def test_a_workflow_that_is_read_again_and_again(coordinator: Coordinator, waits: Plan) -> None:
+    loop = coordinator.loop
+    before = len(loop.timers.heap)
+    workflow = submit(coordinator, "w", waits)
+    if waits is RETRIES:
+        crash(coordinator, workflow, 1)
+    for _ in range(500):
+        loop.verify(workflow)
+        coordinator.step()
+        # One alarm, or one for each attempt that has to wait; cancelled ones go in time.
+        assert len(loop.timers.heap) <= 2 * (before + 2) + MAX_CANCELLED
+    assert loop.holds(workflow)
+
+
+def test_signals_that_end_waits_with_a_timeout(coordinator: Coordinator) -> None:
+    before = len(coordinator.loop.timers.heap)
+    submit(coordinator, "w", SIGNALS)
+    for number in range(299):
+        ask(coordinator, SignalRequest, "w", "s", str(number), Value(b"v"))
+        assert len(coordinator.loop.timers.heap) <= 2 * (before + 2) + MAX_CANCELLED
+
+
+@pytest.mark.parametrize("waits", [SLEEPS, SIGNALS, RETRIES], ids=["timer", "signals", "back-off"])
+def test_a_canceled_workflow_is_freed(coordinator: Coordinator, waits: Plan) -> None:
+    states = []
+    for number in range(10):
+        workflow = submit(coordinator, f"w{number}", waits)
+        if waits is RETRIES:
+            crash(coordinator, workflow, 1)
+        states.append(Freed(workflow))
+        del workflow
+        ask(coordinator, CancelRequest, f"w{number}")
+    gc.collect()
+    assert not any(state.is_there() for state in states)
+
+
+class Freed:
+    """Finds out whether a workflow's working state is kept by anybody."""
+
+    def __init__(self, workflow: Workflow) -> None:
+        self.identity = id(workflow.state)
+
+    def is_there(self) -> bool:
+        return any(
+            id(each) == self.identity
+            for each in gc.get_objects()
+            if isinstance(each, WorkflowState)
+        )
+
+
+def test_room_is_counted_without_looking_at_all() -> None:
+    """The law is that of the simulation: what is counted is what a scan would find."""
+    room = Room(Limits(max_running=2, max_pending=1))
+    assert not any(isinstance(value, dict) and value for value in vars(room).values())
+    workflows = [Workflow(WorkflowState(f"w{n}", f"i{n}"), 0, None) for n in range(3)]
+    room.count(workflows[0], WorkflowStatus.RUNNING)
+    assert room.to_run()
+    room.count(workflows[1], WorkflowStatus.RUNNING)
+    room.count(workflows[1], WorkflowStatus.RUNNING)
+    assert not room.to_run()
+    room.count(workflows[2], WorkflowStatus.PENDING)
+    room.wait(workflows[2])
+    assert not room.to_wait()
+    assert room.left(10) == 0
+    room.count(workflows[0], WorkflowStatus.SUCCESSFUL)
+    assert room.to_run()
+    for workflow in workflows:
+        room.forget(workflow)
+        room.forget(workflow)
+    assert room.to_wait()
+    assert room.left(10) == 3
+    assert not room.waiting
+    assert not +room.counts
