@@ -55,6 +55,7 @@ from ray_workflows._coordinator.wire import (
     encode_submitted,
     encode_watched,
 )
+from ray_workflows._environment import ray_private
 from ray_workflows._executor.batch import Load, WireReport, pack_loads
 from ray_workflows._executor.calls import Calls
 from ray_workflows._executor.placement import LOOK_SECONDS
@@ -137,6 +138,8 @@ class Coordinator:
         self.package_version = package_version
         self.inbox: Inbox = queue.SimpleQueue()
         self.broken: Exception | None = None
+        # A task's error must not be able to end what drives all tasks.
+        ray_private.unpickle_no_user_errors()
         gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
         self.seats = Seats(SEATS)
         self.watching = WatchLists()

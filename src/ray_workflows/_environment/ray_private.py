@@ -7,10 +7,15 @@ A package of a runtime_env is a key in the cluster's own store, under its ``gcs:
 from __future__ import annotations
 
 import base64
+import io
+import logging
+import pickle
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import ray
 from ray._private.thirdparty.pathspec import PathSpec
+from ray._raylet import BaseID
 from ray.experimental.internal_kv import (
     _internal_kv_del,
     _internal_kv_exists,
@@ -18,6 +23,10 @@ from ray.experimental.internal_kv import (
     _internal_kv_put,
 )
 from ray.remote_function import RemoteFunction
+
+from ray_workflows.exceptions import rebuild_error
+
+logger = logging.getLogger(__name__)
 
 #: The directory of a node, below that of the session, in which Ray unpacks packages.
 UNPACKED = "runtime_resources"
@@ -28,6 +37,42 @@ RAY_COMMIT = "_ray_commit"
 #: Tells workers what to call when they start: a function by its path, or by its key in the cluster.
 SETUP_HOOK_VARIABLE = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
 FUNCTION_PREFIX = "ray_runtime_env_func::"
+
+
+#: Modules of which an error of Ray's own is made, beside Python's own exceptions.
+ERROR_MODULES = ("ray.exceptions", "ray_workflows.exceptions")
+
+
+class ErrorUnpickler(pickle.Unpickler):
+    """Unpickles errors that Ray and this package have made, and refuses all others."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """A type of exceptions, or an id that one has."""
+        if module in (*ERROR_MODULES, "builtins", "ray._raylet") and "." not in name:
+            found = super().find_class(module, name)
+            types = BaseID if module == "ray._raylet" else BaseException
+            if found is rebuild_error or (isinstance(found, type) and issubclass(found, types)):
+                return found
+        raise pickle.UnpicklingError(f"{module}.{name} is none of Ray's errors")
+
+
+def error_without_user_code(message: Any) -> Exception:
+    """The error in a message of Ray's; one that has anything of a user's in it as text only."""
+    try:
+        error: Exception
+        error = ErrorUnpickler(io.BytesIO(message.serialized_exception)).load()
+        if isinstance(error, Exception):
+            return error
+    except Exception:
+        logger.debug("An error of user code is read as text.", exc_info=True)
+    text = str(message.formatted_exception_string) or "An error that can't be read here."
+    error = ray.exceptions.RayTaskError("attempt", text, ray.exceptions.RayError(text))
+    return error
+
+
+def unpickle_no_user_errors() -> None:
+    """From now on, this process runs nothing of a user's when Ray brings it an error."""
+    ray.exceptions.RayError.from_ray_exception = staticmethod(error_without_user_code)
 
 
 def registered_function(key: str) -> bytes:
