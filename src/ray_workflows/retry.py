@@ -32,9 +32,11 @@ class RetryPolicy:
     """When a task that failed is tried again. Given as ``workflow.options(retry=RetryPolicy())``.
 
     Attempts and pauses are durable: after a crash of the coordinator or the cluster they go on
-    where they were. Attempts that end with the death of their worker or node count as well;
-    those that lost an input do not. It stands in place of Ray's ``max_retries`` and
-    ``retry_exceptions``.
+    where they were. Attempts that end with the death of their worker count as well. Those whose
+    node was lost or preempted have a budget of their own; those that lost an input, or whose worker
+    could not reach the storage for minutes, count nowhere. Between crashes in a row is a pause of
+    at least 1 s, which doubles up to 60 s, whatever the policy says. It stands in place of Ray's
+    ``max_retries`` and ``retry_exceptions``.
 
     Args:
         max_attempts: how often it is tried in all; None: as often as it takes.
@@ -44,6 +46,9 @@ class RetryPolicy:
             failed together do not come back together.
         retry_on: exception types that are tried again, a type or a tuple of types.
         give_up_on: exception types among them that are not.
+        preemptions: how often it is tried again after its node was lost or preempted; None: as
+            often as it takes. (Tasks without a policy: the same, but never with Ray's
+            ``max_retries=0``, because such a task may have run before its node was lost.)
 
     Raises:
         TypeError: an argument of a wrong type.
@@ -68,6 +73,7 @@ class RetryPolicy:
     jitter: float = 0.1
     retry_on: ExceptionTypes = Exception
     give_up_on: ExceptionTypes = ()
+    preemptions: int | None = None
 
     def __post_init__(self) -> None:
         attempts = self.max_attempts
@@ -78,6 +84,15 @@ class RetryPolicy:
                 raise ValueError(
                     f"max_attempts counts the first attempt too and must be at least 1, not "
                     f"{attempts}. None is as often as it takes."
+                )
+        preemptions = self.preemptions
+        if preemptions is not None:
+            if isinstance(preemptions, bool) or not isinstance(preemptions, int):
+                raise TypeError(f"preemptions must be an integer or None, not {preemptions!r}.")
+            if preemptions < 0:
+                raise ValueError(
+                    f"preemptions must be 0 or more, not {preemptions}. None is as often as it "
+                    f"takes."
                 )
         for name, highest in (("backoff", math.inf), ("max_backoff", math.inf), ("jitter", 1)):
             value = getattr(self, name)
@@ -104,4 +119,5 @@ class RetryPolicy:
             "retry_on": to_hex(retry_on),
             "give_up_on": to_hex(give_up_on),
             "retry_timeouts": retries_timeouts,
+            "preemptions": -1 if self.preemptions is None else self.preemptions,
         }

@@ -164,7 +164,7 @@ class SimulatedExecutor(InlineExecutor):
             return inp.AttemptFoundCorruption(**identity, error=info), {}
         except StorageUnavailableError as error:
             info = ErrorInfo("StorageUnavailableError", str(error), made_by)
-            return inp.AttemptCrashed(**identity, error=info), {}
+            return inp.AttemptLostStorage(**identity, error=info), {}
         except LostInput:
             return inp.AttemptLostInput(**identity, error=ErrorInfo("", "", made_by)), {}
 

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
+import sys
+from collections.abc import Callable
+from typing import Any
 
+import msgspec
 import pytest
 
-from ray_workflows._capture.values import ValueReader
-from ray_workflows._model.inputs import AttemptReturned
-from ray_workflows._model.values import Blob
-from ray_workflows.exceptions import StorageCorruptError
+from ray_workflows._capture.values import ValueReader, ValueWriter
+from ray_workflows._codec.placeholders import UPSTREAM_VALUE
+from ray_workflows._executor.worker import (
+    LONGEST_PAUSE_SECONDS,
+    PATIENCE_SECONDS,
+    AttemptRun,
+)
+from ray_workflows._model.inputs import (
+    AttemptCrashed,
+    AttemptLostStorage,
+    AttemptRaised,
+    AttemptReturned,
+    Crash,
+)
+from ray_workflows._model.values import Blob, Outcome
+from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError
 from ray_workflows.storage.memory import MemoryStorage
-from tests.unit.workers import INCARNATION, attempt, run
+from tests.unit.workers import INCARNATION, Process, attempt, run
 
 
 def large() -> bytes:
@@ -37,3 +55,185 @@ def test_the_live_value_is_the_stored_one_though_the_attempt_ran_before() -> Non
     for blob in keys:
         with pytest.raises(StorageCorruptError):
             storage.read_blob(INCARNATION, blob)
+
+
+# -- what user code raises ---------------------------------------------------------------------
+
+
+class Own(Exception):
+    pass
+
+
+class Stop(BaseException):
+    pass
+
+
+class Unreadable(Exception):
+    """Does its worst whenever it is looked at."""
+
+    def __str__(self) -> str:
+        raise SystemExit(1)
+
+    __repr__ = __str__
+
+    def __reduce__(self) -> str:
+        raise KeyboardInterrupt
+
+
+class Bomb(Exception):
+    """Ends the process that unpickles it a second time."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return sys.exit, (3,)
+
+
+def works() -> str:
+    return "fine"
+
+
+def raising(kind: type[BaseException], *args: Any) -> Callable[[], None]:
+    def fails() -> None:
+        raise kind(*args)
+
+    return fails
+
+
+ENDINGS = {
+    "custom": Stop,
+    "canceled": asyncio.CancelledError,
+    "closed": GeneratorExit,
+    "interrupted": KeyboardInterrupt,
+}
+
+
+@pytest.mark.parametrize("kind", ENDINGS.values(), ids=ENDINGS.keys())
+def test_whatever_is_raised_is_the_attempts_alone(kind: type[BaseException]) -> None:
+    first, bad, last = (
+        attempt(works),
+        attempt(raising(kind, "enough"), retry_exceptions=True),
+        attempt(works),
+    )
+    reports, _ = run(MemoryStorage(), first, bad, last)
+    assert isinstance(reports[0], AttemptReturned)
+    assert isinstance(reports[2], AttemptReturned)
+    raised = reports[1]
+    assert isinstance(raised, AttemptRaised)
+    assert raised.retryable
+    assert (raised.error.type_name, raised.error.message) == (kind.__name__, "enough")
+    assert raised.error.exception is not None
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_an_exit_is_a_crash_of_the_attempt_alone(code: int) -> None:
+    reports, _ = run(MemoryStorage(), attempt(raising(SystemExit, code)), attempt(works))
+    crashed, returned = reports
+    assert isinstance(crashed, AttemptCrashed)
+    assert crashed.crash is Crash.EXITED
+    assert crashed.error.type_name == "WorkerCrashedError"
+    assert f"SystemExit({code})" in crashed.error.message
+    assert isinstance(returned, AttemptReturned)
+
+
+@pytest.mark.parametrize("kind", [Unreadable, Bomb])
+def test_an_error_that_fights_back_harms_nobody(kind: type[Exception]) -> None:
+    bad = attempt(raising(kind), retry_exceptions=True)
+    reports, _ = run(MemoryStorage(), bad, attempt(works))
+    raised, returned = reports
+    assert isinstance(raised, AttemptRaised)
+    assert raised.error.exception is None
+    assert raised.error.type_name == kind.__name__
+    assert isinstance(returned, AttemptReturned)
+
+
+def test_a_text_that_utf8_cannot_hold_is_escaped() -> None:
+    text = "no such file: " + os.fsdecode(b"caf\xe9.txt")
+    reports, _ = run(MemoryStorage(), attempt(raising(Own, text), retry_exceptions=True))
+    (raised,) = reports
+    assert isinstance(raised, AttemptRaised)
+    assert raised.retryable
+    assert raised.error.type_name == "Own"
+    assert raised.error.message == r"no such file: caf\udce9.txt"
+    assert raised.error.exception is not None
+
+
+def test_a_long_error_is_kept_with_its_head_and_its_tail() -> None:
+    text = "head" + "x" * 2_000_000 + "tail"
+    reports, _ = run(MemoryStorage(), attempt(raising(Own, text)))
+    (raised,) = reports
+    assert isinstance(raised, AttemptRaised)
+    info = raised.error
+    assert len(info.message) + len(info.traceback) + len(info.type_name) < 65_536
+    assert info.message.startswith("head")
+    assert info.message.endswith("tail")
+    assert "characters left out" in info.message
+
+
+# -- a storage that is away --------------------------------------------------------------------
+
+
+class Away(MemoryStorage):
+    """Does not answer the first ``times`` reads and writes of blobs."""
+
+    def __init__(self, times: float, error: Exception | None = None) -> None:
+        super().__init__(name=f"away-{id(self)}")
+        self.times = times
+        self.error = error or StorageUnavailableError("gone")
+
+    def answer(self) -> None:
+        if self.times > 0:
+            self.times -= 1
+            raise self.error
+
+    def write_blob(self, incarnation: str, key: str, chunks: Any) -> Blob:
+        self.answer()
+        return super().write_blob(incarnation, key, chunks)
+
+    def read_blob(self, incarnation: str, blob: Blob) -> memoryview:
+        self.answer()
+        return super().read_blob(incarnation, blob)
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("error", [None, FULL], ids=["away", "full"])
+def test_a_worker_waits_for_the_storage_with_its_result(error: Exception | None) -> None:
+    storage, process = Away(20, error), Process()
+    (report,), live = run(storage, attempt(large), process=process)
+    assert isinstance(report, AttemptReturned)
+    assert isinstance(report.value.data, Blob)
+    assert ValueReader(storage, INCARNATION).read(report.value, where="r") in live.values()
+    assert len(process.slept) == 20
+    assert max(process.slept) == LONGEST_PAUSE_SECONDS
+
+
+def test_a_worker_waits_for_the_storage_with_its_arguments() -> None:
+    storage = Away(0)
+    stored_input = ValueWriter(storage, INCARNATION).write(bytes(100_000), key="in", where="in")
+    request = msgspec.structs.replace(attempt(len, b""), inputs=(Outcome(stored_input),))
+    storage.times = 5
+    process = Process()
+    execution = AttemptRun(request, storage, None, process, 1)
+    value = execution.patiently(lambda: execution.resolve(UPSTREAM_VALUE, 0))
+    assert value == bytes(100_000)
+    assert len(process.slept) == 5
+
+
+def test_a_storage_that_stays_away_is_reported_and_charged_to_nobody() -> None:
+    process = Process()
+    (report,), live = run(Away(float("inf")), attempt(large), process=process)
+    assert isinstance(report, AttemptLostStorage)
+    assert "gone" in report.error.message
+    assert sum(process.slept) >= PATIENCE_SECONDS
+
+
+def test_an_error_too_large_for_the_journal_waits_for_the_storage_too() -> None:
+    (report,), _ = run(Away(3), attempt(raising(Own, "x" * 100_000)), process=Process())
+    assert isinstance(report, AttemptRaised)
+    assert report.error.exception is not None
+
+
+def test_a_full_disk_of_user_code_is_its_own_error() -> None:
+    (report,), _ = run(MemoryStorage(), attempt(raising(OSError, *FULL.args)))
+    assert isinstance(report, AttemptRaised)
+    assert report.error.type_name == "OSError"

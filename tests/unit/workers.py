@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -67,8 +68,8 @@ def attempt(
     checkpoint: bool = True,
     **options: Any,
 ) -> AttemptRequest:
-    name = f"{function.__qualname__}-{id(function)}"
-    pickled = Function(name, function.__name__, stored(function))
+    data = stored(function)
+    pickled = Function(hashlib.sha256(data).hexdigest(), function.__name__, data)
     scene = Scene("w", INCARNATION, pickled, TaskOptions(**options), Environment(), ())
     arguments = Value(stored((args, {})))
     upstream = tuple(range(len(inputs)))

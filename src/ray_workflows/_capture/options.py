@@ -96,6 +96,7 @@ def retry_options(
         "retry_on": from_hex(policy["retry_on"]),
         "give_up_on": from_hex(policy["give_up_on"]),
         "retry_timeouts": policy["retry_timeouts"],
+        "preemptions": policy["preemptions"],
         "backoff": Backoff(policy["backoff"], policy["max_backoff"], policy["jitter"]),
     }
 

@@ -25,9 +25,10 @@ from ray_workflows._codec.envelope import Envelope, plain_head, seal, unseal
 from ray_workflows._codec.placeholders import OBJECT_REF, OBJECT_VALUE, placeholder
 from ray_workflows._environment.cluster import call_inside, is_outside
 from ray_workflows._model.blobs import BlobStore
+from ray_workflows._model.errors import error_info, name_of, text_of
 from ray_workflows._model.values import INLINE_LIMIT, Blob, ErrorInfo, Outcome, Value
 from ray_workflows.codec import PayloadCodec
-from ray_workflows.exceptions import SignalTimeoutError, StorageCorruptError, WorkflowError
+from ray_workflows.exceptions import SignalTimeoutError, StorageCorruptError, is_transient
 
 #: Blobs behind ObjectRefs that this process restored: returned again, they are not stored again.
 #: The oldest leave first; who forgets one stores it once more.
@@ -157,18 +158,22 @@ class ValueWriter:
         return blob
 
     def write_error(self, error: BaseException, *, key: str, traceback: str = "") -> ErrorInfo:
-        """Store an exception; one that can't be pickled keeps its type name and message."""
-        name = type(error).__name__
-        message = safe_str(error)
+        """Store an exception; one that can't be pickled keeps its type name and message.
+
+        Raises:
+            StorageUnavailableError: it is large, and the storage does not answer now.
+        """
+        name = name_of(error)
         try:
             value: Value | None = self.write(error, key=key, where=f"exception {name}")
             # An exception whose constructor takes other arguments pickles but does not unpickle.
             ValueReader(self.storage, self.incarnation).read(value, where=name)  # type: ignore[arg-type]
-        except (WorkflowError, ray.exceptions.RayError):
+        except BaseException as failure:
+            # What its pickling and unpickling raise is the user's: it may be anything.
+            if is_transient(failure):
+                raise
             value = None
-        except Exception:
-            value = None
-        return ErrorInfo(type_name=name, message=message, traceback=traceback, exception=value)
+        return error_info(name, text_of(error), traceback, value)
 
 
 def write_object(
@@ -178,13 +183,6 @@ def write_object(
     value."""
     (ref,) = refs
     return ValueWriter(storage, incarnation).write_object(ref, where)
-
-
-def safe_str(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:
-        return "<its __str__ raised>"
 
 
 class ValueReader:

@@ -7,17 +7,12 @@ import msgspec
 from ray_workflows._codec.journal import encode_entry
 from ray_workflows._model import events as ev
 from ray_workflows._model.catalog import Append, CatalogRow
-from ray_workflows._model.values import ErrorInfo
-
-#: Characters of an error that are kept.
-LONGEST_TEXT = 10_000
+from ray_workflows._model.errors import error_info, name_of, text_of
 
 
 def end_of_our_part(row: CatalogRow, error: Exception, *, at: float, commit_id: str) -> Append:
     """Let go of a workflow, and say why, without knowing the state that it has."""
-    # The text must be storable whatever it is: it may quote what could not be encoded.
-    text = str(error).encode(errors="backslashreplace").decode()[:LONGEST_TEXT]
-    info = ErrorInfo(type_name=type(error).__name__, message=text)
+    info = error_info(name_of(error), text_of(error))
     return Append(
         workflow_id=row.workflow_id,
         incarnation=row.incarnation,

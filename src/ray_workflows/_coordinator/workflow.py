@@ -218,6 +218,7 @@ class Workflow:
             upstream,
             spec.nested,
             tuple(inputs),  # type: ignore[arg-type]
+            task.last_end,
         )
 
     def followers(self, request: AttemptRequest) -> Iterator[AttemptRequest]:

@@ -11,11 +11,17 @@ from typing import Any
 import msgspec
 
 from ray_workflows._engine.names import assign_task_ids
-from ray_workflows._engine.retry import next_attempt_at
+from ray_workflows._engine.retry import (
+    after_crash,
+    after_preemption,
+    floor,
+    next_attempt_at,
+)
 from ray_workflows._engine.signals import deliveries, is_known
 from ray_workflows._engine.state import Frame, Phase, Task, WorkflowState
 from ray_workflows._model import events as ev
 from ray_workflows._model import inputs as inp
+from ray_workflows._model.events import AttemptEnd
 from ray_workflows._model.plan import TIMER
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import ErrorInfo, Outcome, Value
@@ -233,7 +239,8 @@ def on_attempt_raised(state: WorkflowState, input: inp.AttemptRaised, now: float
         return []
     retry_at = next_attempt_at(task, state.incarnation, now) if input.retryable else None
     if retry_at is not None:
-        return [attempt_failed(input, retry_at, charged=True, now=now)]
+        why = AttemptEnd.TIMED_OUT if input.timed_out else AttemptEnd.RAISED
+        return [attempt_failed(input, retry_at, why, charged=True, now=now)]
     return [task_failed(input, now), *after_failure(state, task, input.error, now)]
 
 
@@ -241,18 +248,33 @@ def on_attempt_crashed(state: WorkflowState, input: inp.AttemptCrashed, now: flo
     task = reported_task(state, input)
     if task is None:
         return []
-    retry_at = next_attempt_at(task, state.incarnation, now)
+    if input.crash is inp.Crash.PREEMPTED:
+        retry_at, why = after_preemption(task, now), AttemptEnd.PREEMPTED
+    else:
+        retry_at, why = after_crash(task, state.incarnation, now), AttemptEnd.CRASHED
     if retry_at is not None:
-        return [attempt_failed(input, retry_at, charged=True, now=now)]
-    # Not caught by catch_exceptions: that is about what user code raises, as it always was.
-    return [task_failed(input, now), *uncaught(state, task, input.error, now)]
+        charged = why == AttemptEnd.CRASHED
+        return [attempt_failed(input, retry_at, why, charged=charged, now=now)]
+    # Not caught by catch_exceptions if the process was killed: that is about what user code does.
+    follows = after_failure if input.crash is inp.Crash.EXITED else uncaught
+    return [task_failed(input, now), *follows(state, task, input.error, now)]
+
+
+def on_attempt_lost_storage(
+    state: WorkflowState, input: inp.AttemptLostStorage, now: float
+) -> Events:
+    task = reported_task(state, input)
+    if task is None:
+        return []
+    retry_at = now + floor(task)
+    return [attempt_failed(input, retry_at, AttemptEnd.LOST_STORAGE, charged=False, now=now)]
 
 
 def on_attempt_lost_input(state: WorkflowState, input: inp.AttemptLostInput, now: float) -> Events:
     task = reported_task(state, input)
     if task is None:
         return []
-    failed = attempt_failed(input, now, charged=False, now=now)
+    failed = attempt_failed(input, now, AttemptEnd.LOST_VALUE, charged=False, now=now)
     return [failed, *lost(state, input.lost, now)]
 
 
@@ -272,8 +294,9 @@ def on_lose_values(state: WorkflowState, input: inp.LoseValues, now: float) -> E
 
 
 def attempt_failed(
-    report: inp.AttemptRaised | inp.AttemptCrashed | inp.AttemptLostInput,
+    report: inp.AttemptRaised | inp.AttemptCrashed | inp.AttemptLostInput | inp.AttemptLostStorage,
     retry_at: float,
+    why: str,
     *,
     charged: bool,
     now: float,
@@ -286,6 +309,7 @@ def attempt_failed(
         charged=charged,
         retry_at=retry_at,
         started_at=report.started_at,
+        why=why,
     )
 
 
@@ -420,6 +444,7 @@ HANDLERS: dict[type[inp.Input], Callable[[WorkflowState, Any, float], Events]] =
     inp.AttemptRaised: on_attempt_raised,
     inp.AttemptCrashed: on_attempt_crashed,
     inp.AttemptLostInput: on_attempt_lost_input,
+    inp.AttemptLostStorage: on_attempt_lost_storage,
     inp.AttemptFoundCorruption: on_attempt_found_corruption,
     inp.LoseValues: on_lose_values,
 }

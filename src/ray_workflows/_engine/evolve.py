@@ -22,9 +22,13 @@ from ray_workflows._model.commands import (
     Settle,
     WakeAt,
 )
+from ray_workflows._model.events import AttemptEnd
 from ray_workflows._model.plan import SIGNAL, TIMER, EnvironmentChange, Plan
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import ErrorInfo, Outcome, Value
+
+#: Attempts that ended so say nothing of user code's own errors: the next one waits longer.
+SETBACKS = (AttemptEnd.CRASHED, AttemptEnd.PREEMPTED, AttemptEnd.LOST_STORAGE)
 
 #: Type name of the error of a workflow that ran into its timeout.
 TIMED_OUT = "WorkflowTimeoutError"
@@ -105,7 +109,7 @@ def apply_workflow_resumed(
     for task in state.tasks.values():
         if task.phase is Phase.FAILED:
             task.phase = Phase.WAITING
-            task.charged = 0
+            task.charged = task.preempted = task.setbacks = 0
             # An input may have been lost since.
             if not task.unmet:
                 activate(state, task, event.at)
@@ -141,6 +145,7 @@ def stop_attempts(state: WorkflowState, deltas: list[Command]) -> None:
     for number in state.active:
         # When it is resumed, what the stopped attempt still reports is about the past.
         state.tasks[number].attempts += 1
+        state.tasks[number].last_end = AttemptEnd.CANCELED
         deltas.append(CancelAttempt(number))
 
 
@@ -212,6 +217,9 @@ def apply_attempt_failed(
     task = state.tasks[event.task]
     task.attempts += 1
     task.charged += event.charged
+    task.preempted += event.why == AttemptEnd.PREEMPTED
+    task.setbacks = task.setbacks + 1 if event.why in SETBACKS else 0
+    task.last_end = event.why
     task.until = event.retry_at
     if state.running:
         deltas.append(start_attempt(state, task))
@@ -285,12 +293,14 @@ def apply_values_lost(state: WorkflowState, event: ev.ValuesLost, deltas: list[C
         task.phase = Phase.WAITING
         task.outcome = None
         task.attempts += 1
+        task.last_end = AttemptEnd.LOST_VALUE
         for number in task.consumers:
             consumer = state.tasks[number]
             if consumer.phase is Phase.ACTIVE:
                 # It can't be done without the value: what it reports now is about the past.
                 consumer.phase = Phase.WAITING
                 consumer.attempts += 1
+                consumer.last_end = AttemptEnd.LOST_VALUE
                 state.active.pop(number, None)
                 deltas.append(CancelAttempt(number))
             consumer.unmet += 1

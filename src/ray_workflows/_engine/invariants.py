@@ -80,7 +80,8 @@ def check_task(state: WorkflowState, task: Task, started: bool) -> None:
     children = [f for f in state.frames.values() if f.parent == task.number]
     assert len(children) == (task.phase is Phase.CONTINUED), task.task_id
     assert (task.outcome is not None) == (task.phase is Phase.SUCCEEDED and not task.released)
-    assert task.charged <= task.attempts
+    assert task.charged + task.preempted <= task.attempts, task.task_id
+    assert task.setbacks <= task.attempts, task.task_id
 
 
 def settled(task: Task) -> bool:

@@ -89,7 +89,9 @@ class Frame:
 class Task:
     """A task of a frame.
 
-    ``attempts`` counts ended attempts, ``charged`` those that count against ``max_retries``.
+    ``attempts`` counts ended attempts, ``charged`` those that count against ``max_retries``,
+    ``preempted`` those whose node was lost, and ``setbacks`` the last ones in a row that ended for
+    no error of user code. ``last_end`` says why the last one ended, as an `AttemptEnd`.
     ``until`` is when a timer goes off, or before when the next attempt must not start, or since
     when a signal is waited for.
     """
@@ -99,11 +101,14 @@ class Task:
         "charged",
         "consumers",
         "frame",
+        "last_end",
         "number",
         "options",
         "outcome",
         "phase",
+        "preempted",
         "released",
+        "setbacks",
         "spec",
         "task_id",
         "unmet",
@@ -126,6 +131,9 @@ class Task:
         self.phase = Phase.WAITING
         self.attempts = 0
         self.charged = 0
+        self.preempted = 0
+        self.setbacks = 0
+        self.last_end = ""
         self.until = 0.0
         self.outcome: Outcome | None = None
         #: The outcome was there and nobody can want it again.

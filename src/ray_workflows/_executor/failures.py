@@ -6,18 +6,22 @@ import time
 from typing import Any
 
 from ray import cloudpickle
-from ray.exceptions import RayTaskError
+from ray.exceptions import LocalRayletDiedError, NodeDiedError, RayTaskError
 
 from ray_workflows._capture.values import LOST_OBJECT_ERRORS
 from ray_workflows._codec.envelope import seal
 from ray_workflows._executor.lanes import Flight
 from ray_workflows._executor.protocol import AnyReport, AttemptRequest
-from ray_workflows._model.inputs import AttemptCrashed, AttemptLostInput, AttemptRaised
+from ray_workflows._model.errors import error_info, name_of, text_of
+from ray_workflows._model.inputs import AttemptCrashed, AttemptLostInput, AttemptRaised, Crash
 from ray_workflows._model.values import ErrorInfo, Value
 from ray_workflows.exceptions import TaskTimeoutError
 
+#: What Ray raises when the node of a Ray task is gone.
+LOST_NODE_ERRORS = (NodeDiedError, LocalRayletDiedError)
 
-def failure(flight: Flight, error: Exception) -> AnyReport:
+
+def failure(flight: Flight, error: BaseException) -> AnyReport:
     """The report of an attempt whose Ray task failed with an error of Ray's."""
     if flight.expired:
         return timed_out(flight)
@@ -26,7 +30,9 @@ def failure(flight: Flight, error: Exception) -> AnyReport:
         return lost_input(flight.request, (), error, flight)
     if isinstance(error, RayTaskError):
         return raised(flight, error)
-    return AttemptCrashed(**identity(flight), error=error_info(error))
+    lost_node = isinstance(error, LOST_NODE_ERRORS) or getattr(error, "preempted", False)
+    crash = Crash.PREEMPTED if lost_node else Crash.KILLED
+    return AttemptCrashed(**identity(flight), error=described(error), crash=crash)
 
 
 def identity(flight: Flight) -> dict[str, Any]:
@@ -40,19 +46,17 @@ def identity(flight: Flight) -> dict[str, Any]:
     }
 
 
-def error_info(error: BaseException) -> ErrorInfo:
+def described(error: BaseException) -> ErrorInfo:
     """An error of Ray's own, pickled here: nothing of the user's is in it."""
     try:
         exception = Value(b"".join(seal(cloudpickle.dumps(error), [])))
     except Exception:
         exception = None
-    return ErrorInfo(
-        type_name=type(error).__name__, message=str(error), traceback="", exception=exception
-    )
+    return error_info(name_of(error), text_of(error), exception=exception)
 
 
 def raised(flight: Flight, error: BaseException) -> AttemptRaised:
-    return AttemptRaised(**identity(flight), error=error_info(error), retryable=False)
+    return AttemptRaised(**identity(flight), error=described(error), retryable=False)
 
 
 def timed_out(flight: Flight) -> AttemptRaised:
@@ -61,7 +65,10 @@ def timed_out(flight: Flight) -> AttemptRaised:
     assert timeout is not None
     error = TaskTimeoutError(request.workflow_id, request.task_id, timeout)
     return AttemptRaised(
-        **identity(flight), error=error_info(error), retryable=request.options.retry_timeouts
+        **identity(flight),
+        error=described(error),
+        retryable=request.options.retry_timeouts,
+        timed_out=True,
     )
 
 
@@ -78,6 +85,6 @@ def lost_input(
         attempt=request.attempt,
         started_at=flight.submitted_at if flight is not None else now,
         ended_at=now,
-        error=error_info(error) if error else ErrorInfo("ObjectLostError", "an input is gone"),
+        error=described(error) if error else ErrorInfo("ObjectLostError", "an input is gone"),
         lost=lost,
     )

@@ -41,7 +41,8 @@ async def listen(load: Load, home: Home) -> list[WireReport]:
     number, (request,) = decode_batch(encoded)
     process = home.process
     live = (nested or {}).get(request.incarnation, {})
-    run = AttemptRun(request, home.storage, live, process, number)
+    # It must not wait: thousands of others are served by the same thread.
+    run = AttemptRun(request, home.storage, live, process, number, patience=0.0)
     with watching(RunningAttempt(request, home.coordinator, process), process.watch):
         report = await run_listener(run)
     wire = ENCODER.encode(BatchReport(number, ((0, report),), (0.0,)))
@@ -51,13 +52,17 @@ async def listen(load: Load, home: Home) -> list[WireReport]:
 async def run_listener(run: AttemptRun) -> AnyReport:
     token = context.awaits_coroutines.set(True)
     try:
-        function, args, kwargs = run.load()
+        function, args, kwargs = run.loaded()
         with context.running(run.request):
             result = function(*args, **kwargs)
             if inspect.isawaitable(result):
                 result = await result
         return run.returned(result)
-    except Exception as error:
+    except GeneratorExit:
+        # The host is going away.
+        raise
+    except BaseException as error:
+        # `SystemExit` would end the host, with all who wait in it.
         return run.raised(error)
     finally:
         context.awaits_coroutines.reset(token)

@@ -14,6 +14,7 @@ from ray_workflows._model.inputs import (
     AttemptCrashed,
     AttemptFoundCorruption,
     AttemptLostInput,
+    AttemptLostStorage,
     AttemptNews,
     AttemptRaised,
     AttemptReturned,
@@ -79,7 +80,7 @@ class AttemptRequest(msgspec.Struct, frozen=True, gc=False):
     ``inputs`` are the outcomes of the upstream tasks, whose numbers are ``upstream``; those at
     the positions ``nested`` are taken by reference only.
     ``checkpoint``: the result is to be stored. ``fused``: the next member of its batch, and
-    nobody else, takes the result.
+    nobody else, takes the result. ``last_end``: why the attempt before it ended.
     """
 
     scene: Scene
@@ -92,6 +93,7 @@ class AttemptRequest(msgspec.Struct, frozen=True, gc=False):
     upstream: tuple[int, ...] = ()
     nested: tuple[int, ...] = ()
     inputs: tuple[Outcome, ...] = ()
+    last_end: str = ""
     fused: bool = False
 
     @property
@@ -149,6 +151,7 @@ class Member(msgspec.Struct, frozen=True, array_like=True, gc=False):
     upstream: tuple[int, ...]
     nested: tuple[int, ...]
     inputs: tuple[Outcome, ...]
+    last_end: str
     fused: bool
 
 
@@ -166,6 +169,7 @@ AnyReport = (
     | AttemptRaised
     | AttemptCrashed
     | AttemptLostInput
+    | AttemptLostStorage
     | AttemptFoundCorruption
 )
 
@@ -216,6 +220,7 @@ def encode_batch(number: int, requests: Sequence[AttemptRequest]) -> bytes:
                 request.upstream,
                 request.nested,
                 request.inputs,
+                request.last_end,
                 request.fused,
             )
         )
@@ -237,6 +242,7 @@ def decode_batch(data: bytes) -> tuple[int, list[AttemptRequest]]:
             member.upstream,
             member.nested,
             member.inputs,
+            member.last_end,
             member.fused,
         )
         for member in batch.members

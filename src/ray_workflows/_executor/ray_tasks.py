@@ -246,7 +246,7 @@ class RayExecutor:
                 self.dispatch.end(carrier)
                 try:
                     reports = [decode_report(wire) for wire in future.result()]
-                except Exception as error:
+                except BaseException as error:
                     self.fail(carrier, error)
                 else:
                     for report, objects in reports:
@@ -303,7 +303,7 @@ class RayExecutor:
             flight.request = msgspec.structs.replace(flight.request, fused=False)
             self.dispatch.enqueue(flight)
 
-    def fail(self, carrier: Carrier, error: Exception) -> None:
+    def fail(self, carrier: Carrier, error: BaseException) -> None:
         """A Ray task failed with what it had. If several members are left, one was guilty: those of
         the batch that ran first run again alone, and only the guilty one will be charged. It may
         have been one of the next batch, if the report of the first was lost with the worker."""
@@ -356,7 +356,7 @@ class RayExecutor:
             live.drop([*direct_keys(request), *nested_keys(request)])
         return msgspec.structs.replace(report, lost=self.missing_inputs(request))
 
-    def forget_dead_hosts(self, error: Exception) -> None:
+    def forget_dead_hosts(self, error: BaseException) -> None:
         if isinstance(error, ray.exceptions.RayActorError):
             self.cluster.forget_listener_hosts()
 

@@ -6,11 +6,12 @@ It never raises for what user code did; a Ray error from here means that the wor
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.dag import DAGNode
@@ -30,16 +31,27 @@ from ray_workflows._codec.placeholders import CONSTANT, UPSTREAM_REF, UPSTREAM_V
 from ray_workflows._environment.snapshot import remember_options
 from ray_workflows._executor import context
 from ray_workflows._executor.process import Process
-from ray_workflows._executor.protocol import AnyReport, AttemptRequest
+from ray_workflows._executor.protocol import ENCODER, AnyReport, AttemptRequest
 from ray_workflows._model import inputs as inp
-from ray_workflows._model.plan import Environment, Function
+from ray_workflows._model.errors import error_info, name_of, text_of
+from ray_workflows._model.plan import Environment, Function, Plan
 from ray_workflows._model.values import INLINE_LIMIT, Blob, ErrorInfo, Value
 from ray_workflows.exceptions import (
     PayloadCodecError,
     StorageCorruptError,
     StorageUnavailableError,
+    is_transient,
 )
 from ray_workflows.storage.base import Storage
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: How long a worker waits for a storage that is away, in seconds, and its pauses between tries,
+#: which double: what it has in hand may have taken hours.
+PATIENCE_SECONDS = 180.0
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
 
 #: Functions a worker keeps unpickled, the least recently used leaving first.
 FUNCTION_CACHE_SIZE = 256
@@ -72,6 +84,7 @@ class AttemptRun:
         live: Mapping[str, Any] | None,
         process: Process,
         batch: int,
+        patience: float = PATIENCE_SECONDS,
     ) -> None:
         incarnation = request.scene.incarnation
         self.request = request
@@ -79,6 +92,7 @@ class AttemptRun:
         self.blob_prefix = f"{request.blob_prefix}-{batch:x}"
         self.storage = storage
         self.process = process
+        self.patience = patience
         self.reader = ValueReader(storage, incarnation, live, process.get)
         self.writer = ValueWriter(storage, incarnation)
         self.started_at = self.process.time()
@@ -92,6 +106,10 @@ class AttemptRun:
         return f"{self.blob_prefix}-result"
 
     # -- before user code ------------------------------------------------------------------
+
+    def loaded(self) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+        """As `load`, with patience."""
+        return self.patiently(self.load)
 
     def load(self) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
         """The function and its arguments."""
@@ -141,20 +159,27 @@ class AttemptRun:
         request = self.request
         ended_at = self.process.time()
         if isinstance(result, DAGNode):
-            plan = capture_plan(
-                result,
-                writer=self.writer,
-                # That of the workflow applies, whatever it then is.
-                environment=Environment(),
-                prefix=self.blob_prefix,
-            )
-            user = (request.workflow_id, request.incarnation)
-            plan = remember_options(self.storage, plan, user)
-            return inp.AttemptReturnedPlan(**self.identity(ended_at), plan=plan)
+            plan = self.patiently(lambda: self.capture(result))
+            report = inp.AttemptReturnedPlan(**self.identity(ended_at), plan=plan)
+            # Names and options of tasks are the user's texts: what can't be sent is this one's.
+            ENCODER.encode(report)
+            return report
         value = self.write_result(result)
         return inp.AttemptReturned(
             request.task, request.epoch, request.attempt, self.started_at, ended_at, value
         )
+
+    def capture(self, node: DAGNode) -> Plan:
+        """The plan of a continuation, stored as far as it has to be."""
+        plan = capture_plan(
+            node,
+            writer=self.writer,
+            # That of the workflow applies, whatever it then is.
+            environment=Environment(),
+            prefix=self.blob_prefix,
+        )
+        user = (self.request.workflow_id, self.request.incarnation)
+        return remember_options(self.storage, plan, user)
 
     def write_result(self, result: Any) -> Value:
         request = self.request
@@ -171,30 +196,80 @@ class AttemptRun:
             else:
                 self.made[key] = self.process.put(result)
             return Value(Blob(key, pickled.nbytes, ""))
+
+        def write() -> Value:
+            return self.writer.write_pickled(pickled, key=key, where=where)
+
         if pickled.nbytes > INLINE_LIMIT:
             # Both take long and neither needs the other.
             with self.process.pool() as pool:
-                stored = pool.submit(self.writer.write_pickled, pickled, key=key, where=where)
+                stored = pool.submit(self.patiently, write)
                 with contextlib.suppress(ray.exceptions.ObjectStoreFullError):
                     self.made[key] = self.process.put(result)
                 value: Value = stored.result()
         else:
-            value = self.writer.write_pickled(pickled, key=key, where=where)
+            value = self.patiently(write)
         self.made.update(self.writer.written)
         return value
 
     def put_kept(self) -> None:
-        """Make what was kept live, as any other result."""
+        """Make what was kept live, as any other result. Where there is no room for it, it is a lost
+        one, and made again."""
         if self.kept is not None:
-            self.made[self.result_key] = self.process.put(self.kept.value)
+            with contextlib.suppress(Exception):
+                self.made[self.result_key] = self.process.put(self.kept.value)
+
+    def patiently(self, work: Callable[[], T]) -> T:
+        """Use the storage; while it is away, wait, with what is in hand, and try again.
+
+        Raises:
+            StorageUnavailableError: it was away for as long as is waited.
+        """
+        process = self.process
+        end, pause = process.monotonic() + self.patience, FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                return work()
+            except Exception as error:
+                if not is_transient(error):
+                    raise
+                if process.monotonic() >= end:
+                    raise StorageUnavailableError(text_of(error)) from error
+                logger.warning("%s waits for the storage: %s", self.request.where, text_of(error))
+            process.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+    def lost_storage(self, error: BaseException) -> AnyReport:
+        """The report for a storage that was away for too long."""
+        info = error_info(name_of(error), text_of(error))
+        return inp.AttemptLostStorage(**self.identity(self.process.time()), error=info)
 
     def raised(self, error: BaseException) -> AnyReport:
-        """The report for an exception, of user code or of the way there."""
+        """The report for an exception, of user code or of the way there, whatever it does when it
+        is looked at."""
+        try:
+            return self.judged(error)
+        except BaseException as worse:
+            if is_transient(worse):
+                return self.lost_storage(worse)
+            text = f"It can't be looked at: {name_of(worse)}: {text_of(worse)}"
+            return inp.AttemptRaised(
+                **self.identity(self.process.time()),
+                error=error_info(name_of(error), text),
+                retryable=False,
+            )
+
+    def judged(self, error: BaseException) -> AnyReport:
+        """The report for an exception, by what it is about."""
         ended_at = self.process.time()
         if isinstance(error, (StorageCorruptError, PayloadCodecError)):
             return inp.AttemptFoundCorruption(**self.identity(ended_at), error=self.describe(error))
         if isinstance(error, StorageUnavailableError):
-            return inp.AttemptCrashed(**self.identity(ended_at), error=self.describe(error))
+            return self.lost_storage(error)
+        if isinstance(error, SystemExit):
+            return inp.AttemptCrashed(
+                **self.identity(ended_at), error=self.describe_exit(error), crash=inp.Crash.EXITED
+            )
         if self.is_lost_input(error):
             # The ObjectRefs in it may be what is lost: they are restored anew.
             request = self.request
@@ -226,15 +301,23 @@ class AttemptRun:
             if options.retry_on is None:
                 return True
             return isinstance(error, unpickle_value(options.retry_on, []))
-        except Exception:
+        except BaseException:
             return False
+
+    def describe_exit(self, error: SystemExit) -> ErrorInfo:
+        """`sys.exit` as what it would have been, had it not been kept from ending the worker."""
+        info = self.describe(ray.exceptions.WorkerCrashedError())
+        message = f"The task ended its process: SystemExit({text_of(error)})."
+        trace = "".join(traceback.format_exception(type(error), error, user_traceback(error)))
+        return error_info(info.type_name, message, trace, info.exception)
 
     def describe(self, error: BaseException) -> ErrorInfo:
         text = "".join(traceback.format_exception(type(error), error, user_traceback(error)))
         # Where it was raised; who reads it is elsewhere.
         process = f"pid {os.getpid()} on {ray.util.get_node_ip_address()}"
         text = with_header(text, f"{self.request.where}, {process}")
-        info = self.writer.write_error(error, key=f"{self.blob_prefix}-error", traceback=text)
+        key = f"{self.blob_prefix}-error"
+        info = self.patiently(lambda: self.writer.write_error(error, key=key, traceback=text))
         self.made.update(self.writer.written)
         return info
 
@@ -258,12 +341,13 @@ def user_traceback(error: BaseException) -> Any:
 
 
 def run_attempt(run: AttemptRun) -> AnyReport:
-    """Run an attempt to its end."""
+    """Run an attempt to its end. Whatever user code raises, and be it to end the process, is the
+    attempt's alone: others run here as well."""
     try:
-        function, args, kwargs = run.load()
+        function, args, kwargs = run.loaded()
         with context.running(run.request):
             result = function(*args, **kwargs)
         del args, kwargs
         return run.returned(result)
-    except Exception as error:
+    except BaseException as error:
         return run.raised(error)

@@ -14,6 +14,18 @@ from ray_workflows._model.plan import EnvironmentChange, Plan
 from ray_workflows._model.values import ErrorInfo, Outcome, Value
 
 
+class AttemptEnd:
+    """Why an attempt ended without a result, as `current` says it to the next one."""
+
+    RAISED = "raised"
+    CRASHED = "crashed"
+    PREEMPTED = "preempted"
+    TIMED_OUT = "timed_out"
+    LOST_VALUE = "lost_value"
+    LOST_STORAGE = "lost_storage"
+    CANCELED = "canceled"
+
+
 class Event(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Base of all events."""
 
@@ -107,7 +119,8 @@ class TasksUnplaceable(Event, frozen=True, tag="tasks-unplaceable"):
 class AttemptFailed(Event, frozen=True, tag="attempt-failed"):
     """An attempt ended with an error and the task goes on at ``retry_at``.
 
-    ``charged``: it counts against ``max_retries`` (a lost input does not).
+    ``charged``: it counts against ``max_retries`` (a lost input does not). ``why``: how it ended,
+    an `AttemptEnd`; empty in journals of 0.1.0.
     """
 
     task: int
@@ -116,6 +129,7 @@ class AttemptFailed(Event, frozen=True, tag="attempt-failed"):
     charged: bool
     retry_at: float
     started_at: float = 0.0
+    why: str = ""
 
 
 class TaskSucceeded(Event, frozen=True, tag="task-succeeded"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Any
 
 import msgspec
@@ -122,14 +123,34 @@ class AttemptRaised(AttemptReport, frozen=True, tag=True):
     """User code raised, or overran its timeout.
 
     ``retryable``: it matches the exceptions to retry, as judged where they can be unpickled.
+    ``timed_out``: it overran its timeout.
     """
 
     error: ErrorInfo
     retryable: bool
+    timed_out: bool = False
+
+
+class Crash(Enum):
+    """What ended the process of an attempt."""
+
+    #: It was killed, or ran out of memory: the attempt may be to blame.
+    KILLED = "killed"
+    #: Its node was lost or preempted: nobody is to blame.
+    PREEMPTED = "preempted"
+    #: User code asked for it, as ``sys.exit`` does: that is an error of its own making.
+    EXITED = "exited"
 
 
 class AttemptCrashed(AttemptReport, frozen=True, tag=True):
-    """The worker died (killed, out of memory, node lost) before the attempt ended."""
+    """The worker died before the attempt ended."""
+
+    error: ErrorInfo
+    crash: Crash = Crash.KILLED
+
+
+class AttemptLostStorage(AttemptReport, frozen=True, tag=True):
+    """The storage did not answer the worker for minutes: nobody's fault, so nothing is charged."""
 
     error: ErrorInfo
 

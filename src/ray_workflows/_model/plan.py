@@ -40,6 +40,8 @@ class TaskOptions(msgspec.Struct, frozen=True, array_like=True):
     same judgement about attempts that overran ``timeout``. ``timeout``, of one attempt or of the
     wait for a signal, and ``duration``, of a timer, are in seconds. ``batch``: if it is short, it
     may travel with others. ``signal`` is the name of the signal that is waited for.
+    ``preemptions``: how often it is tried again when its node was lost; -1: as often as it takes;
+    None: so too, but never if it is not to be retried at all.
     """
 
     kind: str = FUNCTION
@@ -57,6 +59,7 @@ class TaskOptions(msgspec.Struct, frozen=True, array_like=True):
     retry_timeouts: bool = True
     batch: bool = True
     signal: str = ""
+    preemptions: int | None = None
 
     def with_ray(self, given: Mapping[str, Any]) -> TaskOptions:
         """With some of Ray's options laid over; one that is None is taken away."""
