@@ -14,6 +14,8 @@ import pytest
 
 from ray_workflows._capture.values import ValueReader, ValueWriter
 from ray_workflows._codec.placeholders import UPSTREAM_VALUE
+from ray_workflows._executor.context import current_task
+from ray_workflows._executor.protocol import decode_batch, encode_batch
 from ray_workflows._executor.worker import (
     LONGEST_PAUSE_SECONDS,
     PATIENCE_SECONDS,
@@ -237,3 +239,33 @@ def test_a_full_disk_of_user_code_is_its_own_error() -> None:
     (report,), _ = run(MemoryStorage(), attempt(raising(OSError, *FULL.args)))
     assert isinstance(report, AttemptRaised)
     assert report.error.type_name == "OSError"
+
+
+# -- what a task knows of itself ---------------------------------------------------------------
+
+
+def seen() -> tuple[int, int, str | None]:
+    task = current_task()
+    assert task is not None
+    return task.attempt, task.epoch, task.last_end
+
+
+def test_a_task_knows_its_epoch_and_why_the_attempt_before_it_ended() -> None:
+    request = attempt(seen)
+    later = [
+        request,
+        msgspec.structs.replace(request, attempt=2, last_end="crashed"),
+        msgspec.structs.replace(request, epoch=1, attempt=2, last_end="crashed"),
+        msgspec.structs.replace(request, epoch=1, attempt=3, last_end="preempted"),
+    ]
+    # As they arrive in a worker.
+    _, requests = decode_batch(encode_batch(1, later))
+    reports, _ = run(MemoryStorage(), *requests)
+    told = []
+    for report in reports:
+        assert isinstance(report, AttemptReturned)
+        told.append(ValueReader(MemoryStorage(), INCARNATION).read(report.value, where="result"))
+    attempts, epochs, ends = zip(*told, strict=True)
+    assert attempts == (1, 2, 2, 3)
+    assert list(epochs) == sorted(set(epochs))
+    assert ends == (None, "crashed", "crashed", "preempted")

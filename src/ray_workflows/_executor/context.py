@@ -41,6 +41,12 @@ class CurrentTask(msgspec.Struct, frozen=True):
         workflow_id: the workflow.
         task_id: the task in it.
         attempt: 1 for the first attempt, counting those that ended with an error or a crash.
+        epoch: a fencing token: it grows with each attempt and with each coordinator that takes the
+            workflow over. Who keeps the largest one it has seen, and refuses a smaller one, is not
+            written to by an attempt that was given up.
+        last_end: why the attempt before this one ended: ``raised``, ``crashed``, ``preempted``
+            (its node was lost), ``timed_out``, ``lost_value`` (an input or its result was lost),
+            ``lost_storage`` or ``canceled``; None for the first attempt.
         idempotency_key: the same for all attempts of this task, different for every other task,
             also for one of a workflow that was deleted and created again under its id.
     """
@@ -49,6 +55,8 @@ class CurrentTask(msgspec.Struct, frozen=True):
     task_id: str
     attempt: int
     idempotency_key: str
+    epoch: int = 0
+    last_end: str | None = None
 
 
 def current_task() -> CurrentTask | None:
@@ -61,4 +69,7 @@ def current_task() -> CurrentTask | None:
         task_id=request.task_id,
         attempt=request.attempt,
         idempotency_key=f"{request.incarnation}-{request.task}",
+        # Neither ever goes back, and one of them grows.
+        epoch=request.epoch + request.attempt,
+        last_end=request.last_end or None,
     )
