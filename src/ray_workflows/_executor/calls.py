@@ -145,8 +145,9 @@ def load_of(sent: SentBatch, live: Mapping[str, LiveValues]) -> tuple[Load, Brou
         incarnation = request.incarnation
         found = here.among(nested_keys(request))
         for key, value in here.among(direct_keys(request)).items():
-            # Ray brings one copy of a value: where several take it, each fetches its own.
-            if taken[incarnation, key] == 1:
+            # Ray brings one copy of a value: where several take it, each fetches its own, and so
+            # does a listener, whose host is called with nothing but its batch.
+            if taken[incarnation, key] == 1 and not sent.listens:
                 values[incarnation, key] = value
             else:
                 found[key] = value

@@ -30,6 +30,7 @@ from ray_workflows._capture.values import (
 from ray_workflows._codec.placeholders import CONSTANT, UPSTREAM_REF, UPSTREAM_VALUE, placeholder
 from ray_workflows._environment.snapshot import remember_options
 from ray_workflows._executor import context
+from ray_workflows._executor.live import direct_keys, nested_keys
 from ray_workflows._executor.process import Process
 from ray_workflows._executor.protocol import ENCODER, AnyReport, AttemptRequest
 from ray_workflows._model import inputs as inp
@@ -289,7 +290,12 @@ class AttemptRun:
         lost = getattr(cause, "object_ref_hex", "")
         handed = {v.hex() for v in self.reader.live.values() if isinstance(v, ray.ObjectRef)}
         handed.update(identity.partition("-")[0] for identity in restored_objects)
-        return lost in handed or lost in self.reader.live
+        return lost in handed or lost in self.input_keys()
+
+    def input_keys(self) -> set[str]:
+        """The keys of the values it takes. One of them is gone when another attempt that takes it
+        has reported it lost while this one was on its way."""
+        return {*direct_keys(self.request), *nested_keys(self.request)}
 
     def is_retryable(self, error: BaseException) -> bool:
         options = self.request.options
