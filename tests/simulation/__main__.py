@@ -7,7 +7,7 @@ import sys
 import time
 import traceback
 
-from tests.simulation.runner import command, run_seed
+from tests.simulation.runner import WORLDS, command, run_seed
 from tests.simulation.world import STORAGES, World
 
 
@@ -21,17 +21,18 @@ def main() -> int:
     parser.add_argument("--start", type=int, default=0, help="the first seed to soak")
     parser.add_argument("--keep-going", action="store_true", help="do not stop at a failure")
     parser.add_argument("--storage", choices=STORAGES, default="memory")
+    parser.add_argument("--world", choices=WORLDS, default="engine", help="whose executor is real")
     options = parser.parse_args()
     World.storage_kind = options.storage
+    pairs = (item.partition("=") for item in options.trouble)
+    trouble = {name: float(value) for name, _, value in pairs}
     if options.seed is not None:
-        pairs = (item.partition("=") for item in options.trouble)
-        trouble = {name: float(value) for name, _, value in pairs}
-        return show(options.seed, trouble, options.crowded, options.verbose)
-    return soak(options.start, options.count, options.keep_going)
+        return show(options.seed, trouble, options.crowded, options.verbose, options.world)
+    return soak(options.start, options.count, trouble, options.keep_going, options.world)
 
 
-def show(seed: int, trouble: dict[str, float], crowded: bool, verbose: bool) -> int:
-    world = World(seed, trace=True, trouble=trouble, crowded=crowded)
+def show(seed: int, trouble: dict[str, float], crowded: bool, verbose: bool, kind: str) -> int:
+    world = WORLDS[kind](seed, trace=True, trouble=trouble, crowded=crowded)
     failed = False
     try:
         world.run()
@@ -46,15 +47,18 @@ def show(seed: int, trouble: dict[str, float], crowded: bool, verbose: bool) -> 
     return int(failed)
 
 
-def soak(start: int, count: int, keep_going: bool) -> int:
+def soak(start: int, count: int, trouble: dict[str, float], keep_going: bool, kind: str) -> int:
     failed = 0
     began = time.perf_counter()
     for seed in range(start, start + count):
         try:
-            run_seed(seed)
+            run_seed(seed, trouble=trouble, world=kind)
         except AssertionError as error:
             failed += 1
-            print(f"{command(seed)}  # {str(error).splitlines()[0][:300]}", flush=True)
+            print(
+                f"{command(seed, trouble, world=kind)}  # {str(error).splitlines()[0][:300]}",
+                flush=True,
+            )
             if not keep_going:
                 break
     else:

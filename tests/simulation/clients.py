@@ -25,7 +25,7 @@ from ray_workflows._coordinator.requests import (
 )
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.status import WorkflowStatus
-from ray_workflows._model.values import Blob, Value
+from ray_workflows._model.values import Value
 from ray_workflows.exceptions import (
     SignalRefusedError,
     SignalTimeoutError,
@@ -38,7 +38,7 @@ from ray_workflows.exceptions import (
 )
 from tests.simulation import scripts, shapes
 from tests.simulation.monitor import Journal
-from tests.simulation.oracle import expect, signals_for
+from tests.simulation.oracle import signals_for
 from tests.simulation.violations import Violation
 
 if TYPE_CHECKING:
@@ -99,17 +99,15 @@ class Client:
     def draw_workflow(self) -> None:
         """What is submitted next under this id."""
         self.endless = self.kind == "cancel" and self.rng.random() < 0.5
-        if self.endless:
-            self.plan = shapes.draw_endless(self.rng)
-        else:
-            self.plan = shapes.draw_plan(self.rng)
-        self.expected = expect(self.plan)
+        drawn = shapes.draw_endless(self.rng) if self.endless else self.world.draw_plan()
+        self.plan = self.world.submitted(drawn)
+        self.expected = self.world.expect(drawn)
         # One that ran into it is resumed, and has the whole time again.
         self.timeout = self.rng.choice([*(None,) * 9, 60.0]) if self.kind != "cancel" else None
         self.incarnation = f"{self.workflow_id}-{self.world.number()}"
         self.request_id = f"request-{self.world.number()}"
         #: Its signals: names by ids. Nobody waits for the last ones.
-        names = [*signals_for(self.plan), *["spare"] * self.rng.choice([0, 0, 1, 2])]
+        names = [*signals_for(drawn), *["spare"] * self.rng.choice([0, 0, 1, 2])]
         self.signals = {f"signal-{self.world.number()}": name for name in names}
 
     def describe(self) -> str:
@@ -256,7 +254,9 @@ class Client:
 
     def submit_again(self) -> Story:
         """The same id, by somebody who does not know that it is in use."""
-        plan = self.plan if self.rng.random() < 0.5 else shapes.draw_plan(self.rng)
+        plan = self.plan
+        if self.rng.random() >= 0.5:
+            plan = self.world.submitted(self.world.draw_plan())
         request_id = f"request-{self.world.number()}"
         incarnation = f"{self.workflow_id}-{self.world.number()}"
         same = plan.digest == self.plan.digest
@@ -411,13 +411,7 @@ class Client:
     def check_output(self, journal: Journal) -> None:
         outcome = journal.state.output
         assert outcome is not None
-        data: bytes | None = None
-        if outcome.value is not None:
-            if isinstance(outcome.value.data, Blob):
-                data = bytes(self.world.storage.read_blob(self.incarnation, outcome.value.data))
-            else:
-                data = outcome.value.data
-        output = scripts.seen_as(outcome, data)
+        output = self.world.seen_as(self.incarnation, outcome)
         if output != self.expected.output:
             raise Violation(
                 "output", f"{self.workflow_id} ended with {output}, not {self.expected.output}"
@@ -430,8 +424,11 @@ class Client:
         culprit = error.message
         if error.type_name == SignalTimeoutError.__name__:
             culprit = scripts.NEVER if f"'{scripts.NEVER}'" in error.message else error.message
-        elif error.type_name != scripts.SCRIPT_ERROR:
-            return False
+        else:
+            found = self.world.script_of(error)
+            if found is None:
+                return False
+            culprit = found
         if culprit not in self.expected.culprits:
             raise Violation(
                 "output", f"{self.workflow_id} failed with {error}, expected {self.expected}"
@@ -456,7 +453,7 @@ class Signal:
         self.incarnation = client.incarnation
         self.signal_id = signal_id
         self.name = client.signals[signal_id]
-        data = scripts.pack(scripts.signal_value(self.name), signal_id)
+        data = self.world.pack(scripts.signal_value(self.name), signal_id)
         self.value = Value(data)
         if self.world.rng.random() < 0.15:
             blob = self.world.storage.write_blob(self.incarnation, signal_id, [data])

@@ -38,14 +38,18 @@ def key_of(incarnation: str, report: Any) -> Key:
     return incarnation, report.task, report.epoch, report.attempt
 
 
-class SimulatedExecutor(InlineExecutor):
-    """Runs scripts after a while, and judges every start."""
+class Judged:
+    """Judges every start of an executor, and brings reports to the loop. It comes before an
+    executor among the bases of a class."""
 
-    def __init__(self, world: World, life: Life) -> None:
-        super().__init__(self.run_script, self.send, clock=life.clock, defer=self.plan_fate)
+    def __init__(self, world: World, life: Life, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         self.world = world
         self.life = life
-        #: Attempts whose reports are with the loop, or on the way there: never to start again.
+        #: Attempts that were started, and of these those whose reports are with the loop, or on the
+        #: way there: never to start again. One that ran at once after another one may be started
+        #: when it was reported, if nothing could be made of its report yet.
+        self.started: set[Key] = set()
         self.reported: set[Key] = set()
         #: Live values by why they are gone.
         self.released: set[tuple[str, str]] = set()
@@ -61,10 +65,11 @@ class SimulatedExecutor(InlineExecutor):
             raise Violation("lease", f"{request.where} started by {life.name} without a lease")
         if key in self.reported:
             raise Violation("repeated", f"{request.where}: attempt {key[2:]} was reported")
+        self.started.add(key)
         for outcome in request.inputs:
             self.judge_released(request, outcome)
         world.trace("start %s %d/%d by %s", request.task_id, *key[2:], life.name)
-        super().start(request)
+        super().start(request, followers)  # type: ignore[misc]
 
     def judge_released(self, request: AttemptRequest, outcome: Outcome) -> None:
         if outcome.value is None or outcome.stored:
@@ -74,17 +79,61 @@ class SimulatedExecutor(InlineExecutor):
             raise Violation("released", f"{request.where}: its input was released before")
 
     def release(self, incarnation: str, value: Value) -> None:
-        super().release(incarnation, value)
+        super().release(incarnation, value)  # type: ignore[misc]
         if isinstance(value.data, Blob) and not value.stored:
             self.released.add((incarnation, value.data.key))
 
     def forget(self, incarnation: str) -> None:
-        super().forget(incarnation)
+        super().forget(incarnation)  # type: ignore[misc]
         self.reported = {key for key in self.reported if key[0] != incarnation}
 
     def cancel(self, incarnation: str, task: int) -> None:
-        super().cancel(incarnation, task)
+        super().cancel(incarnation, task)  # type: ignore[misc]
         self.reported = {key for key in self.reported if key[:2] != (incarnation, task)}
+
+    # -- reports on their way --------------------------------------------------------------
+
+    def send(self, incarnation: str, reports: Sequence[inp.AttemptNews]) -> None:
+        """Bring reports to the loop, perhaps twice."""
+        for report in reports:
+            self.send_one(incarnation, report)
+
+    def send_one(self, incarnation: str, report: inp.AttemptNews) -> None:
+        faults, rng = self.world.faults, self.world.rng
+        key = key_of(incarnation, report)
+        if key in self.started and not isinstance(report, inp.AttemptFoundCorruption):
+            # Of a workflow that has failed, there is nothing to release: it comes to light again.
+            self.reported.add(key)
+        self.arrive(incarnation, report)
+        if faults.hit(faults.report_twice):
+            delay = rng.choice([0.01, 1.0, 20.0]) * rng.random()
+            self.world.clock.after(delay, lambda: self.arrive(incarnation, report))
+
+    def arrive(self, incarnation: str, report: inp.AttemptNews) -> None:
+        life = self.life
+        if life.exists:
+            self.world.trace(
+                "report %s %d %d/%d to %s",
+                type(report).__name__,
+                report.task,
+                report.epoch,
+                report.attempt,
+                life.name,
+            )
+            life.post(lambda: life.loop.report(incarnation, [report]))
+
+
+class SimulatedExecutor(Judged, InlineExecutor):
+    """Runs scripts after a while."""
+
+    def __init__(self, world: World, life: Life) -> None:
+        super().__init__(
+            world, life, self.run_script, self.send, clock=life.clock, defer=self.plan_fate
+        )
+
+    def requests(self) -> list[AttemptRequest]:
+        """What runs."""
+        return [flight.request for flight in self.flights.values()]
 
     # -- what becomes of attempts ----------------------------------------------------------
 
@@ -213,33 +262,3 @@ class SimulatedExecutor(InlineExecutor):
         return scripts.seen_as(
             outcome, bytes(self.life.storage.read_blob(request.incarnation, value.data))
         )
-
-    # -- reports on their way --------------------------------------------------------------
-
-    def send(self, incarnation: str, reports: Sequence[inp.AttemptNews]) -> None:
-        """Bring reports to the loop, perhaps twice."""
-        for report in reports:
-            self.send_one(incarnation, report)
-
-    def send_one(self, incarnation: str, report: inp.AttemptNews) -> None:
-        faults, rng = self.world.faults, self.world.rng
-        if not isinstance(report, inp.AttemptFoundCorruption):
-            # Of a workflow that has failed, there is nothing to release: it comes to light again.
-            self.reported.add(key_of(incarnation, report))
-        self.arrive(incarnation, report)
-        if faults.hit(faults.report_twice):
-            delay = rng.choice([0.01, 1.0, 20.0]) * rng.random()
-            self.world.clock.after(delay, lambda: self.arrive(incarnation, report))
-
-    def arrive(self, incarnation: str, report: inp.AttemptNews) -> None:
-        life = self.life
-        if life.exists:
-            self.world.trace(
-                "report %s %d %d/%d to %s",
-                type(report).__name__,
-                report.task,
-                report.epoch,
-                report.attempt,
-                life.name,
-            )
-            life.post(lambda: life.loop.report(incarnation, [report]))

@@ -17,7 +17,6 @@ from ray_workflows._coordinator.workflow import Workflow
 from ray_workflows._engine.commands import commands
 from ray_workflows._engine.invariants import check
 from ray_workflows._model.catalog import Holder
-from tests.simulation.executor import SimulatedExecutor
 from tests.simulation.io import SimulatedIo
 from tests.simulation.monitor import fingerprint
 from tests.simulation.storage import FaultyStorage
@@ -68,7 +67,7 @@ class Life:
         self.holder = Holder(self.name, cluster.name, cluster.host, number, 1)
         self.storage = FaultyStorage(world, self)
         self.io = SimulatedIo(world, self)
-        self.executor = SimulatedExecutor(world, self)
+        self.executor = world.executor_for(self)
         self.loop = Loop(
             self.storage,
             self.executor,
@@ -229,8 +228,7 @@ class Life:
             raise Violation("room", f"{self.name}: {loop.room.waiting} wait for ever")
         if len(loop.by_incarnation) != len(loop.workflows):
             raise Violation("unexpected", f"{self.name}: two views of what is in hand")
-        for flight in self.executor.flights.values():
-            request = flight.request
+        for request in self.executor.requests():
             held = loop.by_incarnation.get(request.incarnation)
             if held is None:
                 raise Violation("orphan", f"{request.where} runs in {self.name} for nobody")

@@ -182,12 +182,12 @@ class Monitor:
         if isinstance(event, (ev.TaskSucceeded, ev.TaskContinued)):
             self.judge_once(journal, event.task, where)
             if state.tasks[event.task].options.kind != TIMER:
-                self.judge_maker(state, event, maker_of(event), holder_id, where)
+                self.judge_maker(state, event, self.maker_of(state, event), holder_id, where)
         elif isinstance(event, (ev.AttemptFailed, ev.TaskFailed)):
             if event.task in journal.done:
                 raise Violation("commit once", f"{where}: task {event.task} had its result")
             self.judge_charge(journal, event, where)
-            self.judge_maker(state, event, event.error.traceback, holder_id, where)
+            self.judge_maker(state, event, self.raiser_of(event), holder_id, where)
 
     def judge_names(
         self, journal: Journal, plan: Plan, task_ids: tuple[str, ...], where: str
@@ -249,6 +249,17 @@ class Monitor:
             if limit != -1 and charged > limit:
                 raise Violation("retries", f"{where}: {charged} charged, {limit} allowed")
 
+    def maker_of(self, state: WorkflowState, event: ev.TaskSucceeded | ev.TaskContinued) -> str:
+        """The attempt that made what is committed."""
+        if isinstance(event, ev.TaskContinued):
+            return event.plan.digest
+        data = event.value.data
+        return data.key if isinstance(data, Blob) else scripts.maker(data)
+
+    def raiser_of(self, event: ev.AttemptFailed | ev.TaskFailed) -> str:
+        """The attempt that failed."""
+        return event.error.traceback
+
     # -- starts ----------------------------------------------------------------------------
 
     def started(self, holder_id: str, known: int, request: AttemptRequest) -> None:
@@ -279,16 +290,6 @@ class Monitor:
         again = replay(state.workflow_id, state.incarnation, journal.events)
         if fingerprint(again) != fingerprint(state) or commands(again) != commands(state):
             raise Violation("replay", f"{state.workflow_id}: {fingerprint(again)}")
-
-
-def maker_of(event: ev.TaskSucceeded | ev.TaskContinued) -> str:
-    """The attempt that made what is committed."""
-    if isinstance(event, ev.TaskContinued):
-        return event.plan.digest
-    data = event.value.data
-    if isinstance(data, Blob):
-        return data.key
-    return scripts.maker(data)
 
 
 def fingerprint(state: WorkflowState) -> tuple[Any, ...]:

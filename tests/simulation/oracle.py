@@ -19,8 +19,8 @@ class Expected(msgspec.Struct, frozen=True):
     culprits: frozenset[str] = frozenset()
 
 
-def expect(plan: Plan) -> Expected:
-    """Run a plan in the head."""
+def expect(plan: Plan, timer: str | None = None) -> Expected:
+    """Run a plan in the head. ``timer``: what timers are worth, if not what they are given."""
     seen: list[Expected] = []
     for spec in plan.tasks:
         upstream = [seen[index] for index in spec.upstream]
@@ -31,7 +31,8 @@ def expect(plan: Plan) -> Expected:
         inputs = [result.output for result in upstream if result.output is not None]
         assert isinstance(spec.arguments.data, bytes)
         script = scripts.decode(plan.functions[spec.function])
-        seen.append(expect_task(script, plan.options[spec.options], spec.arguments.data, inputs))
+        options = plan.options[spec.options]
+        seen.append(expect_task(script, options, spec.arguments.data, inputs, timer))
     return seen[-1]
 
 
@@ -53,10 +54,14 @@ def signals_for(plan: Plan) -> list[str]:
 
 
 def expect_task(
-    script: Script, options: TaskOptions, arguments: bytes, inputs: list[str]
+    script: Script,
+    options: TaskOptions,
+    arguments: bytes,
+    inputs: list[str],
+    timer: str | None,
 ) -> Expected:
     if options.kind == TIMER:
-        result = Expected(scripts.unpack(arguments))
+        result = Expected(scripts.unpack(arguments) if timer is None else timer)
     elif options.kind == SIGNAL and options.signal == scripts.NEVER:
         result = Expected(None, frozenset([scripts.NEVER]))
     elif options.kind == SIGNAL:
@@ -66,7 +71,7 @@ def expect_task(
     else:
         value = scripts.core(script, arguments, inputs)
         if script.turns or script.plan is not None:
-            result = expect(scripts.continuation(script, options, value))
+            result = expect(scripts.continuation(script, options, value), timer)
         else:
             result = Expected(value)
     if not options.catch_exceptions:

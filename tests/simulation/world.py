@@ -9,15 +9,20 @@ from random import Random
 from typing import Any
 
 from ray_workflows._model.catalog import Append, Holder
+from ray_workflows._model.plan import Plan
+from ray_workflows._model.values import Blob, ErrorInfo, Outcome
 from ray_workflows.storage.base import CommitOutcome, Storage
 from ray_workflows.storage.memory import MemoryStorage
 from ray_workflows.testing.clock import VirtualClock
 from tests.put_once import MemoryObjectStorage, MemoryOperations
+from tests.simulation import scripts, shapes
 from tests.simulation.clients import Client, Pause, Put, draw_clients
+from tests.simulation.executor import SimulatedExecutor
 from tests.simulation.faults import Faults
 from tests.simulation.io import Job
 from tests.simulation.life import Life, Ticket
 from tests.simulation.monitor import Monitor
+from tests.simulation.oracle import Expected, expect
 from tests.simulation.storage import LateCommit
 from tests.simulation.violations import Violation
 
@@ -118,7 +123,7 @@ class World:
         #: Gives each process its own instance.
         self.open_storage = STORAGES[self.storage_kind](self.storage_clock)
         self.storage = self.open_storage()
-        self.monitor = Monitor()
+        self.monitor = self.new_monitor()
         self.job: Job | None = None
         self.jobs: dict[Job, None] = {}
         self.late: list[LateCommit] = []
@@ -143,6 +148,52 @@ class World:
             clusters.append(Cluster(name, "host" if same_host else name, limits))
         return clusters
 
+    # -- what other worlds do in other ways ------------------------------------------------
+
+    def new_monitor(self) -> Monitor:
+        """What watches the journals."""
+        return Monitor()
+
+    def executor_for(self, life: Life) -> Any:
+        """What runs the attempts of a coordinator."""
+        return SimulatedExecutor(self, life)
+
+    def draw_plan(self) -> Plan:
+        """A plan of scripts."""
+        return shapes.draw_plan(self.rng)
+
+    def expect(self, plan: Plan) -> Expected:
+        """What it must end with."""
+        return expect(plan)
+
+    def submitted(self, plan: Plan) -> Plan:
+        """A plan of scripts as it is submitted."""
+        return plan
+
+    def pack(self, text: str, maker: str) -> bytes:
+        """A value as it is stored."""
+        return scripts.pack(text, maker)
+
+    def seen_as(self, incarnation: str, outcome: Outcome) -> str:
+        """What a consumer makes of an outcome that is stored."""
+        data: bytes | None = None
+        if outcome.value is not None:
+            if isinstance(outcome.value.data, Blob):
+                data = bytes(self.storage.read_blob(incarnation, outcome.value.data))
+            else:
+                data = outcome.value.data
+        return scripts.seen_as(outcome, data)
+
+    def script_of(self, error: ErrorInfo) -> str | None:
+        """The script that raised an error; None if it is none of a script's."""
+        return error.message if error.type_name == scripts.SCRIPT_ERROR else None
+
+    def died(self, life: Life) -> None:
+        """A process is dead."""
+
+    def close(self) -> None:
+        """The seed is over, well or not."""
+
     # -- time ------------------------------------------------------------------------------
 
     def run(self) -> World:
@@ -155,6 +206,7 @@ class World:
         try:
             self.live()
         finally:
+            self.close()
             logger.disabled = disabled
             logging.disable(silenced)
         return self
@@ -234,6 +286,7 @@ class World:
             return
         life.die()
         self.trace("%s is dead", life.name)
+        self.died(life)
         for ticket in sorted(life.tickets, key=lambda ticket: ticket.what):
             self.clock.after(0.01, lambda ticket=ticket: self.settle(ticket, CRASHED))
         if life.cluster.life is life:

@@ -150,7 +150,17 @@ def run_batches(
         The report of each batch that was not reported by a call.
     """
     prefer_packages()
-    home = home_of(pickled_home)
+    return run_loads(home_of(pickled_home), loads, asks, keys, values)
+
+
+def run_loads(
+    home: Home,
+    loads: Sequence[Load],
+    asks: bool,
+    keys: Sequence[tuple[str, str]],
+    values: Sequence[Any],
+) -> list[WireReport]:
+    """As `run_batches`, from a home that is here."""
     first, *ahead = loads
     encoded, nested = opened(first)
     live: Live = {incarnation: dict(objects) for incarnation, objects in (nested or {}).items()}

@@ -78,7 +78,7 @@ class Dispatch:
         self.numbers = itertools.count(int(clock.time() * 1e9))
         self.lanes: dict[str, Lane] = {}
         #: Shapes of lanes to which something was added since the last `flush`.
-        self.grown: set[str] = set()
+        self.grown: dict[str, None] = {}
         self.durations = Durations()
         self.sent: dict[int, SentBatch] = {}
         self.carriers = Carriers()
@@ -87,14 +87,14 @@ class Dispatch:
     def flush(self) -> None:
         """Submit what was added, as far as it is time."""
         while self.grown:
-            self.pump(self.grown.pop())
+            self.pump(self.grown.popitem()[0])
 
     def enqueue(self, flight: Flight) -> None:
         shape = flight.request.scene.shape
         lane = self.lanes.get(shape)
         if lane is None:
             lane = self.lanes[shape] = Lane()
-        self.grown.add(shape)
+        self.grown[shape] = None
         if lane.add(flight, self.durations, self.slots_known[1]):
             # It begins while the rest of thousands is started.
             self.pump(shape)

@@ -1,0 +1,366 @@
+"""A simulated Ray cluster: nodes that come and go, processes, Ray tasks, listener hosts, objects.
+
+It outlives coordinators. Each coordinator has it through a `ClusterOfLife`, and what that started
+ends with it, sooner or later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+from ray import cloudpickle
+from ray.exceptions import (
+    ActorDiedError,
+    RayTaskError,
+    TaskCancelledError,
+    WorkerCrashedError,
+)
+
+from ray_workflows._executor.batch import Home, Load
+from ray_workflows._executor.carriers import Brought, SentBatch
+from ray_workflows._executor.carry import run_loads
+from ray_workflows._executor.listeners import listen
+from tests.simulation.processes import Calls, CoordinatorHandle, Objects, SimulatedProcess
+from tests.simulation.work import HERE
+
+if TYPE_CHECKING:
+    from tests.simulation.life import Life
+    from tests.simulation.world import Cluster as Place
+    from tests.simulation.world_of_workers import WorldOfWorkers
+
+
+class SimulatedTask:
+    """A Ray task, or a call of a listener host; its ObjectRef and its future too."""
+
+    def __init__(
+        self, life: Life, sent: SentBatch, loads: list[Load], asks: bool, values: Brought
+    ) -> None:
+        self.life = life
+        self.sent = sent
+        self.loads = loads
+        self.asks = asks
+        self.values = values
+        self.process: SimulatedProcess | None = None
+        self.over = False
+        self.outcome: Any = None
+        self.action: Callable[[Any], None] | None = None
+
+    def future(self) -> SimulatedTask:
+        """Its result."""
+        return self
+
+    def add_done_callback(self, action: Callable[[Any], None]) -> None:
+        """Called when it has ended."""
+        self.action = action
+
+    def result(self) -> Any:
+        """What it returned; raises what Ray raises. What tasks raised is unpickled here."""
+        if isinstance(self.outcome, bytes):
+            raise cloudpickle.loads(self.outcome)
+        if isinstance(self.outcome, BaseException):
+            raise self.outcome
+        return self.outcome
+
+
+class Node:
+    """A machine. Its processes are kept for other Ray tasks when they have done one."""
+
+    def __init__(self, name: str, slots: int) -> None:
+        self.name = name
+        self.slots = slots
+        self.taken = 0
+        self.alive = True
+        self.processes: dict[SimulatedProcess, None] = {}
+        self.storage_away_until = 0.0
+
+
+class SimulatedCluster:
+    """All that is Ray's in one place."""
+
+    def __init__(self, world: WorldOfWorkers, place: Place) -> None:
+        self.world = world
+        self.place = place
+        self.objects = Objects(self)
+        self.calls = Calls(self)
+        self.names: dict[SimulatedProcess, int] = {}
+        sizes = world.rng.choice([[1], [2], [4], [2, 2], [1, 3]])
+        self.nodes = [Node(f"{place.name}-n{i}", size) for i, size in enumerate(sizes)]
+        self.waiting: deque[SimulatedTask] = deque()
+        self.running: dict[SimulatedTask, None] = {}
+        self.hosts: dict[SimulatedTask, Listening] = {}
+
+    def slots(self) -> int:
+        """Those of the nodes that are there."""
+        return sum(node.slots for node in self.nodes if node.alive) or 1
+
+    # -- Ray tasks -------------------------------------------------------------------------
+
+    def submit(self, task: SimulatedTask) -> None:
+        """It runs when there is a slot."""
+        if task.sent.listens:
+            self.world.clock.after(self.world.rng.uniform(0.001, 0.02), lambda: self.listen(task))
+            return
+        self.waiting.append(task)
+        self.schedule()
+
+    def schedule(self) -> None:
+        self.world.clock.after(self.world.rng.uniform(0.0003, 0.002), self.start_some)
+
+    def start_some(self) -> None:
+        """Give free slots to those that wait."""
+        while self.waiting:
+            free = [node for node in self.nodes if node.alive and node.taken < node.slots]
+            if not free:
+                return
+            self.start(self.waiting.popleft(), self.world.rng.choice(free))
+
+    def start(self, task: SimulatedTask, node: Node) -> None:
+        live: dict[str, dict[str, Any]] = {}
+        for (incarnation, key), ref in task.values.items():
+            try:
+                live.setdefault(incarnation, {})[key] = self.objects.get(ref)
+            except Exception as error:
+                # Ray does not even start it.
+                self.end(task, error)
+                return
+        process = self.process_on(node)
+        task.process = process
+        node.taken += 1
+        self.running[task] = None
+        home = Home(process.storage, CoordinatorHandle(process), process)
+        keys = list(task.values)
+        brought = [live[incarnation][key] for incarnation, key in keys]
+        self.world.trace("worker %s on %s runs %s", self.name(process), node.name, task.sent.digest)
+        process.run(task, lambda: run_loads(home, task.loads, task.asks, keys, brought))
+
+    def process_on(self, node: Node) -> SimulatedProcess:
+        for process in node.processes:
+            if process.task is None:
+                return process
+        process = SimulatedProcess(self, node)
+        node.processes[process] = None
+        return process
+
+    def name(self, process: SimulatedProcess) -> int:
+        """Names a process in the trace."""
+        return self.names.setdefault(process, len(self.names))
+
+    def leave(self, task: SimulatedTask) -> None:
+        """Its slot is free."""
+        if self.running.pop(task, False) is None:
+            assert task.process is not None
+            task.process.node.taken -= 1
+            self.schedule()
+
+    def worker_ended(
+        self,
+        process: SimulatedProcess,
+        task: SimulatedTask,
+        result: Any,
+        error: BaseException | None,
+    ) -> None:
+        """The code of a Ray task returned or raised."""
+        self.leave(task)
+        if error is None:
+            self.end(task, result)
+            return
+        wrapped = RayTaskError("run_batches", repr(error), error)
+        self.end(task, cloudpickle.dumps(wrapped))
+
+    def worker_died(self, process: SimulatedProcess, task: SimulatedTask) -> None:
+        """A worker is gone with what it ran."""
+        self.leave(task)
+        self.world.worker_died(task, process)
+        self.end(task, WorkerCrashedError())
+
+    def end(self, task: SimulatedTask, outcome: Any) -> None:
+        """The owner hears of it, if there still is one."""
+        if task.over:
+            return
+        task.over = True
+        task.outcome = outcome
+        self.world.trace("Ray task of %s ends: %s", task.sent.digest, type(outcome).__name__)
+        delay = self.world.rng.uniform(0.0002, 0.003)
+        faults = self.world.worker_faults
+        if faults.hit(faults.end_late):
+            delay += self.world.rng.choice([0.1, 1.0, 10.0]) * self.world.rng.random()
+        self.world.clock.after(delay, lambda: self.hear(task))
+
+    def hear(self, task: SimulatedTask) -> None:
+        life = task.life
+        if not life.exists:
+            return
+        if not life.running:
+            life.frozen.append(lambda: self.hear(task))
+        elif task.action is None:
+            self.world.clock.after(0.001, lambda: self.hear(task))
+        else:
+            task.action(task)
+
+    # -- listeners -------------------------------------------------------------------------
+
+    def listen(self, task: SimulatedTask) -> None:
+        """Call the listener host, in which every call goes on for itself."""
+        if task.over:
+            return
+        process = SimulatedProcess(self, self.nodes[0])
+        process.life_name = task.life.name
+        process.task = task
+        task.process = process
+        home = Home(process.storage, CoordinatorHandle(process), process)
+        (load,) = task.loads
+        self.hosts[task] = Listening(self, task, process, listen(load, home))
+        self.hosts[task].go_on()
+
+    # -- what is stopped -------------------------------------------------------------------
+
+    def cancel(self, task: SimulatedTask, force: bool) -> None:
+        """As ``ray.cancel``: takes a while, and does nothing where it comes too late."""
+        delay = self.world.rng.uniform(0.0003, 0.01)
+        self.world.clock.after(delay, lambda: self.stop(task, force))
+
+    def stop(self, task: SimulatedTask, force: bool = True) -> None:
+        if task.over:
+            return
+        if task in self.waiting:
+            self.waiting.remove(task)
+            self.end(task, TaskCancelledError())
+        elif task in self.hosts:
+            self.hosts[task].cancel()
+        elif task in self.running and force:
+            assert task.process is not None
+            self.kill(task.process, "its task was canceled")
+        else:
+            # It was not submitted yet: a listener host is on its way.
+            self.end(task, TaskCancelledError())
+
+    def kill(self, process: SimulatedProcess, why: str) -> None:
+        """A process ends with what it runs."""
+        task = process.task
+        process.kill(why)
+        if task is not None and task in self.hosts:
+            self.hosts.pop(task)
+            self.end(task, ActorDiedError())
+
+    def preempt(self, node: Node) -> None:
+        """A node ends, and comes again after a while."""
+        self.world.trace("node %s ends", node.name)
+        self.world.seen["nodes that end"] += 1
+        node.alive = False
+        for process in list(node.processes):
+            self.kill(process, "its node ended")
+        delay = self.world.rng.choice([0.5, 3.0, 15.0]) * self.world.rng.random()
+        self.world.clock.after(delay, lambda: self.bring_back(node))
+
+    def bring_back(self, node: Node) -> None:
+        node.alive = True
+        self.world.trace("node %s is there", node.name)
+        self.schedule()
+
+    def coordinator_died(self, life: Life) -> None:
+        """What it started ends with it, when Ray comes to it."""
+        self.calls.coordinator_died()
+        tasks = [*self.waiting, *self.running, *self.hosts]
+        for task in tasks:
+            if task.life is life:
+                delay = self.world.rng.choice([0.01, 0.5, 3.0]) * self.world.rng.random()
+                self.world.clock.after(delay, lambda task=task: self.stop(task))
+
+    def close(self) -> None:
+        """The seed is over: no thread is left waiting."""
+        for task in list(self.running):
+            if task.process is not None:
+                task.process.kill("the seed is over")
+        for listening in self.hosts.values():
+            listening.coroutine.close()
+
+
+class Listening:
+    """A call of a listener host."""
+
+    def __init__(
+        self,
+        cluster: SimulatedCluster,
+        task: SimulatedTask,
+        process: SimulatedProcess,
+        coroutine: Coroutine[Any, Any, Any],
+    ) -> None:
+        self.cluster = cluster
+        self.task = task
+        self.process = process
+        self.coroutine = coroutine
+        self.canceled = False
+
+    def go_on(self, error: BaseException | None = None) -> None:
+        """Let it run until it waits again."""
+        if self.task not in self.cluster.hosts:
+            return
+        outer, HERE.process = HERE.process, self.process
+        try:
+            seconds = self.coroutine.throw(error) if error else self.coroutine.send(None)
+        except StopIteration as stop:
+            self.over(stop.value)
+        except asyncio.CancelledError:
+            self.over(TaskCancelledError())
+        else:
+            if seconds is not None:
+                self.cluster.world.clock.after(seconds, self.continue_unless_canceled)
+        finally:
+            HERE.process = outer
+
+    def continue_unless_canceled(self) -> None:
+        if not self.canceled:
+            self.go_on()
+
+    def cancel(self) -> None:
+        """What it waits for raises."""
+        self.canceled = True
+        self.go_on(asyncio.CancelledError())
+
+    def over(self, outcome: Any) -> None:
+        self.cluster.hosts.pop(self.task, None)
+        self.cluster.end(self.task, outcome)
+
+
+class ClusterOfLife:
+    """The `Cluster` of one coordinator."""
+
+    def __init__(self, cluster: SimulatedCluster, life: Life) -> None:
+        self.cluster = cluster
+        self.life = life
+
+    def send(
+        self, sent: SentBatch, loads: list[Load], asks: bool, values: Brought
+    ) -> SimulatedTask:
+        """Submit a Ray task."""
+        task = SimulatedTask(self.life, sent, list(loads), asks, dict(values))
+        self.cluster.submit(task)
+        return task
+
+    def cancel(self, ref: Any, *, force: bool) -> None:
+        """Stop one."""
+        self.cluster.cancel(ref, force)
+
+    def slots(self) -> int:
+        """Those that there are."""
+        return self.cluster.slots()
+
+    def nodes(self) -> list[dict[str, float]]:
+        """What each of them has."""
+        return [{"CPU": float(node.slots)} for node in self.cluster.nodes if node.alive]
+
+    def lacked(self, sent: SentBatch) -> bool:
+        """Nothing here needs packages."""
+        return False
+
+    def tidy(self) -> None:
+        """There is nothing that could go."""
+
+    def forget_listener_hosts(self) -> None:
+        """Each call has one of its own."""
+
+    def close(self) -> None:
+        """It ends with its coordinator."""

@@ -1,0 +1,93 @@
+"""Two thousand worlds in which the real executor and the code of its workers meet trouble."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from random import Random
+
+import pytest
+
+from tests.simulation.runner import run_seed
+from tests.simulation.test_harness import TROUBLES
+from tests.simulation.world_of_workers import WorkerFaults, WorldOfWorkers
+
+#: Seeds in one test.
+CHUNK = 50
+
+#: What the executor does not stand yet.
+SPARED = {"storage_fails": 0.0, "write_unsaid": 0.0, "poison": 0.0}
+
+#: What the world is to bring about.
+EXPECTED = (
+    "batches",
+    "fused attempts",
+    "members handed back",
+    "results in blobs",
+    "live values",
+    "lost inputs",
+    "timeouts",
+    "deaths of workers",
+    "nodes that end",
+    "attempts that run again",
+    "listeners",
+)
+
+DIGESTS = """
+from tests.simulation.world_of_workers import WorldOfWorkers
+for seed in range(12):
+    print(WorldOfWorkers(seed, trace=True, trouble=TROUBLE).run().digest())
+"""
+
+
+@pytest.mark.parametrize("chunk", range(40))
+def test_promises_hold_whatever_happens_to_workers(chunk: int) -> None:
+    for seed in range(chunk * CHUNK, (chunk + 1) * CHUNK):
+        run_seed(seed, trouble=SPARED, world="workers")
+
+
+def digest(seed: int) -> str:
+    return WorldOfWorkers(seed, trace=True, trouble=SPARED).run().digest()
+
+
+def test_a_seed_determines_all_that_happens() -> None:
+    for seed in range(12):
+        assert digest(seed) == digest(seed)
+
+
+def test_seeds_differ() -> None:
+    assert len({digest(seed) for seed in range(12)}) == 12
+
+
+@pytest.mark.parametrize("hash_seed", ["0", "4711"])
+def test_the_order_of_hashes_does_not_matter(hash_seed: str) -> None:
+    digests = DIGESTS.replace("TROUBLE", repr(SPARED))
+    done = subprocess.run(
+        [sys.executable, "-c", digests],
+        env={**os.environ, "PYTHONHASHSEED": hash_seed},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert done.stdout.split() == [digest(seed) for seed in range(12)]
+
+
+def test_without_trouble_every_workflow_ends() -> None:
+    """Functions that turn out slow, and those that take their worker down, are no trouble."""
+    numbers = vars(WorkerFaults(Random(0), {})).items()
+    quiet = {name: 0.0 for name, value in numbers if isinstance(value, float)}
+    quiet.update(dict.fromkeys(TROUBLES, 0.0))
+    for seed in range(3_000_000, 3_000_150):
+        run_seed(seed, trouble=quiet, world="workers")
+
+
+def test_what_is_to_be_seen_happens() -> None:
+    seen: Counter[str] = Counter()
+    for seed in range(100):
+        world = WorldOfWorkers(seed, trace=True, trouble=SPARED)
+        world.run()
+        seen.update(world.seen)
+    assert all(seen[what] > 5 for what in EXPECTED), seen
