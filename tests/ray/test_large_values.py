@@ -19,8 +19,9 @@ from ray._private.internal_api import node_stats
 
 import ray_workflows as workflow
 from ray_workflows._capture.values import ValueReader, ValueWriter
-from ray_workflows._client.connection import Connection, connect
+from ray_workflows._client.connection import connect
 from ray_workflows._client.outputs import last_events, read_output, read_row
+from ray_workflows._client.patience import Patience
 from ray_workflows._model.events import WorkflowSucceeded
 from ray_workflows.storage.urls import storage_from_url
 from tests.children import child, receive
@@ -202,13 +203,13 @@ def test_who_waits_by_get_output_gets_the_live_copy(
 ) -> None:
     ref = workflow.run_async(large_later.bind(50_000_000, gate), workflow_id=wid)
     asked = threading.Event()
-    answer_at_last = Connection.answer_at_last
+    ready = Patience.ready
 
-    def note(self: Connection, answer: ray.ObjectRef) -> object:
+    def note(self: Patience, answer: ray.ObjectRef) -> bool:
         asked.set()
-        return answer_at_last(self, answer)
+        return ready(self, answer)
 
-    monkeypatch.setattr(Connection, "answer_at_last", note)
+    monkeypatch.setattr(Patience, "ready", note)
     with ThreadPoolExecutor() as pool:
         waiting = pool.submit(workflow.get_output, wid)
         assert asked.wait(60.0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -16,9 +15,7 @@ from ray_workflows._client.launch import start_coordinator
 from ray_workflows._client.reader import Reader
 from ray_workflows._coordinator.claims import LEASE_SECONDS
 from ray_workflows._coordinator.host import ACTOR_NAME, NAMESPACE, Settings
-from ray_workflows._coordinator.requests import Watched
 from ray_workflows._coordinator.room import UNLIMITED, Limits
-from ray_workflows._coordinator.wire import decode_watched
 from ray_workflows._environment.cluster import call_inside, is_outside
 from ray_workflows._environment.interpreter import check_python
 from ray_workflows._executor.node_storage import NodeStorage
@@ -36,6 +33,8 @@ START_SECONDS = 60.0
 #: How long a call may take before the coordinator counts as gone, in seconds. Longer than it
 #: takes itself to say that the storage is away, and than Ray needs to restart it.
 CALL_SECONDS = 90.0
+#: Names how long Ray waits for the head of a cluster, in seconds.
+HEAD_VARIABLE = "RAY_gcs_rpc_server_reconnect_timeout_s"
 #: Names the lease of a coordinator that is started by this process, in seconds.
 LEASE_VARIABLE = "RAY_WORKFLOW_LEASE_SECONDS"
 
@@ -51,6 +50,34 @@ class Connection(Reader):
         self.resumes_orphans = self.settings.auto_resume
         self.version: str = description["version"]
         self.session = session_id()
+        #: Whether it was said that the coordinator is away.
+        self.said_away = False
+
+    def adopt(self, coordinator: Any) -> bool:
+        """Go over to another coordinator, or to the restarted one; whether it has the storage."""
+        description = describe(coordinator)
+        if description["url"] != self.storage.url:
+            return False
+        self.coordinator = coordinator
+        self.cluster = description["holder"].coordinator
+        self.resumes_orphans = description["settings"].auto_resume
+        self.said_away = False
+        return True
+
+    def say_away(self, workflow_id: str) -> None:
+        """Say, once, that the coordinator is away."""
+        if not self.said_away:
+            self.said_away = True
+            logger.warning(
+                "The coordinator does not answer: its process, its node or the head of the cluster "
+                "is gone. Workflow '%s' is kept in %s. Waiting until its coordinator is back, or "
+                "another one has finished it. (Ray itself ends a process whose head stays away for "
+                "60 s, or $%s. If that happens: get_output(%r) in another one.)",
+                workflow_id,
+                self.storage.url,
+                HEAD_VARIABLE,
+                workflow_id,
+            )
 
     def call(self, method: str, *args: Any) -> Any:
         """Call the coordinator and return its answer; raise what it answers as an error."""
@@ -66,16 +93,6 @@ class Connection(Reader):
                 f"Ray when its process dies; check that its node is alive, then try again."
             ) from None
 
-    def answer_at_last(self, ref: ray.ObjectRef) -> Any:
-        """As `answer`, of a call that waits for a workflow: it takes its time, and takes it again
-        when the coordinator is restarted."""
-        while True:
-            try:
-                return self.take(ref, CALL_SECONDS)
-            except ray.exceptions.GetTimeoutError:
-                # Raises if the coordinator is gone for good.
-                self.call("describe")
-
     def take(self, ref: ray.ObjectRef, seconds: float) -> Any:
         try:
             answer = ray.get(ref, timeout=seconds)
@@ -86,20 +103,6 @@ class Connection(Reader):
         if isinstance(answer, BaseException):
             raise answer
         return answer
-
-    def watch(
-        self, workflow_id: str, after: int | None, tick: Callable[[], float] | None = None
-    ) -> Watched | None:
-        """Wait until a workflow's journal has grown beyond ``after``, or (None) it is settled, or
-        its coordinator is another one; None if there was nothing to see, for long or because the
-        coordinator has no room for one more who waits.
-
-        ``tick`` is called meanwhile, and returns how many seconds later it is to be called again.
-        """
-        watch = self.coordinator.watch_one.remote(workflow_id, after)
-        while tick is not None and not ray.wait([watch], timeout=tick())[0]:
-            continue
-        return decode_watched(self.answer_at_last(watch))
 
     def values(self, incarnation: str) -> ValueReader:
         """Reads the values of a workflow; ObjectRefs come back as such."""

@@ -17,6 +17,7 @@ from ray_workflows._capture.values import ValueWriter
 from ray_workflows._client.connection import CALL_SECONDS, Connection
 from ray_workflows._client.environments import Wishes, look_first
 from ray_workflows._client.forks import Fork
+from ray_workflows._client.patience import Patience
 from ray_workflows._codec.journal import encode_events, encode_plan
 from ray_workflows._coordinator.requests import (
     Accepted,
@@ -30,6 +31,7 @@ from ray_workflows._coordinator.requests import (
 from ray_workflows._coordinator.wire import ENCODER, Submissions, decode_submitted
 from ray_workflows._environment.snapshot import remember_options, share, take_snapshot
 from ray_workflows._environment.store import workflow_incarnation
+from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.plan import Environment, EnvironmentChange
 from ray_workflows.exceptions import (
     CoordinatorUnavailableError,
@@ -136,10 +138,19 @@ class Drafts:
 
     def run(self) -> tuple[Submitted, Watched | None]:
         """As `send`, of one, and wait for its end: what a watch saw of that, if it saw anything."""
+        (submission,) = self.submissions
         encoded = ENCODER.encode(Submissions(self.submissions, None))
         self.sent = True
-        ended = self.connection.coordinator.run.remote(encoded)
-        submitted, watched = decode_submitted(self.connection.answer_at_last(ended))
+
+        def is_there(row: CatalogRow | None) -> bool:
+            return row is not None and row.incarnation == submission.incarnation
+
+        patience = Patience(self.connection, submission.workflow_id, is_there)
+        while (answer := patience.answer("run", encoded)) is None:
+            # It is accepted, or was never heard of; to ask again is harmless.
+            if is_there(self.connection.storage.read_catalog(submission.workflow_id)):
+                return Submitted("", [Accepted(submission.incarnation, created=True)]), None
+        submitted, watched = decode_submitted(answer)
         return self.take(self.go_on(submitted, None)), watched
 
     def go_on(self, submitted: Submitted, client: str | None) -> Submitted:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ray_workflows._capture.values import as_task_error
 from ray_workflows._client.connection import Connection
+from ray_workflows._client.patience import watch
 from ray_workflows._client.progress import ProgressDisplay
 from ray_workflows._client.reader import ACTIVE, Reader
 from ray_workflows._client.views import WorkflowView
@@ -265,7 +266,7 @@ def await_output(
         if done:
             return value
         asked = time.monotonic()
-        watched = connection.watch(workflow_id, awaited.after, tick)
+        watched = watch(connection, workflow_id, awaited.after, tick)
         if task_id is None:
             done, value = seen_output(connection, watched)
             if done:

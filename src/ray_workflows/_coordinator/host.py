@@ -267,6 +267,8 @@ class Coordinator:
         """What is answered to submissions."""
         return Submitted(self.holder.holder_id, answers)
 
+    # Ray would repeat it for ever, and say so each time, while the cluster has no head.
+    @ray.method(max_task_retries=0)  # type: ignore[untyped-decorator]
     def run(self, encoded: bytes) -> Message:
         """As `submit`, of one; once it is accepted, what `watch_one` sees. One call, because a
         caller who waits anyway would only be woken once more."""
@@ -348,6 +350,7 @@ class Coordinator:
 
     # -- what they wait for ----------------------------------------------------------------
 
+    @ray.method(max_task_retries=0)  # type: ignore[untyped-decorator]
     def watch_one(self, workflow_id: str, after: int | None) -> Message:
         """Wait for one workflow, as in `WatchRequest`: what was seen; nothing after `SIT_SECONDS`,
         and at once if there is no seat."""
@@ -420,6 +423,10 @@ class Coordinator:
         answer: AnswerBox = queue.SimpleQueue()
         self.executor.batch_done(wire, answer.put)
         return pack_loads(answer.get())
+
+    @ray.method(max_task_retries=0)  # type: ignore[untyped-decorator]
+    def ping(self) -> None:
+        """Whether it is there."""
 
     # -- about itself ----------------------------------------------------------------------
 

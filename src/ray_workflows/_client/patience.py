@@ -1,0 +1,206 @@
+"""Calls of the coordinator that take as long as a workflow, over its death and that of its cluster.
+
+Ray does not repeat them: while the head of the cluster is away, it would say so on the terminal
+every few seconds. What is lost is noticed here, said once, and looked for where the workflow is:
+in the storage.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+from ray_workflows._client.connection import CALL_SECONDS, Connection, find_coordinator
+from ray_workflows._client.reader import ACTIVE, Reader
+from ray_workflows._coordinator.requests import Watched
+from ray_workflows._coordinator.wire import decode_watched
+from ray_workflows._executor.node_storage import NodeStorage
+from ray_workflows._model.catalog import CatalogRow
+from ray_workflows.exceptions import CoordinatorUnavailableError, StorageUnavailableError
+
+logger = logging.getLogger(__name__)
+
+#: How often a coordinator that has not answered yet is asked whether it is there, and how long it
+#: may take to say so, in seconds.
+ASK_SECONDS = 10.0
+PING_SECONDS = 10.0
+#: How often to look for it, and into the storage, while it is away, in seconds.
+LOOK_SECONDS = 1.0
+#: How long a workflow is waited for that nobody drives, in seconds.
+GONE_SECONDS = 180.0
+
+#: What Ray raises of a cluster that is away; the second is a Ray Client's.
+AWAY = (ray.exceptions.RayError, ConnectionError)
+
+#: Whether what the catalog has of a workflow is enough to stop waiting. None: it has nothing.
+Enough = Callable[[CatalogRow | None], bool]
+
+
+class Patience:
+    """Waits for the answer to a call about a workflow.
+
+    Args:
+        connection: goes over to another coordinator if there is one.
+        workflow_id: the workflow.
+        enough: whether to stop waiting, once the coordinator is away.
+        tick: called meanwhile; returns after how many seconds it is to be called again.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        workflow_id: str,
+        enough: Enough,
+        tick: Callable[[], float] | None = None,
+    ) -> None:
+        self.connection = connection
+        self.workflow_id = workflow_id
+        self.enough = enough
+        self.tick = tick
+
+    def answer(self, method: str, *args: Any) -> Any | None:
+        """What the coordinator answers. None: the call is lost, and now there is a coordinator, or
+        the storage has enough.
+
+        Raises:
+            CoordinatorUnavailableError: nobody drives the workflow, for long.
+        """
+        try:
+            ref = getattr(self.connection.coordinator, method).remote(*args)
+            while not self.ready(ref):
+                if not self.is_there():
+                    break
+            else:
+                return self.connection.take(ref, CALL_SECONDS)
+        except ray.exceptions.RayTaskError:
+            raise  # A bug: it would be there again.
+        except (CoordinatorUnavailableError, *AWAY) as error:
+            logger.debug("A call of the coordinator is lost: %s", error)
+        self.outlast()
+        return None
+
+    def ready(self, ref: ray.ObjectRef) -> bool:
+        """Wait a while for an answer; whether it is there."""
+        end = time.monotonic() + ASK_SECONDS
+        while time.monotonic() < end:
+            left = end - time.monotonic()
+            seconds = left if self.tick is None else min(left, self.tick())
+            if ray.wait([ref], timeout=max(0.0, seconds))[0]:
+                return True
+        return False
+
+    def is_there(self) -> bool:
+        """Whether the coordinator answers."""
+        try:
+            ray.get(self.connection.coordinator.ping.remote(), timeout=PING_SECONDS)
+        except AWAY:
+            return False
+        return True
+
+    # -- while it is away ------------------------------------------------------------------
+
+    def outlast(self) -> None:
+        """Return when there is a coordinator again, or the storage has enough."""
+        connection = self.connection
+        began = driven_at = time.monotonic()
+        search = Search()
+        while True:
+            readable, row = self.row()
+            if readable and self.enough(row):
+                return
+            now = time.monotonic()
+            if row is not None and self.is_driven(row):
+                driven_at = now
+            found = search.look()
+            if found is not None and connection.adopt(found):
+                return
+            if now > began + LOOK_SECONDS:
+                connection.say_away(self.workflow_id)
+            if now > driven_at + GONE_SECONDS:
+                raise CoordinatorUnavailableError(
+                    f"The coordinator is gone, and nobody has driven workflow "
+                    f"'{self.workflow_id}' for {GONE_SECONDS:.0f} s. What is stored is safe: go "
+                    f"on with resume({self.workflow_id!r}) when there is a cluster again."
+                )
+            if self.tick is not None and readable:
+                self.tick()
+            time.sleep(LOOK_SECONDS)
+
+    def row(self) -> tuple[bool, CatalogRow | None]:
+        """Whether the storage can be read now, and what its catalog has of the workflow."""
+        storage = self.connection.storage
+        if isinstance(storage, NodeStorage) and not storage.is_here:
+            return False, None  # It is reached through the cluster.
+        try:
+            return True, storage.read_catalog(self.workflow_id)
+        except StorageUnavailableError:
+            return False, None
+
+    def is_driven(self, row: CatalogRow) -> bool:
+        """Whether a coordinator drives a workflow. By leases alone: nobody knows whether that of
+        our own cluster returns."""
+        try:
+            return Reader(self.connection.storage).status(row) in ACTIVE
+        except StorageUnavailableError:
+            return False
+
+
+class Search:
+    """Looks for the coordinator of a cluster, on threads of its own: without a head, Ray may not
+    return."""
+
+    def __init__(self) -> None:
+        host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+        self.head = (host.strip("[]"), int(port))
+        self.found: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.start()
+
+    def start(self) -> None:
+        threading.Thread(target=self.run, name="ray-workflows-search", daemon=True).start()
+
+    def run(self) -> None:
+        try:
+            # Ray waits for a head that is gone, and for long.
+            socket.create_connection(self.head, PING_SECONDS).close()
+            coordinator = find_coordinator()
+            if coordinator is not None:
+                ray.get(coordinator.ping.remote(), timeout=PING_SECONDS)
+        except Exception:
+            coordinator = None
+        self.found.put(coordinator)
+
+    def look(self) -> Any | None:
+        """The coordinator that was found, if one was. Another look begins when one is over."""
+        try:
+            coordinator = self.found.get_nowait()
+        except queue.Empty:
+            return None
+        self.start()
+        return coordinator
+
+
+def watch(
+    connection: Connection,
+    workflow_id: str,
+    after: int | None,
+    tick: Callable[[], float] | None = None,
+) -> Watched | None:
+    """Wait until a workflow's journal has grown beyond ``after``, or (None) it is settled, or its
+    coordinator is another one; None if there was nothing to see, for long or because the
+    coordinator has no room for one more who waits, and if the coordinator was away meanwhile.
+
+    ``tick`` is called meanwhile, and returns how many seconds later it is to be called again.
+    """
+
+    def enough(row: CatalogRow | None) -> bool:
+        return row is None or row.status not in ACTIVE or (after is not None and row.seq > after)
+
+    answer = Patience(connection, workflow_id, enough, tick).answer("watch_one", workflow_id, after)
+    return None if answer is None else decode_watched(answer)

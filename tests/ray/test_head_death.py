@@ -1,0 +1,84 @@
+"""Drivers in `run` over the death of their cluster's head: they end as the workflow does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import ray
+
+from ray_workflows._client.connection import HEAD_VARIABLE, LEASE_VARIABLE
+from tests.ray.clusters import Cluster, use
+from tests.ray.marks import Gate, Marks
+from tests.ray.processes import DriverProcess
+
+pytestmark = pytest.mark.own_cluster
+
+DRIVER = """
+    import ray
+    import ray_workflows as workflow
+    from tests.ray.marks import Gate, Marks
+    from tests.ray.test_head_death import held
+
+    ray.init(address={address!r}, log_to_driver=False, logging_level="ERROR")
+    dag = ray.remote(held).bind(Marks({marks!r}), {name!r}, Gate({gate!r}))
+    print("started", flush=True)
+    print("RESULT", workflow.run(dag, workflow_id={name!r}, progress={progress}))
+"""
+
+
+def held(marks: Marks, name: str, gate: Gate) -> str:
+    marks.add(name)
+    gate.wait()
+    return "held"
+
+
+def gcs_address() -> str:
+    address: str = ray.get_runtime_context().gcs_address
+    return address
+
+
+def test_run_outlives_the_head(tmp_path: Path, marks: Marks, gate: Gate) -> None:
+    url, drivers = str(tmp_path / "store"), dict[str, DriverProcess]()
+    # An address does not turn tokens on.
+    env = {LEASE_VARIABLE: "2", "RAY_AUTH_MODE": "disabled"}
+    with Cluster(tmp_path / "a", "a", **env) as head, Cluster(tmp_path / "b", "b", **env) as new:
+        head.call(use, url)
+        try:
+            for name, progress in (("plain", False), ("shown", True)):
+                code = DRIVER.format(
+                    address=head.call(gcs_address),
+                    marks=marks.directory,
+                    name=name,
+                    gate=gate.path,
+                    progress=progress,
+                )
+                (tmp_path / name).mkdir()
+                # After so many seconds Ray ends it.
+                driver = DriverProcess(tmp_path / name, code, **env, **{HEAD_VARIABLE: "300"})
+                drivers[name] = driver
+            for name, driver in drivers.items():
+                driver.wait_for_text("started")
+                marks.wait_for(name, seconds=30.0)
+            head.kill_all()
+            for driver in drivers.values():
+                driver.wait_for_text("The coordinator does not answer", 30.0)
+            new.call(use, url, auto_resume=True)
+            for name in drivers:
+                marks.wait_for(name, 2)
+            gate.open()
+            for driver in drivers.values():
+                text = driver.wait()
+                assert "RESULT held" in text
+                assert text.count("The coordinator does not answer") == 1
+                assert "Failed to push error" not in text
+        finally:
+            for driver in drivers.values():
+                print(driver.text())
+                driver.kill_all()
+
+
+def test_how_long_ray_waits_is_asked_where_it_is_said() -> None:
+    """The variable is one that Ray reads."""
+    name = HEAD_VARIABLE.removeprefix("RAY_").encode()
+    assert name in (Path(ray.__file__).parent / "_raylet.so").read_bytes()
