@@ -28,7 +28,7 @@ from ray_workflows.storage.base import CommitOutcome, Storage
 from ray_workflows.storage.postgres_appends import Ends, Statement, make_statements
 from ray_workflows.storage.postgres_blobs import BlobRows
 from ray_workflows.storage.postgres_news import Listener
-from ray_workflows.storage.postgres_pool import Connection, Pool, pool_of
+from ray_workflows.storage.postgres_pool import Connection, Patience, Pool, pool_of
 from ray_workflows.storage.postgres_schema import Schema
 from ray_workflows.storage.postgres_target import Target, parse_target
 from ray_workflows.storage.records import (
@@ -99,6 +99,7 @@ class PostgresStorage(Storage):
         self.blobs: BlobRows = BlobRows(self.pool, self.schema)
         self.listener: Listener | None = None
         self.ends: Ends = Ends()
+        self.patience: Patience = Patience()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return rebuild, (type(self), self.target)
@@ -170,7 +171,7 @@ class PostgresStorage(Storage):
         """
         clashes = 0
         while True:
-            with self.pool.use() as connection:
+            with self.pool.use() as connection, self.patience.over(connection):
                 try:
                     return work(connection)
                 except errors.UniqueViolation:

@@ -17,7 +17,7 @@ from psycopg import Rollback
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError
 from ray_workflows.storage.checksums import Checksum
-from ray_workflows.storage.postgres_pool import Connection, Pool
+from ray_workflows.storage.postgres_pool import Connection, Patience, Pool
 from ray_workflows.storage.postgres_schema import Schema
 from ray_workflows.storage.records import (
     check_name,
@@ -44,6 +44,7 @@ class BlobRows:
         self.pool = pool
         self.target = schema.target
         self.queries = schema.queries
+        self.patience = Patience()
 
     def write(self, incarnation: str, key: str, chunks: Iterable[bytes | memoryview]) -> Blob:
         """Write a blob durably unless the key exists; return the description of what is stored."""
@@ -79,7 +80,7 @@ class BlobRows:
             "checksum": blob.checksum,
             "data": data,
         }
-        with self.pool.use() as connection:
+        with self.pool.use() as connection, self.patience.over(connection):
             found = connection.first(self.queries["write_blob"], values)
         return blob if found[0] else None
 
@@ -90,7 +91,11 @@ class BlobRows:
         checksum = Checksum()
         size = 0
         blob_id = new_blob_id()
-        with self.pool.use() as connection, connection.transaction() as transaction:
+        with (
+            self.pool.use() as connection,
+            self.patience.over(connection),
+            connection.transaction() as transaction,
+        ):
             connection.execute(self.queries["configure_transaction"])
             with connection.cursor().copy(self.queries["copy_chunks"]) as copy:
                 copy.set_types(COLUMN_TYPES)

@@ -42,6 +42,9 @@ SILENCE_SECONDS = 10.0
 #: The same where it has much to do: migrations, deletions of many blobs.
 PATIENT_SECONDS = 300.0
 
+#: For how long it is remembered that a server was silent for too long, in seconds.
+SILENT_SECONDS = 600.0
+
 #: How long to ask a server again that has no connection to spare, in seconds.
 FULL_SECONDS = 20.0
 
@@ -109,7 +112,39 @@ class Connection(psycopg.Connection[Any]):
         try:
             yield
         finally:
-            del self.silence_seconds
+            self.__dict__.pop("silence_seconds", None)
+
+
+class Patience:
+    """How long a server may be silent over a write: each time that was not enough, the next write
+    waits twice as long, up to `PATIENT_SECONDS`.
+
+    A large write to a slow disk would otherwise be given up and sent again for ever. A server that
+    hangs is still noticed soon, at first.
+    """
+
+    def __init__(self) -> None:
+        self.factor = 1.0
+        self.silent_at = float("-inf")
+
+    @contextlib.contextmanager
+    def over(self, connection: Connection) -> Iterator[None]:
+        """For the statements of one write."""
+        if time.monotonic() - self.silent_at > SILENT_SECONDS:
+            self.factor = 1.0
+        factor = self.factor
+        seconds = min(factor * connection.silence_seconds, PATIENT_SECONDS)
+        connection.silence_seconds = seconds
+        try:
+            yield
+        except psycopg.Error:
+            if connection.is_silent:
+                self.silent_at = time.monotonic()
+                if seconds < PATIENT_SECONDS:
+                    self.factor = 2.0 * factor
+            raise
+        finally:
+            connection.__dict__.pop("silence_seconds", None)
 
 
 class Pool:
