@@ -139,6 +139,7 @@ class Schema:
         try:
             with connection.transaction():
                 connection.execute(self.queries["lock_schema"], self.names)
+                connection.execute(self.queries["fix_search_path"])
                 found = connection.first(self.queries["read_server"], self.names)
                 has_schema, has_table = found[4:]
                 version = self.version(connection) if has_table else 0

@@ -1,10 +1,13 @@
 -- The queries of PostgresStorage, by name. {schema} is the schema's quoted name. Catalog columns
--- come in the order of CatalogRow, then as `records.decode_row` takes them.
+-- come in the order of CatalogRow, then as `records.decode_row` takes them. Functions are named with
+-- their schema: who may create one in a schema of the search path could otherwise put one of more
+-- fitting argument types in their place, and have it run with the rights of this user. (But unnest of
+-- several arrays, which is syntax, and means PostgreSQL's own.)
 
 -- name: read_server
 -- The catalog is asked itself: to_regclass may answer from before the transaction waited for a lock.
-SELECT current_setting('server_version_num')::integer, current_setting('server_encoding'),
-    current_setting('fsync'), current_setting('transaction_read_only'),
+SELECT pg_catalog.current_setting('server_version_num')::integer, pg_catalog.current_setting('server_encoding'),
+    pg_catalog.current_setting('fsync'), pg_catalog.current_setting('transaction_read_only'),
     EXISTS (SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = %(schema_name)s),
     EXISTS (
         SELECT 1 FROM pg_catalog.pg_tables
@@ -12,11 +15,19 @@ SELECT current_setting('server_version_num')::integer, current_setting('server_e
     );
 
 -- name: read_schema_version
-SELECT max(version) FROM {schema}.schema_version;
+SELECT pg_catalog.max(version) FROM {schema}.schema_version;
 
 -- name: lock_schema
 -- Held to the end of the transaction: one process at a time creates or migrates.
-SELECT pg_advisory_xact_lock(hashtextextended('ray-workflows ' || %(schema_text)s, 0));
+SELECT pg_catalog.pg_advisory_xact_lock(
+    pg_catalog.hashtextextended(
+        'ray-workflows '::text OPERATOR(pg_catalog.||) %(schema_text)s::text, 0::bigint
+    )
+);
+
+-- name: fix_search_path
+-- For the transaction that creates tables: what their definitions name is PostgreSQL's own.
+SELECT pg_catalog.set_config('search_path', 'pg_catalog', true);
 
 -- name: create_schema
 CREATE SCHEMA {schema};
@@ -25,15 +36,15 @@ CREATE SCHEMA {schema};
 INSERT INTO {schema}.schema_version (version) VALUES (%(version)s);
 
 -- name: read_missing_rights
-SELECT string_agg(wanted.name || ': ' || wanted.rights, '; ')
+SELECT pg_catalog.string_agg(wanted.name || ': ' || wanted.rights, '; ')
 FROM (VALUES
     ('catalog', 'SELECT, INSERT, UPDATE, DELETE'),
     ('journal', 'SELECT, INSERT, UPDATE, DELETE'),
     ('holders', 'SELECT, INSERT, UPDATE, DELETE'), ('blobs', 'SELECT, INSERT, DELETE'),
     ('blob_chunks', 'SELECT, INSERT, DELETE'), ('tombstones', 'SELECT, INSERT, DELETE')
 ) AS wanted (name, rights)
-CROSS JOIN LATERAL unnest(string_to_array(wanted.rights, ', ')) AS single (privilege)
-WHERE NOT has_table_privilege(format('%%I.%%I', %(schema_name)s::text, wanted.name), privilege);
+CROSS JOIN LATERAL pg_catalog.unnest(pg_catalog.string_to_array(wanted.rights, ', ')) AS single (privilege)
+WHERE NOT pg_catalog.has_table_privilege(pg_catalog.format('%%I.%%I', %(schema_name)s::text, wanted.name), privilege);
 
 -- name: configure_transaction
 -- For a transaction of several statements. Set for it alone, so that it does no harm, and works,
@@ -41,12 +52,12 @@ WHERE NOT has_table_privilege(format('%%I.%%I', %(schema_name)s::text, wanted.na
 -- Durable whatever the server's default is, which may be stronger. If this client is cut off in
 -- the middle, the server gives up its locks soon.
 SELECT
-    set_config('synchronous_commit', CASE current_setting('synchronous_commit')
+    pg_catalog.set_config('synchronous_commit', CASE pg_catalog.current_setting('synchronous_commit')
         WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true),
-    set_config('idle_in_transaction_session_timeout', '15s', true),
-    set_config('tcp_keepalives_idle', '15', true),
-    set_config('tcp_keepalives_interval', '5', true),
-    set_config('tcp_keepalives_count', '3', true);
+    pg_catalog.set_config('idle_in_transaction_session_timeout', '15s', true),
+    pg_catalog.set_config('tcp_keepalives_idle', '15', true),
+    pg_catalog.set_config('tcp_keepalives_interval', '5', true),
+    pg_catalog.set_config('tcp_keepalives_count', '3', true);
 
 -- name: append_entries
 -- Appends that change nothing of their catalog rows but seq: at most one to each workflow, sorted by
@@ -77,8 +88,8 @@ appended AS (
     SELECT incarnation, seq, commit_id, entry FROM locked
 )
 -- Durable whatever the server's default is, also where this is a transaction by itself.
-SELECT array_agg(incarnation), set_config('synchronous_commit',
-    CASE current_setting('synchronous_commit')
+SELECT pg_catalog.array_agg(incarnation), pg_catalog.set_config('synchronous_commit',
+    CASE pg_catalog.current_setting('synchronous_commit')
         WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true)
 FROM locked;
 
@@ -90,8 +101,8 @@ FROM {schema}.journal
 WHERE incarnation = %(incarnation)s AND seq = %(expected_seq)s AND commit_id = %(after)s
 FOR UPDATE
 ON CONFLICT DO NOTHING
-RETURNING ARRAY[incarnation], set_config('synchronous_commit',
-    CASE current_setting('synchronous_commit')
+RETURNING ARRAY[incarnation], pg_catalog.set_config('synchronous_commit',
+    CASE pg_catalog.current_setting('synchronous_commit')
         WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true);
 
 -- name: commit_appends
@@ -107,7 +118,7 @@ WITH wanted AS MATERIALIZED (
             %(incarnations)s::text[], %(seqs)s::bigint[], %(commit_ids)s::text[], %(after)s::text[],
             %(entries)b::bytea[]
         ),
-        json_to_recordset(%(rows)b::json) AS (
+        pg_catalog.json_to_recordset(%(rows)b::json) AS (
             i text, t text, h text, b double precision, a double precision, e double precision,
             m text, p text, x text, r boolean, d text
         )
@@ -156,7 +167,7 @@ created AS (
     SELECT workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
         metadata, plan_digest, error, released, digest
     FROM wanted
-    WHERE seq = 1 AND (SELECT count(*) FROM locked) >= 0 AND NOT EXISTS (
+    WHERE seq = 1 AND (SELECT pg_catalog.count(*) FROM locked) >= 0 AND NOT EXISTS (
         SELECT 1 FROM {schema}.tombstones WHERE tombstones.incarnation = wanted.incarnation
     )
     ON CONFLICT DO NOTHING
@@ -172,8 +183,8 @@ appended AS (
     WHERE incarnation IN (SELECT incarnation FROM created)
     RETURNING incarnation
 )
-SELECT array_agg(incarnation), set_config('synchronous_commit',
-    CASE current_setting('synchronous_commit')
+SELECT pg_catalog.array_agg(incarnation), pg_catalog.set_config('synchronous_commit',
+    CASE pg_catalog.current_setting('synchronous_commit')
         WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true)
 FROM appended;
 
@@ -198,12 +209,12 @@ advanced AS (
 )
 INSERT INTO {schema}.journal (incarnation, seq, commit_id, entry)
 SELECT incarnation, %(seq)s, %(commit_id)s, %(entry)b FROM advanced
-RETURNING ARRAY[incarnation], set_config('synchronous_commit',
-    CASE current_setting('synchronous_commit')
+RETURNING ARRAY[incarnation], pg_catalog.set_config('synchronous_commit',
+    CASE pg_catalog.current_setting('synchronous_commit')
         WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true);
 
 -- name: tell_holders
-SELECT pg_notify(%(channel)s, holder) FROM unnest(%(holders)s::text[]) AS others (holder);
+SELECT pg_catalog.pg_notify(%(channel)s, holder) FROM pg_catalog.unnest(%(holders)s::text[]) AS others (holder);
 
 -- name: read_journal
 SELECT seq, commit_id, entry FROM {schema}.journal
@@ -213,7 +224,7 @@ ORDER BY seq;
 -- name: read_catalog
 -- Appends that change nothing of a row but its seq leave it as it is: the journal says where it ends.
 SELECT workflow_id, incarnation, greatest(seq, (
-        SELECT max(journal.seq) FROM {schema}.journal
+        SELECT pg_catalog.max(journal.seq) FROM {schema}.journal
         WHERE journal.incarnation = catalog.incarnation
     )), status, holder, submitted_at, started_at, ended_at, metadata, plan_digest, error, released,
     digest, seq
@@ -222,7 +233,7 @@ FROM {schema}.catalog WHERE workflow_id = %(workflow_id)s;
 -- name: list_catalog
 -- It continues after (submitted_at, workflow_id).
 SELECT workflow_id, incarnation, greatest(seq, (
-        SELECT max(journal.seq) FROM {schema}.journal
+        SELECT pg_catalog.max(journal.seq) FROM {schema}.journal
         WHERE journal.incarnation = catalog.incarnation
     )), status, holder, submitted_at, started_at, ended_at, metadata, plan_digest, error, released,
     digest, seq
@@ -237,11 +248,11 @@ LIMIT %(limit)s;
 -- order of all columns, because no other index can serve that: given an equality, the planner may
 -- take the one by submission and throw away what it did not hope to meet.
 SELECT workflow_id, incarnation, greatest(seq, (
-        SELECT max(journal.seq) FROM {schema}.journal
+        SELECT pg_catalog.max(journal.seq) FROM {schema}.journal
         WHERE journal.incarnation = page.incarnation
     )), page.status, page.holder, submitted_at, started_at, ended_at, metadata, plan_digest, error,
     released, digest, page.seq
-FROM unnest(%(statuses)s::text[]) AS wanted (status)
+FROM pg_catalog.unnest(%(statuses)s::text[]) AS wanted (status)
 CROSS JOIN LATERAL (
     SELECT workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
         metadata, plan_digest, error, released, digest
@@ -258,12 +269,12 @@ LIMIT %(limit)s;
 -- name: list_catalog_by_holder
 -- As list_catalog_by_status, for each holder and status.
 SELECT workflow_id, incarnation, greatest(seq, (
-        SELECT max(journal.seq) FROM {schema}.journal
+        SELECT pg_catalog.max(journal.seq) FROM {schema}.journal
         WHERE journal.incarnation = page.incarnation
     )), page.status, page.holder, submitted_at, started_at, ended_at, metadata, plan_digest, error,
     released, digest, page.seq
-FROM unnest(%(holders)s::text[]) AS owner (holder)
-CROSS JOIN unnest(%(statuses)s::text[]) AS wanted (status)
+FROM pg_catalog.unnest(%(holders)s::text[]) AS owner (holder)
+CROSS JOIN pg_catalog.unnest(%(statuses)s::text[]) AS wanted (status)
 CROSS JOIN LATERAL (
     SELECT workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
         metadata, plan_digest, error, released, digest
@@ -280,7 +291,7 @@ LIMIT %(limit)s;
 -- name: list_catalog_newest
 -- As list_catalog, from the other end.
 SELECT workflow_id, incarnation, greatest(seq, (
-        SELECT max(journal.seq) FROM {schema}.journal
+        SELECT pg_catalog.max(journal.seq) FROM {schema}.journal
         WHERE journal.incarnation = catalog.incarnation
     )), status, holder, submitted_at, started_at, ended_at, metadata, plan_digest, error, released,
     digest, seq
@@ -292,11 +303,11 @@ LIMIT %(limit)s;
 -- name: list_catalog_newest_by_status
 -- As list_catalog_by_status, from the other end.
 SELECT workflow_id, incarnation, greatest(seq, (
-        SELECT max(journal.seq) FROM {schema}.journal
+        SELECT pg_catalog.max(journal.seq) FROM {schema}.journal
         WHERE journal.incarnation = page.incarnation
     )), page.status, page.holder, submitted_at, started_at, ended_at, metadata, plan_digest, error,
     released, digest, page.seq
-FROM unnest(%(statuses)s::text[]) AS wanted (status)
+FROM pg_catalog.unnest(%(statuses)s::text[]) AS wanted (status)
 CROSS JOIN LATERAL (
     SELECT workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
         metadata, plan_digest, error, released, digest
@@ -313,12 +324,12 @@ LIMIT %(limit)s;
 -- name: list_catalog_newest_by_holder
 -- As list_catalog_by_holder, from the other end.
 SELECT workflow_id, incarnation, greatest(seq, (
-        SELECT max(journal.seq) FROM {schema}.journal
+        SELECT pg_catalog.max(journal.seq) FROM {schema}.journal
         WHERE journal.incarnation = page.incarnation
     )), page.status, page.holder, submitted_at, started_at, ended_at, metadata, plan_digest, error,
     released, digest, page.seq
-FROM unnest(%(holders)s::text[]) AS owner (holder)
-CROSS JOIN unnest(%(statuses)s::text[]) AS wanted (status)
+FROM pg_catalog.unnest(%(holders)s::text[]) AS owner (holder)
+CROSS JOIN pg_catalog.unnest(%(statuses)s::text[]) AS wanted (status)
 CROSS JOIN LATERAL (
     SELECT workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
         metadata, plan_digest, error, released, digest
@@ -346,7 +357,7 @@ FOR UPDATE;
 WITH gone AS (
     DELETE FROM {schema}.catalog
     USING (
-        SELECT max(seq) AS seq FROM {schema}.journal WHERE incarnation = %(incarnation)s
+        SELECT pg_catalog.max(seq) AS seq FROM {schema}.journal WHERE incarnation = %(incarnation)s
     ) AS last
     WHERE workflow_id = %(workflow_id)s AND catalog.incarnation = %(incarnation)s
         AND greatest(catalog.seq, last.seq) = %(expected_seq)s
@@ -363,8 +374,8 @@ headers AS (
 chunks AS (
     DELETE FROM {schema}.blob_chunks USING headers WHERE blob_chunks.blob_id = headers.id
 )
-SELECT count(*), set_config('synchronous_commit',
-    CASE current_setting('synchronous_commit')
+SELECT pg_catalog.count(*), pg_catalog.set_config('synchronous_commit',
+    CASE pg_catalog.current_setting('synchronous_commit')
         WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true)
 FROM gone;
 
@@ -380,8 +391,8 @@ chunks AS (
     INSERT INTO {schema}.blob_chunks (blob_id, number, data)
     SELECT id, 0, %(data)b::bytea FROM header WHERE %(size)s > 0
 )
-SELECT count(*), set_config('synchronous_commit',
-    CASE current_setting('synchronous_commit')
+SELECT pg_catalog.count(*), pg_catalog.set_config('synchronous_commit',
+    CASE pg_catalog.current_setting('synchronous_commit')
         WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true)
 FROM header;
 
@@ -391,7 +402,7 @@ COPY {schema}.blob_chunks (blob_id, number, data) FROM STDIN (FORMAT BINARY);
 -- name: write_blob_header
 -- Last, when all chunks are there. The time is when it became one, not when it was begun.
 INSERT INTO {schema}.blobs (id, incarnation, key, size, checksum, written_at)
-VALUES (%(id)s, %(incarnation)s, %(key)s, %(size)s, %(checksum)s, clock_timestamp())
+VALUES (%(id)s, %(incarnation)s, %(key)s, %(size)s, %(checksum)s, pg_catalog.clock_timestamp())
 ON CONFLICT DO NOTHING
 RETURNING id;
 
@@ -416,12 +427,12 @@ WITH headers AS (
 chunks AS (
     DELETE FROM {schema}.blob_chunks USING headers WHERE blob_chunks.blob_id = headers.id
 )
-SELECT count(*) FROM headers;
+SELECT pg_catalog.count(*) FROM headers;
 
 -- name: old_blobs
 SELECT incarnation FROM {schema}.blobs
 GROUP BY incarnation
-HAVING max(written_at) <= clock_timestamp() - make_interval(secs => %(grace_seconds)s)
+HAVING pg_catalog.max(written_at) <= pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => %(grace_seconds)s)
 ORDER BY incarnation;
 
 -- name: bury_orphans
@@ -430,7 +441,7 @@ INSERT INTO {schema}.tombstones (incarnation)
 SELECT incarnation FROM {schema}.blobs
 WHERE NOT EXISTS (SELECT 1 FROM {schema}.catalog WHERE catalog.incarnation = blobs.incarnation)
 GROUP BY incarnation
-HAVING max(written_at) <= clock_timestamp() - make_interval(secs => %(grace_seconds)s)
+HAVING pg_catalog.max(written_at) <= pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => %(grace_seconds)s)
 ON CONFLICT DO NOTHING;
 
 -- name: has_buried
@@ -456,13 +467,13 @@ WHERE incarnation IN (SELECT incarnation FROM {schema}.tombstones)
 -- name: remove_tombstones
 -- Kept long after the sweep: a submission may still be on its way.
 DELETE FROM {schema}.tombstones
-WHERE buried_at < clock_timestamp() - interval '30 days'
+WHERE buried_at < pg_catalog.clock_timestamp() - interval '30 days'
     AND NOT EXISTS (SELECT 1 FROM {schema}.blobs WHERE blobs.incarnation = tombstones.incarnation);
 
 -- name: renew_holder
 INSERT INTO {schema}.holders (holder_id, coordinator, host, pid, started_ticks, lease_until)
 VALUES (%(holder_id)s, %(coordinator)s, %(host)s, %(pid)s, %(started_ticks)s,
-    extract(epoch FROM clock_timestamp())::double precision + %(lease_seconds)s)
+    extract(epoch FROM pg_catalog.clock_timestamp())::double precision + %(lease_seconds)s)
 ON CONFLICT (holder_id) DO UPDATE
 SET coordinator = excluded.coordinator, host = excluded.host, pid = excluded.pid,
     started_ticks = excluded.started_ticks, lease_until = excluded.lease_until;
@@ -475,4 +486,4 @@ SELECT holder_id, coordinator, host, pid, started_ticks, lease_until
 FROM {schema}.holders ORDER BY holder_id;
 
 -- name: now
-SELECT extract(epoch FROM clock_timestamp())::double precision;
+SELECT extract(epoch FROM pg_catalog.clock_timestamp())::double precision;
