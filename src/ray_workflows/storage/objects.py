@@ -176,8 +176,8 @@ def check_http(options: dict[str, str]) -> None:
     if plain and options.get("allow_http") != "true" and options.get("use_emulator") != "true":
         raise StorageConfigError(
             f"The endpoint {options['endpoint']} is plain http, where everybody on the way reads "
-            f"along. Use https, or say that it is meant: add &allow_http=true to the URL, or set "
-            f"$AWS_ALLOW_HTTP=true."
+            f"along. Use https, or say that it is meant: add allow_http=true to the options of the "
+            f"URL, behind '?' or '&', or set $AWS_ALLOW_HTTP=true."
         )
 
 

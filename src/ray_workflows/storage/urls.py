@@ -99,6 +99,13 @@ def storage_from_url(spec: str | os.PathLike[str] | Storage | None = None) -> St
     scheme = SCHEME.match(spec)
     if scheme and scheme[1].lower() in LOADERS:
         return LOADERS[scheme[1].lower()](spec)
+    name = spec.partition(":")[0].lower()
+    if ":" in spec and name in LOADERS:
+        # Taken for a directory's name, it would be shown, and what follows may be a password.
+        raise StorageConfigError(
+            f"A {name} URL begins with {name}://, and this one does not. {SUPPORTED} (A directory "
+            f"that is called like this is ./{name}:...)"
+        )
     if scheme:
         raise StorageConfigError(
             f"Storage URLs of scheme {scheme[1]!r} are not supported. {SUPPORTED}"
@@ -136,7 +143,7 @@ def url_path(url: str, scheme: str) -> str:
     rest = url[len(scheme) + 1 :]
     if "?" in rest or "#" in rest:
         raise StorageConfigError(
-            f"{url} has a query or a fragment, which a {scheme} URL of ours has not. In a "
+            f"The {scheme} URL has a query or a fragment, which one of ours has not. In a "
             f"directory's name, write %3F for '?' and %23 for '#'."
         )
     host = ""
