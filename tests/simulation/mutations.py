@@ -552,6 +552,7 @@ def takeover_without_a_fence(patch: Any) -> None:
     "orphan",
     "repeated",
     "unexpected",
+    "room",
     until=25.0,
     commit_lost=0.3,
     crash_after_step=0.02,

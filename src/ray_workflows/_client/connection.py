@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 from typing import Any
 
@@ -13,6 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray_workflows._capture.values import ValueReader
 from ray_workflows._client.launch import start_coordinator
 from ray_workflows._client.reader import Reader
+from ray_workflows._codec.journal import VERSION
 from ray_workflows._coordinator.claims import LEASE_SECONDS
 from ray_workflows._coordinator.host import ACTOR_NAME, NAMESPACE, Settings
 from ray_workflows._coordinator.room import UNLIMITED, Limits
@@ -48,7 +50,7 @@ class Connection(Reader):
         self.coordinator = coordinator
         self.settings: Settings = description["settings"]
         self.resumes_orphans = self.settings.auto_resume
-        self.version: str = description["version"]
+        check_release(description)
         self.session = session_id()
         #: Whether it was said that the coordinator is away.
         self.said_away = False
@@ -138,6 +140,39 @@ def describe(coordinator: Any) -> dict[str, Any]:
             f"node of its storage; check that the node is alive and takes actors."
         ) from None
     return description
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """A version as numbers that compare."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
+
+
+def check_release(description: dict[str, Any]) -> None:
+    """Warn if the coordinator is of an older release than this process, raise if this process
+    can't read what it writes. A coordinator of 0.1.0 does not say what it writes.
+
+    Raises:
+        StorageConfigError: it writes journals that this release can't read.
+    """
+    version = description["version"]
+    if description.get("journal_version", VERSION) > VERSION:
+        raise StorageConfigError(
+            f"The coordinator of this cluster is of ray-workflows {version} and writes journals "
+            f"that {__version__}, which is installed here, can't read. Install {version} here: "
+            f"pip install ray-workflows=={version}"
+        )
+    if numbers(version) < numbers(__version__):
+        logger.warning(
+            "The coordinator of this cluster is of ray-workflows %s, and %s is installed here. "
+            "Options that the older release does not know are ignored. Install %s on all nodes, "
+            "then let Ray start the coordinator anew, which goes on with what it was driving: "
+            "ray.kill(ray.get_actor(%r, namespace=%r), no_restart=False)",
+            version,
+            __version__,
+            __version__,
+            ACTOR_NAME,
+            NAMESPACE,
+        )
 
 
 def reachable(storage: Storage) -> Storage:

@@ -181,16 +181,22 @@ class Waiter:
     async def check_holder(self, holder_id: str) -> None:
         """A restarted coordinator knows nothing of what we watched before."""
         if holder_id != self.holder_id:
-            self.holder_id = holder_id
-            watched = list(self.watched.items())
-            await self.coordinator.subscribe.remote(self.client, self.life, watched)
+            await self.watch_again(holder_id)
+
+    async def watch_again(self, holder_id: str) -> None:
+        """Watch all that is waited for: the coordinator has forgotten it."""
+        self.holder_id = holder_id
+        watched = list(self.watched.items())
+        await self.coordinator.subscribe.remote(self.client, self.life, watched)
 
     async def poll(self) -> None:
         """The one long poll, while anybody waits."""
         poll = ENCODER.encode(Poll(self.client, self.life))
         try:
             connection = await self.connected()
+            time = asyncio.get_running_loop().time
             while self.waiting:
+                asked_at = time()
                 polled = POLLED.decode(await self.coordinator.poll.remote(poll))
                 if polled.seen:
                     if all(is_at_hand(watched) for _, watched in polled.seen):
@@ -200,9 +206,13 @@ class Waiter:
                         found = await asyncio.to_thread(read_all, connection, polled.seen)
                     for (workflow_id, _), seen in zip(polled.seen, found, strict=True):
                         self.tell(workflow_id, seen)
-                elif polled.turned_away:
+                elif time() - asked_at < POLL_SECONDS:
+                    # Whatever the reason: nobody is asked without a pause.
                     await asyncio.sleep(POLL_SECONDS)
-                await self.check_holder(polled.holder_id)
+                if polled.unknown:
+                    await self.watch_again(polled.holder_id)
+                else:
+                    await self.check_holder(polled.holder_id)
         except Exception as error:
             gone = CoordinatorUnavailableError(f"The coordinator is gone: {error}")
             for futures in self.waiting.values():

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 import ray
 
-from ray_workflows._codec.journal import decode_plan, events_from
+from ray_workflows._codec.journal import VERSION, decode_plan, events_from
 from ray_workflows._codec.messages import Message
 from ray_workflows._coordinator.claims import LEASE_SECONDS, this_holder
 from ray_workflows._coordinator.clock import SteadyClock
@@ -50,7 +50,6 @@ from ray_workflows._coordinator.wire import (
     POLL,
     SENT,
     SUBMISSIONS,
-    Answered,
     Polled,
     encode_submitted,
     encode_watched,
@@ -64,6 +63,7 @@ from ray_workflows._executor.ray_tasks import RayExecutor
 from ray_workflows._executor.timers import elapsed, log_failure, start_for_ever
 from ray_workflows._model.inputs import AttemptRuns
 from ray_workflows._model.plan import EnvironmentChange
+from ray_workflows._version import __version__
 from ray_workflows.exceptions import (
     CoordinatorUnavailableError,
     StorageError,
@@ -132,10 +132,12 @@ class Settings(msgspec.Struct, frozen=True):
 class Coordinator:
     """Drives workflows, one per storage and cluster. Detached, restarted by Ray for ever."""
 
-    def __init__(self, storage: Storage, settings: Settings, package_version: str) -> None:
+    def __init__(self, storage: Storage, settings: Settings, started_by: str) -> None:
+        """``started_by``: the release that created the actor. Ray restarts it with the code that
+        is installed then, and the same arguments."""
         self.storage = storage
         self.settings = settings
-        self.package_version = package_version
+        self.started_by = started_by
         self.inbox: Inbox = queue.SimpleQueue()
         self.broken: Exception | None = None
         # A task's error must not be able to end what drives all tasks.
@@ -390,16 +392,15 @@ class Coordinator:
     def poll(self, encoded: bytes) -> bytes:
         """Wait until watches of a client are answered: `Polled`, for a `Poll`.
 
-        An answered watch is over. Nothing was seen by a client that is not known, and after
-        `SIT_SECONDS`. The call of a life that is over takes nothing from the next one.
+        An answered watch is over. Nothing was seen after `SIT_SECONDS`. The call of a life that is
+        over takes nothing from the next one. A client whose watches were forgotten is told so.
         """
         poll = POLL.decode(encoded)
         watches = self.watching.known(poll.client)
-        seen: Answered = []
-        seated = True
-        if watches is not None:
-            with self.seats.one() as seated:
-                seen = watches.take(poll.life, SIT_SECONDS if seated else 0.0)
+        if watches is None:
+            return ENCODER.encode(Polled(self.holder.holder_id, [], False, unknown=True))
+        with self.seats.one() as seated:
+            seen = watches.take(poll.life, SIT_SECONDS if seated else 0.0)
         return ENCODER.encode(Polled(self.holder.holder_id, seen, turned_away=not seated))
 
     # -- what workers call -----------------------------------------------------------------
@@ -436,7 +437,9 @@ class Coordinator:
             "storage": self.storage,
             "url": self.storage.url,
             "settings": self.settings,
-            "version": self.package_version,
+            "version": __version__,
+            "started_by": self.started_by,
+            "journal_version": VERSION,
             "holder": self.holder,
             "storage_error": self.loop.store.error,
             "unexpected_error": repr(self.broken) if self.broken else None,

@@ -15,6 +15,10 @@ from ray_workflows._coordinator.requests import Watched
 SIT_SECONDS = 60.0
 
 
+#: Clients that were forgotten and are still known by name.
+MAX_FORGOTTEN = 10_000
+
+
 class Seats:
     """Room for calls that wait. Who finds none is told so at once, and looks again a little later:
     if calls waited for a seat, a `run` inside a task could wait for one that waits for it.
@@ -81,10 +85,15 @@ class WatchLists:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.lists: dict[str, WatchList] = {}
+        #: Clients that are to be told that their watches are gone, should they still come.
+        self.forgotten: dict[str, bool] = {}
 
     def known(self, client: str) -> WatchList | None:
-        """What a client waits for, if it is known."""
-        return self.lists.get(client)
+        """What a client waits for; None if some of it was forgotten, which is said once."""
+        with self.lock:
+            if self.forgotten.pop(client, False):
+                return None
+            return self.lists.get(client)
 
     def of(self, client: str) -> WatchList:
         """What a client waits for, which is about to wait for more."""
@@ -94,4 +103,7 @@ class WatchLists:
             oldest = found.polled_at - 3 * SIT_SECONDS
             for gone in [c for c, watches in self.lists.items() if watches.polled_at < oldest]:
                 del self.lists[gone]
+                self.forgotten[gone] = True
+            while len(self.forgotten) > MAX_FORGOTTEN:
+                del self.forgotten[next(iter(self.forgotten))]
             return found

@@ -54,11 +54,12 @@ class Poll(msgspec.Struct, frozen=True, array_like=True):
 
 class Polled(msgspec.Struct, frozen=True, array_like=True):
     """The coordinator's holder id, and what the watches have seen. ``turned_away``: too many wait
-    already."""
+    already. ``unknown``: watches of the client are forgotten, and it has to subscribe again."""
 
     holder_id: str
     seen: Answered
     turned_away: bool
+    unknown: bool = False
 
 
 class Sent(NamedTuple):
