@@ -50,7 +50,6 @@ class Store:
         self.storage = storage
         self.io = io
         self.after = after
-        self.commits_at_once = storage.commits_at_once
         #: Why it does not answer, while it does not.
         self.error: Exception | None = None
         #: Why the last commit failed: a full or locked disk can still be read.
@@ -99,7 +98,7 @@ class Store:
                 self.commit_error = result
                 then([CommitOutcome.AMBIGUOUS] * len(appends))
 
-        brief = self.commits_at_once and is_small(appends)
+        brief = is_small(appends) and self.storage.commits_at_once
         self.io.call(lambda: self.storage.commit(appends), done, brief=brief)
 
     def commit_apart(

@@ -75,8 +75,8 @@ class Storage(ABC):
 
     @property
     def commits_at_once(self) -> bool:
-        """Whether a small commit takes no longer than waking a thread some times does, as on a disk
-        of this machine: the coordinator then does nothing else meanwhile."""
+        """Whether a small commit takes no longer now than waking a thread some times does, as on a
+        disk of this machine: the coordinator then does nothing else meanwhile."""
         return False
 
     @property

@@ -99,6 +99,13 @@ class Database:
             # Only now is it known that the commit is in the file that others will find.
             self.check_identity()
 
+    def is_free(self) -> bool:
+        """Whether no other thread of this process uses it now."""
+        free = self.lock.acquire(blocking=False)
+        if free:
+            self.lock.release()
+        return free
+
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
         """Queue with the other processes for the right to wait for SQLite's write lock.

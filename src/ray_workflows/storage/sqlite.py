@@ -51,6 +51,10 @@ ADVANCE = QUERIES["advance_workflow"]
 TOUCH = QUERIES["touch_workflow"]
 APPEND = QUERIES["append_entry"]
 
+#: How much of a journal is deleted in one transaction: entries, and their bytes.
+DELETE_ENTRIES = 5_000
+DELETE_BYTES = 16 * 1024 * 1024
+
 #: A workflow that comes to one of these by an append was most often in it before.
 ACTIVE = WorkflowStatus.non_terminating_status()
 
@@ -114,8 +118,8 @@ class SqliteStorage(Storage):
 
     @property
     def commits_at_once(self) -> bool:
-        """True: it waits for a disk of this machine."""
-        return True
+        """Whether it waits for a disk of this machine alone: nobody in this process writes."""
+        return self.writer.is_free()
 
     def open(self) -> None:
         """Create the directory and the database if they are missing, try a transaction, and bring
@@ -228,7 +232,10 @@ class SqliteStorage(Storage):
         return make_page(found, limit, self.reader.path)
 
     def delete(self, workflow_id: str, incarnation: str, expected_seq: int) -> CommitOutcome:
-        """Delete a workflow and its blobs, if its journal still ends at ``expected_seq``."""
+        """Delete a workflow and its blobs, if its journal still ends at ``expected_seq``.
+
+        A long journal goes in several transactions, so that commits get in between.
+        """
         buried = False
         with self.writer.transaction() as connection:
             key = {
@@ -238,9 +245,9 @@ class SqliteStorage(Storage):
             }
             if connection.execute(QUERIES["delete_workflow"], key).rowcount != 1:
                 return CommitOutcome.STALE
-            grave = {"incarnation": incarnation, "deleted_at": self.now()}
-            connection.execute(QUERIES["delete_journal"], grave)
-            if self.blobs.exists(incarnation):
+            more = delete_some(connection, incarnation)
+            if more or self.blobs.exists(incarnation):
+                grave = {"incarnation": incarnation, "deleted_at": self.now()}
                 connection.execute(QUERIES["write_tombstone"], grave)
                 buried = True
         if buried:
@@ -250,7 +257,13 @@ class SqliteStorage(Storage):
         return CommitOutcome.OK
 
     def finish_tombstone(self, incarnation: str) -> None:
-        """Remove the blobs of an incarnation that has a tombstone, and then the tombstone."""
+        """Remove what is left of an incarnation that has a tombstone, and then the tombstone."""
+        more = True
+        while more:
+            # Who waits for the connection gets it only while nobody asks for it.
+            let_others_in()
+            with self.writer.transaction() as connection:
+                more = delete_some(connection, incarnation)
         self.blobs.delete(incarnation)
         with self.writer.transaction() as connection:
             connection.execute(QUERIES["remove_tombstone"], {"incarnation": incarnation})
@@ -349,6 +362,26 @@ class SqliteStorage(Storage):
     def now(self) -> float:
         """The clock of this machine."""
         return time.time()
+
+
+def delete_some(connection: sqlite3.Connection, incarnation: str) -> bool:
+    """Delete the first entries of a journal, as many as take some ten milliseconds; whether there
+    may be more. Inside a transaction."""
+    key = {"incarnation": incarnation, "limit": DELETE_ENTRIES}
+    found = connection.execute(QUERIES["read_sizes"], key).fetchall()
+    size = count = 0
+    while count < len(found) and (count == 0 or size + found[count][1] <= DELETE_BYTES):
+        size += found[count][1]
+        count += 1
+    if count:
+        last = {"incarnation": incarnation, "last": found[count - 1][0]}
+        connection.execute(QUERIES["delete_entries"], last)
+    return count < len(found) or count == DELETE_ENTRIES
+
+
+def let_others_in() -> None:
+    """Give other threads and processes the time to take a lock that was just released."""
+    time.sleep(0.001)
 
 
 def append_one(connection: sqlite3.Connection, append: Append) -> CommitOutcome:

@@ -124,8 +124,12 @@ LIMIT :limit;
 DELETE FROM catalog
 WHERE workflow_id = :workflow_id AND incarnation = :incarnation AND seq = :expected_seq;
 
--- name: delete_journal
-DELETE FROM journal WHERE incarnation = :incarnation;
+-- name: read_sizes
+-- The first entries of a journal, to be deleted in one transaction.
+SELECT seq, length(entry) FROM journal WHERE incarnation = :incarnation ORDER BY seq LIMIT :limit;
+
+-- name: delete_entries
+DELETE FROM journal WHERE incarnation = :incarnation AND seq <= :last;
 
 -- name: write_tombstone
 INSERT INTO tombstones (incarnation, deleted_at) VALUES (:incarnation, :deleted_at)
