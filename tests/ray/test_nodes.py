@@ -58,3 +58,43 @@ def test_other_nodes_reach_the_storage_through_its_node(tmp_path: Path) -> None:
     code = CODE.format(storage=str(tmp_path / "store"), record=str(tmp_path / "record"))
     with DriverProcess(tmp_path, code, **OWN_CODE) as driver:
         assert "all right" in driver.wait(120)
+
+
+LOST = """
+    import ray, ray_workflows as workflow
+    from ray.cluster_utils import Cluster
+    from tests.ray.marks import Gate, Marks
+    from tests.ray.start import few_processes
+
+    with few_processes():
+        cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1))
+        doomed = cluster.add_node(num_cpus=1, resources={{"b": 1}})
+    ray.init(address=cluster.address, log_to_driver=False)
+    workflow.init({storage!r})
+    marks, gate = Marks({directory!r} + "/marks"), Gate({directory!r} + "/gate")
+
+    # Not one charged failure is allowed.
+    @workflow.options(retry=workflow.RetryPolicy(max_attempts=1))
+    @ray.remote(resources={{"b": 1}})
+    def work():
+        task = workflow.current()
+        marks.add(f"attempt-{{task.attempt}}")
+        if task.attempt == 1:
+            gate.wait()
+        return task.last_end
+
+    ref = workflow.run_async(work.bind(), workflow_id="w")
+    marks.wait_for("attempt-1", seconds=60)
+    cluster.remove_node(doomed, allow_graceful=False)
+    with few_processes():
+        cluster.add_node(num_cpus=1, resources={{"b": 1}})
+    assert ray.get(ref, timeout=90) == "preempted"
+    print("all right", flush=True)
+"""
+
+
+@pytest.mark.own_cluster
+def test_the_loss_of_a_node_is_charged_to_no_retry(tmp_path: Path) -> None:
+    code = LOST.format(storage=str(tmp_path / "store"), directory=str(tmp_path))
+    with DriverProcess(tmp_path, code, **OWN_CODE) as driver:
+        assert "all right" in driver.wait(150)

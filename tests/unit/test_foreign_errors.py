@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
+import pickle
 from typing import Any
 
 import pytest
 import ray
 from ray.exceptions import NodeDiedError, ObjectLostError, RayError, RayTaskError
 
-from ray_workflows._environment.ray_private import unpickle_no_user_errors
+from ray_workflows._environment.ray_private import ErrorUnpickler, unpickle_no_user_errors
 
 ran: list[str] = []
 
@@ -67,6 +69,23 @@ def test_nothing_but_an_error_can_be_called(function: Any) -> None:
     error.extra = Attacks(function, "1")
     assert isinstance(through_ray(error), RayTaskError)
     assert not hasattr(through_ray(error), "extra")
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("builtins", "eval"),
+        ("builtins", "bytearray"),
+        ("os", "system"),
+        ("ray.exceptions", "pickle"),
+        ("ray.exceptions", "pickle.loads"),
+        ("ray.exceptions", "RayError.from_bytes"),
+        ("ray_workflows.exceptions", "is_transient"),
+    ],
+)
+def test_a_name_of_another_thing_is_refused(module: str, name: str) -> None:
+    with pytest.raises(pickle.UnpicklingError, match="none of Ray's errors"):
+        ErrorUnpickler(io.BytesIO()).find_class(module, name)
 
 
 @pytest.mark.usefixtures("guarded")

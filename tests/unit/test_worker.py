@@ -15,7 +15,8 @@ import pytest
 from ray_workflows._capture.values import ValueReader, ValueWriter
 from ray_workflows._codec.placeholders import UPSTREAM_VALUE
 from ray_workflows._executor.context import current_task
-from ray_workflows._executor.protocol import decode_batch, encode_batch
+from ray_workflows._executor.listeners import run_listener
+from ray_workflows._executor.protocol import AnyReport, decode_batch, encode_batch
 from ray_workflows._executor.worker import (
     LONGEST_PAUSE_SECONDS,
     PATIENCE_SECONDS,
@@ -168,6 +169,39 @@ def test_a_long_error_is_kept_with_its_head_and_its_tail() -> None:
     assert info.message.startswith("head")
     assert info.message.endswith("tail")
     assert "characters left out" in info.message
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, asyncio.CancelledError, Stop])
+def test_a_listener_that_ends_its_process_leaves_the_host_to_others(
+    kind: type[BaseException],
+) -> None:
+    """`asyncio` lets go of its loop for some of these, and of all that wait in it."""
+    happened: list[str] = []
+
+    async def host() -> list[AnyReport]:
+        event = asyncio.Event()
+
+        async def wait() -> None:
+            await event.wait()
+            happened.append("event")
+
+        async def leave() -> None:
+            event.set()
+            raise kind("enough")
+
+        listeners = [listening(wait), listening(leave)]
+        return list(await asyncio.gather(*[run_listener(each) for each in listeners]))
+
+    def listening(function: Callable[[], Any]) -> AttemptRun:
+        execution = AttemptRun(attempt(works), MemoryStorage(), None, Process(), 1, patience=0.0)
+        # As if it had been read.
+        execution.load = lambda: (function, (), {})  # type: ignore[method-assign]
+        return execution
+
+    waited, left = asyncio.run(host())
+    assert isinstance(waited, AttemptReturned)
+    assert happened == ["event"]
+    assert isinstance(left, AttemptCrashed if kind is SystemExit else AttemptRaised)
 
 
 # -- a storage that is away --------------------------------------------------------------------
