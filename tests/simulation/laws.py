@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from tests.simulation.processes import Execution
     from tests.simulation.world_of_workers import WorldOfWorkers
 
-#: Errors with which Ray says that a worker is gone.
-DEATHS = ("WorkerCrashedError", "NodeDiedError", "ActorDiedError", "TaskCancelledError")
+#: Errors with which Ray says that a worker is gone, or a node.
+DEATHS = ("WorkerCrashedError", "ActorDiedError", "TaskCancelledError")
+NODE_DEATH = "NodeDiedError"
 
 #: Errors that are the library's own, with what they are about.
 OURS = ("TaskTimeoutError", "SignalTimeoutError")
@@ -79,6 +80,10 @@ class MonitorOfWorkers(Monitor):
         if name in DEATHS:
             if key not in self.world.suspects:
                 raise Violation("innocent", f"{where}: charged for a death of another's: {name}")
+        elif name == NODE_DEATH:
+            # Charged to nobody; but what must not run again may have run there.
+            if state.tasks[event.task].options.max_retries != 0:
+                raise Violation("innocent", f"{where}: charged for a node that ended")
         elif name not in OURS and name != self.world.raised.get(key):
             message = event.error.message[:300]
             raise Violation("innocent", f"{where}: {name}: {message}, and it did not raise that")

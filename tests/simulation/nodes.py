@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ray import cloudpickle
 from ray.exceptions import (
     ActorDiedError,
+    NodeDiedError,
     RayTaskError,
     TaskCancelledError,
     WorkerCrashedError,
@@ -174,7 +175,7 @@ class SimulatedCluster:
         """A worker is gone with what it ran."""
         self.leave(task)
         self.world.worker_died(task, process)
-        self.end(task, WorkerCrashedError())
+        self.end(task, WorkerCrashedError() if process.node.alive else NodeDiedError("it ended"))
 
     def end(self, task: SimulatedTask, outcome: Any) -> None:
         """The owner hears of it, if there still is one."""

@@ -69,6 +69,11 @@ class Execution:
         some = request.attempt <= script.failures and failed[self.key[:2]] < script.failures
         if script.failures < 0 or some:
             failed[self.key[:2]] += 1
+            if kind == "exits" and script.failures < 0:
+                kind = "error"  # No exit is told from a crash, and what always crashes never ends.
+            if kind == "exits":
+                world.suspects.add(self.key)
+            world.seen["errors that are hard to bring home"] += kind != "error"
             error = error_named(kind, script.salt)
             world.raised[self.key] = type(error).__name__
             self.ends()
@@ -286,6 +291,7 @@ class WorkerStorage(ForwardingStorage):
         if faults.hit(faults.storage_fails):
             until = world.clock.now + world.rng.choice([0.0, 1.0, 20.0]) * world.rng.random()
             process.node.storage_away_until = max(process.node.storage_away_until, until)
+            world.seen["storages that are away"] += 1
             world.trace("storage away from %s until %.3f", process.node.name, until)
             raise StorageUnavailableError(f"{what} failed")
         if world.clock.now < process.node.storage_away_until:

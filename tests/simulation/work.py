@@ -162,6 +162,7 @@ def label(options: TaskOptions) -> dict[str, Any]:
             "backoff": backoff.initial,
             "max_backoff": backoff.maximum,
             "jitter": backoff.jitter,
+            "preemptions": -1 if options.preemptions is None else options.preemptions,
         }
         return {"_labels": write_label(found)}
     retries = {"max_retries": options.max_retries, "retry_exceptions": options.retry_exceptions}

@@ -33,7 +33,7 @@ REST_SECONDS = 60.0
 
 
 #: Errors of users that are hard to bring home: see `work.error_named`.
-POISONS = ("surrogate", "raises", "exit", "canceled", "keyboard")
+POISONS = ("surrogate", "raises", "exit", "exits", "canceled", "keyboard")
 
 
 class WorkerFaults:
@@ -248,7 +248,7 @@ class WorldOfWorkers(World):
 
     def script_of(self, error: ErrorInfo) -> str | None:
         if error.type_name in ("ScriptError", "Poisoned", "CancelledError", "KeyboardInterrupt"):
-            return error.message[: len(error.message.encode("ascii", "ignore"))]
+            return error.message.removesuffix("\\udce9")
         return None
 
     # -- what happens on workers -----------------------------------------------------------
