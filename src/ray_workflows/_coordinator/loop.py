@@ -218,6 +218,10 @@ class Loop:
                 self.drop(workflow)
 
     def decide(self, workflow: Workflow) -> None:
+        if workflow.broken is not None:
+            # It is released. Its state was never durable: requests are answered after reading it.
+            self.drop(workflow)
+            return
         self.take_requests(workflow)
         # Grows while it is gone through.
         undecided = list(workflow.inputs)
