@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ray_workflows._capture.options import retry_options
 from ray_workflows._engine.retry import FIRST_FLOOR, LONGEST_FLOOR
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.plan import Backoff
@@ -142,3 +143,10 @@ def test_a_policy_says_how_often_a_preempted_task_is_tried_again() -> None:
     for wrong in (True, 1.5, "2"):
         with pytest.raises(TypeError, match="preemptions must be an integer"):
             RetryPolicy(preemptions=wrong)  # type: ignore[arg-type]
+
+
+def test_a_policy_in_a_function_that_0_1_0_stored_is_read() -> None:
+    label = RetryPolicy(max_attempts=2).to_label()
+    assert retry_options({}, label, where="task")["preemptions"] == -1
+    del label["preemptions"]
+    assert retry_options({}, label, where="task")["preemptions"] is None

@@ -96,7 +96,8 @@ def retry_options(
         "retry_on": from_hex(policy["retry_on"]),
         "give_up_on": from_hex(policy["give_up_on"]),
         "retry_timeouts": policy["retry_timeouts"],
-        "preemptions": policy["preemptions"],
+        # A function that 0.1.0 stored may bring a policy that does not say.
+        "preemptions": policy.get("preemptions"),
         "backoff": Backoff(policy["backoff"], policy["max_backoff"], policy["jitter"]),
     }
 
