@@ -1,0 +1,140 @@
+"""Broken executors and workers: each breaks one promise, and `WorldOfWorkers` has to see it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray_workflows._executor import batch as batch_module
+from ray_workflows._executor import context
+from ray_workflows._executor import dispatch as dispatch_module
+from ray_workflows._executor import lanes as lanes_module
+from ray_workflows._executor.dispatch import Dispatch
+from ray_workflows._executor.failures import failure
+from ray_workflows._executor.lanes import Flight
+from ray_workflows._executor.ray_tasks import RayExecutor
+from ray_workflows._executor.worker import AttemptRun
+from ray_workflows._model import errors as errors_module
+from ray_workflows._model import inputs as inp
+from tests.simulation.mutations import Mutation, Patch
+
+MUTATIONS: dict[str, Mutation] = {}
+
+
+def breaks(*kinds: str, **trouble: float) -> Any:
+    """Register a mutation, with the kinds of violation it may show as and where to look."""
+
+    def register(patch: Patch) -> Patch:
+        MUTATIONS[patch.__name__] = Mutation(patch, kinds, trouble, False)
+        return patch
+
+    return register
+
+
+# -- what workers do -----------------------------------------------------------------------
+
+
+@breaks("live is stored", worker_dies=0.5, end_late=0.3)
+def all_executions_of_an_attempt_write_one_key(patch: Any) -> None:
+    def __init__(self: AttemptRun, request: Any, *arguments: Any, **options: Any) -> None:
+        original(self, request, *arguments, **options)
+        self.blob_prefix = request.blob_prefix
+
+    original = AttemptRun.__init__
+    patch.setattr(AttemptRun, "__init__", __init__)
+
+
+@breaks("innocent", "stuck", "unpickled", poison=1.0)
+def what_is_no_exception_ends_the_ray_task(patch: Any) -> None:
+    def run_attempt(run: AttemptRun) -> Any:
+        try:
+            function, args, kwargs = run.loaded()
+            with context.running(run.request):
+                result = function(*args, **kwargs)
+            return run.returned(result)
+        except Exception as error:
+            return run.raised(error)
+
+    patch.setattr(batch_module, "run_attempt", run_attempt)
+
+
+@breaks("innocent", poison=1.0)
+def texts_of_users_are_taken_as_they_are(patch: Any) -> None:
+    patch.setattr(errors_module, "clean", lambda text: text)
+
+
+@breaks("innocent", storage_fails=0.5)
+def a_storage_that_is_away_is_the_fault_of_an_attempt(patch: Any) -> None:
+    def lost_storage(self: AttemptRun, error: BaseException) -> Any:
+        info = errors_module.error_info(type(error).__name__, str(error))
+        return inp.AttemptCrashed(**self.identity(self.process.time()), error=info)
+
+    patch.setattr(AttemptRun, "patiently", lambda self, work: work())
+    patch.setattr(AttemptRun, "lost_storage", lost_storage)
+
+
+@breaks("innocent", object_lost=0.1, worker_dies=0.1)
+def a_lost_input_is_the_fault_of_an_attempt(patch: Any) -> None:
+    patch.setattr(AttemptRun, "is_lost_input", lambda self, error: False)
+
+
+@breaks("innocent", "output")
+def listeners_are_called_without_live_values(patch: Any) -> None:
+    def load_of(sent: Any, live: Any) -> Any:
+        return original(sent, {} if sent.listens else live)
+
+    original = dispatch_module.load_of
+    patch.setattr(dispatch_module, "load_of", load_of)
+    patch.setattr(AttemptRun, "input_keys", lambda self: set(self.reader.live))
+
+
+# -- what the executor does ----------------------------------------------------------------
+
+
+@breaks("stuck", "left over")
+def followers_are_left_behind_in_a_queue(patch: Any) -> None:
+    patch.setattr(lanes_module, "take_run", lambda queue: [queue.popleft()])
+
+
+@breaks("stuck")
+def members_handed_back_are_forgotten(patch: Any) -> None:
+    def run_elsewhere(self: RayExecutor, sent: Any, flight: Flight) -> None:
+        if not flight.retired and flight.batch == sent.number:
+            sent.open -= 1
+            self.take_out(flight)
+
+    patch.setattr(RayExecutor, "run_elsewhere", run_elsewhere)
+
+
+@breaks("innocent", worker_dies=0.3)
+def a_death_is_charged_to_all_of_a_batch(patch: Any) -> None:
+    def fail(self: RayExecutor, carrier: Any, error: BaseException) -> None:
+        loads = list(carrier.loads)
+        for sent in loads:
+            self.dispatch.over(sent)
+        for sent in loads:
+            for flight in sent.left:
+                self.land(flight, failure(flight, error))
+
+    patch.setattr(RayExecutor, "fail", fail)
+
+
+@breaks("ran again", "left over")
+def what_is_done_runs_once_more(patch: Any) -> None:
+    def landed(self: RayExecutor, flight: Flight, *arguments: Any) -> Any:
+        report = original(self, flight, *arguments)
+        if self.dispatch.cluster.slots() > 1:
+            self.dispatch.enqueue(Flight(flight.request))
+        return report
+
+    original = RayExecutor.landed
+    patch.setattr(RayExecutor, "landed", landed)
+
+
+@breaks("left over")
+def what_nobody_wants_is_not_stopped(patch: Any) -> None:
+    patch.setattr(RayExecutor, "stop", lambda self, sent: None)
+
+
+@breaks("left over", "stuck")
+def ray_tasks_that_ended_are_kept(patch: Any) -> None:
+    patch.setattr(Dispatch, "end", lambda self, carrier: None)
