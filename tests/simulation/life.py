@@ -14,7 +14,7 @@ from ray_workflows._coordinator.requests import Request
 from ray_workflows._coordinator.room import Limits
 from ray_workflows._coordinator.verbs import Verbs
 from ray_workflows._coordinator.workflow import Workflow
-from ray_workflows._engine.commands import commands
+from ray_workflows._engine.commands import commands, next_wake
 from ray_workflows._engine.invariants import check
 from ray_workflows._model.catalog import Holder
 from tests.simulation.io import SimulatedIo
@@ -198,9 +198,28 @@ class Life:
         if not 0.98 * true - 1e-3 <= passed <= 1.02 * true + 1e-3:
             raise Violation("clock", f"{passed:.3f} s passed for {self.name} in {true:.3f} s")
 
+    def check_work(self) -> None:
+        """A watchdog: each task that should run is in flight or waits for its time, and whatever
+        waits for a time has an alarm. What the executor does not have is a report on its way."""
+        loop = self.loop
+        if loop.elapsed() > loop.lease_until or self.inbox:
+            return
+        for workflow in loop.workflows.values():
+            state, at = workflow.state, next_wake(workflow.state)
+            if workflow.busy or workflow.inputs or workflow.commands or not state.running:
+                continue
+            where = f"{workflow.workflow_id} in {self.name}"
+            for number in state.active:
+                flies = (workflow.incarnation, number) in self.executor.flights
+                if not flies and number not in workflow.delayed:
+                    raise Violation("idle", f"{where}: nothing comes of task {number}")
+            if at is not None and (workflow.alarm is None or workflow.alarm_at > at):
+                raise Violation("idle", f"{where}: nothing wakes it at {at}")
+
     def check(self) -> None:
         """What must hold between any two steps."""
         self.check_clock()
+        self.check_work()
         loop, monitor = self.loop, self.world.monitor
         checked: dict[Workflow, int] = {}
         for workflow in loop.workflows.values():

@@ -52,7 +52,10 @@ MUTATIONS: dict[str, Mutation] = {}
 
 
 def breaks(*kinds: str, crowded: bool = False, **trouble: float) -> Callable[[Patch], Patch]:
-    """Register a mutation, with the kinds of violation it may show as and where to look."""
+    """Register a mutation, with the kinds of violation it may show as and where to look. What
+    would be stuck in the end may show sooner as idle."""
+    if "stuck" in kinds:
+        kinds = (*kinds, "idle")
 
     def register(patch: Patch) -> Patch:
         MUTATIONS[patch.__name__] = Mutation(patch, kinds, trouble, crowded)
@@ -306,7 +309,7 @@ def ambiguous_is_taken_for_failure(patch: Any) -> None:
     patch.setattr(Loop, "settle", settle)
 
 
-@breaks("orphan", commit_late=0.4, worker_crash=0.2, value_lost=0.3, until=20.0)
+@breaks("orphan", commit_late=0.6, worker_crash=0.4, value_lost=0.6, slowness=4.0, until=20.0)
 def a_late_commit_leaves_attempts_that_nobody_wants(patch: Any) -> None:
     """What is read again is started, and what is over is not stopped."""
 
@@ -488,6 +491,11 @@ def signals_are_acknowledged_before_the_commit(patch: Any) -> None:
 
     original = Loop.propose
     patch.setattr(Loop, "propose", propose)
+
+
+@breaks("idle", worker_crash=0.4, until=20.0)
+def attempts_that_wait_for_their_time_are_forgotten(patch: Any) -> None:
+    patch.setattr(Loop, "delay", lambda self, workflow, command, seconds: None)
 
 
 @breaks("room", "stuck", crowded=True)
