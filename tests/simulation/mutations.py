@@ -309,7 +309,7 @@ def ambiguous_is_taken_for_failure(patch: Any) -> None:
     patch.setattr(Loop, "settle", settle)
 
 
-@breaks("orphan", commit_late=0.6, worker_crash=0.4, value_lost=0.6, slowness=4.0, until=20.0)
+@breaks("orphan", commit_late=0.4, worker_crash=0.2, value_lost=0.6, slowness=4.0, until=20.0)
 def a_late_commit_leaves_attempts_that_nobody_wants(patch: Any) -> None:
     """What is read again is started, and what is over is not stopped."""
 

@@ -213,11 +213,11 @@ class Coordinator:
     # -- what drivers call -----------------------------------------------------------------
     # Errors are returned, not raised: Ray would wrap them, and their causes would be lost.
 
-    def put(self, make: Callable[[Reply], Request]) -> AnswerBox:
-        """Put a request to the loop; its answer to be."""
+    def put(self, make: Callable[[Reply], Request], seconds: float) -> AnswerBox:
+        """Put a request to the loop; its answer to be, for which somebody waits so long."""
         answer: AnswerBox = queue.SimpleQueue()
         try:
-            request = make(answer.put)
+            request = msgspec.structs.replace(make(answer.put), until=elapsed() + seconds)
         except Exception as error:
             # It can't be read: others that came with it can.
             answer.put(error)
@@ -227,7 +227,7 @@ class Coordinator:
 
     def request(self, make: Callable[[Reply], Request]) -> Any:
         """Put a request to the loop and wait for its answer, but not for ever."""
-        (answer,) = self.in_time([self.put(make)], ANSWER_SECONDS)
+        (answer,) = self.in_time([self.put(make, ANSWER_SECONDS)], ANSWER_SECONDS)
         return answer
 
     def in_time(self, asked: Sequence[AnswerBox], seconds: float) -> list[Any]:
@@ -262,8 +262,9 @@ class Coordinator:
         return encode_submitted(self.submit_all(given.submissions, given.client))
 
     def submit_all(self, submissions: list[Submission], client: str | None) -> Submitted:
-        asked = [self.put(self.submission(each, client)) for each in submissions]
-        return self.submitted(self.in_time(asked, ANSWER_SECONDS + seconds_more(submissions)))
+        seconds = ANSWER_SECONDS + seconds_more(submissions)
+        asked = [self.put(self.submission(each, client), seconds) for each in submissions]
+        return self.submitted(self.in_time(asked, seconds))
 
     def submitted(self, answers: list[Any]) -> Submitted:
         """What is answered to submissions."""
@@ -293,9 +294,11 @@ class Coordinator:
             else:
                 box.put(answer)
 
-        request = submit_request(submission, take)
-        self.inbox.put(lambda: self.verbs.ask(request))
         seconds = ANSWER_SECONDS + seconds_more([submission])
+        request = msgspec.structs.replace(
+            submit_request(submission, take), until=elapsed() + seconds
+        )
+        self.inbox.put(lambda: self.verbs.ask(request))
         try:
             told = box.get(timeout=seconds)
         except queue.Empty:

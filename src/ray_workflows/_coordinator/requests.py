@@ -45,7 +45,14 @@ def seconds_more(submissions: Iterable[Submission]) -> float:
     return SECONDS_PER_BYTE * sum(submission.size for submission in submissions)
 
 
-class Request(msgspec.Struct, frozen=True):
+class Patience(msgspec.Struct, frozen=True, kw_only=True):
+    """Until when, by `Loop.elapsed`, somebody waits for the answer: what was not begun by then is
+    not done any more, because the caller was told that it failed."""
+
+    until: float = float("inf")
+
+
+class Request(Patience, frozen=True):
     """Base of what is asked about one workflow."""
 
     workflow_id: str
@@ -83,7 +90,10 @@ class CancelRequest(Request, frozen=True):
 
 
 class DeleteRequest(Request, frozen=True):
-    """Delete a workflow that nobody drives."""
+    """Delete a workflow that nobody drives. ``incarnation``: which one of this id, once that was
+    looked up; empty before."""
+
+    incarnation: str = ""
 
 
 class SignalRequest(Request, frozen=True):

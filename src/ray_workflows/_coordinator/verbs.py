@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from ray_workflows._coordinator.claims import Claims
 from ray_workflows._coordinator.lease import Lease
 from ray_workflows._coordinator.loop import Loop
@@ -31,6 +33,7 @@ from ray_workflows._engine.state import WorkflowState
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.exceptions import (
+    CoordinatorUnavailableError,
     SignalRefusedError,
     WorkflowAlreadyExistsError,
     WorkflowAlreadyRunningError,
@@ -76,7 +79,16 @@ class Verbs:
         self.loop.on_error(f"A request about workflow '{request.workflow_id}'", error)
         answer(request.reply, error)
 
+    def is_over(self, request: Request) -> bool:
+        """Whether nobody waits for the answer any more: such a request is not done."""
+        if self.loop.elapsed() <= request.until:
+            return False
+        answer(request.reply, CoordinatorUnavailableError("The request came too late."))
+        return True
+
     def pass_on(self, request: Request, about_another: Callable[[Any], None]) -> None:
+        if self.is_over(request):
+            return
         workflow = self.loop.workflows.get(request.workflow_id)
         guest = self.loop.guests.get(request.workflow_id)
         if workflow is None and guest is not None and guest.broken is None:
@@ -113,6 +125,8 @@ class Verbs:
         drains = state.status is WorkflowStatus.FAILED
         while workflow.requests and (drains or not workflow.settled) and not workflow.guest:
             request = workflow.requests.popleft()
+            if self.is_over(request):
+                continue
             if isinstance(request, CancelRequest):
                 workflow.inputs.append(inp.Cancel())
                 workflow.answers.append((request, None))
@@ -148,6 +162,8 @@ class Verbs:
         workflow.requests = others
         inputs: list[inp.Input] = []
         for request in signals:
+            if self.is_over(request):
+                continue
             if is_for_another(request, workflow.state):
                 answer(request.reply, WorkflowNotFoundError(request.workflow_id))
                 continue
@@ -220,11 +236,15 @@ class Verbs:
                     self.failed(request, error)
 
     def take_fetched(self, request: Request, found: Recovered | None, claims: Claims) -> None:
+        if self.is_over(request):
+            return
         if found is None:
             if isinstance(request, SubmitRequest):
                 self.create(request)
             elif isinstance(request, ResumeRequest):
                 answer(request.reply, WorkflowToResumeNotFoundError(request.workflow_id))
+            elif isinstance(request, DeleteRequest) and request.incarnation:
+                answer(request.reply, None)  # Somebody else has deleted it meanwhile.
             else:
                 answer(request.reply, WorkflowNotFoundError(request.workflow_id))
             return
@@ -327,6 +347,10 @@ class Verbs:
                 self.loop.advance(workflow)
 
     def delete(self, request: DeleteRequest, found: Recovered, status: WorkflowStatus) -> None:
+        if request.incarnation not in ("", found.row.incarnation):
+            # Somebody else has deleted it meanwhile, and this is a new one.
+            answer(request.reply, None)
+            return
         if status in ACTIVE:
             answer(request.reply, WorkflowStillActiveError("DELETE", request.workflow_id))
             return
@@ -341,7 +365,7 @@ class Verbs:
             elif result is CommitOutcome.OK:
                 answer(request.reply, None)
             else:
-                self.ask(request)
+                self.ask(msgspec.structs.replace(request, incarnation=found.row.incarnation))
 
         self.loop.io.call(work, then)
 
