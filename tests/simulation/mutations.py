@@ -65,19 +65,20 @@ def breaks(*kinds: str, crowded: bool = False, **trouble: float) -> Callable[[Pa
 
 
 def resumed_in(steps: Any, scope: Callable[[], AbstractContextManager[None]]) -> Any:
-    """A run of a job with one piece of blocking work, whose rest is done in a scope."""
+    """A run of a job whose part after each piece of blocking work is done in a scope."""
     work = next(steps)
-    try:
-        value = yield work
-    except Exception as error:
-        move, value = steps.throw, error
-    else:
-        move = steps.send
-    with scope():
+    while True:
         try:
-            move(value)
-        except StopIteration as end:
-            return end.value
+            value = yield work
+        except Exception as error:
+            move, value = steps.throw, error
+        else:
+            move = steps.send
+        with scope():
+            try:
+                work = move(value)
+            except StopIteration as end:
+                return end.value
 
 
 # -- the engine ----------------------------------------------------------------------------

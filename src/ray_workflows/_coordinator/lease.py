@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from functools import partial
 
 import msgspec
 
@@ -40,6 +41,9 @@ ROWS_PER_SECOND = 2_000.0
 SWEEP_SECONDS = 3600.0
 SWEEP_GRACE_SECONDS = 24 * 3600.0
 
+#: Workflows that are read before they are taken into hand, and the next ones read.
+READ_AT_ONCE = 50
+
 ACTIVE = WorkflowStatus.non_terminating_status()
 
 #: What was found of workflows that an earlier life of this coordinator was driving.
@@ -67,6 +71,8 @@ class Lease:
         #: What earlier lives left is looked for; it is in hand.
         self.recovering = False
         self.recovered = False
+        #: Ids of what is listed and not read yet; None before anything was listed.
+        self.unread: set[str] | None = None
         #: The lives before this one. Later ones are no earlier lives: who sees them is cut off.
         self.former: list[str] | None = None
         self.renewing = loop.job("renew the lease", self.renew)
@@ -107,55 +113,80 @@ class Lease:
         Again and again: a commit of theirs may take effect late, a claim of ours may find the
         journal grown, and a submission that seemed to have failed may be there.
         """
-        storage, me = self.loop.storage, self.holder.holder_id
-        held = frozenset(self.loop.workflows)
-
-        def work() -> tuple[Found, list[str]]:
-            claims = self.read_claims()
-            former = claims.former_lives() if self.former is None else self.former
-            found: Found = []
-            named: set[str] = set()
-            for row in list_rows(storage, CatalogQuery(statuses=ACTIVE, holders=(*former, me))):
-                if row.released:
-                    continue
-                named.add(row.holder)
-                if row.workflow_id in held:
-                    continue
-                try:
-                    recovered = recover(storage, row.workflow_id)
-                except Exception as error:
-                    if is_transient(error):
-                        raise
-                    found.append((row, error))
-                    continue
-                if recovered is not None:
-                    found.append((row, recovered))
-            for holder_id in former:
-                # A live lease is nobody's who is dead, whatever we take it for; and what is still
-                # named by a workflow, in hand or not, the next life must know for a life of ours.
-                if holder_id not in named and claims.lapsed(holder_id):
-                    storage.remove_holder(holder_id)
-            return found, former
-
         loop = self.loop
+        held = frozenset(loop.workflows)
         try:
-            found, self.former = yield work
+            rows, self.former = yield lambda: self.list_left(held)
+            self.unread = {row.workflow_id for row in rows}
+            for start in range(0, len(rows), READ_AT_ONCE):
+                some = rows[start : start + READ_AT_ONCE]
+                found = yield partial(self.read_some, some)
+                loop.store.answered()
+                for row, recovered in found:
+                    self.try_to_take(row, recovered)
+                self.unread.difference_update(row.workflow_id for row in some)
         except StorageUnavailableError as error:
             loop.store.failed(error, "Recovery")
             return loop.store.pause
         except StorageCorruptError as error:
             logger.error("Nothing is taken over: %s", error)
+            self.unread = set()
             self.recovered = True
             return LEASE_SECONDS
         loop.store.answered()
         self.recovered = True
-        for row, recovered in found:
+        return self.later(RENEW_SECONDS if rows else LEASE_SECONDS)
+
+    def may_be_left(self, workflow_id: str) -> bool:
+        """Whether a workflow may be one that an earlier life was driving and that is not read yet.
+
+        All others are known not to be as soon as those are listed: what is asked about them need
+        not wait until 10,000 are read.
+        """
+        return self.unread is None or workflow_id in self.unread
+
+    def list_left(self, held: frozenset[str]) -> tuple[list[CatalogRow], list[str]]:
+        """Rows of what nobody drives, and the earlier lives. Blocks."""
+        storage, claims = self.loop.storage, self.read_claims()
+        former = claims.former_lives() if self.former is None else self.former
+        rows: list[CatalogRow] = []
+        named: set[str] = set()
+        query = CatalogQuery(statuses=ACTIVE, holders=(*former, self.holder.holder_id))
+        for row in list_rows(storage, query):
+            if row.released:
+                continue
+            named.add(row.holder)
+            if row.workflow_id not in held:
+                rows.append(row)
+        for holder_id in former:
+            # A live lease is nobody's who is dead, whatever we take it for; and what is still
+            # named by a workflow, in hand or not, the next life must know for a life of ours.
+            if holder_id not in named and claims.lapsed(holder_id):
+                storage.remove_holder(holder_id)
+        return rows, former
+
+    def read_some(self, rows: list[CatalogRow]) -> Found:
+        """Read workflows back. Blocks."""
+        found: Found = []
+        for row in rows:
             try:
-                self.take_found(row, recovered)
+                recovered = recover(self.loop.storage, row.workflow_id)
             except Exception as error:
-                loop.on_error(f"Taking over workflow '{row.workflow_id}'", error)
-                self.let_go(row, error)
-        return self.later(RENEW_SECONDS if found else LEASE_SECONDS)
+                if is_transient(error):
+                    raise
+                found.append((row, error))
+                continue
+            if recovered is not None:
+                found.append((row, recovered))
+        return found
+
+    def try_to_take(self, row: CatalogRow, recovered: Recovered | Exception) -> None:
+        """As `take_found`; one that meets a bug is let go of."""
+        try:
+            self.take_found(row, recovered)
+        except Exception as error:
+            self.loop.on_error(f"Taking over workflow '{row.workflow_id}'", error)
+            self.let_go(row, error)
 
     def take_found(self, row: CatalogRow, recovered: Recovered | Exception) -> None:
         """Take into hand what was found; let go of what can't be read."""

@@ -101,7 +101,7 @@ class Verbs:
             else:
                 workflow.requests.append(request)
             self.loop.touch(workflow)
-        elif not self.lease.recovered or guest is not None:
+        elif guest is not None or self.lease.may_be_left(request.workflow_id):
             # Who asks about a workflow that we are about to take over must not be told that it
             # is nobody's.
             self.loop.after(SOON, lambda: self.take(request, about_another))

@@ -1,0 +1,84 @@
+"""A coordinator that starts anew answers while it reads what its earlier lives were driving."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ray_workflows._coordinator.lease import READ_AT_ONCE
+from ray_workflows._coordinator.requests import Accepted, CancelRequest, SubmitRequest
+from ray_workflows._model.status import WorkflowStatus
+from tests.unit.plans import plan
+from tests.unit.test_orphans import Coordinator, World
+
+#: More than are read at once, by far.
+MANY = 4 * READ_AT_ONCE + 10
+
+
+class Slow(Coordinator):
+    """Blocking work comes back one piece at a time, when the test says so."""
+
+    def step(self) -> None:
+        self.loop.step()
+
+    def come_back(self) -> None:
+        self.answers.pop(0)()
+        self.loop.step()
+
+
+@pytest.fixture
+def second() -> Slow:
+    world = World()
+    first = Coordinator(world, "first", auto_resume=False)
+    first.submit(*(f"w{number}" for number in range(MANY)))
+    first.die()
+    return Slow(world, "second", auto_resume=False, actor="first")
+
+
+def submit(coordinator: Slow, workflow_id: str) -> list[Any]:
+    answers: list[Any] = []
+    request = SubmitRequest(workflow_id, answers.append, "i-new", plan(("f", ())), {}, "new")
+    coordinator.verbs.ask(request)
+    coordinator.step()
+    return answers
+
+
+def finish(coordinator: Slow) -> None:
+    end = coordinator.world.clock.now + 2.0
+    while coordinator.world.clock.now < end or not coordinator.lease.recovered:
+        coordinator.world.clock.now += 0.05
+        coordinator.loop.step()
+        while coordinator.answers:
+            coordinator.come_back()
+
+
+def test_what_is_new_does_not_wait_for_what_is_old(second: Slow) -> None:
+    answers = submit(second, "new")
+    while not answers:
+        second.world.clock.now += 0.05
+        second.loop.step()
+        second.come_back()
+    assert isinstance(answers[0], Accepted)
+    assert not second.lease.recovered
+    # Old ones are driven as they are read.
+    while len(second.loop.workflows) < READ_AT_ONCE:
+        second.come_back()
+    assert not second.lease.recovered
+    finish(second)
+    assert len(second.loop.workflows) == MANY + 1
+
+
+def test_what_is_old_is_waited_for(second: Slow) -> None:
+    """It is nobody else's: to say so before it is read would be wrong."""
+    last = f"w{MANY - 1}"
+    again = submit(second, last)
+    canceled: list[Any] = []
+    second.verbs.ask(CancelRequest(last, canceled.append))
+    while len(second.loop.workflows) < READ_AT_ONCE:
+        second.come_back()
+    assert (again, canceled) == ([], [])
+    finish(second)
+    assert "already running" in str(again[0])
+    assert canceled == [None]
+    assert second.world.status(last)[0] is WorkflowStatus.CANCELED
