@@ -30,6 +30,10 @@ class Fault(NamedTuple):
     message: str = ""
 
 
+#: All results together, in bytes: each fits into the journal, or is a blob, which a worker writes.
+SMALL, LARGE = 50_000, 600_000
+
+
 class Home(NamedTuple):
     """A storage that fails in some ways, one after the other."""
 
@@ -47,7 +51,7 @@ CODE = """
     workflow.init({url!r})
     directory = {directory!r}
     messages = {messages!r}
-    ref = workflow.run_async(stages(directory, len(messages) + 1), workflow_id="w")
+    ref = workflow.run_async(stages(directory, len(messages) + 1, {size}), workflow_id="w")
     # What is refused now may be there when the storage returns: nobody could say.
     other = ray.remote(lambda: None).bind()
     for number, message in enumerate(messages):
@@ -65,15 +69,15 @@ CODE = """
 """
 
 
-def stages(directory: str, count: int):
-    """Tasks in a chain, each held by a gate. Results fit into the journal, and need space there."""
+def stages(directory: str, count: int, size: int):
+    """Tasks in a chain, each held by a gate, that run once or not at all. Results need space."""
     import ray
 
-    @ray.remote
+    @ray.remote(max_retries=0)
     def stage(number: int, before: list[bytes]) -> list[bytes]:
         Marks(f"{directory}/marks").add(f"stage-{number}")
         Gate(f"{directory}/gate-{number}").wait()
-        return [bytes(50_000 // count) for _ in range(len(before) + 1)]
+        return [bytes(size // count) for _ in range(len(before) + 1)]
 
     dag = []
     for number in range(count):
@@ -182,22 +186,24 @@ def postgres(tmp_path: Path, server: str) -> Iterator[Home]:
 @pytest.mark.timeout(400)
 @pytest.mark.own_cluster
 @pytest.mark.parametrize(
-    "home",
+    ("home", "size"),
     [
-        pytest.param(embedded, marks=pytest.mark.administrator),
-        pytest.param(shared, marks=pytest.mark.administrator),
-        s3,
-        postgres,
+        pytest.param(embedded, SMALL, marks=pytest.mark.administrator),
+        pytest.param(embedded, LARGE, marks=pytest.mark.administrator),
+        pytest.param(shared, SMALL, marks=pytest.mark.administrator),
+        (s3, SMALL),
+        (s3, LARGE),
+        (postgres, SMALL),
     ],
 )
 def test_a_workflow_outlives_the_troubles_of_its_storage(
-    home: Callable[[Path, str], object], request: pytest.FixtureRequest, tmp_path: Path
+    home: Callable[[Path, str], object], size: int, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     server = request.getfixturevalue("postgres_url") if home is postgres else ""
     marks = Marks(str(tmp_path / "marks"))
     with home(tmp_path, server) as (url, faults):
         messages = [fault.message for fault in faults]
-        code = CODE.format(url=url, directory=str(tmp_path), messages=messages)
+        code = CODE.format(url=url, directory=str(tmp_path), messages=messages, size=size)
         (tmp_path / "driver").mkdir()
         with DriverProcess(tmp_path / "driver", code, **CREDENTIALS) as driver:
             for number, fault in enumerate(faults):
