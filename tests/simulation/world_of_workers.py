@@ -12,6 +12,7 @@ from typing import Any
 
 from ray_workflows._codec.messages import opened
 from ray_workflows._executor.batch import Load
+from ray_workflows._executor.invariants import check as check_scheduling
 from ray_workflows._executor.protocol import AttemptRequest, decode_batch
 from ray_workflows._executor.ray_tasks import RayExecutor
 from ray_workflows._model.inputs import AttemptRuns
@@ -357,6 +358,13 @@ class WorldOfWorkers(World):
             for life in self.lives
             if life.exists and not life.loop.workflows and life.executor.left()
         ]
+
+    def after_step(self, life: Life) -> None:
+        try:
+            check_scheduling(life.executor)
+        except AssertionError as error:
+            raise Violation("scheduling", f"{life.name}: {error}") from error
+        super().after_step(life)
 
     def close(self) -> None:
         for cluster in self.simulated.values():
