@@ -210,8 +210,8 @@ class Life:
                 continue
             where = f"{workflow.workflow_id} in {self.name}"
             for number in state.active:
-                flies = (workflow.incarnation, number) in self.executor.flights
-                if not flies and number not in workflow.delayed:
+                flies = self.executor.flight(workflow.incarnation, number)
+                if flies is None and number not in workflow.delayed:
                     raise Violation("idle", f"{where}: nothing comes of task {number}")
             if at is not None and (workflow.alarm is None or workflow.alarm_at > at):
                 raise Violation("idle", f"{where}: nothing wakes it at {at}")

@@ -99,6 +99,10 @@ class InlineExecutor:
         # Outputs are read from storage here: there is no object store.
         return None
 
+    def flight(self, incarnation: str, task: int) -> Flight | None:
+        """The attempt of a task that was started and has not ended."""
+        return self.flights.get((incarnation, task))
+
     def forget(self, incarnation: str) -> None:
         for flight in [f for f in self.flights.values() if f.request.incarnation == incarnation]:
             self.retire(flight)
