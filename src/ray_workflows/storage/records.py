@@ -14,11 +14,14 @@ import msgspec
 import xxhash
 
 from ray_workflows._model.catalog import Append, CatalogRow, Page
+from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageCorruptError
 from ray_workflows.storage.checksums import Checksum
 
 logger = logging.getLogger(__name__)
+
+ROW_ENCODER = msgspec.msgpack.Encoder()
 
 #: A blob key or incarnation becomes a file or object name, so it has to be harmless as one.
 SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\Z")
@@ -193,18 +196,54 @@ def row_digest(row: CatalogRow, metadata: str, error: str | None) -> str:
 
     ``metadata`` and ``error`` are the texts as they are stored.
     """
-    return f"{row.seq}:" + checksum_of_row(
-        *(row.workflow_id, row.incarnation, row.seq, row.status.value, row.holder),
-        *(row.submitted_at, row.started_at, row.ended_at),
-        *(metadata, row.plan_digest, error, row.released),
+    checksum = checksum_of_row(
+        row.workflow_id,
+        row.incarnation,
+        row.seq,
+        row.status,
+        row.holder,
+        row.submitted_at,
+        row.started_at,
+        row.ended_at,
+        metadata,
+        row.plan_digest,
+        error,
+        row.released,
     )
+    return f"{row.seq}:{checksum}"
 
 
-def checksum_of_row(*columns: Any) -> str:
-    """The checksum of the columns of a row, in the order of the fields of `CatalogRow`."""
-    times = [None if time is None else float(time) for time in columns[5:8]]
-    values = (*columns[:5], *times, *columns[8:11], bool(columns[11]))
-    checksum: str = xxhash.xxh3_64_hexdigest(msgspec.msgpack.encode(values))
+def checksum_of_row(
+    workflow_id: Any,
+    incarnation: Any,
+    seq: Any,
+    status: Any,
+    holder: Any,
+    submitted_at: Any,
+    started_at: Any,
+    ended_at: Any,
+    metadata: Any,
+    plan_digest: Any,
+    error: Any,
+    released: Any,
+) -> str:
+    """The checksum of the columns of a row, in the order of the fields of `CatalogRow`; whatever a
+    damaged one has in them."""
+    columns = (
+        workflow_id,
+        incarnation,
+        seq,
+        status,
+        holder,
+        float(submitted_at),
+        None if started_at is None else float(started_at),
+        None if ended_at is None else float(ended_at),
+        metadata,
+        plan_digest,
+        error,
+        bool(released),
+    )
+    checksum: str = xxhash.xxh3_64_hexdigest(ROW_ENCODER.encode(columns))
     return checksum
 
 
@@ -219,21 +258,38 @@ def decode_row(row: tuple[Any, ...], *, where: str) -> CatalogRow:
     Raises:
         StorageCorruptError: it is not what was written; names the workflow and ``where``.
     """
-    *columns, digest, stored_seq = row
+    columns, digest, stored_seq = row[:12], row[12], row[13]
     try:
-        seq, _, checksum = digest.partition(":")
         # A row that a release before 0.2.0 has written since has its new seq, and an old digest.
-        if digest and int(seq) == stored_seq:
-            columns[2] = stored_seq
-            if checksum_of_row(*columns) != checksum:
+        known, _, checksum = digest.partition(":")
+        if digest and int(known) == stored_seq:
+            stored = [*columns[:2], stored_seq, *columns[3:]]
+            if checksum_of_row(*stored) != checksum:
                 raise ValueError("it does not match its checksum")
-            columns[2] = row[2]
-        fields = dict(zip(CatalogRow.__struct_fields__, columns, strict=True))
-        fields["metadata"] = json.loads(fields["metadata"])
-        fields["released"] = {0: False, 1: True}[fields["released"]]
-        return msgspec.convert(fields, CatalogRow)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as reason:
+            return row_of(columns)
+        # Nothing vouches for what is in it.
+        return msgspec.convert(msgspec.structs.asdict(row_of(columns)), CatalogRow)
+    except (ValueError, TypeError, AttributeError, RecursionError) as reason:
         raise StorageCorruptError(
             f"The catalog row of {row[0]!r} in {where} can't be read: {reason}. Restore it from a "
             f"backup."
         ) from reason
+
+
+def row_of(columns: tuple[Any, ...]) -> CatalogRow:
+    """The catalog row of its columns."""
+    metadata = columns[8]
+    return CatalogRow(
+        workflow_id=columns[0],
+        incarnation=columns[1],
+        seq=columns[2],
+        status=WorkflowStatus(columns[3]),
+        holder=columns[4],
+        submitted_at=columns[5],
+        started_at=columns[6],
+        ended_at=columns[7],
+        metadata={} if metadata == "{}" else json.loads(metadata),
+        plan_digest=columns[9],
+        error=columns[10],
+        released=bool(columns[11]),
+    )
