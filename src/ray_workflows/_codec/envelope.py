@@ -197,7 +197,14 @@ def decoded(
             f"at hand here (there is {known}). Give it to init(codec=...) when the cluster's "
             f"coordinator is started, or to the command line with --codec module:object.",
         )
-    found = bytearray(body_size(header))
+    size = body_size(header)
+    if size > PIECE_BYTES * count_pieces(view):
+        # No memory is taken because a damaged header says so.
+        raise StorageCorruptError(
+            f"The stored value of {where} is damaged: it has too few pieces for the {size} bytes "
+            f"that its header says."
+        )
+    found = bytearray(size)
     start = end = 0
     while start < view.nbytes:
         length = int.from_bytes(view[start : start + LENGTH_BYTES], "big")
@@ -224,6 +231,15 @@ def decoded(
     return memoryview(found).toreadonly()
 
 
+def count_pieces(view: memoryview) -> int:
+    """How many encoded pieces there are."""
+    count = start = 0
+    while start < view.nbytes:
+        start += LENGTH_BYTES + int.from_bytes(view[start : start + LENGTH_BYTES], "big")
+        count += 1
+    return count
+
+
 def body_size(header: Header) -> int:
     """How many bytes follow the header before they are encoded."""
     end = header.pickle_size
@@ -244,8 +260,12 @@ def read_header(view: memoryview, *, where: str) -> tuple[Header, int]:
         )
     end = PREFIX_SIZE + size
     try:
-        return HEADER_DECODER.decode(view[PREFIX_SIZE:end]), end
-    except msgspec.MsgspecError as error:
+        header = HEADER_DECODER.decode(view[PREFIX_SIZE:end])
+        if min((header.pickle_size, *header.buffer_sizes)) < 0:
+            raise ValueError("a size in its header is negative")
+        return header, end
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        # Text that is no UTF-8 is a ValueError.
         raise StorageCorruptError(f"The stored value of {where} is damaged: {error}") from error
 
 

@@ -196,7 +196,7 @@ def decode_events(payload: bytes, version: int, where: str) -> list[AnyEvent]:
     """The events of a payload that its checksum vouches for."""
     try:
         return DECODER.decode(payload if version == VERSION else upcast(payload, version))
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise StorageCorruptError(f"Journal entry {where} can't be decoded: {error}") from error
 
 

@@ -91,12 +91,15 @@ def time_of(found: str) -> float:
 
 
 def id_of(entry: Entry) -> str | None:
-    """The workflow id, if the name has all of it."""
+    """The workflow id, if the name has all of it, and is one that we made."""
     if entry.truncated:
         return None
     text = entry.place[17:].upper()
-    head = base64.b32hexdecode(text + "=" * (-len(text) % 8))
-    return head.decode("utf-8", "surrogatepass")
+    try:
+        head = base64.b32hexdecode(text + "=" * (-len(text) % 8))
+        return head.decode("utf-8", "surrogatepass")
+    except ValueError:
+        return None
 
 
 def day(submitted_at: float) -> str:

@@ -141,7 +141,7 @@ def unpack(kind: type[Record], data: bytes, key: str) -> Record:
     elif zlib.crc32(data[5:]) == int.from_bytes(data[1:5], "big"):
         try:
             return msgspec.msgpack.decode(memoryview(data)[5:], type=kind)
-        except (msgspec.MsgspecError, RecursionError) as reason:
+        except (msgspec.MsgspecError, ValueError, RecursionError) as reason:
             raise StorageCorruptError(f"{key} can't be read: {reason}.") from reason
     raise StorageCorruptError(
         f"{key} is damaged: its {len(data)} bytes have another checksum than what was written. "
