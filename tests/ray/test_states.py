@@ -67,3 +67,5 @@ def test_attempts_are_listed_with_their_errors(wid: str, marks: Marks, gate: Gat
     (task,) = workflow.get_tasks(wid, attempts=True)
     assert [a.outcome.value for a in task.history] == ["raised", "raised", "returned"]
     assert all(a.started_at <= a.ended_at for a in task.history)
+    (node,) = ray.nodes()
+    assert {a.node for a in task.history} == {node["NodeID"][:8]}

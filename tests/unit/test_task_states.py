@@ -13,7 +13,7 @@ from ray_workflows._model import inputs as inp
 from ray_workflows._model.catalog import Append
 from ray_workflows._model.plan import LISTENER, SIGNAL, TIMER, Backoff
 from ray_workflows._model.tasks import AttemptOutcome, TaskInfo, TaskStatus
-from ray_workflows._model.values import Value
+from ray_workflows._model.values import ErrorInfo, Value
 from ray_workflows.storage import MemoryStorage
 from ray_workflows.testing.builders import OK, make_holder
 from tests.unit.driver import Driver
@@ -192,6 +192,43 @@ def test_attempts_are_listed_when_they_are_asked_for() -> None:
     assert all(task.history == () for task in tasks_of(driver))
 
 
+def test_each_way_to_end_has_a_name() -> None:
+    """Also of the last attempt, after which the task has failed."""
+    error = ErrorInfo("E", "e")
+    fields = {"error": error, "node": "ab12cd34"}
+    ways: dict[str, tuple[type[inp.AttemptReport], dict[str, object]]] = {
+        "raised": (inp.AttemptRaised, {"retryable": True}),
+        "timed_out": (inp.AttemptRaised, {"retryable": True, "timed_out": True}),
+        "crashed": (inp.AttemptCrashed, {}),
+        "preempted": (inp.AttemptCrashed, {"crash": inp.Crash.PREEMPTED}),
+        "lost_value": (inp.AttemptLostInput, {}),
+        "lost_storage": (inp.AttemptLostStorage, {}),
+    }
+    for way, (kind, more) in ways.items():
+        driver = Driver(plan(("a", (), {"max_retries": 1, "preemptions": 1})))
+        driver.report(kind, "a", **fields, **more)
+        (task,) = tasks_of(driver, attempts=True)
+        assert [(a.outcome.value, a.node) for a in task.history] == [(way, "ab12cd34")]
+        if way.startswith("lost"):
+            continue
+        driver.report(kind, "a", **fields, **more)
+        (task,) = tasks_of(driver, attempts=True)
+        assert task.status is TaskStatus.FAILED
+        assert [a.outcome.value for a in task.history] == [way, way]
+
+
+def test_where_an_attempt_runs_is_known_when_its_worker_has_died() -> None:
+    driver = Driver(plan(("a", ())))
+    start = driver.flying[0]
+    news = inp.AttemptRuns(start.task, start.epoch, start.attempt, driver.now, node="ab12cd34")
+    driver.send(news)
+    reason = "a worker on node ab12cd34 runs attempt 1 since 1970-01-01T00:16:40Z"
+    assert states(driver) == [("RUNNING", reason)]
+    driver.crash("a")
+    (task,) = tasks_of(driver, attempts=True)
+    assert [(a.outcome.value, a.node) for a in task.history] == [("crashed", "ab12cd34")]
+
+
 def test_an_attempt_that_lost_its_coordinator_was_interrupted() -> None:
     driver = Driver(CHAIN)
     run(driver, "a")
@@ -235,7 +272,7 @@ def test_a_continuation_is_an_attempt_that_ended() -> None:
 
 def test_the_traceback_of_an_attempt_is_whole() -> None:
     driver = Driver(plan(("a", ())))
-    error = inp.ErrorInfo("ValueError", "boom", traceback="Traceback:\n  line 5\n")
+    error = ErrorInfo("ValueError", "boom", traceback="Traceback:\n  line 5\n")
     driver.report(inp.AttemptRaised, "a", error=error, retryable=False)
     (attempt,) = tasks_of(driver, attempts=True)[0].history
     assert attempt.traceback == "Traceback:\n  line 5\n"

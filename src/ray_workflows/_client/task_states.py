@@ -89,7 +89,8 @@ def task_reason(
     if status is TaskStatus.CANCELED:
         return CANCELED if seen.status is WorkflowStatus.CANCELED else OVERRAN
     if status is TaskStatus.RUNNING:
-        return f"a worker runs attempt {found.attempts + 1} since {moment(task.started_at)}"
+        where = f" on node {task.node}" if task.node else ""
+        return f"a worker{where} runs attempt {found.attempts + 1} since {moment(task.started_at)}"
     if status is TaskStatus.RETRYING:
         error = describe_error(task.last_error) or "it was lost"
         return (

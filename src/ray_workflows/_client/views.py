@@ -16,15 +16,21 @@ from ray_workflows._model.values import ErrorInfo, Outcome
 from ray_workflows.storage.base import Storage
 from ray_workflows.storage.histories import History
 
-#: Events with which an attempt ends, and what became of it.
+#: Events with which an attempt ends.
 AttemptEnd = ev.TaskSucceeded | ev.TaskContinued | ev.TaskFailed | ev.AttemptFailed
 
-OUTCOMES: dict[type[ev.Event], AttemptOutcome] = {
-    ev.TaskSucceeded: AttemptOutcome.RETURNED,
-    ev.TaskContinued: AttemptOutcome.CONTINUED,
-    ev.TaskFailed: AttemptOutcome.RAISED,
-    ev.AttemptFailed: AttemptOutcome.RAISED,
-}
+
+def outcome_of(event: AttemptEnd) -> AttemptOutcome:
+    """What became of the attempt that ended."""
+    if isinstance(event, ev.TaskSucceeded):
+        return AttemptOutcome.RETURNED
+    if isinstance(event, ev.TaskContinued):
+        return AttemptOutcome.CONTINUED
+    if event.why:
+        return AttemptOutcome(event.why)
+    # Release 0.1.0 said only whether it was charged.
+    lost = isinstance(event, ev.AttemptFailed) and not event.charged
+    return AttemptOutcome.LOST_VALUE if lost else AttemptOutcome.RAISED
 
 
 class TaskView:
@@ -37,6 +43,7 @@ class TaskView:
         "error",
         "history",
         "last_error",
+        "node",
         "number",
         "options",
         "outcome",
@@ -60,6 +67,8 @@ class TaskView:
         self.last_error: ErrorInfo | None = None
         #: The attempt that a worker has said to run, with its epoch.
         self.running = (0, 0)
+        #: Where that is.
+        self.node = ""
         #: Why no node can hold it, with the epoch in which that was seen.
         self.unplaceable = (0, "")
         self.started_at: float | None = None
@@ -137,7 +146,9 @@ class WorkflowView:
             view = self.by_number[event.task]
             view.started_at = event.started_at
             view.running = (self.state.epoch, event.attempt)
-            self.record(view, event.attempt, AttemptOutcome.RUNNING, event.started_at)
+            view.node = event.node
+            running = AttemptOutcome.RUNNING
+            self.record(view, event.attempt, running, event.started_at, node=event.node)
         elif isinstance(event, ev.AttemptFailed):
             self.end_attempt(event, event.at)
         elif isinstance(event, ev.TasksUnplaceable):
@@ -172,8 +183,8 @@ class WorkflowView:
         view.attempts += 1
         view.unplaceable = (0, "")
         view.last_error = error
-        outcome = OUTCOMES[type(event)]
-        self.record(view, event.attempt, outcome, event.started_at, ended_at, error)
+        outcome = outcome_of(event)
+        self.record(view, event.attempt, outcome, event.started_at, ended_at, error, event.node)
 
     def close_attempts(self, outcome: AttemptOutcome) -> None:
         """All attempts that run have ended, and nobody saw when."""
@@ -188,6 +199,7 @@ class WorkflowView:
         started_at: float,
         ended_at: float | None = None,
         error: ErrorInfo | None = None,
+        node: str = "",
     ) -> None:
         """Record what is known of an attempt, in the place of what was known before."""
         if not self.records_attempts:
@@ -200,11 +212,13 @@ class WorkflowView:
             ended_at=ended_at,
             error=describe_error(error),
             traceback="" if error is None else error.traceback,
+            node=node,
         )
         if view.history and view.history[-1].outcome is AttemptOutcome.RUNNING:
             last = view.history[-1]
             if last.attempt == attempt:
-                view.history[-1] = found
+                # The report of a dead worker does not say where it was.
+                view.history[-1] = msgspec.structs.replace(found, node=node or last.node)
                 return
             close_attempt(view, AttemptOutcome.CANCELED)
         view.history.append(found)

@@ -410,11 +410,17 @@ class Coordinator:
 
     @ray.method(concurrency_group=REPORTS)  # type: ignore[untyped-decorator]
     def attempt_runs(
-        self, incarnation: str, task: int, epoch: int, attempt: int, started_at: float
+        self,
+        incarnation: str,
+        task: int,
+        epoch: int,
+        attempt: int,
+        started_at: float,
+        node: str = "",
     ) -> None:
-        """A worker says that an attempt runs, and since when."""
+        """A worker says that an attempt runs, since when, and on which node."""
         self.executor.attempt_runs(incarnation, task, epoch, attempt)
-        self.report(incarnation, [AttemptRuns(task, epoch, attempt, started_at)])
+        self.report(incarnation, [AttemptRuns(task, epoch, attempt, started_at, node)])
 
     @ray.method(concurrency_group=REPORTS)  # type: ignore[untyped-decorator]
     def batch_overran(self, wire: WireReport) -> None:

@@ -21,9 +21,9 @@ from ray_workflows._engine.signals import deliveries, is_known
 from ray_workflows._engine.state import Frame, Phase, Task, WorkflowState
 from ray_workflows._model import events as ev
 from ray_workflows._model import inputs as inp
-from ray_workflows._model.events import AttemptEnd
 from ray_workflows._model.plan import TIMER
 from ray_workflows._model.status import WorkflowStatus
+from ray_workflows._model.tasks import AttemptOutcome
 from ray_workflows._model.values import ErrorInfo, Outcome, Value
 from ray_workflows.exceptions import SignalTimeoutError
 
@@ -183,7 +183,11 @@ def on_attempt_runs(state: WorkflowState, input: inp.AttemptRuns, now: float) ->
         return []
     return [
         ev.AttemptStarted(
-            at=now, task=input.task, attempt=input.attempt, started_at=input.started_at
+            at=now,
+            task=input.task,
+            attempt=input.attempt,
+            started_at=input.started_at,
+            node=input.node,
         )
     ]
 
@@ -206,6 +210,7 @@ def on_attempt_returned(state: WorkflowState, input: inp.AttemptReturned, now: f
         value=input.value,
         started_at=input.started_at,
         ended_at=input.ended_at,
+        node=input.node,
     )
     if not task.is_output:
         # Most are not: nothing else follows.
@@ -229,6 +234,7 @@ def on_attempt_returned_plan(
             first=state.next_task,
             started_at=input.started_at,
             ended_at=input.ended_at,
+            node=input.node,
         )
     ]
 
@@ -238,10 +244,10 @@ def on_attempt_raised(state: WorkflowState, input: inp.AttemptRaised, now: float
     if task is None:
         return []
     retry_at = next_attempt_at(task, state.incarnation, now) if input.retryable else None
+    why = AttemptOutcome.TIMED_OUT if input.timed_out else AttemptOutcome.RAISED
     if retry_at is not None:
-        why = AttemptEnd.TIMED_OUT if input.timed_out else AttemptEnd.RAISED
         return [attempt_failed(input, retry_at, why, charged=True, now=now)]
-    return [task_failed(input, now), *after_failure(state, task, input.error, now)]
+    return [task_failed(input, why, now), *after_failure(state, task, input.error, now)]
 
 
 def on_attempt_crashed(state: WorkflowState, input: inp.AttemptCrashed, now: float) -> Events:
@@ -249,15 +255,15 @@ def on_attempt_crashed(state: WorkflowState, input: inp.AttemptCrashed, now: flo
     if task is None:
         return []
     if input.crash is inp.Crash.PREEMPTED:
-        retry_at, why = after_preemption(task, now), AttemptEnd.PREEMPTED
+        retry_at, why = after_preemption(task, now), AttemptOutcome.PREEMPTED
     else:
-        retry_at, why = after_crash(task, state.incarnation, now), AttemptEnd.CRASHED
+        retry_at, why = after_crash(task, state.incarnation, now), AttemptOutcome.CRASHED
     if retry_at is not None:
-        charged = why == AttemptEnd.CRASHED
+        charged = why == AttemptOutcome.CRASHED
         return [attempt_failed(input, retry_at, why, charged=charged, now=now)]
     # Not caught by catch_exceptions if the process was killed: that is about what user code does.
     follows = after_failure if input.crash is inp.Crash.EXITED else uncaught
-    return [task_failed(input, now), *follows(state, task, input.error, now)]
+    return [task_failed(input, why, now), *follows(state, task, input.error, now)]
 
 
 def on_attempt_lost_storage(
@@ -267,14 +273,14 @@ def on_attempt_lost_storage(
     if task is None:
         return []
     retry_at = now + floor(task)
-    return [attempt_failed(input, retry_at, AttemptEnd.LOST_STORAGE, charged=False, now=now)]
+    return [attempt_failed(input, retry_at, AttemptOutcome.LOST_STORAGE, charged=False, now=now)]
 
 
 def on_attempt_lost_input(state: WorkflowState, input: inp.AttemptLostInput, now: float) -> Events:
     task = reported_task(state, input)
     if task is None:
         return []
-    failed = attempt_failed(input, now, AttemptEnd.LOST_VALUE, charged=False, now=now)
+    failed = attempt_failed(input, now, AttemptOutcome.LOST_VALUE, charged=False, now=now)
     return [failed, *lost(state, input.lost, now)]
 
 
@@ -310,10 +316,13 @@ def attempt_failed(
         retry_at=retry_at,
         started_at=report.started_at,
         why=why,
+        node=report.node,
     )
 
 
-def task_failed(report: inp.AttemptRaised | inp.AttemptCrashed, now: float) -> ev.TaskFailed:
+def task_failed(
+    report: inp.AttemptRaised | inp.AttemptCrashed, why: str, now: float
+) -> ev.TaskFailed:
     return ev.TaskFailed(
         at=now,
         task=report.task,
@@ -321,6 +330,8 @@ def task_failed(report: inp.AttemptRaised | inp.AttemptCrashed, now: float) -> e
         error=report.error,
         started_at=report.started_at,
         ended_at=report.ended_at,
+        why=why,
+        node=report.node,
     )
 
 
@@ -360,6 +371,7 @@ def gave_up_waiting(state: WorkflowState, task: Task, now: float) -> Events:
         error=error,
         started_at=task.until,
         ended_at=now,
+        why=AttemptOutcome.TIMED_OUT,
     )
     return [failed, *after_failure(state, task, error, now)]
 

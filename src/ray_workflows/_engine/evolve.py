@@ -22,13 +22,13 @@ from ray_workflows._model.commands import (
     Settle,
     WakeAt,
 )
-from ray_workflows._model.events import AttemptEnd
 from ray_workflows._model.plan import SIGNAL, TIMER, EnvironmentChange, Plan
 from ray_workflows._model.status import WorkflowStatus
+from ray_workflows._model.tasks import AttemptOutcome
 from ray_workflows._model.values import ErrorInfo, Outcome, Value
 
 #: Attempts that ended so say nothing of user code's own errors: the next one waits longer.
-SETBACKS = (AttemptEnd.CRASHED, AttemptEnd.PREEMPTED, AttemptEnd.LOST_STORAGE)
+SETBACKS = (AttemptOutcome.CRASHED, AttemptOutcome.PREEMPTED, AttemptOutcome.LOST_STORAGE)
 
 #: Type name of the error of a workflow that ran into its timeout.
 TIMED_OUT = "WorkflowTimeoutError"
@@ -145,7 +145,7 @@ def stop_attempts(state: WorkflowState, deltas: list[Command]) -> None:
     for number in state.active:
         # When it is resumed, what the stopped attempt still reports is about the past.
         state.tasks[number].attempts += 1
-        state.tasks[number].last_end = AttemptEnd.CANCELED
+        state.tasks[number].last_end = AttemptOutcome.CANCELED
         deltas.append(CancelAttempt(number))
 
 
@@ -217,7 +217,7 @@ def apply_attempt_failed(
     task = state.tasks[event.task]
     task.attempts += 1
     task.charged += event.charged
-    task.preempted += event.why == AttemptEnd.PREEMPTED
+    task.preempted += event.why == AttemptOutcome.PREEMPTED
     task.setbacks = task.setbacks + 1 if event.why in SETBACKS else 0
     task.last_end = event.why
     task.until = event.retry_at
@@ -293,14 +293,14 @@ def apply_values_lost(state: WorkflowState, event: ev.ValuesLost, deltas: list[C
         task.phase = Phase.WAITING
         task.outcome = None
         task.attempts += 1
-        task.last_end = AttemptEnd.LOST_VALUE
+        task.last_end = AttemptOutcome.LOST_VALUE
         for number in task.consumers:
             consumer = state.tasks[number]
             if consumer.phase is Phase.ACTIVE:
                 # It can't be done without the value: what it reports now is about the past.
                 consumer.phase = Phase.WAITING
                 consumer.attempts += 1
-                consumer.last_end = AttemptEnd.LOST_VALUE
+                consumer.last_end = AttemptOutcome.LOST_VALUE
                 state.active.pop(number, None)
                 deltas.append(CancelAttempt(number))
             consumer.unmet += 1

@@ -91,7 +91,7 @@ class Task:
 
     ``attempts`` counts ended attempts, ``charged`` those that count against ``max_retries``,
     ``preempted`` those whose node was lost, and ``setbacks`` the last ones in a row that ended for
-    no error of user code. ``last_end`` says why the last one ended, as an `AttemptEnd`.
+    no error of user code. ``last_end`` says why the last one ended, as an `AttemptOutcome`.
     ``until`` is when a timer goes off, or before when the next attempt must not start, or since
     when a signal is waited for.
     """

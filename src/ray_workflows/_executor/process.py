@@ -5,6 +5,7 @@ A simulation gives the same code another process, with a clock of its own.
 
 from __future__ import annotations
 
+import functools
 import time as system
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +15,10 @@ from typing import Any, Protocol
 import ray
 
 from ray_workflows._executor.watch import WATCH, Watches
+
+#: Digits of a node's id that are kept with each attempt: enough to tell nodes apart, and a fifth of
+#: what a small result takes in the journal.
+NODE_DIGITS = 8
 
 
 class Pool(Protocol):
@@ -29,6 +34,10 @@ class Process(Protocol):
     @property
     def watch(self) -> Watches:
         """Looks at the attempts that run here."""
+
+    @property
+    def node(self) -> str:
+        """The first digits of the id of its node."""
 
     def time(self) -> float:
         """Seconds since 1970."""
@@ -58,6 +67,12 @@ class RayProcess:
     sleep = staticmethod(system.sleep)
     put = staticmethod(ray.put)
     get = staticmethod(ray.get)
+
+    @functools.cached_property
+    def node(self) -> str:
+        """The first digits of the id of its node."""
+        node_id: str = ray.get_runtime_context().get_node_id()
+        return node_id[:NODE_DIGITS]
 
     def pool(self) -> AbstractContextManager[Pool]:
         """A `ThreadPoolExecutor` of one thread."""

@@ -39,5 +39,6 @@ class RunningAttempt:
             request, process = self.request, self.process
             started_at = process.time() - (process.monotonic() - self.began)
             self.coordinator.attempt_runs.remote(
-                request.incarnation, request.task, request.epoch, request.attempt, started_at
+                *(request.incarnation, request.task, request.epoch, request.attempt, started_at),
+                process.node,
             )

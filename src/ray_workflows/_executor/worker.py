@@ -167,7 +167,8 @@ class AttemptRun:
             return report
         value = self.write_result(result)
         return inp.AttemptReturned(
-            request.task, request.epoch, request.attempt, self.started_at, ended_at, value
+            *(request.task, request.epoch, request.attempt, self.started_at, ended_at, value),
+            self.process.node,
         )
 
     def capture(self, node: DAGNode) -> Plan:
@@ -335,6 +336,7 @@ class AttemptRun:
             "attempt": request.attempt,
             "started_at": self.started_at,
             "ended_at": ended_at,
+            "node": self.process.node,
         }
 
 

@@ -14,18 +14,6 @@ from ray_workflows._model.plan import EnvironmentChange, Plan
 from ray_workflows._model.values import ErrorInfo, Outcome, Value
 
 
-class AttemptEnd:
-    """Why an attempt ended without a result, as `current` says it to the next one."""
-
-    RAISED = "raised"
-    CRASHED = "crashed"
-    PREEMPTED = "preempted"
-    TIMED_OUT = "timed_out"
-    LOST_VALUE = "lost_value"
-    LOST_STORAGE = "lost_storage"
-    CANCELED = "canceled"
-
-
 class Event(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Base of all events."""
 
@@ -101,11 +89,16 @@ class WorkflowReleased(Event, frozen=True, tag="workflow-released"):
 
 
 class AttemptStarted(Event, frozen=True, tag="attempt-started"):
-    """An attempt has been running for a while. For those who look on: nothing follows from it."""
+    """An attempt has been running for a while. For those who look on: nothing follows from it.
+
+    ``node``, here and below: the first digits of the id of the node that it runs on; empty in
+    journals of 0.1.0, and where it is not known.
+    """
 
     task: int
     attempt: int
     started_at: float
+    node: str = ""
 
 
 class TasksUnplaceable(Event, frozen=True, tag="tasks-unplaceable"):
@@ -120,7 +113,7 @@ class AttemptFailed(Event, frozen=True, tag="attempt-failed"):
     """An attempt ended with an error and the task goes on at ``retry_at``.
 
     ``charged``: it counts against ``max_retries`` (a lost input does not). ``why``: how it ended,
-    an `AttemptEnd`; empty in journals of 0.1.0.
+    an `AttemptOutcome`; empty in journals of 0.1.0.
     """
 
     task: int
@@ -130,6 +123,7 @@ class AttemptFailed(Event, frozen=True, tag="attempt-failed"):
     retry_at: float
     started_at: float = 0.0
     why: str = ""
+    node: str = ""
 
 
 class TaskSucceeded(Event, frozen=True, tag="task-succeeded"):
@@ -140,6 +134,7 @@ class TaskSucceeded(Event, frozen=True, tag="task-succeeded"):
     value: Value
     started_at: float = 0.0
     ended_at: float = 0.0
+    node: str = ""
 
 
 class TaskContinued(Event, frozen=True, tag="task-continued"):
@@ -155,16 +150,19 @@ class TaskContinued(Event, frozen=True, tag="task-continued"):
     first: int
     started_at: float = 0.0
     ended_at: float = 0.0
+    node: str = ""
 
 
 class TaskFailed(Event, frozen=True, tag="task-failed"):
-    """The last attempt of a task failed."""
+    """The last attempt of a task failed. ``why``: as in `AttemptFailed`."""
 
     task: int
     attempt: int
     error: ErrorInfo
     started_at: float = 0.0
     ended_at: float = 0.0
+    why: str = ""
+    node: str = ""
 
 
 class ErrorCaught(Event, frozen=True, tag="error-caught"):

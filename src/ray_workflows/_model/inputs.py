@@ -89,7 +89,9 @@ class AttemptNews(Input, frozen=True):
 
 
 class AttemptRuns(AttemptNews, frozen=True):
-    """It has been running for a while."""
+    """It has been running for a while. ``node``, here and below, as in `AttemptStarted`."""
+
+    node: str = ""
 
 
 class FoundUnplaceable(Input, frozen=True):
@@ -111,12 +113,14 @@ class AttemptReturned(AttemptReport, frozen=True, tag=True):
     """The task returned a value."""
 
     value: Value
+    node: str = ""
 
 
 class AttemptReturnedPlan(AttemptReport, frozen=True, tag=True):
     """The task returned a continuation."""
 
     plan: Plan
+    node: str = ""
 
 
 class AttemptRaised(AttemptReport, frozen=True, tag=True):
@@ -129,6 +133,7 @@ class AttemptRaised(AttemptReport, frozen=True, tag=True):
     error: ErrorInfo
     retryable: bool
     timed_out: bool = False
+    node: str = ""
 
 
 class Crash(Enum):
@@ -147,12 +152,14 @@ class AttemptCrashed(AttemptReport, frozen=True, tag=True):
 
     error: ErrorInfo
     crash: Crash = Crash.KILLED
+    node: str = ""
 
 
 class AttemptLostStorage(AttemptReport, frozen=True, tag=True):
     """The storage did not answer the worker for minutes: nobody's fault, so nothing is charged."""
 
     error: ErrorInfo
+    node: str = ""
 
 
 class AttemptLostInput(AttemptReport, frozen=True, tag=True):
@@ -163,12 +170,14 @@ class AttemptLostInput(AttemptReport, frozen=True, tag=True):
 
     error: ErrorInfo
     lost: tuple[int, ...] = ()
+    node: str = ""
 
 
 class AttemptFoundCorruption(AttemptReport, frozen=True, tag=True):
     """What the attempt needed from storage is not what was written."""
 
     error: ErrorInfo
+    node: str = ""
 
 
 class LoseValues(Input, frozen=True):

@@ -48,6 +48,16 @@ class AttemptOutcome(str, Enum):
     CONTINUED = "continued"
     #: User code raised.
     RAISED = "raised"
+    #: Its worker died, or it ended its worker.
+    CRASHED = "crashed"
+    #: Its node was lost or preempted.
+    PREEMPTED = "preempted"
+    #: It overran its timeout.
+    TIMED_OUT = "timed_out"
+    #: An object that it needed was lost.
+    LOST_VALUE = "lost_value"
+    #: Its worker could not reach the storage for minutes.
+    LOST_STORAGE = "lost_storage"
     #: It was no longer wanted: its workflow was canceled or ended, or its result needed no more.
     CANCELED = "canceled"
     #: The coordinator that had started it was lost; what it reported later no longer counts.
@@ -69,6 +79,8 @@ class AttemptInfo(msgspec.Struct, frozen=True):
         ended_at: when it ended; None if it runs, or if nobody saw its end.
         error: type and message of its error.
         traceback: the whole traceback of its error, as text.
+        node: the first 8 digits of the id of the node it ran on, as ``ray list nodes`` shows it;
+            empty if that is not known.
     """
 
     attempt: int
@@ -78,6 +90,7 @@ class AttemptInfo(msgspec.Struct, frozen=True):
     ended_at: float | None = None
     error: str | None = None
     traceback: str = ""
+    node: str = ""
 
 
 class TaskInfo(msgspec.Struct, frozen=True):
@@ -91,7 +104,8 @@ class TaskInfo(msgspec.Struct, frozen=True):
         ended_at: when its last attempt ended.
         upstream: ids of the tasks whose results it takes.
         error: type and message of its error, also of one that was caught or is retried.
-        reason: why it has not ended: what it waits for, or since when it runs. None if it has.
+        reason: why it has not ended: what it waits for, or since when and where it runs. None if it
+            has.
         retry_at: when the next attempt starts of a task that is RETRYING.
         history: its attempts, the oldest first; empty unless `get_tasks` was asked for them.
     """

@@ -31,7 +31,7 @@ from ray_workflows.cli.printing import (
 from ray_workflows.cli.stores import open_reader
 
 TITLES = ("TASK", "STATUS", "ATTEMPTS", "DURATION", "ERROR", "REASON")
-ATTEMPT_TITLES = ("TASK", "ATTEMPT", "OUTCOME", "STARTED", "DURATION", "ERROR")
+ATTEMPT_TITLES = ("TASK", "ATTEMPT", "OUTCOME", "STARTED", "DURATION", "NODE", "ERROR")
 
 
 def describe_task(task: TaskInfo, now: float | None) -> dict[str, Any]:
@@ -129,5 +129,6 @@ def attempt_rows(infos: Iterable[TaskInfo]) -> Iterator[tuple[str, ...]]:
                 attempt.outcome.value,
                 format_time(attempt.started_at),
                 format_duration(duration(attempt.started_at, attempt.ended_at)),
+                attempt.node,
                 first_line(attempt.error),
             )
