@@ -110,6 +110,11 @@ class SimulatedProcess:
 
     # -- what the code of workers asks for -------------------------------------------------
 
+    @property
+    def node_id(self) -> str:
+        """The name of its node."""
+        return self.node.name
+
     def time(self) -> float:
         """The world's time."""
         return self.world.clock.now

@@ -30,6 +30,7 @@ class Process:
     """A worker whose object store is a dict. ``slept``: the pauses that it was asked to make."""
 
     time = staticmethod(time.time)
+    node_id = "ab12cd34"
 
     def __init__(self) -> None:
         self.watch = Watch()

@@ -36,7 +36,7 @@ class Process(Protocol):
         """Looks at the attempts that run here."""
 
     @property
-    def node(self) -> str:
+    def node_id(self) -> str:
         """The first digits of the id of its node."""
 
     def time(self) -> float:
@@ -69,10 +69,13 @@ class RayProcess:
     get = staticmethod(ray.get)
 
     @functools.cached_property
-    def node(self) -> str:
-        """The first digits of the id of its node."""
-        node_id: str = ray.get_runtime_context().get_node_id()
-        return node_id[:NODE_DIGITS]
+    def node_id(self) -> str:
+        """The first digits of the id of its node; empty where Ray is not connected, which asking it
+        would change."""
+        if not ray.is_initialized():
+            return ""
+        whole: str = ray.get_runtime_context().get_node_id()
+        return whole[:NODE_DIGITS]
 
     def pool(self) -> AbstractContextManager[Pool]:
         """A `ThreadPoolExecutor` of one thread."""

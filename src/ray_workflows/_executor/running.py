@@ -40,5 +40,5 @@ class RunningAttempt:
             started_at = process.time() - (process.monotonic() - self.began)
             self.coordinator.attempt_runs.remote(
                 *(request.incarnation, request.task, request.epoch, request.attempt, started_at),
-                process.node,
+                process.node_id,
             )

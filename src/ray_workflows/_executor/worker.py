@@ -168,7 +168,7 @@ class AttemptRun:
         value = self.write_result(result)
         return inp.AttemptReturned(
             *(request.task, request.epoch, request.attempt, self.started_at, ended_at, value),
-            self.process.node,
+            self.process.node_id,
         )
 
     def capture(self, node: DAGNode) -> Plan:
@@ -336,7 +336,7 @@ class AttemptRun:
             "attempt": request.attempt,
             "started_at": self.started_at,
             "ended_at": ended_at,
-            "node": self.process.node,
+            "node": self.process.node_id,
         }
 
 
