@@ -126,9 +126,11 @@ def wait_for_event(event_listener_type: EventListenerType, *args: Any, **kwargs:
         raise TypeError(
             f"Event listener type is {name}, which is not a subclass of workflow.EventListener"
         )
-    listener = {"kind": LISTENER}
-    message = bind(get_message, listener, event_listener_type, *args, **kwargs)
-    return bind(message_committed, listener, event_listener_type, message)
+    name = f"event-{event_listener_type.__name__}"
+    waits = {"kind": LISTENER, "task_id": name}
+    message = bind(get_message, waits, event_listener_type, *args, **kwargs)
+    acknowledges = {"kind": LISTENER, "task_id": f"{name}-acknowledged"}
+    return bind(message_committed, acknowledges, event_listener_type, message)
 
 
 def sleep(duration: float) -> DAGNode:
@@ -148,7 +150,7 @@ def sleep(duration: float) -> DAGNode:
     if not math.isfinite(seconds):
         raise ValueError(f"sleep takes a finite number of seconds, not {seconds}.")
     seconds = max(0.0, seconds)
-    return bind(end_time, {"kind": TIMER, "duration": seconds}, seconds)
+    return bind(end_time, {"kind": TIMER, "duration": seconds, "task_id": "sleep"}, seconds)
 
 
 def wait_for_signal(

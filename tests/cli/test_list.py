@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from ray_workflows._model import inputs as inp
 from ray_workflows._model.catalog import CatalogQuery
+from ray_workflows._model.values import ErrorInfo
 from ray_workflows.storage import SqliteStorage
 from ray_workflows.testing.builders import OK, fill, make_append
 from tests.cli.conftest import Cli
@@ -146,3 +148,30 @@ def test_wrong_usage(cli: Cli, options: list[str], message: str) -> None:
     result = cli("list", *options, code=2)
     assert message in result.stderr
     assert result.stdout == ""
+
+
+def test_an_error_takes_one_line_whatever_its_length(store: Store, cli: Cli) -> None:
+    story = store.story("long")
+    error = ErrorInfo("ValueError", "x" * 2_000_000)
+    story.report(inp.AttemptRaised, "fetch", error=error, retryable=False)
+    store.save(story)
+    (row,) = lines(cli("list").stdout)
+    assert row[4].startswith("ValueError: xxx")
+    assert len(row[4]) < 400
+    (found,) = cli.json("list")
+    assert len(found["error"]) < 400
+    (_, *tasks) = lines(cli("show", "long").stdout.partition("\n\n")[2])
+    assert all(len(cell) < 400 for task in tasks for cell in task)
+
+
+def test_a_storage_that_was_not_named_is_said_to_be_the_default(
+    store: Store, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commands that act take that of the cluster, which may be another."""
+    monkeypatch.setattr(
+        "ray_workflows.storage.urls.default_directory", lambda: str(store.directory)
+    )
+    monkeypatch.delenv("RAY_WORKFLOW_STORAGE", raising=False)
+    error = cli("show", "nobody", storage=False, code=1).stderr
+    assert "doctor` says which" in error
+    assert "doctor" not in cli("show", "nobody", code=1).stderr

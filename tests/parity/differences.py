@@ -103,7 +103,8 @@ DIFFERENCES: dict[str, Difference] = {
         dict.fromkeys(("task_id", "catch_exceptions", "checkpoint"), True),
     ),
     "ids_of_event_tasks": Difference(
-        "The tasks within `wait_for_event` and `sleep` have other ids: they are named after "
+        "The tasks within `wait_for_event` and `sleep` have other ids: `event-` and the name of "
+        "the listener, the same with `-acknowledged` behind it, and `sleep`; they were named after "
         "functions of the library.",
         dict.fromkeys(("get_message", "message_committed"), raises("ValueError")),
     ),

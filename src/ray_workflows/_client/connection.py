@@ -139,6 +139,8 @@ def describe(coordinator: Any) -> dict[str, Any]:
             f"The coordinator did not come up within {START_SECONDS:.0f} s. It is pinned to the "
             f"node of its storage; check that the node is alive and takes actors."
         ) from None
+    except ray.exceptions.RayActorError as error:
+        raise CoordinatorUnavailableError(why_it_died(error)) from error
     return description
 
 
@@ -173,6 +175,20 @@ def check_release(description: dict[str, Any]) -> None:
             ACTOR_NAME,
             NAMESPACE,
         )
+
+
+def why_it_died(error: ray.exceptions.RayActorError) -> str:
+    """What to do about a coordinator that can't live."""
+    if "No module named 'ray_workflows'" in str(error):
+        return (
+            f"The coordinator could not start: ray_workflows is not installed on the nodes of this "
+            f"cluster. Nothing was submitted. Install the same release on every node, best in the "
+            f"image that they run: pip install ray-workflows=={__version__}"
+        )
+    return (
+        f"The coordinator died: {error}. Look into the log of the actor '{ACTOR_NAME}' "
+        f"({NAMESPACE}), then call ray_workflows.init() to start another."
+    )
 
 
 def reachable(storage: Storage) -> Storage:

@@ -99,7 +99,7 @@ class Patience:
     def is_there(self) -> bool:
         """Whether the coordinator answers."""
         try:
-            ray.get(self.connection.coordinator.ping.remote(), timeout=PING_SECONDS)
+            ping(self.connection.coordinator)
         except AWAY:
             return False
         return True
@@ -171,7 +171,7 @@ class Search:
             socket.create_connection(self.head, PING_SECONDS).close()
             coordinator = find_coordinator()
             if coordinator is not None:
-                ray.get(coordinator.ping.remote(), timeout=PING_SECONDS)
+                ping(coordinator)
         except Exception:
             coordinator = None
         self.found.put(coordinator)
@@ -184,6 +184,13 @@ class Search:
             return None
         self.start()
         return coordinator
+
+
+def ping(coordinator: Any) -> None:
+    """Raise unless a coordinator answers."""
+    # One of 0.1.0 has no such method.
+    method = getattr(coordinator, "ping", coordinator.describe)
+    ray.get(method.remote(), timeout=PING_SECONDS)
 
 
 def watch(

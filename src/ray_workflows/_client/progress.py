@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections import Counter
 from types import TracebackType
@@ -33,6 +34,11 @@ NOTED = {
 }
 
 
+def has_widgets() -> bool:
+    """Whether a notebook can show a bar; without its widgets, one shows nothing at all."""
+    return importlib.util.find_spec("ipywidgets") is not None
+
+
 class ProgressDisplay:
     """Follows the journal of one workflow. Used as a context; `update` is called in between."""
 
@@ -44,7 +50,7 @@ class ProgressDisplay:
         self.started_at = time.monotonic()
         self.shown = ""
         self.bar: Progress | None = None
-        if self.console.is_terminal or self.console.is_jupyter:
+        if self.console.is_terminal or (self.console.is_jupyter and has_widgets()):
             self.bar = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),

@@ -86,6 +86,21 @@ def generate_workflow_id() -> str:
     return f"{uuid.uuid4()}.{time.time():.9f}"
 
 
+@contextmanager
+def told_if_interrupted(workflow_id: str) -> Iterator[None]:
+    """Scope of a wait for a workflow: whoever interrupts it learns that the workflow goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        logger.warning(
+            "Interrupted. Workflow %r was not canceled: it goes on while its cluster runs. "
+            "get_output(%r) waits for it again, cancel(%r) stops it, and when its cluster has "
+            "ended, resume(%r) goes on with it.",
+            *[workflow_id] * 4,
+        )
+        raise
+
+
 # -- run and resume ------------------------------------------------------------------------
 
 
@@ -157,21 +172,24 @@ def run(
     progress: bool,
 ) -> Any:
     watched = None
+    workflow_id = given_or_generated(workflow_id)
     with drafted(dag, args, kwargs, workflow_id, metadata, timeout) as drafts:
         if progress:
             submitted = drafts.send()
         else:
-            submitted, watched = drafts.run()
-    connection, workflow_id = drafts.connection, drafts.submissions[0].workflow_id
+            with told_if_interrupted(workflow_id):
+                submitted, watched = drafts.run()
+    connection = drafts.connection
     accepted = only_answer(submitted)
     if isinstance(accepted, Finished):
         return workflow_output(connection, accepted.row)
-    if progress:
-        return await_shown(connection, workflow_id)
-    done, value = seen_output(connection, watched)
-    if done:
-        return value
-    return await_output(connection, workflow_id, None, fresh=True)
+    with told_if_interrupted(workflow_id):
+        if progress:
+            return await_shown(connection, workflow_id)
+        done, value = seen_output(connection, watched)
+        if done:
+            return value
+        return await_output(connection, workflow_id, None, fresh=True)
 
 
 def run_async(
@@ -195,9 +213,10 @@ def resume(workflow_id: str, canceled: bool, progress: bool, wishes: Wishes) -> 
     accepted = environments.resume(connection, workflow_id, canceled, wishes)
     if isinstance(accepted, Finished):
         return workflow_output(connection, accepted.row)
-    if progress:
-        return await_shown(connection, workflow_id)
-    return await_output(connection, workflow_id, None, fresh=True)
+    with told_if_interrupted(workflow_id):
+        if progress:
+            return await_shown(connection, workflow_id)
+        return await_output(connection, workflow_id, None, fresh=True)
 
 
 def resume_async(workflow_id: str, canceled: bool, wishes: Wishes) -> ray.ObjectRef:
@@ -259,7 +278,9 @@ def prune(older_than: float, statuses: set[WorkflowStatus] | None, keep: int) ->
 
 
 def get_output(workflow_id: str, task_id: str | None) -> Any:
-    return await_output(connect(), validate_workflow_id(workflow_id), task_id)
+    connection = connect()
+    with told_if_interrupted(validate_workflow_id(workflow_id)):
+        return await_output(connection, workflow_id, task_id)
 
 
 def get_output_async(workflow_id: str, task_id: str | None) -> ray.ObjectRef:

@@ -17,6 +17,7 @@ from ray_workflows.cli.printing import (
     format_duration,
     format_time,
     note,
+    one_line,
     print_json,
     print_table,
     printable,
@@ -90,7 +91,7 @@ def list_workflows(
     found = (describe(row, status, now) for row, status in rows)
     shown = found if everything else itertools.islice(found, limit)
     if as_json:
-        print_json(list(shown))
+        print_json([{**each, "error": each["error"] and one_line(each["error"])} for each in shown])
     else:
         print_table(TITLES, map(cells, shown))
     if not everything and next(found, None) is not None:

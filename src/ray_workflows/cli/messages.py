@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import shlex
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from ray_workflows.exceptions import (
     WorkflowNotResumableError,
     WorkflowStillActiveError,
 )
+from ray_workflows.storage.urls import VARIABLE
 
 #: Where the storage in use is kept in the context of a command: its URL, and what was given.
 STORAGE = "ray_workflows.storage"
@@ -65,10 +67,13 @@ def explain(error: BaseException) -> str:
 
 def not_found(workflow_id: str) -> str:
     """For `WorkflowNotFoundError`."""
-    return (
-        f"There is no workflow {workflow_id!r}{where()}. `ray-workflows list` shows those there "
-        f"are; --storage names another storage."
-    )
+    if remembered(GIVEN) is None and not os.environ.get(VARIABLE):
+        # Commands that act ask the cluster, those that read do not.
+        hint = "It is the default one; a running cluster may use another: `ray-workflows doctor` "
+        hint += "says which. --storage names it."
+    else:
+        hint = "`ray-workflows list` shows those there are; --storage names another storage."
+    return f"There is no workflow {workflow_id!r}{where()}. {hint}"
 
 
 def still_active(workflow_id: str) -> str:

@@ -27,6 +27,9 @@ STYLES = {
     "ok": "green",
 }
 
+#: Characters that a listing shows of an error.
+LINE_LENGTH = 300
+
 #: Where the context of a command keeps the stdout that it was started with.
 RESULTS = "ray_workflows.results"
 
@@ -79,10 +82,16 @@ def count(number: int) -> str:
     return f"{number} workflow" if number == 1 else f"{number} workflows"
 
 
+def one_line(text: str) -> str:
+    """The first line of a message, or as much of it as a listing has room for."""
+    start = text[: 4 * LINE_LENGTH].lstrip()
+    line = start.splitlines()[0] if start else ""
+    return line if len(line) <= LINE_LENGTH else f"{line[:LINE_LENGTH]} ..."
+
+
 def first_line(text: str | None) -> str:
-    """The first line of a message."""
-    lines = (text or "").strip().splitlines()
-    return printable(lines[0]) if lines else ""
+    """As `one_line`, for people."""
+    return printable(one_line(text or ""))
 
 
 def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
