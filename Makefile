@@ -11,7 +11,7 @@ OLDEST_VENV := .venv-ray-oldest
 RAY_TESTS := tests/unit tests/types tests/docs tests/ray
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-matrix test-oldest-ray parity lint types format lock bench bench-sizes bench-storage clean
+.PHONY: help setup quickstart test test-matrix test-oldest-ray parity chaos lint types format lock bench bench-sizes bench-storage clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -48,6 +48,14 @@ test-oldest-ray: $(OLDEST_VENV)/.ready ## Run the tests that need Ray on its old
 
 parity: setup ## Compare with ray.workflow 2.47.1, which is installed into .venv-parity
 	$(BIN)/python -m pytest tests/parity
+
+# By hand for an hour: make chaos STORAGE=postgres SECONDS=3600 SEED=7
+STORAGE ?= sqlite postgres
+SECONDS ?= 40
+SEED ?= 1
+
+chaos: setup ## Kill and stop parts of real clusters at random, then check what the README promises
+	$(BIN)/python -m tests.chaos --seconds $(SECONDS) --seed $(SEED) --storage $(STORAGE)
 
 lint: setup ## Check style and formatting
 	$(BIN)/ruff check .
