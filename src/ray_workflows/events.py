@@ -28,8 +28,8 @@ class EventListener:
     """Base class of event listeners: waits for one event of some kind.
 
     A listener is stateless. It is instantiated, without arguments, in an actor that serves many
-    listeners at once and occupies no CPU; `poll_for_event` should await, not block. After a crash
-    it is called again.
+    listeners at once and occupies no CPU; `poll_for_event` should await, not block: one that blocks
+    costs a thread, and the others that shared it are called again. So is each after a crash.
 
     Examples:
         >>> import asyncio, os, ray, ray_workflows as workflow

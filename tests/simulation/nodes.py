@@ -23,6 +23,7 @@ from ray.exceptions import (
 from ray_workflows._executor.batch import Home, Load
 from ray_workflows._executor.carriers import Brought, SentBatch
 from ray_workflows._executor.carry import run_loads
+from ray_workflows._executor.event_loops import OneLoop
 from ray_workflows._executor.listeners import listen
 from tests.simulation.processes import Calls, CoordinatorHandle, Objects, SimulatedProcess
 from tests.simulation.work import HERE
@@ -213,7 +214,9 @@ class SimulatedCluster:
         task.process = process
         home = Home(process.storage, CoordinatorHandle(process), process)
         (load,) = task.loads
-        self.hosts[task] = Listening(self, task, process, listen(load, home))
+        # It must not wait: its calls share one thread with all else.
+        call = listen(load, home, OneLoop(), patience=0.0)
+        self.hosts[task] = Listening(self, task, process, call)
         self.hosts[task].go_on()
 
     # -- what is stopped -------------------------------------------------------------------
@@ -360,7 +363,7 @@ class ClusterOfLife:
     def tidy(self) -> None:
         """There is nothing that could go."""
 
-    def forget_listener_hosts(self) -> None:
+    def ended(self, ref: Any, *, host_died: bool) -> None:
         """Each call has one of its own."""
 
     def close(self) -> None:

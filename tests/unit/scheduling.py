@@ -92,8 +92,8 @@ class Cluster:
     def tidy(self) -> None:
         """Nothing was brought."""
 
-    def forget_listener_hosts(self) -> None:
-        """There are none."""
+    def ended(self, ref: Any, *, host_died: bool) -> None:
+        """There are no listener hosts."""
 
     def close(self) -> None:
         """Nothing was started."""

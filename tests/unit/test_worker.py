@@ -15,6 +15,7 @@ import pytest
 from ray_workflows._capture.values import ValueReader, ValueWriter
 from ray_workflows._codec.placeholders import UPSTREAM_VALUE
 from ray_workflows._executor.context import current_task
+from ray_workflows._executor.event_loops import OneLoop
 from ray_workflows._executor.listeners import run_listener
 from ray_workflows._executor.protocol import AnyReport, decode_batch, encode_batch
 from ray_workflows._executor.worker import (
@@ -189,8 +190,8 @@ def test_a_listener_that_ends_its_process_leaves_the_host_to_others(
             event.set()
             raise kind("enough")
 
-        listeners = [listening(wait), listening(leave)]
-        return list(await asyncio.gather(*[run_listener(each) for each in listeners]))
+        listeners, loops = [listening(wait), listening(leave)], OneLoop()
+        return list(await asyncio.gather(*[run_listener(each, loops) for each in listeners]))
 
     def listening(function: Callable[[], Any]) -> AttemptRun:
         execution = AttemptRun(attempt(works), MemoryStorage(), None, Process(), 1, patience=0.0)

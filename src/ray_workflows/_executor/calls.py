@@ -15,6 +15,7 @@ from ray_workflows._environment.attempts import packages_for, runtime_env_for
 from ray_workflows._executor.batch import Home, Live, Load
 from ray_workflows._executor.carriers import Brought, SentBatch
 from ray_workflows._executor.carry import remote_run_batches
+from ray_workflows._executor.listener_hosts import Host, ListenerHosts
 from ray_workflows._executor.listeners import listener_host_class
 from ray_workflows._executor.live import LiveValues, direct_keys, nested_keys
 from ray_workflows._executor.protocol import Scene, encode_batch
@@ -40,7 +41,7 @@ class Calls:
         #: starts: between two Ray tasks of a worker, that took longer than all the rest.
         self.pickled_home: bytes | None = None
         self.rack = Rack(storage)
-        self.listener_hosts: dict[str, Any] = {}
+        self.listener_hosts = ListenerHosts(ray.kill)
         #: Ray functions with their options, and the packages that they need.
         self.remotes: dict[tuple[str, str, int], tuple[Any, tuple[Package, ...]]] = {}
 
@@ -55,7 +56,9 @@ class Calls:
         if sent.listens:
             host = self.listener_host(sent, scene)
             (load,) = loads
-            return host.listen.remote(load, self.pickled_home)
+            call = host.actor.listen.remote(load, self.pickled_home)
+            self.listener_hosts.called(host, call)
+            return call
         remote, sent.packages = self.remote(scene)
         waits = self.rack.need(sent.packages)
         home = self.pickled_home
@@ -81,17 +84,17 @@ class Calls:
             found = self.remotes[key] = (remote, packages)
         return found
 
-    def listener_host(self, sent: SentBatch, scene: Scene) -> Any:
+    def listener_host(self, sent: SentBatch, scene: Scene) -> Host:
         runtime_env = runtime_env_for(scene.environment, scene.options.ray.get("runtime_env"))
         sent.packages = packages_for(scene.environment, runtime_env)
         self.rack.vary(runtime_env, sent.packages)
         name = msgspec.json.encode(runtime_env).decode()
-        host = self.listener_hosts.get(name)
-        if host is None:
+
+        def start() -> Any:
             waits = self.rack.need(sent.packages)
-            host = listener_host_class.options(runtime_env=runtime_env).remote(*waits)
-            self.listener_hosts[name] = host
-        return host
+            return listener_host_class.options(runtime_env=runtime_env).remote(*waits)
+
+        return self.listener_hosts.take(name, sent.members[0].request, start)
 
     def lacked(self, sent: SentBatch) -> bool:
         """Whether a package of it is not in the cluster after all: it is brought again."""
@@ -116,15 +119,13 @@ class Calls:
         """Take packages out of the cluster."""
         self.rack.tidy()
 
-    def forget_listener_hosts(self) -> None:
-        """Start others."""
-        self.listener_hosts.clear()
+    def ended(self, ref: Any, *, host_died: bool) -> None:
+        """A listener host that serves nobody may end."""
+        self.listener_hosts.ended(ref, host_died)
 
     def close(self) -> None:
         """End what was started here."""
-        for host in self.listener_hosts.values():
-            ray.kill(host)
-        self.listener_hosts.clear()
+        self.listener_hosts.close()
 
 
 def load_of(sent: SentBatch, live: Mapping[str, LiveValues]) -> tuple[Load, Brought]:

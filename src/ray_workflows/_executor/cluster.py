@@ -47,8 +47,8 @@ class Cluster(Protocol):
     def tidy(self) -> None:
         """Nothing runs: what was not needed for long may go."""
 
-    def forget_listener_hosts(self) -> None:
-        """One of them is dead: the next listeners get new ones."""
+    def ended(self, ref: TaskRef, *, host_died: bool) -> None:
+        """What was submitted has ended; with the listener host that served it, if that has died."""
 
     def close(self) -> None:
         """End what was started here."""

@@ -1,12 +1,14 @@
 """The listener host: an actor in which event listeners wait, thousands at a time, on no CPU.
 
-User code runs in it, so it is not the coordinator: a listener that blocks or crashes harms only
-listeners of the same environment, which are started again elsewhere.
+User code runs in it, so it is not the coordinator. A listener that blocks its event loop keeps it,
+and others go on with another one. One that ends the process ends the other listeners of it, which
+are started again: `listener_hosts.share` keeps them apart then.
 """
 
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import ray
 
@@ -14,58 +16,69 @@ from ray_workflows._codec.messages import message, opened
 from ray_workflows._environment.attempts import prefer_packages
 from ray_workflows._executor import context
 from ray_workflows._executor.batch import Home, Load, WireReport, home_of
-from ray_workflows._executor.protocol import ENCODER, AnyReport, BatchReport, decode_batch
+from ray_workflows._executor.event_loops import Loops, OneLoop, UserError
+from ray_workflows._executor.protocol import (
+    ENCODER,
+    AnyReport,
+    AttemptRequest,
+    BatchReport,
+    decode_batch,
+)
 from ray_workflows._executor.running import RunningAttempt
 from ray_workflows._executor.watch import watching
-from ray_workflows._executor.worker import AttemptRun
+from ray_workflows._executor.worker import PATIENCE_SECONDS, AttemptRun
 
 #: Listeners that one host serves at once.
 MAX_LISTENERS = 10_000
 
 
 class ListenerHost:
-    """Waits for events. One for each environment, owned by the coordinator and gone with it."""
+    """Waits for events, for listeners of one environment; owned by the coordinator."""
 
     def __init__(self, *brought: None) -> None:
         """``brought``: something for each package that Ray had to bring into the cluster before."""
         prefer_packages()
+        self.loops = Loops()
 
     async def listen(self, load: Load, pickled_home: bytes) -> list[WireReport]:
         """Run one attempt of a listener task: as `carry.run_batches`, but awaiting."""
-        return await listen(load, home_of(pickled_home))
+        return await listen(load, home_of(pickled_home), self.loops)
 
 
-async def listen(load: Load, home: Home) -> list[WireReport]:
+async def listen(
+    load: Load, home: Home, loops: Loops | OneLoop, patience: float = PATIENCE_SECONDS
+) -> list[WireReport]:
     """Run one attempt of a listener task from a home."""
     encoded, nested = opened(load)
     number, (request,) = decode_batch(encoded)
     process = home.process
     live = (nested or {}).get(request.incarnation, {})
-    # It must not wait: thousands of others are served by the same thread.
-    run = AttemptRun(request, home.storage, live, process, number, patience=0.0)
+    run = AttemptRun(request, home.storage, live, process, number, patience)
     with watching(RunningAttempt(request, home.coordinator, process), process.watch):
-        report = await run_listener(run)
+        report = await run_listener(run, loops)
     wire = ENCODER.encode(BatchReport(number, ((0, report),), (0.0,)))
     return [message(wire, {request.incarnation: run.made} if run.made else None)]
 
 
-async def run_listener(run: AttemptRun) -> AnyReport:
-    token = context.awaits_coroutines.set(True)
+async def run_listener(run: AttemptRun, loops: Loops | OneLoop) -> AnyReport:
+    """Run user code on the loops, and what reads and writes on threads: nothing of it is in the way
+    of other listeners."""
     try:
-        function, args, kwargs = run.loaded()
-        with context.running(run.request):
-            result = function(*args, **kwargs)
-            if inspect.isawaitable(result):
-                result = await result
-        return run.returned(result)
-    except GeneratorExit:
-        # The host is going away.
-        raise
-    except BaseException as error:
-        # `SystemExit` would end the host, with all who wait in it.
-        return run.raised(error)
-    finally:
-        context.awaits_coroutines.reset(token)
+        function, args, kwargs = await loops.call(run.loaded)
+        result = await loops.run(lambda: awaited(run.request, function, args, kwargs))
+        return await loops.call(run.returned, result)
+    except UserError as raised:
+        return await loops.call(run.raised, raised.error)
+
+
+async def awaited(
+    request: AttemptRequest, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """What the user's function of a listener task returns, awaited."""
+    context.awaits_coroutines.set(True)
+    with context.running(request):
+        result = function(*args, **kwargs)
+        return await result if inspect.isawaitable(result) else result
 
 
 listener_host_class = ray.remote(

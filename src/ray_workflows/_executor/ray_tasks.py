@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
-import ray
-from ray.exceptions import RayError, RuntimeEnvSetupError, TaskCancelledError
+from ray.exceptions import RayActorError, RuntimeEnvSetupError
 
 from ray_workflows._executor.batch import Live, WireReport
 from ray_workflows._executor.carriers import Answer, Carrier, SentBatch
@@ -247,8 +246,11 @@ class RayExecutor:
                 try:
                     reports = [decode_report(wire) for wire in future.result()]
                 except BaseException as error:
+                    died = isinstance(error, RayActorError)
+                    self.cluster.ended(carrier.ref, host_died=died)
                     self.fail(carrier, error)
                 else:
+                    self.cluster.ended(carrier.ref, host_died=False)
                     for report, objects in reports:
                         sent = self.dispatch.sent.get(report.number)
                         if sent is not None:
@@ -307,8 +309,6 @@ class RayExecutor:
         """A Ray task failed with what it had. If several members are left, one was guilty: those of
         the batch that ran first run again alone, and only the guilty one will be charged. It may
         have been one of the next batch, if the report of the first was lost with the worker."""
-        if isinstance(error, RayError) and not isinstance(error, TaskCancelledError):
-            self.forget_dead_hosts(error)
         loads = list(carrier.loads)
         for sent in loads:
             self.dispatch.over(sent)
@@ -355,10 +355,6 @@ class RayExecutor:
         if live is not None:
             live.drop([*direct_keys(request), *nested_keys(request)])
         return msgspec.structs.replace(report, lost=self.missing_inputs(request))
-
-    def forget_dead_hosts(self, error: BaseException) -> None:
-        if isinstance(error, ray.exceptions.RayActorError):
-            self.cluster.forget_listener_hosts()
 
     def flight(self, incarnation: str, task: int) -> Flight | None:
         flights = self.flights.get(incarnation)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
@@ -59,6 +60,9 @@ FUNCTION_CACHE_SIZE = 256
 
 #: By digest, and with ObjectRefs in them by what `function_key` adds.
 function_cache: OrderedDict[Hashable, Callable[..., Any]] = OrderedDict()
+
+#: Listeners of a host load theirs on threads.
+function_cache_lock = threading.Lock()
 
 
 def function_key(function: Function, incarnation: str) -> Hashable:
@@ -117,15 +121,17 @@ class AttemptRun:
         request = self.request
         pickled = request.scene.function
         key = function_key(pickled, request.incarnation)
-        function = function_cache.get(key)
+        with function_cache_lock:
+            function = function_cache.get(key)
+            if function is not None:
+                function_cache.move_to_end(key)
         if function is None:
             value = Value(pickled.data, pickled.objects)
             function = self.reader.read(value, where=f"function of {request.where}")
-            function_cache[key] = function
-            while len(function_cache) > FUNCTION_CACHE_SIZE:
-                function_cache.popitem(last=False)
-        else:
-            function_cache.move_to_end(key)
+            with function_cache_lock:
+                function_cache[key] = function
+                while len(function_cache) > FUNCTION_CACHE_SIZE:
+                    function_cache.popitem(last=False)
         found = self.reader.read_plain(request.arguments)
         if found is None:
             where = f"arguments of {request.where}"

@@ -1,0 +1,87 @@
+"""Which listener host serves which listener, and when a host ends."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+from ray_workflows._executor.protocol import AttemptRequest
+
+#: Hosts that serve nobody and are kept for the next listener of their environment.
+MAX_IDLE = 4
+
+#: Listeners whose hosts died so often share at most two to this power of them.
+MAX_SPLITS = 6
+
+
+class Host:
+    """A listener host and how many listeners it serves."""
+
+    __slots__ = ("actor", "name", "serves")
+
+    def __init__(self, name: str, actor: Any) -> None:
+        self.name = name
+        self.actor = actor
+        self.serves = 0
+
+
+class ListenerHosts:
+    """The listener hosts of a coordinator. Called with the executor's lock held.
+
+    Args:
+        end: ends the actor of a host.
+    """
+
+    def __init__(self, end: Callable[[Any], None]) -> None:
+        self.end = end
+        #: By name; the one that was used last at the end.
+        self.hosts: dict[str, Host] = {}
+        #: Which host serves a call.
+        self.calls: dict[Any, Host] = {}
+
+    def take(self, environment: str, request: AttemptRequest, make: Callable[[], Any]) -> Host:
+        """The host for a listener, which `make` starts unless there is one."""
+        name = f"{environment} {share(request)}"
+        host = self.hosts.pop(name, None) or Host(name, make())
+        self.hosts[name] = host
+        return host
+
+    def called(self, host: Host, call: Any) -> None:
+        """A host serves a listener, until the call ends."""
+        host.serves += 1
+        self.calls[call] = host
+
+    def ended(self, call: Any, died: bool) -> None:
+        """A call has ended, or its host has died. Nothing happens for what is no listener."""
+        host = self.calls.pop(call, None)
+        if host is None:
+            return
+        host.serves -= 1
+        if self.hosts.get(host.name) is not host:
+            return
+        if died:
+            del self.hosts[host.name]
+            return
+        idle = [each for each in self.hosts.values() if not each.serves]
+        for each in idle[: max(0, len(idle) - MAX_IDLE)]:
+            del self.hosts[each.name]
+            self.end(each.actor)
+
+    def close(self) -> None:
+        """End all of them."""
+        for host in self.hosts.values():
+            self.end(host.actor)
+        self.hosts.clear()
+
+
+def share(request: AttemptRequest) -> str:
+    """Which of the hosts of an environment a listener gets.
+
+    All share one at first. Where it dies, nobody knows whose fault that was: each next attempt goes
+    to one of twice as many, so that the guilty one is soon with few others, and never with a new
+    one.
+    """
+    splits = min(request.attempt - 1, MAX_SPLITS)
+    number = zlib.crc32(f"{request.incarnation} {request.task}".encode()) % (1 << splits)
+    return f"{splits}-{number}"
