@@ -246,10 +246,6 @@ DIFFERENCES: dict[str, Difference] = {
         {"good": returns({"tuple": [1, None]})},
     ),
     # -- values ----------------------------------------------------------------------------
-    "actor_handles_as_values": Difference(
-        "Actor handles are refused as values: after a restart they would name nothing.",
-        {"run": raises("SerializationError", "TypeError")},
-    ),
     "a_dag_in_a_container_returned": Difference(
         "A task that returns DAG nodes in a container fails; the unexecuted nodes were stored.",
         {"value": raises("WorkflowExecutionError")},

@@ -151,7 +151,7 @@ def references():
         assert ray.get(output[2]).tolist() == [0.0, 1.0, 2.0]
         assert (output[3] == large * 2).all()
     error = raised(workflow.run, add.bind(Actor.remote(), 1))
-    assert "an actor handle" in str(error), error
+    assert "the actor handle" in str(error), error
     ref = workflow.run_async(workflow.wait_for_signal("sent"), workflow_id="signaled")
     workflow.signal("signaled", "sent", [large, ray.put("inner")])
     array, inner = ray.get(ref)

@@ -257,16 +257,6 @@ def test_a_node_inside_a_container() -> None:
     workflow.delete("container")
 
 
-def test_an_actor_handle_as_a_value() -> None:
-    @ray.remote
-    def make():
-        return {"actor": Counter.remote()}
-
-    with pytest.raises(workflow.WorkflowExecutionError, match="actor handle"):
-        workflow.run(make.bind(), workflow_id="handle")
-    workflow.delete("handle")
-
-
 def test_an_exception_that_does_not_pickle() -> None:
     class Odd(Exception):
         def __init__(self, a, b):
@@ -327,7 +317,7 @@ def test_signals_that_are_not_named() -> None:
 
 
 def test_values_of_signals() -> None:
-    for value in (Unpicklable(), one.bind(), Counter.remote()):
+    for value in (Unpicklable(), one.bind()):
         with pytest.raises(TypeError, match="value of signal 'approved'"):
             workflow.signal("nobody", "approved", value)
 

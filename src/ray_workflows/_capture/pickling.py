@@ -12,9 +12,9 @@ from typing import Any
 
 import ray
 from ray import cloudpickle
-from ray.actor import ActorHandle
 from ray.dag import DAGNode, FunctionNode
 
+from ray_workflows._capture.handles import is_handle, reduce_handle
 from ray_workflows._capture.ray_private import node_function
 from ray_workflows._codec.envelope import plain_head_in
 from ray_workflows._codec.placeholders import OBJECT_REF, OBJECT_VALUE, placeholder
@@ -79,10 +79,19 @@ def describe_node(node: DAGNode) -> str:
 
 
 def refuse_node(node: DAGNode, direct: bool) -> tuple[str, int]:
+    """The hook for results: a node among other things was meant to go on, and would not."""
     raise InvalidResultError(
         f"it contains a DAG node ({describe_node(node)}) inside a container. Return the node "
         f"itself, through workflow.continuation(node); to combine several, bind them to one more "
         f"task."
+    )
+
+
+def refuse_node_in_function(node: DAGNode, direct: bool) -> tuple[str, int]:
+    """The hook for functions of tasks."""
+    raise SerializationError(
+        f"it holds a DAG node ({describe_node(node)}), which is a task of a DAG and no value. Bind "
+        f"the node as an argument of the task: task.bind(node)"
     )
 
 
@@ -120,12 +129,8 @@ class ValuePickler(cloudpickle.CloudPickler):  # type: ignore[misc]
             return placeholder, (OBJECT_REF, self.ref_index(obj))
         if isinstance(obj, DAGNode):
             return placeholder, self.call_hook(obj, False)
-        # The handles of a Ray Client are of a class that can be imported only where it can be used.
-        if isinstance(obj, ActorHandle) or type(obj).__name__ == "ClientActorHandle":
-            raise SerializationError(
-                f"an actor handle ({obj!r}) can't be stored: the actor ends with its cluster. "
-                f"Pass its name and call ray.get_actor(name) in the task."
-            )
+        if is_handle(obj):
+            return reduce_handle(obj)
         return super().reducer_override(obj)
 
     def call_hook(self, node: DAGNode, direct: bool) -> tuple[str, int]:
@@ -148,7 +153,8 @@ def pickle_value(value: Any, *, where: str, node_hook: NodeHook = refuse_node) -
     """Pickle a value.
 
     Args:
-        value: anything cloudpickle takes; ObjectRefs stay out of it.
+        value: anything cloudpickle takes; ObjectRefs stay out of it, and actor handles are as
+            `handles` has them.
         where: names the value in errors ("argument 'x' of task 'f'").
         node_hook: what to do with DAG nodes; by default they are refused.
 
@@ -164,10 +170,13 @@ def pickle_value(value: Any, *, where: str, node_hook: NodeHook = refuse_node) -
     try:
         pickler.dump(value)
     except Exception as error:
-        if isinstance(pickler.hook_error, InvalidResultError):
-            raise InvalidResultError(f"The {where} can't be stored: {error}") from None
-        if pickler.hook_error is not None:
-            raise pickler.hook_error from None
+        refused = pickler.hook_error
+        if isinstance(refused, ValueError):
+            raise refused from None  # About an input of the DAG, not about what is pickled.
+        if refused is not None:
+            path, _ = find_culprit(value, node_hook)
+            text = f"The {where} can't be stored{f' (at {path})' if path else ''}: {refused}"
+            raise type(refused)(text) from None
         raise SerializationError(describe_failure(value, where, error)) from error
     return Pickled(file.getvalue(), pickler.buffers, pickler.refs)
 
@@ -254,16 +263,23 @@ def describe_failure(value: Any, where: str, error: Exception) -> str:
     )
 
 
-def can_pickle(value: Any) -> bool:
+def take_node(node: DAGNode, direct: bool) -> tuple[str, int]:
+    """The hook that takes all nodes."""
+    return "", 0
+
+
+def can_pickle(value: Any, node_hook: NodeHook) -> bool:
     try:
-        ValuePickler(io.BytesIO(), lambda node, direct: ("", 0)).dump(value)
+        ValuePickler(io.BytesIO(), node_hook).dump(value)
     except Exception:
         return False
     return True
 
 
 def children(value: Any) -> list[tuple[str, Any]]:
-    """The parts of a value, each with the way to it."""
+    """The parts of a value, each with the way to it; a DAG node is taken as a whole."""
+    if isinstance(value, DAGNode):
+        return []
     if isinstance(value, dict):
         return [(f"[{key!r}]", item) for key, item in value.items()]
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -273,6 +289,8 @@ def children(value: Any) -> list[tuple[str, Any]]:
         names = value.__code__.co_freevars
         cells = zip(names, value.__closure__, strict=True)
         found += [(f".<closure>.{name}", cell.cell_contents) for name, cell in cells]
+    defaults = getattr(value, "__defaults__", None) or ()
+    found += [(f".__defaults__[{index}]", item) for index, item in enumerate(defaults)]
     if hasattr(value, "__code__") and hasattr(value, "__globals__"):
         used = [name for name in value.__code__.co_names if name in value.__globals__]
         found += [(f".<globals>.{name}", value.__globals__[name]) for name in used]
@@ -284,14 +302,14 @@ def children(value: Any) -> list[tuple[str, Any]]:
     return found
 
 
-def find_culprit(value: Any) -> tuple[str, Any]:
+def find_culprit(value: Any, node_hook: NodeHook = take_node) -> tuple[str, Any]:
     """Follow the parts that can't be pickled to the innermost; its path and itself."""
     path = ""
     seen: set[int] = set()
     while id(value) not in seen:
         seen.add(id(value))
         for step, part in children(value):
-            if not can_pickle(part):
+            if not can_pickle(part, node_hook):
                 path += step
                 value = part
                 break

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ray._raylet import PlacementGroupID
+from ray.actor import ActorHandle
+from ray.core.generated.core_worker_pb2 import ActorHandle as ActorState
 from ray.dag import FunctionNode, InputAttributeNode, InputNode
 from ray.remote_function import RemoteFunction
 from ray.util.placement_group import PlacementGroup
@@ -82,3 +84,27 @@ def take_token() -> None:
 def placement_group(hex_id: str) -> PlacementGroup:
     """The placement group of an id."""
     return PlacementGroup(PlacementGroupID(bytes.fromhex(hex_id)))
+
+
+def session_name() -> str:
+    """The name of the cluster that this process belongs to; no two have the same."""
+    from ray._private.worker import global_worker
+
+    return str(global_worker.node.session_name)
+
+
+def actor_state(handle: ActorHandle) -> tuple[bytes, bool]:
+    """A handle as bytes, and whether it is one that does not keep its actor alive."""
+    state, _, weak = handle._serialization_helper()
+    return bytes(state), bool(weak)
+
+
+def handle_from_state(state: bytes, weak: bool) -> ActorHandle:
+    """The handle that `actor_state` took."""
+    return ActorHandle._deserialization_helper(state, weak, None)
+
+
+def named_actor(state: bytes) -> tuple[str, str]:
+    """The name and the namespace of an actor, from what `actor_state` took; empty without one."""
+    about = ActorState.FromString(state)
+    return about.name, about.ray_namespace

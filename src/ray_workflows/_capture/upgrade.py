@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+import ray
 from ray.remote_function import RemoteFunction
 
 from ray_workflows._capture.functions import write_function
@@ -42,8 +43,9 @@ def upgraded(
         where = f"function of task '{function.name}'"
         try:
             body = reader.read(Value(function.data, function.objects), where=where)
-        except ImportError:
-            continue  # One of a module, which comes with the module.
+        except (ImportError, ray.exceptions.RayActorError):
+            # One of a module, which comes with the module; or one over an actor that is gone.
+            continue
         present = present_version(body)
         if present is None:
             continue

@@ -230,7 +230,6 @@ class Counter:
 
 @scenario
 def actor_handles_as_values(workflow, scratch):
-    """A handle can't be stored: after a restart it would name an actor that is gone."""
     counter = Counter.options(num_cpus=0).remote()
     return {"run": run(workflow, scratch, describe.bind(counter))}
 

@@ -1,0 +1,95 @@
+"""What can't be stored is refused at the call: the message names the task and the way to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import ray
+
+from ray_workflows._capture.dag import capture_plan
+from ray_workflows._capture.pickling import pickle_value
+from ray_workflows._capture.values import ValueWriter
+from ray_workflows._model.plan import Environment
+from ray_workflows.exceptions import InvalidResultError, SerializationError
+from ray_workflows.storage import MemoryStorage
+
+
+@ray.remote
+def f(x=None):
+    return x
+
+
+@ray.remote
+class Actor:
+    def go(self):
+        return 1
+
+
+class Box:
+    def __init__(self, inside: object) -> None:
+        self.inside = {"list": [1, inside]}
+
+
+def capture(dag: Any) -> None:
+    writer = ValueWriter(MemoryStorage(), "i1")
+    capture_plan(dag, writer=writer, environment=Environment(), prefix="p")
+
+
+def closing_over(value: object) -> Any:
+    return ray.remote(lambda: value).bind()
+
+
+def with_default(value: object) -> Any:
+    def task(x=Box(value)):  # noqa: B008
+        return x
+
+    return ray.remote(task).bind()
+
+
+NODE = f.bind(1)
+
+
+@pytest.mark.parametrize(
+    ("dag", "error", "message"),
+    [
+        (
+            lambda: closing_over(Box(NODE)),
+            SerializationError,
+            r"lambda' can't be stored \(at .<closure>.value.inside\['list'\]\[1\]\): "
+            r"it holds a DAG node \(FunctionNode of f\).*task.bind\(node\)",
+        ),
+        (
+            lambda: f.bind(Box(Actor.bind())),
+            TypeError,
+            r"task '.*\.f' can't be stored \(at \[0\]\[0\].inside\['list'\]\[1\]\): .*ClassNode",
+        ),
+        (
+            lambda: closing_over(x for x in ()),
+            SerializationError,
+            r"\(at .<closure>.value, of type generator\)",
+        ),
+        (
+            lambda: with_default(x for x in ()),
+            SerializationError,
+            r"\(at .__defaults__\[0\].inside\['list'\]\[1\], of type generator\)",
+        ),
+    ],
+)
+def test_the_way_to_what_is_refused_is_named(dag: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        capture(dag())
+
+
+def test_nodes_in_results_are_refused_with_their_place() -> None:
+    with pytest.raises(InvalidResultError, match=r"\(at \['a'\]\[0\]\).*workflow.continuation"):
+        pickle_value({"a": [NODE]}, where="result")
+
+
+def test_nodes_in_closures_of_arguments_are_tasks_of_the_dag() -> None:
+    """As in Ray: they are given as ObjectRefs."""
+    writer = ValueWriter(MemoryStorage(), "i1")
+    dag = f.bind(lambda: NODE)
+    plan = capture_plan(dag, writer=writer, environment=Environment(), prefix="p")
+    assert [task.upstream for task in plan.tasks] == [(), (0,)]
+    assert plan.tasks[1].nested == (0,)
