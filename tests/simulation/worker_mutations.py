@@ -90,12 +90,12 @@ def listeners_are_called_without_live_values(patch: Any) -> None:
 # -- what the executor does ----------------------------------------------------------------
 
 
-@breaks("stuck", "left over")
+@breaks("stuck", "left over", "idle", "scheduling")
 def followers_are_left_behind_in_a_queue(patch: Any) -> None:
     patch.setattr(lanes_module, "take_run", lambda queue: [queue.popleft()])
 
 
-@breaks("stuck")
+@breaks("stuck", "idle", "scheduling")
 def members_handed_back_are_forgotten(patch: Any) -> None:
     def run_elsewhere(self: RayExecutor, sent: Any, flight: Flight) -> None:
         if not flight.retired and flight.batch == sent.number:
@@ -118,7 +118,7 @@ def a_death_is_charged_to_all_of_a_batch(patch: Any) -> None:
     patch.setattr(RayExecutor, "fail", fail)
 
 
-@breaks("ran again", "left over")
+@breaks("ran again", "left over", "scheduling")
 def what_is_done_runs_once_more(patch: Any) -> None:
     def landed(self: RayExecutor, flight: Flight, *arguments: Any) -> Any:
         report = original(self, flight, *arguments)
@@ -130,11 +130,11 @@ def what_is_done_runs_once_more(patch: Any) -> None:
     patch.setattr(RayExecutor, "landed", landed)
 
 
-@breaks("left over")
+@breaks("left over", "scheduling")
 def what_nobody_wants_is_not_stopped(patch: Any) -> None:
     patch.setattr(RayExecutor, "stop", lambda self, sent: None)
 
 
-@breaks("left over", "stuck")
+@breaks("left over", "stuck", "idle", "scheduling")
 def ray_tasks_that_ended_are_kept(patch: Any) -> None:
     patch.setattr(Dispatch, "end", lambda self, carrier: None)

@@ -135,10 +135,10 @@ class RealExecutor(Judged, RayExecutor):
         ]
 
     def tell(
-        self, incarnation: str, task: int, epoch: int, attempt: int, started_at: float
+        self, incarnation: str, task: int, epoch: int, attempt: int, started_at: float, node: str
     ) -> None:
         """As the coordinator's actor does when a worker says that an attempt runs."""
-        self.arrive(incarnation, AttemptRuns(task, epoch, attempt, started_at))
+        self.arrive(incarnation, AttemptRuns(task, epoch, attempt, started_at, node))
 
     def left(self) -> list[str]:
         """What is there though no workflow is."""
