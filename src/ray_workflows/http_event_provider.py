@@ -8,11 +8,14 @@ lost with the provider, and none comes too early.
 # No annotations from __future__: FastAPI must find the types of parameters in a worker.
 
 import asyncio
+import hashlib
+import hmac
 import json
 import logging
+import os
 import re
 import threading
-from collections import defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -63,6 +66,12 @@ MAX_BODY_BYTES = 1 << 20
 #: Events of one workflow that are kept while no task waits for them.
 MAX_EARLY_EVENTS = 1_000
 
+#: Keys of such events that the provider remembers, of all workflows, the oldest leaving first.
+MAX_REMEMBERED = 100_000
+
+#: The variable with the token that requests must carry, for a provider that a listener deploys.
+TOKEN_VARIABLE = "RAY_WORKFLOWS_EVENT_TOKEN"
+
 #: Pauses of a listener whose provider does not answer, in seconds.
 FIRST_PAUSE, LAST_PAUSE = 0.1, 5.0
 
@@ -83,6 +92,41 @@ class Refused(Exception):
         self.code = code
 
 
+class Early:
+    """Keys that were sent and that no task has waited for. Only a bound: it may forget."""
+
+    def __init__(self) -> None:
+        #: Digests: a key may be as large as a request.
+        self.keys: OrderedDict[tuple[str, bytes], None] = OrderedDict()
+        self.counts: Counter[str] = Counter()
+
+    def add(self, incarnation: str, key: str) -> None:
+        """Remember one."""
+        known = (incarnation, digest(key))
+        if known not in self.keys:
+            self.keys[known] = None
+            self.counts[incarnation] += 1
+        while len(self.keys) > MAX_REMEMBERED:
+            (oldest, _), _ = self.keys.popitem(last=False)
+            self.uncount(oldest)
+
+    def discard(self, incarnation: str, key: str) -> None:
+        """Forget one."""
+        known = (incarnation, digest(key))
+        if known in self.keys:
+            del self.keys[known]
+            self.uncount(incarnation)
+
+    def uncount(self, incarnation: str) -> None:
+        self.counts[incarnation] -= 1
+        if not self.counts[incarnation]:
+            del self.counts[incarnation]
+
+
+def digest(key: str) -> bytes:
+    return hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=16).digest()
+
+
 class News:
     """Wakes those who wait for something about one event of one workflow."""
 
@@ -93,6 +137,10 @@ class News:
         """Wake all who wait for this event."""
         for waiter in self.waiting.get((incarnation, key), ()):
             waiter.set()
+
+    def is_awaited(self, incarnation: str, key: str) -> bool:
+        """Whether a listener or a sender waits for news of this event."""
+        return (incarnation, key) in self.waiting
 
     async def wait_until(
         self, incarnation: str, key: str, look: Callable[[], Any], seconds: float
@@ -198,6 +246,7 @@ class HTTPEventProvider:
     - 202: it is stored, and no task has taken it within 30 s, or the time that the request gives
       by ``Prefer: wait=seconds``. It stays, and a task that waits for it later will get it, unless
       the workflow is deleted before.
+    - 401: the request does not carry the provider's token, if it has one.
     - 400: no JSON object, or a field is missing or of a wrong type.
     - 404: there is no such workflow.
     - 409: this key was sent with another payload before, which stays.
@@ -209,6 +258,12 @@ class HTTPEventProvider:
 
     Errors have a body ``{"error": {"code": ..., "message": ...}}``.
 
+    Args:
+        token: what requests must carry, as ``Authorization: Bearer <token>``. Without one, whoever
+            reaches the address can send events to every workflow of the cluster. A provider that
+            a listener deploys takes the one in the environment variable
+            ``RAY_WORKFLOWS_EVENT_TOKEN`` of the listener, if there is one.
+
     Examples:
         Deploying it on an address of your choice, in a driver::
 
@@ -218,16 +273,15 @@ class HTTPEventProvider:
 
             serve.start(http_options={"host": "127.0.0.1", "port": 8000})
             serve.run(
-                HTTPEventProvider.bind(), name=HTTP_EVENT_PROVIDER_NAME, route_prefix="/event"
+                HTTPEventProvider.bind(token), name=HTTP_EVENT_PROVIDER_NAME, route_prefix="/event"
             )
     """
 
-    def __init__(self) -> None:
+    def __init__(self, token: str | None = None) -> None:
+        self.token = token
         self.news = News()
-        #: Keys that were sent and that no task has waited for, by incarnation. Only a bound: it
-        #: may forget.
-        self.early: dict[str, set[str]] = defaultdict(set)
-        #: Events that a listener gave up.
+        self.early = Early()
+        #: Events that a listener gave up, and for which somebody still waits.
         self.failed: set[tuple[str, str]] = set()
 
     @app.post("/send_event/{workflow_id:path}")  # type: ignore[untyped-decorator]
@@ -244,6 +298,7 @@ class HTTPEventProvider:
 
     async def receive(self, workflow_id: str, req: Request) -> JSONResponse:
         """As `send_event`; raises what is answered with an error."""
+        self.check_token(req.headers.get("authorization", ""))
         body = bytearray()
         async for chunk in req.stream():
             body += chunk
@@ -263,7 +318,13 @@ class HTTPEventProvider:
             return event in self.failed or mailbox.is_done(key)
 
         seconds = wait_seconds(req.headers.get("prefer", ""))
-        if not await self.news.wait_until(*event, settled, seconds):
+        try:
+            found = await self.news.wait_until(*event, settled, seconds)
+            failed = event in self.failed
+        finally:
+            if not self.news.is_awaited(*event):
+                self.failed.discard(event)
+        if not found:
             return JSONResponse(
                 status_code=202,
                 content={
@@ -272,25 +333,33 @@ class HTTPEventProvider:
                     f"{seconds:.0f} s."
                 },
             )
-        if event in self.failed:
+        if failed:
             raise Refused(500, "event processing failed")
         return JSONResponse(status_code=200, content={})
+
+    def check_token(self, header: str) -> None:
+        """Refuse a request without the token, before anything of it is read."""
+        if self.token is None:
+            return
+        scheme, _, given = header.partition(" ")
+        same = hmac.compare_digest(given.strip().encode(), self.token.encode())
+        if scheme.lower() != "bearer" or not same:
+            raise Refused(401, "Send the token of this provider: 'Authorization: Bearer <token>'.")
 
     async def keep(self, row: CatalogRow, mailbox: Mailbox, key: str, payload: bytes) -> None:
         """Store an event, unless it is stored already."""
         stored = await asyncio.to_thread(mailbox.payload, key)
         if stored is None:
-            early = self.early[row.incarnation]
+            early = self.early.counts[row.incarnation]
             if row.status is WorkflowStatus.SUCCESSFUL:
-                del self.early[row.incarnation]
                 raise Refused(410, f"Workflow[id={row.workflow_id}] has finished without it.")
-            if len(early) >= MAX_EARLY_EVENTS and not self.is_awaited(row, key):
+            if early >= MAX_EARLY_EVENTS and not self.news.is_awaited(row.incarnation, key):
                 raise Refused(
                     429,
-                    f"{len(early)} events are kept for workflow[id={row.workflow_id}] that no task "
+                    f"{early} events are kept for workflow[id={row.workflow_id}] that no task "
                     f"has waited for.",
                 )
-            early.add(key)
+            self.early.add(row.incarnation, key)
             stored = await asyncio.to_thread(mailbox.put, key, payload)
         if stored != payload:
             raise Refused(
@@ -298,10 +367,6 @@ class HTTPEventProvider:
                 f"event_key {key!r} was sent with another payload before, which stays. Use "
                 f"another key for another event.",
             )
-
-    def is_awaited(self, row: CatalogRow, key: str) -> bool:
-        """Whether a listener, or another sender, waits for news of this event."""
-        return (row.incarnation, key) in self.news.waiting
 
     # -- what listeners call ---------------------------------------------------------------
 
@@ -326,8 +391,7 @@ class HTTPEventProvider:
                     f"{task_id!r} after task {taker!r}. Wait once, and bind both to it, or use "
                     f"another key.",
                 )
-        if row.incarnation in self.early:
-            self.early[row.incarnation].discard(event_key)
+        self.early.discard(row.incarnation, event_key)
         payload = await self.news.wait_until(
             row.incarnation, event_key, lambda: mailbox.payload(event_key), POLL_SECONDS
         )
@@ -349,7 +413,7 @@ class HTTPEventProvider:
             row, mailbox = found
             if confirmation:
                 await asyncio.to_thread(mailbox.finish, event_key)
-            else:
+            elif self.news.is_awaited(row.incarnation, event_key):
                 self.failed.add((row.incarnation, event_key))
             self.news.tell(row.incarnation, event_key)
         return "OK"
@@ -373,7 +437,7 @@ def provider_handle(fresh: bool) -> Any:
                 provider = serve.get_app_handle(HTTP_EVENT_PROVIDER_NAME)
             except serve.exceptions.RayServeException:
                 provider = serve.run(
-                    HTTPEventProvider.bind(),  # type: ignore[attr-defined]
+                    HTTPEventProvider.bind(os.environ.get(TOKEN_VARIABLE)),  # type: ignore[attr-defined]
                     name=HTTP_EVENT_PROVIDER_NAME,
                     route_prefix=ROUTE_PREFIX,
                 )

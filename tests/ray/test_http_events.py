@@ -270,3 +270,17 @@ except ImportError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 'pip install "ray[serve]"' in done.stdout
+
+
+def test_a_provider_with_a_token(address: str, wid: str) -> None:
+    from ray_workflows.http_event_provider import HTTPEventProvider
+
+    # The same class at another address; nobody waits for this event.
+    serve.run(HTTPEventProvider.bind("t0ken"), name="guarded", route_prefix="/guarded")
+    workflow.run(workflow.sleep(0.0), workflow_id=wid)
+    url = address.replace("/event/", "/guarded/")
+    body = json.dumps(event(1)).encode()
+    for headers, code in (({}, 401), ({"Authorization": "Bearer t0ken"}, 410)):
+        request = urllib.request.Request(f"{url}/{quote(wid)}", body, headers)
+        assert answer(request)[0] == code
+    serve.delete("guarded")

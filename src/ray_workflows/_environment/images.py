@@ -6,8 +6,10 @@ container starts with plain Ray don't have them.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import stat
 import sys
 import tempfile
 import zipfile
@@ -67,22 +69,34 @@ def unpack_carried() -> None:
     sys.path[:0] = directories
 
 
+def own_directory() -> str:
+    """A directory for temporary files that nobody else can write to: the same one for all
+    processes of this user, unless somebody else was there first."""
+    path = os.path.join(tempfile.gettempdir(), f"ray_workflows-{os.geteuid()}")
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+    # Of a link it is the link's own.
+    about = os.lstat(path)
+    trusted = stat.S_ISDIR(about.st_mode) and about.st_uid == os.geteuid()
+    if not trusted or about.st_mode & 0o022:
+        return tempfile.mkdtemp(prefix="ray_workflows-")
+    return path
+
+
 def unpacked(uri: str) -> str:
-    """The directory with what is in a package of the cluster. Others of this machine share it.
+    """The directory with what is in a package of the cluster. This user's processes share it.
 
     Raises:
         LookupError: the cluster does not have it.
     """
-    mine = f"ray_workflows-{os.getuid()}"
-    top = os.path.join(tempfile.gettempdir(), mine, ray_private.UNPACKED)
+    top = os.path.join(own_directory(), ray_private.UNPACKED)
     directory = os.path.join(top, uri.removeprefix(BEGIN).removesuffix(END))
     if os.path.isdir(directory):
         return directory
     data = ray_private.get_key(uri)
     if data is None:
         raise LookupError(f"The cluster does not have the package {uri}.")
-    os.makedirs(os.path.dirname(top), mode=0o700, exist_ok=True)
-    os.makedirs(top, exist_ok=True)
+    os.makedirs(top, mode=0o700, exist_ok=True)
     draft = tempfile.mkdtemp(dir=top)
     with zipfile.ZipFile(BytesIO(data)) as archive:
         for about in archive.infolist():

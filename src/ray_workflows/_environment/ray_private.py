@@ -85,9 +85,9 @@ def registered_function(key: str) -> bytes:
     return function
 
 
-def put_key(key: str, data: bytes) -> None:
-    """Keep bytes in the cluster, in place of what is there."""
-    _internal_kv_put(key, data)
+def put_key(key: str, data: bytes, *, overwrite: bool = True) -> None:
+    """Keep bytes in the cluster, in place of what is there, unless that is to stay."""
+    _internal_kv_put(key, data, overwrite=overwrite)
 
 
 def get_key(key: str) -> bytes | None:

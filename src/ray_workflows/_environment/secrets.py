@@ -1,14 +1,16 @@
 """Values of environment variables that are kept out of the storage.
 
 What is stored in their place is a mark: the name of a key under which the cluster has the value for
-as long as it lives. In another cluster, whoever resumes a workflow supplies the values anew.
+as long as it lives: one key for each value, however many jobs and workflows have it. In another
+cluster, whoever resumes a workflow supplies the values anew.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import hashlib
+import hmac
 import os
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -19,6 +21,9 @@ DEFAULT_PATTERNS = ("*_KEY", "*_TOKEN", "*_SECRET", "*PASSWORD", "*_CREDENTIALS"
 
 #: What begins so stands for a value; the rest is the cluster's key.
 MARK = "ray-workflows-secret:"
+
+#: Where the cluster has what marks are made with.
+CLUSTER_KEY = "ray-workflows-secrets-key"
 
 #: Tells workers which names are secret, where that differs.
 PATTERNS_VARIABLE = "RAY_WORKFLOWS_SECRET_ENV_VARS"
@@ -66,13 +71,23 @@ def hide(env_vars: Mapping[str, str], session: str) -> dict[str, str]:
 
 
 def mark(session: str, name: str, value: str) -> str:
-    # Random: a digest of a weak password would give it away.
     known = marks.get((session, name, value))
     if known is None:
-        known = f"{MARK}{uuid.uuid4().hex}"
+        # Marks are stored. Without the cluster's key, which is not, a digest of a weak password
+        # does not give it away.
+        text = f"{name}={value}".encode()
+        known = MARK + hmac.new(cluster_key(), text, hashlib.sha256).hexdigest()[:32]
         ray_private.put_key(known, value.encode())
         marks[session, name, value] = known
     return known
+
+
+def cluster_key() -> bytes:
+    """Random bytes that only processes of this cluster know, the same for all of them."""
+    ray_private.put_key(CLUSTER_KEY, os.urandom(32), overwrite=False)
+    key = ray_private.get_key(CLUSTER_KEY)
+    assert key is not None
+    return key
 
 
 def reveal(env_vars: Mapping[str, str]) -> dict[str, str]:

@@ -29,6 +29,11 @@ from ray_workflows.exceptions import StorageUnavailableError
 PREFIX = RESERVED_PREFIX
 PACKAGE, DOCUMENT = "package", "environment"
 
+#: Of this kind are items that say which packages a workflow uses that the document about its
+#: environment does not name. Each is named after the incarnation of its workflow: a package that
+#: many use grows with none of them, and is not what all of them write to.
+USES = "uses"
+
 #: The key of the blob of an item.
 KEY = "content"
 
@@ -94,8 +99,9 @@ def item_of(row: CatalogRow) -> Item:
     )
 
 
-def first_row(item: Item, user: tuple[str, str] | None, now: float) -> CatalogRow:
-    """The row with which an item begins to be there; ``user`` as in `use`."""
+def first_row(item: Item, now: float, user: tuple[str, str] | None = None) -> CatalogRow:
+    """The row with which an item begins to be there. ``user``: id and incarnation of the workflow
+    without which nobody needs it."""
     return CatalogRow(
         workflow_id=PREFIX + item.name,
         incarnation=item.incarnation,
@@ -133,18 +139,39 @@ def use(
         if row is None:
             return None
         now = storage.now()
-        users = dict(row.metadata["users"])
+        if row.ended_at is None or now - row.ended_at >= USED_SECONDS:
+            row = msgspec.structs.replace(row, seq=row.seq + 1, ended_at=now)
+            if not append(storage, row):
+                continue
         if user is not None:
-            users[user[1]] = user[0]
-        fresh = row.ended_at is not None and now - row.ended_at < USED_SECONDS
-        if fresh and users == row.metadata["users"]:
-            return item_of(row)
-        used = msgspec.structs.replace(
-            row, seq=row.seq + 1, ended_at=now, metadata={**row.metadata, "users": users}
-        )
-        if append(storage, used):
-            return item_of(used)
+            note_use(storage, name, user)
+        return item_of(row)
     raise busy(name)
+
+
+def note_use(storage: SharedStorage, name: str, user: tuple[str, str]) -> None:
+    """Note that a workflow uses an item."""
+    about = f"{USES}/{user[1]}"
+    for _ in range(ATTEMPTS):
+        row = storage.read_catalog(PREFIX + about)
+        if row is None:
+            incarnation = uuid.uuid4().hex
+            blob = storage.write_blob(incarnation, KEY, [b""])
+            item = Item(about, incarnation, blob, (name,))
+            if append(storage, first_row(item, storage.now(), user)):
+                return
+            storage.delete_blobs(incarnation)
+            continue
+        mentions = row.metadata["mentions"]
+        if name in mentions:
+            return
+        metadata = {**row.metadata, "mentions": [*mentions, name]}
+        grown = msgspec.structs.replace(
+            row, seq=row.seq + 1, ended_at=storage.now(), metadata=metadata
+        )
+        if append(storage, grown):
+            return
+    raise busy(about)
 
 
 def keep(
@@ -161,8 +188,10 @@ def keep(
             return item
         incarnation = uuid.uuid4().hex
         blob = storage.write_blob(incarnation, KEY, chunks())
-        row = first_row(Item(name, incarnation, blob, tuple(mentions)), user, storage.now())
+        row = first_row(Item(name, incarnation, blob, tuple(mentions)), storage.now())
         if append(storage, row):
+            if user is not None:
+                note_use(storage, name, user)
             return item_of(row)
         storage.delete_blobs(incarnation)
     raise busy(name)
@@ -186,7 +215,8 @@ def copy_item(
         pieces = source.stream_blob(item.incarnation, item.blob)
         target.write_blob(item.incarnation, item.blob.key, pieces)
         copied = msgspec.structs.replace(item, name=name)
-        if append(target, first_row(copied, user, target.now())):
+        if append(target, first_row(copied, target.now())):
+            note_use(target, name, user)
             return
     raise busy(item.name)
 
@@ -227,12 +257,13 @@ def collect(storage: SharedStorage, unused_seconds: float = UNUSED_SECONDS) -> l
             return []
         rows += page.rows
     before = storage.now() - unused_seconds
-    kinds = tuple(f"{PREFIX}{kind}/" for kind in (PACKAGE, DOCUMENT))
+    kinds = tuple(f"{PREFIX}{kind}/" for kind in (PACKAGE, DOCUMENT, USES))
     rows = [row for row in rows if row.workflow_id.startswith(kinds)]
     old = {row.workflow_id.removeprefix(PREFIX): row for row in rows if is_old(row, before)}
     if not old:
         return []
     unused = {name for name, row in old.items() if not has_user(storage, row)}
+    uses = {name for name in unused if name.startswith(f"{USES}/")}
     documents = {name for name in unused if name.startswith(f"{DOCUMENT}/")}
     if documents:
         for page in pages(storage, CatalogQuery(statuses=WORKFLOWS, newest_first=True)):
@@ -241,7 +272,7 @@ def collect(storage: SharedStorage, unused_seconds: float = UNUSED_SECONDS) -> l
             documents -= {name_of_document(row.incarnation) for row in page.rows}
             if not documents:
                 break
-    removed = [name for name in sorted(documents) if remove(storage, old[name])]
+    removed = [name for name in sorted(documents | uses) if remove(storage, old[name])]
     mentioned = {
         name
         for row in rows
@@ -259,7 +290,8 @@ def is_old(row: CatalogRow, before: float) -> bool:
 
 
 def has_user(storage: SharedStorage, row: CatalogRow) -> bool:
-    """Whether one of the workflows that are named one by one is still there."""
+    """Whether one of the workflows that its row names is still there. 0.1.0 named all users of a
+    package in its row."""
     for incarnation, workflow_id in row.metadata["users"].items():
         found = storage.read_catalog(workflow_id)
         if found is not None and found.incarnation == incarnation:

@@ -4,6 +4,8 @@ They take nothing but the public methods of a storage; this is how they are put 
 
 from __future__ import annotations
 
+import pytest
+
 from ray_workflows._environment import store
 from ray_workflows._model.catalog import CatalogQuery
 from ray_workflows.storage.base import Storage
@@ -61,7 +63,8 @@ class SharedContract:
         assert storage.sweep(0.0) == 0
 
     def test_items_that_a_workflow_was_given_later_stay_too(self, storage: Storage) -> None:
-        """They name it; another workflow of the same id does not count."""
+        """An item of the workflow's own mentions them; another workflow of the same id does not
+        count."""
         row = fill(storage, "w", incarnation="1-a")
         store.keep(storage, "package/p", lambda: [b"x"], (), ("w", row.incarnation))
         store.keep(storage, "package/q", lambda: [b"x"])
@@ -69,7 +72,11 @@ class SharedContract:
         assert store.collect(storage, 0.0) == []
         assert storage.delete("w", row.incarnation, 1) is OK
         fill(storage, "w", incarnation="2-a")
-        assert sorted(store.collect(storage, 0.0)) == ["package/p", "package/q"]
+        assert sorted(store.collect(storage, 0.0)) == [
+            "package/p",
+            "package/q",
+            f"uses/{row.incarnation}",
+        ]
 
     def test_items_in_use_by_a_submission_stay(self, storage: Storage) -> None:
         """It may be on its way. What was removed meanwhile is stored anew."""
@@ -81,8 +88,11 @@ class SharedContract:
         assert again.incarnation != item.incarnation
         assert bytes(storage.read_blob(again.incarnation, again.blob)) == b"x"
 
-    def test_an_item_that_is_used_again_is_not_removed(self, storage: Storage) -> None:
-        """Not by somebody who has seen it before that."""
+    def test_an_item_that_is_used_again_is_not_removed(
+        self, storage: Storage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Not by somebody who has seen it before that, when it had not been used for long."""
+        monkeypatch.setattr(store, "USED_SECONDS", 0.0)
         store.keep(storage, "package/a", lambda: [b"x"])
         seen = storage.read_catalog(f"{store.PREFIX}package/a")
         assert seen is not None
