@@ -77,8 +77,8 @@ class WorkflowExecutionError(PicklableWorkflowError):
         stop = "" if why.endswith((".", "!", "?")) else "."
         super().__init__(
             f"Workflow[id={workflow_id}] failed during execution{where}{why}{stop} "
-            f"Mend the cause and continue with resume({workflow_id!r}): finished tasks "
-            f"do not run again."
+            f"Mend the cause and continue with resume({workflow_id!r}), or if it was code, with "
+            f"resume({workflow_id!r}, code='current'): finished tasks do not run again."
         )
         self.workflow_id = workflow_id
         self.task_id = task_id

@@ -139,6 +139,11 @@ def test_a_traceback_does_not_name_the_process_that_reads_it() -> None:
     assert "pid" not in shown
 
 
+def test_a_failure_says_how_to_go_on_with_code_that_was_mended() -> None:
+    """A resume takes the recorded code by itself, with the same error."""
+    assert "resume('w', code='current')" in str(exceptions.WorkflowExecutionError("w", "t", "boom"))
+
+
 def test_the_tree_in_the_docstring_is_complete() -> None:
     drawn = set(re.findall(r"── (\w+)", exceptions.__doc__ or "")) | {"WorkflowError"}
     assert drawn == {cls.__name__ for cls in ALL} - {"PicklableWorkflowError"}

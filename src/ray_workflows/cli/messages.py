@@ -109,6 +109,8 @@ def explain_resume(error: BaseException, workflow_id: str) -> str:
     if isinstance(error, WorkflowExecutionError):
         return (
             f"Workflow {workflow_id!r} failed: {error.__cause__ or error}\n"
-            f"Mend the cause, then go on with: {command('resume', workflow_id)}"
+            f"Mend the cause, then go on with: {command('resume', workflow_id)}\n"
+            f"It runs the code that it has. With that of the same modules here, go on with: "
+            f"{command('resume', workflow_id, '--code', 'current')}"
         )
     return explain(error)
