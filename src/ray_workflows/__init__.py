@@ -28,6 +28,7 @@ from ray_workflows.api import (
     run,
     run_async,
     run_async_many,
+    set_metadata,
     signal,
 )
 from ray_workflows.codec import PayloadCodec
@@ -143,6 +144,7 @@ __all__ = [
     "run",
     "run_async",
     "run_async_many",
+    "set_metadata",
     "signal",
     "sleep",
     "wait_for_event",

@@ -27,7 +27,7 @@ from ray_workflows._arguments import (
 from ray_workflows._capture.execute import execute_dag
 from ray_workflows._client import connection, copies, workflows
 from ray_workflows._environment import secrets
-from ray_workflows._executor.context import CurrentTask, current_attempt, current_task
+from ray_workflows._executor.context import CurrentTask, add_metadata, current_attempt, current_task
 from ray_workflows._model.environment import EnvironmentInfo
 from ray_workflows._model.ids import validate_signal_text
 from ray_workflows._model.status import WorkflowStatus
@@ -632,3 +632,35 @@ def current() -> CurrentTask | None:
         True
     """
     return current_task()
+
+
+def set_metadata(metadata: dict[str, Any]) -> None:
+    """Add to the metadata of the task that is running here, durably with its result.
+
+    `get_metadata` shows it beside what the task was given by ``options(metadata=...)``, once the
+    result is committed. An attempt that fails, or runs again, leaves nothing.
+
+    Args:
+        metadata: what JSON can represent, by strings. Keys that are there already are replaced.
+
+    Raises:
+        RuntimeError: no task of a workflow is running here (or not in this thread).
+        ValueError: not a dict, or JSON can't represent it.
+
+    Examples:
+        >>> import ray, ray_workflows as workflow
+        >>> @ray.remote
+        ... def train():
+        ...     workflow.set_metadata({"loss": 0.5})
+        ...     return "model"
+        >>> named = train.options(**workflow.options(task_id="train", metadata={"team": "vision"}))
+        >>> workflow.run(named.bind(), workflow_id="metadata of a task")
+        'model'
+        >>> workflow.get_metadata("metadata of a task", "train")["user_metadata"]
+        {'team': 'vision', 'loss': 0.5}
+    """
+    if not add_metadata(validate_metadata(metadata)):
+        raise RuntimeError(
+            "set_metadata adds to the metadata of the task that is running, and none is running "
+            "here. Call it in a task of a workflow, in the thread that runs the task."
+        )

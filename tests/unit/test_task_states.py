@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ray_workflows._client.reader import Reader
-from ray_workflows._client.reads import get_tasks
+from ray_workflows._client.reads import get_metadata, get_tasks
 from ray_workflows._codec.journal import encode_entry
 from ray_workflows._coordinator.claims import this_holder
 from ray_workflows._engine.summary import catalog_row
@@ -24,8 +24,8 @@ RETRIES = {"max_retries": 3, "backoff": Backoff(initial=60.0, maximum=60.0)}
 CHAIN = plan(("a", ()), ("b", (0,)))
 
 
-def tasks_of(driver: Driver, *, held: bool = True, attempts: bool = False) -> list[TaskInfo]:
-    """The tasks of a workflow that is stored as far as it is. ``held``: its holder lives."""
+def stored(driver: Driver, *, held: bool = True) -> tuple[Reader, str]:
+    """A reader of a storage that has a workflow as far as it is. ``held``: its holder lives."""
     storage = MemoryStorage(clock=lambda: driver.now)
     row = catalog_row(driver.state, 1)
     append = Append(
@@ -42,7 +42,12 @@ def tasks_of(driver: Driver, *, held: bool = True, attempts: bool = False) -> li
         fields = {"coordinator": "c1", "host": me.host, "pid": me.pid}
         holder = make_holder("h1", started_ticks=me.started_ticks, **fields)
         storage.renew_holder(holder, 15.0)
-    return get_tasks(Reader(storage), row.workflow_id, attempts=attempts)
+    return Reader(storage), row.workflow_id
+
+
+def tasks_of(driver: Driver, *, held: bool = True, attempts: bool = False) -> list[TaskInfo]:
+    """The tasks of a workflow that is stored as far as it is. ``held``: its holder lives."""
+    return get_tasks(*stored(driver, held=held), attempts=attempts)
 
 
 def states(driver: Driver, **how: bool) -> list[tuple[str, str | None]]:
@@ -283,3 +288,17 @@ def test_an_undisturbed_value_needs_no_reason() -> None:
     driver.report(inp.AttemptReturned, "a", value=Value(b"v"))
     driver.succeed("b")
     assert states(driver) == [("SUCCESSFUL", None)] * 2
+
+
+# -- metadata ------------------------------------------------------------------------------
+
+
+def test_what_a_task_added_is_shown_beside_what_it_was_given() -> None:
+    driver = Driver(plan(("a", (), {"metadata": {"team": "vision", "loss": None}}), ("b", (0,))))
+    driver.report(inp.AttemptReturned, "a", value=Value(b"v"), metadata={"loss": 0.5})
+    driver.report(
+        inp.AttemptReturnedPlan, "b", plan=plan(("inner", ())), metadata={"continued": True}
+    )
+    reader, workflow_id = stored(driver)
+    found = {task: get_metadata(reader, workflow_id, task)["user_metadata"] for task in ("a", "b")}
+    assert found == {"a": {"team": "vision", "loss": 0.5}, "b": {"continued": True}}

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
+import ray_workflows as workflow
 from ray_workflows._capture.values import ValueReader, ValueWriter
 from ray_workflows._codec.placeholders import UPSTREAM_VALUE
 from ray_workflows._executor.context import current_task
@@ -304,3 +305,43 @@ def test_a_task_knows_its_epoch_and_why_the_attempt_before_it_ended() -> None:
     assert attempts == (1, 2, 2, 3)
     assert list(epochs) == sorted(set(epochs))
     assert ends == (None, "crashed", "crashed", "preempted")
+
+
+# -- metadata that a task adds -----------------------------------------------------------------
+
+
+def test_a_task_adds_to_its_metadata_with_its_result() -> None:
+    def both() -> int:
+        workflow.set_metadata({"loss": 0.5, "rows": 10})
+        workflow.set_metadata({"rows": 20})
+        return 1
+
+    def neither() -> int:
+        return 2
+
+    def fails() -> None:
+        workflow.set_metadata({"loss": 0.5})
+        raise ValueError
+
+    made = [attempt(function, task=n) for n, function in enumerate((both, neither, fails))]
+    added, nothing, failed = run(MemoryStorage(), *made)[0]
+    assert isinstance(added, AttemptReturned)
+    assert isinstance(nothing, AttemptReturned)
+    assert added.metadata == {"loss": 0.5, "rows": 20}
+    # Not that of its neighbour in the batch.
+    assert nothing.metadata is None
+    assert isinstance(failed, AttemptRaised)
+
+
+def test_metadata_is_refused_where_it_is_given() -> None:
+    with pytest.raises(RuntimeError, match="none is running"):
+        workflow.set_metadata({})
+
+    def refused() -> str:
+        with pytest.raises(ValueError, match="metadata must be"):
+            workflow.set_metadata({"a": object()})
+        return "refused"
+
+    (report,), _ = run(MemoryStorage(), attempt(refused))
+    assert isinstance(report, AttemptReturned)
+    assert report.metadata is None

@@ -43,6 +43,7 @@ class TaskView:
         "error",
         "history",
         "last_error",
+        "metadata",
         "node",
         "number",
         "options",
@@ -59,6 +60,8 @@ class TaskView:
         self.task_id = task.task_id
         self.options: TaskOptions = task.options
         self.upstream = upstream
+        #: What it was given, and what it has added.
+        self.metadata: dict[str, Any] = task.options.metadata
         self.checkpoint = task.checkpoint
         self.attempts = 0
         self.outcome: Outcome | None = None
@@ -178,6 +181,8 @@ class WorkflowView:
         view = self.by_number[event.task]
         error = event.error if isinstance(event, (ev.TaskFailed, ev.AttemptFailed)) else None
         view.started_at = event.started_at
+        if isinstance(event, (ev.TaskSucceeded, ev.TaskContinued)) and event.metadata:
+            view.metadata = {**view.metadata, **event.metadata}
         if not isinstance(event, ev.AttemptFailed):
             view.ended_at = ended_at
         view.attempts += 1
@@ -266,7 +271,7 @@ def task_metadata(view: TaskView) -> dict[str, Any]:
             "checkpoint": view.checkpoint,
             "ray_options": dict(options.ray),
         },
-        "user_metadata": dict(options.metadata),
+        "user_metadata": dict(view.metadata),
         "workflow_refs": view.upstream,
         "stats": stats,
     }

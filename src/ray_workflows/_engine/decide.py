@@ -211,6 +211,7 @@ def on_attempt_returned(state: WorkflowState, input: inp.AttemptReturned, now: f
         started_at=input.started_at,
         ended_at=input.ended_at,
         node=input.node,
+        metadata=input.metadata,
     )
     if not task.is_output:
         # Most are not: nothing else follows.
@@ -235,6 +236,7 @@ def on_attempt_returned_plan(
             started_at=input.started_at,
             ended_at=input.ended_at,
             node=input.node,
+            metadata=input.metadata,
         )
     ]
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
+from typing import Any
 
 import msgspec
 
 from ray_workflows._executor.protocol import AttemptRequest
 
-attempt: ContextVar[AttemptRequest | None] = ContextVar("ray_workflows_attempt", default=None)
+attempt: ContextVar[running | None] = ContextVar("ray_workflows_attempt", default=None)
 
 #: In the listener host coroutines are awaited by its own event loop.
 awaits_coroutines: ContextVar[bool] = ContextVar("ray_workflows_awaits", default=False)
@@ -17,13 +18,16 @@ awaits_coroutines: ContextVar[bool] = ContextVar("ray_workflows_awaits", default
 class running:
     """Scope of the user code of one attempt. A class: a generator takes three times as long."""
 
-    __slots__ = ("request", "token")
+    __slots__ = ("metadata", "request", "token")
 
     def __init__(self, request: AttemptRequest) -> None:
         self.request = request
+        #: What user code has added to the metadata of its task.
+        self.metadata: dict[str, Any] | None = None
 
-    def __enter__(self) -> None:
-        self.token = attempt.set(self.request)
+    def __enter__(self) -> running:
+        self.token = attempt.set(self)
+        return self
 
     def __exit__(self, *raised: object) -> None:
         attempt.reset(self.token)
@@ -31,7 +35,17 @@ class running:
 
 def current_attempt() -> AttemptRequest | None:
     """The attempt whose user code is running here, or None outside of workflows."""
-    return attempt.get()
+    scope = attempt.get()
+    return None if scope is None else scope.request
+
+
+def add_metadata(metadata: dict[str, Any]) -> bool:
+    """Add to the metadata of the task whose user code is running here; whether there is one."""
+    scope = attempt.get()
+    if scope is None:
+        return False
+    scope.metadata = {**(scope.metadata or {}), **metadata}
+    return True
 
 
 class CurrentTask(msgspec.Struct, frozen=True):
@@ -61,7 +75,7 @@ class CurrentTask(msgspec.Struct, frozen=True):
 
 def current_task() -> CurrentTask | None:
     """The task whose user code is running here, or None outside of workflows."""
-    request = attempt.get()
+    request = current_attempt()
     if request is None:
         return None
     return CurrentTask(

@@ -20,7 +20,6 @@ from ray_workflows._executor.event_loops import Loops, OneLoop, UserError
 from ray_workflows._executor.protocol import (
     ENCODER,
     AnyReport,
-    AttemptRequest,
     BatchReport,
     decode_batch,
 )
@@ -65,20 +64,23 @@ async def run_listener(run: AttemptRun, loops: Loops | OneLoop) -> AnyReport:
     of other listeners."""
     try:
         function, args, kwargs = await loops.call(run.loaded)
-        result = await loops.run(lambda: awaited(run.request, function, args, kwargs))
+        result = await loops.run(lambda: awaited(run, function, args, kwargs))
         return await loops.call(run.returned, result)
     except UserError as raised:
         return await loops.call(run.raised, raised.error)
 
 
 async def awaited(
-    request: AttemptRequest, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    run: AttemptRun, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """What the user's function of a listener task returns, awaited."""
     context.awaits_coroutines.set(True)
-    with context.running(request):
+    with context.running(run.request) as scope:
         result = function(*args, **kwargs)
-        return await result if inspect.isawaitable(result) else result
+        if inspect.isawaitable(result):
+            result = await result
+    run.metadata = scope.metadata
+    return result
 
 
 listener_host_class = ray.remote(

@@ -101,6 +101,8 @@ class AttemptRun:
         self.reader = ValueReader(storage, incarnation, live, process.get)
         self.writer = ValueWriter(storage, incarnation)
         self.started_at = self.process.time()
+        #: What user code has added to the metadata of its task.
+        self.metadata: dict[str, Any] | None = None
         self.made: dict[str, Any] = {}
         #: A result that the next member of the batch takes from here.
         self.kept: Kept | None = None
@@ -167,7 +169,9 @@ class AttemptRun:
         ended_at = self.process.time()
         if isinstance(result, DAGNode):
             plan = self.patiently(lambda: self.capture(result))
-            report = inp.AttemptReturnedPlan(**self.identity(ended_at), plan=plan)
+            report = inp.AttemptReturnedPlan(
+                **self.identity(ended_at), plan=plan, metadata=self.metadata
+            )
             # Names and options of tasks are the user's texts: what can't be sent is this one's.
             ENCODER.encode(report)
             return report
@@ -175,6 +179,7 @@ class AttemptRun:
         return inp.AttemptReturned(
             *(request.task, request.epoch, request.attempt, self.started_at, ended_at, value),
             self.process.node_id,
+            self.metadata,
         )
 
     def capture(self, node: DAGNode) -> Plan:
@@ -359,8 +364,9 @@ def run_attempt(run: AttemptRun) -> AnyReport:
     attempt's alone: others run here as well."""
     try:
         function, args, kwargs = run.loaded()
-        with context.running(run.request):
+        with context.running(run.request) as scope:
             result = function(*args, **kwargs)
+        run.metadata = scope.metadata
         del args, kwargs
         return run.returned(result)
     except BaseException as error:

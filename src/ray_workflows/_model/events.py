@@ -127,7 +127,8 @@ class AttemptFailed(Event, frozen=True, tag="attempt-failed"):
 
 
 class TaskSucceeded(Event, frozen=True, tag="task-succeeded"):
-    """The one committed result of a task."""
+    """The one committed result of a task. ``metadata``, here and below: what the task has added to
+    the metadata that it was given."""
 
     task: int
     attempt: int
@@ -135,6 +136,7 @@ class TaskSucceeded(Event, frozen=True, tag="task-succeeded"):
     started_at: float = 0.0
     ended_at: float = 0.0
     node: str = ""
+    metadata: dict[str, Any] | None = None
 
 
 class TaskContinued(Event, frozen=True, tag="task-continued"):
@@ -151,6 +153,7 @@ class TaskContinued(Event, frozen=True, tag="task-continued"):
     started_at: float = 0.0
     ended_at: float = 0.0
     node: str = ""
+    metadata: dict[str, Any] | None = None
 
 
 class TaskFailed(Event, frozen=True, tag="task-failed"):

@@ -110,10 +110,11 @@ class AttemptReport(AttemptNews, frozen=True):
 
 
 class AttemptReturned(AttemptReport, frozen=True, tag=True):
-    """The task returned a value."""
+    """The task returned a value. ``metadata``, here and below: what it has added to its own."""
 
     value: Value
     node: str = ""
+    metadata: dict[str, Any] | None = None
 
 
 class AttemptReturnedPlan(AttemptReport, frozen=True, tag=True):
@@ -121,6 +122,7 @@ class AttemptReturnedPlan(AttemptReport, frozen=True, tag=True):
 
     plan: Plan
     node: str = ""
+    metadata: dict[str, Any] | None = None
 
 
 class AttemptRaised(AttemptReport, frozen=True, tag=True):
