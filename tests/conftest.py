@@ -56,6 +56,25 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(SharingOut())
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Iterator[None]:
+    """A report on its way from a process that runs tests. What a test logged may be text that UTF-8
+    can't hold, as it comes from users: the process would end, with all tests that it had left."""
+    data = yield
+    return escaped(data)
+
+
+def escaped(data: object) -> object:
+    """The same data with lone surrogates escaped."""
+    if isinstance(data, str):
+        return data.encode("utf-8", "backslashreplace").decode()
+    if isinstance(data, dict):
+        return {escaped(key): escaped(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return type(data)(map(escaped, data))
+    return data
+
+
 def use_a_plain_path(directory: Path) -> None:
     """Run this Python by a path that no shell takes apart: drivers that have a runtime_env hang in
     any other, with plain Ray too. `tests/ray/test_interpreter.py` is about such paths."""

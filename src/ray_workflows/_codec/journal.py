@@ -106,10 +106,10 @@ class Chain:
     __slots__ = ("incarnation", "link", "seq", "workflow_id")
 
     def __init__(self, workflow_id: str, incarnation: str, after: int = 0) -> None:
-        self.workflow_id = workflow_id
-        self.incarnation = incarnation
+        self.workflow_id: str = workflow_id
+        self.incarnation: str = incarnation
         #: The number of the entry that was read last.
-        self.seq = after
+        self.seq: int = after
         #: What the next entry has to be linked to; None if that is not known.
         self.link: bytes | None = NO_LINK if after <= 0 else None
 
