@@ -37,7 +37,7 @@ def recorded(store: Store, project: Path) -> Environment:
     )
     modules = {"helper.py": record.Module(path, file_digest(path))}
     installed = {"msgspec": "0.0.1", "not_there_at_all": "3.2"}
-    return keep_record(store.storage, environment, modules, installed, None)
+    return keep_record(store.storage, environment, modules, installed, {}, None)
 
 
 def failed(store: Store, environment: Environment, change: EnvironmentChange | None = None) -> None:

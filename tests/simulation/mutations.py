@@ -356,7 +356,9 @@ def what_is_left_to_start_is_forgotten(patch: Any) -> None:
     patch.setattr(Loop, "start_commands", start_commands)
 
 
-@breaks("start", until=60.0, commit_unsaid=0.5, commit_lost=0.3, worker_crash=0.3, slowness=1.0)
+@breaks(
+    "start", "room", until=60.0, commit_unsaid=0.5, commit_lost=0.3, worker_crash=0.3, slowness=1.0
+)
 def what_is_not_durable_is_started(patch: Any) -> None:
     """By a state in hand whose commit is on its way."""
 
