@@ -10,7 +10,7 @@ from workloads import LEAVES
 from peers.tasks import mark, marked_total, total
 from ray_workflows._capture.dag import capture_plan
 from ray_workflows._capture.values import ValueWriter
-from ray_workflows._codec.journal import encode_entry
+from ray_workflows._codec.journal import NO_LINK, encode_entry, link_of
 from ray_workflows._engine.decide import decide
 from ray_workflows._engine.evolve import evolve
 from ray_workflows._engine.state import WorkflowState
@@ -33,6 +33,7 @@ class Author:
         self.storage = storage
         self.state = WorkflowState(workflow_id, uuid.uuid4().hex)
         self.seq = 0
+        self.link = NO_LINK
 
     def commit(self, inputs: list[inp.Input]) -> None:
         events = []
@@ -40,16 +41,19 @@ class Author:
             for event in decide(self.state, each, time.time()):
                 evolve(self.state, event)
                 events.append(event)
+        workflow_id, incarnation = self.state.workflow_id, self.state.incarnation
+        entry = encode_entry(events, workflow_id, incarnation, self.seq + 1, self.link)
         append = Append(
             workflow_id=self.state.workflow_id,
             incarnation=self.state.incarnation,
             expected_seq=self.seq,
             commit_id=uuid.uuid4().hex,
-            entry=encode_entry(events),
+            entry=entry,
             catalog=catalog_row(self.state, self.seq + 1),
         )
         assert self.storage.commit([append]) == [CommitOutcome.OK]
         self.seq += 1
+        self.link = link_of(entry)
 
 
 def capture(storage: Storage, incarnation: str, path: str, size: int) -> Plan:

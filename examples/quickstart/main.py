@@ -57,6 +57,7 @@ class Journal:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.storage = SqliteStorage(directory)
         self.view: WorkflowView | None = None
         self.seen = self.stamps()
 
@@ -81,15 +82,16 @@ class Journal:
 
     def read(self) -> None:
         """Read what has been committed since the last time."""
-        storage = SqliteStorage(self.directory)
         try:
-            row = storage.read_catalog(WORKFLOW_ID)
-            if self.view is None and row is not None:
-                self.view = WorkflowView(WORKFLOW_ID, row.incarnation)
-            if self.view is not None:
-                self.view.read(storage)
+            if self.view is None:
+                row = self.storage.read_catalog(WORKFLOW_ID)
+                if row is None:
+                    return
+                self.view = WorkflowView(self.storage, row)
+            self.view.read()
         finally:
-            storage.close()
+            # It opens again by itself; nothing is held in between.
+            self.storage.close()
 
     @property
     def tasks(self) -> set[str]:
