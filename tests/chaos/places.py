@@ -19,7 +19,8 @@ SCHEMA = "chaos"
 
 #: In an object store or a shared directory: what is there without any workflow, and what stays of
 #: a deleted one for some hours, nearly empty.
-LASTING, TRACES, TRACE_BYTES = ("layout", "clocks/", "tmp/"), ("journal/", "ids/", "graves/"), 1000
+LASTING = ("layout", "clocks/", "holders/", "tmp/")
+TRACES, TRACE_BYTES = ("journal/", "ids/", "graves/"), 1000
 
 
 def is_trace(name: str, data: bytes) -> bool:
