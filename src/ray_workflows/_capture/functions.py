@@ -6,7 +6,12 @@ import hashlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ray_workflows._capture.pickling import Pickled, pickle_value, refuse_node_in_function
+from ray_workflows._capture.pickling import (
+    FunctionPickler,
+    Pickled,
+    pickle_value,
+    refuse_node_in_function,
+)
 from ray_workflows._capture.values import ValueWriter
 from ray_workflows._model.plan import Function
 from ray_workflows._model.values import Blob
@@ -44,7 +49,9 @@ def write_function(
     Raises:
         SerializationError: it can't be stored; names what in it is at fault.
     """
-    pickled = pickle_value(body, where=where, node_hook=refuse_node_in_function)
+    pickled = pickle_value(
+        body, where=where, node_hook=refuse_node_in_function, kind=FunctionPickler
+    )
     digest = function_digest(pickled, writer.write_objects(pickled, where=where))
     value = writer.write_pickled(pickled, key=f"function-{digest}", where=where)
     return Function(digest, name, value.data, value.objects)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Callable, Sequence
+from types import CodeType
 from typing import Any
 
 import ray
@@ -16,6 +17,7 @@ from ray.dag import DAGNode, FunctionNode
 
 from ray_workflows._capture.handles import is_handle, reduce_handle
 from ray_workflows._capture.ray_private import node_function
+from ray_workflows._capture.source_lines import lines_of, nested, restored_code
 from ray_workflows._codec.envelope import plain_head_in
 from ray_workflows._codec.placeholders import OBJECT_REF, OBJECT_VALUE, placeholder
 from ray_workflows.exceptions import InvalidResultError, SerializationError, WorkflowError
@@ -149,7 +151,31 @@ class ValuePickler(cloudpickle.CloudPickler):  # type: ignore[misc]
         return index
 
 
-def pickle_value(value: Any, *, where: str, node_hook: NodeHook = refuse_node) -> Pickled:
+class FunctionPickler(ValuePickler):
+    """Pickles the function of a task; what of it is stored as code, with the lines of that code."""
+
+    def __init__(self, file: io.BytesIO, node_hook: NodeHook) -> None:
+        super().__init__(file, node_hook)
+        #: Code objects within others, whose lines they share, by identity.
+        self.inner: set[int] = set()
+
+    def reducer_override(self, obj: Any) -> Any:
+        if type(obj) is CodeType and id(obj) not in self.inner:
+            lines = lines_of(obj)
+            if lines is not None:
+                self.inner.update(map(id, nested(obj)))
+                _, args = self.dispatch_table[CodeType](obj)
+                return restored_code, (lines, *args)
+        return super().reducer_override(obj)
+
+
+def pickle_value(
+    value: Any,
+    *,
+    where: str,
+    node_hook: NodeHook = refuse_node,
+    kind: type[ValuePickler] = ValuePickler,
+) -> Pickled:
     """Pickle a value.
 
     Args:
@@ -157,6 +183,7 @@ def pickle_value(value: Any, *, where: str, node_hook: NodeHook = refuse_node) -
             `handles` has them.
         where: names the value in errors ("argument 'x' of task 'f'").
         node_hook: what to do with DAG nodes; by default they are refused.
+        kind: the pickler.
 
     Raises:
         SerializationError: it can't be pickled; names the type and the attribute at fault.
@@ -166,7 +193,7 @@ def pickle_value(value: Any, *, where: str, node_hook: NodeHook = refuse_node) -
     if plain is not None:
         return plain
     file = io.BytesIO()
-    pickler = ValuePickler(file, node_hook)
+    pickler = kind(file, node_hook)
     try:
         pickler.dump(value)
     except Exception as error:

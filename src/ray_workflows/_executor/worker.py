@@ -9,7 +9,6 @@ import contextlib
 import logging
 import os
 import threading
-import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeVar
@@ -20,6 +19,7 @@ from ray.exceptions import RayTaskError
 
 from ray_workflows._capture.dag import capture_plan
 from ray_workflows._capture.pickling import pickle_value, unpickle_value
+from ray_workflows._capture.source_lines import traceback_text
 from ray_workflows._capture.values import (
     LOST_OBJECT_ERRORS,
     Kept,
@@ -326,11 +326,11 @@ class AttemptRun:
         """`sys.exit` as what it would have been, had it not been kept from ending the worker."""
         info = self.describe(ray.exceptions.WorkerCrashedError())
         message = f"The task ended its process: SystemExit({text_of(error)})."
-        trace = "".join(traceback.format_exception(type(error), error, user_traceback(error)))
+        trace = traceback_text(error, user_traceback(error))
         return error_info(info.type_name, message, trace, info.exception)
 
     def describe(self, error: BaseException) -> ErrorInfo:
-        text = "".join(traceback.format_exception(type(error), error, user_traceback(error)))
+        text = traceback_text(error, user_traceback(error))
         # Where it was raised; who reads it is elsewhere.
         process = f"pid {os.getpid()} on {ray.util.get_node_ip_address()}"
         text = with_header(text, f"{self.request.where}, {process}")
