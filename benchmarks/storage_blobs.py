@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.storage_parts import Context, Part, Turns, percent, seconds
 from ray_workflows.storage.base import Storage
-from ray_workflows.storage.shared import SharedStorage
+from ray_workflows.storage.objects import SharedStorage
 from ray_workflows.storage.sqlite import SqliteStorage
 
 TARGET = 0.9

@@ -19,10 +19,9 @@ from benchmarks.storage_postgres import (
 )
 from ray_workflows._model.catalog import Append
 from ray_workflows.storage.base import Storage
-from ray_workflows.storage.objects import ObjectStorage
-from ray_workflows.storage.put_once import PutOnceStorage
-from ray_workflows.storage.segments import encode
-from ray_workflows.storage.shared import SharedStorage
+from ray_workflows.storage.objects import ObjectStorage, SharedStorage
+from ray_workflows.storage.objects.records import encode
+from ray_workflows.storage.objects.storage import PutOnceStorage
 from ray_workflows.storage.sqlite import SqliteStorage
 from ray_workflows.testing.builders import OK, make_append, make_holder
 from tests.fast_s3 import fast_s3

@@ -12,15 +12,15 @@ from benchmarks.storage_parts import Context, Part, judged, medians
 from ray_workflows._model.catalog import CatalogQuery, CatalogRow
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.storage.base import Storage
-from ray_workflows.storage.database import QUERIES as QUERIES_OF_SQLITE
-from ray_workflows.storage.entries import entry_key
-from ray_workflows.storage.postgres import LIST_QUERIES as POSTGRES_NAMES
+from ray_workflows.storage.objects.index_keys import entry_key
+from ray_workflows.storage.objects.records import new_nonce
+from ray_workflows.storage.objects.storage import PutOnceStorage
 from ray_workflows.storage.postgres import PostgresStorage
-from ray_workflows.storage.put_once import PutOnceStorage
+from ray_workflows.storage.postgres.storage import LIST_QUERIES as POSTGRES_NAMES
 from ray_workflows.storage.records import END, START
-from ray_workflows.storage.segments import new_nonce
-from ray_workflows.storage.sqlite import LIST_QUERIES as SQLITE_NAMES
 from ray_workflows.storage.sqlite import SqliteStorage
+from ray_workflows.storage.sqlite.connection import QUERIES as QUERIES_OF_SQLITE
+from ray_workflows.storage.sqlite.storage import LIST_QUERIES as SQLITE_NAMES
 from ray_workflows.testing.builders import OK, make_append, make_holder, make_row
 
 TARGET_SECONDS = 0.1

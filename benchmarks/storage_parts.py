@@ -16,9 +16,8 @@ from typing import Any
 import psycopg
 
 from ray_workflows.storage.base import Storage
-from ray_workflows.storage.objects import ObjectStorage
+from ray_workflows.storage.objects import ObjectStorage, SharedStorage
 from ray_workflows.storage.postgres import PostgresStorage
-from ray_workflows.storage.shared import SharedStorage
 from ray_workflows.storage.sqlite import SqliteStorage
 from tests.fast_s3 import fast_s3
 from tests.moto import storage_url

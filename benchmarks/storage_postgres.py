@@ -13,7 +13,7 @@ import msgspec
 from benchmarks.storage_parts import Context, Part, Turns, seconds
 from ray_workflows._model.catalog import Append
 from ray_workflows.storage.postgres import PostgresStorage
-from ray_workflows.storage.postgres_appends import encode_texts, make_statements
+from ray_workflows.storage.postgres.appends import encode_texts, make_statements
 from ray_workflows.testing.builders import OK, make_append
 
 #: What an event of a finished task with a small result takes in the journal, in bytes.

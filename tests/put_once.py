@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from ray_workflows.exceptions import StorageUnavailableError
-from ray_workflows.storage.object_blobs import ObjectBlobs
-from ray_workflows.storage.operations import Crew, Found, InTurn, Listed, Operations
-from ray_workflows.storage.put_once import PutOnceStorage
+from ray_workflows.storage.objects.blobs import ObjectBlobs
+from ray_workflows.storage.objects.client import Crew, Found, InTurn, Listed, Operations
+from ray_workflows.storage.objects.storage import PutOnceStorage
 
 
 class Crash(BaseException):

@@ -38,8 +38,7 @@ from ray_workflows.exceptions import (
 )
 from ray_workflows.storage import MemoryStorage, SqliteStorage, Storage
 from ray_workflows.storage.combined import CombinedStorage
-from ray_workflows.storage.objects import ObjectStorage
-from ray_workflows.storage.shared import SharedStorage
+from ray_workflows.storage.objects import ObjectStorage, SharedStorage
 from ray_workflows.storage.urls import storage_from_url
 from ray_workflows.testing.builders import OK, list_ids, make_append, make_holder
 from tests.cli.store import Store

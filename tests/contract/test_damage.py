@@ -23,11 +23,12 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from ray_workflows.storage import SqliteStorage, Storage, database
-from ray_workflows.storage.operations import Found
+from ray_workflows.storage import SqliteStorage, Storage
+from ray_workflows.storage.objects import SharedStorage
+from ray_workflows.storage.objects.client import Found
+from ray_workflows.storage.objects.records import FORMAT
 from ray_workflows.storage.queries import read_sql
-from ray_workflows.storage.segments import FORMAT
-from ray_workflows.storage.shared import SharedStorage
+from ray_workflows.storage.sqlite import connection as database
 from tests.contract.damage import Layout, Piece, damages, fill, judge, put, reads, result
 from tests.journals.golden import DIRECTORY, look, seen_of, unpack
 from tests.put_once import MemoryObjectStorage, MemoryOperations
@@ -276,7 +277,7 @@ def test_a_database_of_release_0_1_is_read_as_it_was(tmp_path: Path) -> None:
     """Its rows have no digests, and its entries no links."""
     with contextlib.closing(sqlite3.connect(tmp_path / "workflows.sqlite")) as connection:
         connection.execute(f"PRAGMA application_id = {database.APPLICATION_ID}")
-        connection.executescript(read_sql("sqlite_schema_1.sql"))
+        connection.executescript(read_sql("sqlite/schema_1.sql"))
         connection.execute("PRAGMA user_version = 1")
         connection.execute("PRAGMA journal_mode = WAL")
         goldens = [json.loads(path.read_text()) for path in sorted(GOLDEN.glob("*.json"))]

@@ -16,8 +16,8 @@ import pytest
 
 from ray_workflows.exceptions import StorageConfigError, StorageUnavailableError
 from ray_workflows.storage import SqliteStorage, Storage
+from ray_workflows.storage.objects import SharedStorage
 from ray_workflows.storage.postgres import PostgresStorage
-from ray_workflows.storage.shared import SharedStorage
 from ray_workflows.testing.builders import OK, fill, make_append, state
 from tests.disks import SmallDisk, small_disk
 from tests.postgres import PostgresServer, installation

@@ -11,10 +11,10 @@ import pytest
 from ray_workflows._client import removal
 from ray_workflows._client.reader import Reader
 from ray_workflows._model.status import WorkflowStatus
-from ray_workflows.storage import SqliteStorage, Storage, burial
+from ray_workflows.storage import SqliteStorage, Storage
 from ray_workflows.storage.combined import CombinedStorage
-from ray_workflows.storage.objects import ObjectStorage
-from ray_workflows.storage.shared import SharedStorage
+from ray_workflows.storage.objects import ObjectStorage, SharedStorage
+from ray_workflows.storage.objects import deletion as burial
 from ray_workflows.storage.urls import storage_from_url
 from ray_workflows.testing.builders import OK, fill, list_ids, make_append
 from tests.moto import CREDENTIALS, s3_server, storage_url

@@ -11,7 +11,7 @@ import pytest
 
 from ray_workflows.storage import SqliteStorage, Storage
 from ray_workflows.storage.combined import CombinedStorage
-from ray_workflows.storage.shared import SharedStorage
+from ray_workflows.storage.objects import SharedStorage
 from ray_workflows.testing.builders import OK, fill, incarnation_of, make_append, make_holder
 
 

@@ -19,9 +19,9 @@ from ray_workflows.exceptions import (
     StorageCorruptError,
     StorageUnavailableError,
 )
-from ray_workflows.storage import remote
 from ray_workflows.storage.base import CommitOutcome, Storage
 from ray_workflows.storage.objects import ObjectStorage
+from ray_workflows.storage.objects import bucket_client as remote
 from ray_workflows.testing import StorageContract
 from ray_workflows.testing.builders import (
     OK,

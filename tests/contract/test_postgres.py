@@ -25,16 +25,14 @@ from ray_workflows.exceptions import (
     StorageCorruptError,
     StorageUnavailableError,
 )
-from ray_workflows.storage import (
-    Storage,
-    postgres_appends,
-    postgres_blobs,
-    postgres_news,
-    postgres_pool,
-    postgres_schema,
-)
+from ray_workflows.storage import Storage
 from ray_workflows.storage.postgres import PostgresStorage
-from ray_workflows.storage.postgres_appends import Ends, make_statements
+from ray_workflows.storage.postgres import appends as postgres_appends
+from ray_workflows.storage.postgres import blobs as postgres_blobs
+from ray_workflows.storage.postgres import listener as postgres_news
+from ray_workflows.storage.postgres import pool as postgres_pool
+from ray_workflows.storage.postgres import schema as postgres_schema
+from ray_workflows.storage.postgres.appends import Ends, make_statements
 from ray_workflows.storage.queries import read_sql
 from ray_workflows.testing import StorageContract
 from ray_workflows.testing.builders import (

@@ -20,8 +20,10 @@ from ray_workflows.exceptions import (
     StorageError,
     StorageUnavailableError,
 )
-from ray_workflows.storage import postgres_pool, postgres_schema, postgres_target
 from ray_workflows.storage.postgres import PostgresStorage
+from ray_workflows.storage.postgres import pool as postgres_pool
+from ray_workflows.storage.postgres import schema as postgres_schema
+from ray_workflows.storage.postgres import target as postgres_target
 from ray_workflows.testing.builders import (
     OK,
     STALE,

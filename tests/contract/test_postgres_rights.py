@@ -84,7 +84,7 @@ def test_functions_of_others_are_not_called(url: str) -> None:
 
 def test_every_function_is_named_with_its_schema() -> None:
     """Whatever traps may be thought of."""
-    for name, query in read_queries("postgres.sql").items():
+    for name, query in read_queries("postgres/queries.sql").items():
         text = re.sub(r"--.*|'[^']*'", "", query)
         text = re.sub(r"\bunnest\(\s+%\(incarnations\)s", "", text)  # Of several arrays.
         called = re.findall(r"(?<![\w.])([a-z_]+)\s?\(", text)

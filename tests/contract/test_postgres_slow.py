@@ -11,8 +11,8 @@ import psycopg
 import pytest
 
 from ray_workflows.exceptions import StorageUnavailableError
-from ray_workflows.storage import postgres_pool
 from ray_workflows.storage.postgres import PostgresStorage
+from ray_workflows.storage.postgres import pool as postgres_pool
 from ray_workflows.testing.builders import OK, fill, incarnation_of, make_append
 
 NUMBERS = itertools.count(1)

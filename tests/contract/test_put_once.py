@@ -19,11 +19,19 @@ from ray_workflows.exceptions import (
     StorageUnavailableError,
 )
 from ray_workflows.storage.base import CommitOutcome, Storage
-from ray_workflows.storage.entries import Entry, day, entry_key, id_of, parse, place, time_of
-from ray_workflows.storage.journals import GRAVE_SECONDS, HOUR, READING_SECONDS, segment_key
-from ray_workflows.storage.operations import Crew
-from ray_workflows.storage.put_once import LAYOUT_KEY, LAYOUT_VERSION
-from ray_workflows.storage.segments import Layout, encode
+from ray_workflows.storage.objects.client import Crew
+from ray_workflows.storage.objects.index_keys import (
+    Entry,
+    day,
+    entry_key,
+    id_of,
+    parse,
+    place,
+    time_of,
+)
+from ray_workflows.storage.objects.journals import GRAVE_SECONDS, HOUR, READING_SECONDS, segment_key
+from ray_workflows.storage.objects.records import Layout, encode
+from ray_workflows.storage.objects.storage import LAYOUT_KEY, LAYOUT_VERSION
 from ray_workflows.testing import StorageContract
 from ray_workflows.testing.builders import (
     OK,

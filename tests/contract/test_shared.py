@@ -21,10 +21,11 @@ from ray_workflows.exceptions import (
     StorageCorruptError,
     StorageUnavailableError,
 )
-from ray_workflows.storage import location, posix
 from ray_workflows.storage.base import Storage
-from ray_workflows.storage.operations import InTurn
-from ray_workflows.storage.shared import SharedStorage
+from ray_workflows.storage.files import location
+from ray_workflows.storage.objects import SharedStorage
+from ray_workflows.storage.objects import directory_client as posix
+from ray_workflows.storage.objects.client import InTurn
 from ray_workflows.storage.sqlite import SqliteStorage
 from ray_workflows.testing import StorageContract
 from ray_workflows.testing.builders import (
@@ -40,7 +41,9 @@ from tests.put_once import Interrupted
 
 # Children come from a server that has imported what they need: a real process in milliseconds.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["pytest", "ray_workflows.storage.shared", "tests.put_once"])
+PROCESSES.set_forkserver_preload(
+    ["pytest", "ray_workflows.storage.objects.directory", "tests.put_once"]
+)
 
 RUNNING, SUCCESSFUL = WorkflowStatus.RUNNING, WorkflowStatus.SUCCESSFUL
 

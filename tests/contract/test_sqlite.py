@@ -31,7 +31,9 @@ from ray_workflows.exceptions import (
     StorageError,
     StorageUnavailableError,
 )
-from ray_workflows.storage import SqliteStorage, Storage, database, location
+from ray_workflows.storage import SqliteStorage, Storage
+from ray_workflows.storage.files import location
+from ray_workflows.storage.sqlite import connection as database
 from ray_workflows.testing import StorageContract
 from ray_workflows.testing.builders import (
     OK,

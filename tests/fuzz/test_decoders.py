@@ -23,9 +23,8 @@ from ray_workflows._codec.journal import (
 from ray_workflows._model.catalog import JournalEntry
 from ray_workflows.codec import PayloadCodec
 from ray_workflows.exceptions import StorageConfigError, StorageCorruptError, StorageError
-from ray_workflows.storage.entries import OPEN, SETTLED, id_of, parse, time_of
-from ray_workflows.storage.records import decode_cursor, decode_row
-from ray_workflows.storage.segments import (
+from ray_workflows.storage.objects.index_keys import OPEN, SETTLED, id_of, parse, time_of
+from ray_workflows.storage.objects.records import (
     FORMAT,
     Grave,
     Lease,
@@ -35,6 +34,7 @@ from ray_workflows.storage.segments import (
     decode,
     unpack_row,
 )
+from ray_workflows.storage.records import decode_cursor, decode_row
 from tests.fuzz import attempt, fuzz
 from tests.unit.test_codec import EVENTS
 

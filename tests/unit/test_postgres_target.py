@@ -12,7 +12,7 @@ if "CI" not in os.environ:
 
 from ray_workflows.exceptions import StorageConfigError
 from ray_workflows.storage.postgres import PostgresStorage
-from ray_workflows.storage.postgres_target import parse_target
+from ray_workflows.storage.postgres.target import parse_target
 from ray_workflows.storage.urls import storage_from_url
 
 SECRET = "s3cr3t-w0rd"

@@ -11,8 +11,8 @@ import pytest
 
 from ray_workflows.exceptions import StorageConfigError
 from ray_workflows.storage import MemoryStorage, SqliteStorage, Storage
-from ray_workflows.storage.objects import VARIABLES, ObjectStorage
-from ray_workflows.storage.shared import SharedStorage
+from ray_workflows.storage.objects import SharedStorage
+from ray_workflows.storage.objects.bucket import VARIABLES, ObjectStorage
 from ray_workflows.storage.urls import storage_from_url
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from ray_workflows.storage import writing
 from ray_workflows.storage.checksums import Checksum
-from ray_workflows.storage.files import BlobFiles
+from ray_workflows.storage.files import direct_io as writing
+from ray_workflows.storage.files.blobs import BlobFiles
+from ray_workflows.storage.files.direct_io import BLOCK_BYTES, BUFFER_BYTES, FileWriter
 from ray_workflows.storage.records import slices
-from ray_workflows.storage.writing import BLOCK_BYTES, BUFFER_BYTES, FileWriter
 from tests.disks import small_disk
 
 MIB = 1024 * 1024
@@ -216,7 +216,7 @@ def test_disks_of_servers_are_written_through_the_page_cache(
 ) -> None:
     assert BlobFiles(str(tmp_path)).local
     mounts = f"server:/x {tmp_path} nfs4 rw 0 0\n"
-    monkeypatch.setattr("ray_workflows.storage.location.read_mounts", lambda: mounts)
+    monkeypatch.setattr("ray_workflows.storage.files.location.read_mounts", lambda: mounts)
     assert not BlobFiles(str(tmp_path)).local
 
 

@@ -1,4 +1,4 @@
-"""The SQL files in ``storage/sql``, as text by name.
+"""The SQL files beside the modules of a database, as text by name.
 SQL is reviewed there; nothing is composed here.
 """
 
@@ -9,12 +9,12 @@ import re
 
 
 def read_sql(name: str) -> str:
-    """The text of a file in ``storage/sql``."""
+    """The text of a file below ``storage``, such as ``sqlite/queries.sql``."""
     package = importlib.resources.files("ray_workflows")
-    return package.joinpath("storage", "sql", name).read_text(encoding="utf-8")
+    return package.joinpath("storage", *name.split("/")).read_text(encoding="utf-8")
 
 
 def read_queries(name: str) -> dict[str, str]:
-    """The statements of a file in ``storage/sql``, by the names in its ``-- name:`` lines."""
+    """The statements of a file below ``storage``, by the names in its ``-- name:`` lines."""
     parts = re.split(r"^-- name: (\w+)\n", read_sql(name), flags=re.MULTILINE)
     return {query: text.strip() for query, text in zip(parts[1::2], parts[2::2], strict=True)}

@@ -45,7 +45,7 @@ def load_objects(url: str) -> Storage:
 
 def load_shared(url: str) -> Storage:
     """The storage of a ``shared:`` URL."""
-    from ray_workflows.storage.shared import SharedStorage
+    from ray_workflows.storage.objects import SharedStorage
 
     return SharedStorage(url_path(url, "shared"))
 

@@ -17,7 +17,9 @@ from collections.abc import Iterable, Iterator
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError
 from ray_workflows.storage.checksums import Checksum
-from ray_workflows.storage.location import is_local
+from ray_workflows.storage.files.direct_io import FileWriter
+from ray_workflows.storage.files.fsync import sync, sync_directory
+from ray_workflows.storage.files.location import is_local
 from ray_workflows.storage.records import (
     SLICE_BYTES,
     check,
@@ -27,8 +29,6 @@ from ray_workflows.storage.records import (
     is_name,
     slices,
 )
-from ray_workflows.storage.syncing import sync, sync_directory
-from ray_workflows.storage.writing import FileWriter
 
 #: No blob key starts with a dot, so a temporary name is never a blob's.
 TEMPORARY_PREFIX = ".tmp-"

@@ -18,7 +18,7 @@ from threading import Lock
 from ray_workflows._model.catalog import CatalogQuery, CatalogRow, Page
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError
-from ray_workflows.storage.entries import (
+from ray_workflows.storage.objects.index_keys import (
     ACTIVE,
     OPEN,
     SETTLED,
@@ -30,14 +30,14 @@ from ray_workflows.storage.entries import (
     short_hash,
     time_of,
 )
-from ray_workflows.storage.journals import KNOWN_ENDS, End, Journals, segment_key
+from ray_workflows.storage.objects.journals import KNOWN_ENDS, End, Journals, segment_key
+from ray_workflows.storage.objects.records import Row, decode, encode, pack_row, unpack_row
 from ray_workflows.storage.records import (
     Position,
     check_limit,
     decode_cursor,
     encode_cursor,
 )
-from ray_workflows.storage.segments import Row, decode, encode, pack_row, unpack_row
 
 logger = logging.getLogger(__name__)
 

@@ -28,14 +28,13 @@ from ray_workflows.exceptions import (
     StorageUnavailableError,
 )
 from ray_workflows.storage.base import CommitOutcome, Storage
-from ray_workflows.storage.burial import Blobs, Burial
-from ray_workflows.storage.entries import ACTIVE, entry_key, short_hash
-from ray_workflows.storage.holders import Holders
-from ray_workflows.storage.index import Index, quietly
-from ray_workflows.storage.journals import End, Journals, segment_key
-from ray_workflows.storage.operations import Crew, Operations
-from ray_workflows.storage.records import check_appends
-from ray_workflows.storage.segments import (
+from ray_workflows.storage.objects.client import Crew, Operations
+from ray_workflows.storage.objects.deletion import Blobs, Burial
+from ray_workflows.storage.objects.index import Index, quietly
+from ray_workflows.storage.objects.index_keys import ACTIVE, entry_key, short_hash
+from ray_workflows.storage.objects.journals import End, Journals, segment_key
+from ray_workflows.storage.objects.leases import Holders
+from ray_workflows.storage.objects.records import (
     Layout,
     Segment,
     decode,
@@ -45,6 +44,7 @@ from ray_workflows.storage.segments import (
     tombstone,
     unpack_row,
 )
+from ray_workflows.storage.records import check_appends
 
 OK, STALE, AMBIGUOUS = CommitOutcome.OK, CommitOutcome.STALE, CommitOutcome.AMBIGUOUS
 

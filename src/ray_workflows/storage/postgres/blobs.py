@@ -17,8 +17,8 @@ from psycopg import Rollback
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError
 from ray_workflows.storage.checksums import Checksum
-from ray_workflows.storage.postgres_pool import Connection, Patience, Pool
-from ray_workflows.storage.postgres_schema import Schema
+from ray_workflows.storage.postgres.pool import Connection, Patience, Pool
+from ray_workflows.storage.postgres.schema import Schema
 from ray_workflows.storage.records import (
     check_name,
     check_read,

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import psycopg
 
 from ray_workflows.exceptions import StorageError
-from ray_workflows.storage.postgres_pool import Connection, Pool
+from ray_workflows.storage.postgres.pool import Connection, Pool
 
 #: How long until a connection that was lost is made again, in seconds.
 RETRY_SECONDS = 3.0

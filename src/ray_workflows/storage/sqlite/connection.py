@@ -21,15 +21,15 @@ from ray_workflows.exceptions import (
     StorageError,
     StorageUnavailableError,
 )
-from ray_workflows.storage.files import TEMPORARY_PREFIX
+from ray_workflows.storage.files.blobs import TEMPORARY_PREFIX
+from ray_workflows.storage.files.fsync import sync, sync_directory
 from ray_workflows.storage.queries import read_queries, read_sql
-from ray_workflows.storage.syncing import sync, sync_directory
 
 #: Marks a database as ours: 'RWRF'.
 APPLICATION_ID = 0x52575246
 
 #: The files that make the schema, in their order: number n brings it to version n.
-MIGRATIONS: tuple[str, ...] = ("sqlite_schema_1.sql", "sqlite_schema_2.sql")
+MIGRATIONS: tuple[str, ...] = ("sqlite/schema_1.sql", "sqlite/schema_2.sql")
 
 #: How long to wait for another process's transaction, in seconds. A verb's commit may come after
 #: one that waits too, and has to fail, with the reason, before the verb is given up.
@@ -40,7 +40,7 @@ TURN_SECONDS = 2.0
 TURN_POLL_SECONDS = 0.0005
 
 
-QUERIES = read_queries("sqlite.sql")
+QUERIES = read_queries("sqlite/queries.sql")
 
 #: Device and inode of the database file and of its write-ahead log.
 Identity = tuple[tuple[int, int] | None, tuple[int, int] | None]

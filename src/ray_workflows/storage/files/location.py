@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 
 from ray_workflows.exceptions import StorageConfigError, StorageError, StorageUnavailableError
-from ray_workflows.storage.syncing import sync_directory
+from ray_workflows.storage.files.fsync import sync_directory
 
 #: File systems shared between machines. SQLite's write-ahead log needs memory shared between all
 #: its users, which these can't give: two machines would corrupt the database.

@@ -16,9 +16,9 @@ import msgspec
 
 from ray_workflows._model.catalog import Holder
 from ray_workflows.exceptions import StorageCorruptError
-from ray_workflows.storage.entries import short_hash
-from ray_workflows.storage.operations import Crew, Operations
-from ray_workflows.storage.segments import Lease, decode, encode
+from ray_workflows.storage.objects.client import Crew, Operations
+from ray_workflows.storage.objects.index_keys import short_hash
+from ray_workflows.storage.objects.records import Lease, decode, encode
 
 logger = logging.getLogger(__name__)
 

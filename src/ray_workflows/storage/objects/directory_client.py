@@ -13,13 +13,13 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ray_workflows.exceptions import StorageConfigError, StorageUnavailableError
-from ray_workflows.storage.files import (
+from ray_workflows.storage.files.blobs import (
     TEMPORARY_PREFIX,
     io_errors,
     remove_temporaries,
 )
-from ray_workflows.storage.operations import Found, Listed, Operations
-from ray_workflows.storage.syncing import sync, sync_directory
+from ray_workflows.storage.files.fsync import sync, sync_directory
+from ray_workflows.storage.objects.client import Found, Listed, Operations
 
 #: Where files are written before they get their names. Created by `prepare` alone: where it is
 #: missing, the file system is not mounted, and nothing must be written to what is below it.

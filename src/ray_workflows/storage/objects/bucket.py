@@ -10,9 +10,9 @@ from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from ray_workflows.exceptions import StorageConfigError
-from ray_workflows.storage.object_blobs import ObjectBlobs
-from ray_workflows.storage.put_once import PutOnceStorage
-from ray_workflows.storage.remote import RemoteOperations, StorageAccessError
+from ray_workflows.storage.objects.blobs import ObjectBlobs
+from ray_workflows.storage.objects.bucket_client import RemoteOperations, StorageAccessError
+from ray_workflows.storage.objects.storage import PutOnceStorage
 
 #: What may be set in the URL: nothing that is secret. All else comes from the environment.
 OPTIONS = {

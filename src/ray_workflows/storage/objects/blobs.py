@@ -17,7 +17,8 @@ import msgspec
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError
 from ray_workflows.storage.checksums import Checksum
-from ray_workflows.storage.operations import Found
+from ray_workflows.storage.objects.bucket_client import LARGE_BYTES, RemoteOperations
+from ray_workflows.storage.objects.client import Found
 from ray_workflows.storage.records import (
     check,
     check_name,
@@ -25,7 +26,6 @@ from ray_workflows.storage.records import (
     describe_blob,
     slices,
 )
-from ray_workflows.storage.remote import LARGE_BYTES, RemoteOperations
 
 BLOBS = "blobs"
 PARTS = "parts"

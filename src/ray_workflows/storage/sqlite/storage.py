@@ -30,9 +30,8 @@ from ray_workflows.exceptions import (
     StorageUnavailableError,
 )
 from ray_workflows.storage.base import CommitOutcome, Storage
-from ray_workflows.storage.database import QUERIES, Database, create
-from ray_workflows.storage.files import BlobFiles, remove_temporaries
-from ray_workflows.storage.location import check_existing, check_local, prepared_directory
+from ray_workflows.storage.files.blobs import BlobFiles, remove_temporaries
+from ray_workflows.storage.files.location import check_existing, check_local, prepared_directory
 from ray_workflows.storage.records import (
     check_appends,
     check_limit,
@@ -42,6 +41,7 @@ from ray_workflows.storage.records import (
     make_page,
     row_digest,
 )
+from ray_workflows.storage.sqlite.connection import QUERIES, Database, create
 
 DATABASE_NAME = "workflows.sqlite"
 BLOBS_NAME = "blobs"

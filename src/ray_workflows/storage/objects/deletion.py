@@ -13,16 +13,15 @@ from typing import Protocol, TypeVar
 
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageCorruptError
-from ray_workflows.storage.entries import OPEN, SETTLED, Entry, parse, short_hash
-from ray_workflows.storage.holders import CLOCK_NAME, CLOCKS, HOLDER_NAME, HOLDERS
-from ray_workflows.storage.index import Index
-from ray_workflows.storage.journals import (
+from ray_workflows.storage.objects.index import Index
+from ray_workflows.storage.objects.index_keys import OPEN, SETTLED, Entry, parse, short_hash
+from ray_workflows.storage.objects.journals import (
     GRAVE_SECONDS,
     READING_SECONDS,
     segment_key,
 )
-from ray_workflows.storage.records import is_name
-from ray_workflows.storage.segments import (
+from ray_workflows.storage.objects.leases import CLOCK_NAME, CLOCKS, HOLDER_NAME, HOLDERS
+from ray_workflows.storage.objects.records import (
     Grave,
     Segment,
     decode,
@@ -30,6 +29,7 @@ from ray_workflows.storage.segments import (
     new_nonce,
     tombstone,
 )
+from ray_workflows.storage.records import is_name
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from threading import Lock
 from typing import NamedTuple
 
 from ray_workflows.exceptions import StorageCorruptError
-from ray_workflows.storage.entries import short_hash
-from ray_workflows.storage.operations import Crew, Operations
-from ray_workflows.storage.segments import Pointer, Segment, decode, encode, new_nonce
+from ray_workflows.storage.objects.client import Crew, Operations
+from ray_workflows.storage.objects.index_keys import short_hash
+from ray_workflows.storage.objects.records import Pointer, Segment, decode, encode, new_nonce
 
 #: What was read longer ago than this, in seconds, is read again before anything is based on it.
 READING_SECONDS = 3600.0

@@ -8,20 +8,20 @@ from typing import Any
 from psycopg import errors, sql
 
 from ray_workflows.exceptions import StorageConfigError
-from ray_workflows.storage.postgres_errors import reason_of
-from ray_workflows.storage.postgres_pool import Connection
-from ray_workflows.storage.postgres_target import Target
+from ray_workflows.storage.postgres.errors import reason_of
+from ray_workflows.storage.postgres.pool import Connection
+from ray_workflows.storage.postgres.target import Target
 from ray_workflows.storage.queries import read_queries, read_sql
 
 logger = logging.getLogger(__name__)
 
 #: The files that make the schema, in their order: number n brings it to version n.
-MIGRATIONS: tuple[str, ...] = ("postgres_schema_1.sql", "postgres_schema_2.sql")
+MIGRATIONS: tuple[str, ...] = ("postgres/schema_1.sql", "postgres/schema_2.sql")
 
 #: The oldest server, as its ``server_version_num``. Older ones get no fixes from their makers.
 OLDEST_SERVER = 130000
 
-QUERIES = read_queries("postgres.sql")
+QUERIES = read_queries("postgres/queries.sql")
 
 #: The server refuses because of what is there, or who asks: repeating does not mend it.
 REFUSED = (errors.InsufficientPrivilege, errors.DuplicateObject, errors.DuplicateTable)

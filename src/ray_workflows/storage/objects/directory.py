@@ -9,11 +9,11 @@ from typing import Any
 from urllib.parse import quote
 
 from ray_workflows.exceptions import StorageConfigError
-from ray_workflows.storage.files import BlobFiles
-from ray_workflows.storage.location import prepared_directory
-from ray_workflows.storage.posix import DirectoryOperations
-from ray_workflows.storage.put_once import LAYOUT_KEY, PutOnceStorage
-from ray_workflows.storage.sqlite import DATABASE_NAME, real_path
+from ray_workflows.storage.files.blobs import BlobFiles
+from ray_workflows.storage.files.location import prepared_directory
+from ray_workflows.storage.objects.directory_client import DirectoryOperations
+from ray_workflows.storage.objects.storage import LAYOUT_KEY, PutOnceStorage
+from ray_workflows.storage.sqlite.storage import DATABASE_NAME, real_path
 
 BLOBS_NAME = "blobs"
 

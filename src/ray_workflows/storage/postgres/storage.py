@@ -25,12 +25,12 @@ from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageError
 from ray_workflows.storage.base import CommitOutcome, Storage
-from ray_workflows.storage.postgres_appends import Ends, Statement, make_statements
-from ray_workflows.storage.postgres_blobs import BlobRows
-from ray_workflows.storage.postgres_news import Listener
-from ray_workflows.storage.postgres_pool import Connection, Patience, Pool, pool_of
-from ray_workflows.storage.postgres_schema import Schema
-from ray_workflows.storage.postgres_target import Target, parse_target
+from ray_workflows.storage.postgres.appends import Ends, Statement, make_statements
+from ray_workflows.storage.postgres.blobs import BlobRows
+from ray_workflows.storage.postgres.listener import Listener
+from ray_workflows.storage.postgres.pool import Connection, Patience, Pool, pool_of
+from ray_workflows.storage.postgres.schema import Schema
+from ray_workflows.storage.postgres.target import Target, parse_target
 from ray_workflows.storage.records import (
     check_appends,
     check_limit,

@@ -20,8 +20,8 @@ from psycopg.pq import TransactionStatus
 from psycopg.waiting import Ready, Wait
 
 from ray_workflows.exceptions import StorageUnavailableError
-from ray_workflows.storage.postgres_errors import connect_error, is_full, translate
-from ray_workflows.storage.postgres_target import Target
+from ray_workflows.storage.postgres.errors import connect_error, is_full, translate
+from ray_workflows.storage.postgres.target import Target
 
 T = TypeVar("T")
 

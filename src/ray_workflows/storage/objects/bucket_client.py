@@ -13,7 +13,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from ray_workflows.exceptions import StorageConfigError, StorageError, StorageUnavailableError
-from ray_workflows.storage.operations import Found, Listed, Operations
+from ray_workflows.storage.objects.client import Found, Listed, Operations
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore

@@ -1,0 +1,1 @@
+"""Blobs as files, and what a storage needs of a file system."""
