@@ -14,7 +14,7 @@ import pytest
 
 import ray_workflows as workflow
 from ray_workflows._capture.values import ValueReader, ValueWriter
-from ray_workflows._codec.placeholders import UPSTREAM_VALUE
+from ray_workflows._codec.placeholders import UPSTREAM_VALUE, placeholder
 from ray_workflows._executor.context import current_task
 from ray_workflows._executor.event_loops import OneLoop
 from ray_workflows._executor.listeners import run_listener
@@ -31,6 +31,7 @@ from ray_workflows._model.inputs import (
     AttemptReturned,
     Crash,
 )
+from ray_workflows._model.plan import Function
 from ray_workflows._model.values import Blob, Outcome
 from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError
 from ray_workflows.storage.memory import MemoryStorage
@@ -245,15 +246,34 @@ def test_a_worker_waits_for_the_storage_with_its_result(error: Exception | None)
     assert max(process.slept) == LONGEST_PAUSE_SECONDS
 
 
-def test_a_worker_waits_for_the_storage_with_its_arguments() -> None:
-    storage = Away(0)
-    stored_input = ValueWriter(storage, INCARNATION).write(bytes(100_000), key="in", where="in")
-    request = msgspec.structs.replace(attempt(len, b""), inputs=(Outcome(stored_input),))
+class Input:
+    """In the arguments of a task, where the value of an upstream task comes."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return placeholder, (UPSTREAM_VALUE, 0)
+
+
+@pytest.mark.parametrize("what", ["arguments", "input", "function"])
+def test_a_worker_waits_for_the_storage_with_what_it_takes(what: str) -> None:
+    storage, process = Away(0), Process()
+    writer = ValueWriter(storage, INCARNATION)
+    content = bytes(100_000)
+    request = attempt(len, content)
+    if what == "arguments":
+        arguments = writer.write(((content,), {}), key=what, where=what)
+        request = msgspec.structs.replace(request, arguments=arguments)
+    elif what == "input":
+        outcome = Outcome(writer.write(content, key=what, where=what))
+        request = attempt(len, Input(), inputs=(outcome,))
+    else:
+        function = writer.write(lambda given: len(given + content) // 2, key=what, where=what)
+        stored = Function(f"of {id(storage)}", what, function.data)
+        scene = msgspec.structs.replace(request.scene, function=stored)
+        request = msgspec.structs.replace(request, scene=scene)
     storage.times = 5
-    process = Process()
-    execution = AttemptRun(request, storage, None, process, 1)
-    value = execution.patiently(lambda: execution.resolve(UPSTREAM_VALUE, 0))
-    assert value == bytes(100_000)
+    (report,), _ = run(storage, request, process=process)
+    assert isinstance(report, AttemptReturned)
+    assert ValueReader(storage, INCARNATION).read(report.value, where="r") == 100_000
     assert len(process.slept) == 5
 
 
