@@ -61,6 +61,28 @@ def test_an_error_of_what_is_brief_is_its_result() -> None:
     assert [type(result) for result in results] == [ZeroDivisionError]
 
 
+class Panic(BaseException):
+    """As native code raises it."""
+
+
+@pytest.mark.parametrize("brief", [True, False])
+@pytest.mark.parametrize("error", [Panic, SystemExit, KeyboardInterrupt])
+def test_whatever_is_raised_is_a_result(error: type[BaseException], brief: bool) -> None:
+    """Whoever waits for it would wait for ever: for each commit, until the process ends."""
+    posted: Inbox = queue.SimpleQueue()
+    results: list[Any] = []
+
+    def work() -> None:
+        raise error("no more")
+
+    io = ThreadIo(posted.put)
+    io.call(work, results.append, brief=brief)
+    posted.get(timeout=HANG_SECONDS)()
+    assert [str(result) for result in results] == [f"{error.__name__}: no more"]
+    assert isinstance(results[0], Exception)
+    io.close()
+
+
 def entries(count: int, size: int) -> list[Append]:
     return [make_append(f"w{n}", 0, entry=b"x" * size) for n in range(count)]
 

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
+from ray_workflows._model.errors import name_of, text_of
+
 T = TypeVar("T")
 
 #: What other threads bring to the loop.
@@ -60,6 +62,11 @@ class ThreadIo:
                 result = work()
             except Exception as error:
                 result = error
+            except BaseException as error:
+                # A panic of a storage's native code is one, or `sys.exit` in a storage of the
+                # user's. Whoever waits for the result would wait for ever.
+                result = RuntimeError(f"{name_of(error)}: {text_of(error)}")
+                result.__cause__ = error
             self.post(lambda: then(result))
 
         if brief:
