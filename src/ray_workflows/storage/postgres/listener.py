@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import select
 import threading
 from collections.abc import Callable
@@ -14,6 +15,8 @@ import psycopg
 
 from ray_workflows.exceptions import StorageError
 from ray_workflows.storage.postgres.pool import Connection, Pool
+
+logger = logging.getLogger(__name__)
 
 #: How long until a connection that was lost is made again, in seconds.
 RETRY_SECONDS = 3.0
@@ -50,10 +53,13 @@ class Listener:
     def run(self) -> None:
         """What the thread does: listen, and begin again when the connection is lost."""
         while not self.stopping.is_set():
-            with contextlib.suppress(StorageError, psycopg.Error):
-                connection = self.pool.connect()
-                with contextlib.closing(connection):
+            try:
+                with contextlib.closing(self.pool.connect()) as connection:
                     self.listen(connection)
+            except (StorageError, psycopg.Error):
+                pass  # The lease says so.
+            except Exception:
+                logger.exception("What listens for news met an unexpected error.")
             self.stopping.wait(RETRY_SECONDS)
 
     def listen(self, connection: Connection) -> None:
