@@ -183,7 +183,8 @@ def disturbed(kind: str, data: Any, chance: random.Random) -> Any:
     if kind == "foreign":
         return chance.choice([b"", b"\0", b"{}", b"not ours at all " * 20])
     if isinstance(data, str):
-        return disturbed(kind, data.encode(), chance).decode("utf-8", "replace")
+        # What is no UTF-8 any more is a text with surrogates.
+        return disturbed(kind, data.encode(), chance).decode("utf-8", "surrogateescape")
     if isinstance(data, float):
         return data + chance.choice((1.0, -1.0, 1e9)) if kind == "flip" else 0.0
     if isinstance(data, int):

@@ -23,6 +23,9 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from ray_workflows._coordinator.claims import Claims
+from ray_workflows._model.catalog import CatalogQuery, Holder
+from ray_workflows.exceptions import StorageCorruptError
 from ray_workflows.storage import SqliteStorage, Storage
 from ray_workflows.storage.objects import SharedStorage
 from ray_workflows.storage.objects.client import Found
@@ -135,10 +138,18 @@ class Rows:
 
     def write(self, piece: Piece, data: Any) -> None:
         key, others = self.tables[piece[0]]
-        marks = ", ".join([self.mark] * (len(key) + len(others)))
         names = ", ".join((*key, *others))
-        values = (*piece[1], *data)
+        bound = [self.bound(value) for value in (*piece[1], *data)]
+        marks = ", ".join(mark for mark, _ in bound)
+        values = [value for _, value in bound]
         self.execute(f"INSERT INTO {piece[0]} ({names}) VALUES ({marks})", values)
+
+    def bound(self, value: Any) -> tuple[str, Any]:
+        """What stands in a query for a value, and what is bound to it. The database takes no text
+        that is not UTF-8."""
+        if isinstance(value, str):
+            value = value.encode(errors="surrogateescape").decode(errors="replace")
+        return self.mark, value
 
     def remove(self, piece: Piece) -> None:
         self.execute(f"DELETE FROM {piece[0]} WHERE {self.where(piece)}", piece[1])
@@ -175,6 +186,11 @@ class Sqlite(Rows):
             connection.execute("PRAGMA ignore_check_constraints = ON")
             connection.execute("PRAGMA synchronous = OFF")
             return connection.execute(query, values).fetchall()
+
+    def bound(self, value: Any) -> tuple[str, Any]:
+        if isinstance(value, str):
+            return "CAST(? AS TEXT)", value.encode(errors="surrogateescape")
+        return super().bound(value)
 
     def pieces(self) -> list[Piece]:
         return [*super().pieces(), *self.files.pieces()]
@@ -268,6 +284,51 @@ def test_whatever_happens_a_read_is_right_or_says_damage(layout: Layout) -> None
         put(layout, {piece: before[piece] for piece in contents})
     assert happened > COUNT / 2
     assert seen > COUNT / 2
+
+
+@pytest.mark.parametrize(
+    ("column", "damage"),
+    [
+        ("lease_until", "'x'"),
+        ("pid", "x'ff'"),
+        ("started_ticks", "'zz'"),
+        ("coordinator", "x''"),
+        ("host", "x'fffe'"),
+        ("host", "CAST(x'fffe' AS TEXT)"),
+    ],
+)
+def test_a_damaged_holder_is_in_the_way_of_no_other(
+    tmp_path: Path, column: str, damage: str
+) -> None:
+    """Whoever asks for the status of a workflow reads all holders."""
+    layout = Sqlite(tmp_path)
+    storage = layout.storage()
+    storage.open()
+    good, bad = (Holder(name, f"c-{name}", "here", 1, 1) for name in ("good", "bad"))
+    for holder in (good, bad):
+        storage.renew_holder(holder, 15.0)
+    layout.execute(f"UPDATE holders SET {column} = {damage} WHERE holder_id = 'bad'")
+    claims = Claims(storage.read_holders(), storage.now())
+    assert claims.is_alive("good")
+    assert claims.is_alive("bad") in (True, False)
+    storage.renew_holder(bad, 15.0)
+    assert Claims(storage.read_holders(), storage.now()).is_alive("bad")
+    storage.close()
+
+
+def test_a_text_that_is_no_utf8_is_damage_of_its_row_alone(tmp_path: Path) -> None:
+    layout = Sqlite(tmp_path)
+    storage = layout.storage()
+    storage.open()
+    fill(storage)
+    before = storage.list_catalog(CatalogQuery()).rows
+    layout.execute("UPDATE catalog SET error = CAST(x'fffe' AS TEXT) WHERE workflow_id = 'running'")
+    page = storage.list_catalog(CatalogQuery())
+    assert page.rows == tuple(row for row in before if row.workflow_id != "running")
+    assert len(page.damaged) == 1
+    with pytest.raises(StorageCorruptError, match="'running'"):
+        storage.read_catalog("running")
+    storage.close()
 
 
 # -- what releases before 0.2.0 wrote ----------------------------------------------------------

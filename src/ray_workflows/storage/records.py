@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import xxhash
 
-from ray_workflows._model.catalog import Append, CatalogRow, Page
+from ray_workflows._model.catalog import Append, CatalogRow, Holder, Page
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageCorruptError
@@ -293,3 +293,20 @@ def row_of(columns: tuple[Any, ...]) -> CatalogRow:
         error=columns[10],
         released=bool(columns[11]),
     )
+
+
+def decode_holders(rows: Iterable[Sequence[Any]], *, where: str) -> list[Holder]:
+    """The holders that an SQL query found, without those that can't be read.
+
+    Args:
+        rows: their columns in the order of the fields.
+        where: names the storage in the log.
+    """
+    holders: list[Holder] = []
+    for row in rows:
+        try:
+            fields = dict(zip(Holder.__struct_fields__, row, strict=True))
+            holders.append(msgspec.convert(fields, Holder))
+        except msgspec.ValidationError as error:
+            logger.warning("A holder in %s is passed over: %s", where, error)
+    return holders

@@ -12,7 +12,8 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 from urllib.parse import quote
 
 from ray_workflows.exceptions import (
@@ -195,6 +196,29 @@ class Database:
                 close(connection)
             if turnstile is not None:
                 os.close(turnstile)
+
+
+def fetch_all(
+    connection: sqlite3.Connection, query: str, values: Mapping[str, Any]
+) -> list[tuple[Any, ...]]:
+    """All rows of a query. A text that is not UTF-8 comes with other characters in place of what
+    can't be read: its own row is damaged, and no other."""
+    try:
+        return connection.execute(query, values).fetchall()
+    except sqlite3.OperationalError as error:
+        # Python knows no code for it.
+        if "decode to UTF-8" not in str(error):
+            raise
+    connection.text_factory = readable
+    try:
+        return connection.execute(query, values).fetchall()
+    finally:
+        connection.text_factory = str
+
+
+def readable(text: bytes) -> str:
+    """A text whatever its bytes are."""
+    return text.decode("utf-8", "replace")
 
 
 def close(connection: sqlite3.Connection) -> None:

@@ -36,12 +36,13 @@ from ray_workflows.storage.records import (
     check_appends,
     check_limit,
     decode_cursor,
+    decode_holders,
     decode_row,
     encode_metadata,
     make_page,
     row_digest,
 )
-from ray_workflows.storage.sqlite.connection import QUERIES, Database, create
+from ray_workflows.storage.sqlite.connection import QUERIES, Database, create, fetch_all
 
 DATABASE_NAME = "workflows.sqlite"
 BLOBS_NAME = "blobs"
@@ -203,15 +204,15 @@ class SqliteStorage(Storage):
         """Entries with ``seq > after``, in order."""
         with self.reader.use() as connection:
             key = {"incarnation": incarnation, "after": after}
-            rows = connection.execute(QUERIES["read_journal"], key).fetchall()
+            rows = fetch_all(connection, QUERIES["read_journal"], key)
         return [JournalEntry(*row) for row in rows]
 
     def read_catalog(self, workflow_id: str) -> CatalogRow | None:
         """The row of a workflow, or None."""
         with self.reader.use() as connection:
             key = {"workflow_id": workflow_id}
-            row = connection.execute(QUERIES["read_catalog"], key).fetchone()
-        return None if row is None else decode_row(row, where=self.reader.path)
+            rows = fetch_all(connection, QUERIES["read_catalog"], key)
+        return decode_row(rows[0], where=self.reader.path) if rows else None
 
     def list_catalog(self, query: CatalogQuery) -> Page:
         """One page of rows, oldest or newest submission first."""
@@ -228,7 +229,7 @@ class SqliteStorage(Storage):
         if query.statuses:
             parameters["statuses"] = json.dumps(sorted({s.value for s in query.statuses}))
         with self.reader.use() as connection:
-            found = connection.execute(QUERIES[name], parameters).fetchall()
+            found = fetch_all(connection, QUERIES[name], parameters)
         return make_page(found, limit, self.reader.path)
 
     def delete(self, workflow_id: str, incarnation: str, expected_seq: int) -> CommitOutcome:
@@ -355,9 +356,10 @@ class SqliteStorage(Storage):
             connection.execute(QUERIES["remove_holder"], {"holder_id": holder_id})
 
     def read_holders(self) -> list[Holder]:
-        """All holders, by id."""
+        """All holders, by id. One that can't be read is left out: a live one is renewed soon."""
         with self.reader.use() as connection:
-            return [Holder(*row) for row in connection.execute(QUERIES["read_holders"])]
+            rows = fetch_all(connection, QUERIES["read_holders"], {})
+        return decode_holders(rows, where=self.reader.path)
 
     def now(self) -> float:
         """The clock of this machine."""
