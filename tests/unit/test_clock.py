@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ray_workflows._coordinator.clock import SLEW, SteadyClock
+from ray_workflows._coordinator.orphans import WALK_SECONDS
 from ray_workflows._model.status import WorkflowStatus
 from tests.unit.test_orphans import LEASE, Coordinator, World
 
@@ -63,15 +64,19 @@ def set_storage_clock(world: World, seconds: float) -> None:
     world.storage.clock = lambda: world.clock.now + seconds
 
 
+#: From one walk through all open workflows to the next, which asks for the storage's time.
+MOMENTS = [half / 2 for half in range(int(2 * WALK_SECONDS) + 4)]
+
+
 @pytest.mark.parametrize("step", [HOUR, -HOUR])
-@pytest.mark.parametrize("moment", range(8))
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_a_living_holder_keeps_its_workflows_when_the_storage_has_its_clock_set(
-    world: World, step: float, moment: int
+    world: World, step: float, moment: float
 ) -> None:
     owner = Coordinator(world, "owner")
     Coordinator(world, "other")
     owner.submit("w")
-    world.pass_time(20.0 + moment / 2)
+    world.pass_time(20.0 + moment)
     set_storage_clock(world, step)
     world.pass_time(60.0)
     assert world.status("w") == (RUNNING, "owner")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from ray.exceptions import RayError
 
 from ray_workflows._coordinator import host as host_module
 from ray_workflows._coordinator import lease as lease_module
@@ -21,6 +22,7 @@ from ray_workflows._coordinator.loop import Loop
 from ray_workflows._coordinator.orphans import Orphans
 from ray_workflows._coordinator.requests import CancelRequest, SubmitRequest
 from ray_workflows._coordinator.workflow import Workflow
+from ray_workflows._environment.ray_private import error_without_user_code
 from ray_workflows._executor.timers import elapsed
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.exceptions import StorageUnavailableError, WorkflowNotFoundError
@@ -265,8 +267,11 @@ def test_a_coordinator_answers_whose_storage_refuses_to_listen(
 
     monkeypatch.setattr(host_module.ray, "get_runtime_context", Context)
     monkeypatch.setattr(host_module, "ANSWER_SECONDS", HANG_SECONDS)
+    # It changes what its process does with errors of users; this process goes on as before.
+    monkeypatch.setattr(RayError, "from_ray_exception", RayError.from_ray_exception)
     storage = Reluctant(error)
     host = Host(storage, Settings(), "0")
+    assert RayError.from_ray_exception is error_without_user_code
     assert isinstance(host.cancel("nothing"), WorkflowNotFoundError)
     assert storage.refusals.qsize() < 2
     assert isinstance(host.loop.clock, SteadyClock)
