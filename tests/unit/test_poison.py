@@ -6,8 +6,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
+from ray_workflows._client.environments import get_environment
+from ray_workflows._client.forks import Fork
+from ray_workflows._client.outputs import read_row
+from ray_workflows._client.reader import Reader
+from ray_workflows._client.reads import get_metadata, get_tasks, stored_output
+from ray_workflows._codec.journal import encode_entry
 from ray_workflows._coordinator import loop as loop_module
 from ray_workflows._coordinator import recovery as recovery_module
 from ray_workflows._coordinator.lease import Lease
@@ -21,6 +28,7 @@ from ray_workflows._coordinator.requests import (
 )
 from ray_workflows._coordinator.verbs import Verbs
 from ray_workflows._engine.state import WorkflowState
+from ray_workflows._model import events as ev
 from ray_workflows._model.catalog import Append, CatalogRow, JournalEntry
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Value
@@ -334,3 +342,31 @@ def test_one_request_that_meets_a_bug(
     else:
         assert isinstance(submit(coordinator, BAD), Bug)
     others_go_on(coordinator)
+
+
+# -- read ----------------------------------------------------------------------------------
+
+
+READERS: dict[str, Callable[[Reader], Any]] = {
+    "get_tasks": lambda reader: get_tasks(reader, BAD),
+    "get_metadata": lambda reader: get_metadata(reader, BAD, "f"),
+    "get_output": lambda reader: stored_output(reader, BAD, None),
+    "get_environment": lambda reader: get_environment(reader, BAD),
+    "fork": lambda reader: Fork(reader.storage, read_row(reader.storage, BAD), "f"),
+}
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+def test_readers_of_a_journal_that_cant_be_folded_are_told_so(
+    world: World, read: Callable[[Reader], Any]
+) -> None:
+    coordinator = Coordinator(world, "one", auto_resume=False)
+    submit(coordinator, BAD)
+    row = row_of(world, BAD)
+    failed = msgspec.structs.replace(row, seq=row.seq + 1, status=WorkflowStatus.FAILED)
+    unknown = ev.TaskSucceeded(at=0.0, task=99, attempt=1, value=Value(b""))
+    entry = encode_entry([unknown], BAD, row.incarnation, failed.seq)
+    append = Append(BAD, row.incarnation, row.seq, "another release", entry, failed)
+    assert world.storage.commit([append]) == [CommitOutcome.OK]
+    with pytest.raises(StorageCorruptError, match=f"entry {failed.seq} of workflow '{BAD}' does n"):
+        read(Reader(world.storage))

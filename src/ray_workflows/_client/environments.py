@@ -19,7 +19,7 @@ from ray_workflows._capture.upgrade import upgraded
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.outputs import read_row
 from ray_workflows._client.reader import Reader
-from ray_workflows._engine.evolve import evolve
+from ray_workflows._coordinator.recovery import fold
 from ray_workflows._engine.state import Phase, Task, WorkflowState
 from ray_workflows._environment import capture, hooks, secrets, snapshot, store
 from ray_workflows._environment.cluster import call_inside
@@ -57,9 +57,10 @@ class Remembered:
         self.resumed: list[ResumedBy] = []
         #: The runtime_envs of single tasks by their ids.
         self.task_envs: dict[str, dict[str, Any]] = {}
-        for event in History(storage, row).events():
-            evolve(self.state, event)
-            self.observe(event)
+        for entry, events in History(storage, row).read():
+            fold(self.state, entry.seq, events)
+            for event in events:
+                self.observe(event)
         record = self.state.environment.record
         item = store.find(storage, f"{store.DOCUMENT}/{record}") if record else None
         self.record: Record | None = None

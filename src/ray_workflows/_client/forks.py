@@ -8,7 +8,7 @@ import msgspec
 
 from ray_workflows._client.blob_copies import copy_blobs
 from ray_workflows._codec.references import blobs_in
-from ray_workflows._engine.evolve import evolve
+from ray_workflows._coordinator.recovery import fold
 from ray_workflows._engine.fork import fork_history
 from ray_workflows._engine.state import WorkflowState
 from ray_workflows._model import events as ev
@@ -23,7 +23,12 @@ class Fork:
     """What a fork starts with: the submission of its origin, and what is kept of its results."""
 
     def __init__(self, storage: Storage, row: CatalogRow, from_task: str) -> None:
-        events = History(storage, row).events()
+        # As the workflow is now: it may have been resumed with other code.
+        state = WorkflowState(row.workflow_id, row.incarnation)
+        events: list[ev.Event] = []
+        for entry, more in History(storage, row).read():
+            fold(state, entry.seq, more)
+            events += more
         history = fork_history(events, from_task)
         if history is None:
             raise WorkflowNotFoundError(row.workflow_id, from_task)
@@ -31,10 +36,6 @@ class Fork:
         assert isinstance(submitted, ev.WorkflowSubmitted)
         self.storage = storage
         self.origin = row
-        # As the workflow is now: it may have been resumed with other code.
-        state = WorkflowState("", "")
-        for event in events:
-            evolve(state, event)
         plan = as_now(submitted.plan, submitted.task_ids, state)
         plan = msgspec.structs.replace(plan, environment=state.environment)
         self.submitted = msgspec.structs.replace(submitted, plan=plan)

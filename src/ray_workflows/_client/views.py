@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from ray_workflows._coordinator.recovery import does_not_follow
 from ray_workflows._engine.evolve import evolve
 from ray_workflows._engine.state import Frame, Task, WorkflowState
 from ray_workflows._model import events as ev
@@ -109,9 +110,12 @@ class WorkflowView:
             StorageCorruptError: the journal is damaged; names the entry.
         """
         before = self.seq
-        for _, events in self.history.read():
-            for event in events:
-                self.fold(event)
+        for entry, events in self.history.read():
+            try:
+                for event in events:
+                    self.fold(event)
+            except Exception as error:
+                raise does_not_follow(self.state.workflow_id, entry.seq, error) from error
         return self.seq > before
 
     def fold(self, event: ev.Event) -> None:

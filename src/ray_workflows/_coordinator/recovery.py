@@ -65,11 +65,16 @@ def fold(state: WorkflowState, seq: int, events: Iterable[Event]) -> None:
         for event in events:
             evolve(state, event)
     except Exception as error:
-        raise StorageCorruptError(
-            f"Journal entry {seq} of workflow '{state.workflow_id}' does not follow from those "
-            f"before it: {type(error).__name__}: {error}. Either the journal is damaged, or "
-            f"another release of ray-workflows wrote it: use that one, or delete the workflow."
-        ) from error
+        raise does_not_follow(state.workflow_id, seq, error) from error
+
+
+def does_not_follow(workflow_id: str, seq: int, error: Exception) -> StorageCorruptError:
+    """The error for a journal entry that was read, and whose events can't be applied."""
+    return StorageCorruptError(
+        f"Journal entry {seq} of workflow '{workflow_id}' does not follow from those before it: "
+        f"{type(error).__name__}: {error}. Either the journal is damaged, or another release of "
+        f"ray-workflows wrote it: use that one, or delete the workflow."
+    )
 
 
 def recover_end(storage: Storage, workflow_id: str) -> Recovered | None:
