@@ -93,8 +93,7 @@ class AttemptRun:
     ) -> None:
         incarnation = request.scene.incarnation
         self.request = request
-        #: Start of the keys of all blobs that it writes.
-        self.blob_prefix = f"{request.blob_prefix}-{batch:x}"
+        self.batch = batch
         self.storage = storage
         self.process = process
         self.patience = patience
@@ -106,6 +105,11 @@ class AttemptRun:
         self.made: dict[str, Any] = {}
         #: A result that the next member of the batch takes from here.
         self.kept: Kept | None = None
+
+    @property
+    def blob_prefix(self) -> str:
+        """Start of the keys of all blobs that it writes. Most write none."""
+        return f"{self.request.blob_prefix}-{self.batch:x}"
 
     @property
     def result_key(self) -> str:
