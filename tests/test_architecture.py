@@ -13,6 +13,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "ray_workflows"
 
+#: Names of named tuples, which are underscored against clashes with fields, and of `os._exit`.
+UNDERSCORED_IN_PUBLIC = {*dir(NamedTuple("T", [])), "_exit"}
+
 #: What the pure engine must not know.
 IMPURE = {
     *("asyncio", "concurrent", "datetime", "io", "logging", "multiprocessing", "os", "pathlib"),
@@ -150,10 +153,8 @@ def private_names(path: Path) -> Iterator[tuple[str, int]]:
             modules.append(node.module or "" if isinstance(node, ast.ImportFrom) else "")
             parts = [name.split(".") for name in modules if name.split(".")[0] == "ray"]
             found = [part for names in parts for part in names]
-        # Those of named tuples are public, and underscored against clashes with fields.
-        public = {*dir(NamedTuple("T", [])), "_exit"}  # The second is `os._exit`.
         for name in found:
-            if re.fullmatch(r"_[a-z]\w*", name) and name not in public:
+            if re.fullmatch(r"_[a-z]\w*", name) and name not in UNDERSCORED_IN_PUBLIC:
                 yield name, node.lineno
 
 
