@@ -7,6 +7,7 @@ from typing import Any
 from ray_workflows._executor import batch as batch_module
 from ray_workflows._executor import context
 from ray_workflows._executor import dispatch as dispatch_module
+from ray_workflows._executor import failures as failures_module
 from ray_workflows._executor import lanes as lanes_module
 from ray_workflows._executor.dispatch import Dispatch
 from ray_workflows._executor.failures import failure
@@ -116,6 +117,11 @@ def a_death_is_charged_to_all_of_a_batch(patch: Any) -> None:
                 self.land(flight, failure(flight, error))
 
     patch.setattr(RayExecutor, "fail", fail)
+
+
+@breaks("innocent", preempt=0.3)
+def the_end_of_a_node_is_the_fault_of_an_attempt(patch: Any) -> None:
+    patch.setattr(failures_module, "LOST_NODE_ERRORS", ())
 
 
 @breaks("ran again", "left over", "scheduling")
