@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -93,3 +94,48 @@ def test_nodes_in_closures_of_arguments_are_tasks_of_the_dag() -> None:
     plan = capture_plan(dag, writer=writer, environment=Environment(), prefix="p")
     assert [task.upstream for task in plan.tasks] == [(), (0,)]
     assert plan.tasks[1].nested == (0,)
+
+
+class Unwilling:
+    """Raises wherever it is looked at, as lazy proxies do whose target is gone."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+    def __reduce__(self) -> Any:
+        raise Unprintable
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+class Keys(dict):
+    def items(self) -> Any:
+        raise RuntimeError
+
+
+def over_an_empty_variable() -> Any:
+    lock = threading.Lock()
+
+    def task():
+        return later, lock
+
+    if lock is None:
+        later = 1
+    return task
+
+
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [
+        ([Unwilling()], r"\(at \[0\], of type Unwilling\)"),
+        (Keys(a=threading.Lock()), "of type Keys, can't be stored"),
+        (over_an_empty_variable(), r"\(at .<closure>.lock, of type lock\)"),
+    ],
+    ids=["raises", "keys", "empty variable"],
+)
+def test_what_does_not_let_itself_be_looked_at_is_refused_as_any(value: Any, place: str) -> None:
+    with pytest.raises(SerializationError, match=place):
+        pickle_value(value, where="argument")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Callable, Sequence
-from types import CodeType
+from types import CellType, CodeType
 from typing import Any
 
 import ray
@@ -20,6 +20,7 @@ from ray_workflows._capture.ray_private import node_function
 from ray_workflows._capture.source_lines import lines_of, nested, restored_code
 from ray_workflows._codec.envelope import plain_head_in
 from ray_workflows._codec.placeholders import OBJECT_REF, OBJECT_VALUE, placeholder
+from ray_workflows._model.errors import name_of, text_of
 from ray_workflows.exceptions import InvalidResultError, SerializationError, WorkflowError
 
 #: Types whose values are pickled by any pickler in the same way, and refer to nothing.
@@ -281,7 +282,9 @@ def unpickle_plain(sealed: bytes) -> Any:
 
 def describe_failure(value: Any, where: str, error: Exception) -> str:
     """Name the type at fault and the way to it."""
-    reason = str(error) if isinstance(error, WorkflowError) else f"{type(error).__name__}: {error}"
+    reason = text_of(error)
+    if not isinstance(error, WorkflowError):
+        reason = f"{name_of(error)}: {reason}"
     path, culprit = find_culprit(value)
     location = f" (at {path}, of type {type(culprit).__name__})" if path else ""
     return (
@@ -314,8 +317,8 @@ def children(value: Any) -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = []
     if getattr(value, "__closure__", None):
         names = value.__code__.co_freevars
-        cells = zip(names, value.__closure__, strict=True)
-        found += [(f".<closure>.{name}", cell.cell_contents) for name, cell in cells]
+        cells = zip(names, map(content, value.__closure__), strict=True)
+        found += [(f".<closure>.{name}", part) for name, part in cells]
     defaults = getattr(value, "__defaults__", None) or ()
     found += [(f".__defaults__[{index}]", item) for index, item in enumerate(defaults)]
     if hasattr(value, "__code__") and hasattr(value, "__globals__"):
@@ -329,13 +332,25 @@ def children(value: Any) -> list[tuple[str, Any]]:
     return found
 
 
+def content(cell: CellType) -> Any:
+    """What a variable of a closure has; None if it has nothing yet."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None
+
+
 def find_culprit(value: Any, node_hook: NodeHook = take_node) -> tuple[str, Any]:
     """Follow the parts that can't be pickled to the innermost; its path and itself."""
     path = ""
     seen: set[int] = set()
     while id(value) not in seen:
         seen.add(id(value))
-        for step, part in children(value):
+        try:
+            parts = children(value)
+        except Exception:
+            break  # It is of a user's class, which may raise when it is looked at.
+        for step, part in parts:
             if not can_pickle(part, node_hook):
                 path += step
                 value = part
