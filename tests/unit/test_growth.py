@@ -82,6 +82,15 @@ def test_signals_that_end_waits_with_a_timeout(coordinator: Coordinator) -> None
         assert len(coordinator.loop.timers.heap) <= 2 * (before + 2) + MAX_CANCELLED
 
 
+def test_a_workflow_that_is_to_be_woken_earlier_and_earlier(coordinator: Coordinator) -> None:
+    loop = coordinator.loop
+    before = len(loop.timers.heap)
+    workflow = submit(coordinator, "w", SLEEPS)
+    for number in range(500):
+        loop.set_alarm(workflow, loop.clock() + MONTH - number)
+        assert len(loop.timers.heap) <= 2 * (before + 2) + MAX_CANCELLED
+
+
 @pytest.mark.parametrize("waits", [SLEEPS, SIGNALS, RETRIES], ids=["timer", "signals", "back-off"])
 def test_a_canceled_workflow_is_freed(coordinator: Coordinator, waits: Plan) -> None:
     states = []
