@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import enum
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import ray_workflows as workflow
@@ -11,7 +13,7 @@ from ray_workflows._client import removal
 from ray_workflows._client.reader import Reader
 from ray_workflows._client.reads import get_metadata, get_status, list_all, stored_output
 from ray_workflows._environment import store
-from ray_workflows._model.ids import validate_workflow_id
+from ray_workflows._model.ids import validate_signal_text, validate_workflow_id
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.cli.main import main
 from ray_workflows.exceptions import InvalidWorkflowIdError
@@ -62,3 +64,19 @@ def test_commands_refuse_it(
     assert "begins with 'ray_workflows/'" in capsys.readouterr().err
     assert store.find(item, "package/abc") is not None
     item.close()
+
+
+class Colour(str, enum.Enum):
+    RED = "red"
+
+
+class Renamed(str):
+    def __str__(self) -> str:
+        return "another"
+
+
+@pytest.mark.parametrize("text", [Colour.RED, Renamed("red"), np.str_("red")])
+def test_a_text_of_a_subclass_is_taken_as_the_text_that_it_is(text: str) -> None:
+    for taken in (validate_workflow_id(text), validate_signal_text("name", text)):
+        assert type(taken) is str
+        assert taken == "red"
