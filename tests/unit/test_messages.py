@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import threading
+
 import pytest
 
 from ray_workflows._codec.messages import message, opened
@@ -45,6 +48,36 @@ def test_answers_to_submissions() -> None:
     assert isinstance(back.answers[3], WorkflowAlreadyRunningError)
     assert back.answers[3].args == error.args
     assert repr(back.answers[3].__cause__) == "ValueError('why')"
+
+
+class Locked(Exception):
+    """As the client of somebody's store may raise it."""
+
+    def __init__(self) -> None:
+        super().__init__("locked")
+        self.lock = threading.Lock()
+
+
+class OneWay(Exception):
+    """Has more arguments than what is pickled of it."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(first)
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (Locked(), "Locked: locked"),
+        (OneWay("a", "b"), "An error that can't be read here: .*second"),
+    ],
+    ids=["no pickle", "no way back"],
+)
+def test_an_answer_that_does_not_travel_keeps_no_other_back(error: Exception, text: str) -> None:
+    told = Submitted("h", [Accepted("i", created=True), error])
+    back, _ = decode_submitted(encode_submitted(told))
+    assert back.answers[0] == told.answers[0]
+    assert re.match(text, str(back.answers[1]))
 
 
 @pytest.mark.parametrize("live", [None, REF])

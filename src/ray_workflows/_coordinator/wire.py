@@ -17,6 +17,7 @@ from ray_workflows._coordinator.requests import (
     Submitted,
     Watched,
 )
+from ray_workflows._model.errors import name_of, text_of
 from ray_workflows._model.values import Value
 
 #: What watches of one client have seen, by workflow id. Live copies stay with the coordinator.
@@ -93,7 +94,7 @@ OUTPUT_WANTED = msgspec.msgpack.Decoder(OutputWanted)
 def encode_submitted(submitted: Submitted, watched: Watched | None = None) -> Message:
     """What became of submissions, and what was seen of the only one of them."""
     answers = [
-        Refused(ray.cloudpickle.dumps(answer)) if isinstance(answer, Exception) else answer
+        Refused(packed_error(answer)) if isinstance(answer, Exception) else answer
         for answer in submitted.answers
     ]
     told, live = without_live(watched)
@@ -105,10 +106,29 @@ def decode_submitted(answer: Message) -> tuple[Submitted, Watched | None]:
     data, live = opened(answer)
     told = ANSWERS.decode(data)
     answers: list[Any] = [
-        ray.cloudpickle.loads(answer.error) if isinstance(answer, Refused) else answer
+        opened_error(answer.error) if isinstance(answer, Refused) else answer
         for answer in told.answers
     ]
     return Submitted(told.holder_id, answers), with_live(told.watched, live)
+
+
+def packed_error(error: Exception) -> bytes:
+    """An error, pickled. One of a user's storage may not let itself be: its text travels, so that
+    the answers beside it arrive."""
+    try:
+        packed: bytes = ray.cloudpickle.dumps(error)
+    except Exception:
+        packed = ray.cloudpickle.dumps(RuntimeError(f"{name_of(error)}: {text_of(error)}"))
+    return packed
+
+
+def opened_error(packed: bytes) -> Exception:
+    """The error that `packed_error` packed."""
+    try:
+        error: Exception = ray.cloudpickle.loads(packed)
+    except Exception as reason:
+        error = RuntimeError(f"An error that can't be read here: {text_of(reason)}")
+    return error
 
 
 def encode_watched(watched: Watched | None) -> Message:
