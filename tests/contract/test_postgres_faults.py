@@ -19,6 +19,7 @@ from ray_workflows.exceptions import (
     StorageConfigError,
     StorageError,
     StorageUnavailableError,
+    is_transient,
 )
 from ray_workflows.storage.postgres import PostgresStorage
 from ray_workflows.storage.postgres import pool as postgres_pool
@@ -441,6 +442,28 @@ def test_open_says_what_is_wrong(server, roles, caplog, parts, kind, message, mo
         assert caught.value.__cause__ is None
         assert "\n" not in str(caught.value)
         assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+    storage.close()
+
+
+def test_what_lets_nobody_in_any_more_is_waited_for(server):
+    """As while a server on this machine starts anew: its socket is gone for a moment."""
+    query = f"?host={server.directory}&schema=test_{next(NUMBERS)}"
+    storage = PostgresStorage(changed(server, query=query))
+    storage.open()
+    fill(storage, "w")
+    socket = server.directory / f".s.PGSQL.{server.port}"
+    away = socket.rename(server.directory / "away")
+    storage.pool.drop_idle()
+    for work in (
+        lambda: storage.read_catalog("w"),
+        lambda: storage.commit([make_append("w", 1)]),
+        lambda: storage.write_blob("i", "key", [b"data"]),
+    ):
+        with pytest.raises(StorageUnavailableError, match="its socket") as caught:
+            work()
+        assert is_transient(caught.value)
+    away.rename(socket)
+    assert storage.commit([make_append("w", 1)]) == [OK]
     storage.close()
 
 

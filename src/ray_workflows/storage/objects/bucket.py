@@ -10,8 +10,9 @@ from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from ray_workflows.exceptions import StorageConfigError
+from ray_workflows.storage.access import opening
 from ray_workflows.storage.objects.blobs import ObjectBlobs
-from ray_workflows.storage.objects.bucket_client import RemoteOperations, StorageAccessError
+from ray_workflows.storage.objects.bucket_client import RemoteOperations
 from ray_workflows.storage.objects.storage import PutOnceStorage
 
 #: What may be set in the URL: nothing that is secret. All else comes from the environment.
@@ -109,10 +110,8 @@ class ObjectStorage(PutOnceStorage):
             StorageUnavailableError: the store does not answer.
         """
         check_http(self.options)
-        try:
+        with opening():
             super().open()
-        except StorageAccessError as error:
-            raise StorageConfigError(str(error)) from None
 
     def open_existing(self) -> None:
         """Check that there is a storage here and that it can be read; creates nothing.
@@ -121,10 +120,8 @@ class ObjectStorage(PutOnceStorage):
             StorageConfigError: there is none, or it can't be read.
         """
         check_http(self.options)
-        try:
+        with opening():
             super().open_existing()
-        except StorageAccessError as error:
-            raise StorageConfigError(str(error)) from None
 
 
 def split_url(url: str) -> tuple[str, str, str, dict[str, str]]:

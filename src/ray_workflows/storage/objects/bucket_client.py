@@ -12,7 +12,8 @@ from datetime import timedelta
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from ray_workflows.exceptions import StorageConfigError, StorageError, StorageUnavailableError
+from ray_workflows.exceptions import StorageError, StorageUnavailableError
+from ray_workflows.storage.access import StorageAccessError
 from ray_workflows.storage.objects.client import Found, Listed, Operations
 
 if TYPE_CHECKING:
@@ -207,10 +208,6 @@ class RemoteOperations(Operations):
         """Close the connections."""
         with self.lock:
             self.stores = {}
-
-
-class StorageAccessError(StorageConfigError, StorageUnavailableError):
-    """The store refuses. At `open` a mistake; later, the caller may wait for it to be mended."""
 
 
 def client_settings(kind: str) -> tuple[dict[str, Any], dict[str, Any]]:

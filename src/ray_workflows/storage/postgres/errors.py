@@ -8,11 +8,11 @@ import psycopg
 from psycopg import errors
 
 from ray_workflows.exceptions import (
-    StorageConfigError,
     StorageCorruptError,
     StorageError,
     StorageUnavailableError,
 )
+from ray_workflows.storage.access import StorageAccessError
 
 #: Refused for now: there are more processes than connections.
 FULL = ("too many clients", "too many connections", "connection slots", "no more connections")
@@ -73,7 +73,7 @@ def connect_error(error: psycopg.Error, url: str) -> StorageError:
         )
     for part, remedy in REFUSALS.items():
         if part in lowered and "starting up" not in lowered:
-            return StorageConfigError(f"{url} can't be used: {reason}. {remedy}")
+            return StorageAccessError(f"{url} can't be used: {reason}. {remedy}")
     return StorageUnavailableError(
         f"{url} does not answer: {reason}. Check that the server runs and that this machine may "
         f"reach it (localhost is another machine on every node). The operation can be repeated."

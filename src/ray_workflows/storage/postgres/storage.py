@@ -24,6 +24,7 @@ from ray_workflows._model.catalog import (
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageError
+from ray_workflows.storage.access import opening
 from ray_workflows.storage.base import CommitOutcome, Storage
 from ray_workflows.storage.postgres.appends import Ends, Statement, make_statements
 from ray_workflows.storage.postgres.blobs import BlobRows
@@ -120,7 +121,7 @@ class PostgresStorage(Storage):
                 schema, a server that is too old, a schema of a newer release.
             StorageUnavailableError: the server does not answer.
         """
-        with self.pool.use() as connection:
+        with opening(), self.pool.use() as connection:
             self.schema.ensure(connection)
 
     def open_existing(self) -> None:
@@ -130,7 +131,8 @@ class PostgresStorage(Storage):
             StorageConfigError: as `open`, and if there is none.
             StorageUnavailableError: the server does not answer.
         """
-        self.pool.read(self.schema.check_existing)
+        with opening():
+            self.pool.read(self.schema.check_existing)
 
     def close(self) -> None:
         """Close the connections of this process that are not in use; the next use opens others."""
