@@ -11,8 +11,9 @@ import ray
 import ray_workflows as workflow
 from ray_workflows._capture.dag import capture_plan
 from ray_workflows._capture.functions import function_digest
+from ray_workflows._capture.objects import identity_of
 from ray_workflows._capture.pickling import Pickled
-from ray_workflows._capture.values import ValueWriter, identity_of
+from ray_workflows._capture.values import ValueWriter
 from ray_workflows._executor.process import HERE
 from ray_workflows._executor.protocol import AttemptRequest, Scene
 from ray_workflows._executor.worker import AttemptRun

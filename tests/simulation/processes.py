@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import ObjectLostError, OwnerDiedError
 
+from ray_workflows._capture.pickling import Pickled
 from ray_workflows._executor.batch import Load, pack_loads
 from ray_workflows._executor.protocol import AttemptRequest, decode_report
 from ray_workflows._executor.watch import LOOK_SECONDS, Watched
@@ -321,6 +322,11 @@ class WorkerStorage(ForwardingStorage):
         return self.storage.find_blob(incarnation, key)
 
 
+def arrived(value: Any) -> Any:
+    """What Ray makes of a value that it brings."""
+    return value.open() if isinstance(value, Pickled) else value
+
+
 class Objects:
     """The object store of a cluster. An object goes with the process that owns it."""
 
@@ -344,11 +350,14 @@ class Objects:
             raise ObjectLostError(ref.hex(), "", "")
         if identity not in self.values:
             raise OwnerDiedError(ref.hex(), "", "")
-        return self.values[identity][1]
+        return arrived(self.values[identity][1])
 
     def peek(self, ref: ray.ObjectRef) -> Any:
         """Its value, or None."""
-        return None if ref.binary() in self.lost else self.values.get(ref.binary(), (None, None))[1]
+        identity = ref.binary()
+        if identity in self.lost or identity not in self.values:
+            return None
+        return arrived(self.values[identity][1])
 
     def lose_those_of(self, owner: SimulatedProcess) -> None:
         """The objects of a dead process are gone."""

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import ray
 
-from ray_workflows._capture.unopened import Unopened, UnopenedError, UnopenedReader
+from ray_workflows._capture.pickling import Pickled
+from ray_workflows._capture.unopened import UnopenedError, UnopenedReader
 from ray_workflows._capture.values import ValueReader, ValueWriter
 from ray_workflows._client.waiter import OutputError
 from ray_workflows._model.values import ErrorInfo, Outcome
@@ -92,7 +93,7 @@ def read(storage: Any, value: Any) -> Any:
 @pytest.mark.parametrize("value", [None, 7, "text", {"a": [1, (2,)]}, b"x" * 100_000])
 def test_a_value_arrives_as_it_was(storage: Any, value: Any) -> None:
     found = read(storage, value)
-    assert type(found) is Unopened
+    assert type(found) is Pickled
     assert through_ray(found) == value
 
 
@@ -111,7 +112,7 @@ def test_an_array_arrives_as_it_was_and_its_buffer_is_not_copied_into_the_pickle
 def test_code_of_a_value_runs_where_it_arrives_and_nowhere_else(storage: Any) -> None:
     for poison in (Poison(), [Poison(), "x" * 100_000]):
         found = read(storage, poison)
-        data = pickle.dumps(found)
+        data = pickle.dumps(found, 5)
         assert opened == []
         pickle.loads(data)
         assert opened == ["value"]
@@ -126,7 +127,7 @@ def test_code_of_an_error_runs_where_it_arrives_and_nowhere_else(storage: Any) -
     failed = WorkflowExecutionError("w", "a", "boom")
     failed.__cause__ = error
     caught = reader.read_outcome(Outcome(error=info, wrapped=True), where="output")
-    data = pickle.dumps((OutputError(failed), OutputError(error), caught))
+    data = pickle.dumps((OutputError(failed), OutputError(error), caught), 5)
     assert opened == []
     output, raised, (nothing, value) = pickle.loads(data)
     assert nothing is None

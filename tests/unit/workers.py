@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
+
+from ray import cloudpickle
 
 from ray_workflows._capture.pickling import pickle_value
 from ray_workflows._codec.envelope import seal
@@ -45,7 +48,7 @@ class Process:
         self.now += seconds
 
     def put(self, value: Any) -> Any:
-        return value
+        return pickle.loads(cloudpickle.dumps(value))
 
     def get(self, ref: Any) -> Any:
         return ref

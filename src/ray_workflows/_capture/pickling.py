@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 import pickle
+import reprlib
+from collections import deque
 from collections.abc import Callable, Sequence
 from types import CellType, CodeType
 from typing import Any
@@ -15,6 +17,7 @@ import ray
 from ray import cloudpickle
 from ray.dag import DAGNode, FunctionNode
 
+from ray_workflows._capture.depth import DEEP_LIMIT, deepest, deeply, find, is_too_deep
 from ray_workflows._capture.handles import is_handle, reduce_handle
 from ray_workflows._capture.ray_private import node_function
 from ray_workflows._capture.source_lines import lines_of, nested, restored_code
@@ -28,6 +31,9 @@ ATOMS = frozenset((type(None), bool, int, float, complex, str, bytes))
 
 #: Containers with more in them, or with containers so deep in them, are not searched for others.
 MAX_SEARCHED, MAX_DEPTH = 16, 3
+
+#: Steps of the way to a part that is too deep that an error shows.
+SHOWN_STEPS = 5
 
 #: Buffers of at least this many bytes are kept out of the pickle, to be written and read in place.
 OUT_OF_BAND_LIMIT = 4096
@@ -47,19 +53,42 @@ class Direct:
 
 
 class Pickled:
-    """A pickled value and what stayed out of it."""
+    """A pickled value and what stayed out of it.
+
+    Pickled again, by Ray on the way to another process, it becomes the value where it arrives, and
+    user code runs there alone. Live copies are put into the object store so: whoever takes one gets
+    what the storage would give. Of some values Ray would make others (of a bytearray, bytes).
+    """
 
     __slots__ = ("buffers", "data", "refs")
 
     def __init__(
         self,
-        data: bytes,
+        data: bytes | memoryview,
         buffers: Sequence[memoryview] = (),
         refs: Sequence[ray.ObjectRef] = (),
     ) -> None:
         self.data = data
         self.buffers = buffers
         self.refs = refs
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_pickled, self.parts
+
+    @property
+    def parts(self) -> tuple[Any, list[pickle.PickleBuffer], list[ray.ObjectRef]]:
+        """What `open_pickled` takes. What is large is no copy: Ray writes it from where it lies."""
+        data = self.data
+        large = len(data) >= OUT_OF_BAND_LIMIT
+        return (
+            pickle.PickleBuffer(data) if large else bytes(data),
+            [pickle.PickleBuffer(each) for each in self.buffers],
+            list(self.refs),
+        )
+
+    def open(self) -> Any:
+        """The value: another one each time, but for its large buffers, which are read-only."""
+        return open_pickled(self.data, self.buffers, self.refs)
 
     @property
     def nbytes(self) -> int:
@@ -196,7 +225,14 @@ def pickle_value(
     file = io.BytesIO()
     pickler = kind(file, node_hook)
     try:
-        pickler.dump(value)
+        try:
+            pickler.dump(value)
+        except Exception as error:
+            if not is_too_deep(error):
+                raise
+            file = io.BytesIO()
+            pickler = kind(file, node_hook)
+            deeply(lambda: pickler.dump(value))
     except Exception as error:
         refused = pickler.hook_error
         if isinstance(refused, ValueError):
@@ -205,6 +241,8 @@ def pickle_value(
             path, _ = find_culprit(value, node_hook)
             text = f"The {where} can't be stored{f' (at {path})' if path else ''}: {refused}"
             raise type(refused)(text) from None
+        if is_too_deep(error):
+            raise SerializationError(describe_depth(value, where)) from None
         raise SerializationError(describe_failure(value, where, error)) from error
     return Pickled(file.getvalue(), pickler.buffers, pickler.refs)
 
@@ -261,11 +299,26 @@ def unpickle_value(
     resolve: Callable[[str, int], Any] = placeholder,
 ) -> Any:
     """The value behind a pickle; errors of user code (imports, ``__setstate__``) come through."""
+    if resolve is placeholder:
+        return pickle.loads(data, buffers=buffers)
     data = bytes(data)
     if PLACEHOLDER not in data:
         # Nothing to put into it.
         return pickle.loads(data, buffers=buffers)
     return ValueUnpickler(io.BytesIO(data), buffers, resolve).load()
+
+
+def open_pickled(
+    data: bytes | memoryview, buffers: Sequence[Any], refs: Sequence[ray.ObjectRef]
+) -> Any:
+    """The value of a `Pickled` that has arrived."""
+
+    def resolve(kind: str, index: int) -> Any:
+        return ray.get(refs[index]) if kind == OBJECT_VALUE else refs[index]
+
+    # As the storage would give them.
+    views = [memoryview(each).toreadonly() for each in buffers]
+    return unpickle_value(data, views, resolve if refs else placeholder)
 
 
 def unpickle_plain(sealed: bytes) -> Any:
@@ -278,6 +331,17 @@ def unpickle_plain(sealed: bytes) -> Any:
     if head is None or not sealed.startswith(head) or PLACEHOLDER in sealed:
         return None
     return pickle.loads(sealed[len(head) :])
+
+
+def describe_depth(value: Any, where: str) -> str:
+    """Say how deep a value is that is too deep, and where."""
+    steps = deepest(value, children)
+    begin = "".join(steps[:SHOWN_STEPS])
+    return (
+        f"The {where}, of type {type(value).__name__}, can't be stored: it is nested too deep, "
+        f"{len(steps)} levels at {begin}... and Python pickles no more than about "
+        f"{DEEP_LIMIT // 2}. Put the parts into a list beside each other."
+    )
 
 
 def describe_failure(value: Any, where: str, error: Exception) -> str:
@@ -307,12 +371,23 @@ def can_pickle(value: Any, node_hook: NodeHook) -> bool:
 
 
 def children(value: Any) -> list[tuple[str, Any]]:
-    """The parts of a value, each with the way to it; a DAG node is taken as a whole."""
+    """The parts of a value, each with the way to it; a DAG node is taken as a whole. Empty where
+    code of the value's raises when it is looked at."""
+    try:
+        return parts_of(value)
+    except Exception:
+        return []
+
+
+def parts_of(value: Any) -> list[tuple[str, Any]]:
+    """As `children`."""
     if isinstance(value, DAGNode):
         return []
+    if type(value) is Direct:
+        return [("", value.target)]
     if isinstance(value, dict):
-        return [(f"[{key!r}]", item) for key, item in value.items()]
-    if isinstance(value, (list, tuple, set, frozenset)):
+        return [(f"[{reprlib.repr(key)}]", item) for key, item in value.items()]
+    if isinstance(value, (list, tuple, set, frozenset, deque)):
         return [(f"[{index}]", item) for index, item in enumerate(value)]
     found: list[tuple[str, Any]] = []
     if getattr(value, "__closure__", None):
@@ -327,8 +402,8 @@ def children(value: Any) -> list[tuple[str, Any]]:
     if not isinstance(value, type):
         attributes = getattr(value, "__dict__", None) or {}
         found += [(f".{name}", item) for name, item in attributes.items()]
-        if type(value) is Direct:
-            found.append(("", value.target))
+        slots = [name for kind in type(value).__mro__ for name in slots_of(kind)]
+        found += [(f".{name}", getattr(value, name)) for name in slots if hasattr(value, name)]
     return found
 
 
@@ -338,6 +413,27 @@ def content(cell: CellType) -> Any:
         return cell.cell_contents
     except ValueError:
         return None
+
+
+def slots_of(kind: type) -> list[str]:
+    """The slots that a class declares."""
+    slots = kind.__dict__.get("__slots__", ())
+    names = [slots] if isinstance(slots, str) else slots
+    return [name for name in names if name not in ("__dict__", "__weakref__")]
+
+
+def path_to_ref(pickled: Pickled, index: int) -> str:
+    """The way from a value to the ObjectRef of this index; empty if it is not found."""
+    mark = object()
+
+    def resolve(kind: str, at: int) -> Any:
+        return mark if at == index and kind in (OBJECT_REF, OBJECT_VALUE) else None
+
+    try:
+        value = unpickle_value(pickled.data, pickled.buffers, resolve)
+    except Exception:
+        return ""  # Code of the value's may want the ObjectRef itself.
+    return "".join(find(value, lambda part: part is mark, children) or ())
 
 
 def find_culprit(value: Any, node_hook: NodeHook = take_node) -> tuple[str, Any]:

@@ -5,14 +5,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
 
+from ray_workflows._capture.objects import (
+    LOST_OBJECT_ERRORS,
+    ObjectWriter,
+    remember_restored,
+)
 from ray_workflows._capture.pickling import (
     NodeHook,
     Pickled,
@@ -23,75 +26,32 @@ from ray_workflows._capture.pickling import (
 )
 from ray_workflows._codec.envelope import Envelope, plain_head, seal, unseal
 from ray_workflows._codec.placeholders import OBJECT_REF, OBJECT_VALUE, placeholder
-from ray_workflows._environment.cluster import call_inside, is_outside
 from ray_workflows._model.blobs import BlobStore
 from ray_workflows._model.errors import error_info, name_of, text_of
 from ray_workflows._model.values import INLINE_LIMIT, Blob, ErrorInfo, Outcome, Value
 from ray_workflows.codec import PayloadCodec
 from ray_workflows.exceptions import SignalTimeoutError, StorageCorruptError, is_transient
 
-#: Blobs behind ObjectRefs that this process restored: returned again, they are not stored again.
-#: The oldest leave first; who forgets one stores it once more.
-restored_objects: OrderedDict[str, tuple[str, Blob]] = OrderedDict()
-RESTORED_OBJECTS_LIMIT = 10_000
-
 #: What Python writes above a traceback. Ray writes the process that prints it in its place.
 HEADER = re.compile(r"^Traceback \(most recent call last\):$", re.MULTILINE)
 
-#: What Ray raises when an object is gone with its owner or its node: nobody's fault.
-LOST_OBJECT_ERRORS = (
-    ray.exceptions.ObjectLostError,
-    ray.exceptions.ObjectFetchTimedOutError,
-    ray.exceptions.OwnerDiedError,
-    ray.exceptions.ReferenceCountingAssertionError,
-    ray.exceptions.ObjectReconstructionFailedError,
-)
 
+class Brought:
+    """A live value that Ray has brought into this process. It may be an ObjectRef itself."""
 
-def identity_of(ref: ray.ObjectRef) -> str:
-    """What tells an object from all others: its id in hex and, after a dash, a digest of its owner.
+    __slots__ = ("value",)
 
-    Ray counts ids anew in each cluster. A workflow that resumes in another one would take the new
-    object for the one that it has stored under that id.
-    """
-    if is_outside():
-        return str(ref.hex())  # Compared in this process alone.
-    return f"{ref.hex()}-{hashlib.sha256(ref.owner_address()).hexdigest()[:16]}"
-
-
-class Kept:
-    """A value that is neither stored nor in the object store: who reads it gets a copy of his own,
-    as from there."""
-
-    __slots__ = ("pickled", "value")
-
-    def __init__(self, pickled: Pickled, value: Any) -> None:
-        self.pickled = pickled
+    def __init__(self, value: Any) -> None:
         self.value = value
-
-    def copy(self) -> Any:
-        """The value, its large buffers shared and read-only."""
-        pickled = self.pickled
-        buffers = [buffer.toreadonly() for buffer in pickled.buffers]
-
-        def resolve(kind: str, index: int) -> Any:
-            ref = pickled.refs[index]
-            return ref if kind == OBJECT_REF else ray.get(ref)
-
-        return unpickle_value(pickled.data, buffers, resolve)
 
 
 class ValueWriter:
-    """Writes values of one workflow. Blobs are durable when a method returns.
-
-    ``written`` are the live ObjectRefs of the object blobs it wrote, by key.
-    """
+    """Writes values of one workflow. Blobs are durable when a method returns."""
 
     def __init__(self, storage: BlobStore, incarnation: str) -> None:
         self.storage = storage
         self.incarnation = incarnation
-        self.objects: dict[str, Blob] = {}
-        self.written: dict[str, ray.ObjectRef] = {}
+        self.objects = ObjectWriter(storage, incarnation)
 
     @property
     def codec(self) -> PayloadCodec | None:
@@ -127,35 +87,7 @@ class ValueWriter:
 
     def write_objects(self, pickled: Pickled, *, where: str) -> tuple[Blob, ...]:
         """Checkpoint what the ObjectRefs in a value refer to."""
-        return tuple([self.write_object(ref, where) for ref in pickled.refs])
-
-    def write_object(self, ref: ray.ObjectRef, where: str) -> Blob:
-        """Checkpoint what an ObjectRef refers to, once for each identity."""
-        identity = identity_of(ref)
-        known = restored_objects.get(identity)
-        if known is not None and known[0] == self.incarnation:
-            return known[1]
-        if identity in self.objects:
-            return self.objects[identity]
-        if is_outside():
-            # The object stays in the cluster: its value may be large, or of no use out here.
-            blob: Blob = call_inside(write_object, self.storage, self.incarnation, [ref], where)
-        else:
-            blob = self.store_object(
-                ref, f"object-{identity}", f"object that the {where} refers to"
-            )
-        self.objects[identity] = blob
-        self.written[blob.key] = ref
-        return blob
-
-    def store_object(self, ref: ray.ObjectRef, key: str, where: str) -> Blob:
-        blob = self.storage.find_blob(self.incarnation, key)
-        if blob is None:
-            pickled = pickle_value(ray.get(ref), where=where)
-            nested = self.write_objects(pickled, where=where)
-            chunks = seal(pickled.data, pickled.buffers, nested, self.codec)
-            blob = self.storage.write_blob(self.incarnation, key, chunks)
-        return blob
+        return self.objects.write_all(pickled, where=where) if pickled.refs else ()
 
     def write_error(self, error: BaseException, *, key: str, traceback: str = "") -> ErrorInfo:
         """Store an exception; one that can't be pickled keeps its type name and message.
@@ -176,20 +108,11 @@ class ValueWriter:
         return error_info(name, text_of(error), traceback, value)
 
 
-def write_object(
-    storage: BlobStore, incarnation: str, refs: list[ray.ObjectRef], where: str
-) -> Blob:
-    """As `ValueWriter.write_object`, for the one ref in a list: a bare one would arrive as its
-    value."""
-    (ref,) = refs
-    return ValueWriter(storage, incarnation).write_object(ref, where)
-
-
 class ValueReader:
     """Reads values of one workflow.
 
-    ``live`` are objects of the cluster by blob key: their ObjectRefs, which ``get`` waits for, or
-    the values themselves. What is not among them, or was lost, is read from storage.
+    ``live`` are live copies by blob key: ObjectRefs, which ``get`` waits for; what was `Brought`
+    here; or a `Pickled` of this process. What is not among them, or was lost, is read from storage.
     """
 
     def __init__(
@@ -222,13 +145,18 @@ class ValueReader:
         if plain is not None:
             return plain
         data = value.data
+        if isinstance(data, Blob) and data.key in self.live:
+            try:
+                return self.live_value(data.key)
+            except LOST_OBJECT_ERRORS:
+                if not data.stored:
+                    raise
+        return self.opened(self.envelope(value, where=where), where=where, resolve=resolve)
+
+    def envelope(self, value: Value, *, where: str) -> Envelope:
+        """A value as the journal or the storage has it."""
+        data = value.data
         if isinstance(data, Blob):
-            if data.key in self.live:
-                try:
-                    return self.live_value(data.key)
-                except LOST_OBJECT_ERRORS:
-                    if not data.stored:
-                        raise
             if not data.stored:
                 raise ray.exceptions.ObjectLostError(data.key, "", "")
             try:
@@ -238,8 +166,12 @@ class ValueReader:
                 raise StorageCorruptError(f"The {where} can't be read. {error}") from error
         else:
             view = data
-        envelope = unseal(view, where=where, codecs=self.storage.codecs)
-        return self.opened(envelope, where=where, resolve=resolve)
+        return unseal(view, where=where, codecs=self.storage.codecs)
+
+    def unopened(self, envelope: Envelope) -> Pickled:
+        """The value in an envelope, for Ray to bring it to whoever opens it."""
+        refs = [self.read_object(blob) for blob in envelope.objects]
+        return Pickled(envelope.pickle, envelope.buffers, refs)
 
     def opened(self, envelope: Envelope, *, where: str, resolve: Callable[[str, int], Any]) -> Any:
         """The Python value in an envelope."""
@@ -254,19 +186,17 @@ class ValueReader:
         return unpickle_value(envelope.pickle, envelope.buffers, resolve_objects)
 
     def live_value(self, key: str) -> Any:
-        value = self.live[key]
-        if isinstance(value, Kept):
-            return value.copy()
-        return self.get(value) if isinstance(value, ray.ObjectRef) else value
+        copy = self.live[key]
+        if isinstance(copy, Brought):
+            return copy.value
+        return copy.open() if isinstance(copy, Pickled) else self.get(copy)
 
     def read_object(self, blob: Blob) -> ray.ObjectRef:
         """The ObjectRef of a checkpointed object: the live one, or one restored from its blob."""
         ref = self.live.get(blob.key)
         if not isinstance(ref, ray.ObjectRef):
             ref = restore_object.remote(self.storage, self.incarnation, blob)
-            restored_objects[identity_of(ref)] = (self.incarnation, blob)
-            while len(restored_objects) > RESTORED_OBJECTS_LIMIT:
-                restored_objects.popitem(last=False)
+            remember_restored(ref, self.incarnation, blob)
         return ref
 
     def read_object_value(self, blob: Blob, *, where: str) -> Any:
@@ -372,4 +302,5 @@ class DetachedReader(ValueReader):
 @ray.remote(num_cpus=0, max_retries=3)  # type: ignore[untyped-decorator]
 def restore_object(storage: BlobStore, incarnation: str, blob: Blob) -> Any:
     """Bring a checkpointed object back into the object store."""
-    return ValueReader(storage, incarnation).read(Value(blob), where=f"object {blob.key}")
+    reader = ValueReader(storage, incarnation)
+    return reader.unopened(reader.envelope(Value(blob), where=f"object {blob.key}"))

@@ -80,7 +80,7 @@ def plain_head_in(size: int) -> bytes | None:
 
 
 def seal(
-    pickled: bytes,
+    pickled: bytes | memoryview,
     buffers: Sequence[memoryview],
     objects: Iterable[Blob] = (),
     codec: PayloadCodec | None = None,
@@ -106,7 +106,7 @@ def seal(
 
 
 def laid_out(
-    pickled: bytes, buffers: Sequence[memoryview], position: int
+    pickled: bytes | memoryview, buffers: Sequence[memoryview], position: int
 ) -> Iterator[bytes | memoryview]:
     """The pickle, which comes to lie at a position, and the buffers with the gaps before them."""
     yield pickled

@@ -16,6 +16,7 @@ from typing import Any
 
 import ray
 
+from ray_workflows._capture.values import Brought
 from ray_workflows._codec.messages import message, opened
 from ray_workflows._environment.attempts import prefer_packages
 from ray_workflows._executor.batch import (
@@ -165,7 +166,7 @@ def run_loads(
     encoded, nested = opened(first)
     live: Live = {incarnation: dict(objects) for incarnation, objects in (nested or {}).items()}
     for (incarnation, key), value in zip(keys, values, strict=False):
-        live.setdefault(incarnation, {})[key] = value
+        live.setdefault(incarnation, {})[key] = Brought(value)
     return CarrierRun(home, asks, [message(encoded, live), *ahead]).run()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from ray import cloudpickle
 from ray.exceptions import LocalRayletDiedError, NodeDiedError, RayTaskError
 
-from ray_workflows._capture.values import LOST_OBJECT_ERRORS
+from ray_workflows._capture.objects import LOST_OBJECT_ERRORS
 from ray_workflows._codec.envelope import seal
 from ray_workflows._executor.lanes import Flight
 from ray_workflows._executor.protocol import AnyReport, AttemptRequest

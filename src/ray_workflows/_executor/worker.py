@@ -18,16 +18,10 @@ from ray.dag import DAGNode
 from ray.exceptions import RayTaskError
 
 from ray_workflows._capture.dag import capture_plan
-from ray_workflows._capture.pickling import pickle_value, unpickle_value
+from ray_workflows._capture.objects import LOST_OBJECT_ERRORS, restored_objects
+from ray_workflows._capture.pickling import Pickled, pickle_value, unpickle_value
 from ray_workflows._capture.source_lines import traceback_text
-from ray_workflows._capture.values import (
-    LOST_OBJECT_ERRORS,
-    Kept,
-    ValueReader,
-    ValueWriter,
-    restored_objects,
-    with_header,
-)
+from ray_workflows._capture.values import Brought, ValueReader, ValueWriter, with_header
 from ray_workflows._codec.placeholders import CONSTANT, UPSTREAM_REF, UPSTREAM_VALUE, placeholder
 from ray_workflows._environment.snapshot import remember_options
 from ray_workflows._executor import context
@@ -37,9 +31,10 @@ from ray_workflows._executor.protocol import ENCODER, AnyReport, AttemptRequest
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.errors import error_info, name_of, text_of
 from ray_workflows._model.plan import Environment, Function, Plan
-from ray_workflows._model.values import INLINE_LIMIT, Blob, ErrorInfo, Value
+from ray_workflows._model.values import INLINE_LIMIT, Blob, ErrorInfo, Outcome, Value
 from ray_workflows.exceptions import (
     PayloadCodecError,
+    SerializationError,
     StorageCorruptError,
     StorageUnavailableError,
     is_transient,
@@ -104,7 +99,7 @@ class AttemptRun:
         self.metadata: dict[str, Any] | None = None
         self.made: dict[str, Any] = {}
         #: A result that the next member of the batch takes from here.
-        self.kept: Kept | None = None
+        self.kept: Pickled | None = None
 
     @property
     def blob_prefix(self) -> str:
@@ -158,12 +153,26 @@ class AttemptRun:
                     return found
             return self.reader.read_outcome(outcome, where=f"input {index} of {request.where}")
         if kind == UPSTREAM_REF:
-            data = outcome.value.data if outcome.value is not None else None
-            if isinstance(data, Blob) and not outcome.wrapped:
-                # As for objects inside values: the live one, or one restored from the blob.
-                return self.reader.read_object(data)
-            return self.process.put(self.reader.read_outcome(outcome, where=request.where))
+            return self.reference(outcome, where=f"input {index} of {request.where}")
         return placeholder(kind, index)
+
+    def reference(self, outcome: Outcome, *, where: str) -> ray.ObjectRef:
+        """An ObjectRef of an input."""
+        reader, value = self.reader, outcome.value
+        if value is None or outcome.wrapped:
+            return self.process.put(
+                pickle_value(reader.read_outcome(outcome, where=where), where=where)
+            )
+        data = value.data
+        if isinstance(data, bytes):
+            return self.process.put(reader.unopened(reader.envelope(value, where=where)))
+        held = reader.live.get(data.key)
+        if isinstance(held, Pickled):
+            return self.process.put(held)
+        if isinstance(held, Brought) and not data.stored:
+            return self.process.put(pickle_value(held.value, where=where))
+        # As for objects inside values: the live one, or one restored from the blob.
+        return reader.read_object(data)
 
     # -- after user code -------------------------------------------------------------------
 
@@ -209,9 +218,9 @@ class AttemptRun:
         key = self.result_key
         if not request.checkpoint:
             if request.fused:
-                self.kept = Kept(pickled, result)
+                self.kept = pickled
             else:
-                self.made[key] = self.process.put(result)
+                self.made[key] = self.process.put(pickled)
             return Value(Blob(key, pickled.nbytes, ""))
 
         def write() -> Value:
@@ -222,11 +231,11 @@ class AttemptRun:
             with self.process.pool() as pool:
                 stored = pool.submit(self.patiently, write)
                 with contextlib.suppress(ray.exceptions.ObjectStoreFullError):
-                    self.made[key] = self.process.put(result)
+                    self.made[key] = self.process.put(pickled)
                 value: Value = stored.result()
         else:
             value = self.patiently(write)
-        self.made.update(self.writer.written)
+        self.made.update(self.writer.objects.written)
         return value
 
     def put_kept(self) -> None:
@@ -234,7 +243,7 @@ class AttemptRun:
         one, and made again."""
         if self.kept is not None:
             with contextlib.suppress(Exception):
-                self.made[self.result_key] = self.process.put(self.kept.value)
+                self.made[self.result_key] = self.process.put(self.kept)
 
     def patiently(self, work: Callable[[], T]) -> T:
         """Use the storage; while it is away, wait, with what is in hand, and try again.
@@ -301,6 +310,8 @@ class AttemptRun:
     def is_lost_input(self, error: BaseException) -> bool:
         """Whether it is about an object that we handed out, not one that user code made."""
         cause = error.cause if isinstance(error, RayTaskError) else error
+        if isinstance(cause, SerializationError):
+            cause = cause.__cause__
         if not isinstance(cause, LOST_OBJECT_ERRORS):
             return False
         lost = getattr(cause, "object_ref_hex", "")
@@ -340,7 +351,7 @@ class AttemptRun:
         text = with_header(text, f"{self.request.where}, {process}")
         key = f"{self.blob_prefix}-error"
         info = self.patiently(lambda: self.writer.write_error(error, key=key, traceback=text))
-        self.made.update(self.writer.written)
+        self.made.update(self.writer.objects.written)
         return info
 
     def identity(self, ended_at: float) -> dict[str, Any]:

@@ -1,0 +1,89 @@
+"""Values nested in each other deeper than Python's limit of recursion lets a pickler go.
+
+Pickling is recursive, and takes about two levels of the limit for each list in a list; unpickling
+is not. Plain Ray takes lists 1,000 deep, and the usual limit is used up by 500.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+#: The limit of recursion, in calls, for what does not fit into the usual one, and the stack for it.
+#: Of the stack only what is used takes memory.
+DEEP_LIMIT = 10_000
+STACK_BYTES = 512 * 1024 * 1024
+
+#: So many parts of a value are looked at for one that is to be named in an error.
+MAX_LOOKED_AT = 100_000
+
+#: Both numbers are the process's.
+deep_lock = threading.Lock()
+
+Children = Callable[[Any], list[tuple[str, Any]]]
+
+
+def is_too_deep(error: BaseException) -> bool:
+    """Whether it is Python's limit of recursion that was met. Cloudpickle tells it as its cause."""
+    return isinstance(error, RecursionError) or isinstance(error.__cause__, RecursionError)
+
+
+def deeply(work: Callable[[], Any]) -> None:
+    """Do something with room for deep recursion: on a thread with a large stack of its own."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            raised.append(error)
+
+    with deep_lock:
+        limit, stack = sys.getrecursionlimit(), threading.stack_size(STACK_BYTES)
+        sys.setrecursionlimit(max(limit, DEEP_LIMIT))
+        try:
+            thread = threading.Thread(target=run, name="deep value")
+            thread.start()
+            thread.join()
+        finally:
+            sys.setrecursionlimit(limit)
+            threading.stack_size(stack)
+    if raised:
+        raise raised[0]
+
+
+def find(value: Any, wanted: Callable[[Any], bool], children: Children) -> list[str] | None:
+    """The steps from a value to the nearest part of it that is wanted; None if none is found."""
+    steps, part = nearest_or_last(value, wanted, children)
+    return steps if wanted(part) else None
+
+
+def deepest(value: Any, children: Children) -> list[str]:
+    """The steps from a value to a part of it that no other is farther from."""
+    return nearest_or_last(value, lambda part: False, children)[0]
+
+
+def nearest_or_last(
+    value: Any, wanted: Callable[[Any], bool], children: Children
+) -> tuple[list[str], Any]:
+    """Look at the parts of a value, near ones first, until one is wanted; the steps to that one, or
+    to the last one, and the part."""
+    # Each with the one that it is a part of: whole paths would take memory by their square.
+    first: tuple[Any, str, Any] = (None, "", value)
+    last, pending, seen = first, deque([first]), set[int]()
+    while pending and len(seen) < MAX_LOOKED_AT:
+        last = pending.popleft()
+        part = last[2]
+        if wanted(part):
+            break
+        if id(part) not in seen:
+            seen.add(id(part))
+            pending += [(last, step, inner) for step, inner in children(part)]
+    steps, above = [], last
+    while above[0] is not None:
+        steps.append(above[1])
+        above = above[0]
+    return steps[::-1], last[2]
