@@ -119,7 +119,8 @@ def run(
         dag: the output node of a DAG of tasks, ``func.bind(...)``.
         args: positional inputs of the DAG (``InputNode``).
         workflow_id: the id to find it by; up to 512 bytes of UTF-8. Default: a generated one.
-        metadata: kept with the workflow, returned by `get_metadata`; JSON-compatible.
+        metadata: kept with the workflow, returned by `get_metadata`; JSON-compatible, and no
+            more than 100 levels deep.
         timeout: how long it may run, in seconds or as a timedelta, from its start to its end, time
             without a coordinator included. Then its tasks are stopped and it has failed; when it
             is resumed, it has the whole time again. Default: without end.

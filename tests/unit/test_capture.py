@@ -109,8 +109,8 @@ def test_large_arguments_become_blobs() -> None:
     array = np.arange(INLINE_LIMIT)
     plan = capture(f.bind(array), storage=storage)
     value = plan.tasks[0].arguments
-    assert isinstance(value.data, Blob)
-    assert value.data.size > array.nbytes
+    (blob,) = value.objects
+    assert blob.size > array.nbytes
     (restored,), _ = ValueReader(storage, "i1").read(value, where="x")
     assert (restored == array).all()
     assert not restored.flags.owndata

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray.dag import InputNode
 
 from ray_workflows._capture.dag import capture_plan
 from ray_workflows._capture.pickling import pickle_value
@@ -25,6 +26,23 @@ def f(x=None):
 class Actor:
     def go(self):
         return 1
+
+
+@ray.remote
+def two(first, second):
+    return first, second
+
+
+class Once:
+    """Which is pickled once: Ray's own ``bind`` pickles arguments to find nodes in them."""
+
+    pickled = 0
+
+    def __reduce__(self) -> Any:
+        self.pickled += 1
+        if self.pickled > 1:
+            raise ValueError("no more")
+        return Once, ()
 
 
 class Box:
@@ -63,7 +81,19 @@ NODE = f.bind(1)
         (
             lambda: f.bind(Box(Actor.bind())),
             TypeError,
-            r"task '.*\.f' can't be stored \(at \[0\]\[0\].inside\['list'\]\[1\]\): .*ClassNode",
+            r"argument 1 of task '.*\.f' can't be stored "
+            r"\(at .inside\['list'\]\[1\]\): .*ClassNode",
+        ),
+        (
+            lambda: two.bind(1, [Actor.bind()]),
+            TypeError,
+            r"argument 2 of task '.*\.two' can't be stored \(at \[0\]\): .*ClassNode",
+        ),
+        (
+            lambda: two.bind(1, second={"k": (Once(), 2)}),
+            SerializationError,
+            r"argument 'second' of task '.*\.two', of type dict, can't be stored "
+            r"\(at \['k'\]\[0\], of type Once\): ValueError: no more",
         ),
         (
             lambda: closing_over(x for x in ()),
@@ -139,3 +169,33 @@ def over_an_empty_variable() -> Any:
 def test_what_does_not_let_itself_be_looked_at_is_refused_as_any(value: Any, place: str) -> None:
     with pytest.raises(SerializationError, match=place):
         pickle_value(value, where="argument")
+
+
+@pytest.mark.parametrize(
+    ("dag", "args", "kwargs", "message"),
+    [
+        (f.bind, ([1, (x for x in ())],), {}, "input of the DAG.*at \\[1\\]"),
+        (lambda i: f.bind(i[1]), (1, threading.Lock()), {}, "input 1 of the DAG, of type lock"),
+        (lambda i: f.bind(i.a), (), {"a": threading.Lock()}, "input 'a' of the DAG, of type lock"),
+    ],
+)
+def test_inputs_are_named(dag: Any, args: Any, kwargs: Any, message: str) -> None:
+    writer = ValueWriter(MemoryStorage(), "i1")
+    with InputNode() as inputs, pytest.raises(SerializationError, match=message):
+        capture_plan(
+            dag(inputs),
+            writer=writer,
+            environment=Environment(),
+            prefix="p",
+            args=args,
+            kwargs=kwargs,
+        )
+
+
+def test_ray_itself_refuses_arguments_that_cannot_be_pickled() -> None:
+    """Before there is a node, and without a hook: such an error can't name task and argument. When
+    this fails, Ray leaves it to us, and `Arguments` names them."""
+    for value in (threading.Lock(), (x for x in ())):
+        with pytest.raises(TypeError, match="cannot pickle") as caught:
+            f.bind(value)
+        assert "py_obj_scanner" in str(caught.traceback[-2].path) + str(caught.traceback[-3].path)

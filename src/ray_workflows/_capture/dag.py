@@ -16,8 +16,9 @@ from ray.dag import DAGNode, FunctionNode, InputAttributeNode, InputNode
 from ray_workflows._capture import garbage
 from ray_workflows._capture.functions import write_function
 from ray_workflows._capture.options import task_options
-from ray_workflows._capture.pickling import Pickled, pickle_value
+from ray_workflows._capture.pickling import Part, Pickled, pickle_value
 from ray_workflows._capture.ray_private import node_function, node_input, node_options, takes_item
+from ray_workflows._capture.shared import SharedParts, contents_of
 from ray_workflows._capture.values import ValueWriter
 from ray_workflows._capture.walk import NONE, Arguments, InputHook, direct_argument, postorder
 from ray_workflows._model.plan import (
@@ -113,7 +114,6 @@ class Kind:
         "option",
         "options",
         "runs",
-        "where",
     )
 
     def __init__(self, node: FunctionNode) -> None:
@@ -121,7 +121,6 @@ class Kind:
         default_name = function_name(self.body)
         self.options, task_id = task_options(node.get_options(), where=f"task '{default_name}'")
         self.name: str = task_id or default_name
-        self.where = f"arguments of task '{self.name}'"
         self.runs = self.options.kind not in ENGINE_KINDS
         #: Of one that takes no results of others; most are such.
         self.first_digest = shape_digest(self.name, ())
@@ -141,19 +140,22 @@ class Node(Arguments):
 
     __slots__ = ("kind",)
 
-    def __init__(self, node: FunctionNode, kind: Kind, input_hook: InputHook) -> None:
+    def __init__(
+        self, node: FunctionNode, kind: Kind, input_hook: InputHook, shared: SharedParts
+    ) -> None:
         self.kind = kind
         if not kind.runs:
             # A timer's arguments are the value it produces; nobody reads those of other kinds.
             self.children, self.keys, self.direct = (), (), NONE
-            self.pickled = pickle_value(None, where=kind.where)
+            self.pickled = pickle_value(None, where=f"task '{kind.name}'")
             return
         args, kwargs = node.get_args(), node.get_kwargs()
         call = (len(args), *kwargs)
         if call not in kind.called:
             check_arguments(kind.body, args, kwargs, task=kind.name)
             kind.called.add(call)
-        super().__init__(args, kwargs, where=kind.where, input_hook=input_hook)
+        task = f"task '{kind.name}'"
+        super().__init__(args, kwargs, task=task, input_hook=input_hook, shared=shared)
 
     @property
     def nested(self) -> tuple[int, ...]:
@@ -189,8 +191,8 @@ class DAGCapture:
 
     def capture(self, root: FunctionNode) -> None:
         """Visit every node, inputs before the tasks that take them."""
-        kind_of, input_hook = self.kind, self.constant_index
-        self.nodes = postorder(root, lambda node: Node(node, kind_of(node), input_hook))
+        kind_of, input_hook, shared = self.kind, self.constant_index, SharedParts(self.prefix)
+        self.nodes = postorder(root, lambda node: Node(node, kind_of(node), input_hook, shared))
 
     def kind(self, node: FunctionNode) -> Kind:
         """The kind of a node. The DAG keeps alive what its identity is told by."""
@@ -272,8 +274,12 @@ class DAGCapture:
         # What is encoded may be other bytes each time, and an envelope has the names of objects.
         for part in (pickled.data, *pickled.buffers):
             digest.update(part)
-        for blob in value.objects:
-            digest.update((blob.key if encodes else blob.checksum).encode())
+        for ref, blob in zip(pickled.refs, value.objects, strict=True):
+            if not encodes:
+                told = blob.checksum
+            else:
+                told = contents_of(ref) if isinstance(ref, Part) else blob.key
+            digest.update(told.encode())
 
     def plan(self, environment: Environment) -> Plan:
         """The plan of what was captured. Blobs are durable when it returns."""
@@ -297,7 +303,8 @@ class DAGCapture:
             arguments = write_plain(pickled)
             if arguments is None:
                 key = f"{self.prefix}-arguments-{index}"
-                arguments = self.writer.write_pickled(pickled, key=key, where=kind.where)
+                where = f"arguments (args, kwargs) of task '{kind.name}'"
+                arguments = self.writer.write_pickled(pickled, key=key, where=where)
             shape = kind.first_digest
             upstream: tuple[int, ...] = ()
             nested: tuple[int, ...] = ()

@@ -29,7 +29,7 @@ def execute_dag(dag: DAGNode) -> ray.ObjectRef:
     def visit(node: FunctionNode) -> Arguments:
         nodes[node.get_stable_uuid()] = node
         args, kwargs = node.get_args(), node.get_kwargs()
-        return Arguments(args, kwargs, where="arguments of a task", input_hook=no_inputs)
+        return Arguments(args, kwargs, task="a task", input_hook=no_inputs)
 
     refs: dict[str, ray.ObjectRef] = {}
     for key, arguments in postorder(root, visit).items():

@@ -1,5 +1,7 @@
-"""ObjectRefs in values on their way to storage: what they refer to is checkpointed first, once
-each, to any depth. No recursion: there may be thousands of objects in each other.
+"""What values refer to, on its way to storage: objects behind ObjectRefs, and parts of values.
+
+It is written before the value is, once each, to any depth. No recursion: there may be thousands of
+objects in each other.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from collections import OrderedDict
 
 import ray
 
-from ray_workflows._capture.pickling import Pickled, path_to_ref, pickle_value
+from ray_workflows._capture.pickling import Part, Pickled, Reference, path_to_ref, pickle_value
 from ray_workflows._codec.envelope import seal
 from ray_workflows._environment.cluster import call_inside, is_outside
 from ray_workflows._model.blobs import BlobStore
@@ -49,43 +51,56 @@ def remember_restored(ref: ray.ObjectRef, incarnation: str, blob: Blob) -> None:
         restored_objects.popitem(last=False)
 
 
-class Reference:
-    """An ObjectRef to be checkpointed, and the value that it stands in: ``holder`` is that of the
-    object that the value is behind, or None, and ``index`` its place among the value's ObjectRefs.
+def key_of(ref: Reference) -> str:
+    """The key of the blob for what a placeholder refers to."""
+    return ref.key if isinstance(ref, Part) else f"object-{identity_of(ref)}"
+
+
+class Found:
+    """What a value refers to, to be written under its key.
+
+    ``within`` is the value, in which it has this index; ``holder`` is what that value is behind or
+    a part of, or None. Without a value, nothing is known of where it was found.
     """
 
-    __slots__ = ("holder", "identity", "index", "pickled", "ref", "within")
+    __slots__ = ("holder", "index", "key", "pickled", "ref", "within")
 
     def __init__(
-        self, ref: ray.ObjectRef, within: Pickled | None, index: int, holder: Reference | None
+        self,
+        ref: Reference,
+        key: str,
+        within: Pickled | None = None,
+        index: int = 0,
+        holder: Found | None = None,
     ) -> None:
         self.ref = ref
-        self.identity = identity_of(ref)
+        self.key = key
         self.within = within
         self.index = index
         self.holder = holder
-        #: Its object, while the objects that this one refers to are written.
+        #: What is to be written, while what it refers to is written.
         self.pickled: Pickled | None = None
 
     @property
     def path(self) -> str:
-        """How one gets from the value to the ObjectRef, as an expression."""
-        above: list[Reference] = [self]
+        """How one gets to it from the outermost value, as an expression."""
+        above: list[Found] = [self]
         while (holder := above[-1].holder) is not None:
             above.append(holder)
         path = "value"
-        for reference in reversed(above):
-            if reference.holder is not None:
+        for found in reversed(above):
+            if found.holder is not None and not isinstance(found.holder.ref, Part):
                 path = f"ray.get({path})"
-            if reference.within is not None:
-                path += path_to_ref(reference.within, reference.index)
+            if found.within is not None:
+                path += path_to_ref(found.within, found.index)
         return path
 
 
 class ObjectWriter:
-    """Writes what the ObjectRefs in values of one workflow refer to.
+    """Writes what the values of one workflow refer to: objects and parts.
 
-    ``written`` are the live ObjectRefs of the blobs that it wrote or found, by key.
+    ``written`` are the live ObjectRefs of the objects that it wrote or found, by the keys of their
+    blobs.
     """
 
     def __init__(self, storage: BlobStore, incarnation: str) -> None:
@@ -95,93 +110,105 @@ class ObjectWriter:
         self.written: dict[str, ray.ObjectRef] = {}
 
     def write_all(self, pickled: Pickled, *, where: str) -> tuple[Blob, ...]:
-        """Write the objects of a value; blobs in the order of its ObjectRefs.
+        """Write all that a value refers to; the blobs in the order of its references.
 
         Args:
             pickled: the value.
             where: names the value in errors.
 
         Raises:
-            SerializationError: one of them is lost, refers to itself, or can't be stored; says
-                where in the value it is.
+            SerializationError: an object is lost, refers to itself, or can't be stored; says where
+                in the value it is.
             Exception: what an object's task raised, as ``ray.get`` raises it.
         """
-        references = [Reference(ref, pickled, i, None) for i, ref in enumerate(pickled.refs)]
-        return tuple([self.write(reference, where) for reference in references])
+        found = self.found_in(pickled, None)
+        for each in found:
+            self.write(each, where)
+        return tuple([self.blobs[each.key] for each in found])
 
-    def write(self, reference: Reference, where: str) -> Blob:
-        """Write an object, and those that it refers to."""
-        if not self.is_known(reference) and is_outside():
-            # The object stays in the cluster: its value may be large, or of no use out here.
-            arguments = (self.storage, self.incarnation, [reference.ref], where)
-            self.keep(reference, call_inside(write_object, *arguments))
-        pending, opened = [reference], set[str]()
+    def write(self, found: Found, where: str) -> Blob:
+        """Write what was found, and before it what it refers to."""
+        pending, opened = [found], set[str]()
         while pending:
             current = pending[-1]
             if self.is_known(current):
                 pending.pop()
-            elif current.pickled is None and (blob := self.find(current)) is not None:
+            elif current.pickled is not None:
+                self.keep(current, self.seal(current, current.pickled))
+                opened.remove(current.key)
+            elif (blob := self.stored(current, where)) is not None:
                 self.keep(current, blob)
-            elif current.pickled is None:
-                current.pickled = self.fetch(current, where)
-                opened.add(current.identity)
-                inner = self.inner_of(current)
-                if any(each.identity in opened for each in inner):
+            else:
+                current.pickled = pickled = self.fetch(current, where)
+                opened.add(current.key)
+                inner = [
+                    each for each in self.found_in(pickled, current) if not self.is_known(each)
+                ]
+                if any(each.key in opened for each in inner):
                     raise SerializationError(
                         f"The {where} can't be stored: the object behind its ObjectRef "
                         f"{current.path} refers to itself."
                     )
-                pending += inner
-            else:
-                self.keep(current, self.seal(current))
-                opened.remove(current.identity)
-        return self.blobs[reference.identity]
+                pending += reversed(inner)
+        return self.blobs[found.key]
 
-    def is_known(self, reference: Reference) -> bool:
-        """Whether there is a blob of an object."""
-        identity = reference.identity
-        if identity in self.blobs:
+    def found_in(self, pickled: Pickled, holder: Found | None) -> list[Found]:
+        """What a value refers to."""
+        return [
+            Found(ref, key_of(ref), pickled, index, holder)
+            for index, ref in enumerate(pickled.refs)
+        ]
+
+    def is_known(self, found: Found) -> bool:
+        """Whether there is a blob of it, as this writer or this process knows."""
+        if found.key in self.blobs:
             return True
-        incarnation, blob = restored_objects.get(identity, ("", None))
+        if isinstance(found.ref, Part):
+            return False
+        incarnation, blob = restored_objects.get(identity_of(found.ref), ("", None))
         if blob is None or incarnation != self.incarnation:
             return False
-        self.blobs[identity] = blob
+        self.blobs[found.key] = blob
         return True
 
-    def keep(self, reference: Reference, blob: Blob) -> None:
-        self.blobs[reference.identity] = blob
-        self.written[blob.key] = reference.ref
+    def stored(self, found: Found, where: str) -> Blob | None:
+        """The blob of an object that is stored already, or that only the cluster can store."""
+        if isinstance(found.ref, Part):
+            return None  # It is here, and not written if its key exists.
+        if is_outside():
+            # The object stays in the cluster: its value may be large, or of no use out here.
+            blob: Blob = call_inside(
+                write_object, self.storage, self.incarnation, [found.ref], where
+            )
+            return blob
+        return self.storage.find_blob(self.incarnation, found.key)
 
-    def find(self, reference: Reference) -> Blob | None:
-        return self.storage.find_blob(self.incarnation, f"object-{reference.identity}")
+    def keep(self, found: Found, blob: Blob) -> None:
+        self.blobs[found.key] = blob
+        if not isinstance(found.ref, Part):
+            self.written[blob.key] = found.ref
 
-    def fetch(self, reference: Reference, where: str) -> Pickled:
+    def fetch(self, found: Found, where: str) -> Pickled:
+        """What is behind an ObjectRef, or a part."""
+        if isinstance(found.ref, Part):
+            return found.ref
         try:
-            value = ray.get(reference.ref)
+            value = ray.get(found.ref)
         except LOST_OBJECT_ERRORS as error:
             raise SerializationError(
-                f"The {where} can't be stored: the object behind its ObjectRef {reference.path} is "
+                f"The {where} can't be stored: the object behind its ObjectRef {found.path} is "
                 f"lost ({type(error).__name__}). An object goes with the process that made it: let "
                 f"a process make it that lives on, or pass the value itself."
             ) from error
         return pickle_value(value, where=f"object that the {where} refers to")
 
-    def inner_of(self, reference: Reference) -> list[Reference]:
-        """The objects that an object refers to and that are not written, the first one last."""
-        pickled = reference.pickled
-        assert pickled is not None
-        inner = [Reference(ref, pickled, i, reference) for i, ref in enumerate(pickled.refs)]
-        return [each for each in reversed(inner) if not self.is_known(each)]
-
-    def seal(self, reference: Reference) -> Blob:
-        """Write an object of which all that it refers to is written."""
-        pickled = reference.pickled
-        assert pickled is not None
-        nested = [self.blobs[identity_of(ref)] for ref in pickled.refs]
+    def seal(self, found: Found, pickled: Pickled) -> Blob:
+        """Write something; all that it refers to is written."""
+        found.pickled = None
+        inner = [self.blobs[key_of(ref)] for ref in pickled.refs]
         codec = self.storage.codecs[0] if self.storage.codecs else None
-        chunks = seal(pickled.data, pickled.buffers, nested, codec)
-        reference.pickled = None
-        return self.storage.write_blob(self.incarnation, f"object-{reference.identity}", chunks)
+        chunks = seal(pickled.data, pickled.buffers, inner, codec)
+        return self.storage.write_blob(self.incarnation, found.key, chunks)
 
 
 def write_object(
@@ -189,4 +216,5 @@ def write_object(
 ) -> Blob:
     """As `ObjectWriter.write`, for the one ref in a list: a bare one would arrive as its value."""
     (ref,) = refs
-    return ObjectWriter(storage, incarnation).write(Reference(ref, None, 0, None), where)
+    writer = ObjectWriter(storage, incarnation)
+    return writer.write(Found(ref, key_of(ref)), where)

@@ -11,7 +11,7 @@ import reprlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from types import CellType, CodeType
-from typing import Any
+from typing import Any, TypeAlias
 
 import ray
 from ray import cloudpickle
@@ -53,7 +53,8 @@ class Direct:
 
 
 class Pickled:
-    """A pickled value and what stayed out of it.
+    """A pickled value and what stayed out of it: large buffers, and ObjectRefs and parts of it that
+    are pickled for themselves, to which its placeholders refer.
 
     Pickled again, by Ray on the way to another process, it becomes the value where it arrives, and
     user code runs there alone. Live copies are put into the object store so: whoever takes one gets
@@ -66,7 +67,7 @@ class Pickled:
         self,
         data: bytes | memoryview,
         buffers: Sequence[memoryview] = (),
-        refs: Sequence[ray.ObjectRef] = (),
+        refs: Sequence[Reference] = (),
     ) -> None:
         self.data = data
         self.buffers = buffers
@@ -76,7 +77,7 @@ class Pickled:
         return open_pickled, self.parts
 
     @property
-    def parts(self) -> tuple[Any, list[pickle.PickleBuffer], list[ray.ObjectRef]]:
+    def parts(self) -> tuple[Any, list[pickle.PickleBuffer], list[Reference]]:
         """What `open_pickled` takes. What is large is no copy: Ray writes it from where it lies."""
         data = self.data
         large = len(data) >= OUT_OF_BAND_LIMIT
@@ -98,6 +99,19 @@ class Pickled:
             size += buffer.nbytes
         return size
 
+
+class Part(Pickled):
+    """A part of a value, to be stored as the blob ``key``."""
+
+    __slots__ = ("key",)
+
+    def __init__(self, pickled: Pickled, key: str) -> None:
+        super().__init__(pickled.data, pickled.buffers, pickled.refs)
+        self.key = key
+
+
+#: What placeholders refer to.
+Reference: TypeAlias = ray.ObjectRef | Part
 
 #: Turns a DAG node into the kind and index of its placeholder; ``direct`` as for `Direct`.
 NodeHook = Callable[[DAGNode, bool], tuple[str, int]]
@@ -128,13 +142,13 @@ def refuse_node_in_function(node: DAGNode, direct: bool) -> tuple[str, int]:
 
 
 class ValuePickler(cloudpickle.CloudPickler):  # type: ignore[misc]
-    """Pickles one value; collects its ObjectRefs by identity."""
+    """Pickles one value; collects its ObjectRefs and parts by identity."""
 
     def __init__(self, file: io.BytesIO, node_hook: NodeHook) -> None:
         buffers: list[memoryview] = []
         self.buffers = buffers
-        self.refs: list[ray.ObjectRef] = []
-        self.ref_indices: dict[bytes, int] = {}
+        self.refs: list[Reference] = []
+        self.ref_indices: dict[bytes | str, int] = {}
         self.node_hook = node_hook
         #: What the hook raised: not a failure of pickling.
         self.hook_error: Exception | None = None
@@ -154,7 +168,7 @@ class ValuePickler(cloudpickle.CloudPickler):  # type: ignore[misc]
         # The first, because thousands of them come together.
         if type(obj) is Direct:
             target = obj.target
-            if isinstance(target, ray.ObjectRef):
+            if isinstance(target, (ray.ObjectRef, Part)):
                 return placeholder, (OBJECT_VALUE, self.ref_index(target))
             return placeholder, self.call_hook(target, True)
         if isinstance(obj, ray.ObjectRef):
@@ -172,8 +186,8 @@ class ValuePickler(cloudpickle.CloudPickler):  # type: ignore[misc]
             self.hook_error = error
             raise
 
-    def ref_index(self, ref: ray.ObjectRef) -> int:
-        key: bytes = ref.binary()
+    def ref_index(self, ref: Reference) -> int:
+        key = ref.key if isinstance(ref, Part) else ref.binary()
         index = self.ref_indices.get(key)
         if index is None:
             index = self.ref_indices[key] = len(self.refs)
@@ -204,7 +218,7 @@ def pickle_value(
     *,
     where: str,
     node_hook: NodeHook = refuse_node,
-    kind: type[ValuePickler] = ValuePickler,
+    kind: Callable[[io.BytesIO, NodeHook], ValuePickler] = ValuePickler,
 ) -> Pickled:
     """Pickle a value.
 
@@ -213,7 +227,7 @@ def pickle_value(
             `handles` has them.
         where: names the value in errors ("argument 'x' of task 'f'").
         node_hook: what to do with DAG nodes; by default they are refused.
-        kind: the pickler.
+        kind: makes the pickler.
 
     Raises:
         SerializationError: it can't be pickled; names the type and the attribute at fault.
@@ -308,13 +322,16 @@ def unpickle_value(
     return ValueUnpickler(io.BytesIO(data), buffers, resolve).load()
 
 
-def open_pickled(
-    data: bytes | memoryview, buffers: Sequence[Any], refs: Sequence[ray.ObjectRef]
-) -> Any:
-    """The value of a `Pickled` that has arrived."""
+def open_pickled(data: bytes | memoryview, buffers: Sequence[Any], refs: Sequence[Any]) -> Any:
+    """The value of a `Pickled` that has arrived, and its parts before it."""
 
     def resolve(kind: str, index: int) -> Any:
-        return ray.get(refs[index]) if kind == OBJECT_VALUE else refs[index]
+        ref = refs[index]
+        if kind == OBJECT_REF:
+            return ref
+        if isinstance(ref, Part):
+            return ref.open()
+        return ray.get(ref) if isinstance(ref, ray.ObjectRef) else ref
 
     # As the storage would give them.
     views = [memoryview(each).toreadonly() for each in buffers]

@@ -10,7 +10,9 @@ import ray
 from ray.dag import DAGNode, FunctionNode, InputAttributeNode, InputNode
 
 from ray_workflows._capture.pickling import Direct, Pickled, pickle_call, pickle_value
+from ray_workflows._capture.shared import SharedParts
 from ray_workflows._codec.placeholders import CONSTANT, UPSTREAM_REF, UPSTREAM_VALUE
+from ray_workflows._model.values import INLINE_LIMIT
 
 #: Gives a DAG input an index.
 InputHook = Callable[["InputNode | InputAttributeNode"], int]
@@ -25,6 +27,7 @@ class Arguments:
     and ``keys``, their stable uuids.
 
     ``direct`` are the positions of children that are arguments themselves, not inside containers.
+    ``task`` names the task in errors; ``shared`` has the large parts of other nodes' arguments.
     """
 
     __slots__ = ("children", "direct", "keys", "pickled")
@@ -35,12 +38,18 @@ class Arguments:
     pickled: Pickled
 
     def __init__(
-        self, args: Sequence[Any], kwargs: dict[str, Any], *, where: str, input_hook: InputHook
+        self,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        *,
+        task: str,
+        input_hook: InputHook,
+        shared: SharedParts | None = None,
     ) -> None:
         # Ray has a list where there are none.
         args = tuple(args)
         plain = pickle_call(args, kwargs)
-        if plain is not None:
+        if plain is not None and (shared is None or len(plain.data) <= INLINE_LIMIT):
             self.children, self.keys, self.direct, self.pickled = (), (), NONE, plain
             return
         children: list[FunctionNode] = []
@@ -66,13 +75,25 @@ class Arguments:
             direct_ones.add(position)
             return UPSTREAM_VALUE, position
 
-        args = tuple([direct_argument(arg) for arg in args])
-        kwargs = {name: direct_argument(arg) for name, arg in kwargs.items()}
-        self.pickled = pickle_value((args, kwargs), where=where, node_hook=node_hook)
+        args = tuple([direct_argument(arg, shared) for arg in args])
+        kwargs = {name: direct_argument(arg, shared) for name, arg in kwargs.items()}
+        try:
+            self.pickled = pickle_value((args, kwargs), where=task, node_hook=node_hook)
+            if shared is not None and self.pickled.nbytes > INLINE_LIMIT:
+                self.pickled = shared.split(args, kwargs, where=task, node_hook=node_hook)
+        except TypeError:
+            named = {str(index + 1): arg for index, arg in enumerate(args)}
+            for name, arg in (named | {repr(name): arg for name, arg in kwargs.items()}).items():
+                # The one at fault raises, and is named.
+                pickle_value(arg, where=f"argument {name} of {task}", node_hook=node_hook)
+            raise
 
 
-def direct_argument(arg: Any) -> Any:
-    return Direct(arg) if isinstance(arg, (DAGNode, ray.ObjectRef)) else arg
+def direct_argument(arg: Any, shared: SharedParts | None = None) -> Any:
+    """What stands for an argument in a pickle."""
+    if isinstance(arg, (DAGNode, ray.ObjectRef)):
+        return Direct(arg)
+    return arg if shared is None else shared.known(arg)
 
 
 class Visited(Protocol):
