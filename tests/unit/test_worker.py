@@ -11,9 +11,11 @@ from typing import Any
 
 import msgspec
 import pytest
+from ray.exceptions import ObjectLostError
 
 import ray_workflows as workflow
 from ray_workflows._capture.values import ValueReader, ValueWriter
+from ray_workflows._codec.envelope import seal
 from ray_workflows._codec.placeholders import UPSTREAM_VALUE, placeholder
 from ray_workflows._executor.context import current_task
 from ray_workflows._executor.event_loops import OneLoop
@@ -26,16 +28,21 @@ from ray_workflows._executor.worker import (
 )
 from ray_workflows._model.inputs import (
     AttemptCrashed,
+    AttemptLostInput,
     AttemptLostStorage,
     AttemptRaised,
     AttemptReturned,
     Crash,
 )
 from ray_workflows._model.plan import Function
-from ray_workflows._model.values import Blob, Outcome
-from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError
+from ray_workflows._model.values import Blob, Outcome, Value
+from ray_workflows.exceptions import (
+    SerializationError,
+    StorageCorruptError,
+    StorageUnavailableError,
+)
 from ray_workflows.storage.memory import MemoryStorage
-from tests.unit.workers import INCARNATION, Process, attempt, run
+from tests.unit.workers import INCARNATION, Process, attempt, run, stored
 
 
 def large() -> bytes:
@@ -365,3 +372,39 @@ def test_metadata_is_refused_where_it_is_given() -> None:
     (report,), _ = run(MemoryStorage(), attempt(refused))
     assert isinstance(report, AttemptReturned)
     assert report.metadata is None
+
+
+# -- objects that are lost ---------------------------------------------------------------------
+
+
+def stored_object(storage: MemoryStorage, name: str, *inner: Blob) -> Blob:
+    chunks = seal(b"pickle", [], inner)
+    return storage.write_blob(INCARNATION, f"object-{name}-{16 * '0'}", chunks)
+
+
+def test_an_object_inside_of_one_that_it_takes_is_a_lost_input() -> None:
+    """It is stored, and the next attempt gets it from there. Any other is the task's own."""
+    storage = MemoryStorage()
+    middle = stored_object(
+        storage, "bb", stored_object(storage, "cc"), stored_object(storage, "dd")
+    )
+    outer = stored_object(storage, "aa", middle, middle)
+    values = [Value(stored(None), (outer,)), Value(stored(None))]
+    for request in (
+        msgspec.structs.replace(attempt(works), inputs=tuple(map(Outcome, values))),
+        msgspec.structs.replace(attempt(works), arguments=values[0]),
+    ):
+        execution = AttemptRun(request, storage, None, Process(), 1)
+        for lost, expected in {
+            "aa": AttemptLostInput,
+            "cc": AttemptLostInput,
+            "dd": AttemptLostInput,
+            "c": AttemptRaised,
+            "ee": AttemptRaised,
+            "": AttemptRaised,
+        }.items():
+            error = ObjectLostError(lost, "", "")
+            refused = SerializationError("it can't be stored")
+            refused.__cause__ = error
+            for raised in (error, refused):
+                assert type(execution.raised(raised)) is expected, lost

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Iterable
 
 import ray
 
 from ray_workflows._capture.pickling import Part, Pickled, Reference, path_to_ref, pickle_value
-from ray_workflows._codec.envelope import seal
+from ray_workflows._codec.envelope import objects_in, seal
 from ray_workflows._environment.cluster import call_inside, is_outside
 from ray_workflows._model.blobs import BlobStore
 from ray_workflows._model.values import Blob
@@ -54,6 +55,21 @@ def remember_restored(ref: ray.ObjectRef, incarnation: str, blob: Blob) -> None:
 def key_of(ref: Reference) -> str:
     """The key of the blob for what a placeholder refers to."""
     return ref.key if isinstance(ref, Part) else f"object-{identity_of(ref)}"
+
+
+def refers_to(
+    storage: BlobStore, incarnation: str, blobs: Iterable[Blob], ref_hex: str, where: str
+) -> bool:
+    """Whether one of these blobs, or one that they refer to, is of the object with this id."""
+    pending, seen = list(blobs), set[str]()
+    while pending:
+        blob = pending.pop()
+        if blob.key.startswith(f"object-{ref_hex}-"):
+            return True
+        if blob.key not in seen:
+            seen.add(blob.key)
+            pending += objects_in(storage.read_blob(incarnation, blob), where=where) or ()
+    return False
 
 
 class Found:

@@ -18,7 +18,7 @@ from ray.dag import DAGNode
 from ray.exceptions import RayTaskError
 
 from ray_workflows._capture.dag import capture_plan
-from ray_workflows._capture.objects import LOST_OBJECT_ERRORS, restored_objects
+from ray_workflows._capture.objects import LOST_OBJECT_ERRORS, refers_to, restored_objects
 from ray_workflows._capture.pickling import Pickled, pickle_value, unpickle_value
 from ray_workflows._capture.source_lines import traceback_text
 from ray_workflows._capture.values import Brought, ValueReader, ValueWriter, with_header
@@ -317,7 +317,15 @@ class AttemptRun:
         lost = getattr(cause, "object_ref_hex", "")
         handed = {v.hex() for v in self.reader.live.values() if isinstance(v, ray.ObjectRef)}
         handed.update(identity.partition("-")[0] for identity in restored_objects)
-        return lost in handed or lost in self.input_keys()
+        return lost in handed or lost in self.input_keys() or self.is_inside_input(lost)
+
+    def is_inside_input(self, lost: str) -> bool:
+        """Whether an object is behind an ObjectRef in an object that it takes, and so is stored."""
+        request = self.request
+        taken = [request.arguments, *request.constants]
+        taken += [outcome.value for outcome in request.inputs if outcome.value is not None]
+        blobs = [blob for value in taken for blob in value.objects]
+        return refers_to(self.storage, request.incarnation, blobs, lost, request.where)
 
     def input_keys(self) -> set[str]:
         """The keys of the values it takes. One of them is gone when another attempt that takes it
