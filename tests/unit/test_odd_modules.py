@@ -172,6 +172,39 @@ def test_files_that_cannot_be_read_are_left_out(
     assert "can't be read" in reached.skipped["rw_package/secret.py"]
 
 
+@pytest.mark.parametrize("closed", ["rw_package", "rw_package/cache", "."])
+def test_directories_that_cannot_be_read_are_left_out(
+    project: Path, monkeypatch: pytest.MonkeyPatch, closed: str
+) -> None:
+    package = project / "rw_package"
+    (package / "cache").mkdir(parents=True)
+    for path in (package / "__init__.py", package / "cache" / "data", project / "rw_data"):
+        path.touch()
+    (project / "rw_single.py").write_text("DATA = __file__ + '/rw_data'\nimport rw_package\n")
+    # A superuser can read it.
+    scandir, listdir = os.scandir, os.listdir
+
+    def is_open(path: object, mode: int = 0) -> bool:
+        return os.path.realpath(str(path)) != os.path.realpath(project / closed)
+
+    def refuse(path: object) -> None:
+        if not is_open(path):
+            raise PermissionError
+
+    monkeypatch.setattr(os, "scandir", lambda path: refuse(path) or scandir(path))
+    monkeypatch.setattr(os, "listdir", lambda path: refuse(path) or listdir(path))
+    monkeypatch.setattr(os, "access", is_open)
+    monkeypatch.setitem(sys.modules, "rw_main", types.ModuleType("rw_main"))
+    reached = reach(project, "rw_single")
+    assert "rw_single.py" in reached.files
+    assert ("rw_package/__init__.py" in reached.files) == (closed != "rw_package")
+    assert ("rw_package/cache/data" in reached.files) == (closed == ".")
+    assert all(os.path.isfile(path) for path in reached.files.values())
+    if closed != ".":
+        assert "can't be read" in next(iter(reached.skipped.values()))
+    capture.code_files((str(project),))
+
+
 # -- archives ------------------------------------------------------------------------------
 
 

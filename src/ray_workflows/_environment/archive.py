@@ -125,8 +125,15 @@ class Walk:
     ) -> Iterator[tuple[str, str]]:
         """The files in one directory. ``within``: the real paths of it and of those above."""
         matchers = [*matchers, *ignored(self.top, inner)]
-        with os.scandir(os.path.join(self.top, inner)) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
+        try:
+            with os.scandir(os.path.join(self.top, inner)) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+        except OSError:
+            if not inner:
+                raise
+            # For the caller, who can't read it either, to say.
+            yield inner, os.path.join(self.top, inner)
+            return
         for entry in found:
             path = f"{inner}/{entry.name}" if inner else entry.name
             is_directory = entry.is_dir()

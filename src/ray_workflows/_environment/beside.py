@@ -32,12 +32,19 @@ def data_beside(path: str) -> tuple[dict[str, str], dict[str, str]]:
         return found, skipped
     directory = os.path.dirname(os.path.abspath(path))
     never = git_matcher(NEVER)
-    for name in sorted(texts.intersection(os.listdir(directory))):
+    try:
+        names = os.listdir(directory)
+    except OSError:
+        return found, skipped  # What is imported from it can be found in it by its name alone.
+    for name in sorted(texts.intersection(names)):
         there = os.path.join(directory, name)
         is_directory = os.path.isdir(there)
         if not is_directory and not os.path.isfile(there):
             continue
         if name.endswith(".py") or never(f"{name}/" if is_directory else name):
+            continue
+        if not os.access(there, os.R_OK):
+            skipped[name] = f"{there} can't be read by this process"
             continue
         files = below(name, there) if is_directory else {name: there}
         if files is None or sum(map(size_of, files.values())) > MAX_DATA_BYTES:

@@ -6,8 +6,10 @@ another driver, or to one that is gone.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import itertools
 import os
 import site
 import sys
@@ -110,11 +112,10 @@ def code_files(directories: tuple[str, ...]) -> list[str]:
     """The modules that were imported from, or lie in, the directories."""
     files = set(imported_files(directories, len(sys.modules)))
     for directory in directories:
-        files.update(
-            entry.path
-            for entry, _ in zip(os.scandir(directory), range(MAX_SCANNED_FILES), strict=False)
-            if entry.name.endswith(".py")
-        )
+        # One that can't be read has modules for those who know their names.
+        with contextlib.suppress(OSError), os.scandir(directory) as entries:
+            some = itertools.islice(entries, MAX_SCANNED_FILES)
+            files.update(entry.path for entry in some if entry.name.endswith(".py"))
     return sorted(files)
 
 
