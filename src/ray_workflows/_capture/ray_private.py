@@ -20,6 +20,24 @@ from ray.util.placement_group import PlacementGroup
 #: The option that takes any strings: Ray rejects options that it does not know.
 LABELS = "_labels"
 
+#: Functions of Ray's cloudpickle that the pickle of a function calls: what makes a function; what
+#: fills functions and classes; what stands for a type that has no name of its own; and what makes
+#: classes, with how many arguments tell of the class: the others are ids of a process.
+MAKES_FUNCTION = "_make_function"
+SET_STATE = ("_function_setstate", "_class_setstate")
+NAMES_TYPE = "_builtin_type"
+MAKE_CLASSES = {"_make_skeleton_class": 4, "_make_skeleton_enum": 5}
+MAKES_TYPE_VARIABLE = "_make_typevar"
+ARGUMENTS_OF_CLASS = {**MAKE_CLASSES, MAKES_TYPE_VARIABLE: 5}
+
+#: What an abstract class and an actor's class have that is of their process.
+OF_PROCESS = ("_abc_impl", "__ray_metadata__")
+
+#: What the pickle of a remote function has of its code, by the name of its class.
+REMOTE_FUNCTION_PARTS = {
+    f"{RemoteFunction.__module__}.{RemoteFunction.__qualname__}": ("_function", "_default_options")
+}
+
 #: Carries a job's runtime_env into the drivers it starts (``ray job submit``).
 JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
