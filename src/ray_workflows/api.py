@@ -309,7 +309,12 @@ def resume_all(include_failed: bool = False) -> list[tuple[str, ray.ObjectRef[An
 
 
 def fork(
-    workflow_id: str, from_task: str, new_id: str | None = None, *, strict: bool = True
+    workflow_id: str,
+    from_task: str,
+    new_id: str | None = None,
+    *,
+    code: str = "recorded",
+    strict: bool = True,
 ) -> str:
     """Run a workflow again from one of its tasks, as a new workflow.
 
@@ -321,6 +326,8 @@ def fork(
         workflow_id: the workflow to fork.
         from_task: id of the task to run again; tasks of continuations too.
         new_id: id of the new workflow. Default: a generated one.
+        code: ``"recorded"``: the code of the old one; ``"current"``: that of this driver, as for
+            `resume`. The results that are kept stay as they are.
         strict: False starts it although something that it needs is not here.
 
     Returns:
@@ -348,7 +355,7 @@ def fork(
     """
     if not isinstance(from_task, str):
         raise TypeError(f"from_task must be a task id, not {type(from_task).__name__}.")
-    return workflows.fork(workflow_id, from_task, new_id, strict)
+    return workflows.fork(workflow_id, from_task, new_id, parse_wishes(code, None, None, strict))
 
 
 def get_output(workflow_id: str, *, task_id: str | None = None) -> Any:

@@ -108,3 +108,16 @@ def test_a_cancel_that_is_asked_for_is_no_end(store: Store, cli: Cli) -> None:
     store.save(story)
     store.hold()
     assert cli.json("show", "w")["status"] == "RUNNING"
+
+
+def test_the_way_on_of_a_failed_one(store: Store, cli: Cli) -> None:
+    store.failed("broken")
+    store.successful("done")
+    result = cli("show", "broken")
+    assert f"ray-workflows resume --storage {store.directory} --code current broken" in (
+        result.stderr
+    )
+    assert "--script FILE" in result.stderr
+    assert "resume" not in result.stdout
+    assert cli("show", "--json", "broken").stderr == ""
+    assert cli("show", "done").stderr == ""

@@ -76,7 +76,11 @@ def test_there_is_an_example_of_each_command() -> None:
 
 
 @pytest.mark.parametrize("line", [line for line in examples() if line.split()[1] in PARSED])
-def test_an_example_is_understood(line: str) -> None:
+def test_an_example_is_understood(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("report.py").touch()
     _, name, *arguments = shlex.split(line)
     main.commands[name].make_context(name, arguments).close()
 

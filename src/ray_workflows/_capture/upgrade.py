@@ -7,7 +7,7 @@ or of a notebook, is stored as code.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -16,17 +16,16 @@ from ray.remote_function import RemoteFunction
 from ray_workflows._capture.functions import write_function
 from ray_workflows._capture.values import ValueReader, ValueWriter
 from ray_workflows._environment.ray_private import remote_body
-from ray_workflows._model.blobs import BlobStore
 from ray_workflows._model.plan import Function
 from ray_workflows._model.values import Value
 
 
-def present_version(function: Any) -> Any:
+def present_version(module: str, qualname: str) -> Any:
     """What the script of this process has under the name of a function of a script, or None."""
-    if getattr(function, "__module__", None) != "__main__":
+    if module != "__main__":
         return None
     found: Any = sys.modules.get("__main__")
-    for name in function.__qualname__.split("."):
+    for name in qualname.split("."):
         found = getattr(found, name, None)
     if isinstance(found, RemoteFunction):
         found = remote_body(found)
@@ -34,22 +33,29 @@ def present_version(function: Any) -> Any:
 
 
 def upgraded(
-    storage: BlobStore, incarnation: str, functions: Iterable[Function]
+    reader: ValueReader, writer: ValueWriter, functions: Mapping[str, Function]
 ) -> dict[str, Function]:
-    """By the digests of functions, what the script has under their names, where it differs."""
-    reader, writer = ValueReader(storage, incarnation), ValueWriter(storage, incarnation)
+    """What the script has under the names of functions, where it differs.
+
+    Args:
+        reader: of the workflow that has the functions.
+        writer: of the workflow that gets those of the script.
+        functions: by the digests of those that were submitted, those that are used now.
+    """
     found: dict[str, Function] = {}
-    for function in functions:
+    for digest, function in functions.items():
         where = f"function of task '{function.name}'"
         try:
             body = reader.read(Value(function.data, function.objects), where=where)
         except (ImportError, ray.exceptions.RayActorError):
             # One of a module, which comes with the module; or one over an actor that is gone.
             continue
-        present = present_version(body)
+        present = present_version(
+            getattr(body, "__module__", None) or "", getattr(body, "__qualname__", "")
+        )
         if present is None:
             continue
         stored = write_function(writer, present, name=function.name, where=where)
         if stored.digest != function.digest:
-            found[function.digest] = stored
+            found[digest] = stored
     return found

@@ -117,6 +117,15 @@ current: Connection | None = None
 #: The storage if `init` is given none: what `ray.init(storage=...)` was given under `compat`.
 default_storage: Storage | str | None = None
 
+#: Why this process may not connect now; empty if it may.
+refused = ""
+
+
+def check_not_refused() -> None:
+    """Raise if this process may not connect now."""
+    if refused:
+        raise RuntimeError(refused)
+
 
 def session_id() -> str:
     """Changes when this process connects to another cluster, or again to the same."""
@@ -276,6 +285,7 @@ def init(
         ValueError: a setting differs from what the coordinator was started with.
     """
     global current
+    check_not_refused()
     with lock:
         if storage is None:
             storage = default_storage
@@ -354,6 +364,7 @@ def check_same_settings(settings: Settings, **asked: int | None) -> None:
 
 def connect() -> Connection:
     """The connection of this process; initializes with defaults if need be."""
+    check_not_refused()
     connection = current
     if connection is not None and ray.is_initialized() and connection.session == session_id():
         return connection

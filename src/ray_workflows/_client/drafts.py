@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import uuid
 import warnings
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -14,11 +15,12 @@ from ray.dag import DAGNode
 
 from ray_workflows._capture.dag import capture_plan
 from ray_workflows._capture.values import ValueWriter
+from ray_workflows._client.code_changes import CodeChanges
 from ray_workflows._client.connection import CALL_SECONDS, Connection
-from ray_workflows._client.environments import Wishes, look_first
+from ray_workflows._client.environments import Remembered, Wishes, look_first
 from ray_workflows._client.forks import Fork
 from ray_workflows._client.patience import Patience
-from ray_workflows._codec.journal import encode_events, encode_plan
+from ray_workflows._codec.journal import decode_plan, encode_events, encode_plan
 from ray_workflows._coordinator.requests import (
     Accepted,
     Finished,
@@ -32,7 +34,7 @@ from ray_workflows._coordinator.wire import ENCODER, Submissions, decode_submitt
 from ray_workflows._environment.snapshot import remember_options, share, take_snapshot
 from ray_workflows._environment.store import workflow_incarnation
 from ray_workflows._model.catalog import CatalogRow
-from ray_workflows._model.plan import Environment, EnvironmentChange
+from ray_workflows._model.plan import Environment, EnvironmentChange, Function
 from ray_workflows.exceptions import (
     CoordinatorUnavailableError,
     StorageError,
@@ -58,6 +60,7 @@ class Drafts:
         #: From then on, workflows may need what was written, whatever becomes of this process.
         self.sent = False
         self.submissions: list[Submission] = []
+        self.changes = CodeChanges(connection.storage)
 
     def __enter__(self) -> Drafts:
         return self
@@ -107,13 +110,28 @@ class Drafts:
             )
         )
 
-    def add_fork(self, origin: Fork, workflow_id: str) -> None:
-        """Add a workflow that begins with another one's results."""
-        submitted = origin.submitted
-        environment = submitted.plan.environment
+    def add_fork(
+        self,
+        origin: Fork,
+        workflow_id: str,
+        environment: Environment | None,
+        functions: Callable[[str], dict[str, Function]],
+    ) -> dict[str, Function]:
+        """Add a workflow that begins with another one's results; what ``functions`` gave.
+
+        Args:
+            origin: what it begins with.
+            workflow_id: its id.
+            environment: another one than that of its origin.
+            functions: stores functions for the workflow of an incarnation; by digests of those
+                that its origin was submitted with, those that take their place.
+        """
+        environment = environment or origin.submitted.plan.environment
         incarnation = self.new_incarnation(environment)
         share(self.connection.storage, environment, (workflow_id, incarnation))
         origin.copy_blobs(incarnation)
+        exchanged = functions(incarnation)
+        submitted, history = origin.with_code(environment, exchanged)
         self.submissions.append(
             Submission(
                 workflow_id,
@@ -122,9 +140,10 @@ class Drafts:
                 submitted.metadata,
                 submitted.timeout,
                 uuid.uuid4().hex,
-                encode_events(origin.history),
+                encode_events(history),
             )
         )
+        return exchanged
 
     def send(self, client: str | None = None) -> Submitted:
         """Hand all of them to the coordinator; what it says to each.
@@ -161,7 +180,7 @@ class Drafts:
             for index in stopped:
                 submission = self.submissions[index]
                 try:
-                    change = self.look_first(submission.workflow_id)
+                    change = self.look_first(submission)
                 except Exception as error:
                     answers[index] = error
                 else:
@@ -175,9 +194,17 @@ class Drafts:
                 answers[index] = answer
         return Submitted(submitted.holder_id, answers)
 
-    def look_first(self, workflow_id: str) -> EnvironmentChange | None:
-        row = self.connection.storage.read_catalog(workflow_id)
-        return None if row is None else look_first(self.connection, row, Wishes())
+    def look_first(self, submission: Submission) -> EnvironmentChange | None:
+        row = self.connection.storage.read_catalog(submission.workflow_id)
+        if row is None:
+            return None
+        functions = decode_plan(submission.plan).functions
+        given = [(submission.incarnation, function) for function in functions]
+
+        def see(found: Remembered, change: EnvironmentChange) -> None:
+            self.changes.look(found, change, given)
+
+        return look_first(self.connection.storage, row, Wishes(), see)
 
     def ask(self, submissions: list[Submission], client: str | None) -> ray.ObjectRef:
         encoded = ENCODER.encode(Submissions(submissions, client))
@@ -201,6 +228,7 @@ class Drafts:
                     f"delete({submission.workflow_id!r}) first.",
                     stacklevel=5,
                 )
+        self.changes.warn()
         return submitted
 
     def discard(self, incarnation: str) -> None:

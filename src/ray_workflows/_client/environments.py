@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -16,6 +16,7 @@ import ray
 
 from ray_workflows._capture.options import NOT_FOR_RAY, encode_ray_options
 from ray_workflows._capture.upgrade import upgraded
+from ray_workflows._capture.values import ValueReader, ValueWriter
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.outputs import read_row
 from ray_workflows._client.reader import Reader
@@ -36,7 +37,7 @@ from ray_workflows._model import events as ev
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.environment import Difference, EnvironmentInfo, ResumedBy
 from ray_workflows._model.ids import plain_text, validate_workflow_id
-from ray_workflows._model.plan import Environment, EnvironmentChange
+from ray_workflows._model.plan import Environment, EnvironmentChange, Function
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.exceptions import EnvironmentMismatchError, WorkflowNotFoundError
 from ray_workflows.storage import Storage
@@ -87,9 +88,34 @@ class Remembered:
                     self.task_envs[task_id] = runtime_env
 
     @property
+    def functions(self) -> dict[str, Function]:
+        """By the digests of the functions that were submitted, those that run in their place."""
+        return {
+            function.digest: self.state.functions.get(function.digest, function)
+            for frame in self.state.frames.values()
+            for function in frame.plan.functions
+        }
+
+    @property
+    def functions_to_run(self) -> dict[str, Function]:
+        """As `functions`, of the tasks that will run when it goes on."""
+        wanted = digests_to_run(self.state)
+        return {digest: each for digest, each in self.functions.items() if digest in wanted}
+
+    @property
     def unfinished(self) -> list[Task]:
         """Tasks that will run when it goes on."""
-        return [task for task in self.state.tasks.values() if task.phase is not Phase.SUCCEEDED]
+        return unfinished(self.state)
+
+
+def unfinished(state: WorkflowState) -> list[Task]:
+    """The tasks of a workflow that have no result yet."""
+    return [task for task in state.tasks.values() if task.phase is not Phase.SUCCEEDED]
+
+
+def digests_to_run(state: WorkflowState) -> set[str]:
+    """The digests of the functions, as they were submitted, of tasks that have no result yet."""
+    return {task.frame.plan.functions[task.spec.function].digest for task in unfinished(state)}
 
 
 def get_environment(reader: Reader, workflow_id: str) -> EnvironmentInfo:
@@ -166,6 +192,10 @@ class Wishes(msgspec.Struct, frozen=True):
     strict: bool = True
 
 
+#: Sees a workflow, and how it is to go on, before it does.
+Seer = Callable[[Remembered, EnvironmentChange], None]
+
+
 def who() -> str:
     """Who asks: user and host."""
     try:
@@ -175,18 +205,22 @@ def who() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def resume(connection: Connection, workflow_id: str, canceled: bool, wishes: Wishes) -> Any:
+def resume(
+    connection: Connection, workflow_id: str, canceled: bool, wishes: Wishes, see: Seer
+) -> Any:
     """Let a workflow go on; what the coordinator answers.
 
     Raises:
         EnvironmentMismatchError: what it needs is not here. Nothing was started.
     """
-    change = prepare(connection, workflow_id, wishes)
+    change = prepare(connection, workflow_id, wishes, see)
     # Ray repeats the call if the coordinator dies before it has answered.
     return connection.call("resume", workflow_id, uuid.uuid4().hex, canceled, change)
 
 
-def prepare(connection: Connection, workflow_id: str, wishes: Wishes) -> EnvironmentChange | None:
+def prepare(
+    connection: Connection, workflow_id: str, wishes: Wishes, see: Seer
+) -> EnvironmentChange | None:
     """What is to be different when a workflow goes on; None if it can't go on anyway."""
     row = connection.storage.read_catalog(workflow_id)
     if row is None or connection.status(row) in (
@@ -195,10 +229,12 @@ def prepare(connection: Connection, workflow_id: str, wishes: Wishes) -> Environ
         WorkflowStatus.PENDING,
     ):
         return None
-    return look_first(connection, row, wishes)
+    return look_first(connection.storage, row, wishes, see)
 
 
-def look_first(connection: Connection, row: CatalogRow, wishes: Wishes) -> EnvironmentChange | None:
+def look_first(
+    storage: Storage, row: CatalogRow, wishes: Wishes, see: Seer
+) -> EnvironmentChange | None:
     """As `prepare`, of a workflow that nobody drives; None if it is gone.
 
     Raises:
@@ -206,39 +242,51 @@ def look_first(connection: Connection, row: CatalogRow, wishes: Wishes) -> Envir
     """
     workflow_id = row.workflow_id
     try:
-        found = Remembered(connection.storage, row)
+        found = Remembered(storage, row)
     except WorkflowNotFoundError:
         return None
+    user = (workflow_id, row.incarnation)
     change = EnvironmentChange(
         code=wishes.code,
         by=who(),
-        environment=changed_environment(connection.storage, found, wishes),
-        functions=functions_of_today(connection, found) if wishes.code == CURRENT else {},
+        environment=changed_environment(storage, found, wishes, user),
+        functions=present_functions(
+            storage, found.functions, row.incarnation, wishes.code, row.incarnation
+        ),
         ray_options=checked_options(found, wishes.task_options),
     )
     lost = lost_places(found, change.ray_options)
     problems = [*missing(found, change, wishes), *lost.values()]
     if problems and wishes.strict:
         raise EnvironmentMismatchError(workflow_id, problems)
+    see(found, change)
     anywhere: dict[str, Any] = dict.fromkeys(("scheduling_strategy", *PLACES))
     options = {**dict.fromkeys(lost, anywhere), **change.ray_options}
     return msgspec.structs.replace(change, ray_options=options)
 
 
-def look_before_fork(found: Remembered, strict: bool) -> None:
-    """Tell this cluster what a fork of a workflow needs, and find out what it misses.
+def look_before_fork(storage: Storage, found: Remembered, wishes: Wishes) -> EnvironmentChange:
+    """Tell this cluster what a fork of a workflow needs, and find out what it misses; what is to be
+    different in the fork, but for its functions.
 
     Raises:
         EnvironmentMismatchError: something is not here.
     """
-    change = EnvironmentChange(RECORDED, who())
-    problems = missing(found, change, Wishes())
-    if problems and strict:
+    environment = changed_environment(storage, found, wishes, None)
+    change = EnvironmentChange(wishes.code, who(), environment)
+    problems = missing(found, change, wishes)
+    if problems and wishes.strict:
         raise EnvironmentMismatchError(found.row.workflow_id, problems)
+    return change
 
 
-def changed_environment(storage: Storage, found: Remembered, wishes: Wishes) -> Environment | None:
-    """The environment that a workflow goes on with; None if it stays what it is."""
+def changed_environment(
+    storage: Storage, found: Remembered, wishes: Wishes, user: tuple[str, str] | None
+) -> Environment | None:
+    """The environment that a workflow goes on with; None if it stays what it is.
+
+    ``user``: the id and incarnation of the workflow that gets it, if it is not named after it.
+    """
     if wishes.code == RECORDED and wishes.runtime_env is None:
         return None
     old = found.state.environment
@@ -256,7 +304,6 @@ def changed_environment(storage: Storage, found: Remembered, wishes: Wishes) -> 
     runtime_env.update(given)
     if env_vars:
         runtime_env["env_vars"] = env_vars
-    user = (found.row.workflow_id, found.row.incarnation)
     if wishes.code == CURRENT:
         reached = Reached(directories)
         names = {name.partition("/")[0] for name in (found.record.modules if found.record else ())}
@@ -266,13 +313,25 @@ def changed_environment(storage: Storage, found: Remembered, wishes: Wishes) -> 
     return snapshot.change_runtime_env(storage, old, runtime_env, found.record, user)
 
 
-def functions_of_today(connection: Connection, found: Remembered) -> dict[str, Any]:
-    functions = {
-        function.digest: function
-        for frame in found.state.frames.values()
-        for function in frame.plan.functions
-    }
-    return upgraded(connection.storage, found.row.incarnation, functions.values())
+def present_functions(
+    storage: Storage,
+    functions: Mapping[str, Function],
+    incarnation: str,
+    code: str,
+    target: str,
+) -> dict[str, Function]:
+    """What this process's script has in place of functions, if that code is wished.
+
+    Args:
+        storage: where both workflows are.
+        functions: by the digests of those that were submitted, those that are used now.
+        incarnation: of the workflow that has them.
+        code: ``CURRENT``, or there is none.
+        target: the incarnation of the workflow that gets them: the same one, or a fork of it.
+    """
+    if code != CURRENT:
+        return {}
+    return upgraded(ValueReader(storage, incarnation), ValueWriter(storage, target), functions)
 
 
 def checked_options(

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from ray_workflows._client.blob_copies import copy_blobs
+from ray_workflows._client.environments import digests_to_run
 from ray_workflows._codec.references import blobs_in
 from ray_workflows._coordinator.recovery import fold
+from ray_workflows._engine.evolve import evolve
 from ray_workflows._engine.fork import fork_history
 from ray_workflows._engine.state import WorkflowState
 from ray_workflows._model import events as ev
 from ray_workflows._model.catalog import CatalogRow
-from ray_workflows._model.plan import Plan
+from ray_workflows._model.plan import Environment, Function, Plan
 from ray_workflows.exceptions import WorkflowNotFoundError
 from ray_workflows.storage.base import Storage
 from ray_workflows.storage.histories import History, unless_deleted
@@ -36,15 +38,47 @@ class Fork:
         assert isinstance(submitted, ev.WorkflowSubmitted)
         self.storage = storage
         self.origin = row
-        plan = as_now(submitted.plan, submitted.task_ids, state)
-        plan = msgspec.structs.replace(plan, environment=state.environment)
-        self.submitted = msgspec.structs.replace(submitted, plan=plan)
-        self.history = [
-            msgspec.structs.replace(event, plan=as_now(event.plan, event.task_ids, state))
+        self.state = state
+        self.events = submitted, history
+        self.submitted, self.history = self.with_code(self.state.environment, {})
+
+    def with_code(
+        self, environment: Environment, functions: Mapping[str, Function]
+    ) -> tuple[ev.WorkflowSubmitted, list[ev.Event]]:
+        """What a fork starts with, in an environment and with functions in place of others, by the
+        digests of those that were submitted."""
+        submitted, history = self.events
+        functions = {**self.state.functions, **functions}
+        plan = as_now(submitted.plan, submitted.task_ids, functions, self.state)
+        plan = msgspec.structs.replace(plan, environment=environment)
+        return msgspec.structs.replace(submitted, plan=plan), [
+            msgspec.structs.replace(
+                event, plan=as_now(event.plan, event.task_ids, functions, self.state)
+            )
             if isinstance(event, ev.TaskContinued)
             else event
             for event in history
         ]
+
+    @property
+    def functions(self) -> dict[str, Function]:
+        """As `Remembered.functions`, of the fork."""
+        submitted, history = self.events
+        continued = [event.plan for event in history if isinstance(event, ev.TaskContinued)]
+        return {
+            function.digest: self.state.functions.get(function.digest, function)
+            for plan in (submitted.plan, *continued)
+            for function in plan.functions
+        }
+
+    @property
+    def functions_to_run(self) -> dict[str, Function]:
+        """As `functions`, of the tasks that run again."""
+        state = WorkflowState("", "")
+        for event in (self.events[0], *self.events[1]):
+            evolve(state, event)
+        wanted = digests_to_run(state)
+        return {digest: each for digest, each in self.functions.items() if digest in wanted}
 
     def copy_blobs(self, incarnation: str) -> None:
         """Give the fork blobs of its own: its origin may be deleted."""
@@ -53,9 +87,11 @@ class Fork:
             copy_blobs(self.storage, self.origin.incarnation, self.storage, incarnation, blobs)
 
 
-def as_now(plan: Plan, task_ids: Sequence[str], state: WorkflowState) -> Plan:
-    """A plan with the functions and options that took the place of its own."""
-    functions = tuple(state.functions.get(each.digest, each) for each in plan.functions)
+def as_now(
+    plan: Plan, task_ids: Sequence[str], functions: Mapping[str, Function], state: WorkflowState
+) -> Plan:
+    """A plan with the functions and options that take the place of its own."""
+    exchanged = tuple(functions.get(each.digest, each) for each in plan.functions)
     tasks, options = list(plan.tasks), list(plan.options)
     for index, task_id in enumerate(task_ids):
         given = state.ray_options.get(task_id)
@@ -63,5 +99,5 @@ def as_now(plan: Plan, task_ids: Sequence[str], state: WorkflowState) -> Plan:
             options.append(options[tasks[index].options].with_ray(given))
             tasks[index] = msgspec.structs.replace(tasks[index], options=len(options) - 1)
     return msgspec.structs.replace(
-        plan, functions=functions, tasks=tuple(tasks), options=tuple(options)
+        plan, functions=exchanged, tasks=tuple(tasks), options=tuple(options)
     )

@@ -9,11 +9,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import msgspec
 import ray
 from ray.dag import DAGNode
 
 from ray_workflows._capture.dag import check_root
 from ray_workflows._client import environments, reads, removal, signals
+from ray_workflows._client.code_changes import FORK, CodeChanges
 from ray_workflows._client.connection import Connection, connect
 from ray_workflows._client.drafts import Drafts
 from ray_workflows._client.environments import Remembered, Wishes
@@ -147,18 +149,43 @@ def given_or_generated(workflow_id: str | None) -> str:
     return generate_workflow_id() if workflow_id is None else validate_workflow_id(workflow_id)
 
 
-def fork(workflow_id: str, from_task: str, new_id: str | None, strict: bool) -> str:
+def fork(workflow_id: str, from_task: str, new_id: str | None, wishes: Wishes) -> str:
+    connection = connect()
+    changes = CodeChanges(connection.storage)
+    new_id = forked(connection, workflow_id, from_task, new_id, wishes, changes)
+    changes.warn(FORK)
+    return new_id
+
+
+def forked(
+    connection: Connection,
+    workflow_id: str,
+    from_task: str,
+    new_id: str | None,
+    wishes: Wishes,
+    changes: CodeChanges,
+) -> str:
+    """The id of a fork. ``changes`` gets what the code here has other than the fork."""
     workflow_id = validate_workflow_id(workflow_id)
     new_id = given_or_generated(new_id)
-    connection = connect()
     storage = connection.storage
     row = read_row(storage, workflow_id)
     origin = Fork(storage, row, from_task)
-    environments.look_before_fork(Remembered(storage, row), strict)
+    found = Remembered(storage, row)
+    change = environments.look_before_fork(storage, found, wishes)
     with Drafts(connection) as drafts:
-        drafts.add_fork(origin, new_id)
+        functions = drafts.add_fork(
+            origin,
+            new_id,
+            change.environment,
+            lambda incarnation: environments.present_functions(
+                storage, origin.functions, row.incarnation, wishes.code, incarnation
+            ),
+        )
         submitted = drafts.send()
     only_answer(submitted)
+    change = msgspec.structs.replace(change, functions=functions)
+    changes.look(found, change, functions=origin.functions_to_run)
     return new_id
 
 
@@ -210,7 +237,9 @@ def run_async(
 def resume(workflow_id: str, canceled: bool, progress: bool, wishes: Wishes) -> Any:
     connection = connect()
     workflow_id = validate_workflow_id(workflow_id)
-    accepted = environments.resume(connection, workflow_id, canceled, wishes)
+    changes = CodeChanges(connection.storage)
+    accepted = environments.resume(connection, workflow_id, canceled, wishes, changes.look)
+    changes.warn()
     if isinstance(accepted, Finished):
         return workflow_output(connection, accepted.row)
     with told_if_interrupted(workflow_id):
@@ -220,9 +249,18 @@ def resume(workflow_id: str, canceled: bool, progress: bool, wishes: Wishes) -> 
 
 
 def resume_async(workflow_id: str, canceled: bool, wishes: Wishes) -> ray.ObjectRef:
+    changes = CodeChanges(connect().storage)
+    ref = resumed_ref(workflow_id, canceled, wishes, changes)
+    changes.warn()
+    return ref
+
+
+def resumed_ref(
+    workflow_id: str, canceled: bool, wishes: Wishes, changes: CodeChanges
+) -> ray.ObjectRef:
     connection = connect()
     workflow_id = validate_workflow_id(workflow_id)
-    environments.resume(connection, workflow_id, canceled, wishes)
+    environments.resume(connection, workflow_id, canceled, wishes, changes.look)
     return output_ref(connection, workflow_id, fresh=True)
 
 
@@ -231,9 +269,11 @@ def resume_all(include_failed: bool) -> list[tuple[str, ray.ObjectRef]]:
     if include_failed:
         wanted.add(WorkflowStatus.FAILED)
     resumed = []
+    changes = CodeChanges(connect().storage)
     for workflow_id, _ in list_all(wanted):
         try:
-            resumed.append((workflow_id, resume_async(workflow_id, False, Wishes())))
+            ref = resumed_ref(workflow_id, False, Wishes(), changes)
+            resumed.append((workflow_id, ref))
         except WorkflowAlreadyRunningError:
             # Another cluster was faster. The output is the same.
             resumed.append((workflow_id, output_ref(connect(), workflow_id, fresh=True)))
@@ -241,6 +281,7 @@ def resume_all(include_failed: bool) -> list[tuple[str, ray.ObjectRef]]:
             # One that can't be resumed does not keep the others from it; its ref raises the error.
             logger.error("Workflow '%s' could not be resumed: %s", workflow_id, error)
             resumed.append((workflow_id, ray.put(OutputError(error))))
+    changes.warn()
     return resumed
 
 

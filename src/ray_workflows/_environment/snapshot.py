@@ -228,7 +228,7 @@ def change_runtime_env(
     old: Environment,
     runtime_env: Mapping[str, Any],
     about: record.Record | None,
-    user: User,
+    user: User | None,
 ) -> Environment:
     """An environment with another runtime_env and the same code of the user's."""
     known = {package.uri: package for package in old.packages}

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import functools
-
 import click
 
-import ray_workflows
+from ray_workflows._client import workflows
+from ray_workflows._client.code_changes import CodeChanges
+from ray_workflows._client.environments import Wishes
 from ray_workflows._model.ids import validate_workflow_id
 from ray_workflows.cli.clusters import connect
+from ray_workflows.cli.messages import note_changes
 from ray_workflows.cli.parameters import (
     address_option,
     cluster_storage_option,
+    code_option,
     codec_option,
     json_option,
     workflow_argument,
 )
 from ray_workflows.cli.printing import Command, print_json, print_result, printable
+from ray_workflows.cli.scripts import load_script, script_option
 from ray_workflows.cli.waiting import START_SECONDS, within
 
 
@@ -27,6 +30,8 @@ from ray_workflows.cli.waiting import START_SECONDS, within
 @address_option
 @click.option("--from-task", metavar="TASK", required=True, help="The task to run again.")
 @click.option("--new-id", metavar="ID", help="Id of the new workflow. Default: a generated one.")
+@code_option
+@script_option
 @click.option("--no-strict", is_flag=True, help="Also if something that it needs is not here.")
 @json_option
 def fork(
@@ -35,6 +40,8 @@ def fork(
     address: str | None,
     from_task: str,
     new_id: str | None,
+    code: str,
+    script: str | None,
     no_strict: bool,
     as_json: bool,
 ) -> None:
@@ -46,10 +53,14 @@ def fork(
     for given in (workflow_id, new_id):
         if given is not None:
             validate_workflow_id(given)
-    connect(storage, address)
-    start = functools.partial(ray_workflows.fork, strict=not no_strict)
+    load_script(script, code)
+    connection = connect(storage, address)
+    changes = CodeChanges(connection.storage)
+    wishes = Wishes(code, strict=not no_strict)
     what = f"{printable(workflow_id)} to be forked"
-    created = within(START_SECONDS, what, start, workflow_id, from_task, new_id)
+    start = (connection, workflow_id, from_task, new_id, wishes, changes)
+    created = within(START_SECONDS, what, workflows.forked, *start)
+    note_changes(changes, "fork", workflow_id, "--from-task", from_task)
     if as_json:
         print_json({"workflow_id": created, "forked_from": workflow_id})
     else:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import click
 
+from ray_workflows._client.code_changes import CodeChanges
+from ray_workflows.cli.printing import note
 from ray_workflows.exceptions import (
     WorkflowAlreadyRunningError,
     WorkflowExecutionError,
@@ -76,6 +78,15 @@ def not_found(workflow_id: str) -> str:
     return f"There is no workflow {workflow_id!r}{where()}. {hint}"
 
 
+def note_changes(changes: CodeChanges, verb: str, workflow_id: str, *options: str) -> None:
+    """Say on stderr what the code here has other than the workflow goes on with."""
+    script = ("--script", changes.scripts[0]) if changes.scripts else ()
+    again = command(verb, workflow_id, *options, "--code", "current", *script)
+    text = changes.text(f"To take the code here: {again}".replace("{", "{{").replace("}", "}}"))
+    if text:
+        note(text)
+
+
 def still_active(workflow_id: str) -> str:
     """For `WorkflowStillActiveError`."""
     return (
@@ -107,10 +118,16 @@ def explain_resume(error: BaseException, workflow_id: str) -> str:
             f"{command('resume', workflow_id, '--canceled')}"
         )
     if isinstance(error, WorkflowExecutionError):
-        return (
-            f"Workflow {workflow_id!r} failed: {error.__cause__ or error}\n"
-            f"Mend the cause, then go on with: {command('resume', workflow_id)}\n"
-            f"It runs the code that it has. With that of the same modules here, go on with: "
-            f"{command('resume', workflow_id, '--code', 'current')}"
-        )
+        failed = f"Workflow {workflow_id!r} failed: {error.__cause__ or error}"
+        return f"{failed}\n{way_on(workflow_id)}"
     return explain(error)
+
+
+def way_on(workflow_id: str) -> str:
+    """How a workflow that failed goes on."""
+    return (
+        f"Mend the cause, then go on with: {command('resume', workflow_id)}\n"
+        f"It runs the code that it has. With that of the same modules here, go on with: "
+        f"{command('resume', workflow_id, '--code', 'current')}\n"
+        f"For functions of the script itself, add: --script FILE"
+    )

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
+from ray_workflows._client.environments import CURRENT, RECORDED
 from ray_workflows.cli.messages import CODEC, GIVEN, GIVEN_BLOBS
 from ray_workflows.codec import check_codecs
 
@@ -104,6 +105,14 @@ codec_option = click.option(
     callback=load_codec,
     expose_value=False,
     help="The codec of the values, if init() was given one. Default: that of the running cluster.",
+)
+
+code_option = click.option(
+    "--code",
+    type=click.Choice((RECORDED, CURRENT)),
+    default=RECORDED,
+    show_default=True,
+    help="With the code that it has, or with that of the same modules here, and of --script.",
 )
 
 address_option = click.option(

@@ -8,21 +8,24 @@ from typing import Any
 import click
 
 from ray_workflows._client import environments
+from ray_workflows._client.code_changes import CodeChanges
 from ray_workflows._client.connection import Connection
-from ray_workflows._client.environments import CURRENT, RECORDED, Wishes
+from ray_workflows._client.environments import Wishes
 from ray_workflows._client.outputs import await_output
 from ray_workflows._client.reads import import_directories
 from ray_workflows._model.ids import validate_workflow_id
 from ray_workflows.cli.clusters import NoClusterError, connect, local_cluster
-from ray_workflows.cli.messages import command, explain_resume
+from ray_workflows.cli.messages import command, explain_resume, note_changes
 from ray_workflows.cli.parameters import (
     address_option,
     cluster_storage_option,
+    code_option,
     codec_option,
     json_option,
     workflow_argument,
 )
 from ray_workflows.cli.printing import Command, note, printable
+from ray_workflows.cli.scripts import load_script, script_option
 from ray_workflows.cli.values import load, print_value
 from ray_workflows.cli.waiting import START_SECONDS, within
 from ray_workflows.exceptions import WorkflowError
@@ -54,13 +57,8 @@ def parse_runtime_env(
     help="Start a Ray cluster of its own on this machine for it, and stop it afterwards.",
 )
 @click.option("--canceled", is_flag=True, help="Also if the workflow was canceled.")
-@click.option(
-    "--code",
-    type=click.Choice((RECORDED, CURRENT)),
-    default=RECORDED,
-    show_default=True,
-    help="With the code that it has, or with that of the same modules here.",
-)
+@code_option
+@script_option
 @click.option(
     "--runtime-env",
     metavar="JSON",
@@ -77,6 +75,7 @@ def resume(
     local: bool,
     canceled: bool,
     code: str,
+    script: str | None,
     runtime_env: dict[str, Any] | None,
     no_strict: bool,
     no_wait: bool,
@@ -93,6 +92,7 @@ def resume(
     if no_wait and as_json:
         raise click.UsageError("--no-wait prints no output: leave --json out.")
     validate_workflow_id(workflow_id)
+    load_script(script, code)
     wishes = Wishes(code, runtime_env, {}, not no_strict)
     try:
         if local:
@@ -120,9 +120,11 @@ def go_on(
 ) -> None:
     """Resume it, and print the output if it is waited for."""
     try:
-        start = (connection, workflow_id, canceled, wishes)
+        changes = CodeChanges(connection.storage)
+        start = (connection, workflow_id, canceled, wishes, changes.look)
         what = f"{printable(workflow_id)} to be resumed"
         within(START_SECONDS, what, environments.resume, *start)
+        note_changes(changes, "resume", workflow_id)
         if not wait:
             note(f"{workflow_id} goes on. How far it is: {command('show', workflow_id)}")
             return

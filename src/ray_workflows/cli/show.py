@@ -15,6 +15,7 @@ from ray_workflows._model.ids import validate_workflow_id
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.tasks import AttemptInfo, TaskInfo, TaskStatus
 from ray_workflows.cli.list import describe
+from ray_workflows.cli.messages import way_on
 from ray_workflows.cli.parameters import json_option, storage_option, workflow_argument
 from ray_workflows.cli.printing import (
     Command,
@@ -22,6 +23,7 @@ from ray_workflows.cli.printing import (
     first_line,
     format_duration,
     format_time,
+    note,
     print_fields,
     print_json,
     print_result,
@@ -117,6 +119,8 @@ def show(workflow_id: str, attempts: bool, storage: str | None, as_json: bool) -
     if attempts:
         print_result()
         print_table(ATTEMPT_TITLES, attempt_rows(infos))
+    if status is WorkflowStatus.FAILED:
+        note(way_on(workflow_id))
 
 
 def attempt_rows(infos: Iterable[TaskInfo]) -> Iterator[tuple[str, ...]]:
