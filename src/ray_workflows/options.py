@@ -12,13 +12,11 @@ import ray
 from ray.remote_function import RemoteFunction
 
 from ray_workflows._arguments import to_float
+from ray_workflows._capture.depth import JSON_DEPTH, is_deeper_than
 from ray_workflows._capture.options import read_label, write_label
 from ray_workflows._capture.ray_private import LABELS, default_options
 from ray_workflows._codec.journal import ENCODER
 from ray_workflows.retry import RetryPolicy
-
-#: How deep dicts and lists in metadata may be in each other.
-METADATA_DEPTH = 100
 
 
 class NotGiven:
@@ -81,7 +79,11 @@ def validate_metadata(metadata: Any) -> dict[str, Any]:
         return {}
     if not isinstance(metadata, dict):
         raise ValueError(f"metadata must be a dict, not {type(metadata).__name__}.")
-    check_depth(metadata)
+    if is_deeper_than(JSON_DEPTH, metadata):
+        raise ValueError(
+            f"metadata must be JSON serializable, and no more than {JSON_DEPTH} levels deep. Is "
+            f"something in it a part of itself? What is so deep is a value: return it from a task."
+        )
     try:
         stored: dict[str, Any] = json.loads(json.dumps(metadata, allow_nan=False))
         # Integers of more than 64 bits, and surrogates, are more than UTF-8 and MessagePack have.
@@ -92,23 +94,6 @@ def validate_metadata(metadata: Any) -> dict[str, Any]:
             f"'{type(error).__name__}: {error}'. Use strings, numbers, lists and dicts."
         ) from None
     return stored
-
-
-def check_depth(metadata: dict[str, Any]) -> None:
-    """Raise if dicts and lists are too deep in each other. All that takes metadata apart later is
-    recursive, and would fail where nobody expects it."""
-    level: list[Any] = [metadata]
-    for _ in range(METADATA_DEPTH + 1):
-        containers = {id(each): each for each in level if isinstance(each, (dict, list, tuple))}
-        if not containers:
-            return
-        level = []
-        for each in containers.values():
-            level += each.values() if isinstance(each, dict) else each
-    raise ValueError(
-        f"metadata must be JSON serializable, and no more than {METADATA_DEPTH} levels deep. Is "
-        f"something in it a part of itself? What is so deep is a value: return it from a task."
-    )
 
 
 class MergingOptions:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 import threading
 from collections.abc import Callable
 from typing import Any
 
+import click
 import pytest
 
 from ray_workflows._capture.depth import DEEP_LIMIT, deeply
 from ray_workflows._capture.pickling import pickle_value
+from ray_workflows._capture.values import DetachedReader
+from ray_workflows._codec.envelope import seal
+from ray_workflows._codec.placeholders import OBJECT_REF, placeholder
+from ray_workflows._model.values import Value
+from ray_workflows.cli.resume import parse_runtime_env
+from ray_workflows.cli.signal import parse_value
 from ray_workflows.exceptions import SerializationError
+from ray_workflows.storage import MemoryStorage
 
 
 class Link:
@@ -81,6 +90,39 @@ def test_what_is_raised_on_the_thread_is_raised_here() -> None:
     with pytest.raises(KeyboardInterrupt):
         deeply(interrupt)
     assert sys.getrecursionlimit() == limit
+
+
+class OneRef:
+    """Whose pickle refers to the first object of its envelope."""
+
+    def __reduce__(self) -> Any:
+        return placeholder, (OBJECT_REF, 0)
+
+
+@pytest.mark.parametrize("depth", [20, 5000])
+def test_objects_in_each_other_where_there_is_no_cluster(depth: int) -> None:
+    storage = MemoryStorage()
+    blob = storage.write_blob("i", "object-0", seal(pickle.dumps("bottom", 5), []))
+    for number in range(1, depth):
+        chunks = seal(pickle.dumps([OneRef()], 5), [], [blob])
+        blob = storage.write_blob("i", f"object-{number}", chunks)
+    reader = DetachedReader(storage, "i")
+    if depth > 1000:
+        with pytest.raises(SerializationError, match="too many ObjectRefs in each other"):
+            reader.read(Value(blob), where="output")
+        return
+    value = reader.read(Value(blob), where="output")
+    for _ in range(1, depth):
+        (value,) = value
+    assert value == "bottom"
+
+
+@pytest.mark.parametrize("parse", [parse_value, parse_runtime_env])
+def test_json_on_the_command_line(parse: Any) -> None:
+    text = "[" * 100_000 + "]" * 100_000
+    with pytest.raises(click.BadParameter, match="not JSON") as caught:
+        parse(None, None, text)
+    assert len(caught.value.message) < 300
 
 
 def interrupt() -> None:

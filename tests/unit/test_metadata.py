@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from ray_workflows.options import METADATA_DEPTH, validate_metadata
+from ray_workflows._capture.depth import JSON_DEPTH
+from ray_workflows._capture.options import encode_ray_option
+from ray_workflows.options import validate_metadata
 
 
 @pytest.mark.parametrize(
@@ -43,10 +45,10 @@ MAKES = {"dict": lambda inner: {"a": inner}, "list": lambda inner: [0, inner]}
 
 @pytest.mark.parametrize("make", MAKES.values(), ids=MAKES.keys())
 def test_how_deep_it_may_be(make: Callable[[Any], Any]) -> None:
-    deep = {"a": nested(METADATA_DEPTH - 1, make)}
+    deep = {"a": nested(JSON_DEPTH - 1, make)}
     assert validate_metadata(deep) == deep
-    for depth in (METADATA_DEPTH, 490, 980, 5000, 100_000):
-        with pytest.raises(ValueError, match=f"more than {METADATA_DEPTH} levels"):
+    for depth in (JSON_DEPTH, 490, 980, 5000, 100_000):
+        with pytest.raises(ValueError, match=f"more than {JSON_DEPTH} levels"):
             validate_metadata({"a": nested(depth, make)})
 
 
@@ -59,6 +61,14 @@ def test_a_cycle_is_refused() -> None:
 
 def test_parts_that_are_the_same_are_looked_at_once() -> None:
     """As many as 2 to the power of 90 they would be otherwise."""
-    shared = nested(METADATA_DEPTH + 1, lambda inner: [inner, inner])
+    shared = nested(JSON_DEPTH + 1, lambda inner: [inner, inner])
     with pytest.raises(ValueError, match="levels deep"):
         validate_metadata({"a": shared})
+
+
+def test_ray_options_are_no_deeper() -> None:
+    for depth in (JSON_DEPTH + 1, 490, 980, 5000):
+        with pytest.raises(ValueError, match="task 'f' has the Ray option .* levels deep"):
+            encode_ray_option("runtime_env", nested(depth, MAKES["dict"]), where="task 'f'")
+    deep = nested(JSON_DEPTH, MAKES["dict"])
+    assert encode_ray_option("runtime_env", deep, where="task 'f'") == deep

@@ -23,6 +23,10 @@ MAX_LOOKED_AT = 100_000
 #: Both numbers are the process's.
 deep_lock = threading.Lock()
 
+#: How deep dicts and lists may be in each other in what is kept as JSON: metadata and options. All
+#: that takes them apart later is recursive, and would fail where nobody expects it.
+JSON_DEPTH = 100
+
 Children = Callable[[Any], list[tuple[str, Any]]]
 
 
@@ -53,6 +57,20 @@ def deeply(work: Callable[[], Any]) -> None:
             threading.stack_size(stack)
     if raised:
         raise raised[0]
+
+
+def is_deeper_than(levels: int, value: Any) -> bool:
+    """Whether dicts and lists are in each other to more than so many levels."""
+    level = [value]
+    for _ in range(levels + 1):
+        # What comes up twice is looked at once: parts may share parts.
+        containers = {id(each): each for each in level if isinstance(each, (dict, list, tuple))}
+        if not containers:
+            return False
+        level = []
+        for each in containers.values():
+            level += each.values() if isinstance(each, dict) else each
+    return True
 
 
 def find(value: Any, wanted: Callable[[Any], bool], children: Children) -> list[str] | None:

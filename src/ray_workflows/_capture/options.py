@@ -8,6 +8,7 @@ so that the coordinator can submit a task without unpickling anything of the use
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from ray.util.scheduling_strategies import (
     PlacementGroupSchedulingStrategy,
 )
 
+from ray_workflows._capture.depth import JSON_DEPTH, is_deeper_than
 from ray_workflows._capture.ray_private import LABELS, placement_group
 from ray_workflows._model.plan import DEFAULT_MAX_RETRIES, FUNCTION, Backoff, TaskOptions
 
@@ -132,10 +134,13 @@ def encode_ray_options(bound: Mapping[str, Any], *, where: str) -> dict[str, Any
 def encode_ray_option(key: str, value: Any, *, where: str) -> Any:
     """A value of plain types alone: without subclasses of text and numbers, as numpy has them."""
     try:
+        if is_deeper_than(JSON_DEPTH, value):
+            raise ValueError(f"it is more than {JSON_DEPTH} levels deep")
         return json.loads(json.dumps(value))
-    except (TypeError, ValueError, RecursionError) as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(
-            f"The {where} has the Ray option {key}={value!r}, which can't be stored: {error}."
+            f"The {where} has the Ray option {key}={reprlib.repr(value)}, which can't be stored: "
+            f"{error}."
         ) from None
 
 

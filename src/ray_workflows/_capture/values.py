@@ -30,7 +30,12 @@ from ray_workflows._model.blobs import BlobStore
 from ray_workflows._model.errors import error_info, name_of, text_of
 from ray_workflows._model.values import INLINE_LIMIT, Blob, ErrorInfo, Outcome, Value
 from ray_workflows.codec import PayloadCodec
-from ray_workflows.exceptions import SignalTimeoutError, StorageCorruptError, is_transient
+from ray_workflows.exceptions import (
+    SerializationError,
+    SignalTimeoutError,
+    StorageCorruptError,
+    is_transient,
+)
 
 #: What Python writes above a traceback. Ray writes the process that prints it in its place.
 HEADER = re.compile(r"^Traceback \(most recent call last\):$", re.MULTILINE)
@@ -296,7 +301,13 @@ class DetachedReader(ValueReader):
 
     def read_object(self, blob: Blob) -> Any:
         """The value of a checkpointed object."""
-        return self.read_object_value(blob, where=f"object {blob.key}")
+        try:
+            return self.read_object_value(blob, where=f"object {blob.key}")
+        except RecursionError:
+            raise SerializationError(
+                f"The object {blob.key} is behind too many ObjectRefs in each other to stand in "
+                f"the place of one. Read the value in a cluster, where ObjectRefs are ObjectRefs."
+            ) from None
 
 
 @ray.remote(num_cpus=0, max_retries=3)  # type: ignore[untyped-decorator]

@@ -39,7 +39,7 @@ def parse_runtime_env(
         return None
     try:
         parsed = json.loads(value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise click.BadParameter(f"It is not JSON: {error}.") from error
     if not isinstance(parsed, dict):
         raise click.BadParameter("It is no JSON object.")

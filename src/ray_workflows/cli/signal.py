@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import reprlib
 from typing import Any
 
 import click
@@ -28,8 +29,9 @@ def parse_value(ctx: click.Context, param: click.Parameter, text: str | None) ->
     """The value that JSON says."""
     try:
         return None if text is None else json.loads(text)
-    except ValueError as error:
-        raise click.BadParameter(f"{text!r} is not JSON ({error}). A text is '\"text\"'.") from None
+    except (ValueError, RecursionError) as error:
+        short = reprlib.repr(text)
+        raise click.BadParameter(f"{short} is not JSON ({error}). A text is '\"text\"'.") from None
 
 
 def parse_text(ctx: click.Context, param: click.Parameter, text: str | None) -> str | None:
