@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import json
+import os
 import pickle
 import weakref
 from typing import Any
@@ -10,7 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from ray import cloudpickle
 from ray.dag import InputNode
+from ray.util.scheduling_strategies import (
+    DoesNotExist,
+    Exists,
+    In,
+    NodeAffinitySchedulingStrategy,
+    NodeLabelSchedulingStrategy,
+    NotIn,
+)
 
 from ray_workflows import options, sleep, wait_for_event
 from ray_workflows._capture import garbage, pickling
@@ -160,23 +171,54 @@ def test_none_takes_an_option_back_and_leaving_it_out_does_not() -> None:
 
 
 def test_strategies_are_data() -> None:
-    from ray.util.scheduling_strategies import (
-        In,
-        NodeAffinitySchedulingStrategy,
-        NodeLabelSchedulingStrategy,
-    )
-
     affinity = NodeAffinitySchedulingStrategy("ab" * 28, soft=True)
     stored, _ = task_options({"scheduling_strategy": affinity}, where="x")
     decoded = decode_ray_options(stored.ray)["scheduling_strategy"]
     assert (decoded.node_id, decoded.soft) == ("ab" * 28, True)
-    labels = NodeLabelSchedulingStrategy(hard={"zone": In("a", "b")})
-    stored, _ = task_options({"scheduling_strategy": labels}, where="x")
-    decoded = decode_ray_options(stored.ray)["scheduling_strategy"]
-    (expected,), (found,) = labels.hard, decoded.hard
-    assert (found.key, found.operator.values) == (expected.key, expected.operator.values)
     stored, _ = task_options({"scheduling_strategy": "SPREAD"}, where="x")
     assert decode_ray_options(stored.ray)["scheduling_strategy"] == "SPREAD"
+
+
+def conditions(strategy: NodeLabelSchedulingStrategy) -> list[Any]:
+    return [
+        [(each.key, type(each.operator), vars(each.operator)) for each in expressions]
+        for expressions in (strategy.hard, strategy.soft)
+    ]
+
+
+LABELS = NodeLabelSchedulingStrategy(
+    {"zone": In("a", "b"), "disk": Exists()}, soft={"old": DoesNotExist(), "gpu": NotIn("x")}
+)
+
+
+def test_conditions_on_labels_of_nodes_are_data() -> None:
+    stored, _ = task_options({"scheduling_strategy": LABELS}, where="x")
+    assert json.loads(json.dumps(stored.ray)) == stored.ray
+    decoded = decode_ray_options(stored.ray)["scheduling_strategy"]
+    assert conditions(decoded) == conditions(LABELS)
+
+
+def test_conditions_that_0_1_0_stored_are_read() -> None:
+    stored = {"scheduling_strategy": {"node_label": cloudpickle.dumps(LABELS).hex()}}
+    decoded = decode_ray_options(stored)["scheduling_strategy"]
+    assert conditions(decoded) == conditions(LABELS)
+
+
+class Hostile(NodeLabelSchedulingStrategy):
+    """Runs something where it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return os.system, ("true",)
+
+
+def test_no_strategy_of_a_users_is_unpickled_to_submit_a_task() -> None:
+    """The coordinator does that, and again after each restart."""
+    stored, _ = task_options({"scheduling_strategy": Hostile({"a": In("b")})}, where="x")
+    decoded = decode_ray_options(stored.ray)["scheduling_strategy"]
+    assert type(decoded) is NodeLabelSchedulingStrategy
+    old = cloudpickle.dumps(Hostile({"a": In("b")})).hex()
+    with pytest.raises(pickle.UnpicklingError, match="none of Ray's"):
+        decode_ray_options({"scheduling_strategy": {"node_label": old}})
 
 
 def test_timers_and_listeners() -> None:

@@ -7,7 +7,9 @@ so that the coordinator can submit a task without unpickling anything of the use
 
 from __future__ import annotations
 
+import io
 import json
+import pickle
 import reprlib
 from collections.abc import Mapping
 from typing import Any
@@ -15,8 +17,12 @@ from typing import Any
 from ray import cloudpickle
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import (
+    DoesNotExist,
+    Exists,
+    In,
     NodeAffinitySchedulingStrategy,
     NodeLabelSchedulingStrategy,
+    NotIn,
     PlacementGroupSchedulingStrategy,
 )
 
@@ -29,6 +35,12 @@ LABEL = "ray_workflows.options"
 
 #: What the engine owns, and what makes no sense for a workflow task.
 NOT_FOR_RAY = ("max_retries", "retry_exceptions", "num_returns", LABELS)
+
+#: Ray's conditions on the labels of nodes, by the names that they are stored by.
+OPERATORS = {"In": In, "NotIn": NotIn, "Exists": Exists, "DoesNotExist": DoesNotExist}
+
+#: The module of Ray's scheduling strategies.
+STRATEGIES = NodeLabelSchedulingStrategy.__module__
 
 
 def read_label(ray_options: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,9 +170,34 @@ def encode_strategy(strategy: Any) -> Any:
             }
         }
     if isinstance(strategy, NodeLabelSchedulingStrategy):
-        # Its conditions are plain objects of Ray's own: pickled, and unpickled by Ray's classes.
-        return {"node_label": cloudpickle.dumps(strategy).hex()}
+        conditions = {"hard": strategy.hard, "soft": strategy.soft}
+        return {"node_labels": {name: encode_labels(each) for name, each in conditions.items()}}
     raise ValueError(f"scheduling_strategy {strategy!r} is not one this release knows.")
+
+
+def encode_labels(expressions: Any) -> dict[str, list[Any]]:
+    """Conditions on the labels of nodes: by label, the name of an operator and its values."""
+    encoded: dict[str, list[Any]] = {}
+    for each in expressions:
+        (name,) = (name for name, kind in OPERATORS.items() if isinstance(each.operator, kind))
+        encoded[each.key] = [name, *getattr(each.operator, "values", ())]
+    return encoded
+
+
+def decode_labels(encoded: Mapping[str, list[Any]]) -> dict[str, Any]:
+    """What `encode_labels` encoded, as `NodeLabelSchedulingStrategy` takes it."""
+    return {key: OPERATORS[name](*values) for key, (name, *values) in encoded.items()}
+
+
+class StrategyUnpickler(pickle.Unpickler):
+    """Unpickles a strategy as 0.1.0 stored those about labels: of Ray's classes alone."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """A class of a strategy or of what it consists of."""
+        found = super().find_class(module, name) if module == STRATEGIES else None
+        if isinstance(found, type) and found.__module__ == STRATEGIES:
+            return found
+        raise pickle.UnpicklingError(f"{module}.{name} is none of Ray's scheduling strategies")
 
 
 def decode_strategy(data: Any) -> Any:
@@ -170,8 +207,10 @@ def decode_strategy(data: Any) -> Any:
     ((kind, fields),) = data.items()
     if kind == "node_affinity":
         return NodeAffinitySchedulingStrategy(**fields)
+    if kind == "node_labels":
+        return NodeLabelSchedulingStrategy(**{k: decode_labels(v) for k, v in fields.items()})
     if kind == "node_label":
-        return cloudpickle.loads(bytes.fromhex(fields))
+        return StrategyUnpickler(io.BytesIO(bytes.fromhex(fields))).load()
     return PlacementGroupSchedulingStrategy(
         placement_group=placement_group(fields["id"]),
         placement_group_bundle_index=fields["bundle_index"],
