@@ -127,13 +127,13 @@ def test_a_running_workflow_that_grows_is_not_damaged(
     story = store.story("w")
     store.give(story, "fetch", 1)
     behind = msgspec.structs.replace(store.save(story), seq=1)
-    assert checks.check_journal(store.storage, behind) == ""
+    assert checks.check_journal(store.storage, behind, checks.Shared(store.storage)) == ""
 
 
 def test_a_workflow_that_is_deleted_meanwhile_is_not_damaged(store: Store) -> None:
     row = store.successful("w")
     store.storage.delete("w", row.incarnation, row.seq)
-    assert checks.check_journal(store.storage, row) == ""
+    assert checks.check_journal(store.storage, row, checks.Shared(store.storage)) == ""
 
 
 def test_a_storage_that_can_not_be_written(

@@ -8,11 +8,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from ray_workflows._client.reader import Reader
 from ray_workflows._environment import packages, record
+from ray_workflows._environment import store as shared
 from ray_workflows._environment.archive import file_digest
 from ray_workflows._environment.snapshot import keep_record
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.plan import Environment, EnvironmentChange
+from ray_workflows.cli import checks
 from tests.cli.conftest import Cli
 from tests.cli.store import PLAN, Store
 
@@ -95,14 +98,28 @@ def test_an_unknown_workflow(store: Store, cli: Cli) -> None:
     assert "nix" in cli("env", "nix", code=1).stderr
 
 
-def test_doctor_reads_packages_too(store: Store, cli: Cli, recorded: Environment) -> None:
+@pytest.mark.parametrize("what", ["package", "document"])
+def test_damaged_code(store: Store, cli: Cli, recorded: Environment, what: str) -> None:
+    """`doctor` names it, and `env` does not take it for what it is not."""
+
+    def problems() -> list[checks.Finding]:
+        found = checks.check_journals(Reader(store.storage))
+        return [finding for finding in found if finding.level is checks.Level.PROBLEM]
+
     failed(store, recorded)
-    from ray_workflows._client.reader import Reader
-    from ray_workflows.cli.checks import check_journals
-
-    def states() -> list[str]:
-        return [finding.level.value for finding in check_journals(Reader(store.storage))]
-
-    assert states() == ["ok"]
-    store.storage.delete_blobs(recorded.packages[0].incarnation)
-    assert states() == ["problem", "ok"]
+    assert not problems()
+    name = packages.item_name(recorded.packages[0])
+    if what == "document":
+        name = f"{shared.DOCUMENT}/{recorded.record}"
+    item = shared.find(store.storage, name)
+    assert item is not None
+    (path,) = store.directory.glob(f"blobs/{item.incarnation}/*")
+    data = path.read_bytes()
+    path.chmod(0o600)
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    (problem,) = problems()
+    for part in ("'w'", name, item.incarnation):
+        assert part in problem.message
+    assert "resume --code current w" in problem.remedy
+    if what == "document":
+        assert name in cli("env", "w", code=1).stderr

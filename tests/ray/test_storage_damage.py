@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,8 +14,13 @@ import pytest
 import ray
 
 import ray_workflows as workflow
+from ray_workflows._coordinator.recovery import recover
+from ray_workflows._environment import ray_private, store
+from ray_workflows._environment.archive import pack
+from ray_workflows._environment.packages import item_name
+from ray_workflows._model.plan import Package
 from ray_workflows.storage import SqliteStorage
-from tests.ray.marks import Marks, wait_until
+from tests.ray.marks import Gate, Marks, wait_until
 
 
 def flip(data: bytes) -> bytes:
@@ -128,3 +134,58 @@ def test_a_damaged_journal_entry(
                 assert part in str(caught.value)
     assert workflow.resume(wid) == sum(range(300_000))
     assert marks.counts() == {"make": 1, "add_up": 2}
+
+
+@ray.remote
+def first(gate: Gate) -> None:
+    gate.wait()
+
+
+@ray.remote
+def imports_it(_: None) -> int:
+    import packed
+
+    return packed.ANSWER
+
+
+@ray.remote
+def plain(_: None) -> int:
+    return 1
+
+
+def packages_of(storage: SqliteStorage, wid: str) -> tuple[Package, ...]:
+    """Those that its tasks name."""
+    found = recover(storage, wid)
+    assert found is not None
+    used = found.state.tasks[1].options.ray["runtime_env"]["working_dir"]
+    return tuple(each for each in found.state.environment.packages if each.uri == used)
+
+
+def test_a_missing_package(wid: str, gate: Gate, tmp_path: Path, storage_dir: Path) -> None:
+    """It stops those that need it, says what is wrong, and is stored again by the next submission
+    of the same files."""
+    (tmp_path / "packed.py").write_text(f"ANSWER = 42  # {wid}")
+    files = {"packed.py": str(tmp_path / "packed.py")}
+    uri = f"gcs://_ray_pkg_{uuid.uuid4().hex}.zip"
+    ray_private.put_key(uri, b"".join(pack(files)))
+    needs_it = imports_it.options(runtime_env={"working_dir": uri})
+    bad = workflow.run_async(needs_it.bind(first.bind(gate)), workflow_id=wid)
+    other = workflow.run_async(plain.bind(first.bind(gate)), workflow_id=f"{wid}-other")
+    storage = SqliteStorage(storage_dir)
+    (package,) = packages_of(storage, wid)
+    path = storage_dir / "blobs" / package.incarnation / store.KEY
+    whole = path.read_bytes()
+    path.unlink()
+    gate.open()
+    assert ray.get(other) == 1
+    with pytest.raises(workflow.OutputNotAvailableError) as caught:
+        ray.get(bad)
+    error = storage.read_catalog(wid).error
+    assert error in str(caught.value)
+    for part in ("StorageCorruptError", item_name(package), str(path), "code='current'"):
+        assert part in error
+    assert workflow.get_status(wid) == "RESUMABLE"
+    again = needs_it.bind(first.bind(gate))
+    assert workflow.run(again, workflow_id=f"{wid}-again") == 42
+    assert path.read_bytes() == whole
+    assert workflow.resume(wid) == 42

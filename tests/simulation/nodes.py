@@ -360,6 +360,9 @@ class ClusterOfLife:
         """Nothing here needs packages."""
         return False
 
+    def why_missing(self, sent: SentBatch) -> None:
+        """Nothing here needs packages."""
+
     def tidy(self) -> None:
         """There is nothing that could go."""
 

@@ -75,6 +75,8 @@ class Cluster:
     def __init__(self, slots: int) -> None:
         self.tasks: list[RayTask] = []
         self.size = slots
+        #: Why the package of all that is sent can't be brought.
+        self.refusal: Exception | None = None
 
     def send(self, sent: Any, loads: list[Any], asks: bool, values: Any) -> RayTask:
         self.tasks.append(RayTask(list(loads), asks))
@@ -87,7 +89,10 @@ class Cluster:
         return self.size
 
     def lacked(self, sent: Any) -> bool:
-        return False
+        return self.refusal is not None
+
+    def why_missing(self, sent: Any) -> Exception | None:
+        return self.refusal
 
     def tidy(self) -> None:
         """Nothing was brought."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 
 import pytest
-from ray.exceptions import WorkerCrashedError
+from ray.exceptions import RayTaskError, RuntimeEnvSetupError, WorkerCrashedError
 
 from ray_workflows._executor import dispatch
 from ray_workflows._executor.lanes import TARGET_SECONDS
 from ray_workflows._executor.protocol import AttemptRequest
+from ray_workflows.exceptions import PackageTooLargeError, StorageCorruptError, WorkflowError
 from tests.unit.scheduling import Scheduling, attempt, chain, scene
 
 SHORT, SLOW = 0.001, 4 * TARGET_SECONDS
@@ -223,6 +224,36 @@ class Walk:
         busy = [task for task in self.world.tasks if task.loads]
         if busy:
             self.world.hand_back(self.rng.choice(busy), self.rng.randint(0, 2))
+
+
+DAMAGED = StorageCorruptError("package/a: The blob content is missing.")
+
+
+@pytest.mark.parametrize("refusal", [DAMAGED, PackageTooLargeError("The package a", 3, 2)])
+@pytest.mark.parametrize("unset", [True, False])
+def test_attempts_whose_package_can_not_be_brought_stop_their_workflows(
+    refusal: WorkflowError, unset: bool
+) -> None:
+    """Also where the node has what Ray unpacked before: then the worker starts, and what it was to
+    wait for raises. They ran again and again, or failed."""
+    world = Scheduling()
+    world.known("f")
+    for task in range(3):
+        world.start(attempt(scene("f"), task))
+    world.flush()
+    (ray_task,) = world.tasks
+    if unset:
+        world.cluster.refusal = refusal
+        world.end(ray_task, RuntimeEnvSetupError("no such package"))
+    else:
+        world.end(ray_task, RayTaskError("bring", "traceback", refusal))
+    world.settle()
+    assert world.outcomes == [(n, "AttemptFoundCorruption") for n in range(3)]
+    for report in world.reported:
+        assert report.error.type_name == type(refusal).__name__
+        for part in (str(refusal), "'w'", "resume('w')", "code='current'"):
+            assert part in report.error.message
+    assert not world.tasks
 
 
 @pytest.mark.parametrize("seed", range(300))

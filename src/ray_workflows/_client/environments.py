@@ -39,7 +39,11 @@ from ray_workflows._model.environment import Difference, EnvironmentInfo, Resume
 from ray_workflows._model.ids import plain_text, validate_workflow_id
 from ray_workflows._model.plan import Environment, EnvironmentChange, Function
 from ray_workflows._model.status import WorkflowStatus
-from ray_workflows.exceptions import EnvironmentMismatchError, WorkflowNotFoundError
+from ray_workflows.exceptions import (
+    EnvironmentMismatchError,
+    StorageCorruptError,
+    WorkflowNotFoundError,
+)
 from ray_workflows.storage import Storage
 from ray_workflows.storage.histories import History, unless_deleted
 
@@ -63,11 +67,19 @@ class Remembered:
             for event in events:
                 self.observe(event)
         record = self.state.environment.record
-        item = store.find(storage, f"{store.DOCUMENT}/{record}") if record else None
         self.record: Record | None = None
-        if item is not None:
-            with unless_deleted(storage, row):
-                self.record = decode(storage.read_blob(item.incarnation, item.blob))
+        #: Why the document about its environment can't be read.
+        self.damage: StorageCorruptError | None = None
+        try:
+            item = store.find(storage, f"{store.DOCUMENT}/{record}") if record else None
+            if item is not None:
+                with (
+                    unless_deleted(storage, row),
+                    store.noting_damage(storage, item.name, item.incarnation),
+                ):
+                    self.record = decode(storage.read_blob(item.incarnation, item.blob))
+        except StorageCorruptError as error:
+            self.damage = error
 
     def observe(self, event: ev.Event) -> None:
         if isinstance(event, ev.WorkflowResumed) and event.change is not None:
@@ -123,8 +135,11 @@ def get_environment(reader: Reader, workflow_id: str) -> EnvironmentInfo:
 
     Raises:
         WorkflowNotFoundError: there is no such workflow.
+        StorageCorruptError: what it remembers is damaged; names the key.
     """
     found = remembered(reader, workflow_id)
+    if found.damage is not None:
+        raise found.damage
     record, environment = found.record, found.state.environment
     differences, diffs = compare(reader.storage, found)
     return EnvironmentInfo(
@@ -372,6 +387,8 @@ def missing(found: Remembered, change: EnvironmentChange, wishes: Wishes) -> lis
         f"or: resume(..., runtime_env={{'env_vars': {{'{name}': ...}}}})."
         for name in secrets.supply(runtime_envs, here_values)
     ]
+    if found.damage is not None and change.code == RECORDED:
+        problems.append(f"the document about its environment: {found.damage} Restore it.")
     if found.record is None:
         return problems
     here = call_inside(look, list(found.record.installed))

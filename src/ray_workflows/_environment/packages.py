@@ -29,7 +29,10 @@ from ray_workflows._environment.cluster import call_inside
 from ray_workflows._environment.store import PACKAGE, Item, SharedStorage
 from ray_workflows._model.plan import Package
 from ray_workflows._model.values import Blob
-from ray_workflows.exceptions import PackageTooLargeError, StorageUnavailableError
+from ray_workflows.exceptions import (
+    PackageTooLargeError,
+    is_transient,
+)
 
 CLUSTER = "gcs://"
 
@@ -64,7 +67,7 @@ def from_cluster(storage: SharedStorage, uri: str, user: User | None = None) -> 
     digest = digest_in(uri)
     if digest is not None:
         item = store.use(storage, f"{PACKAGE}/{digest}", user)
-        if item is not None:
+        if item is not None and not item.damaged:
             return package_of(item)
     # The cluster hands it out whole: to one of its own processes, not to a Ray Client.
     package: Package = call_inside(fetch, storage, uri, digest, user)
@@ -194,15 +197,24 @@ def bring(storage: SharedStorage, package: Package) -> None:
 
     A Ray task: what takes the place of its result among the arguments of another one keeps that
     one from being given a worker, which would need the package, until it is there.
+
+    Raises:
+        StorageCorruptError: its bytes are damaged or missing.
+        PackageTooLargeError: this Ray takes none of that size.
     """
     most = ray_private.largest_package()
     if package.blob.size > most:
         raise PackageTooLargeError(f"The package {package.uri}", package.blob.size, most)
     while not ray_private.has_key(package.uri):
         try:
-            ray_private.put_key(package.uri, read_whole(storage, package))
-        except StorageUnavailableError:
+            with store.noting_damage(storage, item_name(package), package.incarnation):
+                data = read_whole(storage, package)
+        except Exception as error:
+            if not is_transient(error):
+                raise
             time.sleep(AGAIN_SECONDS)
+        else:
+            ray_private.put_key(package.uri, data)
 
 
 def read_whole(storage: SharedStorage, package: Package) -> bytes:

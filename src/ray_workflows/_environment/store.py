@@ -11,8 +11,9 @@ about its environment, and the document's row names the packages.
 
 from __future__ import annotations
 
+import contextlib
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -23,7 +24,7 @@ from ray_workflows._model.catalog import Append, CatalogQuery, CatalogRow, Page
 from ray_workflows._model.ids import RESERVED_PREFIX
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Blob
-from ray_workflows.exceptions import StorageUnavailableError
+from ray_workflows.exceptions import StorageCorruptError, StorageError, StorageUnavailableError
 
 #: The ids of rows begin so; what follows is the name of the item: its kind and its digest.
 PREFIX = RESERVED_PREFIX
@@ -71,13 +72,19 @@ class SharedStorage(BlobStore, Protocol):
         """The storage's clock."""
 
 
+#: In the metadata of a row: somebody who read the bytes of the item has found them damaged.
+DAMAGED = "damaged"
+
+
 class Item(msgspec.Struct, frozen=True):
-    """Something shared. ``mentions`` are names of items that it needs."""
+    """Something shared. ``mentions`` are names of items that it needs. ``damaged``: its bytes were
+    found to be damaged or missing; whoever has the same bytes stores them again."""
 
     name: str
     incarnation: str
     blob: Blob
     mentions: tuple[str, ...] = ()
+    damaged: bool = False
 
 
 def workflow_incarnation(record: str) -> str:
@@ -95,7 +102,11 @@ def item_of(row: CatalogRow) -> Item:
     about = row.metadata
     blob = Blob(KEY, about["size"], about["checksum"])
     return Item(
-        row.workflow_id.removeprefix(PREFIX), row.incarnation, blob, tuple(about["mentions"])
+        row.workflow_id.removeprefix(PREFIX),
+        row.incarnation,
+        blob,
+        tuple(about["mentions"]),
+        DAMAGED in about,
     )
 
 
@@ -138,9 +149,8 @@ def use(
         row = storage.read_catalog(PREFIX + name)
         if row is None:
             return None
-        now = storage.now()
-        if row.ended_at is None or now - row.ended_at >= USED_SECONDS:
-            row = msgspec.structs.replace(row, seq=row.seq + 1, ended_at=now)
+        if row.ended_at is None or storage.now() - row.ended_at >= USED_SECONDS:
+            row = grown(storage, row)
             if not append(storage, row):
                 continue
         if user is not None:
@@ -165,11 +175,7 @@ def note_use(storage: SharedStorage, name: str, user: tuple[str, str]) -> None:
         mentions = row.metadata["mentions"]
         if name in mentions:
             return
-        metadata = {**row.metadata, "mentions": [*mentions, name]}
-        grown = msgspec.structs.replace(
-            row, seq=row.seq + 1, ended_at=storage.now(), metadata=metadata
-        )
-        if append(storage, grown):
+        if append(storage, grown(storage, row, {**row.metadata, "mentions": [*mentions, name]})):
             return
     raise busy(about)
 
@@ -181,11 +187,14 @@ def keep(
     mentions: Iterable[str] = (),
     user: tuple[str, str] | None = None,
 ) -> Item:
-    """As `use`, of an item that is stored if there is none."""
+    """As `use`, of an item that is stored if there is none, or if it was found damaged."""
     for _ in range(ATTEMPTS):
         item = use(storage, name, user)
-        if item is not None:
+        if item is not None and not item.damaged:
             return item
+        if item is not None:
+            mend(storage, name, chunks)
+            continue
         incarnation = uuid.uuid4().hex
         blob = storage.write_blob(incarnation, KEY, chunks())
         row = first_row(Item(name, incarnation, blob, tuple(mentions)), storage.now())
@@ -209,6 +218,8 @@ def copy_item(
         row = target.read_catalog(PREFIX + name)
         if row is not None and row.incarnation == item.incarnation:
             use(target, name, user)
+            if item_of(row).damaged:
+                mend(target, name, lambda: source.stream_blob(item.incarnation, item.blob))
             return
         if row is not None:
             continue  # The same contents, stored there before.
@@ -219,6 +230,77 @@ def copy_item(
             note_use(target, name, user)
             return
     raise busy(item.name)
+
+
+# -- damage --------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def noting_damage(storage: SharedStorage, name: str, incarnation: str) -> Iterator[None]:
+    """Scope in which the bytes of an item are read. Damage is noted in its row, so that the next
+    submission that has the same bytes stores them again.
+
+    Raises:
+        StorageCorruptError: they are damaged; names item and key.
+    """
+    try:
+        yield
+    except StorageCorruptError as error:
+        with contextlib.suppress(StorageError):
+            note_damage(storage, name, incarnation)
+        raise StorageCorruptError(f"'{PREFIX}{name}' is damaged: {error}") from error
+
+
+def note_damage(storage: SharedStorage, name: str, incarnation: str) -> None:
+    """Note that the bytes of an item are damaged."""
+    for candidate in (name, f"{name}.{incarnation}"):
+        row = storage.read_catalog(PREFIX + candidate)
+        if row is not None and row.incarnation == incarnation and DAMAGED not in row.metadata:
+            append(storage, grown(storage, row, {**row.metadata, DAMAGED: True}))
+
+
+def mend(
+    storage: SharedStorage, name: str, chunks: Callable[[], Iterable[bytes | memoryview]]
+) -> None:
+    """Store the bytes of an item again that were found damaged, unless somebody has put them back.
+
+    In their old place: if they are what they were, all that names them can be read again.
+    """
+    row = storage.read_catalog(PREFIX + name)
+    if row is None or DAMAGED not in row.metadata:
+        return
+    blob = item_of(row).blob
+    if not is_whole(storage, row.incarnation, blob):
+        storage.delete_blobs(row.incarnation)
+        blob = storage.write_blob(row.incarnation, KEY, chunks())
+    metadata = {**row.metadata, "size": blob.size, "checksum": blob.checksum}
+    del metadata[DAMAGED]
+    append(storage, grown(storage, row, metadata))
+
+
+def is_whole(storage: SharedStorage, incarnation: str, blob: Blob) -> bool:
+    """Whether a blob is what was written."""
+    try:
+        for _ in storage.stream_blob(incarnation, blob):
+            pass
+    except StorageCorruptError:
+        return False
+    return True
+
+
+# -- journals ------------------------------------------------------------------------------
+
+
+def grown(
+    storage: SharedStorage, row: CatalogRow, metadata: dict[str, Any] | None = None
+) -> CatalogRow:
+    """The row of an item whose journal grows by one entry now."""
+    return msgspec.structs.replace(
+        row,
+        seq=row.seq + 1,
+        ended_at=storage.now(),
+        metadata=row.metadata if metadata is None else metadata,
+    )
 
 
 def append(storage: SharedStorage, row: CatalogRow) -> bool:

@@ -103,6 +103,10 @@ class Calls:
             self.remotes.clear()
         return missing
 
+    def why_missing(self, sent: SentBatch) -> Exception | None:
+        """Why a package of it can't be brought into the cluster."""
+        return self.rack.why_missing(sent.packages)
+
     def cancel(self, ref: Any, *, force: bool) -> None:
         """Stop a Ray task."""
         ray.cancel(ref, force=force)

@@ -44,6 +44,9 @@ class Cluster(Protocol):
     def lacked(self, sent: SentBatch) -> bool:
         """Whether a package of it is not in the cluster after all: it is brought again."""
 
+    def why_missing(self, sent: SentBatch) -> Exception | None:
+        """Why a package of it can't be brought into the cluster; None if it can, or is there."""
+
     def tidy(self) -> None:
         """Nothing runs: what was not needed for long may go."""
 

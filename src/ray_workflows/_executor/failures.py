@@ -13,9 +13,19 @@ from ray_workflows._codec.envelope import seal
 from ray_workflows._executor.lanes import Flight
 from ray_workflows._executor.protocol import AnyReport, AttemptRequest
 from ray_workflows._model.errors import error_info, name_of, text_of
-from ray_workflows._model.inputs import AttemptCrashed, AttemptLostInput, AttemptRaised, Crash
+from ray_workflows._model.inputs import (
+    AttemptCrashed,
+    AttemptFoundCorruption,
+    AttemptLostInput,
+    AttemptRaised,
+    Crash,
+)
 from ray_workflows._model.values import ErrorInfo, Value
-from ray_workflows.exceptions import TaskTimeoutError
+from ray_workflows.exceptions import (
+    PackageTooLargeError,
+    StorageCorruptError,
+    TaskTimeoutError,
+)
 
 #: What Ray raises when the node of a Ray task is gone.
 LOST_NODE_ERRORS = (NodeDiedError, LocalRayletDiedError)
@@ -70,6 +80,25 @@ def timed_out(flight: Flight) -> AttemptRaised:
         retryable=request.options.retry_timeouts,
         timed_out=True,
     )
+
+
+def refused_package(error: BaseException) -> Exception | None:
+    """Why a package that a Ray task waited for could not be brought, if that is its error. Nothing
+    else that such a task runs raises one of these: it reports what its attempts raise."""
+    cause = error.cause if isinstance(error, RayTaskError) else None
+    return cause if isinstance(cause, (StorageCorruptError, PackageTooLargeError)) else None
+
+
+def no_package(flight: Flight, why: Exception) -> AttemptFoundCorruption:
+    """The report of an attempt whose code can't be brought to a worker."""
+    workflow_id = flight.request.workflow_id
+    text = (
+        f"{text_of(why)} The code of workflow '{workflow_id}' can't be loaded. Restore the package "
+        f"from a backup, or submit any workflow with the same files, which stores them again; then "
+        f"continue with resume({workflow_id!r}). Where the files have changed since, "
+        f"resume({workflow_id!r}, code='current') goes on with those that are here."
+    )
+    return AttemptFoundCorruption(**identity(flight), error=error_info(name_of(why), text))
 
 
 def lost_input(

@@ -16,6 +16,7 @@ import ray
 
 from ray_workflows._environment import ray_private
 from ray_workflows._environment.packages import bring, drop
+from ray_workflows._executor.failures import refused_package
 from ray_workflows._model.plan import Package
 from ray_workflows.storage.base import Storage
 
@@ -49,6 +50,8 @@ class Rack:
         #: When one was found missing.
         self.missed_at: dict[str, float] = {}
         self.again: dict[str, int] = {}
+        #: Why one could not be brought, if that would be so again.
+        self.refused: dict[str, Exception] = {}
         self.looked_at = time.monotonic()
 
     def need(self, packages: Iterable[Package]) -> list[ray.ObjectRef]:
@@ -74,9 +77,22 @@ class Rack:
             future.result()
         except Exception as error:
             logger.warning("The package %s could not be brought: %s", uri, error)
+            refusal = refused_package(error)
+            if refusal is not None:
+                self.refused[uri] = refusal
             self.brought.pop(uri, None)
         else:
+            self.refused.pop(uri, None)
             self.brought[uri] = None
+
+    def why_missing(self, packages: Iterable[Package]) -> Exception | None:
+        """Why one of them is not in the cluster and can't be brought; None if all can, or if it was
+        not tried yet."""
+        for package in packages:
+            refused = self.refused.get(package.uri)
+            if refused is not None and not ray_private.has_key(package.uri):
+                return refused
+        return None
 
     def vary(self, runtime_env: dict[str, Any], packages: Iterable[Package]) -> None:
         """Make a runtime_env another one than those that nodes could not set up."""

@@ -19,7 +19,13 @@ from ray_workflows._executor.carriers import Answer, Carrier, SentBatch
 from ray_workflows._executor.cluster import Clock, Cluster, Timers
 from ray_workflows._executor.deadlines import Deadlines
 from ray_workflows._executor.dispatch import Dispatch
-from ray_workflows._executor.failures import failure, lost_input, raised
+from ray_workflows._executor.failures import (
+    failure,
+    lost_input,
+    no_package,
+    raised,
+    refused_package,
+)
 from ray_workflows._executor.lanes import Flight
 from ray_workflows._executor.live import LiveValues, direct_keys, nested_keys, value_keys
 from ray_workflows._executor.placement import PlacementCheck
@@ -314,10 +320,10 @@ class RayExecutor:
             self.dispatch.over(sent)
         left = [(each, flight) for each in loads for flight in each.left]
         unset = isinstance(error, RuntimeEnvSetupError)
-        if unset and any(self.cluster.lacked(sent) for sent in loads):
-            # Nobody's fault: what the worker was to be set up with had gone from the cluster.
-            for _, flight in left:
-                self.land(flight, lost_input(flight.request, (), error, flight))
+        lacked = [sent for sent in loads if unset and self.cluster.lacked(sent)]
+        refusal = self.cluster.why_missing(lacked[0]) if lacked else refused_package(error)
+        if lacked or refusal is not None:
+            self.lack(left, refusal, error)
             return
         if len(left) == 1:
             self.land(left[0][1], failure(left[0][1], error))
@@ -329,6 +335,17 @@ class RayExecutor:
                     # Who of them it was comes out when they run one by one.
                     self.suspects.add(flight.request.incarnation)
             self.run_elsewhere(sent, flight)
+
+    def lack(
+        self, left: list[tuple[SentBatch, Flight]], refusal: Exception | None, error: BaseException
+    ) -> None:
+        """A package was not in the cluster: nobody's fault. It is brought again, unless it is
+        refused: then no attempt that needs it can run."""
+        for _, flight in left:
+            if refusal is None:
+                self.land(flight, lost_input(flight.request, (), error, flight))
+            else:
+                self.land(flight, no_package(flight, refusal))
 
     def land(self, flight: Flight, report: AnyReport) -> None:
         """Report a flight, unless it was retired before. The lock is held."""

@@ -176,7 +176,7 @@ class AttemptLostInput(AttemptReport, frozen=True, tag=True):
 
 
 class AttemptFoundCorruption(AttemptReport, frozen=True, tag=True):
-    """What the attempt needed from storage is not what was written."""
+    """What the attempt needed from storage is not what was written, or can't be loaded here."""
 
     error: ErrorInfo
     node: str = ""

@@ -20,13 +20,21 @@ from ray_workflows._client.reader import ACTIVE, Reader
 from ray_workflows._codec.references import stored_parts
 from ray_workflows._coordinator.claims import LEASE_SECONDS
 from ray_workflows._coordinator.recovery import recover
+from ray_workflows._environment import store
+from ray_workflows._environment.packages import item_name
 from ray_workflows._model.catalog import CatalogRow
-from ray_workflows._model.plan import Package
+from ray_workflows._model.plan import Environment, Package
 from ray_workflows._model.status import WorkflowStatus
+from ray_workflows._model.values import Blob
 from ray_workflows._version import __version__
 from ray_workflows.cli.messages import command
 from ray_workflows.cli.waiting import CLUSTER_SECONDS, within
-from ray_workflows.exceptions import StorageError, WorkflowError, WorkflowNotFoundError
+from ray_workflows.exceptions import (
+    StorageCorruptError,
+    StorageError,
+    WorkflowError,
+    WorkflowNotFoundError,
+)
 from ray_workflows.storage import SqliteStorage, Storage
 from ray_workflows.storage.histories import History, unless_deleted
 
@@ -202,10 +210,14 @@ def check_journals(reader: Reader) -> Iterator[Finding]:
     """Read every journal and every blob that it names."""
     count = 0
     damaged: list[str] = []
+    shared = Shared(reader.storage)
     for row, _ in reader.rows(set(WorkflowStatus) - {WorkflowStatus.NONE}, damaged=damaged):
         count += 1
         try:
-            trouble = check_journal(reader.storage, row)
+            trouble = check_journal(reader.storage, row, shared)
+        except DamagedCodeError as error:
+            yield damaged_code(row.workflow_id, error)
+            continue
         except StorageError as error:
             trouble = str(error)
         except Exception as error:
@@ -221,7 +233,55 @@ def check_journals(reader: Reader) -> Iterator[Finding]:
     yield ok("journals", f"{count} journals were read, with their blobs.")
 
 
-def check_journal(storage: Storage, row: CatalogRow) -> str:
+class DamagedCodeError(StorageCorruptError):
+    """What a workflow shares with others is damaged."""
+
+
+def damaged_code(workflow_id: str, error: DamagedCodeError) -> Finding:
+    """A workflow that can't run its code."""
+    remedy = (
+        f"Restore it from a backup, or submit any workflow with the same files: that stores them "
+        f"again. Where the files have changed since: "
+        f"{command('resume', workflow_id, '--code', 'current')}"
+    )
+    return problem("code", f"{workflow_id!r}: {error}", remedy)
+
+
+class Shared:
+    """Reads the packages and documents that workflows share, each once."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self.trouble: dict[tuple[str, Blob], DamagedCodeError | None] = {}
+
+    def check(self, name: str, incarnation: str, blob: Blob) -> None:
+        """Read it, if it was not read before.
+
+        Raises:
+            DamagedCodeError: it is damaged or missing.
+        """
+        key = (incarnation, blob)
+        if key not in self.trouble:
+            try:
+                for _ in self.storage.stream_blob(incarnation, blob):
+                    pass
+            except StorageCorruptError as error:
+                self.trouble[key] = DamagedCodeError(f"'{store.PREFIX}{name}' is damaged: {error}")
+            else:
+                self.trouble[key] = None
+        trouble = self.trouble[key]
+        if trouble is not None:
+            raise trouble
+
+    def check_document(self, environment: Environment) -> None:
+        """As `check`, of the document about an environment."""
+        name = f"{store.DOCUMENT}/{environment.record}"
+        item = store.find(self.storage, name) if environment.record else None
+        if item is not None:
+            self.check(name, item.incarnation, item.blob)
+
+
+def check_journal(storage: Storage, row: CatalogRow, shared: Shared) -> str:
     """What is wrong with a journal; empty if nothing is.
 
     Raises:
@@ -236,7 +296,8 @@ def check_journal(storage: Storage, row: CatalogRow) -> str:
         for _, events in History(storage, row).read():
             for part in stored_parts(events):
                 if isinstance(part, Package):
-                    storage.read_blob(part.incarnation, part.blob)
+                    shared.check(item_name(part), part.incarnation, part.blob)
                 else:
                     storage.read_blob(row.incarnation, part)
+        shared.check_document(found.state.environment)
     return ""
