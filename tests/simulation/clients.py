@@ -467,7 +467,8 @@ class Signal:
             client.anywhere(),
             f"signal {self.signal_id} to {client.workflow_id}",
             lambda reply: SignalRequest(
-                client.workflow_id, reply, self.name, self.signal_id, self.value, self.incarnation
+                *(client.workflow_id, reply, self.name, self.signal_id, self.value),
+                incarnation=self.incarnation,
             ),
             self.judge,
             patient=True,

@@ -5,19 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from ray_workflows._coordinator.requests import (
+    Accepted,
     CancelRequest,
     DeleteRequest,
     Request,
     ResumeRequest,
     SignalRequest,
+    Stopped,
     SubmitRequest,
 )
+from ray_workflows._model.plan import EnvironmentChange
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Value
-from ray_workflows.exceptions import CoordinatorUnavailableError, StorageUnavailableError
+from ray_workflows.exceptions import (
+    CoordinatorUnavailableError,
+    StorageUnavailableError,
+    WorkflowNotFoundError,
+)
 from ray_workflows.storage.base import CommitOutcome
 from tests.unit.plans import plan
 from tests.unit.test_orphans import Coordinator, World
@@ -140,3 +148,75 @@ def test_a_workflow_that_somebody_else_has_deleted(
     world.pass_time(5.0)
     assert answers == [None]
     assert (row_of(world, "w") is not None) == created
+
+
+# -- requests about a run whose id another one has now -------------------------------------
+
+
+ABOUT_RUNS: dict[str, Callable[..., Request]] = {
+    "cancel": CancelRequest,
+    "delete": DeleteRequest,
+    "resume": lambda *about, **run: ResumeRequest(*about, "again", True, **run),
+    "signal": lambda *about, **run: SignalRequest(*about, "s", "1", Value(b"v"), **run),
+}
+
+
+def asked(coordinator: Coordinator, request: Callable[..., Request], incarnation: str) -> Any:
+    """What is answered to a request about a run of ``w``."""
+    answers: list[Any] = []
+    coordinator.verbs.ask(request("w", answers.append, incarnation=incarnation))
+    coordinator.world.pass_time(1.0)
+    (answer,) = answers
+    return answer
+
+
+def run_again(coordinator: Coordinator) -> None:
+    """Stop and delete ``w``, and submit another one of this id."""
+    coordinator.submit("w")
+    for request in (CancelRequest, DeleteRequest):
+        assert asked(coordinator, request, row_of(coordinator.world, "w").incarnation) is None
+    answers: list[Any] = []
+    coordinator.verbs.ask(SubmitRequest("w", answers.append, "i-2", PLAN, {}, "2"))
+    coordinator.step()
+    assert isinstance(answers[0], Accepted)
+
+
+@pytest.mark.parametrize("name", ABOUT_RUNS)
+@pytest.mark.parametrize("state", ["driven here", "canceled", "driven elsewhere"])
+def test_a_request_about_a_run_is_not_about_a_later_one_of_its_id(
+    world: World, name: str, state: str
+) -> None:
+    """Ray repeats a call whose coordinator died before it had answered: here, after somebody has
+    deleted the workflow and run another one of its id."""
+    owner = Coordinator(world, "owner", auto_resume=False)
+    run_again(owner)
+    if state == "canceled":
+        assert asked(owner, CancelRequest, "i-2") is None
+    elif state == "driven elsewhere":
+        owner = Coordinator(world, "other", auto_resume=False)
+    before = row_of(world, "w")
+    answer = asked(owner, ABOUT_RUNS[name], "i-w")
+    if name == "delete":
+        assert answer is None  # As was wanted.
+    else:
+        assert isinstance(answer, WorkflowNotFoundError)
+    assert row_of(world, "w") == before
+    # And one about this run is.
+    answer = asked(owner, ABOUT_RUNS[name], "i-2")
+    assert not isinstance(answer, WorkflowNotFoundError)
+
+
+def test_a_change_that_was_made_for_a_run_is_not_for_a_later_one_of_its_id(world: World) -> None:
+    """Its driver looks again at what is there."""
+    owner = Coordinator(world, "owner", auto_resume=False)
+    run_again(owner)
+    owner.die()
+    world.pass_time(60.0)
+    other = Coordinator(world, "other", auto_resume=False)
+    change = EnvironmentChange(code="recorded", by="me@here")
+    answers: list[Any] = []
+    for incarnation in ("i-w", "i-2"):
+        request = SubmitRequest("w", answers.append, "i-3", PLAN, {}, "3", change=change)
+        other.verbs.ask(msgspec.structs.replace(request, changes=incarnation))
+        world.pass_time(1.0)
+    assert [type(answer) for answer in answers] == [Stopped, Accepted]

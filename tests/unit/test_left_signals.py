@@ -27,7 +27,7 @@ def send(
 ) -> list[Any]:
     answers: list[Any] = []
     value = Value(signal_id.encode())
-    request = SignalRequest(to, answers.append, "s", signal_id, value, incarnation)
+    request = SignalRequest(to, answers.append, "s", signal_id, value, incarnation=incarnation)
     coordinator.verbs.ask(request)
     return answers
 

@@ -51,6 +51,8 @@ class Connection(Reader):
         self.settings: Settings = description["settings"]
         self.resumes_orphans = self.settings.auto_resume
         check_release(description)
+        #: Whether the coordinator is asked about incarnations: that of 0.1.0 knows ids alone.
+        self.names_incarnations = "journal_version" in description
         self.session = session_id()
         #: Whether it was said that the coordinator is away.
         self.said_away = False
@@ -84,6 +86,13 @@ class Connection(Reader):
     def call(self, method: str, *args: Any) -> Any:
         """Call the coordinator and return its answer; raise what it answers as an error."""
         return self.answer(getattr(self.coordinator, method).remote(*args))
+
+    def ask(self, method: str, workflow_id: str, *args: Any, incarnation: str) -> Any:
+        """As `call`, about one run of an id. Ray repeats a call whose coordinator died before it
+        had answered: by then, the id may be that of another workflow."""
+        if self.names_incarnations:
+            return self.call(method, workflow_id, *args, incarnation)
+        return self.call(method, workflow_id, *args)
 
     def answer(self, ref: ray.ObjectRef, seconds: float = CALL_SECONDS) -> Any:
         """The coordinator's answer to a call; raises what it answers as an error."""

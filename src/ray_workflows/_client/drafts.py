@@ -180,11 +180,9 @@ class Drafts:
             for index in stopped:
                 submission = self.submissions[index]
                 try:
-                    change = self.look_first(submission)
+                    self.submissions[index] = self.looked_first(submission)
                 except Exception as error:
                     answers[index] = error
-                else:
-                    self.submissions[index] = msgspec.structs.replace(submission, change=change)
             again = [index for index in stopped if isinstance(answers[index], Stopped)]
             if not again:
                 break
@@ -194,17 +192,19 @@ class Drafts:
                 answers[index] = answer
         return Submitted(submitted.holder_id, answers)
 
-    def look_first(self, submission: Submission) -> EnvironmentChange | None:
+    def looked_first(self, submission: Submission) -> Submission:
+        """A submission that says how the workflow that is there goes on."""
         row = self.connection.storage.read_catalog(submission.workflow_id)
         if row is None:
-            return None
+            return msgspec.structs.replace(submission, change=None, changes="")
         functions = decode_plan(submission.plan).functions
         given = [(submission.incarnation, function) for function in functions]
 
         def see(found: Remembered, change: EnvironmentChange) -> None:
             self.changes.look(found, change, given)
 
-        return look_first(self.connection.storage, row, Wishes(), see)
+        change = look_first(self.connection.storage, row, Wishes(), see)
+        return msgspec.structs.replace(submission, change=change, changes=row.incarnation)
 
     def ask(self, submissions: list[Submission], client: str | None) -> ray.ObjectRef:
         encoded = ENCODER.encode(Submissions(submissions, client))

@@ -43,6 +43,7 @@ from ray_workflows.exceptions import (
     EnvironmentMismatchError,
     StorageCorruptError,
     WorkflowNotFoundError,
+    WorkflowToResumeNotFoundError,
 )
 from ray_workflows.storage import Storage
 from ray_workflows.storage.histories import History, unless_deleted
@@ -227,18 +228,22 @@ def resume(
 
     Raises:
         EnvironmentMismatchError: what it needs is not here. Nothing was started.
+        WorkflowToResumeNotFoundError: there is no such workflow.
     """
-    change = prepare(connection, workflow_id, wishes, see)
+    row = connection.storage.read_catalog(workflow_id)
+    if row is None:
+        raise WorkflowToResumeNotFoundError(workflow_id)
+    change = prepare(connection, row, wishes, see)
     # Ray repeats the call if the coordinator dies before it has answered.
-    return connection.call("resume", workflow_id, uuid.uuid4().hex, canceled, change)
+    request = (uuid.uuid4().hex, canceled, change)
+    return connection.ask("resume", workflow_id, *request, incarnation=row.incarnation)
 
 
 def prepare(
-    connection: Connection, workflow_id: str, wishes: Wishes, see: Seer
+    connection: Connection, row: CatalogRow, wishes: Wishes, see: Seer
 ) -> EnvironmentChange | None:
     """What is to be different when a workflow goes on; None if it can't go on anyway."""
-    row = connection.storage.read_catalog(workflow_id)
-    if row is None or connection.status(row) in (
+    if connection.status(row) in (
         WorkflowStatus.SUCCESSFUL,
         WorkflowStatus.RUNNING,
         WorkflowStatus.PENDING,

@@ -1,4 +1,4 @@
-"""Deleting workflows that nobody drives, straight from their storage: no cluster is needed.
+"""Canceling workflows, and deleting those that nobody drives, which needs no cluster.
 
 A deletion names the end of the journal that it was decided on. Who goes on with the workflow
 meanwhile wins, and a coordinator that still believes to have it finds its own commit refused.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ray_workflows._client.connection import Connection
 from ray_workflows._client.outputs import read_row
 from ray_workflows._client.reader import ACTIVE, Reader
 from ray_workflows._coordinator.claims import Claims
@@ -30,6 +31,16 @@ def by_lease_alone(holder: Holder) -> None:
 
     Ray restarts a coordinator within seconds, and it goes on with what it was driving.
     """
+
+
+def cancel(connection: Connection, workflow_id: str) -> None:
+    """Stop a workflow, which its coordinator does.
+
+    Raises:
+        WorkflowNotFoundError: there is no such workflow.
+    """
+    row = read_row(connection.storage, workflow_id)
+    connection.ask("cancel", workflow_id, incarnation=row.incarnation)
 
 
 def delete(reader: Reader, workflow_id: str) -> None:

@@ -12,7 +12,7 @@ from ray_workflows._client.connection import Connection
 from ray_workflows._client.outputs import read_row
 from ray_workflows._coordinator.wire import ENCODER, Sent
 from ray_workflows._model.status import WorkflowStatus
-from ray_workflows._model.values import INLINE_LIMIT, Value
+from ray_workflows._model.values import Value
 
 #: In place of a value that nobody will look at.
 NOTHING = Value(b"")
@@ -32,15 +32,12 @@ def send(
     pickled = pickle_value(value, where=where)
     # Ray repeats a call whose answer was lost, with this same id.
     signal_id = uuid.uuid4().hex if signal_id is None else signal_id
-    # Only what is stored beside the journal has to know whose it is.
-    incarnation = ""
-    if pickled.refs or pickled.nbytes > INLINE_LIMIT:
-        row = read_row(connection.storage, workflow_id)
-        incarnation = row.incarnation
-        if row.status is WorkflowStatus.SUCCESSFUL:
-            # What is written for it now would stay until it is deleted. It may have come before.
-            call(connection, Sent(workflow_id, name, signal_id, NOTHING, incarnation))
-            return
+    row = read_row(connection.storage, workflow_id)
+    incarnation = row.incarnation
+    if row.status is WorkflowStatus.SUCCESSFUL:
+        # What is written for it now would stay until it is deleted. It may have come before.
+        call(connection, Sent(workflow_id, name, signal_id, NOTHING, incarnation))
+        return
     writer = ValueWriter(connection.storage, incarnation)
     stored = writer.write_pickled(pickled, key=blob_key(name, signal_id), where=where)
     call(connection, Sent(workflow_id, name, signal_id, stored, incarnation))

@@ -35,7 +35,7 @@ from ray_workflows._model.environment import EnvironmentInfo
 from ray_workflows._model.ids import validate_workflow_id
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.tasks import TaskInfo
-from ray_workflows.exceptions import WorkflowAlreadyRunningError, WorkflowNotFoundError
+from ray_workflows.exceptions import WorkflowAlreadyRunningError
 
 logger = logging.getLogger(__name__)
 
@@ -296,19 +296,14 @@ def signal(workflow_id: str, name: str, value: Any, signal_id: str | None) -> No
 
 
 def cancel(workflow_id: str) -> None:
-    connect().call("cancel", validate_workflow_id(workflow_id))
+    removal.cancel(connect(), validate_workflow_id(workflow_id))
 
 
 def delete(workflow_id: str) -> None:
     connection = connect()
     workflow_id = validate_workflow_id(workflow_id)
-    there = connection.storage.read_catalog(workflow_id) is not None
-    try:
-        connection.call("delete", workflow_id)
-    except WorkflowNotFoundError:
-        # Ray asks again when a coordinator dies before it has answered. It is gone, as was wanted.
-        if not there:
-            raise
+    row = read_row(connection.storage, workflow_id)
+    connection.ask("delete", workflow_id, incarnation=row.incarnation)
 
 
 def prune(older_than: float, statuses: set[WorkflowStatus] | None, keep: int) -> list[str]:

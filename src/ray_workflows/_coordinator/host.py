@@ -110,6 +110,7 @@ def submit_request(submission: Submission, reply: Reply) -> SubmitRequest:
         None if fork is None else tuple(events_from(fork)),
         submission.change,
         asks_first=submission.change is None,
+        changes=submission.changes,
     )
 
 
@@ -330,28 +331,37 @@ class Coordinator:
         request_id: str,
         canceled: bool,
         change: EnvironmentChange | None = None,
+        incarnation: str = "",
     ) -> Any:
-        """Resume a workflow: `Accepted`, `Finished` or an error."""
+        """Resume a workflow: `Accepted`, `Finished` or an error. ``incarnation``, here and below:
+        as in `RunRequest`."""
         return self.request(
-            lambda reply: ResumeRequest(workflow_id, reply, request_id, canceled, change)
+            lambda reply: ResumeRequest(
+                workflow_id, reply, request_id, canceled, change, incarnation=incarnation
+            )
         )
 
-    def cancel(self, workflow_id: str) -> Any:
+    def cancel(self, workflow_id: str, incarnation: str = "") -> Any:
         """Cancel a workflow: None or an error."""
-        return self.request(lambda reply: CancelRequest(workflow_id, reply))
+        return self.request(
+            lambda reply: CancelRequest(workflow_id, reply, incarnation=incarnation)
+        )
 
     def signal(self, encoded: bytes) -> Any:
         """Give a workflow a signal, which is `Sent`: None or an error."""
         sent = SENT.decode(encoded)
         return self.request(
             lambda reply: SignalRequest(
-                sent.workflow_id, reply, sent.name, sent.signal_id, sent.value, sent.incarnation
+                *(sent.workflow_id, reply, sent.name, sent.signal_id, sent.value),
+                incarnation=sent.incarnation,
             )
         )
 
-    def delete(self, workflow_id: str) -> Any:
+    def delete(self, workflow_id: str, incarnation: str = "") -> Any:
         """Delete a workflow: None or an error."""
-        return self.request(lambda reply: DeleteRequest(workflow_id, reply))
+        return self.request(
+            lambda reply: DeleteRequest(workflow_id, reply, incarnation=incarnation)
+        )
 
     # -- what they wait for ----------------------------------------------------------------
 

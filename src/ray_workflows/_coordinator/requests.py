@@ -23,7 +23,8 @@ SECONDS_PER_BYTE = 1e-6
 
 class Submission(msgspec.Struct, frozen=True):
     """A workflow on its way from a driver. ``plan`` and ``fork`` are encoded: the plan, and what a
-    fork knows of its tasks from the start. ``change``: how a stored one goes on."""
+    fork knows of its tasks from the start. ``change``: how a stored one goes on, of the incarnation
+    ``changes``."""
 
     workflow_id: str
     incarnation: str
@@ -33,6 +34,7 @@ class Submission(msgspec.Struct, frozen=True):
     request_id: str
     fork: bytes | None = None
     change: EnvironmentChange | None = None
+    changes: str = ""
 
     @property
     def size(self) -> int:
@@ -59,11 +61,20 @@ class Request(Patience, frozen=True):
     reply: Reply
 
 
+class RunRequest(Request, frozen=True, kw_only=True):
+    """Base of what is asked about one run of an id. ``incarnation``: which one, so that a request
+    that comes late or again is never taken for one about a later workflow of the same id; empty if
+    it is about whatever has the id."""
+
+    incarnation: str = ""
+
+
 class SubmitRequest(Request, frozen=True):
     """Create a workflow, or resume the one of this id. Repeating it with its id is harmless.
 
     ``fork``: what it knows of its tasks from the start. A fork does not resume what is there.
-    ``change``: how a stored one goes on. ``asks_first``: its driver wants to look at that before.
+    ``change``: how a stored one goes on, of this incarnation: ``changes``. ``asks_first``: its
+    driver wants to look at that before.
     """
 
     incarnation: str
@@ -74,9 +85,10 @@ class SubmitRequest(Request, frozen=True):
     fork: tuple[Event, ...] | None = None
     change: EnvironmentChange | None = None
     asks_first: bool = False
+    changes: str = ""
 
 
-class ResumeRequest(Request, frozen=True):
+class ResumeRequest(RunRequest, frozen=True):
     """Resume a workflow. Repeating it with its id is harmless. ``canceled``: also one that was
     canceled. ``change``: see the event."""
 
@@ -85,25 +97,20 @@ class ResumeRequest(Request, frozen=True):
     change: EnvironmentChange | None = None
 
 
-class CancelRequest(Request, frozen=True):
+class CancelRequest(RunRequest, frozen=True):
     """Stop a workflow."""
 
 
-class DeleteRequest(Request, frozen=True):
-    """Delete a workflow that nobody drives. ``incarnation``: which one of this id, once that was
-    looked up; empty before."""
-
-    incarnation: str = ""
+class DeleteRequest(RunRequest, frozen=True):
+    """Delete a workflow that nobody drives."""
 
 
-class SignalRequest(Request, frozen=True):
-    """Give a workflow a signal. ``incarnation``: which one it is that has the blobs of the value;
-    empty if there are none."""
+class SignalRequest(RunRequest, frozen=True):
+    """Give a workflow a signal."""
 
     name: str
     signal_id: str
     value: Value
-    incarnation: str = ""
 
 
 class WatchRequest(Request, frozen=True):

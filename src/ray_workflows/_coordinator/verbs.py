@@ -20,6 +20,7 @@ from ray_workflows._coordinator.requests import (
     Finished,
     Request,
     ResumeRequest,
+    RunRequest,
     SignalRequest,
     Stopped,
     SubmitRequest,
@@ -127,7 +128,9 @@ class Verbs:
             request = workflow.requests.popleft()
             if self.is_over(request):
                 continue
-            if isinstance(request, CancelRequest):
+            if is_for_another(request, workflow.incarnation):
+                answer(request.reply, not_there(request))
+            elif isinstance(request, CancelRequest):
                 workflow.inputs.append(inp.Cancel())
                 workflow.answers.append((request, None))
             elif isinstance(request, DeleteRequest):
@@ -164,8 +167,8 @@ class Verbs:
         for request in signals:
             if self.is_over(request):
                 continue
-            if is_for_another(request, workflow.state):
-                answer(request.reply, WorkflowNotFoundError(request.workflow_id))
+            if is_for_another(request, workflow.incarnation):
+                answer(request.reply, not_there(request))
                 continue
             inputs.append(inp.Signal(request.name, request.signal_id, request.value))
             workflow.answers.append((request, None))
@@ -238,15 +241,11 @@ class Verbs:
     def take_fetched(self, request: Request, found: Recovered | None, claims: Claims) -> None:
         if self.is_over(request):
             return
-        if found is None:
-            if isinstance(request, SubmitRequest):
-                self.create(request)
-            elif isinstance(request, ResumeRequest):
-                answer(request.reply, WorkflowToResumeNotFoundError(request.workflow_id))
-            elif isinstance(request, DeleteRequest) and request.incarnation:
-                answer(request.reply, None)  # Somebody else has deleted it meanwhile.
-            else:
-                answer(request.reply, WorkflowNotFoundError(request.workflow_id))
+        if found is None and isinstance(request, SubmitRequest):
+            self.create(request)
+            return
+        if found is None or is_for_another(request, found.row.incarnation):
+            answer(request.reply, not_there(request))
             return
         status = claims.status(found.row)
         if isinstance(request, CancelRequest):
@@ -268,9 +267,7 @@ class Verbs:
         self, request: SignalRequest, found: Recovered, status: WorkflowStatus
     ) -> None:
         """Leave a signal in the journal of a workflow that is not in hand."""
-        if is_for_another(request, found.state):
-            answer(request.reply, WorkflowNotFoundError(request.workflow_id))
-        elif is_known(found.state, request.name, request.signal_id):
+        if is_known(found.state, request.name, request.signal_id):
             # The same signal, sent again because its answer was lost. The workflow may have ended
             # by it.
             answer(request.reply, None)
@@ -336,7 +333,7 @@ class Verbs:
             # Ours, and not in hand: a submission that took effect after it was given up, for one.
             self.lease.take(found)
             self.ask(request)
-        elif submitted and request.asks_first and not repeated:  # type: ignore[union-attr]
+        elif submitted and not repeated and looks_first(request, state):  # type: ignore[arg-type]
             answer(request.reply, Stopped())
         else:
             workflow = Workflow(state, found.seq, found.row, link=found.link)
@@ -347,10 +344,6 @@ class Verbs:
                 self.loop.advance(workflow)
 
     def delete(self, request: DeleteRequest, found: Recovered, status: WorkflowStatus) -> None:
-        if request.incarnation not in ("", found.row.incarnation):
-            # Somebody else has deleted it meanwhile, and this is a new one.
-            answer(request.reply, None)
-            return
         if status in ACTIVE:
             answer(request.reply, WorkflowStillActiveError("DELETE", request.workflow_id))
             return
@@ -370,9 +363,23 @@ class Verbs:
         self.loop.io.call(work, then)
 
 
-def is_for_another(request: SignalRequest, state: WorkflowState) -> bool:
-    """Whether the value's blobs are those of a workflow that had the id before."""
-    return request.incarnation not in ("", state.incarnation)
+def is_for_another(request: Request, incarnation: str) -> bool:
+    """Whether it is about another workflow that had, or has, the id."""
+    return isinstance(request, RunRequest) and request.incarnation not in ("", incarnation)
+
+
+def not_there(request: Request) -> Exception | None:
+    """The answer to a request about a workflow that is not there, or not any more."""
+    if isinstance(request, ResumeRequest):
+        return WorkflowToResumeNotFoundError(request.workflow_id)
+    if isinstance(request, DeleteRequest) and request.incarnation:
+        return None  # It was there once, and somebody has deleted it, as was wanted.
+    return WorkflowNotFoundError(request.workflow_id)
+
+
+def looks_first(request: SubmitRequest, state: WorkflowState) -> bool:
+    """Whether the driver has to look at what is there, before it goes on."""
+    return request.asks_first or request.changes not in ("", state.incarnation)
 
 
 def is_fork(request: Request) -> bool:

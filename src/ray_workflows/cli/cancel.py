@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from ray_workflows._client import removal
 from ray_workflows._model.ids import validate_workflow_id
 from ray_workflows.cli.clusters import connect
 from ray_workflows.cli.parameters import (
@@ -30,7 +31,7 @@ def cancel(workflow_id: str, storage: str | None, address: str | None, as_json: 
     """
     validate_workflow_id(workflow_id)
     connection = connect(storage, address)
-    within(CLUSTER_SECONDS, "the coordinator to cancel it", connection.call, "cancel", workflow_id)
+    within(CLUSTER_SECONDS, "the coordinator to cancel it", removal.cancel, connection, workflow_id)
     if as_json:
         print_json({"workflow_id": workflow_id, "canceled": True})
     else:
