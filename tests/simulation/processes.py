@@ -438,6 +438,7 @@ class CoordinatorHandle:
         self.batch_done = Method(process, "batch_done")
         self.batch_overran = Method(process, "batch_overran")
         self.attempt_runs = Method(process, "attempt_runs")
+        self.attempt_waits = Method(process, "attempt_waits")
 
 
 class Calls:
@@ -489,6 +490,8 @@ class Calls:
             report, _ = decode_report(arguments[0])
             world.seen["members handed back"] += len(report.unstarted)
             executor.batch_overran(arguments[0])
+        elif name == "attempt_waits":
+            executor.attempt_waits(*arguments)
         else:
             executor.attempt_runs(*arguments[:4])
             executor.tell(*arguments)

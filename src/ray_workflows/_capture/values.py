@@ -165,7 +165,7 @@ class ValueReader:
             if not data.stored:
                 raise ray.exceptions.ObjectLostError(data.key, "", "")
             try:
-                view: bytes | memoryview = self.storage.read_blob(self.incarnation, data)
+                view: bytes | memoryview = self.read_blob(data)
             except StorageCorruptError as error:
                 # The storage knows the key, and not what it is of.
                 raise StorageCorruptError(f"The {where} can't be read. {error}") from error
@@ -177,6 +177,10 @@ class ValueReader:
         """The value in an envelope, for Ray to bring it to whoever opens it."""
         refs = [self.read_object(blob) for blob in envelope.objects]
         return Pickled(envelope.pickle, envelope.buffers, refs)
+
+    def read_blob(self, blob: Blob) -> memoryview:
+        """The bytes of a blob."""
+        return self.storage.read_blob(self.incarnation, blob)
 
     def opened(self, envelope: Envelope, *, where: str, resolve: Callable[[str, int], Any]) -> Any:
         """The Python value in an envelope."""

@@ -433,6 +433,13 @@ class Coordinator:
         self.report(incarnation, [AttemptRuns(task, epoch, attempt, started_at, node)])
 
     @ray.method(concurrency_group=REPORTS)  # type: ignore[untyped-decorator]
+    def attempt_waits(
+        self, incarnation: str, task: int, epoch: int, attempt: int, waits: int
+    ) -> None:
+        """A worker says that an attempt waits for the storage, or that it goes on."""
+        self.executor.attempt_waits(incarnation, task, epoch, attempt, waits)
+
+    @ray.method(concurrency_group=REPORTS)  # type: ignore[untyped-decorator]
     def batch_overran(self, wire: WireReport) -> None:
         """A worker hands back what waits behind an attempt that takes long."""
         self.executor.batch_overran(wire)

@@ -116,7 +116,10 @@ class BatchRun:
             live = self.live.get(request.scene.incarnation) if self.live else None
             if self.handed:
                 live = {**(live or {}), **self.handed}
-            attempt = AttemptRun(request, self.home.storage, live, self.home.process, self.number)
+            attempt = AttemptRun(
+                *(request, self.home.storage, live, self.home.process, self.number),
+                running=running,
+            )
             report = run_attempt(attempt)
             with self.lock:
                 # From here on it is not in the way of others any more.

@@ -57,6 +57,7 @@ class Flight:
         "submitted_at",
         "timed",
         "unplaceable",
+        "waits",
     )
 
     def __init__(self, request: AttemptRequest) -> None:
@@ -76,6 +77,8 @@ class Flight:
         #: Its timeout runs; it has overrun it and is being stopped.
         self.timed = False
         self.expired = False
+        #: Odd while its timeout does not run because it waits for the storage; it grows.
+        self.waits = 0
         #: Why no node can hold it, as last reported.
         self.unplaceable = ""
 

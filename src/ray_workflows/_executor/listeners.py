@@ -52,8 +52,9 @@ async def listen(
     number, (request,) = decode_batch(encoded)
     process = home.process
     live = (nested or {}).get(request.incarnation, {})
-    run = AttemptRun(request, home.storage, live, process, number, patience)
-    with watching(RunningAttempt(request, home.coordinator, process), process.watch):
+    running = RunningAttempt(request, home.coordinator, process)
+    run = AttemptRun(request, home.storage, live, process, number, patience, running)
+    with watching(running, process.watch):
         report = await run_listener(run, loops)
     wire = ENCODER.encode(BatchReport(number, ((0, report),), (0.0,)))
     return [message(wire, {request.incarnation: run.made} if run.made else None)]

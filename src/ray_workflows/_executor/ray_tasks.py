@@ -155,20 +155,42 @@ class RayExecutor:
     def attempt_runs(self, incarnation: str, task: int, epoch: int, attempt: int) -> None:
         """An attempt runs, since a while or, if it has a timeout, since now."""
         with self.lock:
-            flight = self.flight(incarnation, task)
+            flight = self.told_of(incarnation, task, epoch, attempt)
             if flight is None:
                 return
             request = flight.request
-            if (request.epoch, request.attempt) != (epoch, attempt):
-                return
-            timeout = request.options.timeout
-            if timeout is None:
+            if request.options.timeout is None:
                 # One of a function that is not known yet: others need not wait for its end.
                 self.dispatch.durations.at_least(request.function.digest, TOLD_AFTER_SECONDS)
                 self.dispatch.pump(request.scene.shape)
             elif not flight.timed:
                 flight.timed = True
-                self.deadlines.after(timeout, lambda: self.expire(flight))
+                self.let_time_run(flight)
+
+    def attempt_waits(
+        self, incarnation: str, task: int, epoch: int, attempt: int, waits: int
+    ) -> None:
+        """An attempt with a timeout waits for the storage, if the number is odd, or goes on."""
+        with self.lock:
+            flight = self.told_of(incarnation, task, epoch, attempt)
+            if flight is not None and waits > flight.waits:
+                flight.waits = waits
+                if flight.timed:
+                    self.let_time_run(flight)
+
+    def told_of(self, incarnation: str, task: int, epoch: int, attempt: int) -> Flight | None:
+        """The attempt that a worker tells of, if it is in flight."""
+        flight = self.flight(incarnation, task)
+        if flight is None:
+            return None
+        request = flight.request
+        return flight if (request.epoch, request.attempt) == (epoch, attempt) else None
+
+    def let_time_run(self, flight: Flight) -> None:
+        """Let the timeout of an attempt run from now on, unless it waits for the storage."""
+        timeout, waits = flight.request.options.timeout, flight.waits
+        if timeout is not None and not waits % 2:
+            self.deadlines.after(timeout, lambda: self.expire(flight, waits))
 
     def batch_overran(self, wire: WireReport) -> None:
         """A member takes long: what is done so far, and members to run elsewhere."""
@@ -410,12 +432,13 @@ class RayExecutor:
         if carrier is not None and not carrier.wanted:
             self.stop(sent)
 
-    def expire(self, flight: Flight) -> None:
+    def expire(self, flight: Flight, waits: int) -> None:
         """Stop an attempt that overran its timeout. It is reported when it is really over, so that
-        it never runs beside the next one; if it makes it to its end meanwhile, that counts."""
+        it never runs beside the next one; if it makes it to its end meanwhile, that counts. One
+        that has waited for the storage since has time left."""
         with self.lock:
             sent = None if flight.batch is None else self.dispatch.sent.get(flight.batch)
-            if not flight.retired and sent is not None:
+            if not flight.retired and sent is not None and flight.waits == waits:
                 flight.expired = True
                 self.stop(sent)
 

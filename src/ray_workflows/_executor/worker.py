@@ -28,6 +28,7 @@ from ray_workflows._executor import context
 from ray_workflows._executor.live import direct_keys, nested_keys
 from ray_workflows._executor.process import Process
 from ray_workflows._executor.protocol import ENCODER, AnyReport, AttemptRequest
+from ray_workflows._executor.running import RunningAttempt
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.errors import error_info, name_of, text_of
 from ray_workflows._model.plan import Environment, Function, Plan
@@ -68,6 +69,19 @@ def function_key(function: Function, incarnation: str) -> Hashable:
     return function.digest, incarnation, function.objects
 
 
+class WaitingReader(ValueReader):
+    """Reads values for an attempt, which waits for the storage meanwhile."""
+
+    def __init__(self, running: RunningAttempt, *args: Any) -> None:
+        super().__init__(*args)
+        self.running = running
+
+    def read_blob(self, blob: Blob) -> memoryview:
+        """The bytes of a blob."""
+        with self.running.waiting():
+            return super().read_blob(blob)
+
+
 class AttemptRun:
     """One attempt in this process.
 
@@ -85,14 +99,21 @@ class AttemptRun:
         process: Process,
         batch: int,
         patience: float = PATIENCE_SECONDS,
+        running: RunningAttempt | None = None,
     ) -> None:
+        """``running``: what the coordinator is told of it meanwhile."""
         incarnation = request.scene.incarnation
         self.request = request
         self.batch = batch
         self.storage = storage
         self.process = process
         self.patience = patience
-        self.reader = ValueReader(storage, incarnation, live, process.get)
+        self.running = RunningAttempt(request, None, process) if running is None else running
+        reading = (storage, incarnation, live, process.get)
+        if self.running.timeout is None:
+            self.reader = ValueReader(*reading)
+        else:
+            self.reader = WaitingReader(self.running, *reading)
         self.writer = ValueWriter(storage, incarnation)
         self.started_at = self.process.time()
         #: What user code has added to the metadata of its task.
@@ -178,6 +199,7 @@ class AttemptRun:
 
     def returned(self, result: Any) -> AnyReport:
         """The report for what user code returned."""
+        self.running.end_code()
         request = self.request
         ended_at = self.process.time()
         if isinstance(result, DAGNode):
@@ -262,7 +284,8 @@ class AttemptRun:
                 if process.monotonic() >= end:
                     raise StorageUnavailableError(text_of(error)) from error
                 logger.warning("%s waits for the storage: %s", self.request.where, text_of(error))
-            process.sleep(pause)
+            with self.running.waiting():
+                process.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
     def lost_storage(self, error: BaseException) -> AnyReport:
@@ -273,6 +296,7 @@ class AttemptRun:
     def raised(self, error: BaseException) -> AnyReport:
         """The report for an exception, of user code or of the way there, whatever it does when it
         is looked at."""
+        self.running.end_code()
         try:
             return self.judged(error)
         except BaseException as worse:
