@@ -19,11 +19,12 @@ Plan = Callable[[str, str], "str | None"]
 class HttpProxy:
     """Forwards requests of 127.0.0.1 to an endpoint there; used as a context.
 
-    ``plan`` is asked about each request and answers None, ``"500"`` or ``"503"`` (not forwarded),
-    ``"500 after"`` (forwarded, then answered so), ``"lost"`` (forwarded; the connection ends
-    without an answer), ``"refused"`` (not forwarded; the connection ends), ``"cut"`` (half of the
-    answer's body comes), ``"hang"`` (no answer until the proxy ends). ``delay``: seconds before
-    each is forwarded. ``requests`` are all that came.
+    ``plan`` is asked about each request and answers None, ``"500"`` or another status, also with
+    the code of an error as in ``"503 SlowDown"`` (not forwarded), ``"500 after"`` (forwarded, then
+    answered so), ``"lost"`` (forwarded; the connection ends without an answer), ``"refused"`` (not
+    forwarded; the connection ends), ``"cut"`` (half of the answer's body comes), ``"hang"`` (no
+    answer until the proxy ends). ``delay``: seconds before each is forwarded. ``requests`` are all
+    that came.
     """
 
     def __init__(self, endpoint: str) -> None:
@@ -52,8 +53,9 @@ class HttpProxy:
                 if what in ("hang", "refused"):
                     self.close_connection = True
                     return
-                if what in ("500", "503"):
-                    self.answer(int(what), [], b"<Error><Code>InternalError</Code></Error>")
+                if what[:3].isdigit() and what[3:] != " after":
+                    code = what[4:] or "InternalError"
+                    self.answer(int(what[:3]), [], f"<Error><Code>{code}</Code></Error>".encode())
                     return
                 connection = http.client.HTTPConnection(upstream.netloc, timeout=HANG_SECONDS)
                 try:

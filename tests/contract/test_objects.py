@@ -18,6 +18,7 @@ from ray_workflows.exceptions import (
     StorageConfigError,
     StorageCorruptError,
     StorageUnavailableError,
+    is_transient,
 )
 from ray_workflows.storage.base import CommitOutcome, Storage
 from ray_workflows.storage.objects import ObjectStorage
@@ -350,6 +351,43 @@ def test_what_a_store_refuses(s3: str, status: int, code: str, message: str) -> 
             ObjectStorage(url).open()
     for secret in CREDENTIALS.values():
         assert secret not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message"),
+    [
+        (507, "XMinioStorageFull", "Free some space"),
+        (507, "InsufficientStorage", "Free some space"),
+        (403, "QuotaExceeded", "Free some space"),
+        (503, "SlowDown", "can be repeated"),
+        (503, "ServiceUnavailable", "can be repeated"),
+        (429, "TooManyRequests", "can be repeated"),
+    ],
+)
+def test_a_store_that_is_full_or_busy_is_waited_for(
+    impatient: None,
+    behind: ObjectStorage,
+    proxy: HttpProxy,
+    status: int,
+    code: str,
+    message: str,
+) -> None:
+    """Nobody is charged for it; reading goes on, and writing when there is space."""
+    blob = behind.write_blob("i", "kept", [b"kept"])
+    proxy.plan = lambda method, path: f"{status} {code}" if method == "PUT" else None
+    calls = [
+        lambda: behind.write_blob("i", "k", [b"x"]),
+        lambda: behind.commit([make_append("w", 0)]),
+    ]
+    for call in calls:
+        with pytest.raises(StorageUnavailableError, match=message) as caught:
+            call()
+        assert is_transient(caught.value)
+        assert not isinstance(caught.value, StorageConfigError)
+    assert bytes(behind.read_blob("i", blob)) == b"kept"
+    proxy.plan = lambda method, path: None
+    assert behind.commit([make_append("w", 0)]) == [OK]
+    assert bytes(behind.read_blob("i", behind.write_blob("i", "k", [b"x"]))) == b"x"
 
 
 def test_a_store_that_ignores_conditions_is_refused(s3: str) -> None:

@@ -69,6 +69,11 @@ CONFIG_ERRORS = (
 )
 
 
+#: The store's answers when it, or what this user may have of it, is full: that passes when somebody
+#: frees some space. Some answer 403 to that.
+FULL = r"XMinioStorageFull|InsufficientStorage|507 Insufficient|QuotaExceeded"
+
+
 class RemoteOperations(Operations):
     """Objects of a bucket below a prefix.
 
@@ -119,6 +124,11 @@ class RemoteOperations(Operations):
         ``from None``, and with nothing but the first line: later ones show the client's innards.
         """
         text = str(error)
+        if re.search(FULL, text):
+            return StorageUnavailableError(
+                f"{self.url} is full: {key!r} could not be written. Free some space, or raise its "
+                f"quota; the operation can then be repeated."
+            )
         for pattern, meaning in CONFIG_ERRORS:
             if re.search(pattern, text):
                 return StorageAccessError(f"{self.url} can't be used: {meaning}.")
