@@ -27,8 +27,9 @@ from ray_workflows._model.plan import Environment, Package
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Blob
 from ray_workflows._version import __version__
+from ray_workflows.cli.limits import unlimited
 from ray_workflows.cli.messages import command
-from ray_workflows.cli.waiting import CLUSTER_SECONDS, within
+from ray_workflows.cli.waiting import CALL_SECONDS, CLUSTER_SECONDS, within
 from ray_workflows.exceptions import (
     StorageCorruptError,
     StorageError,
@@ -97,15 +98,16 @@ def check_ray(version: str) -> Iterator[Finding]:
 def check_storage(storage: Storage) -> Iterator[Finding]:
     """Whether the storage can be written, has room, and agrees about the time."""
     yield ok("storage", f"{storage.url} can be read.")
-    if isinstance(storage, SqliteStorage):
+    embedded = unlimited(storage)
+    if isinstance(embedded, SqliteStorage):
         try:
-            storage.check_writable()
+            within(CALL_SECONDS, f"the storage {storage.url}", embedded.check_writable)
         except StorageError as error:
             remedy = "Run as the user who owns it, or give this user the right to write it."
             yield problem("writable", str(error), remedy)
         else:
             yield ok("writable", "It can be written, and is on a local disk.")
-        free = shutil.disk_usage(storage.directory).free
+        free = shutil.disk_usage(embedded.directory).free
         message = f"{free / 1e9:.1f} GB are free."
         if free < FREE_BYTES:
             remedy = "Free some space, for one with: ray-workflows prune --older-than 30d"
@@ -298,6 +300,7 @@ def check_journal(storage: Storage, row: CatalogRow, shared: Shared) -> str:
                 if isinstance(part, Package):
                     shared.check(item_name(part), part.incarnation, part.blob)
                 else:
-                    storage.read_blob(row.incarnation, part)
+                    for _ in storage.stream_blob(row.incarnation, part):
+                        pass
         shared.check_document(found.state.environment)
     return ""

@@ -15,6 +15,7 @@ from ray_workflows._capture.ray_private import bootstrap_address, take_token
 from ray_workflows._client import connection as connections
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.reader import Reader
+from ray_workflows.cli.limits import limited
 from ray_workflows.cli.stores import is_named, named, open_reader, open_storage, reader_of
 from ray_workflows.cli.waiting import (
     ATTACH_SECONDS,
@@ -144,7 +145,7 @@ def reader_for_change(spec: str | None, address: str | None) -> Reader:
         attach(address)
         connection = within(CLUSTER_SECONDS, "the coordinator of the cluster", running_connection)
         if connection is not None:
-            return reader_of(connection)
+            return limited(reader_of(connection))
     return open_reader(spec)
 
 

@@ -7,6 +7,7 @@ import click
 from ray_workflows._client.copies import Copying
 from ray_workflows._model.ids import validate_workflow_id
 from ray_workflows.cli.clusters import reader_for_change
+from ray_workflows.cli.limits import LimitedStorage
 from ray_workflows.cli.messages import explain
 from ray_workflows.cli.parameters import address_option, cluster_storage_option, json_option
 from ray_workflows.cli.printing import Command, count, note, print_json, print_result, printable
@@ -46,7 +47,7 @@ def copy(
     if workflow_id is not None:
         validate_workflow_id(workflow_id)
     reader = reader_for_change(storage, address)
-    target = storage_from_urls(to, to_blobs)
+    target = LimitedStorage(storage_from_urls(to, to_blobs))
     copying = Copying(reader.storage, target)
     copying.open(workflow_id)
     copied: list[str] = []

@@ -14,10 +14,11 @@ from ray_workflows._client.reader import Reader
 from ray_workflows.cli import checks
 from ray_workflows.cli.checks import Finding, Level
 from ray_workflows.cli.clusters import NoClusterError, attach
+from ray_workflows.cli.limits import limited
 from ray_workflows.cli.parameters import address_option, cluster_storage_option, json_option
 from ray_workflows.cli.printing import Command, print_json, print_table, printable
-from ray_workflows.cli.stores import is_named, named, open_storage
-from ray_workflows.cli.waiting import CHECK_SECONDS, NoAnswerError, within
+from ray_workflows.cli.stores import is_named, named, open_reader
+from ray_workflows.cli.waiting import NoAnswerError
 
 
 @click.command(cls=Command)
@@ -66,19 +67,19 @@ def examine(spec: str | None, address: str | None, deep: bool) -> Iterator[Findi
             message = f"The cluster's workflows are elsewhere: in {reader.storage.url}."
             yield checks.note("storage", message)
         try:
-            reader = Reader(open_storage(spec))
+            reader = open_reader(spec)
         except click.ClickException as error:
             remedy = "Name the storage with --storage; one is created by the first run."
             yield checks.problem("storage", error.message, remedy)
             return
-    for check in (checks.check_storage(reader.storage), checks.check_workflows(reader)):
-        try:
-            yield from within(CHECK_SECONDS, f"the storage {reader.storage.url}", list, check)
-        except NoAnswerError as error:
-            yield checks.problem("storage", error.message, "Check it, then try again.")
-            return
-    if deep:
-        yield from checks.check_journals(reader)
+    reader = limited(reader)
+    try:
+        yield from checks.check_storage(reader.storage)
+        yield from checks.check_workflows(reader)
+        if deep:
+            yield from checks.check_journals(reader)
+    except NoAnswerError as error:
+        yield checks.problem("storage", error.message, "Check it, then try again.")
 
 
 def examine_cluster(address: str | None) -> Iterator[Connection | Finding]:

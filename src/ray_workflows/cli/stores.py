@@ -8,6 +8,7 @@ import click
 
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.reader import Reader
+from ray_workflows.cli.limits import LimitedStorage
 from ray_workflows.cli.messages import CODEC, GIVEN_BLOBS, STORAGE, remember, remembered
 from ray_workflows.cli.waiting import STORAGE_SECONDS, within
 from ray_workflows.exceptions import StorageConfigError
@@ -54,7 +55,7 @@ def origin(spec: str | None) -> str:
 
 def open_reader(spec: str | None) -> Reader:
     """What reads the storage; needs no cluster."""
-    return Reader(open_storage(spec))
+    return Reader(LimitedStorage(open_storage(spec)))
 
 
 def reader_of(connection: Connection) -> Reader:

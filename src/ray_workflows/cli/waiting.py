@@ -6,11 +6,13 @@ own, and when it takes too long the command goes on, or ends, without it.
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn, TypeVar, cast
 
 import click
@@ -32,8 +34,9 @@ CLUSTER_SECONDS = 180.0
 START_SECONDS = 600.0
 #: How long a storage may take to be opened, in seconds.
 STORAGE_SECONDS = 60.0
-#: How long a storage may take to tell of its health and of all that is running, in seconds.
-CHECK_SECONDS = 300.0
+#: How long a storage may take for one call, or for one piece of a value, in seconds. A command may
+#: make any number of them.
+CALL_SECONDS = 300.0
 #: How long Ray may take to disconnect, in seconds.
 LEAVE_SECONDS = 10.0
 
@@ -45,14 +48,44 @@ class NoAnswerError(click.ClickException):
     """Something did not answer in time."""
 
 
-def within(seconds: float, what: str, call: Callable[..., T], *args: Any) -> T:
+#: Comes after the last value.
+END = object()
+
+
+class Progress:
+    """When something was last seen to go on, on the monotonic clock."""
+
+    def __init__(self) -> None:
+        self.at = time.monotonic()
+
+    def over(self, values: Iterable[T]) -> Iterator[T]:
+        """The same values: each that is taken is progress. Where they come from is waited for by
+        whoever gives them."""
+        source = iter(values)
+        while True:
+            self.at = math.inf
+            value = next(source, END)
+            self.at = time.monotonic()
+            if value is END:
+                return
+            yield value  # type: ignore[misc]
+
+
+def within(
+    seconds: float,
+    what: str,
+    call: Callable[..., T],
+    *args: Any,
+    progress: Progress | None = None,
+) -> T:
     """Call a function, and wait for its end so many seconds at most.
 
     Args:
-        seconds: how long.
+        seconds: how long, since the call or the last progress.
         what: names what is waited for.
         call: the function.
         args: its arguments.
+        progress: of what the function does, where that can be seen.
 
     Raises:
         NoAnswerError: it has not returned; says what was waited for.
@@ -75,7 +108,7 @@ def within(seconds: float, what: str, call: Callable[..., T], *args: Any) -> T:
     thread = threading.Thread(target=run, name="ray-workflows-call", daemon=True)
     thread.start()
     try:
-        value, error = wait(answers, seconds, what)
+        value, error = wait(answers, seconds, what, progress or Progress())
     except BaseException:
         abandoned.append(thread)
         raise
@@ -84,21 +117,26 @@ def within(seconds: float, what: str, call: Callable[..., T], *args: Any) -> T:
     return cast(T, value)
 
 
-def wait(answers: queue.SimpleQueue[Answer], seconds: float, what: str) -> Answer:
+def wait(
+    answers: queue.SimpleQueue[Answer], seconds: float, what: str, progress: Progress
+) -> Answer:
     """The answer; says what is waited for, if it takes long."""
-    quiet = min(QUIET_SECONDS, seconds)
-    try:
-        return answers.get(timeout=quiet)
-    except queue.Empty:
-        if seconds > quiet:
-            click.echo(f"Waiting for {what} ...", err=True)
-    try:
-        return answers.get(timeout=seconds - quiet)
-    except queue.Empty:
-        raise NoAnswerError(
-            f"Waited {seconds:.0f} s for {what}, and there was no answer. Check that it is up and "
-            f"can be reached from here, then try again: what was asked for may have been done."
-        ) from None
+    limit = min(QUIET_SECONDS, seconds)
+    while True:
+        left = progress.at + limit - time.monotonic()
+        try:
+            return answers.get(timeout=max(0.0, min(left, limit)))
+        except queue.Empty:
+            if time.monotonic() < progress.at + limit:
+                continue
+        if limit == seconds:
+            raise NoAnswerError(
+                f"Waited {seconds:.0f} s for {what}, and there was no answer. Check that it is up "
+                f"and can be reached from here, then try again: what was asked for may have been "
+                f"done."
+            )
+        click.echo(f"Waiting for {what} ...", err=True)
+        limit = seconds
 
 
 def end_process(code: Any) -> NoReturn:

@@ -1,0 +1,74 @@
+"""A storage each call of which has a time limit: what a command does with it may take hours, and
+ends when nothing comes of it any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from ray_workflows._client.reader import Reader
+from ray_workflows._model.values import Blob
+from ray_workflows.cli.waiting import CALL_SECONDS, Progress, within
+from ray_workflows.storage import Storage
+from ray_workflows.storage.forwarding import ForwardingStorage
+
+
+class LimitedCalls:
+    """The methods of a storage, each of which waits so long and no longer."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.unlimited = storage
+        self.what = f"the storage {storage.url}"
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.unlimited, name)
+        return self.limited(found) if callable(found) else found
+
+    def limited(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """The same with a limit."""
+        return lambda *args: within(CALL_SECONDS, self.what, call, *args)
+
+    def stream_blob(self, incarnation: str, blob: Blob) -> Iterator[memoryview]:
+        """Each piece has its own limit."""
+        pieces = self.unlimited.stream_blob(incarnation, blob)
+        following = self.limited(lambda: next(pieces, None))
+        while (piece := following()) is not None:
+            yield piece
+
+    def write_blob(self, incarnation: str, key: str, chunks: Iterable[bytes | memoryview]) -> Blob:
+        """Each chunk that is taken is progress."""
+        progress = Progress()
+        write = self.unlimited.write_blob
+        return within(
+            *(CALL_SECONDS, self.what, write, incarnation, key, progress.over(chunks)),
+            progress=progress,
+        )
+
+
+class LimitedStorage(ForwardingStorage):
+    """A storage that is waited for so long and no longer.
+
+    Raises:
+        NoAnswerError: of every method, if it takes too long.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        super().__init__(LimitedCalls(storage))  # type: ignore[arg-type]
+        self.unlimited = storage
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In another process it is the storage itself: no command waits for it there."""
+        return unlimited, (self.unlimited,)
+
+
+def limited(reader: Reader) -> Reader:
+    """What reads the same storage, and waits for it so long and no longer."""
+    if isinstance(reader.storage, LimitedStorage):
+        return reader
+    return Reader(LimitedStorage(reader.storage), cluster=reader.cluster)
+
+
+def unlimited(storage: Storage) -> Storage:
+    """The storage itself, for what asks which kind it is."""
+    return storage.unlimited if isinstance(storage, LimitedStorage) else storage
