@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import inspect
 import re
 import unicodedata
+import weakref
 from typing import Any
 
 import msgspec
@@ -63,13 +63,22 @@ def function_name(body: Any) -> str:
     return f"{module}.{slugify(qualname)}"
 
 
-@functools.lru_cache(maxsize=1024)
+#: The signatures of functions, for as long as these live: what they close over may be large.
+signatures: weakref.WeakKeyDictionary[Any, inspect.Signature | None] = weakref.WeakKeyDictionary()
+
+
 def signature_of(body: Any) -> inspect.Signature | None:
     """The signature of a function; None for one that does not tell it (written in C)."""
     try:
-        return inspect.signature(body)
+        return signatures[body]
+    except KeyError:
+        pass
+    try:
+        found = inspect.signature(body)
     except (TypeError, ValueError):
-        return None
+        found = None
+    signatures[body] = found
+    return found
 
 
 def check_arguments(body: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, task: str) -> None:
