@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import enum
+import io
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import ray
+from ray import cloudpickle
 from ray.dag import InputNode
 
 from ray_workflows._capture import ray_private
@@ -80,6 +84,39 @@ def test_setup_hook_variable() -> None:
     assert setup_hook.RUNTIME_ENV_FUNC_IDENTIFIER == environment_private.FUNCTION_PREFIX
 
 
+def test_classes_that_come_with_their_contents() -> None:
+    """Where the pickle of one has its id, and that loading it finds the class by that."""
+
+    class Local:
+        pass
+
+    class Kind(enum.Enum):
+        A = 1
+
+    for cls, make, position in (
+        (Local, ray_private.MAKE_CLASS, ray_private.CLASS_ID),
+        (Kind, ray_private.MAKE_ENUM, ray_private.ENUM_ID),
+    ):
+        ray_private.track_class(cls, f"the id of {cls.__name__}")
+        data = cloudpickle.dumps(cls)
+        assert ray_private.SKELETON in data
+        called = {}
+
+        class Noting(pickle.Unpickler):
+            def find_class(self, module, name, called=called):
+                found = super().find_class(module, name)
+
+                def noted(*args):
+                    called[found] = args
+                    return found(*args)
+
+                return found if isinstance(found, type) else noted
+
+        assert Noting(io.BytesIO(data)).load() is cls
+        assert called[make][position] == f"the id of {cls.__name__}"
+        assert called[ray_private.FILL_CLASS][0] is cls
+
+
 def test_job_config_variable() -> None:
     from ray._private.runtime_env import constants
 
@@ -123,7 +160,6 @@ def test_keys_of_the_cluster(cluster: None) -> None:
 
 def test_where_packages_are_unpacked(cluster: None, tmp_path: Path) -> None:
     """Of this name is the directory; ``sys.path`` tells what comes from there."""
-    import io
     import zipfile
 
     key = "gcs://ray_workflows_unpacked.zip"

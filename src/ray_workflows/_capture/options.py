@@ -14,7 +14,6 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any
 
-from ray import cloudpickle
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import (
     DoesNotExist,
@@ -27,6 +26,7 @@ from ray.util.scheduling_strategies import (
 )
 
 from ray_workflows._capture.depth import JSON_DEPTH, is_deeper_than
+from ray_workflows._capture.pickling import pickle_value
 from ray_workflows._capture.ray_private import LABELS, placement_group
 from ray_workflows._model.plan import DEFAULT_MAX_RETRIES, FUNCTION, Backoff, TaskOptions
 
@@ -96,7 +96,7 @@ def retry_options(
             "retry_exceptions": bool(exceptions),
             "retry_on": None
             if isinstance(exceptions, bool) or not exceptions
-            else cloudpickle.dumps(tuple(exceptions)),
+            else pickled_types(tuple(exceptions)),
         }
     if max_retries is not None or exceptions is not None:
         raise ValueError(
@@ -118,7 +118,12 @@ def retry_options(
 
 def to_hex(types: tuple[type[BaseException], ...]) -> str | None:
     """Exception types as text for a label."""
-    return cloudpickle.dumps(types).hex() if types else None
+    return pickled_types(types).hex() if types else None
+
+
+def pickled_types(types: tuple[type[BaseException], ...]) -> bytes:
+    """Exception types as a task has them among its options."""
+    return bytes(pickle_value(types, where="exception types to retry on").data)
 
 
 def from_hex(text: str | None) -> bytes | None:

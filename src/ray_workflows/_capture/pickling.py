@@ -7,19 +7,29 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 import reprlib
 from collections import deque
 from collections.abc import Callable, Sequence
-from types import CellType, CodeType
+from types import CellType, CodeType, FunctionType
 from typing import Any, TypeAlias
 
 import ray
 from ray import cloudpickle
 from ray.dag import DAGNode, FunctionNode
 
+from ray_workflows._capture.classes import OWN, Classes, bring_along, identity_in, own_class
 from ray_workflows._capture.depth import DEEP_LIMIT, deepest, deeply, find, is_too_deep
 from ray_workflows._capture.handles import is_handle, reduce_handle
-from ray_workflows._capture.ray_private import node_function
+from ray_workflows._capture.ray_private import (
+    CLASS_ID,
+    ENUM_ID,
+    FILL_CLASS,
+    MAKE_CLASS,
+    MAKE_ENUM,
+    SKELETON,
+    node_function,
+)
 from ray_workflows._capture.source_lines import lines_of, nested, restored_code
 from ray_workflows._codec.envelope import plain_head_in
 from ray_workflows._codec.placeholders import OBJECT_REF, OBJECT_VALUE, placeholder
@@ -41,6 +51,12 @@ OUT_OF_BAND_LIMIT = 4096
 
 #: The name that is in every pickle with a placeholder in it.
 PLACEHOLDER = placeholder.__name__.encode()
+
+#: Finds what is in every pickle that brings a class along.
+find_skeleton = re.compile(re.escape(SKELETON)).search
+
+#: No pickle of so few bytes brings a class along: most results have fewer, and are not searched.
+SMALLEST_CLASS = 128
 
 
 class Direct:
@@ -177,6 +193,8 @@ class ValuePickler(cloudpickle.CloudPickler):  # type: ignore[misc]
             return placeholder, self.call_hook(obj, False)
         if is_handle(obj):
             return reduce_handle(obj)
+        if issubclass(type(obj), (type, FunctionType)):
+            bring_along(obj)
         return super().reducer_override(obj)
 
     def call_hook(self, node: DAGNode, direct: bool) -> tuple[str, int]:
@@ -290,36 +308,73 @@ def is_plain(value: Any, depth: int = MAX_DEPTH) -> bool:
 
 
 class ValueUnpickler(pickle.Unpickler):
-    """Unpickles one value; ``resolve`` says what stands behind each placeholder."""
+    """Unpickles one value; ``resolve`` says what stands behind each placeholder, ``classes`` what
+    takes the place of the classes that the pickle brings along."""
 
     def __init__(
         self,
         file: io.BytesIO,
         buffers: Sequence[memoryview],
         resolve: Callable[[str, int], Any],
+        classes: Classes,
     ) -> None:
         super().__init__(file, buffers=buffers)
         self.resolve = resolve
+        self.classes = classes
+        #: What took the place of a class.
+        self.taken: set[type] = set()
 
     def find_class(self, module: str, name: str) -> Any:
         if module == placeholder.__module__ and name == placeholder.__name__:
             return self.resolve
-        return super().find_class(module, name)
+        found = super().find_class(module, name)
+        if found is MAKE_CLASS:
+            return lambda *args: self.make_class(MAKE_CLASS, args, args[CLASS_ID])
+        if found is MAKE_ENUM:
+            return lambda *args: self.make_class(MAKE_ENUM, args, args[ENUM_ID])
+        return self.fill_class if found is FILL_CLASS else found
+
+    def make_class(self, make: Callable[..., type], args: tuple[Any, ...], tracker_id: Any) -> type:
+        identity = identity_in(tracker_id)
+        if identity is None:
+            return make(*args)
+        cls = self.classes.find(identity)
+        found = cls is not None
+        if cls is None:
+            # One that this process has pickled before is found again.
+            cls = make(*args)
+        if found or cls is own_class(*identity.name):
+            self.taken.add(cls)
+        self.classes.made(identity, cls)
+        return cls
+
+    def fill_class(self, cls: type, state: Any) -> type:
+        # One that took the place of a class has its own contents.
+        return cls if cls in self.taken else FILL_CLASS(cls, state)
 
 
 def unpickle_value(
     data: bytes | memoryview,
     buffers: Sequence[memoryview],
     resolve: Callable[[str, int], Any] = placeholder,
+    classes: Classes = OWN,
 ) -> Any:
     """The value behind a pickle; errors of user code (imports, ``__setstate__``) come through."""
-    if resolve is placeholder:
+    if resolve is placeholder and not brings_classes(data):
         return pickle.loads(data, buffers=buffers)
     data = bytes(data)
-    if PLACEHOLDER not in data:
+    if PLACEHOLDER not in data and not brings_classes(data):
         # Nothing to put into it.
         return pickle.loads(data, buffers=buffers)
-    return ValueUnpickler(io.BytesIO(data), buffers, resolve).load()
+    return ValueUnpickler(io.BytesIO(data), buffers, resolve, classes).load()
+
+
+def brings_classes(pickled: bytes | memoryview) -> bool:
+    """Whether a pickle may bring classes along."""
+    if type(pickled) is bytes:
+        return SKELETON in pickled
+    # Without a copy of what may be large.
+    return find_skeleton(pickled) is not None
 
 
 def open_pickled(data: bytes | memoryview, buffers: Sequence[Any], refs: Sequence[Any]) -> Any:
@@ -346,6 +401,8 @@ def unpickle_plain(sealed: bytes) -> Any:
     """
     head = plain_head_in(len(sealed))
     if head is None or not sealed.startswith(head) or PLACEHOLDER in sealed:
+        return None
+    if len(sealed) > SMALLEST_CLASS and brings_classes(sealed):
         return None
     return pickle.loads(sealed[len(head) :])
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from ray._raylet import PlacementGroupID
 from ray.actor import ActorHandle
+from ray.cloudpickle import cloudpickle as pickling
 from ray.core.generated.core_worker_pb2 import ActorHandle as ActorState
 from ray.dag import FunctionNode, InputAttributeNode, InputNode
 from ray.remote_function import RemoteFunction
@@ -126,3 +127,21 @@ def named_actor(state: bytes) -> tuple[str, str]:
     """The name and the namespace of an actor, from what `actor_state` took; empty without one."""
     about = ActorState.FromString(state)
     return about.name, about.ray_namespace
+
+
+#: What the pickle of a class that comes with its contents calls: to make it empty, to fill it. The
+#: first is in the pickle by a name that begins so.
+SKELETON = b"_make_skeleton_"
+MAKE_CLASS: Callable[..., type] = pickling._make_skeleton_class
+MAKE_ENUM: Callable[..., type] = pickling._make_skeleton_enum
+FILL_CLASS: Callable[..., type] = pickling._class_setstate
+
+#: At which position the first two take the id of the class.
+CLASS_ID, ENUM_ID = 4, 5
+
+
+def track_class(cls: type, tracker_id: str) -> None:
+    """Have a class pickled under an id from now on. Those it had before stay its own."""
+    with pickling._DYNAMIC_CLASS_TRACKER_LOCK:
+        pickling._DYNAMIC_CLASS_TRACKER_BY_CLASS[cls] = tracker_id
+        pickling._DYNAMIC_CLASS_TRACKER_BY_ID[tracker_id] = cls

@@ -10,9 +10,11 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import ray
 from ray.remote_function import RemoteFunction
 
+from ray_workflows._capture.classes import Bringing
 from ray_workflows._capture.functions import write_function
 from ray_workflows._capture.values import ValueReader, ValueWriter
 from ray_workflows._environment.ray_private import remote_body
@@ -42,6 +44,8 @@ def upgraded(
         writer: of the workflow that gets those of the script.
         functions: by the digests of those that were submitted, those that are used now.
     """
+    # Their names alone are asked for: classes that differ are to be expected, and of no interest.
+    reader.classes = Bringing()
     found: dict[str, Function] = {}
     for digest, function in functions.items():
         where = f"function of task '{function.name}'"
@@ -57,5 +61,5 @@ def upgraded(
             continue
         stored = write_function(writer, present, name=function.name, where=where)
         if stored.digest != function.digest:
-            found[digest] = stored
+            found[digest] = msgspec.structs.replace(stored, present=True)
     return found

@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 
+from ray_workflows._capture.classes import OWN, Classes
 from ray_workflows._capture.objects import (
     LOST_OBJECT_ERRORS,
     ObjectWriter,
@@ -131,6 +132,8 @@ class ValueReader:
         self.incarnation = incarnation
         self.live = live or {}
         self.get = get
+        #: What takes the place of classes that values bring along.
+        self.classes: Classes = OWN
 
     def read_plain(self, value: Value) -> Any:
         """The Python value of an inline one with nothing left out of it; None if it is another
@@ -192,7 +195,7 @@ class ValueReader:
                 return self.read_object_value(envelope.objects[index], where=where)
             return resolve(kind, index)
 
-        return unpickle_value(envelope.pickle, envelope.buffers, resolve_objects)
+        return unpickle_value(envelope.pickle, envelope.buffers, resolve_objects, self.classes)
 
     def live_value(self, key: str) -> Any:
         copy = self.live[key]

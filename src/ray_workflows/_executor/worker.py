@@ -8,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeVar
 
@@ -17,6 +15,7 @@ import ray
 from ray.dag import DAGNode
 from ray.exceptions import RayTaskError
 
+from ray_workflows._capture.classes import Bringing
 from ray_workflows._capture.dag import capture_plan
 from ray_workflows._capture.objects import LOST_OBJECT_ERRORS, refers_to, restored_objects
 from ray_workflows._capture.pickling import Pickled, pickle_value, unpickle_value
@@ -25,13 +24,14 @@ from ray_workflows._capture.values import Brought, ValueReader, ValueWriter, wit
 from ray_workflows._codec.placeholders import CONSTANT, UPSTREAM_REF, UPSTREAM_VALUE, placeholder
 from ray_workflows._environment.snapshot import remember_options
 from ray_workflows._executor import context
+from ray_workflows._executor.functions import FunctionCache, Loaded, size_of
 from ray_workflows._executor.live import direct_keys, nested_keys
 from ray_workflows._executor.process import Process
 from ray_workflows._executor.protocol import ENCODER, AnyReport, AttemptRequest
 from ray_workflows._executor.running import RunningAttempt
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.errors import error_info, name_of, text_of
-from ray_workflows._model.plan import Environment, Function, Plan
+from ray_workflows._model.plan import Environment, Plan
 from ray_workflows._model.values import INLINE_LIMIT, Blob, ErrorInfo, Outcome, Value
 from ray_workflows.exceptions import (
     PayloadCodecError,
@@ -51,22 +51,17 @@ T = TypeVar("T")
 PATIENCE_SECONDS = 180.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
 
-#: Functions a worker keeps unpickled, the least recently used leaving first.
-FUNCTION_CACHE_SIZE = 256
-
 #: By digest, and with ObjectRefs in them by what `function_key` adds.
-function_cache: OrderedDict[Hashable, Callable[..., Any]] = OrderedDict()
-
-#: Listeners of a host load theirs on threads.
-function_cache_lock = threading.Lock()
+function_cache = FunctionCache()
 
 
-def function_key(function: Function, incarnation: str) -> Hashable:
+def function_key(request: AttemptRequest) -> Hashable:
     """What a function is cached by. One with ObjectRefs in it is its workflow's alone, and its
     digest in journals of 0.1.0 is the same whatever these refer to."""
-    if not function.objects:
-        return function.digest
-    return function.digest, incarnation, function.objects
+    function = request.function
+    if function.objects:
+        return function.digest, request.incarnation, function.objects
+    return function.digest, function.present
 
 
 class WaitingReader(ValueReader):
@@ -141,25 +136,26 @@ class AttemptRun:
     def load(self) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
         """The function and its arguments."""
         request = self.request
-        pickled = request.scene.function
-        key = function_key(pickled, request.incarnation)
-        with function_cache_lock:
-            function = function_cache.get(key)
-            if function is not None:
-                function_cache.move_to_end(key)
-        if function is None:
-            value = Value(pickled.data, pickled.objects)
-            function = self.reader.read(value, where=f"function of {request.where}")
-            with function_cache_lock:
-                function_cache[key] = function
-                while len(function_cache) > FUNCTION_CACHE_SIZE:
-                    function_cache.popitem(last=False)
+        key = function_key(request)
+        loaded = function_cache.get(key)
+        if loaded is None:
+            loaded = self.load_function()
+            function_cache.put(key, loaded)
+        self.reader.classes = loaded.classes
         found = self.reader.read_plain(request.arguments)
         if found is None:
             where = f"arguments of {request.where}"
             found = self.reader.read(request.arguments, where=where, resolve=self.resolve)
         args, kwargs = found
-        return function, args, kwargs
+        return loaded.call, args, kwargs
+
+    def load_function(self) -> Loaded:
+        """The function, and the classes that it brings along."""
+        function = self.request.function
+        self.reader.classes = bringing = Bringing(by_name=function.present)
+        value = Value(function.data, function.objects)
+        call = self.reader.read(value, where=f"function of {self.request.where}")
+        return Loaded(call, bringing.brought, size_of(function))
 
     def resolve(self, kind: str, index: int) -> Any:
         request = self.request
@@ -322,8 +318,7 @@ class AttemptRun:
             )
         if self.is_lost_input(error):
             # The ObjectRefs in it may be what is lost: they are restored anew.
-            request = self.request
-            function_cache.pop(function_key(request.function, request.incarnation), None)
+            function_cache.drop(function_key(self.request))
             return inp.AttemptLostInput(**self.identity(ended_at), error=self.describe(error))
         return inp.AttemptRaised(
             **self.identity(ended_at),
@@ -361,13 +356,15 @@ class AttemptRun:
         if not options.retry_exceptions:
             return False
         try:
-            if options.give_up_on and isinstance(error, unpickle_value(options.give_up_on, [])):
+            if options.give_up_on and isinstance(error, self.types_in(options.give_up_on)):
                 return False
-            if options.retry_on is None:
-                return True
-            return isinstance(error, unpickle_value(options.retry_on, []))
+            return options.retry_on is None or isinstance(error, self.types_in(options.retry_on))
         except BaseException:
             return False
+
+    def types_in(self, pickled: bytes) -> Any:
+        """The types of exceptions in an option."""
+        return unpickle_value(pickled, [], classes=self.reader.classes)
 
     def describe_exit(self, error: SystemExit) -> ErrorInfo:
         """`sys.exit` as what it would have been, had it not been kept from ending the worker."""

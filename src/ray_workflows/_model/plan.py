@@ -68,12 +68,14 @@ class TaskOptions(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Function(msgspec.Struct, frozen=True, array_like=True):
-    """A pickled function. ``digest`` tells it from all others: workers cache by it."""
+    """A pickled function. ``digest`` tells it from all others: workers cache by it. ``present``: it
+    took the place of a recorded one, and so do the classes that it brings along."""
 
     digest: str
     name: str
     data: bytes | Blob
     objects: tuple[Blob, ...] = ()
+    present: bool = False
 
 
 class TaskSpec(msgspec.Struct, frozen=True, array_like=True, gc=False):
