@@ -167,11 +167,13 @@ def test_an_error_takes_one_line_whatever_its_length(store: Store, cli: Cli) -> 
 def test_a_storage_that_was_not_named_is_said_to_be_the_default(
     store: Store, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Commands that act take that of the cluster, which may be another."""
+    """Where a cluster runs, it is the cluster's."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     monkeypatch.setattr(
         "ray_workflows.storage.urls.default_directory", lambda: str(store.directory)
     )
     monkeypatch.delenv("RAY_WORKFLOW_STORAGE", raising=False)
     error = cli("show", "nobody", storage=False, code=1).stderr
-    assert "doctor` says which" in error
-    assert "doctor" not in cli("show", "nobody", code=1).stderr
+    assert "It is the default, because there is no --storage and no running cluster" in error
+    assert "not asked for its storage: The Ray cluster at 127.0.0.1:1 does not answer" in error
+    assert "It is" not in cli("show", "nobody", code=1).stderr

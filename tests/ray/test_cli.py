@@ -120,6 +120,25 @@ def test_another_storage_than_that_of_the_cluster(tmp_path: Path, wid: str) -> N
     assert "leave --local out" in cli("resume", "--local", wid, code=1).stderr
 
 
+def test_reads_look_where_commands_that_act_look(
+    storage_dir: Path, wid: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the storage of the running cluster, if the environment names none."""
+    monkeypatch.delenv("RAY_WORKFLOW_STORAGE", raising=False)
+    workflow.run(one.bind(), workflow_id=wid)
+    assert json.loads(cli("show", "--json", wid).stdout)["status"] == "SUCCESSFUL"
+    assert wid in cli("list", "--all").stdout
+    assert cli("output", wid).stdout == "1\n"
+    assert cli("env", wid).stdout
+    error = cli("show", "nobody", code=1).stderr
+    assert f"in {SqliteStorage(storage_dir).url}" in error
+    assert "It is that of the running cluster" in error
+    SqliteStorage(tmp_path / "other").open()
+    monkeypatch.setenv("RAY_WORKFLOW_STORAGE", str(tmp_path / "other"))
+    assert wid not in cli("list", "--all").stdout
+    assert "unset $RAY_WORKFLOW_STORAGE" in cli("cancel", wid, code=1).stderr
+
+
 def test_reads_see_the_running_one(storage_dir: Path, wid: str, marks: Marks, gate: Gate) -> None:
     ref = workflow.run_async(both.bind(one.bind(), held.bind(marks, gate)), workflow_id=wid)
     marks.wait_for("held")

@@ -9,9 +9,9 @@ from ray_workflows._model.ids import validate_workflow_id
 from ray_workflows.cli.clusters import connect
 from ray_workflows.cli.parameters import (
     address_option,
-    cluster_storage_option,
     codec_option,
     json_option,
+    storage_option,
     workflow_argument,
 )
 from ray_workflows.cli.printing import Command, print_json, print_result, printable
@@ -20,7 +20,7 @@ from ray_workflows.cli.waiting import CLUSTER_SECONDS, within
 
 @click.command(cls=Command)
 @workflow_argument
-@cluster_storage_option
+@storage_option
 @codec_option
 @address_option
 @json_option

@@ -16,7 +16,15 @@ from ray_workflows._client import connection as connections
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.reader import Reader
 from ray_workflows.cli.limits import limited
-from ray_workflows.cli.stores import is_named, named, open_reader, open_storage, reader_of
+from ray_workflows.cli.printing import note
+from ray_workflows.cli.stores import (
+    is_named,
+    named,
+    open_reader,
+    open_storage,
+    origin,
+    reader_of,
+)
 from ray_workflows.cli.waiting import (
     ATTACH_SECONDS,
     CLUSTER_SECONDS,
@@ -24,6 +32,7 @@ from ray_workflows.cli.waiting import (
     NoAnswerError,
     within,
 )
+from ray_workflows.storage.urls import VARIABLE
 
 #: How long a cluster may take to answer a first knock, in seconds. Ray itself waits for minutes
 #: for one that is gone but still noted somewhere.
@@ -131,21 +140,38 @@ def find_connection(spec: str | None) -> Connection:
 def check_same(connection: Connection, spec: str | None) -> None:
     """Raise if the cluster has another storage than was asked for."""
     if is_named(spec) and named(spec).url != connection.storage.url:
+        given = "leave --storage out" if spec is not None else f"unset ${VARIABLE}"
         raise click.ClickException(
             f"The workflows of this cluster are in {connection.storage.url}, not in "
-            f"{named(spec).url}. Leave --storage out, or name the cluster that uses it "
-            f"with --address."
+            f"{named(spec).url}.{origin(spec)} To take those of this cluster, {given}; else name "
+            f"the cluster that uses the other one with --address."
         )
 
 
-def reader_for_change(spec: str | None, address: str | None) -> Reader:
-    """The storage for commands that change it and need no cluster: the one that is named, else
-    that of the running cluster, else the default."""
-    if not is_named(spec) and (address or os.environ.get("RAY_ADDRESS") or reaches()):
-        attach(address)
-        connection = within(CLUSTER_SECONDS, "the coordinator of the cluster", running_connection)
-        if connection is not None:
-            return limited(reader_of(connection))
+def find_reader(spec: str | None, address: str | None = None, *, changes: bool = False) -> Reader:
+    """The storage of a command that needs no cluster: the one that is named, by an option or by
+    $RAY_WORKFLOW_STORAGE, else that of the running cluster, else the default one. `connect` looks
+    in the same order.
+
+    Args:
+        spec: the storage that is named by an option.
+        address: the cluster that is named.
+        changes: something is to be deleted or copied: it must not be in the second best place, if
+            the cluster does not answer.
+    """
+    if is_named(spec):
+        return open_reader(spec)
+    variable = os.environ.get("RAY_ADDRESS")
+    try:
+        if address or variable or reaches():
+            attach(address)
+            connection = within(CLUSTER_SECONDS, "the coordinator", running_connection)
+            if connection is not None:
+                return limited(reader_of(connection))
+    except click.ClickException as error:
+        if changes or address:
+            raise
+        note(f"The cluster is not asked for its storage: {error.message}")
     return open_reader(spec)
 
 

@@ -6,10 +6,10 @@ import click
 
 from ray_workflows._client.copies import Copying
 from ray_workflows._model.ids import validate_workflow_id
-from ray_workflows.cli.clusters import reader_for_change
+from ray_workflows.cli.clusters import find_reader
 from ray_workflows.cli.limits import LimitedStorage
 from ray_workflows.cli.messages import explain
-from ray_workflows.cli.parameters import address_option, cluster_storage_option, json_option
+from ray_workflows.cli.parameters import address_option, json_option, storage_option
 from ray_workflows.cli.printing import Command, count, note, print_json, print_result, printable
 from ray_workflows.exceptions import WorkflowError
 from ray_workflows.storage.urls import storage_from_urls
@@ -25,7 +25,7 @@ from ray_workflows.storage.urls import storage_from_urls
     help="The storage to copy to. It is created if it is not there.",
 )
 @click.option("--to-blobs", metavar="DIR|URL", help="Where its values are, if not there.")
-@cluster_storage_option
+@storage_option
 @address_option
 @json_option
 def copy(
@@ -46,7 +46,7 @@ def copy(
         raise click.UsageError("Name a workflow, or say --all.")
     if workflow_id is not None:
         validate_workflow_id(workflow_id)
-    reader = reader_for_change(storage, address)
+    reader = find_reader(storage, address, changes=True)
     target = LimitedStorage(storage_from_urls(to, to_blobs))
     copying = Copying(reader.storage, target)
     copying.open(workflow_id)

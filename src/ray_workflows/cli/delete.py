@@ -6,11 +6,11 @@ import click
 
 from ray_workflows._client import removal
 from ray_workflows._model.ids import validate_workflow_id
-from ray_workflows.cli.clusters import reader_for_change
+from ray_workflows.cli.clusters import find_reader
 from ray_workflows.cli.parameters import (
     address_option,
-    cluster_storage_option,
     json_option,
+    storage_option,
     workflow_argument,
 )
 from ray_workflows.cli.printing import Command, print_json, print_result, printable
@@ -18,7 +18,7 @@ from ray_workflows.cli.printing import Command, print_json, print_result, printa
 
 @click.command(cls=Command)
 @workflow_argument
-@cluster_storage_option
+@storage_option
 @address_option
 @json_option
 def delete(workflow_id: str, storage: str | None, address: str | None, as_json: bool) -> None:
@@ -28,7 +28,7 @@ def delete(workflow_id: str, storage: str | None, address: str | None, as_json: 
     deleted: cancel it first.
     """
     validate_workflow_id(workflow_id)
-    reader = reader_for_change(storage, address)
+    reader = find_reader(storage, address, changes=True)
     removal.delete(reader, workflow_id)
     if as_json:
         print_json({"workflow_id": workflow_id, "deleted": True})

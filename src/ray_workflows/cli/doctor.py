@@ -15,14 +15,14 @@ from ray_workflows.cli import checks
 from ray_workflows.cli.checks import Finding, Level
 from ray_workflows.cli.clusters import NoClusterError, attach
 from ray_workflows.cli.limits import limited
-from ray_workflows.cli.parameters import address_option, cluster_storage_option, json_option
+from ray_workflows.cli.parameters import address_option, json_option, storage_option
 from ray_workflows.cli.printing import Command, print_json, print_table, printable
 from ray_workflows.cli.stores import is_named, named, open_reader
 from ray_workflows.cli.waiting import NoAnswerError
 
 
 @click.command(cls=Command)
-@cluster_storage_option
+@storage_option
 @address_option
 @click.option(
     "--deep", is_flag=True, help="Also read every journal and every stored result for damage."

@@ -8,6 +8,7 @@ import click
 import msgspec
 
 from ray_workflows._client.environments import get_environment
+from ray_workflows.cli.clusters import find_reader
 from ray_workflows.cli.parameters import json_option, storage_option, workflow_argument
 from ray_workflows.cli.printing import (
     Command,
@@ -19,7 +20,6 @@ from ray_workflows.cli.printing import (
     print_table,
     printable,
 )
-from ray_workflows.cli.stores import open_reader
 
 TITLES = ("WHAT", "RECORDED", "HERE")
 
@@ -37,7 +37,7 @@ def env(workflow_id: str, storage: str | None, with_diff: bool, as_json: bool) -
     """
     if with_diff and as_json:
         raise click.UsageError("--json has the diffs already: leave --diff out.")
-    reader = open_reader(storage)
+    reader = find_reader(storage)
     info = get_environment(reader, workflow_id)
     if as_json:
         print_json(msgspec.to_builtins(info))

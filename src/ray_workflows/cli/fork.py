@@ -12,10 +12,10 @@ from ray_workflows.cli.clusters import connect
 from ray_workflows.cli.messages import note_changes
 from ray_workflows.cli.parameters import (
     address_option,
-    cluster_storage_option,
     code_option,
     codec_option,
     json_option,
+    storage_option,
     workflow_argument,
 )
 from ray_workflows.cli.printing import Command, print_json, print_result, printable
@@ -25,7 +25,7 @@ from ray_workflows.cli.waiting import START_SECONDS, within
 
 @click.command(cls=Command)
 @workflow_argument
-@cluster_storage_option
+@storage_option
 @codec_option
 @address_option
 @click.option("--from-task", metavar="TASK", required=True, help="The task to run again.")

@@ -9,6 +9,7 @@ import click
 
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.status import WorkflowStatus
+from ray_workflows.cli.clusters import find_reader
 from ray_workflows.cli.parameters import json_option, storage_option
 from ray_workflows.cli.printing import (
     Command,
@@ -22,7 +23,6 @@ from ray_workflows.cli.printing import (
     print_table,
     printable,
 )
-from ray_workflows.cli.stores import open_reader
 
 STATUSES = [status.value for status in WorkflowStatus if status is not WorkflowStatus.NONE]
 
@@ -83,7 +83,7 @@ def list_workflows(
     In a pipe each is a line with tabs between its ID, status, time of submission, duration and
     the first line of its error.
     """
-    reader = open_reader(storage)
+    reader = find_reader(storage)
     wanted = {WorkflowStatus(status.upper()) for status in statuses or STATUSES}
     # One more shows whether there are more.
     rows = reader.rows(wanted, newest_first=True, page=PAGE if everything else min(limit + 1, PAGE))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import shlex
 from collections.abc import Callable
@@ -18,11 +17,12 @@ from ray_workflows.exceptions import (
     WorkflowNotResumableError,
     WorkflowStillActiveError,
 )
-from ray_workflows.storage.urls import VARIABLE
 
 #: Where the storage in use is kept in the context of a command: its URL, and what was given.
 STORAGE = "ray_workflows.storage"
 GIVEN = "ray_workflows.given"
+#: Why it is that one, if nobody named it in the command.
+ORIGIN = "ray_workflows.origin"
 #: What was given as the place of its values.
 GIVEN_BLOBS = "ray_workflows.given-blobs"
 #: The codec of its values: what was loaded.
@@ -69,13 +69,10 @@ def explain(error: BaseException) -> str:
 
 def not_found(workflow_id: str) -> str:
     """For `WorkflowNotFoundError`."""
-    if remembered(GIVEN) is None and not os.environ.get(VARIABLE):
-        # Commands that act ask the cluster, those that read do not.
-        hint = "It is the default one; a running cluster may use another: `ray-workflows doctor` "
-        hint += "says which. --storage names it."
-    else:
-        hint = "`ray-workflows list` shows those there are; --storage names another storage."
-    return f"There is no workflow {workflow_id!r}{where()}. {hint}"
+    return (
+        f"There is no workflow {workflow_id!r}{where()}. `ray-workflows list` shows those there "
+        f"are; --storage names another storage.{remembered(ORIGIN) or ''}"
+    )
 
 
 def note_changes(changes: CodeChanges, verb: str, workflow_id: str, *options: str) -> None:

@@ -7,6 +7,7 @@ from typing import IO
 import click
 
 from ray_workflows._client.reads import import_directories, stored_output
+from ray_workflows.cli.clusters import find_reader
 from ray_workflows.cli.parameters import (
     codec_option,
     json_option,
@@ -14,7 +15,6 @@ from ray_workflows.cli.parameters import (
     workflow_argument,
 )
 from ray_workflows.cli.printing import Command
-from ray_workflows.cli.stores import open_reader
 from ray_workflows.cli.values import load, pickle_value, print_value
 
 
@@ -44,7 +44,7 @@ def output(
     """
     if to is not None and as_json:
         raise click.UsageError("--to writes a pickle; leave --json out.")
-    reader = open_reader(storage)
+    reader = find_reader(storage)
     value = load(
         lambda: stored_output(reader, workflow_id, task_id),
         lambda: import_directories(reader, workflow_id),

@@ -43,38 +43,27 @@ def remember_blobs(ctx: click.Context, param: click.Parameter, value: str | None
     ctx.find_root().meta[GIVEN_BLOBS] = value
 
 
-def storage_options(default: str) -> Callable[[Command], Command]:
-    """The options that name a storage. ``default``: which it is without them."""
-
-    def decorate(command: Command) -> Command:
-        for option in (
-            click.option(
-                "--blobs",
-                metavar="DIR|URL",
-                callback=remember_blobs,
-                expose_value=False,
-                help="Where the values are, if not there. Default: $RAY_WORKFLOW_BLOBS, if the "
-                "storage is not named either.",
-            ),
-            click.option(
-                "--storage",
-                metavar="DIR|URL",
-                callback=remember_storage,
-                help=f"Directory or URL of the workflows. Default: {default}",
-            ),
-        ):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-storage_option = storage_options("$RAY_WORKFLOW_STORAGE, else the directory of this user.")
-
-#: For commands that act: they ask a running cluster first.
-cluster_storage_option = storage_options(
-    "what the running cluster uses, else $RAY_WORKFLOW_STORAGE, else the directory of this user."
-)
+def storage_option(command: Command) -> Command:
+    """The options that name a storage. Without them, `find_reader` and `connect` find one."""
+    for option in (
+        click.option(
+            "--blobs",
+            metavar="DIR|URL",
+            callback=remember_blobs,
+            expose_value=False,
+            help="Where the values are, if not there. Default: $RAY_WORKFLOW_BLOBS, if the "
+            "storage is not named either.",
+        ),
+        click.option(
+            "--storage",
+            metavar="DIR|URL",
+            callback=remember_storage,
+            help="Directory or URL of the workflows. Default: $RAY_WORKFLOW_STORAGE, else what the "
+            "running cluster uses, else the directory of this user.",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 def load_codec(ctx: click.Context, param: click.Parameter, value: str | None) -> None:

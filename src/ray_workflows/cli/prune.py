@@ -8,12 +8,12 @@ import click
 
 from ray_workflows._client import removal
 from ray_workflows._model.status import WorkflowStatus
-from ray_workflows.cli.clusters import reader_for_change
+from ray_workflows.cli.clusters import find_reader
 from ray_workflows.cli.parameters import (
     address_option,
-    cluster_storage_option,
     json_option,
     parse_duration,
+    storage_option,
 )
 from ray_workflows.cli.printing import Command, count, note, print_json, print_result, printable
 
@@ -21,7 +21,7 @@ PRUNABLE = [*(status.value for status in removal.ENDED), WorkflowStatus.RESUMABL
 
 
 @click.command(cls=Command)
-@cluster_storage_option
+@storage_option
 @address_option
 @click.option(
     "--older-than",
@@ -62,7 +62,7 @@ def prune(
     All that they have stored goes with them. Needs no cluster. Prints their IDs. Running and
     pending ones are never deleted.
     """
-    reader = reader_for_change(storage, address)
+    reader = find_reader(storage, address, changes=True)
     wanted = {WorkflowStatus(status.upper()) for status in statuses} or None
     found = removal.find_prunable(reader, older_than, wanted, keep)
     if found and not dry_run and not yes:

@@ -18,10 +18,10 @@ from ray_workflows.cli.clusters import NoClusterError, connect, local_cluster
 from ray_workflows.cli.messages import command, explain_resume, note_changes
 from ray_workflows.cli.parameters import (
     address_option,
-    cluster_storage_option,
     code_option,
     codec_option,
     json_option,
+    storage_option,
     workflow_argument,
 )
 from ray_workflows.cli.printing import Command, note, printable
@@ -48,7 +48,7 @@ def parse_runtime_env(
 
 @click.command(cls=Command)
 @workflow_argument
-@cluster_storage_option
+@storage_option
 @codec_option
 @address_option
 @click.option(

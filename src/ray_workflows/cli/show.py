@@ -14,6 +14,7 @@ from ray_workflows._client.reads import get_tasks
 from ray_workflows._model.ids import validate_workflow_id
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.tasks import AttemptInfo, TaskInfo, TaskStatus
+from ray_workflows.cli.clusters import find_reader
 from ray_workflows.cli.list import describe
 from ray_workflows.cli.messages import way_on
 from ray_workflows.cli.parameters import json_option, storage_option, workflow_argument
@@ -30,7 +31,6 @@ from ray_workflows.cli.printing import (
     print_table,
     printable,
 )
-from ray_workflows.cli.stores import open_reader
 
 TITLES = ("TASK", "STATUS", "ATTEMPTS", "DURATION", "ERROR", "REASON")
 ATTEMPT_TITLES = ("TASK", "ATTEMPT", "OUTCOME", "STARTED", "DURATION", "NODE", "ERROR")
@@ -75,7 +75,7 @@ def show(workflow_id: str, attempts: bool, storage: str | None, as_json: bool) -
     empty line, each a line with tabs between its ID, state, attempts, duration, the first line of
     its error, and the reason why it has not ended. The attempts follow after another empty line.
     """
-    reader = open_reader(storage)
+    reader = find_reader(storage)
     row = read_row(reader.storage, validate_workflow_id(workflow_id))
     status = reader.status(row)
     now = reader.storage.now()

@@ -15,9 +15,9 @@ from ray_workflows.cli.clusters import connect
 from ray_workflows.cli.messages import command
 from ray_workflows.cli.parameters import (
     address_option,
-    cluster_storage_option,
     codec_option,
     json_option,
+    storage_option,
     workflow_argument,
 )
 from ray_workflows.cli.printing import Command, print_json, print_result, printable
@@ -45,7 +45,7 @@ def parse_text(ctx: click.Context, param: click.Parameter, text: str | None) -> 
 @click.command(cls=Command)
 @workflow_argument
 @click.argument("name", callback=parse_text)
-@cluster_storage_option
+@storage_option
 @codec_option
 @address_option
 @click.option(

@@ -9,7 +9,7 @@ import click
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.reader import Reader
 from ray_workflows.cli.limits import LimitedStorage
-from ray_workflows.cli.messages import CODEC, GIVEN_BLOBS, STORAGE, remember, remembered
+from ray_workflows.cli.messages import CODEC, GIVEN_BLOBS, ORIGIN, STORAGE, remember, remembered
 from ray_workflows.cli.waiting import STORAGE_SECONDS, within
 from ray_workflows.exceptions import StorageConfigError
 from ray_workflows.storage import Storage
@@ -29,6 +29,7 @@ def open_storage(spec: str | None) -> Storage:
         within(STORAGE_SECONDS, f"the storage {storage.url}", storage.open_existing)
     except StorageConfigError as error:
         raise click.ClickException(f"{error}{origin(spec)}") from error
+    remember(ORIGIN, origin(spec))
     return storage
 
 
@@ -40,8 +41,9 @@ def named(spec: str | None) -> Storage:
 
 
 def is_named(spec: str | None) -> bool:
-    """Whether the command names a storage, and does not leave it to the cluster."""
-    return spec is not None or remembered(GIVEN_BLOBS) is not None
+    """Whether the command or the environment names a storage, and does not leave it to the
+    cluster."""
+    return bool(spec is not None or remembered(GIVEN_BLOBS) or os.environ.get(VARIABLE))
 
 
 def origin(spec: str | None) -> str:
@@ -50,7 +52,10 @@ def origin(spec: str | None) -> str:
         return ""
     if os.environ.get(VARIABLE):
         return f" (It is the one in ${VARIABLE}.)"
-    return f" (It is the default, because there is no --storage and ${VARIABLE} is not set.)"
+    return (
+        f" (It is the default, because there is no --storage and no running cluster with "
+        f"workflows, and ${VARIABLE} is not set.)"
+    )
 
 
 def open_reader(spec: str | None) -> Reader:
@@ -61,4 +66,5 @@ def open_reader(spec: str | None) -> Reader:
 def reader_of(connection: Connection) -> Reader:
     """What reads the storage of a cluster."""
     remember(STORAGE, connection.storage.url)
+    remember(ORIGIN, " (It is that of the running cluster.)")
     return connection
