@@ -77,8 +77,12 @@ class Cluster:
         self.size = slots
         #: Why the package of all that is sent can't be brought.
         self.refusal: Exception | None = None
+        #: What is raised in place of sending anything.
+        self.away: Exception | None = None
 
     def send(self, sent: Any, loads: list[Any], asks: bool, values: Any) -> RayTask:
+        if self.away is not None:
+            raise self.away
         self.tasks.append(RayTask(list(loads), asks))
         return self.tasks[-1]
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 import random
 
 import pytest
-from ray.exceptions import RayTaskError, RuntimeEnvSetupError, WorkerCrashedError
+from ray.exceptions import (
+    GetTimeoutError,
+    RaySystemError,
+    RayTaskError,
+    RpcError,
+    RuntimeEnvSetupError,
+    WorkerCrashedError,
+)
 
 from ray_workflows._executor import dispatch
 from ray_workflows._executor.lanes import TARGET_SECONDS
@@ -119,6 +126,26 @@ def test_what_cannot_be_encoded_fails_alone(monkeypatch: pytest.MonkeyPatch) -> 
     assert sorted(world.outcomes) == [
         (n, "AttemptRaised" if n == 3 else "AttemptReturned") for n in range(10)
     ]
+
+
+HEAD_IS_AWAY = [RpcError("no connection"), GetTimeoutError("GCS"), RaySystemError("disconnected")]
+
+
+@pytest.mark.parametrize("error", HEAD_IS_AWAY, ids=lambda error: type(error).__name__)
+def test_a_head_that_is_away_is_charged_to_nobody(error: Exception) -> None:
+    """It is asked for secrets and packages when attempts are submitted, and by what brings them."""
+    world = Scheduling()
+    world.known("f")
+    world.cluster.away = error
+    for number in range(10):
+        world.executor.start(attempt(scene("f"), number))
+    world.flush()
+    assert world.outcomes == [(number, "AttemptLostStorage") for number in range(10)]
+    world.cluster.away = None
+    world.executor.start(attempt(scene("f"), 0, 2))
+    world.flush()
+    world.end(world.tasks[0], RayTaskError("bring", "Traceback", error))
+    assert world.outcomes[10:] == [(0, "AttemptLostStorage")]
 
 
 def test_a_cluster_that_does_not_say_its_size_holds_nothing_up(

@@ -6,7 +6,14 @@ import time
 from typing import Any
 
 from ray import cloudpickle
-from ray.exceptions import LocalRayletDiedError, NodeDiedError, RayTaskError
+from ray.exceptions import (
+    GetTimeoutError,
+    LocalRayletDiedError,
+    NodeDiedError,
+    RaySystemError,
+    RayTaskError,
+    RpcError,
+)
 
 from ray_workflows._capture.objects import LOST_OBJECT_ERRORS
 from ray_workflows._codec.envelope import seal
@@ -17,6 +24,7 @@ from ray_workflows._model.inputs import (
     AttemptCrashed,
     AttemptFoundCorruption,
     AttemptLostInput,
+    AttemptLostStorage,
     AttemptRaised,
     Crash,
 )
@@ -30,6 +38,9 @@ from ray_workflows.exceptions import (
 #: What Ray raises when the node of a Ray task is gone.
 LOST_NODE_ERRORS = (NodeDiedError, LocalRayletDiedError)
 
+#: What Ray raises when the head of the cluster does not answer.
+LOST_HEAD_ERRORS = (RpcError, RaySystemError, GetTimeoutError, ConnectionError)
+
 
 def failure(flight: Flight, error: BaseException) -> AnyReport:
     """The report of an attempt whose Ray task failed with an error of Ray's."""
@@ -38,6 +49,8 @@ def failure(flight: Flight, error: BaseException) -> AnyReport:
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, LOST_OBJECT_ERRORS):
         return lost_input(flight.request, (), error, flight)
+    if isinstance(cause, LOST_HEAD_ERRORS):
+        return lost_head(flight, error)
     if isinstance(error, RayTaskError):
         return raised(flight, error)
     lost_node = isinstance(error, LOST_NODE_ERRORS) or getattr(error, "preempted", False)
@@ -67,6 +80,18 @@ def described(error: BaseException) -> ErrorInfo:
 
 def raised(flight: Flight, error: BaseException) -> AttemptRaised:
     return AttemptRaised(**identity(flight), error=described(error), retryable=False)
+
+
+def unsubmitted(flight: Flight, error: Exception) -> AnyReport:
+    """The report of an attempt that could not be submitted."""
+    lost = isinstance(error, LOST_HEAD_ERRORS)
+    return lost_head(flight, error) if lost else raised(flight, error)
+
+
+def lost_head(flight: Flight, error: BaseException) -> AttemptLostStorage:
+    """The report of an attempt that did not run, because what it needed of the cluster (a secret, a
+    package) could not be asked for: the head keeps it, as a storage does."""
+    return AttemptLostStorage(**identity(flight), error=described(error))
 
 
 def timed_out(flight: Flight) -> AttemptRaised:

@@ -20,11 +20,12 @@ from ray_workflows._executor.cluster import Clock, Cluster, Timers
 from ray_workflows._executor.deadlines import Deadlines
 from ray_workflows._executor.dispatch import Dispatch
 from ray_workflows._executor.failures import (
+    LOST_HEAD_ERRORS,
     failure,
     lost_input,
     no_package,
-    raised,
     refused_package,
+    unsubmitted,
 )
 from ray_workflows._executor.lanes import Flight
 from ray_workflows._executor.live import LiveValues, direct_keys, nested_keys, value_keys
@@ -260,8 +261,8 @@ class RayExecutor:
         are tried one by one. The lock is held."""
         left = sent.left
         for flight in left:
-            if len(left) == 1:
-                self.land(flight, raised(flight, error))
+            if len(left) == 1 or isinstance(error, LOST_HEAD_ERRORS):
+                self.land(flight, unsubmitted(flight, error))
             else:
                 flight.alone = True
                 self.run_elsewhere(sent, flight)

@@ -158,7 +158,8 @@ class AttemptCrashed(AttemptReport, frozen=True, tag=True):
 
 
 class AttemptLostStorage(AttemptReport, frozen=True, tag=True):
-    """The storage did not answer the worker for minutes: nobody's fault, so nothing is charged."""
+    """The storage did not answer the worker for minutes, or the head of the cluster did not answer
+    when the attempt was submitted: nobody's fault, so nothing is charged."""
 
     error: ErrorInfo
     node: str = ""
