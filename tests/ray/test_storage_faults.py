@@ -1,4 +1,4 @@
-"""Each kind of storage fails in the middle of a workflow, and returns: the workflow goes on.
+"""Each kind of storage fails in the middle of workflows, and returns: the workflows go on.
 
 Meanwhile verbs that need what fails answer with an error, and nothing that is committed runs again.
 """
@@ -30,8 +30,9 @@ class Fault(NamedTuple):
     message: str = ""
 
 
-#: All results together, in bytes: each fits into the journal, or is a blob, which a worker writes.
-SMALL, LARGE = 50_000, 600_000
+#: Workflows by what all their results take together, in bytes: each fits into the journal, or is a
+#: blob, which a worker writes.
+SMALL, LARGE = {"small": 50_000}, {"large": 600_000}
 
 
 class Home(NamedTuple):
@@ -51,7 +52,11 @@ CODE = """
     workflow.init({url!r})
     directory = {directory!r}
     messages = {messages!r}
-    ref = workflow.run_async(stages(directory, len(messages) + 1, {size}), workflow_id="w")
+    sizes = {sizes!r}
+    refs = [
+        workflow.run_async(stages(directory, name, len(messages) + 1, size), workflow_id=name)
+        for name, size in sizes.items()
+    ]
     # What is refused now may be there when the storage returns: nobody could say.
     other = ray.remote(lambda: None).bind()
     for number, message in enumerate(messages):
@@ -63,19 +68,19 @@ CODE = """
         except workflow.StorageUnavailableError as error:
             assert message in str(error), error
         print(f"said so {{number}}.", flush=True)
-    assert len(ray.get(ref)) == len(messages) + 1
-    assert workflow.get_status("w") == "SUCCESSFUL"
+    assert [len(results) for results in ray.get(refs)] == [len(messages) + 1] * len(refs)
+    assert {{workflow.get_status(name) for name in sizes}} == {{"SUCCESSFUL"}}
     print("all right", flush=True)
 """
 
 
-def stages(directory: str, count: int, size: int):
+def stages(directory: str, name: str, count: int, size: int):
     """Tasks in a chain, each held by a gate, that run once or not at all. Results need space."""
     import ray
 
     @ray.remote(max_retries=0)
     def stage(number: int, before: list[bytes]) -> list[bytes]:
-        Marks(f"{directory}/marks").add(f"stage-{number}")
+        Marks(f"{directory}/marks").add(f"{name}-{number}")
         Gate(f"{directory}/gate-{number}").wait()
         return [bytes(size // count) for _ in range(len(before) + 1)]
 
@@ -186,28 +191,35 @@ def postgres(tmp_path: Path, server: str) -> Iterator[Home]:
 @pytest.mark.timeout(400)
 @pytest.mark.own_cluster
 @pytest.mark.parametrize(
-    ("home", "size"),
+    ("home", "sizes"),
     [
-        pytest.param(embedded, SMALL, marks=pytest.mark.administrator),
-        pytest.param(embedded, LARGE, marks=pytest.mark.administrator),
+        pytest.param(embedded, SMALL | LARGE, marks=pytest.mark.administrator),
         pytest.param(shared, SMALL, marks=pytest.mark.administrator),
-        (s3, SMALL),
-        (s3, LARGE),
+        (s3, SMALL | LARGE),
         (postgres, SMALL),
     ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else value.__name__,
 )
-def test_a_workflow_outlives_the_troubles_of_its_storage(
-    home: Callable[[Path, str], object], size: int, request: pytest.FixtureRequest, tmp_path: Path
+def test_workflows_outlive_the_troubles_of_their_storage(
+    home: Callable[[Path, str], object],
+    sizes: dict[str, int],
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
 ) -> None:
     server = request.getfixturevalue("postgres_url") if home is postgres else ""
     marks = Marks(str(tmp_path / "marks"))
+
+    def wait_for_stage(number: int) -> None:
+        for name in sizes:
+            marks.wait_for(f"{name}-{number}", seconds=120)
+
     with home(tmp_path, server) as (url, faults):
         messages = [fault.message for fault in faults]
-        code = CODE.format(url=url, directory=str(tmp_path), messages=messages, size=size)
+        code = CODE.format(url=url, directory=str(tmp_path), messages=messages, sizes=sizes)
         (tmp_path / "driver").mkdir()
         with DriverProcess(tmp_path / "driver", code, **CREDENTIALS) as driver:
             for number, fault in enumerate(faults):
-                marks.wait_for(f"stage-{number}", seconds=120)
+                wait_for_stage(number)
                 fault.begin()
                 try:
                     Gate(str(tmp_path / f"gate-{number}")).open()
@@ -215,11 +227,11 @@ def test_a_workflow_outlives_the_troubles_of_its_storage(
                     if fault.message:
                         driver.wait_for_text(f"said so {number}.", 120)
                     else:
-                        # It goes on in spite of it.
-                        marks.wait_for(f"stage-{number + 1}", seconds=120)
+                        # They go on in spite of it.
+                        wait_for_stage(number + 1)
                 finally:
                     fault.end()
-            marks.wait_for(f"stage-{len(faults)}", seconds=120)
+            wait_for_stage(len(faults))
             Gate(str(tmp_path / f"gate-{len(faults)}")).open()
             assert "all right" in driver.wait(120)
-    assert marks.counts() == {f"stage-{n}": 1 for n in range(len(faults) + 1)}
+    assert marks.counts() == {f"{name}-{n}": 1 for n in range(len(faults) + 1) for name in sizes}
