@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -113,6 +115,7 @@ def on_disk(directory: Path) -> bytes:
     return b"".join(path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file())
 
 
+@pytest.mark.own_cluster
 def test_values_are_encoded(prologue, tmp_path: Path, marks: Marks, gate: Gate) -> None:
     """By the driver, the workers, and for the next cluster, which resumes."""
     first = (
@@ -135,7 +138,7 @@ def test_values_are_encoded(prologue, tmp_path: Path, marks: Marks, gate: Gate) 
     gate.wait()
     """.replace("{plain!r}", repr(PLAIN))
     )
-    without = (
+    second = (
         prologue("")
         + """
     try:
@@ -159,18 +162,17 @@ def test_values_are_encoded(prologue, tmp_path: Path, marks: Marks, gate: Gate) 
         assert "hidden-1" in str(error)
     else:
         raise AssertionError
-    print("all right", flush=True)
-    """
-    )
-    right = (
-        prologue("Hidden()")
-        + """
+
+    # The next coordinator has the codec.
+    from tests.ray.clusters import stop_coordinator
+    stop_coordinator()
+    workflow.init({storage!r}, codec=Hidden())
     assert workflow.get_output("done") == expected
     assert workflow.resume("interrupted") == expected
     print("all right", flush=True)
-    """
+    """.replace("{storage!r}", repr(str(tmp_path / "store")))
     )
-    places = directories(tmp_path, 3)
+    places = directories(tmp_path, 2)
     with DriverProcess(places[0], first, **OWN_CODE) as driver:
         driver.wait_for_text("submitted")
         marks.wait_for("held")
@@ -179,49 +181,65 @@ def test_values_are_encoded(prologue, tmp_path: Path, marks: Marks, gate: Gate) 
     assert SECRET.encode() not in stored
     assert PLAIN.encode() in stored
     before = marks.counts()
-    for place, program in zip(places[1:], (without, right), strict=True):
-        with DriverProcess(place, program, **OWN_CODE) as driver:
-            assert "all right" in driver.wait()
-            driver.kill_all()
+    with DriverProcess(places[1], second, **OWN_CODE) as driver:
+        assert "all right" in driver.wait()
     assert marks.counts() == {**before, "held": 2, "use": before["use"] + 1}
     check_command_line(tmp_path)
 
 
+#: Runs commands in one process, which is not that of a driver.
+COMMANDS = """
+import json, sys
+from click.testing import CliRunner
+from ray_workflows.cli.main import main
+for arguments in json.loads(sys.argv[1]):
+    done = CliRunner().invoke(main, arguments)
+    print(json.dumps([done.exit_code, done.stdout, done.stderr]))
+"""
+
+
 def check_command_line(tmp_path: Path) -> None:
     """What reads values needs the codec, what does not need them needs none."""
-    import textwrap
-
     (tmp_path / "my_codecs.py").write_text(
         textwrap.dedent(CODEC) + "\nright, wrong = Hidden(), Hidden(b'wrong')\n"
     )
-
-    def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "ray_workflows.cli", *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "RAY_ADDRESS": "127.0.0.1:1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
     store = ("--storage", str(tmp_path / "store"))
-    assert SECRET in cli("output", "done", *store, "--codec", "my_codecs:right").stdout
-    assert SECRET in cli("output", "done", *store, "--codec", "my_codecs:Hidden").stdout
-    failed = cli("output", "done", *store, "--codec", "my_codecs:wrong")
-    assert failed.returncode == 1
-    assert "output of 'done': ValueError: wrong key" in failed.stderr
-    failed = cli("output", "done", *store)
-    assert failed.returncode == 1
-    assert "'hidden-1'" in failed.stderr
-    assert "--codec module:object" in failed.stderr
-    assert "Traceback" not in failed.stderr
-    for spec, message in (("my_codecs", "module:object"), ("my_codecs:none", "AttributeError")):
-        failed = cli("output", "done", *store, "--codec", spec)
-        assert failed.returncode == 2
-        assert message in failed.stderr
-    assert "SUCCESSFUL" in cli("show", "done", *store).stdout
-    assert cli("copy", "done", *store, "--to", "copied").returncode == 0
-    copied = cli("output", "done", "--storage", "copied", "--codec", "my_codecs:right")
-    assert SECRET in copied.stdout
-    assert cli("doctor", "--deep", *store).stdout.count("problem") <= 2
+    output = ("output", "done", *store)
+    commands = [
+        (*output, "--codec", "my_codecs:right"),
+        (*output, "--codec", "my_codecs:Hidden"),
+        (*output, "--codec", "my_codecs:wrong"),
+        output,
+        (*output, "--codec", "my_codecs"),
+        (*output, "--codec", "my_codecs:none"),
+        ("show", "done", *store),
+        ("copy", "done", *store, "--to", "copied"),
+        ("output", "done", "--storage", "copied", "--codec", "my_codecs:right"),
+        ("doctor", "--deep", *store),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", COMMANDS, json.dumps(commands)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "RAY_ADDRESS": "127.0.0.1:1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    right, by_class, wrong, without, *unusual, shown, copied, of_copy, doctor = answers
+    for code, printed, _ in (right, by_class, of_copy):
+        assert code == 0
+        assert SECRET in printed
+    assert wrong[0] == 1
+    assert "output of 'done': ValueError: wrong key" in wrong[2]
+    assert without[0] == 1
+    assert "'hidden-1'" in without[2]
+    assert "--codec module:object" in without[2]
+    assert "Traceback" not in without[2]
+    for (code, _, said), message in zip(unusual, ("module:object", "AttributeError"), strict=True):
+        assert code == 2
+        assert message in said
+    assert "SUCCESSFUL" in shown[1]
+    assert copied[0] == 0
+    assert doctor[1].count("problem") <= 2
