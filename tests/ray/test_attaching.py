@@ -14,7 +14,8 @@ import pytest
 
 from tests.ray.processes import ROOT, DriverProcess, descendants
 
-pytestmark = pytest.mark.own_cluster
+# Those of one head stay together, as it is started for them.
+pytestmark = pytest.mark.own_cluster("attached")
 
 HEAD = """
     import os

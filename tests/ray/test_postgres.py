@@ -12,7 +12,8 @@ from tests.ray.processes import DriverProcess
 
 SECRET = "s3cr3t-w0rd"
 
-pytestmark = pytest.mark.own_cluster
+# They share a server, which they kill.
+pytestmark = pytest.mark.own_cluster("killed server")
 
 PROLOGUE = """
     import numpy as np, ray, ray_workflows as workflow
