@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[2]
 #: Before an example. It starts Ray as people do, and that takes long.
 QUICKLY = """
 from tests.ray.start import few_processes
-few = few_processes()
-few.__enter__()
+__few = few_processes()
+__few.__enter__()
 """
 
 
@@ -37,31 +37,29 @@ def test_the_readme_runs(tmp_path: Path) -> None:
     assert Path(store, "workflows.sqlite").exists()
 
 
+#: Between the examples of two pages. Each has to define what it uses.
+NEXT_PAGE = """
+for name in [name for name in globals() if not name.startswith("__")]:
+    del globals()[name]
+"""
+
+
 @pytest.mark.own_cluster
-def test_the_page_on_types_runs(tmp_path: Path) -> None:
-    (block,) = python_blocks(ROOT / "docs" / "types.md")
+def test_the_pages_run(tmp_path: Path) -> None:
+    """One after the other, on one cluster."""
+    blocks = {}
+    for name in ("types", "environments", "signals"):
+        (blocks[name],) = python_blocks(ROOT / "docs" / f"{name}.md")
+    code = QUICKLY + NEXT_PAGE.join(blocks.values())
     store = str(tmp_path / "store")
-    with DriverProcess(tmp_path, QUICKLY + block, RAY_WORKFLOW_STORAGE=store) as driver:
-        assert "0.0 SUCCESSFUL" in driver.wait()
-
-
-@pytest.mark.own_cluster
-def test_the_page_on_environments_runs(tmp_path: Path) -> None:
-    (block,) = python_blocks(ROOT / "docs" / "environments.md")
-    store = str(tmp_path / "store")
-    with DriverProcess(tmp_path, QUICKLY + block, RAY_WORKFLOW_STORAGE=store) as driver:
-        printed = driver.wait()
-    for expected in re.findall(r"  # (.+)$", block, re.MULTILINE):
-        assert expected in printed, printed
-
-
-@pytest.mark.own_cluster
-def test_the_page_on_signals_runs(tmp_path: Path) -> None:
-    (block,) = python_blocks(ROOT / "docs" / "signals.md")
-    with DriverProcess(tmp_path, block, RAY_WORKFLOW_STORAGE=str(tmp_path / "store")) as driver:
+    with DriverProcess(tmp_path, code, RAY_WORKFLOW_STORAGE=store) as driver:
         printed = driver.wait().splitlines()
-    expected = re.findall(r"^print.*  # (.+)$", block, re.MULTILINE)
-    assert len(expected) == 3
+    expected = [
+        line
+        for block in blocks.values()
+        for line in re.findall(r"^print.*  # (.+)$", block, re.MULTILINE)
+    ]
+    assert len(expected) == 6
     assert [line for line in printed if line in expected] == expected
 
 
