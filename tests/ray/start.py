@@ -2,36 +2,60 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+
+#: In place of the agent that each node has for the dashboard. Ray waits for the ports of its
+#: services, of which this has none; and it ends with the raylet, as that does with it.
+AGENT = """
+for port in metrics_agent_port metrics_export_port dashboard_agent_listen_port; do
+    printf %s -1 > "$1/$port.$$"
+    mv "$1/$port.$$" "$1/${port}_$2"
+done
+exec tail --pid=$PPID -f /dev/null
+"""
+
+AGENT_OPTION = "--dashboard_agent_command="
 
 
 @contextmanager
 def few_processes() -> Iterator[None]:
-    """Ray starts no dashboard, log monitor or autoscaler, which only people look at.
+    """Ray starts no dashboard, agent for it, log monitor or autoscaler, which only people look at.
 
     Each of them is a Python process, which takes as long to start as a worker. Ray has an option
     for none of them.
     """
-    from ray._private import utils
+    from ray._private import services
     from ray._private.node import Node
+
+    start_process = services.start_ray_process
 
     def nothing(*args: Any, **kwargs: Any) -> None:
         pass
 
-    # Whether the dashboard can be imported: what is wrong with it, and in Ray 2.48, whether it can.
-    asked, answer = "get_dashboard_dependency_error", ImportError("left out by the tests")
-    if not hasattr(utils, asked):
-        asked, answer = "check_dashboard_dependencies_installed", False
+    def start(command: list[str], *args: Any, **kwargs: Any) -> Any:
+        return start_process([*map(without_agent, command)], *args, **kwargs)
 
     with ExitStack() as patched:
         for name in ("start_api_server", "start_log_monitor", "start_monitor"):
             patched.enter_context(patch.object(Node, name, nothing))
-        # The agent of the node goes without a server of its own, as in an install without it.
-        patched.enter_context(patch.object(utils, asked, lambda: answer))
+        patched.enter_context(patch.object(services, "start_ray_process", start))
         yield
+
+
+def without_agent(argument: str) -> str:
+    """An argument of the raylet, which has the agent's command line in one of them."""
+    if not argument.startswith(AGENT_OPTION):
+        return argument
+    told = dict(re.findall(r"--(session-dir|node-id)=(\S+)", argument))
+    script = Path(told["session-dir"], "agent.sh")
+    script.write_text(AGENT)
+    # An older Ray names no node, and waits for no ports.
+    return f"{AGENT_OPTION}/bin/sh {script} {told['session-dir']} {told.get('node-id', 'node')}"
 
 
 def start_cluster(**options: Any) -> Any:

@@ -266,7 +266,8 @@ shutil.rmtree({project!r})
 ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
 from ray_workflows._environment.ray_private import has_key
 wait_until(lambda: not has_key(packages), "Ray has deleted the package")
-node = cluster.add_node(num_cpus=1, resources={{"new": 1}})
+with few_processes():
+    node = cluster.add_node(num_cpus=1, resources={{"new": 1}})
 value, name, files, where = workflow.get_output("w")
 assert (value, name, files) == ("in the package", "in the package", ["packed.py"]), files
 assert "working_dir_files" in where, where
@@ -275,7 +276,8 @@ assert "working_dir_files" in where, where
 from ray_workflows._environment.ray_private import delete_key
 delete_key(workflow.get_environment("w").runtime_env["working_dir"])
 cluster.remove_node(node)
-cluster.add_node(num_cpus=1, resources={{"new": 1}})
+with few_processes():
+    cluster.add_node(num_cpus=1, resources={{"new": 1}})
 forked = workflow.fork("w", from_task="__main__.early", new_id="f")
 assert workflow.get_output("f")[0] == "in the package"
 print("all right")
