@@ -1,4 +1,4 @@
-"""The one Ray cluster, and the one PostgreSQL, of all tests that need one: starting takes long."""
+"""The cluster and the PostgreSQL of all tests of a process that need one: starting takes long."""
 
 from __future__ import annotations
 

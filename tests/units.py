@@ -1,7 +1,8 @@
 """Which tests keep together in one process when pytest-xdist shares them out among several.
 
-Those of the one cluster do, as there is one; those of a file that shares a server do. Each test
-that starts a cluster of its own goes where there is time.
+Those of a file do that share a server, and those of a file that need a cluster and bring none:
+each process has one for all of them. A test that starts a cluster of its own goes where there is
+time.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ HERE = Path(__file__).parent
 #: Where each test has what it needs for itself, and some take long.
 APART = ("simulation", "docs")
 
+#: The fixture of the cluster that each process has, once a test asks for it.
 CLUSTER = "cluster"
 
-#: What has to come before this process connects to Ray.
+#: What has to come before its process connects to Ray.
 BEFORE_RAY = HERE / "unit" / "test_compat.py"
 
 
@@ -29,14 +31,20 @@ def unit_of(item: pytest.Item) -> str:
     own = item.get_closest_marker("own_cluster")
     if own is not None:
         return own.args[0] if own.args else item.nodeid
+    if needs_cluster(item):
+        return f"{CLUSTER} {item.path}"
     place, *_ = item.path.relative_to(HERE).parts
-    if item.path == BEFORE_RAY:
-        return CLUSTER
-    if CLUSTER in getattr(item, "fixturenames", ()):
-        return CLUSTER
-    if place == "ray" and not has_clusters(item):
-        return CLUSTER
     return item.nodeid if place in APART else str(item.path)
+
+
+def needs_cluster(item: pytest.Item) -> bool:
+    """Whether a test runs on the cluster of its process."""
+    if item.get_closest_marker("own_cluster") is not None:
+        return False
+    place, *_ = item.path.relative_to(HERE).parts
+    return CLUSTER in getattr(item, "fixturenames", ()) or (
+        place == "ray" and not has_clusters(item)
+    )
 
 
 def has_clusters(item: pytest.Item) -> bool:
@@ -46,14 +54,13 @@ def has_clusters(item: pytest.Item) -> bool:
 
 def rank(item: pytest.Item) -> int:
     """What takes longest begins first, so that all processes end at about the same time."""
-    unit = unit_of(item)
     if item.path == BEFORE_RAY:
-        return -1
-    if unit == CLUSTER:
         return 0
     if item.get_closest_marker("own_cluster") is not None or has_clusters(item):
         return 1
-    return 3 if unit == item.nodeid else 2
+    if needs_cluster(item):
+        return 2
+    return 4 if unit_of(item) == item.nodeid else 3
 
 
 class SharingOut:
