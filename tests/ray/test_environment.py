@@ -3,20 +3,22 @@ their own where it has to, in those that plain tasks use where that is all the s
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from tests.ray.processes import DriverProcess
 
 CLUSTER = """
+    import threading
     from ray.cluster_utils import Cluster
     from tests.ray.start import few_processes
     with few_processes():
         cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=2))
-    print(f"address={{cluster.address}};", flush=True)
-    from tests.ray.marks import Gate
-    Gate({gate!r}).wait()
+    print(f"address={cluster.address};", flush=True)
+    threading.Event().wait()
 """
 
 FIRST = """
@@ -67,28 +69,36 @@ SECOND = """
 """
 
 
-@pytest.mark.own_cluster
-def test_a_runtime_env_travels_with_the_workflow(tmp_path: Path) -> None:
+class Place(NamedTuple):
+    """A cluster that drivers join, and its storage."""
+
+    address: str
+    storage: str
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    directory = tmp_path_factory.mktemp("cluster")
+    with DriverProcess(directory, CLUSTER) as cluster:
+        cluster.wait_for_text(";")
+        address = cluster.text().split("address=")[1].split(";")[0]
+        yield Place(address, str(directory / "store"))
+
+
+@pytest.mark.own_cluster("joined")
+def test_a_runtime_env_travels_with_the_workflow(place: Place, tmp_path: Path) -> None:
     project = tmp_path / "project"
     project.mkdir()
     (project / "beside.py").write_text("NAME = 'beside'\n")
-    names = {
-        "project": str(project),
-        "storage": str(tmp_path / "store"),
-        "gate": str(tmp_path / "gate"),
-    }
-    directories = [tmp_path / name for name in ("cluster", "first", "second")]
+    names = {**place._asdict(), "project": str(project), "gate": str(tmp_path / "gate")}
+    directories = [tmp_path / name for name in ("first", "second")]
     for directory in directories:
         directory.mkdir()
-    end = str(tmp_path / "end")
-    with DriverProcess(directories[0], CLUSTER.format(gate=end)) as cluster:
-        cluster.wait_for_text(";")
-        address = cluster.text().split("address=")[1].split(";")[0]
-        with DriverProcess(directories[1], FIRST.format(address=address, **names)) as first:
-            first.wait_for_text("submitted")
-            first.kill()
-        with DriverProcess(directories[2], SECOND.format(address=address, **names)) as second:
-            assert "all right" in second.wait()
+    with DriverProcess(directories[0], FIRST.format(**names)) as first:
+        first.wait_for_text("submitted")
+        first.kill()
+    with DriverProcess(directories[1], SECOND.format(**names)) as second:
+        assert "all right" in second.wait()
 
 
 ALONE = """
@@ -136,19 +146,12 @@ ELSEWHERE = """
 """
 
 
-@pytest.mark.own_cluster
-def test_directories_of_a_second_driver_are_searched(tmp_path: Path) -> None:
+@pytest.mark.own_cluster("joined")
+def test_directories_of_a_second_driver_are_searched(place: Place, tmp_path: Path) -> None:
     """What no import statement names is not stored, and is found where it is as long as it is."""
-    directories = [tmp_path / name for name in ("cluster", "first", "second")]
-    for directory in directories:
+    for name in ("first", "second"):
+        directory = tmp_path / name
         directory.mkdir()
-        (directory / f"plugin_{directory.name}.py").write_text(f"NAME = {directory.name!r}\n")
-    end = str(tmp_path / "end")
-    with DriverProcess(directories[0], CLUSTER.format(gate=end)) as cluster:
-        cluster.wait_for_text(";")
-        address = cluster.text().split("address=")[1].split(";")[0]
-        storage = str(tmp_path / "store")
-        for directory in directories[1:]:
-            code = ELSEWHERE.format(address=address, storage=storage, name=directory.name)
-            with DriverProcess(directory, code) as driver:
-                assert f"found {directory.name}" in driver.wait()
+        (directory / f"plugin_{name}.py").write_text(f"NAME = {name!r}\n")
+        with DriverProcess(directory, ELSEWHERE.format(name=name, **place._asdict())) as driver:
+            assert f"found {name}" in driver.wait()
