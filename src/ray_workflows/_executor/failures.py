@@ -49,10 +49,9 @@ def failure(flight: Flight, error: BaseException) -> AnyReport:
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, LOST_OBJECT_ERRORS):
         return lost_input(flight.request, (), error, flight)
-    if isinstance(cause, LOST_HEAD_ERRORS):
-        return lost_head(flight, error)
     if isinstance(error, RayTaskError):
-        return raised(flight, error)
+        # Of what brings packages: attempts report what they raise.
+        return unsubmitted(flight, cause, error)
     lost_node = isinstance(error, LOST_NODE_ERRORS) or getattr(error, "preempted", False)
     crash = Crash.PREEMPTED if lost_node else Crash.KILLED
     return AttemptCrashed(**identity(flight), error=described(error), crash=crash)
@@ -82,16 +81,20 @@ def raised(flight: Flight, error: BaseException) -> AttemptRaised:
     return AttemptRaised(**identity(flight), error=described(error), retryable=False)
 
 
-def unsubmitted(flight: Flight, error: Exception) -> AnyReport:
-    """The report of an attempt that could not be submitted."""
-    lost = isinstance(error, LOST_HEAD_ERRORS)
-    return lost_head(flight, error) if lost else raised(flight, error)
+def unsubmitted(
+    flight: Flight, cause: BaseException, error: BaseException | None = None
+) -> AnyReport:
+    """The report of an attempt that did not run. What it needs of the cluster, a secret or a
+    package, is kept by the head as by a storage: where that does not answer, nobody is to blame.
 
-
-def lost_head(flight: Flight, error: BaseException) -> AttemptLostStorage:
-    """The report of an attempt that did not run, because what it needed of the cluster (a secret, a
-    package) could not be asked for: the head keeps it, as a storage does."""
-    return AttemptLostStorage(**identity(flight), error=described(error))
+    Args:
+        flight: the attempt.
+        cause: why it did not run.
+        error: what has this cause, if anything.
+    """
+    if isinstance(cause, LOST_HEAD_ERRORS):
+        return AttemptLostStorage(**identity(flight), error=described(error or cause))
+    return raised(flight, error or cause)
 
 
 def timed_out(flight: Flight) -> AttemptRaised:
