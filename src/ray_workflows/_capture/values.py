@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import ray
@@ -57,7 +58,11 @@ class ValueWriter:
     def __init__(self, storage: BlobStore, incarnation: str) -> None:
         self.storage = storage
         self.incarnation = incarnation
-        self.objects = ObjectWriter(storage, incarnation)
+
+    @cached_property
+    def objects(self) -> ObjectWriter:
+        """Writes what values refer to. Most refer to nothing."""
+        return ObjectWriter(self.storage, self.incarnation)
 
     @property
     def codec(self) -> PayloadCodec | None:
