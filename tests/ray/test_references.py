@@ -19,8 +19,6 @@ from ray_workflows._capture.values import ValueReader, ValueWriter
 from ray_workflows._model.values import Value
 from ray_workflows.exceptions import SerializationError
 from ray_workflows.storage import MemoryStorage
-from tests.ray.marks import wait_until
-from tests.ray.processes import is_running
 
 UNSTORED = workflow.options(checkpoint=False)
 
@@ -167,25 +165,15 @@ def test_an_object_that_refers_to_itself_is_refused() -> None:
 
 
 @ray.remote(num_cpus=0)
-class Owner:
-    def pid(self) -> int:
-        return os.getpid()
-
-    def make(self) -> list[ray.ObjectRef]:
-        return [ray.put(np.ones(100_000))]
+def lose() -> None:
+    raise ray.exceptions.ObjectLostError("00", "", "")
 
 
 def test_an_object_that_is_lost_is_named_with_its_place() -> None:
-    owner = Owner.remote()
-    pid = ray.get(owner.pid.remote())
-    made = owner.make.remote()
-    ray.wait([made])
-    ray.kill(owner)
-    wait_until(lambda: not is_running(pid), "the owner to end")
-    outer = ray.put({"deep": [None, *ray.get(made)]})
+    outer = ray.put({"deep": [None, lose.remote()]})
     with pytest.raises(SerializationError, match="is lost") as caught:
         ValueWriter(MemoryStorage(), "i").write(Box([outer]), key="k", where="result of task 't'")
     message = str(caught.value)
     assert "ray.get(value.content[0])['deep'][1]" in message
     assert "result of task 't'" in message
-    assert isinstance(caught.value.__cause__, ray.exceptions.RayError)
+    assert isinstance(caught.value.__cause__, ray.exceptions.ObjectLostError)
