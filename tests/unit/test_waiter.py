@@ -86,9 +86,9 @@ def submit(host: Host, client: str, workflow_id: str) -> OutputWanted:
 
 def forget(host: Host, client: str) -> None:
     """As when the client has not polled for long and another one comes."""
-    host.watching.lists[client].polled_at -= 4 * SIT_SECONDS
-    host.watching.of("another")
-    assert client not in host.watching.lists
+    host.polls.lists[client].polled_at -= 4 * SIT_SECONDS
+    host.polls.subscribe("another", "life", [])
+    assert client not in host.polls.lists
 
 
 def new_waiter(host: Host) -> tuple[Waiter, Handle]:

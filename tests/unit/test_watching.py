@@ -2,91 +2,171 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-
 import pytest
 
-from ray_workflows._coordinator import watching
 from ray_workflows._coordinator.requests import CancelRequest, Watched, WatchRequest
-from ray_workflows._coordinator.watching import SIT_SECONDS, Seats, WatchList, WatchLists
+from ray_workflows._coordinator.watching import SIT_SECONDS, LongPolls, Seats
+from ray_workflows._coordinator.wire import Poll, Polled
 from tests.unit.test_orphans import Coordinator, World
 
-#: A test that waits longer than this, in seconds, hangs.
-HANG_SECONDS = 20.0
+
+class Clock:
+    """Time, set by hand."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
-@pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor() as pool:
-        yield pool
+class Polls(LongPolls):
+    """Long polls of a coordinator that drives nothing yet: watches wait until `see`."""
+
+    def __init__(self, seats: int = 8) -> None:
+        self.time = Clock()
+        self.asked: list[WatchRequest] = []
+        super().__init__("holder", self.asked.append, self.asked.remove, self.time, Seats(seats))
+
+    def watch(self, client: str, *workflow_ids: str, life: str = "life") -> None:
+        self.subscribe(client, life, [(workflow_id, None) for workflow_id in workflow_ids])
+
+    def see(self, workflow_id: str, watched: Watched | None = None) -> None:
+        """Answer all that watch a workflow."""
+        for request in [each for each in self.asked if each.workflow_id == workflow_id]:
+            self.asked.remove(request)
+            request.reply(watched or Watched(None))
+
+    def poll(self, client: str, batches: int | None = None, life: str = "life") -> Asked:
+        return Asked(self, Poll(client, life, batches))
 
 
-def waiting(watches: WatchList, life: str, pool: ThreadPoolExecutor) -> Future:
-    """A poll that has nothing to take yet."""
-    began = threading.Event()
-    wait_for = watches.changed.wait_for
+class Asked:
+    """A poll, and whether its answer can be taken."""
 
-    def tell_and_wait(*args: object) -> object:
-        # The lock is held: whoever tells anything comes after the wait has begun.
-        began.set()
-        return wait_for(*args)
+    def __init__(self, polls: LongPolls, poll: Poll) -> None:
+        self.polls = polls
+        self.ready = False
+        self.waiting = polls.begin(poll, self.wake)
 
-    watches.changed.wait_for = tell_and_wait
-    taken = pool.submit(watches.take, life, HANG_SECONDS)
-    assert began.wait(HANG_SECONDS)
-    return taken
+    def wake(self) -> None:
+        self.ready = True
+
+    def answer(self) -> Polled:
+        return self.polls.end(self.waiting)
 
 
-def seen(answered: list[tuple[str, Watched]]) -> list[str]:
-    return [workflow_id for workflow_id, _ in answered]
+def seen(polled: Polled) -> list[str]:
+    return [workflow_id for workflow_id, _ in polled.seen]
 
 
 def test_a_live_copy_is_not_kept_for_a_client_that_may_be_gone() -> None:
-    watches = WatchList()
-    watches.tell("w", Watched(None, live="ref"))
-    ((workflow_id, watched),) = watches.answered
-    assert (workflow_id, watched.live) == ("w", None)
+    polls = Polls()
+    polls.watch("client", "w")
+    polls.see("w", Watched(None, live="ref"))
+    ((_, watched),) = polls.lists["client"].answered
+    assert watched.live is None
 
 
 def test_what_is_there_is_taken_at_once_and_once() -> None:
-    watches = WatchList()
-    watches.tell("a", Watched(None))
-    watches.tell("b", Watched(None))
-    assert seen(watches.take("life", HANG_SECONDS)) == ["a", "b"]
-    assert watches.take("life", 0.0) == []
+    polls = Polls()
+    polls.watch("client", "a", "b")
+    polls.see("a")
+    polls.see("b")
+    poll = polls.poll("client")
+    assert poll.ready
+    assert seen(poll.answer()) == ["a", "b"]
+    assert seen(polls.poll("client", 1).answer()) == []
 
 
-def test_a_poll_waits_for_news(pool: ThreadPoolExecutor) -> None:
-    watches = WatchList()
-    taken = waiting(watches, "life", pool)
-    watches.tell("w", Watched(None))
-    assert seen(taken.result(HANG_SECONDS)) == ["w"]
+def test_a_poll_waits_for_news() -> None:
+    polls = Polls()
+    polls.watch("client", "w")
+    poll = polls.poll("client")
+    assert not poll.ready
+    polls.see("w")
+    assert poll.ready
+    assert seen(poll.answer()) == ["w"]
 
 
-def test_the_poll_of_a_life_that_is_over_takes_nothing(pool: ThreadPoolExecutor) -> None:
-    watches = WatchList()
-    old = waiting(watches, "old", pool)
-    watches.begin("new")
-    assert old.result(HANG_SECONDS) == []
-    new = waiting(watches, "new", pool)
-    watches.tell("w", Watched(None))
-    assert seen(new.result(HANG_SECONDS)) == ["w"]
+def test_a_bug_of_ours_is_a_reason_to_look() -> None:
+    polls = Polls()
+    polls.watch("client", "w")
+    polls.asked[0].reply(RuntimeError("a bug"))
+    assert polls.poll("client").answer().seen == [("w", Watched(None))]
 
 
-def test_clients_that_are_gone_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 1000.0
-    monkeypatch.setattr(watching.time, "monotonic", lambda: now)
-    lists = WatchLists()
-    gone, here = lists.of("gone"), lists.of("here")
-    now += 2 * SIT_SECONDS
-    here.take("life", 0.0)
-    now += 2 * SIT_SECONDS
-    assert lists.of("another") is lists.known("another")
-    assert lists.known("gone") is None
-    assert lists.known("here") is here
-    assert lists.of("gone") is not gone
+def test_the_poll_of_a_life_that_is_over_takes_nothing() -> None:
+    polls = Polls()
+    polls.watch("client", "w", life="old")
+    old = polls.poll("client", life="old")
+    polls.watch("client", life="new")
+    assert old.ready
+    late = polls.poll("client", life="old")
+    new = polls.poll("client", life="new")
+    polls.see("w")
+    assert seen(old.answer()) == seen(late.answer()) == []
+    assert seen(new.answer()) == ["w"]
+
+
+def test_a_poll_that_comes_again_takes_the_place_of_the_first() -> None:
+    """Ray repeats a call that it takes for lost: whoever waits is the last one that came."""
+    polls = Polls()
+    polls.watch("client", "w")
+    first, second = polls.poll("client"), polls.poll("client")
+    assert first.ready
+    polls.see("w")
+    assert seen(first.answer()) == []
+    assert seen(second.answer()) == ["w"]
+
+
+def test_an_answer_that_was_lost_is_missed_until_the_client_knows() -> None:
+    polls = Polls()
+    polls.watch("client", "w")
+    polls.see("w")
+    assert polls.poll("client", 0).answer().batches == 1
+    for _ in range(2):
+        again = polls.poll("client", 0)
+        assert again.ready
+        polled = again.answer()
+        assert (polled.unknown, polled.batches) == (True, 1)
+    polls.watch("client", "w")
+    polls.see("w")
+    polled = polls.poll("client", 1).answer()
+    assert (polled.unknown, polled.batches, seen(polled)) == (False, 2, ["w"])
+
+
+def test_one_watch_is_enough_for_all_refs_to_a_workflow() -> None:
+    polls = Polls()
+    polls.subscribe("client", "life", [("w", None), ("w", 7), ("w", 9), ("w", None)])
+    assert [request.after for request in polls.asked] == [7]
+    polls.see("w")
+    polls.subscribe("client", "life", [("w", 9)])
+    assert [request.after for request in polls.asked] == [9]
+
+
+def test_clients_that_are_gone_are_forgotten() -> None:
+    polls = Polls()
+    polls.watch("gone", "w")
+    polls.watch("here", "w")
+    polls.time.now += 2 * SIT_SECONDS
+    polls.poll("here").answer()
+    polls.time.now += 2 * SIT_SECONDS
+    polls.watch("another")
+    assert polls.lists.keys() == {"here", "another"}
+    assert len(polls.asked) == 1
+    assert polls.poll("gone").answer().unknown
+    assert not polls.poll("here").answer().unknown
+
+
+def test_who_finds_no_seat_is_told_so_at_once() -> None:
+    polls = Polls(seats=1)
+    polls.watch("a", "w")
+    polls.watch("b", "w")
+    waiting, other = polls.poll("a"), polls.poll("b")
+    assert (waiting.ready, other.ready) == (False, True)
+    assert other.answer().turned_away
+    assert not waiting.answer().turned_away
+    assert not polls.poll("b").ready
 
 
 def test_there_are_so_many_seats() -> None:
@@ -94,6 +174,7 @@ def test_there_are_so_many_seats() -> None:
     with seats.one() as first, seats.one() as second, seats.one() as third:
         assert (first, second, third) == (True, True, False)
         assert seats.taken == 2
+        assert not seats.take()
     with pytest.raises(KeyError), seats.one():
         raise KeyError
     assert seats.taken == 0

@@ -198,18 +198,35 @@ class TaskOutput:
 class Awaited:
     """An output that is waited for. Ask `look` after each change until it says that it is there.
 
-    ``fresh``: the workflow was started or resumed by the caller, or was seen running, so that its
-    failure is the caller's: WorkflowExecutionError. Otherwise an output that is not there is a
-    ValueError.
+    Args:
+        reader: reads it.
+        workflow_id: the workflow.
+        task_id: the task; None: the workflow's output.
+        fresh: the workflow was started or resumed by the caller, or was seen running, so that its
+            failure is the caller's: WorkflowExecutionError. Otherwise an output that is not there
+            is a ValueError.
+        incarnation: which workflow of this id; empty: the one that is there now. It is not there
+            any more once it was deleted, even if another one has its id.
+        monotonic: seconds of a clock that nobody sets.
     """
 
     def __init__(
-        self, reader: Reader, workflow_id: str, task_id: str | None, *, fresh: bool
+        self,
+        reader: Reader,
+        workflow_id: str,
+        task_id: str | None,
+        *,
+        fresh: bool,
+        incarnation: str = "",
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.reader = reader
         self.workflow_id = workflow_id
         self.fresh = fresh
-        self.row = read_row(reader.storage, workflow_id)
+        self.incarnation = incarnation
+        self.monotonic = monotonic
+        self.row = self.read_row()
+        self.incarnation = self.row.incarnation
         self.task = TaskOutput(reader, self.row, task_id) if task_id is not None else None
         #: Since when nobody drives it, by the monotonic clock.
         self.orphan_since: float | None = None
@@ -219,9 +236,21 @@ class Awaited:
         """What to watch for: growth beyond this seq, or (None) the end."""
         return self.task.view.seq if self.task is not None else None
 
+    def read_row(self) -> CatalogRow:
+        """Its catalog row as it is now."""
+        row = read_row(self.reader.storage, self.workflow_id)
+        if self.incarnation not in ("", row.incarnation):
+            raise WorkflowNotFoundError(self.workflow_id)
+        return row
+
+    def is_about(self, watched: Watched | None) -> bool:
+        """Whether a watch, which knows ids alone, saw this workflow."""
+        row = None if watched is None else watched.row
+        return row is not None and row.incarnation == self.incarnation
+
     def look(self) -> tuple[bool, Any]:
         """Whether the output is there, and the output; raises if it never will be."""
-        self.row = read_row(self.reader.storage, self.workflow_id)
+        self.row = self.read_row()
         status = self.reader.status(self.row)
         if self.task is not None:
             done, value = self.task.read()
@@ -244,7 +273,7 @@ class Awaited:
             return False
         if not self.reader.resumes_orphans:
             return False
-        now = time.monotonic()
+        now = self.monotonic()
         if self.orphan_since is None:
             self.orphan_since = now
         return now < self.orphan_since + ORPHAN_SECONDS
@@ -256,23 +285,28 @@ def await_output(
     task_id: str | None,
     *,
     fresh: bool = False,
+    incarnation: str = "",
     tick: Callable[[], float] | None = None,
 ) -> Any:
-    """Wait for an output and return it; errors as in `Awaited`, ``tick`` as in `Connection`."""
-    awaited = Awaited(connection, workflow_id, task_id, fresh=fresh)
-    seen = -1
+    """Wait for an output and return it; the rest as in `Awaited`, ``tick`` as in `watch`."""
+    awaited = Awaited(connection, workflow_id, task_id, fresh=fresh, incarnation=incarnation)
+    seen, elsewhere = -1, False
     while True:
         done, value = awaited.look()
         if done:
             return value
+        if elsewhere:
+            # Nobody here can tell us when there is something to look for.
+            time.sleep(POLL_SECONDS)
         asked = time.monotonic()
         watched = watch(connection, workflow_id, awaited.after, tick)
-        if task_id is None:
+        if task_id is None and awaited.is_about(watched):
             done, value = seen_output(connection, watched)
             if done:
                 return value
-        if awaited.row.seq == seen and time.monotonic() < asked + POLL_SECONDS:
-            # Nobody here can tell us: another cluster drives it, or too many wait.
+        elsewhere = watched is not None and watched.row is None
+        if awaited.row.seq == seen and not elsewhere and time.monotonic() < asked + POLL_SECONDS:
+            # Too many wait.
             time.sleep(POLL_SECONDS)
         seen = awaited.row.seq
 

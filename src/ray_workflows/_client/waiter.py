@@ -18,6 +18,7 @@ import ray
 from ray_workflows._capture.unopened import UnopenedReader
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.outputs import POLL_SECONDS, Awaited, read_output
+from ray_workflows._client.reader import Reader
 from ray_workflows._coordinator.requests import Watched
 from ray_workflows._coordinator.wire import ENCODER, OUTPUT_WANTED, POLLED, Poll
 from ray_workflows.exceptions import CoordinatorUnavailableError, StorageUnavailableError
@@ -30,42 +31,45 @@ MAX_CALLS = 100_000
 
 
 class Seen(NamedTuple):
-    """What a watch has seen: the output of the workflow of an incarnation, or (empty) nothing but
-    that it is time to look."""
+    """What a watch has seen: something of the workflow of this incarnation; empty: the coordinator
+    does not drive it. ``ended``: the output of it, ``value``."""
 
     incarnation: str
+    ended: bool = False
     value: Any = None
 
 
-LOOK = Seen("")
-
-
-def read_all(connection: Connection, answered: list[tuple[str, Watched]]) -> list[Seen]:
+def read_all(connection: Reader, answered: list[tuple[str, Watched]]) -> list[Seen]:
     """Take the outputs out of what watches have seen; errors as `OutputError`."""
     found = []
     for _, watched in answered:
+        incarnation = "" if watched.row is None else watched.row.incarnation
         if watched.row is None or watched.output is None:
-            found.append(LOOK)
+            found.append(Seen(incarnation))
             continue
         try:
             value = read_output(connection, watched.row, watched.output)
         except StorageUnavailableError:
             # Whose workflow it is looks, and waits.
-            found.append(LOOK)
+            found.append(Seen(incarnation))
             continue
         except Exception as error:
             value = OutputError(error)
-        found.append(Seen(watched.row.incarnation, value))
+        found.append(Seen(incarnation, True, value))
     return found
 
 
-class UnopenedConnection(Connection):
-    """A connection of which outputs come as they were stored: a value whose unpickling hangs, or
+class UnopenedValues(Reader):
+    """A reader of which outputs come as they were stored: a value whose unpickling hangs, or
     ends the process, is its driver's trouble, and nobody else's."""
 
     def values(self, incarnation: str) -> UnopenedReader:
         """Reads the values of a workflow without unpickling them."""
         return UnopenedReader(self.storage, incarnation)
+
+
+class UnopenedConnection(UnopenedValues, Connection):
+    """A waiter's connection."""
 
 
 def is_at_hand(watched: Watched) -> bool:
@@ -93,69 +97,98 @@ class OutputError(ray.exceptions.RayTaskError):  # type: ignore[misc]
 
 
 class Waiter:
-    """Waits for outputs on behalf of one driver.
+    """Waits for outputs on behalf of one driver. Time, threads and calls are those of the event
+    loop that runs it: in a simulation that is one with a clock of its own.
 
     Args:
         coordinator: the cluster's.
         client: the name under which the driver has it watch what it submits.
+        life: names this process; None: at random. Ray restarts a waiter that dies and calls it
+            again. What its earlier life was told is lost, and what is still told to a call of that
+            life would be.
+        restarted: whether there was an earlier life; None: as Ray says.
+        connect: makes what reads the storage, of the coordinator and its description.
     """
 
-    def __init__(self, coordinator: Any, client: str) -> None:
+    def __init__(
+        self,
+        coordinator: Any,
+        client: str,
+        *,
+        life: str | None = None,
+        restarted: bool | None = None,
+        connect: Callable[[Any, dict[str, Any]], Reader] = UnopenedConnection,
+    ) -> None:
         self.coordinator = coordinator
         self.client = client
-        #: Ray restarts a waiter that dies and calls it again. What its earlier life was told is
-        #: lost, and what is still told to a call of that life would be.
-        self.life = uuid.uuid4().hex
-        self.restarted = was_restarted()
+        self.life = uuid.uuid4().hex if life is None else life
+        self.connect = connect
         self.connecting = asyncio.Lock()
-        self.connection: Connection | None = None
+        self.connection: Reader | None = None
         #: Who waits, by what is watched, and what the watches see of it, in the order of a poll.
         self.waiting: dict[str, list[asyncio.Future[Seen]]] = defaultdict(list)
         self.watched: dict[str, int | None] = {}
         #: What was seen of workflows before their driver asked for the output.
         self.early: dict[str, Seen] = {}
+        #: Something was seen of a workflow before its driver asked, and is not known any more.
+        self.missed = was_restarted() if restarted is None else restarted
         self.holder_id = ""
+        #: How many answers the coordinator has given in which there was something.
+        self.batches: int | None = 0
         self.poller: asyncio.Task[None] | None = None
 
-    async def output(self, workflow_id: str, task_id: str | None, fresh: bool) -> Any:
+    async def output(
+        self, workflow_id: str, incarnation: str, task_id: str | None, fresh: bool
+    ) -> Any:
         """The output, when it is there; as `outputs.await_output`, errors as `OutputError`."""
         try:
             connection = await self.connected()
+            monotonic = asyncio.get_running_loop().time
             awaited: Awaited = await patiently(
-                lambda: Awaited(connection, workflow_id, task_id, fresh=fresh), fresh
+                lambda: Awaited(
+                    connection,
+                    workflow_id,
+                    task_id,
+                    fresh=fresh,
+                    incarnation=incarnation,
+                    monotonic=monotonic,
+                ),
+                fresh,
             )
-            seen = -1
+            seq, elsewhere = -1, False
             while True:
                 done, value = await patiently(awaited.look, fresh)
                 if done:
                     return value
-                if awaited.row.seq == seen:
+                if awaited.row.seq == seq or elsewhere:
+                    # Nobody here can tell us when there is something to look for.
                     await asyncio.sleep(POLL_SECONDS)
-                seen = awaited.row.seq
-                await self.wait(workflow_id, awaited.after)
+                seq = awaited.row.seq
+                elsewhere = not (await self.wait(workflow_id, awaited.after)).incarnation
         except Exception as error:
             return OutputError(error)
 
     async def submitted_output(self, encoded: bytes) -> Any:
         """As `output`, of a workflow that the coordinator watches for us: an `OutputWanted`."""
         workflow_id, incarnation, holder_id = OUTPUT_WANTED.decode(encoded)
-        if self.restarted:
-            return await self.output(workflow_id, None, True)
-        try:
-            seen = self.early.pop(workflow_id, None)
-            if seen is None or seen.incarnation not in ("", incarnation):
+        seen = self.early.pop(workflow_id, None)
+        if seen is None and not self.missed:
+            try:
                 seen = await self.wait(workflow_id, None, known_to=holder_id)
-        except Exception as error:
-            return OutputError(error)
-        if seen.incarnation == incarnation:
+            except Exception as error:
+                return OutputError(error)
+        elif seen is not None and seen.incarnation != incarnation:
+            # It may be what the ref of another one of this id comes for.
+            self.missed = True
+        if seen is not None and seen.ended and seen.incarnation == incarnation:
             return seen.value
-        return await self.output(workflow_id, None, True)
+        return await self.output(workflow_id, incarnation, None, True)
 
-    async def connected(self) -> Connection:
+    async def connected(self) -> Reader:
         async with self.connecting:
             if self.connection is None:
                 description = await self.coordinator.describe.remote()
-                self.connection = UnopenedConnection(self.coordinator, description)
+                self.connection = self.connect(self.coordinator, description)
         return self.connection
 
     async def wait(self, workflow_id: str, after: int | None, known_to: str = "") -> Seen:
@@ -165,7 +198,7 @@ class Waiter:
         """
         future: asyncio.Future[Seen] = asyncio.get_running_loop().create_future()
         self.waiting[workflow_id].append(future)
-        self.watched[workflow_id] = after
+        self.watched[workflow_id] = sooner(self.watched.get(workflow_id), after)
         if known_to and not self.holder_id:
             self.holder_id = known_to
         if known_to != self.holder_id or not known_to:
@@ -181,23 +214,27 @@ class Waiter:
     async def check_holder(self, holder_id: str) -> None:
         """A restarted coordinator knows nothing of what we watched before."""
         if holder_id != self.holder_id:
-            await self.watch_again(holder_id)
+            self.holder_id = holder_id
+            await self.watch_again()
 
-    async def watch_again(self, holder_id: str) -> None:
-        """Watch all that is waited for: the coordinator has forgotten it."""
-        self.holder_id = holder_id
+    async def watch_again(self) -> None:
+        """Watch all that is waited for: the coordinator does not know of it."""
         watched = list(self.watched.items())
         await self.coordinator.subscribe.remote(self.client, self.life, watched)
 
     async def poll(self) -> None:
         """The one long poll, while anybody waits."""
-        poll = ENCODER.encode(Poll(self.client, self.life))
         try:
             connection = await self.connected()
             time = asyncio.get_running_loop().time
             while self.waiting:
-                asked_at = time()
+                asked_at, asked = time(), self.holder_id
+                poll = ENCODER.encode(Poll(self.client, self.life, self.batches))
                 polled = POLLED.decode(await self.coordinator.poll.remote(poll))
+                self.holder_id, self.batches = polled.holder_id, polled.batches
+                another = asked != polled.holder_id
+                # It has forgotten us, or an answer was lost on its way.
+                self.missed = self.missed or (polled.unknown and not another)
                 if polled.seen:
                     if all(is_at_hand(watched) for _, watched in polled.seen):
                         # A thread would cost more than to take apart what is so small.
@@ -209,10 +246,8 @@ class Waiter:
                 elif time() - asked_at < POLL_SECONDS:
                     # Whatever the reason: nobody is asked without a pause.
                     await asyncio.sleep(POLL_SECONDS)
-                if polled.unknown:
-                    await self.watch_again(polled.holder_id)
-                else:
-                    await self.check_holder(polled.holder_id)
+                if polled.unknown or another:
+                    await self.watch_again()
         except Exception as error:
             gone = CoordinatorUnavailableError(f"The coordinator is gone: {error}")
             for futures in self.waiting.values():
@@ -220,17 +255,17 @@ class Waiter:
                     if not future.done():
                         future.set_exception(gone)
             self.waiting.clear()
+            self.watched.clear()
 
     def tell(self, workflow_id: str, seen: Seen) -> None:
         self.watched.pop(workflow_id, None)
         futures = self.waiting.pop(workflow_id, [])
         if not futures:
+            self.missed = self.missed or workflow_id in self.early
             self.early[workflow_id] = seen
             if len(self.early) > MAX_EARLY:
-                # Who comes for it looks it up.
-                oldest = next(iter(self.early))
-                del self.early[oldest]
-                self.early[oldest] = LOOK
+                del self.early[next(iter(self.early))]
+                self.missed = True
         for future in futures:
             if not future.done():
                 future.set_result(seen)
@@ -243,6 +278,11 @@ def was_restarted() -> bool:
         warnings.simplefilter("ignore")
         restarted: bool = ray.get_runtime_context().was_current_actor_reconstructed
     return restarted
+
+
+def sooner(one: int | None, other: int | None) -> int | None:
+    """What of two is seen first: growth beyond a seq, or (None) the end."""
+    return min((each for each in (one, other) if each is not None), default=None)
 
 
 async def patiently(read: Callable[[], Any], fresh: bool) -> Any:

@@ -61,9 +61,15 @@ def get_waiter(connection: Connection) -> DriversWaiter:
 
 
 def output_ref(
-    connection: Connection, workflow_id: str, task_id: str | None = None, *, fresh: bool
+    connection: Connection,
+    workflow_id: str,
+    incarnation: str,
+    task_id: str | None = None,
+    *,
+    fresh: bool,
 ) -> ray.ObjectRef:
-    return get_waiter(connection).actor.output.remote(workflow_id, task_id, fresh)
+    """The output of a workflow. ``incarnation``: which one of this id; empty: it is not known."""
+    return get_waiter(connection).actor.output.remote(workflow_id, incarnation, task_id, fresh)
 
 
 def submitted_ref(
@@ -71,7 +77,7 @@ def submitted_ref(
 ) -> ray.ObjectRef:
     """The output of a workflow that the waiter watches since it was accepted."""
     if isinstance(answer, Finished):
-        return waiter.actor.output.remote(workflow_id, None, True)
+        return waiter.actor.output.remote(workflow_id, incarnation_of(answer), None, True)
     wanted = OutputWanted(workflow_id, answer.incarnation, holder_id)
     return waiter.actor.submitted_output.remote(ENCODER.encode(wanted))
 
@@ -216,7 +222,9 @@ def run(
         done, value = seen_output(connection, watched)
         if done:
             return value
-        return await_output(connection, workflow_id, None, fresh=True)
+        return await_output(
+            connection, workflow_id, None, fresh=True, incarnation=accepted.incarnation
+        )
 
 
 def run_async(
@@ -245,7 +253,9 @@ def resume(workflow_id: str, canceled: bool, progress: bool, wishes: Wishes) -> 
     with told_if_interrupted(workflow_id):
         if progress:
             return await_shown(connection, workflow_id)
-        return await_output(connection, workflow_id, None, fresh=True)
+        return await_output(
+            connection, workflow_id, None, fresh=True, incarnation=accepted.incarnation
+        )
 
 
 def resume_async(workflow_id: str, canceled: bool, wishes: Wishes) -> ray.ObjectRef:
@@ -260,8 +270,13 @@ def resumed_ref(
 ) -> ray.ObjectRef:
     connection = connect()
     workflow_id = validate_workflow_id(workflow_id)
-    environments.resume(connection, workflow_id, canceled, wishes, changes.look)
-    return output_ref(connection, workflow_id, fresh=True)
+    answer = environments.resume(connection, workflow_id, canceled, wishes, changes.look)
+    return output_ref(connection, workflow_id, incarnation_of(answer), fresh=True)
+
+
+def incarnation_of(answer: Accepted | Finished) -> str:
+    """Which workflow of its id an answer is about."""
+    return answer.row.incarnation if isinstance(answer, Finished) else answer.incarnation
 
 
 def resume_all(include_failed: bool) -> list[tuple[str, ray.ObjectRef]]:
@@ -276,7 +291,7 @@ def resume_all(include_failed: bool) -> list[tuple[str, ray.ObjectRef]]:
             resumed.append((workflow_id, ref))
         except WorkflowAlreadyRunningError:
             # Another cluster was faster. The output is the same.
-            resumed.append((workflow_id, output_ref(connect(), workflow_id, fresh=True)))
+            resumed.append((workflow_id, output_ref(connect(), workflow_id, "", fresh=True)))
         except Exception as error:
             # One that can't be resumed does not keep the others from it; its ref raises the error.
             logger.error("Workflow '%s' could not be resumed: %s", workflow_id, error)
@@ -325,7 +340,7 @@ def get_output_async(workflow_id: str, task_id: str | None) -> ray.ObjectRef:
     row = read_row(connection.storage, workflow_id)
     # What it is at this call counts, and not when the waiter comes to look.
     running = connection.status(row) in ACTIVE
-    return output_ref(connection, workflow_id, task_id, fresh=running)
+    return output_ref(connection, workflow_id, row.incarnation, task_id, fresh=running)
 
 
 def get_status(workflow_id: str) -> WorkflowStatus:

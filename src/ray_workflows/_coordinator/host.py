@@ -7,6 +7,7 @@ would be dead for good. What is wrong with the storage is said to whoever asks.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import queue
@@ -44,13 +45,12 @@ from ray_workflows._coordinator.requests import (
 )
 from ray_workflows._coordinator.room import Limits
 from ray_workflows._coordinator.verbs import Verbs
-from ray_workflows._coordinator.watching import SIT_SECONDS, Seats, WatchList, WatchLists
+from ray_workflows._coordinator.watching import SIT_SECONDS, LongPolls, Seats
 from ray_workflows._coordinator.wire import (
     ENCODER,
     POLL,
     SENT,
     SUBMISSIONS,
-    Polled,
     encode_submitted,
     encode_watched,
 )
@@ -145,9 +145,11 @@ class Coordinator:
         ray_private.unpickle_no_user_errors()
         gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
         self.seats = Seats(SEATS)
-        self.watching = WatchLists()
         context = ray.get_runtime_context()
         self.holder = this_holder(context.get_actor_id())
+        self.polls = LongPolls(
+            self.holder.holder_id, self.watch, self.withdraw, elapsed, self.seats
+        )
         cluster = Calls(storage, context.current_actor)
         self.executor = RayExecutor(cluster, self.report, self.inbox.put)
         self.loop = Loop(
@@ -291,7 +293,7 @@ class Coordinator:
             if isinstance(answer, Accepted):
                 # Nobody is woken by that. What is asked now is looked at before the end can come.
                 accepted.append(answer)
-                self.inbox.put(lambda: self.verbs.ask(watch))
+                self.watch(watch)
             else:
                 box.put(answer)
 
@@ -312,16 +314,11 @@ class Coordinator:
         self, submission: Submission, client: str | None
     ) -> Callable[[Reply], SubmitRequest]:
         """What makes the request to the loop for what a driver submits."""
-        watches = None if client is None else self.watching.of(client)
 
         def make(reply: Reply) -> SubmitRequest:
-            def watch(answer: Any) -> None:
-                # Before it is started, so that its end can't be missed.
-                if watches is not None and isinstance(answer, Accepted):
-                    self.add_watch(watches, submission.workflow_id, None)
-                reply(answer)
-
-            return submit_request(submission, watch)
+            if client is not None:
+                reply = self.polls.watching(client, submission.workflow_id, reply)
+            return submit_request(submission, reply)
 
         return make
 
@@ -374,7 +371,7 @@ class Coordinator:
             if seated:
                 box: AnswerBox = queue.SimpleQueue()
                 watch = WatchRequest(workflow_id, box.put, after)
-                self.inbox.put(lambda: self.verbs.ask(watch))
+                self.watch(watch)
                 seen = self.seen(watch, box)
         return encode_watched(seen)
 
@@ -383,38 +380,27 @@ class Coordinator:
         try:
             seen: Watched = box.get(timeout=SIT_SECONDS)
         except queue.Empty:
-            self.inbox.put(lambda: self.verbs.withdraw(watch))
+            self.withdraw(watch)
             return None
         return seen
 
-    def subscribe(self, client: str, life: str, added: list[tuple[str, int | None]]) -> str:
-        """Add watches, ``(workflow id, after)`` as in `WatchRequest`, to those of a client.
-
-        Returns the holder id: when it changes, watches given before are lost.
-        """
-        watches = self.watching.of(client)
-        watches.begin(life)
-        for workflow_id, after in added:
-            self.add_watch(watches, workflow_id, after)
-        return self.holder.holder_id
-
-    def add_watch(self, watches: WatchList, workflow_id: str, after: int | None) -> None:
-        request = WatchRequest(workflow_id, lambda seen: watches.tell(workflow_id, seen), after)
+    def watch(self, request: WatchRequest) -> None:
         self.inbox.put(lambda: self.verbs.ask(request))
 
-    def poll(self, encoded: bytes) -> bytes:
-        """Wait until watches of a client are answered: `Polled`, for a `Poll`.
+    def withdraw(self, request: WatchRequest) -> None:
+        self.inbox.put(lambda: self.verbs.withdraw(request))
 
-        An answered watch is over. Nothing was seen after `SIT_SECONDS`. The call of a life that is
-        over takes nothing from the next one. A client whose watches were forgotten is told so.
-        """
-        poll = POLL.decode(encoded)
-        watches = self.watching.known(poll.client)
-        if watches is None:
-            return ENCODER.encode(Polled(self.holder.holder_id, [], False, unknown=True))
-        with self.seats.one() as seated:
-            seen = watches.take(poll.life, SIT_SECONDS if seated else 0.0)
-        return ENCODER.encode(Polled(self.holder.holder_id, seen, turned_away=not seated))
+    def subscribe(self, client: str, life: str, added: list[tuple[str, int | None]]) -> str:
+        """Add watches to those of a client, see `LongPolls.subscribe`."""
+        return self.polls.subscribe(client, life, added)
+
+    def poll(self, encoded: bytes) -> bytes:
+        """Wait until watches of a client are answered: `Polled`, for a `Poll`."""
+        ready: queue.SimpleQueue[None] = queue.SimpleQueue()
+        waiting = self.polls.begin(POLL.decode(encoded), lambda: ready.put(None))
+        with contextlib.suppress(queue.Empty):
+            ready.get(timeout=SIT_SECONDS)
+        return ENCODER.encode(self.polls.end(waiting))
 
     # -- what workers call -----------------------------------------------------------------
 

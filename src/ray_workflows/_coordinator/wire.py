@@ -47,20 +47,24 @@ class Answers(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Poll(msgspec.Struct, frozen=True, array_like=True):
-    """A client waits for what its watches see, in this life of it."""
+    """A client waits for what its watches see, in this life of it. ``batches``: those of the last
+    answer that came; None: the client is of 0.1.0, and does not say."""
 
     client: str
     life: str
+    batches: int | None = None
 
 
 class Polled(msgspec.Struct, frozen=True, array_like=True):
     """The coordinator's holder id, and what the watches have seen. ``turned_away``: too many wait
-    already. ``unknown``: watches of the client are forgotten, and it has to subscribe again."""
+    already. ``unknown``: watches of the client are forgotten, and it has to subscribe again.
+    ``batches``: how many answers this life of the client was given in which there was something."""
 
     holder_id: str
     seen: Answered
     turned_away: bool
     unknown: bool = False
+    batches: int | None = None
 
 
 class Sent(NamedTuple):
