@@ -59,7 +59,8 @@ class Pause(msgspec.Struct):
 
 
 class Put:
-    """A client asks a coordinator. ``patient``: it gives up after a while."""
+    """A client asks a coordinator. ``patient``: it gives up after a while. ``submits``: whose
+    workflow it submits."""
 
     def __init__(
         self,
@@ -69,12 +70,14 @@ class Put:
         judge: Callable[[Any], None],
         *,
         patient: bool = False,
+        submits: Client | None = None,
     ) -> None:
         self.cluster = cluster
         self.what = what
         self.make = make
         self.judge = judge
         self.patient = patient
+        self.submits = submits
 
 
 class Client:
@@ -229,6 +232,7 @@ class Client:
                 ),
                 self.judge_submit,
                 patient=patient,
+                submits=self,
             )
             if isinstance(answer, (Accepted, Finished)):
                 break

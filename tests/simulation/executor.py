@@ -231,7 +231,7 @@ class SimulatedExecutor(Judged, InlineExecutor):
             retryable = request.options.retry_exceptions
             return inp.AttemptRaised(**identity, error=error, retryable=retryable), {}
         assert isinstance(request.arguments.data, bytes)
-        text = scripts.core(script, request.arguments.data, seen)
+        text = scripts.core(script, scripts.unpack(request.arguments.data), seen)
         if script.turns or script.plan is not None:
             plan = scripts.continuation(script, request.options, text)
             plan = msgspec.structs.replace(plan, digest=made_by)

@@ -13,6 +13,7 @@ from ray_workflows._coordinator.orphans import Orphans
 from ray_workflows._coordinator.requests import Request
 from ray_workflows._coordinator.room import Limits
 from ray_workflows._coordinator.verbs import Verbs
+from ray_workflows._coordinator.watching import LongPolls, Seats
 from ray_workflows._coordinator.workflow import Workflow
 from ray_workflows._engine.commands import commands, next_wake
 from ray_workflows._engine.invariants import check
@@ -85,6 +86,13 @@ class Life:
         self.lease = Lease(self.loop, self.holder, probe=world.probe)
         self.verbs = Verbs(self.loop, self.lease)
         self.orphans = Orphans(self.loop, self.lease)
+        self.polls = LongPolls(
+            self.name,
+            lambda watch: self.post(lambda: self.verbs.ask(watch)),
+            lambda watch: self.post(lambda: self.verbs.withdraw(watch)),
+            self.elapsed,
+            Seats(world.seats),
+        )
         self.post(self.lease.start)
         if world.auto_resume:
             self.post(self.orphans.look)

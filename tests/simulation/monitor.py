@@ -70,6 +70,8 @@ class Journal:
         self.charged: dict[int, int] = {}
         self.task_ids: set[str] = set()
         self.cancel_noted = False
+        #: What it was after one of its entries.
+        self.statuses: set[WorkflowStatus] = set()
         #: Ids of signals by name, in the order they were received; how many of them are taken.
         self.received: dict[str, list[str]] = {}
         self.taken: dict[str, int] = {}
@@ -118,6 +120,7 @@ class Monitor:
                 raise Violation("replay", f"{where}: {event} raised {error!r}") from error
         journal.seq += 1
         journal.events += events
+        journal.statuses.add(state.status)
         try:
             check(state)
         except AssertionError as error:

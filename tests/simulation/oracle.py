@@ -32,7 +32,9 @@ def expect(plan: Plan, timer: str | None = None) -> Expected:
         assert isinstance(spec.arguments.data, bytes)
         script = scripts.decode(plan.functions[spec.function])
         options = plan.options[spec.options]
-        seen.append(expect_task(script, options, spec.arguments.data, inputs, timer))
+        seen.append(
+            expect_task(script, options, scripts.unpack(spec.arguments.data), inputs, timer)
+        )
     return seen[-1]
 
 
@@ -56,12 +58,12 @@ def signals_for(plan: Plan) -> list[str]:
 def expect_task(
     script: Script,
     options: TaskOptions,
-    arguments: bytes,
+    arguments: str,
     inputs: list[str],
     timer: str | None,
 ) -> Expected:
     if options.kind == TIMER:
-        result = Expected(scripts.unpack(arguments) if timer is None else timer)
+        result = Expected(arguments if timer is None else timer)
     elif options.kind == SIGNAL and options.signal == scripts.NEVER:
         result = Expected(None, frozenset([scripts.NEVER]))
     elif options.kind == SIGNAL:

@@ -6,10 +6,15 @@ from collections.abc import Mapping
 
 from tests.simulation.violations import Violation
 from tests.simulation.world import World
+from tests.simulation.world_of_drivers import WorldOfDrivers
 from tests.simulation.world_of_workers import WorldOfWorkers
 
 #: Kinds of worlds, by the names that the command line has for them.
-WORLDS: dict[str, type[World]] = {"engine": World, "workers": WorldOfWorkers}
+WORLDS: dict[str, type[World]] = {
+    "engine": World,
+    "workers": WorldOfWorkers,
+    "drivers": WorldOfDrivers,
+}
 
 
 def command(

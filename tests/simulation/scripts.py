@@ -8,9 +8,14 @@ made it, so that it can be seen whose value was committed and consumed.
 from __future__ import annotations
 
 import hashlib
+import pickle
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
+from ray_workflows._capture.pickling import unpickle_plain
+from ray_workflows._codec.envelope import plain_head
 from ray_workflows._model.plan import SIGNAL, Function, Plan, TaskOptions, TaskSpec
 from ray_workflows._model.values import Outcome, Value
 
@@ -58,9 +63,9 @@ def decode(function: Function) -> Script:
     return DECODER.decode(function.data)
 
 
-def core(script: Script, arguments: bytes, inputs: list[str]) -> str:
+def core(script: Script, arguments: str, inputs: list[str]) -> str:
     """The value of a task that returns one."""
-    text = "|".join([script.salt, arguments.decode(), *inputs])
+    text = "|".join([script.salt, arguments, *inputs])
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
@@ -80,7 +85,7 @@ def continuation(script: Script, options: TaskOptions, seen: str) -> Plan:
 
 def with_arguments(plan: Plan, seen: str) -> Plan:
     tasks = tuple(
-        msgspec.structs.replace(task, arguments=Value(seen.encode())) for task in plan.tasks
+        msgspec.structs.replace(task, arguments=Value(pack(seen, ""))) for task in plan.tasks
     )
     return msgspec.structs.replace(plan, tasks=tasks)
 
@@ -95,7 +100,7 @@ def build(
         options.append(option)
         # Few names for many tasks: the engine has to make them unique.
         name = f"task{len(script.salt) % 3}"
-        specs.append(TaskSpec(name, index, index, Value(arguments.encode()), upstream))
+        specs.append(TaskSpec(name, index, index, Value(pack(arguments, "")), upstream))
     return Plan(
         functions=tuple(functions),
         options=tuple(options),
@@ -104,19 +109,49 @@ def build(
     )
 
 
+class Packed:
+    """A value. Wherever it is unpickled, `OPENED` hears of it."""
+
+    __slots__ = ("maker", "text")
+
+    def __init__(self, text: str, maker: str) -> None:
+        self.text = text
+        self.maker = maker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return opened, (self.text, self.maker)
+
+
+#: Called when a value is unpickled.
+OPENED: list[Callable[[], None]] = []
+
+
+def opened(text: str, maker: str) -> Packed:
+    for hear in OPENED:
+        hear()
+    return Packed(text, maker)
+
+
 def pack(text: str, maker: str) -> bytes:
     """The bytes of a value, with the attempt that made it."""
-    return f"{text}#{maker}".encode()
+    pickled = pickle.dumps(Packed(text, maker))
+    return plain_head(len(pickled)) + pickled
+
+
+def value_of(data: bytes) -> Packed:
+    """What `pack` has packed."""
+    packed: Packed = unpickle_plain(data)
+    return packed
 
 
 def unpack(data: bytes) -> str:
     """The value alone."""
-    return data.partition(b"#")[0].decode()
+    return value_of(data).text
 
 
 def maker(data: bytes) -> str:
     """The attempt that made a value."""
-    return data.partition(b"#")[2].decode()
+    return value_of(data).maker
 
 
 def seen_as(outcome: Outcome, data: bytes | None) -> str:

@@ -100,7 +100,7 @@ class Work:
         inputs: tuple[Any, ...],
         name: str,
     ) -> Any:
-        value = scripts.core(script, text.encode(), [seen(each) for each in inputs])
+        value = scripts.core(script, text, [seen(each) for each in inputs])
         if script.turns or script.plan is not None:
             return to_dag(scripts.continuation(script, request.options, value))
         return (value, name, PADDING) if script.large else (value, name)
@@ -179,7 +179,7 @@ def to_dag(plan: Plan) -> FunctionNode:
         assert isinstance(data, bytes)
         body = bodies.setdefault(data, Work(data, spec.name))
         assert isinstance(spec.arguments.data, bytes)
-        args: tuple[Any, ...] = (spec.arguments.data.decode(),)
+        args: tuple[Any, ...] = (scripts.unpack(spec.arguments.data),)
         if plan.options[spec.options].kind not in ENGINE_KINDS:
             args += tuple(nodes[index] for index in spec.upstream)
         nodes.append(FunctionNode(body, args, {}, bound[spec.options]))

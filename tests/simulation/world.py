@@ -95,6 +95,9 @@ class World:
     #: Which of `STORAGES` is used.
     storage_kind = "memory"
 
+    #: Polls that may wait in one coordinator.
+    seats = 2
+
     def __init__(
         self,
         seed: int,
@@ -188,6 +191,9 @@ class World:
         """The script that raised an error; None if it is none of a script's."""
         return error.message if error.type_name == scripts.SCRIPT_ERROR else None
 
+    def life_begins(self, life: Life) -> None:
+        """A coordinator is there, in the place of all earlier ones."""
+
     def died(self, life: Life) -> None:
         """A process is dead."""
 
@@ -279,6 +285,7 @@ class World:
         cluster.life = life
         self.lives.append(life)
         self.trace("%s begins", life.name)
+        self.life_begins(life)
 
     def crash(self, life: Life) -> None:
         """Kill a process; its cluster starts another one, sooner or later or never."""
