@@ -85,7 +85,7 @@ def test_without_trouble_every_workflow_ends() -> None:
 def test_what_is_to_be_seen_happens() -> None:
     seen: Counter[str] = Counter()
     for seed in range(120):
-        world = WorldOfWorkers(seed, trace=True)
+        world = WorldOfWorkers(seed)
         world.run()
         seen.update(world.seen)
     assert all(seen[what] > 2 for what in EXPECTED), seen

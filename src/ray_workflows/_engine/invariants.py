@@ -11,9 +11,16 @@ from ray_workflows._model.status import WorkflowStatus
 def check(state: WorkflowState) -> None:
     """Recompute what is derived and compare; raise AssertionError with what differs."""
     started = state.started_at is not None
-    active = {n for n, t in state.tasks.items() if t.phase is Phase.ACTIVE}
-    timing = {n: t.until for n, t in state.tasks.items() if t.phase is Phase.TIMING}
-    expecting = {n: t for n, t in state.tasks.items() if t.phase is Phase.EXPECTING}
+    active: set[int] = set()
+    timing: dict[int, float] = {}
+    expecting: dict[int, Task] = {}
+    for number, task in state.tasks.items():
+        if task.phase is Phase.ACTIVE:
+            active.add(number)
+        elif task.phase is Phase.TIMING:
+            timing[number] = task.until
+        elif task.phase is Phase.EXPECTING:
+            expecting[number] = task
     for number, task in expecting.items():
         if task.options.timeout is not None:
             timing[number] = task.until + task.options.timeout
@@ -24,8 +31,12 @@ def check(state: WorkflowState) -> None:
         frame.first + i for frame in state.frames.values() for i in range(len(frame.plan.tasks))
     }
     assert all(number < state.next_task for number in state.tasks)
+    parents = [f.parent for f in state.frames.values() if f.parent is not None]
+    continued = set(parents)
+    assert len(continued) == len(parents), parents
+    final = {number for number, task in state.tasks.items() if settled(task)}
     for task in state.tasks.values():
-        check_task(state, task, started)
+        check_task(state, task, started, task.number in continued, final)
     for frame in state.frames.values():
         assert frame.output == frame.first + frame.plan.output, frame.number
         if frame.parent is not None:
@@ -60,16 +71,20 @@ def check_signals(state: WorkflowState, expecting: dict[int, Task]) -> None:
     assert len(state.taken) <= REMEMBERED
 
 
-def check_task(state: WorkflowState, task: Task, started: bool) -> None:
+def check_task(
+    state: WorkflowState, task: Task, started: bool, continued: bool, final: set[int]
+) -> None:
+    """``continued``: a frame is its continuation. ``final``: the tasks that never run again."""
     frame = task.frame
     index = task.number - frame.first
     assert task.spec is frame.plan.tasks[index], task.task_id
     assert task.options is frame.plan.options[task.spec.options], task.task_id
     assert task.consumers is frame.consumers[index], task.task_id
-    upstream = [state.tasks[number] for number in task.upstream]
-    unmet = sum(1 for t in upstream if t.phase is not Phase.SUCCEEDED)
+    tasks = state.tasks
+    upstream = [tasks[number] for number in task.upstream]
+    unmet = len([t for t in upstream if t.phase is not Phase.SUCCEEDED])
     assert task.unmet == unmet, (task.task_id, task.unmet, unmet)
-    wanted = sum(1 for n in task.consumers if not settled(state.tasks[n]))
+    wanted = len([n for n in task.consumers if n not in final])
     assert task.wanted == wanted, (task.task_id, task.wanted, wanted)
     if task.phase is Phase.WAITING:
         assert unmet or not started, task.task_id
@@ -77,8 +92,7 @@ def check_task(state: WorkflowState, task: Task, started: bool) -> None:
         assert started
         assert not unmet, task.task_id
         assert all(t.outcome is not None for t in upstream), task.task_id
-    children = [f for f in state.frames.values() if f.parent == task.number]
-    assert len(children) == (task.phase is Phase.CONTINUED), task.task_id
+    assert continued == (task.phase is Phase.CONTINUED), task.task_id
     assert (task.outcome is not None) == (task.phase is Phase.SUCCEEDED and not task.released)
     assert task.charged + task.preempted <= task.attempts, task.task_id
     assert task.setbacks <= task.attempts, task.task_id

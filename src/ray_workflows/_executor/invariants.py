@@ -16,9 +16,13 @@ def check(executor: RayExecutor) -> None:
     with executor.lock:
         dispatch = executor.dispatch
         waiting = [flight for lane in dispatch.lanes.values() for flight in waiting_in(lane)]
-        known = [flight for each in executor.flights.values() for flight in each.values()]
+        known = {flight for each in executor.flights.values() for flight in each.values()}
+        queued = set(waiting)
+        if len(queued) < len(waiting):
+            twice = next(flight for flight in waiting if waiting.count(flight) > 1)
+            raise AssertionError(f"{name(twice)} waits in {waiting.count(twice)} places")
         for flight in known:
-            check_flight(executor, flight, waiting)
+            check_flight(executor, flight, flight in queued)
         for flight in waiting:
             assert flight in known, f"{name(flight)} waits in a queue, and nobody knows of it"
         for shape, lane in dispatch.lanes.items():
@@ -43,12 +47,10 @@ def waiting_in(lane: Lane) -> list[Flight]:
     ]
 
 
-def check_flight(executor: RayExecutor, flight: Flight, waiting: list[Flight]) -> None:
+def check_flight(executor: RayExecutor, flight: Flight, waits: bool) -> None:
     assert not flight.retired, f"{name(flight)} is over, and still known"
-    places = waiting.count(flight)
-    assert places <= 1, f"{name(flight)} waits in {places} places"
     sent = None if flight.batch is None else executor.dispatch.sent.get(flight.batch)
-    if places:
+    if waits:
         assert sent is None, f"{name(flight)} waits in a queue and travels in a Ray task"
     elif sent is None:
         unheard = flight.batch in executor.unsettled
@@ -66,7 +68,7 @@ def check_lane(dispatch: Dispatch, shape: str, lane: Lane) -> None:
         assert goes_on, "attempts wait in a queue that nobody will look at again"
 
 
-def check_batches(dispatch: Dispatch, known: list[Flight]) -> None:
+def check_batches(dispatch: Dispatch, known: set[Flight]) -> None:
     for number, sent in dispatch.sent.items():
         left = sent.left
         assert sent.number == number
