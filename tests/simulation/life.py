@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,8 @@ from ray_workflows._coordinator.verbs import Verbs
 from ray_workflows._coordinator.watching import LongPolls, Seats
 from ray_workflows._coordinator.workflow import Workflow
 from ray_workflows._engine.commands import commands, next_wake
-from ray_workflows._engine.invariants import check
 from ray_workflows._model.catalog import Holder
+from ray_workflows._model.status import WorkflowStatus
 from tests.simulation.io import SimulatedIo
 from tests.simulation.monitor import fingerprint
 from tests.simulation.storage import FaultyStorage
@@ -213,16 +213,33 @@ class Life:
         if loop.elapsed() > loop.lease_until or self.inbox:
             return
         for workflow in loop.workflows.values():
-            state, at = workflow.state, next_wake(workflow.state)
-            if workflow.busy or workflow.inputs or workflow.commands or not state.running:
+            if workflow.busy:
                 continue
-            where = f"{workflow.workflow_id} in {self.name}"
-            for number in state.active:
-                flies = self.executor.flight(workflow.incarnation, number)
-                if flies is None and number not in workflow.delayed:
-                    raise Violation("idle", f"{where}: nothing comes of task {number}")
-            if at is not None and (workflow.alarm is None or workflow.alarm_at > at):
-                raise Violation("idle", f"{where}: nothing wakes it at {at}")
+            state = workflow.state
+            why = ""
+            if workflow.inputs or workflow.answers:
+                why = "nothing decides on what came in"
+            elif workflow.commands:
+                why = "" if id(workflow) in loop.starting else "nothing starts its commands"
+            elif state.status is WorkflowStatus.PENDING:
+                why = "" if state.workflow_id in loop.room.waiting else "nothing admits it"
+            elif state.running:
+                why = self.why_idle(workflow)
+            if why:
+                raise Violation("idle", f"{state.workflow_id} in {self.name}: {why}")
+
+    def why_idle(self, workflow: Workflow) -> str:
+        """What it lacks to go on; nothing if each of its tasks is in flight or waits for its time,
+        and it is woken when it has to be."""
+        state, delayed = workflow.state, workflow.delayed
+        for number in state.active:
+            flies = self.executor.flight(workflow.incarnation, number)
+            if flies is None and number not in delayed:
+                return f"nothing comes of task {number}"
+        at = next_wake(state)
+        if at is not None and (workflow.alarm is None or workflow.alarm_at > at):
+            return f"nothing wakes it at {at}"
+        return ""
 
     def check(self) -> None:
         """What must hold between any two steps."""
@@ -230,7 +247,10 @@ class Life:
         self.check_work()
         loop, monitor = self.loop, self.world.monitor
         checked: dict[Workflow, int] = {}
+        scanned: dict[WorkflowStatus, int] = {}
         for workflow in loop.workflows.values():
+            status = workflow.state.status
+            scanned[status] = scanned.get(status, 0) + 1
             if workflow.busy:
                 continue
             checked[workflow] = workflow.seq
@@ -239,7 +259,7 @@ class Life:
                 raise Violation("durable", f"{self.name} believes in {workflow.seq} entries")
             if self.checked.get(workflow) == workflow.seq or journal.seq != workflow.seq:
                 continue
-            check(workflow.state)
+            # It is the state that was checked when the entry was appended, or it differs from it.
             if fingerprint(workflow.state) != fingerprint(journal.state):
                 raise Violation(
                     "one truth",
@@ -248,19 +268,20 @@ class Life:
                 )
             assert commands(workflow.state) == commands(journal.state)
         self.checked = checked
-        scanned = Counter(workflow.state.status for workflow in loop.workflows.values())
-        if +loop.room.counts != scanned:
+        if {status: n for status, n in loop.room.counts.items() if n} != scanned:
             raise Violation("room", f"{self.name}: counted {loop.room.counts}, not {scanned}")
         if not loop.room.waiting.keys() <= loop.workflows.keys():
             raise Violation("room", f"{self.name}: {loop.room.waiting} wait for ever")
         if len(loop.by_incarnation) != len(loop.workflows):
             raise Violation("unexpected", f"{self.name}: two views of what is in hand")
+        incarnation, held = "", None
         for request in self.executor.requests():
-            held = loop.by_incarnation.get(request.incarnation)
+            if request.incarnation != incarnation:
+                incarnation = request.incarnation
+                held = loop.by_incarnation.get(incarnation)
             if held is None:
                 raise Violation("orphan", f"{request.where} runs in {self.name} for nobody")
             if held.busy or held.commands:
                 continue  # It may be stopped in the next step.
-            task = held.state.tasks.get(request.task)
-            if task is None or request.task not in held.state.active:
+            if request.task not in held.state.active:
                 raise Violation("orphan", f"{request.where} runs in {self.name} without need")

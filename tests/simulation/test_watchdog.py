@@ -1,0 +1,77 @@
+"""The watchdog: whatever runs has something in flight, a timer, or a reason that can be named. In
+each world it sees what would hang, at once, and says what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ray_workflows._coordinator.loop import Loop
+from ray_workflows._coordinator.room import Room
+from tests.simulation.runner import WORLDS, run_seed
+from tests.simulation.violations import Violation
+
+#: What hangs is to be seen within so many seeds.
+MAX_SEEDS = 60
+
+Break = Callable[[pytest.MonkeyPatch], None]
+
+
+def an_attempt_is_not_given_to_the_executor(patch: pytest.MonkeyPatch) -> None:
+    original = Loop.start_attempt
+
+    def start_attempt(self: Loop, workflow: Any, command: Any) -> None:
+        if command.task != 1:
+            original(self, workflow, command)
+
+    patch.setattr(Loop, "start_attempt", start_attempt)
+
+
+def an_alarm_is_not_set(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Loop, "set_alarm", lambda self, workflow, at: None)
+
+
+def commands_are_kept(patch: pytest.MonkeyPatch) -> None:
+    def dispatch(self: Loop, workflow: Any, deltas: Any) -> None:
+        workflow.commands.extend(deltas)
+
+    patch.setattr(Loop, "dispatch", dispatch)
+
+
+def reports_are_kept(patch: pytest.MonkeyPatch) -> None:
+    def report(self: Loop, incarnation: str, reports: Any) -> None:
+        workflow = self.by_incarnation.get(incarnation)
+        if workflow is not None:
+            workflow.inputs.extend(reports)
+
+    patch.setattr(Loop, "report", report)
+
+
+def what_waits_for_room_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Room, "wait", lambda self, workflow: None)
+
+
+BROKEN: dict[str, Break] = {
+    "nothing comes of task 1": an_attempt_is_not_given_to_the_executor,
+    "nothing wakes it": an_alarm_is_not_set,
+    "nothing starts its commands": commands_are_kept,
+    "nothing decides on what came in": reports_are_kept,
+    "nothing admits it": what_waits_for_room_is_forgotten,
+}
+
+
+@pytest.mark.parametrize("why", BROKEN)
+@pytest.mark.parametrize("world", WORLDS)
+def test_what_would_hang_is_seen(world: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    BROKEN[why](monkeypatch)
+    with pytest.raises(Violation, match=why) as caught:
+        run_some(world)
+    assert caught.value.kind == "idle"
+
+
+def run_some(world: str) -> None:
+    """Live through seeds until a promise is broken."""
+    for seed in range(MAX_SEEDS):
+        run_seed(seed, crowded=True, world=world)
