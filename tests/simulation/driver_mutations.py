@@ -8,6 +8,7 @@ from typing import Any
 
 from ray_workflows._capture.values import ValueReader
 from ray_workflows._client import outputs as outputs_module
+from ray_workflows._client import patience as patience_module
 from ray_workflows._client import waiter as waiter_module
 from ray_workflows._client.outputs import Awaited
 from ray_workflows._client.waiter import Seen, UnopenedValues, Waiter
@@ -73,13 +74,21 @@ def polls_keep_their_seats(patch: Any) -> None:
     patch.setattr(Seats, "give_back", lambda self: None)
 
 
-@breaks("ref")
+@breaks("ref", ref_late=1.0)
 def a_submission_and_others_share_a_watch(patch: Any) -> None:
     def add(self: LongPolls, watches: WatchList, watch: Any, after: int | None) -> None:
         original(self, watches, (watch[0], False), after)
 
     original = LongPolls.add
     patch.setattr(LongPolls, "add", add)
+
+
+# -- what a driver does that blocks --------------------------------------------------------
+
+
+@breaks("ref", answer_lost=0.3)
+def a_call_that_is_lost_is_the_end_of_waiting(patch: Any) -> None:
+    patch.setattr(patience_module, "AWAY", ())
 
 
 # -- what the waiter does ------------------------------------------------------------------

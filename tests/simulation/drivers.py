@@ -17,6 +17,7 @@ from ray_workflows._model.catalog import CatalogRow, JournalEntry
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageUnavailableError
 from ray_workflows.storage.forwarding import ForwardingStorage
+from tests.simulation.blocking import BlockedThread
 from tests.simulation.event_loops import SimulatedLoop
 from tests.simulation.violations import Violation
 
@@ -113,7 +114,7 @@ class Ref:
         self.args = args
         self.task_id = task_id
         self.fresh = fresh
-        self.ready = False
+        self.began = self.ready = False
 
     def __repr__(self) -> str:
         return (
@@ -123,6 +124,11 @@ class Ref:
     def call(self) -> None:
         """Call the waiter; again, if it died."""
         driver, waiter = self.driver, self.driver.waiter
+        if self.method == "get_output":
+            if driver.alive and not self.began:
+                self.began = True
+                BlockedThread.start(self)
+            return
         if waiter is None or self.ready:
             return
         loop = driver.loop
@@ -281,6 +287,8 @@ class Driver:
         self.waiter: Waiter | None = None
         self.refs: dict[Ref, None] = {}
         self.calls: dict[Call, None] = {}
+        #: Those that block in it.
+        self.threads: dict[BlockedThread, None] = {}
         self.storage = DriverStorage(self)
         self.looks = Pace(self, "looks into the storage")
         self.asks = Pace(self, "asks the coordinator")
@@ -318,8 +326,14 @@ class Driver:
         """The driver ends, and its waiter with it."""
         self.world.trace("%s is gone", self.name)
         self.alive = False
+        self.end_threads()
         self.die()
         self.refs.clear()
+
+    def end_threads(self) -> None:
+        """Nobody blocks in it any more."""
+        for thread in list(self.threads):
+            thread.fiber.kill()
 
     def in_thread(self, work: Callable[[], None]) -> None:
         world = self.world
@@ -341,6 +355,10 @@ class Driver:
         for call in list(self.calls):
             if call.life in lives:
                 call.send(0.1)
+        for thread in list(self.threads):
+            lost = thread.call
+            if lost is not None and lost.life in lives:
+                self.world.clock.after(0.1, lambda lost=lost: lost.settle(ConnectionError("gone")))
 
     def called(self, name: str) -> None:
         self.world.seen[f"calls of {name}"] += 1
@@ -367,8 +385,8 @@ class Driver:
         encoded = ENCODER.encode(wanted)
         self.add(Ref(self, workflow_id, answer.incarnation, "submitted_output", encoded), pause)
 
-    def get_output_async(self, workflow_id: str, task_id: str | None) -> None:
-        """As the verb."""
+    def get_output(self, workflow_id: str, task_id: str | None, blocks: bool) -> None:
+        """As ``get_output_async``, or, in a thread, as ``get_output``."""
         row = self.world.storage.read_catalog(workflow_id)
         if row is None:
             return
@@ -379,9 +397,8 @@ class Driver:
             in ACTIVE
         )
         args = (workflow_id, row.incarnation, task_id, running)
-        ref = Ref(
-            self, workflow_id, row.incarnation, "output", *args, task_id=task_id, fresh=running
-        )
+        method = "get_output" if blocks else "output"
+        ref = Ref(self, workflow_id, row.incarnation, method, *args, task_id=task_id, fresh=running)
         self.add(ref, 0.0)
 
     def add(self, ref: Ref, pause: float) -> None:

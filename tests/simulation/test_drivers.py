@@ -21,6 +21,8 @@ MAX_SEEDS = 200
 EXPECTED = (
     "refs by output",
     "refs by submitted_output",
+    "outputs that were waited for",
+    "searches for a coordinator",
     "refs that are ready",
     "polls that bring something",
     "calls that come twice",

@@ -36,12 +36,7 @@ def breaks(*kinds: str, **trouble: float) -> Any:
 
 @breaks("live is stored", worker_dies=0.5, end_late=0.3)
 def all_executions_of_an_attempt_write_one_key(patch: Any) -> None:
-    def __init__(self: AttemptRun, request: Any, *arguments: Any, **options: Any) -> None:
-        original(self, request, *arguments, **options)
-        self.blob_prefix = request.blob_prefix
-
-    original = AttemptRun.__init__
-    patch.setattr(AttemptRun, "__init__", __init__)
+    patch.setattr(AttemptRun, "blob_prefix", property(lambda self: self.request.blob_prefix))
 
 
 @breaks("innocent", "stuck", "unpickled", poison=1.0)

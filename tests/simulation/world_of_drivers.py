@@ -56,6 +56,7 @@ class DriverFaults:
         self.call_twice = some(0.35, 0.02, 0.4)
         self.answer_late = some(0.35, 0.01, 0.3)
         self.answer_lost = some(0.35, 0.02, 0.3)
+        self.ref_late = some(0.6, 0.1, 1.0)
         self.reads_fail = some(0.35, 0.02, 0.3)
         self.waiter_dies = some(0.35, 0.01, 0.2)
         self.driver_goes = some(0.2, 0.01, 0.1)
@@ -134,11 +135,16 @@ class WorldOfDrivers(World):
             super().put(wish, then)
             return
         make, workflow_id = wish.make, client.workflow_id
-        pause = self.die.choice([0.0, 0.0, 0.1, 3.0]) * self.die.random()
+        faults = self.driver_faults
+        late = faults.hit(faults.ref_late)
+        pause = self.die.choice([0.1, 3.0]) * self.die.random() if late else 0.0
 
         def taken(answer: Any) -> None:
             if isinstance(answer, (Accepted, Finished)):
                 driver.submitted(workflow_id, answer, life.name, pause)
+                if late:
+                    # Another thread may be faster than the one that has submitted it.
+                    driver.get_output(workflow_id, None, blocks=False)
             then(answer)
 
         watched = Put(
@@ -163,7 +169,7 @@ class WorldOfDrivers(World):
         journal = self.monitor.journals.get(client.incarnation)
         task_ids = [] if journal is None else sorted(journal.task_ids)
         task_id = self.die.choice(task_ids) if task_ids and self.die.random() < 0.5 else None
-        driver.get_output_async(client.workflow_id, task_id)
+        driver.get_output(client.workflow_id, task_id, blocks=self.die.random() < 0.3)
 
     # -- trouble ---------------------------------------------------------------------------
 
@@ -252,7 +258,8 @@ class WorldOfDrivers(World):
         elif isinstance(error, WorkflowCancellationError):
             right = WorkflowStatus.CANCELED in journal.statuses
         elif isinstance(error, StorageUnavailableError):
-            right = not ref.fresh
+            # Whoever blocks can ask again; a ref that has failed can't be mended.
+            right = not ref.fresh or ref.method == "get_output"
         elif isinstance(error, OutputNotAvailableError):
             ended = journal.statuses & {WorkflowStatus.FAILED, WorkflowStatus.CANCELED}
             away = [life for life in self.lives if life.cluster is not ref.driver.cluster]
@@ -317,6 +324,7 @@ class WorldOfDrivers(World):
 
     def close(self) -> None:
         for driver in self.drivers:
+            driver.end_threads()
             driver.die()
 
 

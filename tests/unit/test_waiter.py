@@ -13,13 +13,14 @@ from ray_workflows import __version__
 from ray_workflows._client import connection as connection_module
 from ray_workflows._client import waiter as waiter_module
 from ray_workflows._client.connection import check_release
+from ray_workflows._client.outputs import Awaited
 from ray_workflows._client.reader import Reader
 from ray_workflows._client.waiter import Waiter
 from ray_workflows._codec.journal import VERSION, encode_plan
 from ray_workflows._coordinator import host as host_module
 from ray_workflows._coordinator.host import Coordinator as Host
 from ray_workflows._coordinator.host import Settings
-from ray_workflows._coordinator.requests import Accepted, Submission
+from ray_workflows._coordinator.requests import Accepted, Submission, Watched
 from ray_workflows._coordinator.watching import SIT_SECONDS
 from ray_workflows._coordinator.wire import (
     ENCODER,
@@ -31,7 +32,7 @@ from ray_workflows._coordinator.wire import (
     decode_submitted,
 )
 from ray_workflows._model.plan import TIMER
-from ray_workflows.exceptions import StorageConfigError
+from ray_workflows.exceptions import StorageConfigError, WorkflowNotFoundError
 from ray_workflows.storage.memory import MemoryStorage
 from tests.unit.plans import plan
 
@@ -74,10 +75,9 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Host:
     return Host(MemoryStorage(), Settings(), "0")
 
 
-def submit(host: Host, client: str, workflow_id: str) -> OutputWanted:
-    submission = Submission(
-        workflow_id, f"i-{workflow_id}", encode_plan(PLAN), {}, None, workflow_id
-    )
+def submit(host: Host, client: str, workflow_id: str, incarnation: str = "") -> OutputWanted:
+    incarnation = incarnation or f"i-{workflow_id}"
+    submission = Submission(workflow_id, incarnation, encode_plan(PLAN), {}, None, incarnation)
     submitted, _ = decode_submitted(host.submit(ENCODER.encode(Submissions([submission], client))))
     (accepted,) = submitted.answers
     assert isinstance(accepted, Accepted)
@@ -164,6 +164,24 @@ def test_a_coordinator_that_answers_nothing_is_asked_with_pauses(
     asyncio.run(hang())
     assert handle.calls["poll"] == 11
     assert pauses[:10] == [HANG_SECONDS] * 10
+
+
+def test_what_waits_for_an_output_is_about_one_workflow(host: Host) -> None:
+    """Not about what has its id when it is deleted and another one runs."""
+    submit(host, "client", "w")
+    reader = Reader(host.storage, cluster="actor")
+    awaited = Awaited(reader, "w", None, fresh=True)
+    old = awaited.row
+    assert awaited.look() == (False, None)
+    host.cancel("w")
+    assert host.delete("w") is None
+    submit(host, "client", "w", incarnation="another")
+    new = host.storage.read_catalog("w")
+    assert [awaited.is_about(Watched(row)) for row in (old, new, None)] == [True, False, False]
+    with pytest.raises(WorkflowNotFoundError):
+        awaited.look()
+    with pytest.raises(WorkflowNotFoundError):
+        Awaited(reader, "w", None, fresh=True, incarnation=old.incarnation)
 
 
 # -- releases ------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 
 from ray_workflows._capture.values import as_task_error
 from ray_workflows._client.connection import Connection
-from ray_workflows._client.patience import watch
+from ray_workflows._client.patience import HERE, Surroundings, watch
 from ray_workflows._client.progress import ProgressDisplay
 from ray_workflows._client.reader import ACTIVE, Reader
 from ray_workflows._client.views import WorkflowView
@@ -287,9 +287,18 @@ def await_output(
     fresh: bool = False,
     incarnation: str = "",
     tick: Callable[[], float] | None = None,
+    here: Surroundings = HERE,
 ) -> Any:
-    """Wait for an output and return it; the rest as in `Awaited`, ``tick`` as in `watch`."""
-    awaited = Awaited(connection, workflow_id, task_id, fresh=fresh, incarnation=incarnation)
+    """Wait for an output and return it. ``fresh``, ``incarnation`` and errors are as in `Awaited`,
+    ``tick`` and ``here`` as in `Patience`."""
+    awaited = Awaited(
+        connection,
+        workflow_id,
+        task_id,
+        fresh=fresh,
+        incarnation=incarnation,
+        monotonic=here.monotonic,
+    )
     seen, elsewhere = -1, False
     while True:
         done, value = awaited.look()
@@ -297,17 +306,17 @@ def await_output(
             return value
         if elsewhere:
             # Nobody here can tell us when there is something to look for.
-            time.sleep(POLL_SECONDS)
-        asked = time.monotonic()
-        watched = watch(connection, workflow_id, awaited.after, tick)
+            here.sleep(POLL_SECONDS)
+        asked = here.monotonic()
+        watched = watch(connection, workflow_id, awaited.after, tick, here)
         if task_id is None and awaited.is_about(watched):
             done, value = seen_output(connection, watched)
             if done:
                 return value
         elsewhere = watched is not None and watched.row is None
-        if awaited.row.seq == seen and not elsewhere and time.monotonic() < asked + POLL_SECONDS:
+        if awaited.row.seq == seen and not elsewhere and here.monotonic() < asked + POLL_SECONDS:
             # Too many wait.
-            time.sleep(POLL_SECONDS)
+            here.sleep(POLL_SECONDS)
         seen = awaited.row.seq
 
 

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 
@@ -43,6 +43,32 @@ AWAY = (ray.exceptions.RayError, ConnectionError)
 Enough = Callable[[CatalogRow | None], bool]
 
 
+class Found(Protocol):
+    """A search for a coordinator that goes on meanwhile."""
+
+    def look(self) -> Any | None:
+        """The coordinator that was found, if one was."""
+
+
+class Surroundings(Protocol):
+    """What waiting needs of its process. A simulation gives it a clock and calls of its own."""
+
+    def monotonic(self) -> float:
+        """Seconds of a clock that nobody sets."""
+
+    def sleep(self, seconds: float) -> None:
+        """Let the calling thread wait."""
+
+    def wait(self, ref: Any, seconds: float) -> bool:
+        """Wait for an answer; whether it is there."""
+
+    def ping(self, coordinator: Any) -> None:
+        """Raise one of `AWAY` unless a coordinator answers."""
+
+    def search(self) -> Found:
+        """Begin to look for the coordinator of the cluster."""
+
+
 class Patience:
     """Waits for the answer to a call about a workflow.
 
@@ -51,6 +77,7 @@ class Patience:
         workflow_id: the workflow.
         enough: whether to stop waiting, once the coordinator is away.
         tick: called meanwhile; returns after how many seconds it is to be called again.
+        here: this process.
     """
 
     def __init__(
@@ -59,11 +86,13 @@ class Patience:
         workflow_id: str,
         enough: Enough,
         tick: Callable[[], float] | None = None,
+        here: Surroundings | None = None,
     ) -> None:
         self.connection = connection
         self.workflow_id = workflow_id
         self.enough = enough
         self.tick = tick
+        self.here: Surroundings = here or HERE
 
     def answer(self, method: str, *args: Any) -> Any | None:
         """What the coordinator answers. None: the call is lost, and now there is a coordinator, or
@@ -88,18 +117,19 @@ class Patience:
 
     def ready(self, ref: ray.ObjectRef) -> bool:
         """Wait a while for an answer; whether it is there."""
-        end = time.monotonic() + ASK_SECONDS
-        while time.monotonic() < end:
-            left = end - time.monotonic()
+        here = self.here
+        end = here.monotonic() + ASK_SECONDS
+        while here.monotonic() < end:
+            left = end - here.monotonic()
             seconds = left if self.tick is None else min(left, self.tick())
-            if ray.wait([ref], timeout=max(0.0, seconds))[0]:
+            if here.wait(ref, max(0.0, seconds)):
                 return True
         return False
 
     def is_there(self) -> bool:
         """Whether the coordinator answers."""
         try:
-            ping(self.connection.coordinator)
+            self.here.ping(self.connection.coordinator)
         except AWAY:
             return False
         return True
@@ -108,14 +138,14 @@ class Patience:
 
     def outlast(self) -> None:
         """Return when there is a coordinator again, or the storage has enough."""
-        connection = self.connection
-        began = driven_at = time.monotonic()
-        search = Search()
+        connection, here = self.connection, self.here
+        began = driven_at = here.monotonic()
+        search = here.search()
         while True:
             readable, row = self.row()
             if readable and self.enough(row):
                 return
-            now = time.monotonic()
+            now = here.monotonic()
             if row is not None and self.is_driven(row):
                 driven_at = now
             found = search.look()
@@ -131,7 +161,7 @@ class Patience:
                 )
             if self.tick is not None and readable:
                 self.tick()
-            time.sleep(LOOK_SECONDS)
+            here.sleep(LOOK_SECONDS)
 
     def row(self) -> tuple[bool, CatalogRow | None]:
         """Whether the storage can be read now, and what its catalog has of the workflow."""
@@ -193,11 +223,29 @@ def ping(coordinator: Any) -> None:
     ray.get(method.remote(), timeout=PING_SECONDS)
 
 
+class RaySurroundings:
+    """This process, which is connected to a cluster of Ray."""
+
+    monotonic = staticmethod(time.monotonic)
+    sleep = staticmethod(time.sleep)
+    ping = staticmethod(ping)
+    search = Search
+
+    def wait(self, ref: ray.ObjectRef, seconds: float) -> bool:
+        """Wait for an answer; whether it is there."""
+        return bool(ray.wait([ref], timeout=seconds)[0])
+
+
+#: The process that this is.
+HERE: Surroundings = RaySurroundings()
+
+
 def watch(
     connection: Connection,
     workflow_id: str,
     after: int | None,
     tick: Callable[[], float] | None = None,
+    here: Surroundings | None = None,
 ) -> Watched | None:
     """Wait until a workflow's journal has grown beyond ``after``, or (None) it is settled, or its
     coordinator is another one; None if there was nothing to see, for long or because the
@@ -209,5 +257,6 @@ def watch(
     def enough(row: CatalogRow | None) -> bool:
         return row is None or row.status not in ACTIVE or (after is not None and row.seq > after)
 
-    answer = Patience(connection, workflow_id, enough, tick).answer("watch_one", workflow_id, after)
+    patience = Patience(connection, workflow_id, enough, tick, here)
+    answer = patience.answer("watch_one", workflow_id, after)
     return None if answer is None else decode_watched(answer)
