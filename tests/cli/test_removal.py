@@ -187,3 +187,16 @@ def test_durations(text: str, seconds: float) -> None:
 def test_older_than_is_required(cli: Cli, tmp_path: Path) -> None:
     assert "--older-than" in cli("prune", code=2).stderr
     cli("prune", "--older-than", "1d", "--keep", "-1", code=2)
+
+
+def test_a_damaged_row_is_repaired(store: Store, cli: Cli) -> None:
+    """Then it can be deleted; before, nothing could be done about it."""
+    store.successful("w", 42)
+    assert "nothing was changed" in cli("repair", "w").stdout
+    with store.storage.writer.transaction() as connection:
+        connection.execute("UPDATE catalog SET status = 'FAILED'")
+    assert "ray-workflows repair" in cli("delete", "w", code=1).stderr
+    assert cli.json("repair", "w") == {"workflow_id": "w", "repaired": True}
+    assert cli("output", "w").stdout == "42\n"
+    cli("delete", "w")
+    assert "no workflow 'w'" in cli("repair", "w", code=1).stderr

@@ -54,11 +54,6 @@ def read_row(storage: Storage, workflow_id: str) -> CatalogRow:
     return row
 
 
-def last_events(storage: Storage, row: CatalogRow) -> list[Any]:
-    """The events of the newest journal entry."""
-    return History(storage, row, row.seq - 1).events()
-
-
 def read_output(reader: Reader, row: CatalogRow, output: Outcome, live: Any = None) -> Any:
     """The output of a workflow that has succeeded, from what its journal says of it.
 
@@ -84,12 +79,14 @@ def workflow_output(reader: Reader, row: CatalogRow) -> Any:
     Raises:
         Exception: the output is an error of the kind that `read_outcome` raises.
     """
-    for event in reversed(last_events(reader.storage, row)):
-        if isinstance(event, ev.WorkflowSucceeded):
-            return read_output(reader, row, event.output)
+    # It is in the last entry, unless something without events came after it: see `repairs`.
+    for after in (row.seq - 1, 0):
+        for event in reversed(History(reader.storage, row, after).events()):
+            if isinstance(event, ev.WorkflowSucceeded):
+                return read_output(reader, row, event.output)
     raise StorageCorruptError(
-        f"Workflow '{row.workflow_id}' is SUCCESSFUL, but its last journal entry ({row.seq}) has "
-        f"no output."
+        f"Workflow '{row.workflow_id}' is SUCCESSFUL, but its journal ({row.seq} entries) has no "
+        f"output."
     )
 
 

@@ -51,6 +51,12 @@ CLOCK_SECONDS = 5.0
 NAMED = 20
 
 
+ROW_REMEDY = (
+    "Write it anew from its journal: ray-workflows repair ID. If that can't be done, restore the "
+    "storage from a backup."
+)
+
+
 class Level(str, Enum):
     """How a check came out."""
 
@@ -215,6 +221,10 @@ def check_journals(reader: Reader) -> Iterator[Finding]:
     shared = Shared(reader.storage)
     for row, _ in reader.rows(set(WorkflowStatus) - {WorkflowStatus.NONE}, damaged=damaged):
         count += 1
+        remedy = (
+            f"Restore the storage from a backup, or give the workflow up: "
+            f"{command('delete', row.workflow_id)}"
+        )
         try:
             trouble = check_journal(reader.storage, row, shared)
         except DamagedCodeError as error:
@@ -224,14 +234,12 @@ def check_journals(reader: Reader) -> Iterator[Finding]:
             trouble = str(error)
         except Exception as error:
             trouble = f"It can't be replayed: {type(error).__name__}: {error}"
+        else:
+            remedy = command("repair", row.workflow_id)
         if trouble:
-            remedy = (
-                f"Restore the storage from a backup, or give the workflow up: "
-                f"{command('delete', row.workflow_id)}"
-            )
             yield problem("journal", f"{row.workflow_id!r}: {trouble}", remedy)
     for message in damaged:
-        yield problem("catalog", message, "Restore the storage from a backup.")
+        yield problem("catalog", message, ROW_REMEDY)
     yield ok("journals", f"{count} journals were read, with their blobs.")
 
 

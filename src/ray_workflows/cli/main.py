@@ -21,6 +21,7 @@ from ray_workflows.cli.list import list_workflows
 from ray_workflows.cli.messages import explain
 from ray_workflows.cli.output import output
 from ray_workflows.cli.prune import prune
+from ray_workflows.cli.repair import repair
 from ray_workflows.cli.resume import resume
 from ray_workflows.cli.show import show
 from ray_workflows.cli.signal import signal
@@ -63,6 +64,6 @@ def main() -> None:
 
 for command in (
     *(list_workflows, show, output, env, resume, cancel, signal, delete, fork, prune, copy),
-    doctor,
+    *(doctor, repair),
 ):
     main.add_command(command)

@@ -247,6 +247,25 @@ def checksum_of_row(
     return checksum
 
 
+class DamagedRowError(StorageCorruptError):
+    """A catalog row can't be read. What its journal is, the row may say wrongly too.
+
+    Attributes:
+        workflow_id: whose row it is.
+        incarnation: the journal that it names.
+        seq: the number that it has.
+    """
+
+    def __init__(self, row: tuple[Any, ...], where: str, reason: Exception) -> None:
+        super().__init__(
+            f"The catalog row of {row[0]!r} in {where} can't be read: {reason}. Write it anew from "
+            f"its journal with `ray-workflows repair`, or restore it from a backup."
+        )
+        self.workflow_id = row[0]
+        self.incarnation = str(row[1])
+        self.seq = row[2] if isinstance(row[2], int) else 0
+
+
 def decode_row(row: tuple[Any, ...], *, where: str) -> CatalogRow:
     """The catalog row that an SQL query found.
 
@@ -270,10 +289,7 @@ def decode_row(row: tuple[Any, ...], *, where: str) -> CatalogRow:
         # Nothing vouches for what is in it.
         return msgspec.convert(msgspec.structs.asdict(row_of(columns)), CatalogRow)
     except (ValueError, TypeError, AttributeError, RecursionError) as reason:
-        raise StorageCorruptError(
-            f"The catalog row of {row[0]!r} in {where} can't be read: {reason}. Restore it from a "
-            f"backup."
-        ) from reason
+        raise DamagedRowError(row, where, reason) from reason
 
 
 def row_of(columns: tuple[Any, ...]) -> CatalogRow:

@@ -1,0 +1,71 @@
+"""Writing a damaged catalog row anew from the journal, which vouches for itself."""
+
+from __future__ import annotations
+
+import uuid
+
+from ray_workflows._codec.journal import Chain, encode_entry
+from ray_workflows._coordinator.recovery import fold
+from ray_workflows._engine.state import WorkflowState
+from ray_workflows._engine.summary import catalog_row
+from ray_workflows._model.catalog import Append, CatalogRow
+from ray_workflows.exceptions import StorageCorruptError, WorkflowNotFoundError
+from ray_workflows.storage import Storage
+from ray_workflows.storage.base import CommitOutcome
+from ray_workflows.storage.records import DamagedRowError
+
+
+def repair(storage: Storage, workflow_id: str) -> CatalogRow | None:
+    """Write the catalog row of a workflow anew, if it is not what its journal says.
+
+    The row comes with an entry without events: an append is the one way to write a row, and nobody
+    who appends at the same time is overlooked.
+
+    Returns:
+        the new row; None if there was nothing to repair.
+
+    Raises:
+        WorkflowNotFoundError: there is no such workflow.
+        StorageCorruptError: it can't be repaired from the journal; says why.
+    """
+    try:
+        row = storage.read_catalog(workflow_id)
+    except DamagedRowError as damage:
+        row, incarnation, known = None, damage.incarnation, damage.seq
+    else:
+        if row is None:
+            raise WorkflowNotFoundError(workflow_id)
+        incarnation, known = row.incarnation, row.seq
+    chain = Chain(workflow_id, incarnation)
+    state = WorkflowState(workflow_id, incarnation)
+    # An entry says whose it is: the row may name the journal of another workflow.
+    for entry in storage.read_journal(incarnation):
+        fold(state, entry.seq, chain.decode(entry))
+    if not chain.seq or chain.seq < known:
+        raise not_repaired(workflow_id, f"its journal ends with entry {chain.seq} of {known}")
+    if row == catalog_row(state, chain.seq):
+        return None
+    seq = chain.seq + 1
+    repaired = catalog_row(state, seq)
+    append = Append(
+        workflow_id=workflow_id,
+        incarnation=incarnation,
+        expected_seq=chain.seq,
+        commit_id=uuid.uuid4().hex,
+        entry=encode_entry([], workflow_id, incarnation, seq, chain.link or b""),
+        catalog=repaired,
+    )
+    if storage.commit([append]) != [CommitOutcome.OK]:
+        raise not_repaired(
+            workflow_id,
+            "its number in the row is damaged too, or somebody wrote to it at the same time",
+        )
+    return repaired
+
+
+def not_repaired(workflow_id: str, why: str) -> StorageCorruptError:
+    """The error for a row that stays damaged."""
+    return StorageCorruptError(
+        f"The catalog row of workflow '{workflow_id}' can't be written anew from its journal: "
+        f"{why}. Restore the storage from a backup."
+    )
