@@ -22,6 +22,7 @@ from ray_workflows._capture.code_parts import (
     differing,
     differing_in_source,
 )
+from ray_workflows._capture.pickling import pickle_value
 
 SCRIPT = '''
 import dataclasses
@@ -270,3 +271,33 @@ def book():
     assert differing(before.parts, code_of(tmp_path / "script.py", text).parts) == {}
     other = code_of(tmp_path / "script.py", text.replace("* 3", "* 4"))
     assert set(differing(before.parts, other.parts)) == {"book"}
+
+
+def test_functions_of_earlier_releases_are_compared_as_well(tmp_path: Path) -> None:
+    """Their pickles have no lines."""
+    path = tmp_path / "script.py"
+    plain = pickle_value(load(path, SCRIPT).book, where="function")
+    then = code_of_pickle(plain.data, plain.buffers)
+    assert differing(then.parts, code_of(path, SCRIPT).parts) == {}
+    mended = SCRIPT.replace("return round(value, digits)", "return value")
+    assert set(differing(then.parts, code_of(path, mended).parts)) == {"rounded"}
+
+
+def test_the_order_of_methods_is_no_difference(tmp_path: Path) -> None:
+    text = """
+class Box:
+    def one(self):
+        return 1
+
+    def two(self):
+        return 2
+
+
+def book():
+    return Box().one()
+"""
+    one, two = "    def one(self):\n        return 1\n", "    def two(self):\n        return 2\n"
+    moved = text.replace(one, "@").replace(two, one).replace("@", two)
+    assert moved != text
+    parts = code_of(tmp_path / "script.py", text).parts
+    assert differing(parts, code_of(tmp_path / "script.py", moved).parts) == {}

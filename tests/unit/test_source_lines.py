@@ -116,7 +116,9 @@ def test_the_lines_are_those_that_ran(tmp_path: Path, now: str | None) -> None:
     else:
         path.write_text(now)
     book = opened(function)
+    here = linecache.getlines(str(path))
     assert lines_shown(text_of_failure(book)) >= SHOWN
+    assert linecache.getlines(str(path)) == here
     # Elsewhere in this process, the file is what it is.
     assert path.exists() == (now is not None)
     assert "".join(linecache.getlines(str(path))) == (now or "")
