@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import ray
 from ray.exceptions import ObjectLostError
 
 import ray_workflows as workflow
@@ -32,6 +33,7 @@ from ray_workflows._model.inputs import (
     AttemptLostStorage,
     AttemptRaised,
     AttemptReturned,
+    AttemptReturnedPlan,
     Crash,
 )
 from ray_workflows._model.plan import Function
@@ -408,3 +410,18 @@ def test_an_object_inside_of_one_that_it_takes_is_a_lost_input() -> None:
             refused.__cause__ = error
             for raised in (error, refused):
                 assert type(execution.raised(raised)) is expected, lost
+
+
+@pytest.mark.parametrize("present", [False, True])
+def test_what_a_function_of_todays_code_makes_is_of_todays_code(present: bool) -> None:
+    """The classes that it brings along stand for recorded ones too."""
+
+    def goes_on():
+        return ray.remote(large).bind()
+
+    request = attempt(goes_on)
+    function = msgspec.structs.replace(request.function, present=present)
+    scene = msgspec.structs.replace(request.scene, function=function)
+    (report,), _ = run(MemoryStorage(), msgspec.structs.replace(request, scene=scene))
+    assert isinstance(report, AttemptReturnedPlan)
+    assert [each.present for each in report.plan.functions] == [present]

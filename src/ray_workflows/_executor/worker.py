@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeVar
 
+import msgspec
 import ray
 from ray.dag import DAGNode
 from ray.exceptions import RayTaskError
@@ -222,6 +223,10 @@ class AttemptRun:
             environment=Environment(),
             prefix=self.blob_prefix,
         )
+        if self.request.function.present:
+            # What a function of today's code makes is of today's code.
+            functions = [msgspec.structs.replace(each, present=True) for each in plan.functions]
+            plan = msgspec.structs.replace(plan, functions=tuple(functions))
         user = (self.request.workflow_id, self.request.incarnation)
         return remember_options(self.storage, plan, user)
 
