@@ -30,6 +30,7 @@ from ray_workflows.exceptions import (
     CoordinatorUnavailableError,
     InvalidWorkflowIdError,
     PicklableWorkflowError,
+    StorageCorruptError,
     StorageError,
 )
 from ray_workflows.workflow_context import get_current_task_id, get_current_workflow_id
@@ -376,26 +377,38 @@ class HTTPEventProvider:
         """The event, as soon as it is there; None after `POLL_SECONDS`.
 
         Raises:
-            WorkflowEventHandleError: another task has this key, or the workflow is gone.
+            WorkflowEventHandleError: another task has this key, the event is damaged, or the
+                workflow is gone.
         """
         found = await asyncio.to_thread(find_workflow, workflow_id)
         if found is None:
             raise WorkflowEventHandleError(workflow_id, "the workflow doesn't exist any more.")
         row, mailbox = found
+        try:
+            payload = await self.taken(row, mailbox, event_key, task_id)
+        except StorageCorruptError as error:
+            # It would be so again, however often the listener asked.
+            raise WorkflowEventHandleError(workflow_id, str(error)) from None
+        return None if payload is None else (event_key, json.loads(payload))
+
+    async def taken(
+        self, row: CatalogRow, mailbox: Mailbox, event_key: str, task_id: str | None
+    ) -> bytes | None:
+        """The payload of the event, taken for a task; None after `POLL_SECONDS`."""
         if task_id is not None:
             taker = await asyncio.to_thread(mailbox.take, event_key, task_id)
             if taker != task_id:
                 raise WorkflowEventHandleError(
-                    workflow_id,
+                    row.workflow_id,
                     f"The same event_key {event_key!r} is used to get payload again, by task "
                     f"{task_id!r} after task {taker!r}. Wait once, and bind both to it, or use "
                     f"another key.",
                 )
         self.early.discard(row.incarnation, event_key)
-        payload = await self.news.wait_until(
+        payload: bytes | None = await self.news.wait_until(
             row.incarnation, event_key, lambda: mailbox.payload(event_key), POLL_SECONDS
         )
-        return None if payload is None else (event_key, json.loads(payload))
+        return payload
 
     async def get_event_payload(self, workflow_id: str, event_key: str) -> Event:
         """The event, however long it takes; for listeners of your own."""

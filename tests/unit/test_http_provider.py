@@ -3,9 +3,13 @@ from."""
 
 from __future__ import annotations
 
+import asyncio
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
+
+from ray_workflows.exceptions import StorageCorruptError
 
 provider = pytest.importorskip("ray_workflows.http_event_provider")
 
@@ -57,3 +61,20 @@ def test_only_who_has_the_token_sends_events(header: str, taken: bool) -> None:
         check(guarded, header)
     assert caught.value.code == 401
     assert "t0ken" not in str(caught.value)
+
+
+def test_a_listener_is_told_of_an_event_that_is_damaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would ask for ever: the provider, its node and the storage may come back, and this not."""
+
+    def payload(key: str) -> bytes:
+        raise StorageCorruptError(f"{key} is not what was written.")
+
+    row = SimpleNamespace(workflow_id="w", incarnation="i")
+    found = row, SimpleNamespace(payload=payload)
+    own = provider.HTTPEventProvider.func_or_class
+    # Ray Serve has made a copy of what it uses.
+    monkeypatch.setitem(own.poll_event.__globals__, "find_workflow", lambda workflow_id: found)
+    me = SimpleNamespace(news=provider.News(), early=provider.Early())
+    me.taken = partial(own.taken, me)
+    with pytest.raises(provider.WorkflowEventHandleError, match="a-key is not what was written"):
+        asyncio.run(own.poll_event(me, "w", "a-key"))
