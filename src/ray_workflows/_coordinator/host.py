@@ -23,6 +23,7 @@ from ray_workflows._codec.journal import VERSION, decode_plan, events_from
 from ray_workflows._codec.messages import Message
 from ray_workflows._coordinator.claims import LEASE_SECONDS, this_holder
 from ray_workflows._coordinator.clock import SteadyClock
+from ray_workflows._coordinator.hung import HungCalls
 from ray_workflows._coordinator.io import Inbox, ThreadIo, work_off
 from ray_workflows._coordinator.jobs import Steps
 from ray_workflows._coordinator.lease import Lease
@@ -57,6 +58,7 @@ from ray_workflows._coordinator.wire import (
 from ray_workflows._environment import ray_private
 from ray_workflows._executor.batch import Load, WireReport, pack_loads
 from ray_workflows._executor.calls import Calls
+from ray_workflows._executor.carry import ANSWER_SECONDS as WORKER_SECONDS
 from ray_workflows._executor.placement import LOOK_SECONDS
 from ray_workflows._executor.protocol import News
 from ray_workflows._executor.ray_tasks import RayExecutor
@@ -166,6 +168,7 @@ class Coordinator:
         self.lease = Lease(self.loop, self.holder, seconds=settings.lease_seconds)
         self.orphans = Orphans(self.loop, self.lease)
         self.verbs = Verbs(self.loop, self.lease)
+        self.hung_calls = HungCalls(self.loop, self.lease)
         self.lease.start()
         self.loop.job("listen for news", self.listen).start()
         self.loop.job("look at the nodes of the cluster", self.look_at_nodes).start()
@@ -432,10 +435,17 @@ class Coordinator:
 
     @ray.method(concurrency_group=REPORTS)  # type: ignore[untyped-decorator]
     def batch_done(self, wire: WireReport) -> bytes | list[Load] | None:
-        """A worker reports a batch, and waits a moment for others; None if there are none."""
+        """A worker reports a batch, and waits a moment for others; None if there are none.
+
+        It waits no longer than the worker does: then the worker ends with what it has, and
+        batches that come too late run elsewhere.
+        """
         answer: AnswerBox = queue.SimpleQueue()
         self.executor.batch_done(wire, answer.put)
-        return pack_loads(answer.get())
+        try:
+            return pack_loads(answer.get(timeout=WORKER_SECONDS))
+        except queue.Empty:
+            return None
 
     @ray.method(max_task_retries=0)  # type: ignore[untyped-decorator]
     def ping(self) -> None:

@@ -36,6 +36,8 @@ class Job:
         self.running: Steps | None = None
         self.hurried = False
         self.failures = 0
+        #: Since when it waits for blocking work, by the clock of the timers; None if it does not.
+        self.waits_since: float | None = None
 
     def start(self, seconds: float = 0.0) -> None:
         """Let it be due for the first time."""
@@ -58,7 +60,9 @@ class Job:
         """Take a run to its next piece of blocking work, or to its end."""
         seconds: float | None
         try:
-            self.io.call(move(value), self.came)
+            work = move(value)
+            self.waits_since = self.timers.clock()
+            self.io.call(work, self.came)
             return
         except StopIteration as end:
             seconds = end.value
@@ -75,6 +79,7 @@ class Job:
     def came(self, result: Any) -> None:
         """Blocking work is done."""
         assert self.running is not None
+        self.waits_since = None
         if isinstance(result, Exception):
             self.go_on(self.running.throw, result)
         else:

@@ -78,7 +78,7 @@ class Loop:
         self.executor = executor
         self.io = io
         self.timers = TimerQueue(elapsed, on_error)
-        self.store = Store(storage, io, self.after)
+        self.store = Store(storage, io, self.after, elapsed)
         self.holder_id = holder_id
         self.clock = clock
         self.elapsed = elapsed

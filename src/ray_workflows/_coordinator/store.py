@@ -42,18 +42,26 @@ class Store:
         storage: where journals are.
         io: does what blocks.
         after: has something done on the loop's thread in so many seconds.
+        elapsed: seconds of a clock that nobody sets.
     """
 
     def __init__(
-        self, storage: Storage, io: Io, after: Callable[[float, Callable[[], None]], None]
+        self,
+        storage: Storage,
+        io: Io,
+        after: Callable[[float, Callable[[], None]], None],
+        elapsed: Callable[[], float],
     ) -> None:
         self.storage = storage
         self.io = io
         self.after = after
+        self.elapsed = elapsed
         #: Why it does not answer, while it does not.
         self.error: Exception | None = None
         #: Why the last commit failed: a full or locked disk can still be read.
         self.commit_error: Exception | None = None
+        #: Since when it has not returned from a commit; None if there is none.
+        self.committing_since: float | None = None
         self.failures = 0
 
     def call(self, work: Callable[[], Any], then: Callable[[Any], None], *, what: str) -> None:
@@ -85,6 +93,7 @@ class Store:
         """
 
         def done(result: Any) -> None:
+            self.committing_since = None
             if not isinstance(result, Exception):
                 self.answered()
                 self.commit_error = None
@@ -98,6 +107,7 @@ class Store:
                 self.commit_error = result
                 then([CommitOutcome.AMBIGUOUS] * len(appends))
 
+        self.committing_since = self.elapsed()
         brief = is_small(appends) and self.storage.commits_at_once
         self.io.call(lambda: self.storage.commit(appends), done, brief=brief)
 
