@@ -11,6 +11,7 @@ import threading
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ class Serialized:
 
 def serve() -> None:
     """Serve until standard input ends."""
+    from moto.core import serialize
     from moto.server import create_backend_app
     from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler, make_server
 
@@ -57,6 +59,8 @@ def serve() -> None:
         protocol_version = "HTTP/1.1"
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    # Called for every object that is listed: reading a time takes longer than all else of it.
+    serialize.parse_to_aware_datetime = lru_cache(serialize.parse_to_aware_datetime)
     # S3 alone: finding out which service of all is meant takes longer than the answer of this one.
     application = Serialized(create_backend_app("s3"))
     # There is a connection for each request. What finds no place among those that wait to be taken
