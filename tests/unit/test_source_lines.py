@@ -215,3 +215,12 @@ def test_other_texts_are_as_python_makes_them() -> None:
     trace = caught.value.__traceback__
     expected = "".join(traceback.format_exception(KeyError, caught.value, trace))
     assert source_lines.traceback_text(caught.value, trace) == expected
+
+
+def test_the_name_that_journals_hold() -> None:
+    """Every stored function of a script names it: it may never move."""
+    found = source_lines.restored_code
+    assert (found.__module__, found.__qualname__) == (
+        "ray_workflows._capture.source_lines",
+        "restored_code",
+    )

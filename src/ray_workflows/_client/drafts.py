@@ -216,7 +216,8 @@ class Drafts:
         return decode_submitted(self.connection.answer(asked, seconds))[0]
 
     def take(self, submitted: Submitted) -> Submitted:
-        """Remove what was written for those that were refused, and warn of other plans."""
+        """Remove what was written for those that were refused, and warn of other code and plans."""
+        self.changes.warn()
         for submission, answer in zip(self.submissions, submitted.answers, strict=True):
             used = isinstance(answer, Accepted) and answer.incarnation == submission.incarnation
             if not used and not isinstance(answer, DOUBT):
@@ -228,7 +229,6 @@ class Drafts:
                     f"delete({submission.workflow_id!r}) first.",
                     stacklevel=5,
                 )
-        self.changes.warn()
         return submitted
 
     def discard(self, incarnation: str) -> None:
