@@ -79,12 +79,12 @@ class BarePuts:
         works = []
         for append in appends:
             # As many bytes as a segment has.
-            end = storage.journals.ends.get(append.incarnation.removeprefix("bare-"))
+            end = storage.journals.home.journals.ends.get(append.incarnation.removeprefix("bare-"))
             about = len(encode(end.segment)) - len(end.segment.entry) if end else 300
             key = f"bare/{append.incarnation}/{append.catalog.seq}"
             data = append.entry + os.urandom(about)
-            works.append(partial(storage.operations.create, key, data))
-        for outcome in storage.crew.groups(works):
+            works.append(partial(storage.journals.home.operations.create, key, data))
+        for outcome in storage.journals.home.crew.groups(works):
             assert outcome is True, outcome
 
 

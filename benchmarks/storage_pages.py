@@ -16,11 +16,11 @@ from ray_workflows.storage.objects.index_keys import entry_key
 from ray_workflows.storage.objects.records import new_nonce
 from ray_workflows.storage.objects.storage import PutOnceStorage
 from ray_workflows.storage.postgres import PostgresStorage
-from ray_workflows.storage.postgres.storage import LIST_QUERIES as POSTGRES_NAMES
+from ray_workflows.storage.postgres.journals import LIST_QUERIES as POSTGRES_NAMES
 from ray_workflows.storage.records import END, START
 from ray_workflows.storage.sqlite import SqliteStorage
 from ray_workflows.storage.sqlite.connection import QUERIES as QUERIES_OF_SQLITE
-from ray_workflows.storage.sqlite.storage import LIST_QUERIES as SQLITE_NAMES
+from ray_workflows.storage.sqlite.journals import LIST_QUERIES as SQLITE_NAMES
 from ray_workflows.testing.builders import OK, make_append, make_holder, make_row
 
 TARGET_SECONDS = 0.1
@@ -65,7 +65,7 @@ def fill(storage: Storage, count: int) -> None:
 
         def put(number: int) -> None:
             row = row_of(number)
-            storage.index.put(entry_key(row, new_nonce()), row)
+            storage.journals.home.index.put(entry_key(row, new_nonce()), row)
 
         with ThreadPoolExecutor(16) as pool:
             list(pool.map(put, range(count)))
@@ -114,7 +114,7 @@ def sqlite_indexes(storage: SqliteStorage, query: CatalogQuery) -> str:
         "holders": json.dumps(query.holders) if query.holders else None,
         "statuses": json.dumps([status.value for status in query.statuses]),
     }
-    with storage.reader.use() as connection:
+    with storage.journals.home.reader.use() as connection:
         plan = connection.execute(f"EXPLAIN QUERY PLAN {without_comments(text)}", parameters)
         return named([row[3] for row in plan], r"SCAN (catalog|page|found)(?!.*INDEX)")
 
@@ -126,8 +126,10 @@ def postgres_indexes(storage: PostgresStorage, query: CatalogQuery) -> str:
         "holders": list(query.holders),
         "statuses": [status.value for status in query.statuses or WorkflowStatus],
     }
-    with storage.pool.use() as connection:
-        rows = connection.execute(f"EXPLAIN {storage.queries[name]}", parameters).fetchall()
+    with storage.journals.home.pool.use() as connection:
+        rows = connection.execute(
+            f"EXPLAIN {storage.journals.home.queries[name]}", parameters
+        ).fetchall()
     return named([row[0] for row in rows], "Seq Scan on catalog")
 
 
@@ -150,8 +152,8 @@ def measure(context: Context) -> Iterator[Part]:
         for name, storage in found.items():
             fill(storage, count)
             if isinstance(storage, PostgresStorage):
-                with storage.pool.use() as connection:
-                    connection.execute(f"ANALYZE {storage.target.schema}.catalog")
+                with storage.journals.home.pool.use() as connection:
+                    connection.execute(f"ANALYZE {storage.journals.home.target.schema}.catalog")
             times = medians(
                 [partial(storage.list_catalog, query) for query in QUERIES.values()],
                 5 if isinstance(storage, PutOnceStorage) else 20,

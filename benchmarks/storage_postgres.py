@@ -195,15 +195,15 @@ def profile(context: Context) -> Part:
             if seq % 2:
                 whole = 1e3 * seconds(partial(commit, storage, group))
                 continue
-            (statement,) = make_statements(group, storage.ends)
+            (statement,) = make_statements(group, storage.journals.ends)
             query = "EXPLAIN (ANALYZE, BUFFERS OFF, FORMAT JSON) " + "\n".join(
                 line
-                for line in storage.queries[statement.query].splitlines()
+                for line in storage.journals.home.queries[statement.query].splitlines()
                 if not line.startswith("--")
             )
-            with storage.pool.use() as connection:
+            with storage.journals.home.pool.use() as connection:
                 ((answer,),) = connection.execute(query, statement.parameters).fetchall()
-            storage.ends.learn(group, [OK] * len(group))
+            storage.journals.ends.learn(group, [OK] * len(group))
             parts = {
                 node["Subplan Name"].removeprefix("CTE "): node
                 for node in answer[0]["Plan"]["Plans"]

@@ -9,6 +9,7 @@ from typing import Any
 from ray_workflows.exceptions import StorageUnavailableError
 from ray_workflows.storage.objects.blobs import ObjectBlobs
 from ray_workflows.storage.objects.client import Crew, Found, InTurn, Listed, Operations
+from ray_workflows.storage.objects.home import ObjectsHome
 from ray_workflows.storage.objects.storage import PutOnceStorage
 
 
@@ -126,15 +127,8 @@ class Interrupted(Operations):
         return self.pass_on("now", key)
 
 
-class MemoryObjectStorage(PutOnceStorage):
-    """The algorithm of object stores on objects in memory."""
-
-    def __init__(
-        self, operations: Operations, clock: Callable[[], float], crew: Crew | None = None
-    ) -> None:
-        # Uploads in parts need a real store; nothing else of it does.
-        blobs = ObjectBlobs(operations, whole_bytes=2**40)  # type: ignore[arg-type]
-        super().__init__(operations, blobs, crew=crew or InTurn(), clock=clock)
+class MemoryObjects(ObjectsHome):
+    """A store of objects in memory."""
 
     def __reduce__(self) -> Any:
         raise TypeError("These objects live in one process.")
@@ -142,3 +136,14 @@ class MemoryObjectStorage(PutOnceStorage):
     @property
     def url(self) -> str:
         return "memory-objects://test"
+
+
+class MemoryObjectStorage(PutOnceStorage):
+    """The algorithm of object stores on objects in memory."""
+
+    def __init__(
+        self, operations: Operations, clock: Callable[[], float], crew: Crew | None = None
+    ) -> None:
+        # Uploads in parts need a real store; nothing else of it does.
+        home = MemoryObjects(operations, crew=crew or InTurn(), clock=clock)
+        super().__init__(home, ObjectBlobs(home, whole_bytes=2**40))  # type: ignore[arg-type]

@@ -53,8 +53,8 @@ class World:
         storage = self.process()
         keys = {"layout"} | {key for key in self.operations.objects if key.startswith("clocks/")}
         for workflow_id in list_ids(storage):
-            chain = storage.journals.chain(workflow_id)
-            incarnation, end = storage.journals.current(chain)
+            chain = storage.journals.home.journals.chain(workflow_id)
+            incarnation, end = storage.journals.home.journals.current(chain)
             keys |= {segment_key(incarnation, n) for n in range(1, end.seq + 1)}
             keys |= {key for key, pointer in chain if pointer.incarnation == incarnation}
             keys.add(end.segment.listed_as)

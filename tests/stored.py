@@ -45,6 +45,6 @@ def in_postgres(url: str, schema: str) -> dict[str, bytes]:
 def in_bucket(storage: ObjectStorage) -> dict[str, bytes]:
     import obstore
 
-    store = storage.operations.store()  # type: ignore[attr-defined]
+    store = storage.journals.home.operations.store()  # type: ignore[attr-defined]
     names = [meta["path"] for page in obstore.list(store) for meta in page]
     return {name: bytes(obstore.get(store, name).bytes()) for name in names}

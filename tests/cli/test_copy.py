@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ray_workflows.storage import SqliteStorage
-from ray_workflows.storage.combined import CombinedStorage
+from ray_workflows.storage.combined import combine
 from ray_workflows.testing.builders import list_ids
 from tests.cli.conftest import Cli
 from tests.cli.store import Store
@@ -70,12 +70,13 @@ def test_bad_use(store: Store, cli: Cli, tmp_path: Path) -> None:
 @pytest.fixture
 def apart(store: Store, tmp_path: Path) -> str:
     """The store's values are in a place of their own; where."""
-    combined = CombinedStorage(store.storage, SqliteStorage(tmp_path / "values"))
+    values = SqliteStorage(tmp_path / "values")
+    combined = combine(store.storage, values)
     combined.open()
     store.storage, sqlite = combined, store.storage  # type: ignore[assignment]
     store.successful("w", "x" * 100_000)
     store.storage = sqlite
-    combined.blobs.close()
+    values.close()
     return str(tmp_path / "values")
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from ray_workflows.cli import checks, clusters
 from ray_workflows.exceptions import StorageUnavailableError
-from ray_workflows.storage import SqliteStorage
+from ray_workflows.storage.sqlite.directory import SqliteDirectory
 from ray_workflows.testing.builders import make_holder
 from tests.cli.conftest import Cli
 from tests.cli.store import Store
@@ -90,7 +90,7 @@ def test_interrupted_workflows_come_with_their_command(store: Store, cli: Cli) -
 )
 def test_damaged_journals(store: Store, cli: Cli, damage: str, message: str) -> None:
     store.successful("w")
-    with store.storage.writer.transaction() as connection:
+    with store.storage.journals.home.writer.transaction() as connection:
         connection.execute(damage)
     assert cli.json("doctor")["ok"] is True
     wrong = problems(cli, "--deep")
@@ -101,7 +101,7 @@ def test_damaged_journals(store: Store, cli: Cli, damage: str, message: str) -> 
 def test_a_damaged_row(store: Store, cli: Cli) -> None:
     store.successful("w")
     store.successful("v")
-    with store.storage.writer.transaction() as connection:
+    with store.storage.journals.home.writer.transaction() as connection:
         connection.execute("UPDATE catalog SET status = 'FAILED' WHERE workflow_id = 'w'")
     wrong = problems(cli, "--deep")
     assert list(wrong) == ["catalog"]
@@ -139,10 +139,10 @@ def test_a_workflow_that_is_deleted_meanwhile_is_not_damaged(store: Store) -> No
 def test_a_storage_that_can_not_be_written(
     store: Store, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(self: SqliteStorage) -> None:
+    def refuse(self: SqliteDirectory) -> None:
         raise StorageUnavailableError("attempt to write a readonly database")
 
-    monkeypatch.setattr(SqliteStorage, "check_writable", refuse)
+    monkeypatch.setattr(SqliteDirectory, "check_writable", refuse)
     assert "readonly" in problems(cli)["writable"]["message"]
 
 

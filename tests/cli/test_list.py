@@ -5,7 +5,7 @@ import pytest
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.catalog import CatalogQuery
 from ray_workflows._model.values import ErrorInfo
-from ray_workflows.storage import SqliteStorage
+from ray_workflows.storage.sqlite.journals import SqliteJournals
 from ray_workflows.testing.builders import OK, fill, make_append
 from tests.cli.conftest import Cli
 from tests.cli.store import Store
@@ -92,14 +92,14 @@ def test_a_limit_reads_no_more_than_it_needs(
     appends = [make_append(f"w{i:05}", 0, submitted_at=1e9 + i) for i in range(10_000)]
     assert store.storage.commit(appends) == [OK] * 10_000
     read = []
-    real = SqliteStorage.list_catalog
+    real = SqliteJournals.list_catalog
 
-    def counted(self: SqliteStorage, query: CatalogQuery) -> object:
+    def counted(self: SqliteJournals, query: CatalogQuery) -> object:
         page = real(self, query)
         read.append(len(page.rows))
         return page
 
-    monkeypatch.setattr(SqliteStorage, "list_catalog", counted)
+    monkeypatch.setattr(SqliteJournals, "list_catalog", counted)
     found = cli.json("list", "--limit", "20", "--status", "RESUMABLE")
     assert [row["workflow_id"] for row in found] == [f"w{9999 - i:05}" for i in range(20)]
     assert sum(read) <= 21

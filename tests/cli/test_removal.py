@@ -69,7 +69,7 @@ def test_who_goes_on_meanwhile_wins(store: Store, monkeypatch: pytest.MonkeyPatc
     """Between the look and the deletion the workflow was resumed by a coordinator that lives."""
     row = store.failed("w")
     reader = Reader(store.storage)
-    real = type(store.storage).delete
+    real = type(store.storage.journals).delete
 
     def resumed_first(self, workflow_id: str, incarnation: str, expected_seq: int):
         if self.read_catalog("w") == row:
@@ -78,7 +78,7 @@ def test_who_goes_on_meanwhile_wins(store: Store, monkeypatch: pytest.MonkeyPatc
             store.hold()
         return real(self, workflow_id, incarnation, expected_seq)
 
-    monkeypatch.setattr(type(store.storage), "delete", resumed_first)
+    monkeypatch.setattr(type(store.storage.journals), "delete", resumed_first)
     with pytest.raises(WorkflowStillActiveError):
         removal.delete(reader, "w")
     assert not removal.delete_row(reader, row)
@@ -193,7 +193,7 @@ def test_a_damaged_row_is_repaired(store: Store, cli: Cli) -> None:
     """Then it can be deleted; before, nothing could be done about it."""
     store.successful("w", 42)
     assert "nothing was changed" in cli("repair", "w").stdout
-    with store.storage.writer.transaction() as connection:
+    with store.storage.journals.home.writer.transaction() as connection:
         connection.execute("UPDATE catalog SET status = 'FAILED'")
     assert "ray-workflows repair" in cli("delete", "w", code=1).stderr
     assert cli.json("repair", "w") == {"workflow_id": "w", "repaired": True}

@@ -95,7 +95,7 @@ def test_metadata_is_shown(store: Store, cli: Cli) -> None:
 
 def test_a_damaged_journal_is_named(store: Store, cli: Cli) -> None:
     store.successful("w")
-    with store.storage.writer.transaction() as connection:
+    with store.storage.journals.home.writer.transaction() as connection:
         connection.execute("UPDATE journal SET entry = x'00' WHERE seq = 2")
     error = cli("show", "w", code=1).stderr
     assert "2 of workflow 'w'" in error

@@ -62,7 +62,7 @@ def test_a_url(store: Store, cli: Cli) -> None:
 def test_a_coordinator_may_be_writing(store: Store, cli: Cli) -> None:
     """A write transaction is open all the while, as in the midst of a commit."""
     store.successful("w")
-    with store.storage.writer.transaction() as connection:
+    with store.storage.journals.home.writer.transaction() as connection:
         connection.execute("DELETE FROM catalog")
         assert cli("list").stdout.startswith("w\t")
         assert cli("output", "w").stdout == "42\n"

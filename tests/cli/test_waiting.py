@@ -127,7 +127,9 @@ def test_no_command_waits_for_ever_for_a_storage(
     monkeypatch.setattr(waiting, "end_process", lambda code: None)
     monkeypatch.setattr(limits, "CALL_SECONDS", 0.2)
     how = hang_at_first if method == "stream_blob" else hang
-    monkeypatch.setattr(type(store.storage), method, how)
+    parts = (store.storage.journals, store.storage.blobs, store.storage.leases)
+    (part,) = (type(part) for part in parts if hasattr(part, method))
+    monkeypatch.setattr(part, method, how)
     command = COMMANDS[name]
     if name == "copy":
         command = [*command, "--to", str(tmp_path / "target")]
@@ -149,10 +151,10 @@ HANGING = """
 import threading
 from ray_workflows.cli import stores, waiting
 from ray_workflows.cli.main import main
-from ray_workflows.storage import SqliteStorage
+from ray_workflows.storage.sqlite.directory import SqliteDirectory
 
 waiting.STORAGE_SECONDS = stores.STORAGE_SECONDS = 0.1
-SqliteStorage.open_existing = lambda self: threading.Event().wait()
+SqliteDirectory.open_existing = lambda self: threading.Event().wait()
 # What Ray does at the end waits for what does not return.
 import atexit
 atexit.register(threading.Event().wait)

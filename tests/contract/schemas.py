@@ -19,7 +19,7 @@ def sessions(admin, storage):
     """How many connections the storages of this schema have."""
     found = admin.execute(
         "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s",
-        (storage.target.parameters["application_name"],),
+        (storage.journals.home.target.parameters["application_name"],),
     )
     return found.fetchone()[0]
 
@@ -29,4 +29,4 @@ def count(admin, table):
 
 
 def schema_of(storage):
-    return sql.Identifier(storage.target.schema).as_string(None)
+    return sql.Identifier(storage.journals.home.target.schema).as_string(None)

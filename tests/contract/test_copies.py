@@ -37,7 +37,7 @@ from ray_workflows.exceptions import (
     WorkflowStillActiveError,
 )
 from ray_workflows.storage import MemoryStorage, SqliteStorage, Storage
-from ray_workflows.storage.combined import CombinedStorage
+from ray_workflows.storage.combined import combine
 from ray_workflows.storage.objects import ObjectStorage, SharedStorage
 from ray_workflows.storage.urls import storage_from_url
 from ray_workflows.testing.builders import OK, list_ids, make_append, make_holder
@@ -77,7 +77,7 @@ def make(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[[s
             elif kind == "shared":
                 storage = SharedStorage(tmp_path / name)
             elif kind == "combined":
-                storage = CombinedStorage(
+                storage = combine(
                     SqliteStorage(tmp_path / name), SqliteStorage(tmp_path / f"{name}-blobs")
                 )
             else:
@@ -211,7 +211,7 @@ def test_a_storage_is_not_copied_to_itself(source: Store, tmp_path: Path) -> Non
     source.successful("w")
     with pytest.raises(StorageConfigError, match="copied from"):
         ray_workflows.copy(source=source.storage, target=source.directory)
-    target = CombinedStorage(SqliteStorage(source.directory), SqliteStorage(tmp_path / "blobs"))
+    target = combine(SqliteStorage(source.directory), SqliteStorage(tmp_path / "blobs"))
     with pytest.raises(StorageConfigError, match="copied from"):
         ray_workflows.copy(source=source.storage, target=target)
 
@@ -354,7 +354,7 @@ def test_interrupted_at_any_request(
         dying = process(at, how)
         with contextlib.suppress(Crash, StorageUnavailableError):
             Copying(source.storage, dying).copy("w")
-        reached = dying.operations.count >= at
+        reached = dying.journals.home.operations.count >= at
         row = process().read_catalog("w")
         if row is not None and row.seq < expected["row"].seq:
             assert row.status is WorkflowStatus.CANCELED

@@ -1,4 +1,4 @@
-"""`EncodedStorage` keeps the contract of the storage in it."""
+"""A storage with codecs keeps the contract of the storage without."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from ray_workflows.storage import SqliteStorage, Storage
-from ray_workflows.storage.encoded import EncodedStorage
 from ray_workflows.testing import StorageContract
 from tests.unit.test_payload_codec import Deflate
 
@@ -16,7 +15,7 @@ from tests.unit.test_payload_codec import Deflate
 class TestEncodedStorage(StorageContract):
     @pytest.fixture
     def storage(self, tmp_path: Path) -> Iterator[Storage]:
-        storage = EncodedStorage(SqliteStorage(tmp_path), [Deflate()])
+        storage = SqliteStorage(tmp_path).with_codecs([Deflate()])
         storage.open()
         yield storage
         storage.close()

@@ -12,7 +12,7 @@ from ray_workflows._client import removal
 from ray_workflows._client.reader import Reader
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.storage import SqliteStorage, Storage
-from ray_workflows.storage.combined import CombinedStorage
+from ray_workflows.storage.combined import combine
 from ray_workflows.storage.objects import ObjectStorage, SharedStorage
 from ray_workflows.storage.objects import deletion as burial
 from ray_workflows.storage.urls import storage_from_url
@@ -64,7 +64,7 @@ def place(
         place = Place(SharedStorage(tmp_path), lambda: in_files(tmp_path))
     elif kind == "combined":
         rows, values = tmp_path / "rows", tmp_path / "values"
-        combined = CombinedStorage(SqliteStorage(rows), SqliteStorage(values))
+        combined = combine(SqliteStorage(rows), SqliteStorage(values))
         place = Place(combined, lambda: in_sqlite(rows) | in_sqlite(values))
     else:
         place = Place(SqliteStorage(tmp_path), lambda: in_sqlite(tmp_path))

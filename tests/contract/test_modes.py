@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ray_workflows.storage import SqliteStorage, Storage
-from ray_workflows.storage.combined import CombinedStorage
+from ray_workflows.storage.combined import combine
 from ray_workflows.storage.objects import SharedStorage
 from ray_workflows.testing.builders import OK, fill, incarnation_of, make_append, make_holder
 
@@ -24,7 +24,7 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
 
 def make(kind: str, root: Path) -> Storage:
     if kind == "combined":
-        return CombinedStorage(SqliteStorage(root / "a" / "b"), SharedStorage(root / "c" / "d"))
+        return combine(SqliteStorage(root / "a" / "b"), SharedStorage(root / "c" / "d"))
     return {"sqlite": SqliteStorage, "shared": SharedStorage}[kind](root / "a" / "b")
 
 

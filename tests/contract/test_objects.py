@@ -98,7 +98,9 @@ def test_the_server_of_these_tests_keeps_its_word(storage: ObjectStorage) -> Non
     """Of several conditional writes at once, one succeeds."""
     for number in range(30):
         key = f"race/{number}"
-        made = in_threads([partial(storage.operations.create, key, b"%d" % i) for i in range(8)])
+        made = in_threads(
+            [partial(storage.journals.home.operations.create, key, b"%d" % i) for i in range(8)]
+        )
         assert sorted(made) == [False] * 7 + [True]
 
 
@@ -263,7 +265,7 @@ def test_a_blob_in_parts(storage: ObjectStorage) -> None:
     assert storage.find_blob("i", "k") == blob
     assert storage.write_blob("i", "k", [b"other"]) == blob
     storage.delete_blobs("i")
-    assert list(storage.operations.list("parts/i")) == []
+    assert list(storage.journals.home.operations.list("parts/i")) == []
 
 
 def test_interrupted_upload_leaves_nothing(storage: ObjectStorage) -> None:
@@ -274,7 +276,7 @@ def test_interrupted_upload_leaves_nothing(storage: ObjectStorage) -> None:
     with pytest.raises(OSError, match="the producer failed"):
         storage.write_blob("i", "k", chunks())
     assert storage.find_blob("i", "k") is None
-    assert list(storage.operations.list("parts/i")) == []
+    assert list(storage.journals.home.operations.list("parts/i")) == []
 
 
 def test_rival_writers_of_a_large_blob(storage: ObjectStorage) -> None:
@@ -282,7 +284,7 @@ def test_rival_writers_of_a_large_blob(storage: ObjectStorage) -> None:
     blobs = in_threads([partial(storage.write_blob, "i", "k", [c]) for c in contents])
     assert len(set(blobs)) == 1
     assert bytes(storage.read_blob("i", blobs[0])) in contents
-    assert len(list(storage.operations.list("parts/i"))) == 1
+    assert len(list(storage.journals.home.operations.list("parts/i"))) == 1
 
 
 @pytest.mark.parametrize("size", [1000, 9_000_000])
@@ -290,13 +292,15 @@ def test_rival_writers_of_a_large_blob(storage: ObjectStorage) -> None:
 def test_a_damaged_blob_is_named(storage: ObjectStorage, size: int, damage: str) -> None:
     blob = storage.write_blob("inc-1", "key-1", [b"x" * size])
     prefix = "parts/inc-1" if size > 8_000_000 else "blobs/inc-1"
-    (listed,) = storage.operations.list(prefix)
+    (listed,) = storage.journals.home.operations.list(prefix)
     key = f"{prefix}/{listed.name}"
-    data = storage.operations.get(key).data
+    data = storage.journals.home.operations.get(key).data
     if damage == "gone":
-        storage.operations.delete([key])
+        storage.journals.home.operations.delete([key])
     else:
-        storage.operations.put(key, data[:-1] if damage == "cut" else data[:-1] + b"y")
+        storage.journals.home.operations.put(
+            key, data[:-1] if damage == "cut" else data[:-1] + b"y"
+        )
     with pytest.raises(StorageCorruptError, match=r"'key-1'.*'inc-1'"):
         storage.read_blob("inc-1", blob)
 

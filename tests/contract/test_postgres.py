@@ -241,8 +241,8 @@ def in_the_background(work, admin):
 
 def execute_first(storage, connection, appends):
     """What the storage would send for a commit, in a transaction that has not ended."""
-    for statement in make_statements(appends, storage.ends):
-        connection.execute(storage.queries[statement.query], statement.parameters)
+    for statement in make_statements(appends, storage.journals.ends):
+        connection.execute(storage.journals.home.queries[statement.query], statement.parameters)
 
 
 @pytest.mark.parametrize("committed", [True, False])
@@ -252,7 +252,7 @@ def test_of_two_that_append_at_once_the_first_that_commits_is_there(
     storage, rival, admin, postgres_url, kind, theirs, committed
 ):
     fill_group(storage, "several", 2)
-    rival.ends = pickle.loads(pickle.dumps(storage.ends))
+    rival.journals.ends = pickle.loads(pickle.dumps(storage.journals.ends))
     with psycopg.connect(postgres_url) as other:
         execute_first(rival, other, make_group(theirs, 2, commit_id="theirs", holder="h1"))
         with in_the_background(lambda: storage.commit(make_group(kind, 2)), admin) as results:
@@ -282,8 +282,10 @@ def test_an_append_waits_for_a_deletion(storage, admin, postgres_url, kind, comm
     fill_group(storage, kind, 2)
     key = {"workflow_id": "w", "incarnation": incarnation_of("w"), "expected_seq": 2}
     with psycopg.connect(postgres_url) as other:
-        other.execute(storage.queries["lock_end"], key)
-        found = other.execute(storage.queries["delete_workflow"], {**key, "locked_seq": 2})
+        other.execute(storage.journals.home.queries["lock_end"], key)
+        found = other.execute(
+            storage.journals.home.queries["delete_workflow"], {**key, "locked_seq": 2}
+        )
         assert found.fetchone()[0] == 1
         with in_the_background(lambda: storage.commit(make_group(kind, 2)), admin) as results:
             (other.commit if committed else other.rollback)()
@@ -295,7 +297,9 @@ def test_a_deletion_that_has_not_locked_the_end_deletes_nothing(storage, admin):
     """Somebody appended after it had looked for the end, and somebody else goes on from there."""
     fill(storage, "w", 3)
     key = {"workflow_id": "w", "incarnation": incarnation_of("w"), "expected_seq": 3}
-    found = admin.execute(storage.queries["delete_workflow"], {**key, "locked_seq": 2})
+    found = admin.execute(
+        storage.journals.home.queries["delete_workflow"], {**key, "locked_seq": 2}
+    )
     assert found.fetchone()[0] == 0
     assert len(state(storage, "w")[1]) == 3
 
@@ -315,17 +319,19 @@ def test_what_is_remembered_is_bounded(storage, monkeypatch):
     monkeypatch.setattr(postgres_appends, "KNOWN_ENDS", 3)
     for number in range(10):
         fill(storage, f"w{number}", 2)
-    assert list(storage.ends.ends) == [incarnation_of(f"w{number}") for number in (7, 8, 9)]
+    assert list(storage.journals.ends.ends) == [
+        incarnation_of(f"w{number}") for number in (7, 8, 9)
+    ]
     assert storage.commit([make_append(f"w{number}", 2) for number in range(10)]) == [OK] * 10
     assert storage.delete("w9", incarnation_of("w9"), 3) is OK
-    assert incarnation_of("w9") not in storage.ends.ends
+    assert incarnation_of("w9") not in storage.journals.ends.ends
 
 
 def test_transaction_that_the_server_gave_up_is_begun_again(storage):
     fill(storage, "a")
     fill(storage, "b")
     refused = []
-    commit = storage.execute_commit
+    commit = storage.journals.execute_commit
 
     def clash(connection, statements):
         if len(refused) < 2:
@@ -333,7 +339,7 @@ def test_transaction_that_the_server_gave_up_is_begun_again(storage):
             raise psycopg.errors.DeadlockDetected("deadlock detected")
         return commit(connection, statements)
 
-    storage.execute_commit = clash
+    storage.journals.execute_commit = clash
     assert storage.commit([make_append("a", 1), make_append("b", 1)]) == [OK, OK]
     assert len(refused) == 2
 
@@ -355,9 +361,11 @@ def test_a_stopped_process_holds_no_workflow(storage):
     """It was cut off between two statements of its transaction; the server gives up for it."""
     fill(storage, "w")
     other = pickle.loads(pickle.dumps(storage))
-    with other.pool.use() as connection:
+    with other.journals.home.pool.use() as connection:
         connection.execute("BEGIN")
-        connection.execute(storage.queries["configure_transaction"].replace("15s", "300ms"))
+        connection.execute(
+            storage.journals.home.queries["configure_transaction"].replace("15s", "300ms")
+        )
         connection.execute(f"SELECT * FROM {schema_of(storage)}.journal FOR UPDATE")
         assert storage.commit([make_append("w", 1)]) == [OK]
         with pytest.raises(psycopg.Error, match="idle|clos"):
@@ -475,7 +483,7 @@ def test_listening_goes_on_after_the_connection_was_lost(storage, owner, admin, 
     monkeypatch.setattr(postgres_news, "RETRY_SECONDS", 0.05)
     fill(storage, "w")
     storage.listen("h2", lambda: None)
-    listening = f"LISTEN {owner.listener.channel}"
+    listening = f"LISTEN {owner.journals.home.listener.channel}"
     ended = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE query = %s"
     wait_until(lambda: admin.execute(ended, (listening,)).fetchone()[0] >= 2, "both are cut off")
     # What was said meanwhile is looked for.
@@ -486,7 +494,7 @@ def test_listening_goes_on_after_the_connection_was_lost(storage, owner, admin, 
 
 def test_listening_ends_with_the_storage(owner, admin, monkeypatch):
     owner, _ = owner
-    listening = (f"LISTEN {owner.listener.channel}",)
+    listening = (f"LISTEN {owner.journals.home.listener.channel}",)
     query = "SELECT count(*) FROM pg_stat_activity WHERE query = %s"
     assert admin.execute(query, listening).fetchone() == (1,)
     owner.close()

@@ -220,12 +220,12 @@ LISTINGS = {
 @pytest.fixture(params=["never counted", "counted"])
 def planned(request, crowded):
     """The crowded storage before and after the server has counted what is in it."""
-    with crowded.pool.use() as connection:
+    with crowded.journals.home.pool.use() as connection:
         for table in ("catalog", "journal"):
             if request.param == "counted":
                 connection.execute(f"ANALYZE {schema_of(crowded)}.{table}")
             else:
-                name = (f"{crowded.target.schema}.{table}",)
+                name = (f"{crowded.journals.home.target.schema}.{table}",)
                 connection.execute("DELETE FROM pg_statistic WHERE starelid = %s::regclass", name)
                 connection.execute(
                     "UPDATE pg_class SET reltuples = -1, relpages = 0 WHERE oid = %s::regclass",
@@ -243,8 +243,10 @@ def test_listing_reads_a_page_from_its_index(planned, name, newest):
     query.update(submitted_at=MANY / 20, workflow_id="w0")
     if newest:
         name = name.replace("list_catalog", "list_catalog_newest")
-    explain = "EXPLAIN (ANALYZE, FORMAT JSON) " + without_comments(crowded.queries[name])
-    with crowded.pool.use() as connection:
+    explain = "EXPLAIN (ANALYZE, FORMAT JSON) " + without_comments(
+        crowded.journals.home.queries[name]
+    )
+    with crowded.journals.home.pool.use() as connection:
         (plan,) = connection.first(explain, query)
     nodes = list(walk(plan[0]["Plan"]))
     scans = [node for node in nodes if node.get("Relation Name") == "catalog"]
@@ -271,8 +273,13 @@ def test_commit_reads_nothing_but_what_it_appends_to(planned, query, count):
     if query == "some new":
         group.append(make_append("new", 0))
     (statement,) = make_statements(group, ends)
-    explain = "EXPLAIN (ANALYZE, FORMAT JSON) " + without_comments(planned.queries[statement.query])
-    with planned.pool.use() as connection, connection.transaction(force_rollback=True):
+    explain = "EXPLAIN (ANALYZE, FORMAT JSON) " + without_comments(
+        planned.journals.home.queries[statement.query]
+    )
+    with (
+        planned.journals.home.pool.use() as connection,
+        connection.transaction(force_rollback=True),
+    ):
         (plan,) = connection.first(explain, statement.parameters)
     nodes = list(walk(plan[0]["Plan"]))
     scans = [node for node in nodes if node.get("Relation Name") and "Scan" in node["Node Type"]]

@@ -77,8 +77,8 @@ def proxy(server):
 @pytest.fixture
 def far(storage, server, proxy):
     """The storage through the proxy."""
-    parameters = {**storage.target.parameters, "port": str(proxy.port)}
-    target = postgres_target.Target(parameters, storage.target.schema)
+    parameters = {**storage.journals.home.target.parameters, "port": str(proxy.port)}
+    target = postgres_target.Target(parameters, storage.journals.home.target.schema)
     far = PostgresStorage.__new__(PostgresStorage)
     far.connect_to(target)
     yield far
@@ -191,8 +191,8 @@ def test_upload_cut_in_the_middle_leaves_nothing(far, storage, proxy):
     with pytest.raises(StorageUnavailableError):
         far.write_blob("i", "k", chunks())
     assert storage.find_blob("i", "k") is None
-    with storage.pool.use() as connection:
-        table = storage.queries["read_chunks"].split("FROM ")[1].split()[0]
+    with storage.journals.home.pool.use() as connection:
+        table = storage.journals.home.queries["read_chunks"].split("FROM ")[1].split()[0]
         wait_until(lambda: connection.first(f"SELECT count(*) FROM {table}")[0] == 0, "no chunk")
 
 
@@ -255,7 +255,7 @@ def test_full_server_is_waited_for(server, url, monkeypatch):
 
 def test_threads_wait_for_a_connection_for_a_limited_time(storage, monkeypatch):
     monkeypatch.setattr(postgres_pool, "TURN_SECONDS", 0.1)
-    hold = [storage.pool.use() for _ in range(postgres_pool.LIMIT)]
+    hold = [storage.journals.home.pool.use() for _ in range(postgres_pool.LIMIT)]
     for context in hold:
         context.__enter__()
     with pytest.raises(StorageUnavailableError, match="connections of this process"):
@@ -453,7 +453,7 @@ def test_what_lets_nobody_in_any_more_is_waited_for(server):
     fill(storage, "w")
     socket = server.directory / f".s.PGSQL.{server.port}"
     away = socket.rename(server.directory / "away")
-    storage.pool.drop_idle()
+    storage.journals.home.pool.drop_idle()
     for work in (
         lambda: storage.read_catalog("w"),
         lambda: storage.commit([make_append("w", 1)]),
@@ -487,9 +487,11 @@ def test_password_works_and_travels(server, roles, url, caplog):
     copy = pickle.loads(pickle.dumps(storage))
     fill(copy, "w")
     assert list_ids(storage) == ["w"]
-    with storage.pool.use() as connection:
+    with storage.journals.home.pool.use() as connection:
         shown = [repr(connection), str(connection.info.dsn), repr(storage), storage.url]
-    assert not [text for text in [*shown, caplog.text, repr(storage.target)] if SECRET in text]
+    assert not [
+        text for text in [*shown, caplog.text, repr(storage.journals.home.target)] if SECRET in text
+    ]
     storage.close()
 
 
@@ -510,7 +512,7 @@ def test_password_file(server, roles, url, monkeypatch, tmp_path):
 
 def test_user_who_may_only_read(server, roles, storage):
     fill(storage, "w")
-    schema = storage.target.schema
+    schema = storage.journals.home.target.schema
     reader = PostgresStorage(
         changed(server, user=GUARDED, password=SECRET, query=f"?schema={schema}")
     )
@@ -529,7 +531,7 @@ def test_user_who_may_only_read(server, roles, storage):
 
 
 def test_rights_that_the_message_names_are_enough(server, roles, storage):
-    schema = storage.target.schema
+    schema = storage.journals.home.target.schema
     user = PostgresStorage(
         changed(server, user=GUARDED, password=SECRET, query=f"?schema={schema}")
     )

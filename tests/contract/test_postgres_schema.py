@@ -92,7 +92,7 @@ def test_an_old_connection_is_replaced(named, admin, monkeypatch):
 def test_connections_that_the_server_ended_are_replaced(named, admin):
     in_threads([named.now] * 4)
     ended = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s"
-    admin.execute(ended, (named.target.parameters["application_name"],))
+    admin.execute(ended, (named.journals.home.target.parameters["application_name"],))
     wait_until(lambda: sessions(admin, named) == 0, "they are ended")
     # Not even the first commit fails: nobody knows what would have become of it.
     assert named.commit([make_append("w", 0)]) == [OK]
@@ -102,7 +102,7 @@ def test_an_interrupted_call_leaves_no_answer_to_the_next(named):
     class Interrupt(BaseException):
         pass
 
-    with named.pool.use() as connection:
+    with named.journals.home.pool.use() as connection:
         connection.pgconn.send_query(b"SELECT 1")
         with pytest.raises(Interrupt):
             connection.wait(interrupting(Interrupt))
@@ -136,7 +136,7 @@ def test_fork_while_another_thread_commits(storage):
             if pid == 0:
                 code = 1
                 with contextlib.suppress(BaseException):
-                    assert storage.pool.idle == []
+                    assert storage.journals.home.pool.idle == []
                     assert storage.commit([make_append(f"child{number}", 0)]) == [OK]
                     storage.close()
                     code = 0
@@ -170,7 +170,7 @@ def test_everything_is_in_the_schema(schema_url, admin):
     made = set(admin.execute(relations).fetchall()) - before
     # Large values lie in tables that PostgreSQL makes for them.
     schemas = {schema for schema, _ in made} - {"pg_toast"}
-    assert schemas == {storage.target.schema}
+    assert schemas == {storage.journals.home.target.schema}
     assert {"schema_version", *TABLES} <= {name for _, name in made}
     storage.close()
 
@@ -183,7 +183,7 @@ def test_odd_schema_names(postgres_url):
         fill(storage, "w", 2)
         storage.write_blob("i", "k", [b"x" * 3_000_000])
         assert list_ids(storage) == ["w"]
-        with storage.pool.use() as connection:
+        with storage.journals.home.pool.use() as connection:
             connection.execute(f"DROP SCHEMA {schema_of(storage)} CASCADE")
         storage.close()
 

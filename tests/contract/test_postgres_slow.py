@@ -85,7 +85,7 @@ def test_patience_ends(storage: PostgresStorage, monkeypatch: pytest.MonkeyPatch
     now = 1000.0
     monkeypatch.setattr(postgres_pool.time, "monotonic", lambda: now)
     patience = postgres_pool.Patience()
-    with storage.pool.use() as connection:
+    with storage.journals.home.pool.use() as connection:
         usual = connection.silence_seconds
         for factor in (1, 2, 4, 8, 16, 30, 30):
             with contextlib.suppress(psycopg.OperationalError), patience.over(connection):

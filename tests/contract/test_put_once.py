@@ -73,15 +73,15 @@ def test_interrupted_anywhere(case: Case, how: str, sweep_at_once: bool) -> None
         said: list[CommitOutcome] = []
         with contextlib.suppress(Crash, StorageUnavailableError):
             said = case.act(process)
-        reached = process.operations.count >= at
+        reached = process.journals.home.operations.count >= at
         if sweep_at_once:
             world.process().sweep(DAY)
-        if how == "retried" or (how == "lost" and process.operations.met == "create"):
+        if how == "retried" or (how == "lost" and process.journals.home.operations.met == "create"):
             # It is known as our own.
             assert set(said) == {OK}
         if how in ("lost", "failed"):
             # It lives on, and mends what it owes.
-            process.operations.at = 0
+            process.journals.home.operations.at = 0
             process.renew_holder(make_holder("other"), 15.0)
             process.remove_holder("other")
         end, _ = check_consistent(world)
@@ -179,9 +179,9 @@ def test_a_creation_whose_outcome_was_unknown_is_repeated(how: str, status: Work
         with contextlib.suppress(StorageUnavailableError):
             if process.commit([append]) == [OK]:
                 assert process.read_catalog("w") == append.catalog
-        if process.operations.count < at:
+        if process.journals.home.operations.count < at:
             break
-        process.operations.at = 0
+        process.journals.home.operations.at = 0
         if not process.read_journal(append.incarnation):
             assert process.commit([append]) == [OK]
         assert check_consistent(world) == (1, status)
@@ -239,9 +239,9 @@ def test_a_rival_between_any_two_operations(case: str, others) -> None:
         found.before(world)
         process = world.process(at, "none")
         theirs: list[CommitOutcome] = []
-        process.operations.meanwhile = lambda: theirs.extend(others(world.process()))
+        process.journals.home.operations.meanwhile = lambda: theirs.extend(others(world.process()))
         ours = found.act(process)
-        if process.operations.count < at:
+        if process.journals.home.operations.count < at:
             break
         assert sorted([*ours, *theirs]) == [OK, STALE], (at, ours, theirs)
         check_consistent(world)
@@ -263,7 +263,7 @@ def test_a_live_writer_that_was_overtaken_lists_nothing_untrue(
         process = world.process(at, "none")
         for holder_id in ("slow", "other"):
             process.renew_holder(make_holder(holder_id), 1e6)
-        process.operations.count = 0
+        process.journals.home.operations.count = 0
 
         def meanwhile() -> None:
             other = world.process()
@@ -273,9 +273,9 @@ def test_a_live_writer_that_was_overtaken_lists_nothing_untrue(
                 assert other.commit([append]) == [OK]
                 seq += 1
 
-        process.operations.meanwhile = meanwhile
+        process.journals.home.operations.meanwhile = meanwhile
         process.commit([make_append("w", 2, status=becomes, holder="slow")])
-        if process.operations.count < at:
+        if process.journals.home.operations.count < at:
             break
         assert check_consistent(world)[1] is C
     assert at > 4
@@ -290,12 +290,12 @@ def test_creations_in_different_hours_are_rivals_too() -> None:
 
         def meanwhile() -> None:
             other = world.process()
-            other.journals.clock = lambda: world.clock() + HOUR
+            other.journals.home.journals.clock = lambda: world.clock() + HOUR
             theirs.extend(other.commit([make_append("w", 0, incarnation="i-rival")]))
 
-        process.operations.meanwhile = meanwhile
+        process.journals.home.operations.meanwhile = meanwhile
         ours = process.commit([make_append("w", 0)])
-        if process.operations.count < at:
+        if process.journals.home.operations.count < at:
             break
         assert [*ours, *theirs].count(OK) <= 1
         check_consistent(world)
@@ -340,7 +340,7 @@ def test_a_writer_that_sleeps_within_its_append(world: World) -> None:
             assert world.process().delete("w", incarnation_of("w"), 2) is OK
             world.sweep()
 
-        sleeper.operations.meanwhile = meanwhile
+        sleeper.journals.home.operations.meanwhile = meanwhile
         assert sleeper.commit([make_append("w", 2, status=S)]) == [STALE]
         assert world.process().read_journal(incarnation_of("w")) == []
         assert list_ids(world.process()) == []
@@ -376,9 +376,9 @@ def test_a_writer_that_sleeps_for_days_within_its_append(name: str) -> None:
         world = World()
         case.before(world)
         process = world.process(at, "none")
-        process.operations.meanwhile = world.sweep
+        process.journals.home.operations.meanwhile = world.sweep
         assert case.act(process) == [OK]
-        if process.operations.count < at:
+        if process.journals.home.operations.count < at:
             break
         assert check_consistent(world)[0] == case.ends[1]
         world.sweep()

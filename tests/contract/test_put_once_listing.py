@@ -14,6 +14,7 @@ from ray_workflows.exceptions import (
     StorageCorruptError,
     StorageUnavailableError,
 )
+from ray_workflows.storage.objects.home import LAYOUT_KEY, LAYOUT_VERSION
 from ray_workflows.storage.objects.index_keys import (
     Entry,
     day,
@@ -25,7 +26,6 @@ from ray_workflows.storage.objects.index_keys import (
 )
 from ray_workflows.storage.objects.journals import GRAVE_SECONDS, READING_SECONDS, segment_key
 from ray_workflows.storage.objects.records import Layout, encode
-from ray_workflows.storage.objects.storage import LAYOUT_KEY, LAYOUT_VERSION
 from ray_workflows.testing.builders import (
     OK,
     fill,
@@ -68,10 +68,10 @@ def test_entries_of_live_holders_are_believed(world: World) -> None:
         fill(world.storage, f"w{number}", 2)
     process = world.process()
     list_ids(process, statuses=(RUNNING,))
-    count = process.operations.count
+    count = process.journals.home.operations.count
     # New ones are compared with their journals once.
     list_ids(process, statuses=(RUNNING,))
-    assert process.operations.count == count + 1
+    assert process.journals.home.operations.count == count + 1
 
 
 def test_what_another_appends_to_ours_is_seen(world: World) -> None:
@@ -91,9 +91,9 @@ def test_one_append_is_one_request(world: World) -> None:
     """The usual one, of the holder who wrote the one before."""
     world.storage.renew_holder(make_holder("h1"), 15.0)
     fill(world.storage, "w", 2)
-    count = world.storage.operations.count
+    count = world.storage.journals.home.operations.count
     assert world.storage.commit([make_append("w", 2)]) == [OK]
-    assert world.storage.operations.count == count + 1
+    assert world.storage.journals.home.operations.count == count + 1
 
 
 @pytest.mark.parametrize(("was", "becomes"), [(F, R), (R, S), (F, C), (R, R)])
@@ -106,9 +106,9 @@ def test_a_workflow_that_moves_while_it_is_listed_is_not_missed(
         world.process().renew_holder(make_holder("h"), 1e6)
         reader = world.process(at, "none")
         append = make_append("w", 2, status=becomes, holder="h")
-        reader.operations.meanwhile = lambda: world.process().commit([append])
+        reader.journals.home.operations.meanwhile = lambda: world.process().commit([append])
         assert list_ids(reader) == ["w"], at
-        if reader.operations.count < at:
+        if reader.journals.home.operations.count < at:
             break
     assert at > 2
 
@@ -131,9 +131,9 @@ def test_a_reader_that_dies_while_it_mends(name: str) -> None:
             world.sweep()
             assert check_consistent(world) == found
             assert set(world.operations.objects) == world.needed()
-            if reader.operations.count < second:
+            if reader.journals.home.operations.count < second:
                 break
-        if writer.operations.count < first:
+        if writer.journals.home.operations.count < first:
             break
 
 
@@ -226,7 +226,7 @@ def test_a_reader_that_may_not_write_reads_the_truth(world: World) -> None:
     with contextlib.suppress(Crash):
         process.commit([make_append("w", 1, status=S)])
     reader = world.process()
-    inner = reader.operations
+    inner = reader.journals.home.operations
 
     def refused(*arguments: object) -> None:
         raise StorageUnavailableError("read only")
@@ -262,17 +262,17 @@ def test_a_missing_segment_is_named(world: World) -> None:
 
 def test_a_store_without_conditional_writes_is_refused(world: World) -> None:
     process = world.process()
-    inner = process.operations.inner
+    inner = process.journals.home.operations.inner
 
     class Careless(MemoryOperations):
         def create(self, key: str, data: bytes) -> bool:
             self.put(key, data)
             return True
 
-    process.operations.inner = Careless(world.clock)
+    process.journals.home.operations.inner = Careless(world.clock)
     with pytest.raises(StorageConfigError, match="conditional writes"):
         process.open()
-    process.operations.inner = inner
+    process.journals.home.operations.inner = inner
     process.open()
 
 
@@ -308,7 +308,7 @@ def test_leases_are_measured_on_the_stores_clock(world: World) -> None:
     (holder,) = process.read_holders()
     assert holder.lease_until - process.now() == pytest.approx(1.0)
     world.pass_time(1.5)
-    assert holder.lease_until < process.holders.fresh_now()
+    assert holder.lease_until < process.journals.home.holders.fresh_now()
 
 
 def test_names_are_never_used_again(world: World) -> None:
@@ -317,7 +317,7 @@ def test_names_are_never_used_again(world: World) -> None:
     for round_number in range(4):
         incarnation = f"i-{round_number}"
         assert world.storage.commit([make_append("w", 0, incarnation=incarnation)]) == [OK]
-        ((key, _),) = world.storage.journals.chain("w")[-1:]
+        ((key, _),) = world.storage.journals.home.journals.chain("w")[-1:]
         assert key not in seen
         seen.add(key)
         assert world.storage.delete("w", incarnation, 1) is OK

@@ -128,7 +128,8 @@ SYSTEM_CALLS = ("open", "write", "link", "replace", "unlink", "mkdir", "fsync")
 def live_and_die(directory: str, at: int, within: bool) -> None:
     """Drive two workflows until the n-th operation, or system call of one, and end there."""
     storage = SharedStorage(directory)
-    storage.crew = storage.journals.crew = storage.index.crew = storage.burial.crew = InTurn()
+    home, burial = storage.journals.home, storage.journals.burial
+    home.crew = home.journals.crew = home.index.crew = burial.crew = InTurn()
     if within:
         count = itertools.count(1)
 
@@ -143,8 +144,8 @@ def live_and_die(directory: str, at: int, within: bool) -> None:
         for name in SYSTEM_CALLS:
             setattr(os, name, wrapped(getattr(os, name)))
     else:
-        killed = Killed(storage.operations, at)
-        for user in (storage, storage.journals, storage.index, storage.burial):
+        killed = Killed(home.operations, at)
+        for user in (home, home.journals, home.index, burial):
             user.operations = killed
     assert storage.commit([make_append("w", 0), make_append("v", 0)]) == [OK, OK]
     told(directory, "w1")
@@ -219,10 +220,10 @@ def test_a_link_whose_answer_was_lost_is_known_as_ours(
         raise FileExistsError(errno.EEXIST, "File exists", target)
 
     monkeypatch.setattr(posix.os, "link", lossy)
-    assert storage.operations.create("a/b", b"x")
+    assert storage.journals.home.operations.create("a/b", b"x")
     monkeypatch.undo()
-    assert not storage.operations.create("a/b", b"y")
-    assert storage.operations.get("a/b").data == b"x"
+    assert not storage.journals.home.operations.create("a/b", b"y")
+    assert storage.journals.home.operations.get("a/b").data == b"x"
 
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
@@ -322,7 +323,7 @@ def test_what_is_renamed_while_a_directory_is_read_is_listed(
     storage: SharedStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Reading a directory may show neither the name that goes nor the one that comes."""
-    operations = storage.operations
+    operations = storage.journals.home.operations
     operations.put("d/old", b"")
     operations.put("d/stays", b"")
     scandir = os.scandir

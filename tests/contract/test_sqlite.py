@@ -24,6 +24,7 @@ from ray_workflows.exceptions import (
 )
 from ray_workflows.storage import SqliteStorage, Storage
 from ray_workflows.storage.sqlite import connection as database
+from ray_workflows.storage.sqlite.directory import SqliteDirectory
 from ray_workflows.testing import StorageContract
 from ray_workflows.testing.builders import (
     OK,
@@ -120,7 +121,7 @@ def test_busy_process_does_not_keep_others_out(storage):
 
 
 def stop_in_the_queue(pipe, directory):
-    with SqliteStorage(directory).writer.use(), SqliteStorage(directory).writer.turn():
+    with SqliteDirectory(directory).writer.use(), SqliteDirectory(directory).writer.turn():
         pipe.send("queued")
         os.kill(os.getpid(), signal.SIGSTOP)
 
@@ -180,8 +181,8 @@ def test_fork_while_another_thread_commits(storage):
                 code = 1
                 with contextlib.suppress(BaseException):
                     # No inherited connection, no lock that nobody will release.
-                    assert storage.writer.connection is None
-                    assert storage.reader.connection is None
+                    assert storage.journals.home.writer.connection is None
+                    assert storage.journals.home.reader.connection is None
                     assert storage.commit([make_append(f"child{number}", 0)]) == [OK]
                     storage.close()
                     code = 0
@@ -308,7 +309,7 @@ def check_after_kill(storage, ends, blobs, deleted):
     assert {name.split("/")[1] for name in left if name.startswith("blobs/")} <= {
         row.incarnation for row in rows.values()
     }
-    with storage.reader.use() as connection:
+    with storage.journals.home.reader.use() as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         assert connection.execute("SELECT count(*) FROM tombstones").fetchone() == (0,)
         orphans = "SELECT incarnation FROM journal EXCEPT SELECT incarnation FROM catalog"
@@ -395,7 +396,7 @@ def test_interrupted_delete_is_finished_by_sweep(storage, monkeypatch):
         raise StorageUnavailableError("no")
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage.blobs, "delete", fail)
+        patch.setattr(storage.blobs, "delete_blobs", fail)
         assert storage.delete("w", row.incarnation, 1) is OK
     assert storage.read_catalog("w") is None
     assert storage.find_blob(row.incarnation, "k") is not None
@@ -422,20 +423,22 @@ def test_sweep_goes_by_the_newest_file(storage):
 
 def test_sweep_and_creation_exclude_each_other(storage, monkeypatch):
     blob = storage.write_blob("i", "k", [b"x"])
-    delete = storage.blobs.delete
+    delete = storage.blobs.delete_blobs
     outcomes = []
 
     def create_in_between(incarnation):
         outcomes.extend(storage.commit([make_append("w", 0, incarnation="i")]))
         delete(incarnation)
 
-    monkeypatch.setattr(storage.blobs, "delete", create_in_between)
+    monkeypatch.setattr(storage.blobs, "delete_blobs", create_in_between)
     assert storage.sweep(0.0) == 1
     assert outcomes == [STALE]
     # And the other way round: created after the look into the catalog, before the tombstone.
     blob = storage.write_blob("i", "k", [b"x"])
     monkeypatch.setattr(
-        storage, "is_known", lambda incarnation: bool(fill(storage, "w", incarnation="i")) and False
+        storage.journals,
+        "is_known",
+        lambda incarnation: bool(fill(storage, "w", incarnation="i")) and False,
     )
     assert storage.sweep(0.0) == 0
     assert bytes(storage.read_blob("i", blob)) == b"x"
@@ -463,7 +466,7 @@ def test_sweep_leaves_files_that_are_not_ours(storage):
 def test_listing_reads_a_page_from_its_index(storage, name, index):
     names = ("submitted_at", "workflow_id", "holders", "statuses", "limit")
     parameters = dict.fromkeys(names)
-    with storage.reader.use() as connection:
+    with storage.journals.home.reader.use() as connection:
         query = f"EXPLAIN QUERY PLAN {strip(database.QUERIES[name])}"
         plan = [row[3] for row in connection.execute(query, parameters)]
     uses = [step for step in plan if index in step]

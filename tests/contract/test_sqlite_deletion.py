@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from ray_workflows._model.catalog import CatalogQuery
-from ray_workflows.storage import SqliteStorage, sqlite
+from ray_workflows.storage import SqliteStorage
+from ray_workflows.storage.sqlite import journals as sqlite
 from ray_workflows.testing.builders import OK, STALE, fill, incarnation_of, make_append
 
 #: Entries of the journal that is deleted, and of one transaction.
@@ -37,7 +38,7 @@ def between(monkeypatch: pytest.MonkeyPatch, action: Callable[[], None]) -> None
 
 
 def entries_left(storage: SqliteStorage) -> int:
-    with contextlib.closing(sqlite3.connect(storage.writer.path)) as connection:
+    with contextlib.closing(sqlite3.connect(storage.journals.home.writer.path)) as connection:
         query = "SELECT count(*) FROM journal WHERE incarnation = ?"
         found: int = connection.execute(query, (W,)).fetchone()[0]
         return found
@@ -104,7 +105,7 @@ def test_the_loop_does_not_wait_for_whoever_writes(storage: SqliteStorage) -> No
     inside, go_on = threading.Event(), threading.Event()
 
     def write() -> None:
-        with storage.writer.transaction():
+        with storage.journals.home.writer.transaction():
             inside.set()
             assert go_on.wait(30.0)
 

@@ -60,7 +60,7 @@ def test_what_open_creates(tmp_path):
     }
     assert modes.pop(".") == modes.pop("..") == modes.pop("blobs") == 0o700
     assert set(modes.values()) == {0o600}
-    with storage.writer.use() as connection:
+    with storage.journals.home.writer.use() as connection:
         pragmas = ("journal_mode", "synchronous", "user_version", "application_id")
         values = [connection.execute(f"PRAGMA {pragma}").fetchone()[0] for pragma in pragmas]
     assert values == ["wal", 2, len(database.MIGRATIONS), database.APPLICATION_ID]
@@ -94,7 +94,7 @@ def foreign_database(path):
 def newer_database(path):
     other = SqliteStorage(path.parent)
     other.open()
-    with other.writer.use() as connection:
+    with other.journals.home.writer.use() as connection:
         connection.execute(f"PRAGMA user_version = {len(database.MIGRATIONS) + 1}")
     other.close()
 
@@ -484,7 +484,7 @@ def test_looking_without_the_right_to_write_past_a_log(others_storage):
     left = Path(others_storage.directory).parent / "left"
     left.mkdir(0o755)
     for suffix in ("", "-wal"):
-        shutil.copy(f"{others_storage.writer.path}{suffix}", left)
+        shutil.copy(f"{others_storage.journals.home.writer.path}{suffix}", left)
     assert os.path.getsize(left / "workflows.sqlite-wal") > 0
     with child(look_as_nobody, str(left)) as (_, pipe):
         error = receive(pipe)
@@ -494,7 +494,7 @@ def test_looking_without_the_right_to_write_past_a_log(others_storage):
 
 @pytest.mark.administrator
 def test_looking_without_the_right_to_read(others_storage):
-    Path(others_storage.writer.path).chmod(0o600)
+    Path(others_storage.journals.home.writer.path).chmod(0o600)
     with child(look_as_nobody, others_storage.directory) as (_, pipe):
         error = receive(pipe)
     assert isinstance(error, StorageConfigError)

@@ -43,7 +43,7 @@ def storage(tmp_path):
 
 def test_deleted_database_is_noticed(storage):
     fill(storage, "w")
-    os.unlink(storage.writer.path)
+    os.unlink(storage.journals.home.writer.path)
     for call in (
         lambda: storage.commit([make_append("w", 1)]),
         lambda: storage.read_catalog("w"),
@@ -52,16 +52,16 @@ def test_deleted_database_is_noticed(storage):
     ):
         with pytest.raises(StorageUnavailableError, match=r"workflows\.sqlite"):
             call()
-    assert not os.path.exists(storage.writer.path)
+    assert not os.path.exists(storage.journals.home.writer.path)
 
 
 def test_database_deleted_during_a_commit_is_noticed(storage):
     fill(storage, "w")
 
     def commit_and_lose():
-        with storage.writer.transaction() as connection:
+        with storage.journals.home.writer.transaction() as connection:
             connection.execute("DELETE FROM holders")
-            os.unlink(storage.writer.path)
+            os.unlink(storage.journals.home.writer.path)
 
     with pytest.raises(StorageUnavailableError, match="deleted or replaced"):
         commit_and_lose()
@@ -69,7 +69,7 @@ def test_database_deleted_during_a_commit_is_noticed(storage):
 
 def test_deleted_log_is_noticed(storage):
     fill(storage, "w")
-    os.unlink(storage.writer.path + "-wal")
+    os.unlink(storage.journals.home.writer.path + "-wal")
     with pytest.raises(StorageUnavailableError, match="-wal"):
         storage.commit([make_append("w", 1)])
 
@@ -100,8 +100,8 @@ def test_replaced_database_is_noticed_and_then_used(storage, tmp_path):
     fill(other, "backup")
     other.close()
     fill(storage, "w")
-    os.unlink(storage.writer.path + "-wal")
-    os.rename(other.writer.path, storage.writer.path)
+    os.unlink(storage.journals.home.writer.path + "-wal")
+    os.rename(other.journals.home.writer.path, storage.journals.home.writer.path)
     with pytest.raises(StorageUnavailableError, match="replaced"):
         storage.commit([make_append("w", 1)])
     assert storage.commit([make_append("w", 1)]) == [STALE]
@@ -112,7 +112,7 @@ def test_locked_database_is_unavailable_for_a_time(tmp_path, monkeypatch):
     one, two = SqliteStorage(tmp_path), SqliteStorage(tmp_path)
     one.open()
     fill(one, "w")
-    with one.writer.transaction():
+    with one.journals.home.writer.transaction():
         with pytest.raises(StorageUnavailableError, match="locked"):
             two.commit([make_append("w", 1)])
         # Readers do not mind.
@@ -126,8 +126,8 @@ def test_damaged_database_is_corrupt(storage):
     for i in range(50):
         fill(storage, f"w{i}", 2, entry=b"x" * 5000)
     storage.close()
-    size = os.path.getsize(storage.writer.path)
-    with open(storage.writer.path, "r+b") as file:
+    size = os.path.getsize(storage.journals.home.writer.path)
+    with open(storage.journals.home.writer.path, "r+b") as file:
         file.seek(4096)
         file.write(b"\xa5" * (size - 4096))
     for call in (
@@ -155,7 +155,7 @@ def test_failed_transaction_gives_its_lock_back(storage):
     kept = []
 
     def fail():
-        with storage.writer.transaction() as connection:
+        with storage.journals.home.writer.transaction() as connection:
             connection.execute("DELETE FROM holders")
             # A traceback can keep such a cursor alive for long.
             kept.append(connection.execute("SELECT * FROM sqlite_master"))
@@ -171,7 +171,7 @@ def test_failed_transaction_gives_its_lock_back(storage):
 
 
 def test_missing_table_is_corrupt(storage):
-    with storage.writer.use() as connection:
+    with storage.journals.home.writer.use() as connection:
         connection.execute("DROP TABLE journal")
     with pytest.raises(StorageCorruptError, match="schema"):
         storage.read_journal("i")
@@ -179,7 +179,7 @@ def test_missing_table_is_corrupt(storage):
 
 def test_unreadable_row_is_corrupt(storage):
     fill(storage, "w")
-    with storage.writer.use() as connection:
+    with storage.journals.home.writer.use() as connection:
         connection.execute("UPDATE catalog SET status = 'LOST'")
     with pytest.raises(StorageCorruptError, match="'w'.*checksum"):
         storage.read_catalog("w")
@@ -187,7 +187,7 @@ def test_unreadable_row_is_corrupt(storage):
 
 def test_full_database_is_unavailable_and_recovers(storage):
     fill(storage, "w", 1)
-    with storage.writer.use() as connection:
+    with storage.journals.home.writer.use() as connection:
         pages = connection.execute("PRAGMA page_count").fetchone()[0]
         connection.execute(f"PRAGMA max_page_count = {pages + 20}")
     seq, error = 1, None
@@ -210,7 +210,7 @@ def fill_the_disk(pipe, directory):
     """A limit on file sizes is as good as a full disk, and needs no mount."""
     storage = SqliteStorage(directory)
     fill(storage, "w", 1)
-    size = os.path.getsize(storage.writer.path + "-wal")
+    size = os.path.getsize(storage.journals.home.writer.path + "-wal")
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size + 400_000, hard))
     errors = []

@@ -338,7 +338,7 @@ def without_paths(directory: Path, paths: list[str]) -> None:
             data = encode_entry(clean, row.workflow_id, row.incarnation, entry.seq, link)
             found[row.incarnation, entry.seq] = data
             link = link_of(data)
-    with storage.writer.transaction() as connection:
+    with storage.journals.home.writer.transaction() as connection:
         for (incarnation, seq), data in found.items():
             connection.execute(
                 "UPDATE journal SET entry = ? WHERE incarnation = ? AND seq = ?",

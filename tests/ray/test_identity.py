@@ -20,7 +20,6 @@ from ray_workflows._executor.worker import AttemptRun
 from ray_workflows._model.inputs import AttemptLostInput
 from ray_workflows._model.plan import Environment, Function, Plan, TaskOptions
 from ray_workflows.storage import MemoryStorage
-from ray_workflows.storage.encoded import EncodedStorage
 from tests.unit.test_payload_codec import Salted
 
 
@@ -146,7 +145,7 @@ def test_plans_over_other_objects_are_other_plans() -> None:
         return captured(listed.bind([ray.put(value)]), storage).digest
 
     def encoded() -> Any:
-        return EncodedStorage(MemoryStorage(), (Salted(),))
+        return MemoryStorage().with_codecs((Salted(),))
 
     for stores in (MemoryStorage, encoded):
         assert digest(1, stores()) != digest(2, stores())

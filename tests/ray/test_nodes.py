@@ -11,7 +11,7 @@ from tests.ray.processes import OWN_CODE, DriverProcess
 CODE = """
     import numpy as np, ray, ray_workflows as workflow
     from ray.cluster_utils import Cluster
-    from tests.ray.recording_storage import RecordingStorage
+    from tests.ray.recording_storage import recording_storage
     from tests.ray.start import few_processes
 
     head = dict(num_cpus=2, resources={{"a": 10}})
@@ -23,7 +23,7 @@ CODE = """
     # Which of two nodes of one machine a driver connects to is Ray's choice.
     (away,) = [node for node in ray.nodes() if node["NodeID"] != home]
     elsewhere = {{name: 1 for name in "ab" if name in away["Resources"]}}
-    workflow.init(RecordingStorage({storage!r}, {record!r}))
+    workflow.init(recording_storage({storage!r}, {record!r}))
 
     @ray.remote(resources=elsewhere)
     def make():

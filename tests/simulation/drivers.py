@@ -5,7 +5,7 @@ coordinator on their way, and what must come of each ref.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ray_workflows._client.reader import ACTIVE
@@ -13,10 +13,17 @@ from ray_workflows._client.waiter import OutputError, UnopenedValues, Waiter
 from ray_workflows._coordinator.requests import Accepted, Finished
 from ray_workflows._coordinator.watching import SIT_SECONDS
 from ray_workflows._coordinator.wire import ENCODER, POLL, POLLED, OutputWanted
-from ray_workflows._model.catalog import CatalogRow, JournalEntry
+from ray_workflows._model.catalog import (
+    Append,
+    CatalogQuery,
+    CatalogRow,
+    JournalEntry,
+    Page,
+)
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageUnavailableError
-from ray_workflows.storage.forwarding import ForwardingStorage
+from ray_workflows.storage.base import Storage
+from ray_workflows.storage.parts import BlobStore, CommitOutcome, Home, JournalStore
 from tests.simulation.blocking import BlockedThread
 from tests.simulation.event_loops import SimulatedLoop
 from tests.simulation.violations import Violation
@@ -30,13 +37,24 @@ if TYPE_CHECKING:
 REPEAT_SECONDS = 2.0
 
 
-class DriverStorage(ForwardingStorage):
-    """The storage as one waiter meets it: away at times, as a whole or for one operation."""
+class DriverHome(Home):
+    """The way of one waiter to the world's storage: away at times, as a whole or for one
+    operation."""
 
     def __init__(self, driver: Driver) -> None:
-        super().__init__(driver.world.storage)
         self.driver = driver
+        self.inner = driver.world.storage
         self.away_until = 0.0
+
+    @property
+    def url(self) -> str:
+        return self.inner.url
+
+    def open(self) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        """Nothing to give back."""
 
     def enter(self, what: str) -> None:
         """An operation begins."""
@@ -48,18 +66,67 @@ class DriverStorage(ForwardingStorage):
             world.seen["reads that fail"] += 1
             raise StorageUnavailableError(f"{what} failed")
 
+
+class DriverJournals(JournalStore):
+    """The world's journals as one waiter meets them, who only reads."""
+
+    home: DriverHome
+
+    def __init__(self, home: DriverHome) -> None:
+        self.home = home
+
     def read_catalog(self, workflow_id: str) -> CatalogRow | None:
-        self.enter("read_catalog")
-        self.driver.looks.note(1.0)
-        return self.storage.read_catalog(workflow_id)
+        self.home.enter("read_catalog")
+        self.home.driver.looks.note(1.0)
+        return self.home.inner.read_catalog(workflow_id)
 
     def read_journal(self, incarnation: str, after: int = 0) -> list[JournalEntry]:
-        self.enter("read_journal")
-        return self.storage.read_journal(incarnation, after)
+        self.home.enter("read_journal")
+        return self.home.inner.read_journal(incarnation, after)
+
+    def list_catalog(self, query: CatalogQuery) -> Page:
+        return self.home.inner.list_catalog(query)
+
+    def commit(self, appends: Sequence[Append]) -> list[CommitOutcome]:
+        raise AssertionError("A waiter commits nothing.")
+
+    def delete(self, workflow_id: str, incarnation: str, expected_seq: int) -> CommitOutcome:
+        raise AssertionError("A waiter deletes nothing.")
+
+
+class DriverBlobs(BlobStore):
+    """The world's blobs as one waiter meets them, who only reads."""
+
+    home: DriverHome
+
+    def __init__(self, home: DriverHome) -> None:
+        self.home = home
 
     def read_blob(self, incarnation: str, blob: Blob) -> memoryview:
-        self.enter("read_blob")
-        return self.storage.read_blob(incarnation, blob)
+        self.home.enter("read_blob")
+        return self.home.inner.read_blob(incarnation, blob)
+
+    def stream_blob(self, incarnation: str, blob: Blob) -> Iterator[memoryview]:
+        return self.home.inner.stream_blob(incarnation, blob)
+
+    def find_blob(self, incarnation: str, key: str) -> Blob | None:
+        return self.home.inner.find_blob(incarnation, key)
+
+    def write_blob(self, incarnation: str, key: str, chunks: Iterable[bytes | memoryview]) -> Blob:
+        raise AssertionError("A waiter writes nothing.")
+
+    def delete_blobs(self, incarnation: str) -> None:
+        raise AssertionError("A waiter deletes nothing.")
+
+    def old_blobs(self, grace_seconds: float) -> list[str]:
+        return self.home.inner.old_blobs(grace_seconds)
+
+
+def driver_storage(driver: Driver) -> Storage:
+    """The storage as one waiter meets it."""
+    home = DriverHome(driver)
+    leases = home.inner.leases
+    return Storage(journals=DriverJournals(home), blobs=DriverBlobs(home), leases=leases)
 
 
 class ReaderOfDriver(UnopenedValues):
@@ -289,7 +356,7 @@ class Driver:
         self.calls: dict[Call, None] = {}
         #: Those that block in it.
         self.threads: dict[BlockedThread, None] = {}
-        self.storage = DriverStorage(self)
+        self.storage = driver_storage(self)
         self.looks = Pace(self, "looks into the storage")
         self.asks = Pace(self, "asks the coordinator")
         self.loop: SimulatedLoop

@@ -34,7 +34,7 @@ from ray_workflows._model.catalog import JournalEntry
 from ray_workflows._model.commands import CancelAttempt, ReleaseValue, StartAttempt, WakeAt
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.storage.base import CommitOutcome
-from ray_workflows.storage.memory import MemoryStorage
+from ray_workflows.storage.memory import MemoryJournals
 
 Patch = Callable[[Any], None]
 
@@ -647,16 +647,16 @@ def orphans_are_left_alone(patch: Any) -> None:
 
 @breaks("fence")
 def storage_appends_anywhere(patch: Any) -> None:
-    def append(self: MemoryStorage, append: Any) -> CommitOutcome:
-        journal = self.journals.get(append.incarnation)
+    def append(self: MemoryJournals, append: Any) -> CommitOutcome:
+        journal = self.home.journals.get(append.incarnation)
         if append.expected_seq == 0 or journal is None:
             return original(self, append)
-        self.rows[append.workflow_id] = append.catalog
+        self.home.rows[append.workflow_id] = append.catalog
         journal.append(JournalEntry(append.catalog.seq, append.commit_id, append.entry))
         return CommitOutcome.OK
 
-    original = MemoryStorage.append
-    patch.setattr(MemoryStorage, "append", append)
+    original = MemoryJournals.append
+    patch.setattr(MemoryJournals, "append", append)
 
 
 @breaks("one truth")

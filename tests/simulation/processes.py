@@ -20,7 +20,8 @@ from ray_workflows._executor.protocol import AttemptRequest, decode_report
 from ray_workflows._executor.watch import LOOK_SECONDS, Watched
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageUnavailableError
-from ray_workflows.storage.forwarding import ForwardingStorage
+from ray_workflows.storage.base import Storage
+from ray_workflows.storage.parts import BlobStore
 from tests.simulation.fibers import Fiber, Killed
 from tests.simulation.scripts import Script
 from tests.simulation.work import HERE, error_named
@@ -107,7 +108,7 @@ class SimulatedProcess:
         self.died_idle = False
         #: The attempts that it was given of the Ray task.
         self.given: set[tuple[str, int, int, int]] = set()
-        self.storage = WorkerStorage(self)
+        self.storage = worker_storage(self)
 
     # -- what the code of workers asks for -------------------------------------------------
 
@@ -280,11 +281,12 @@ class SimulatedWatch:
             self.look_later()
 
 
-class WorkerStorage(ForwardingStorage):
-    """The world's storage as a worker reaches it: it takes time, and is away at times."""
+class WorkerBlobs(BlobStore):
+    """The world's blobs as a worker reaches them: it takes time, and they are away at times."""
 
     def __init__(self, process: SimulatedProcess) -> None:
-        super().__init__(process.world.storage)
+        self.blobs = process.world.storage.blobs
+        self.home = self.blobs.home
         self.process = process
 
     def enter(self, what: str) -> None:
@@ -306,7 +308,7 @@ class WorkerStorage(ForwardingStorage):
     def write_blob(self, incarnation: str, key: str, chunks: Iterable[bytes | memoryview]) -> Blob:
         self.enter("write_blob")
         data = b"".join(chunks)
-        blob = self.storage.write_blob(incarnation, key, [data])
+        blob = self.blobs.write_blob(incarnation, key, [data])
         self.process.world.seen["results in blobs"] += 1
         faults = self.process.world.worker_faults
         if faults.hit(faults.write_unsaid):
@@ -315,11 +317,23 @@ class WorkerStorage(ForwardingStorage):
 
     def read_blob(self, incarnation: str, blob: Blob) -> memoryview:
         self.enter("read_blob")
-        return self.storage.read_blob(incarnation, blob)
+        return self.blobs.read_blob(incarnation, blob)
 
     def find_blob(self, incarnation: str, key: str) -> Blob | None:
         self.enter("find_blob")
-        return self.storage.find_blob(incarnation, key)
+        return self.blobs.find_blob(incarnation, key)
+
+    def delete_blobs(self, incarnation: str) -> None:
+        self.blobs.delete_blobs(incarnation)
+
+    def old_blobs(self, grace_seconds: float) -> list[str]:
+        return self.blobs.old_blobs(grace_seconds)
+
+
+def worker_storage(process: SimulatedProcess) -> Storage:
+    """The world's storage, with the blobs as a worker reaches them."""
+    storage = process.world.storage
+    return Storage(journals=storage.journals, blobs=WorkerBlobs(process), leases=storage.leases)
 
 
 def arrived(value: Any) -> Any:

@@ -251,7 +251,7 @@ class World:
         self.faults.stop()
         self.trace("calm")
         for life in self.lives:
-            life.storage.away_until = 0.0
+            life.storage.way.away_until = 0.0
             if life.exists and (life.cluster.life is not life or life.io.stuck):
                 self.crash(life)
             life.resume()

@@ -193,7 +193,7 @@ class WorldOfDrivers(World):
     def calm_down(self) -> None:
         self.driver_faults.stop()
         for driver in self.drivers:
-            driver.storage.away_until = 0.0
+            driver.storage.journals.home.away_until = 0.0
         super().calm_down()
 
     def life_begins(self, life: Life) -> None:

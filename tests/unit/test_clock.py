@@ -61,7 +61,7 @@ def world() -> World:
 
 
 def set_storage_clock(world: World, seconds: float) -> None:
-    world.storage.clock = lambda: world.clock.now + seconds
+    world.storage.journals.home.clock = lambda: world.clock.now + seconds
 
 
 #: From one walk through all open workflows to the next, which asks for the storage's time.

@@ -18,7 +18,7 @@ from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.cli.main import main
 from ray_workflows.exceptions import InvalidWorkflowIdError
 from ray_workflows.storage import MemoryStorage, SqliteStorage
-from ray_workflows.storage.combined import take
+from ray_workflows.storage.orphans import take
 from ray_workflows.testing.builders import OK
 
 ITEM = "ray_workflows/package/abc"

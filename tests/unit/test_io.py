@@ -12,7 +12,6 @@ from ray_workflows._coordinator.io import Inbox, ThreadIo, work_off
 from ray_workflows._coordinator.store import SMALL_APPENDS, SMALL_BYTES, is_small
 from ray_workflows._model.catalog import Append
 from ray_workflows.storage import SqliteStorage
-from ray_workflows.storage.encoded import EncodedStorage
 from ray_workflows.testing.builders import make_append
 from tests.unit.test_orphans import Coordinator, World
 
@@ -99,7 +98,7 @@ def test_only_a_commit_that_takes_no_time_is_brief(
     at_once: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = World()
-    monkeypatch.setattr(type(world.storage), "commits_at_once", at_once)
+    monkeypatch.setattr(type(world.storage.journals), "commits_at_once", at_once)
     owner = Coordinator(world, "owner", auto_resume=False)
     briefs: list[bool] = []
     call = owner.call
@@ -116,5 +115,5 @@ def test_only_a_commit_that_takes_no_time_is_brief(
 def test_which_storages_commit_at_once(tmp_path: Any) -> None:
     storage = SqliteStorage(tmp_path)
     assert storage.commits_at_once
-    assert EncodedStorage(storage, ()).commits_at_once
+    assert storage.with_codecs(()).commits_at_once
     assert not World().storage.commits_at_once

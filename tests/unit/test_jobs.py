@@ -26,7 +26,8 @@ from ray_workflows._environment.ray_private import error_without_user_code
 from ray_workflows._executor.timers import elapsed
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.exceptions import StorageUnavailableError, WorkflowNotFoundError
-from ray_workflows.storage.memory import MemoryStorage
+from ray_workflows.storage.base import Storage
+from ray_workflows.storage.memory import MemoryHome, MemoryJournals, MemoryStorage
 from ray_workflows.testing.clock import VirtualClock
 from tests.unit.plans import plan
 from tests.unit.test_orphans import Coordinator, World
@@ -241,11 +242,11 @@ def test_an_error_of_one_workflow_leaves_the_others_of_its_commit_alone(
 # -- the thread ----------------------------------------------------------------------------
 
 
-class Reluctant(MemoryStorage):
-    """Does not answer at first, wherever it is asked."""
+class ReluctantJournals(MemoryJournals):
+    """Do not answer at first, when somebody wants to listen."""
 
-    def __init__(self, error: Exception) -> None:
-        super().__init__(clock=VirtualClock())
+    def __init__(self, home: MemoryHome, error: Exception) -> None:
+        super().__init__(home)
         self.refusals: queue.SimpleQueue[Exception] = queue.SimpleQueue()
         for _ in range(2):
             self.refusals.put(error)
@@ -269,11 +270,13 @@ def test_a_coordinator_answers_whose_storage_refuses_to_listen(
     monkeypatch.setattr(host_module, "ANSWER_SECONDS", HANG_SECONDS)
     # It changes what its process does with errors of users; this process goes on as before.
     monkeypatch.setattr(RayError, "from_ray_exception", RayError.from_ray_exception)
-    storage = Reluctant(error)
+    inner = MemoryStorage(clock=VirtualClock())
+    journals = ReluctantJournals(inner.journals.home, error)
+    storage = Storage(journals=journals, blobs=inner.blobs, leases=inner.leases)
     host = Host(storage, Settings(), "0")
     assert RayError.from_ray_exception is error_without_user_code
     assert isinstance(host.cancel("nothing"), WorkflowNotFoundError)
-    assert storage.refusals.qsize() < 2
+    assert journals.refusals.qsize() < 2
     assert isinstance(host.loop.clock, SteadyClock)
     assert host.loop.elapsed is elapsed
     # Whatever else is brought to its thread.

@@ -36,9 +36,9 @@ class CountingStorage(MemoryStorage):
     """Counts what is asked of it; ``away``: it does not answer."""
 
     def __init__(self, clock: VirtualClock) -> None:
-        super().__init__(clock=clock)
         self.calls: Counter[str] = Counter()
         self.away = False
+        super().__init__(clock=clock)
 
     def __getattribute__(self, name: str) -> Any:
         if name in ("read_holders", "list_catalog", "read_journal", "now"):
@@ -242,8 +242,8 @@ def test_what_there_was_no_room_for_comes_later(world: World) -> None:
     world.pass_time(40.0)
     (first,) = other.loop.workflows.values()
     other.loop.drop(first)
-    row = world.storage.rows[first.workflow_id]
-    world.storage.rows[first.workflow_id] = msgspec.structs.replace(
+    row = world.storage.journals.home.rows[first.workflow_id]
+    world.storage.journals.home.rows[first.workflow_id] = msgspec.structs.replace(
         row, status=WorkflowStatus.SUCCESSFUL
     )
     world.pass_time(2.0)
@@ -308,7 +308,7 @@ def test_one_whose_holder_never_was_here(world: World) -> None:
 def test_an_unreadable_one_is_read_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
     owner = Coordinator(world, "owner")
     owner.submit("w", "readable")
-    world.storage.journals["i-w"][0] = JournalEntry(1, "c", b"damaged")
+    world.storage.journals.home.journals["i-w"][0] = JournalEntry(1, "c", b"damaged")
     owner.die()
     Coordinator(world, "other")
     world.pass_time(20.0)

@@ -44,7 +44,7 @@ class Place:
     def read(self, incarnation: str) -> bytes:
         if self.directory is not None:
             return (self.directory / "blobs" / incarnation / store.KEY).read_bytes()
-        return self.storage.blobs[incarnation][store.KEY].data
+        return self.storage.blobs.home.blobs[incarnation][store.KEY].data
 
     def replace(self, incarnation: str, data: bytes | None) -> None:
         """Put other bytes in the place of an item's, or none."""
@@ -54,7 +54,7 @@ class Place:
             if data is not None:
                 path.write_bytes(data)
             return
-        blobs = self.storage.blobs[incarnation]
+        blobs = self.storage.blobs.home.blobs[incarnation]
         stored = blobs.pop(store.KEY)
         if data is not None:
             blobs[store.KEY] = msgspec.structs.replace(stored, data=data)

@@ -15,13 +15,19 @@ import pytest
 
 from ray_workflows._codec import envelope
 from ray_workflows._codec.envelope import PIECE_BYTES, objects_in, seal, unseal
-from ray_workflows._executor.node_storage import NodeStorage
+from ray_workflows._executor.node_storage import (
+    NodeBlobs,
+    NodeHome,
+    NodeJournals,
+    NodeLeases,
+    NodeStorage,
+)
 from ray_workflows._model.values import Blob
 from ray_workflows.codec import PayloadCodec, check_codecs
 from ray_workflows.exceptions import PayloadCodecError, StorageCorruptError
 from ray_workflows.storage import MemoryStorage, SqliteStorage, Storage
-from ray_workflows.storage.encoded import EncodedStorage
-from ray_workflows.storage.forwarding import ForwardingStorage
+from ray_workflows.storage.base import BlobStore, Home, JournalStore, LeaseStore
+from ray_workflows.storage.combined import MovedBlobs
 
 BLOB = Blob("object-1", 10, "sha256:00")
 
@@ -209,22 +215,36 @@ def test_bad_input(codec: Any, error: type[Exception], message: str) -> None:
 # -- storages ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [ForwardingStorage, NodeStorage])
-def test_wrappers_pass_everything_on(kind: type[Storage]) -> None:
-    """A method of `Storage` that a wrapper lacks would do what it does for nobody."""
+@pytest.mark.parametrize(
+    ("part", "kind"),
+    [
+        *((part, Storage) for part in (JournalStore, BlobStore, LeaseStore, Home)),
+        (BlobStore, MovedBlobs),
+        (JournalStore, NodeJournals),
+        (BlobStore, NodeBlobs),
+        (LeaseStore, NodeLeases),
+        (Home, NodeHome),
+    ],
+)
+def test_wrappers_pass_everything_on(part: type, kind: type) -> None:
+    """A method of a part that a wrapper lacks would do what it does for nobody."""
     public = {
         name
-        for name, value in vars(Storage).items()
+        for name, value in vars(part).items()
         if not name.startswith("_") and (inspect.isfunction(value) or isinstance(value, property))
     }
     assert public <= set(vars(kind))
 
 
 def test_the_codecs_travel_with_the_storage(tmp_path: Path) -> None:
-    storage = EncodedStorage(SqliteStorage(tmp_path), [Salted(b"k"), Deflate()])
+    storage = SqliteStorage(tmp_path).with_codecs([Salted(b"k"), Deflate()])
     copy = pickle.loads(pickle.dumps(NodeStorage(storage, "node")))
     assert [codec.name for codec in copy.codecs] == ["salted", "deflate"]
     assert copy.codecs[0].key == b"k"
+    # One set of connections: all parts came to the same storage.
+    assert {id(part.storage) for part in (copy.journals, copy.blobs, copy.leases)} == {
+        id(copy.node.storage)
+    }
     assert copy.url == storage.url == SqliteStorage(tmp_path).url
-    assert repr(storage).endswith("[salted, deflate])")
+    assert repr(storage).endswith(", salted, deflate)")
     assert MemoryStorage().codecs == ()

@@ -121,7 +121,7 @@ def test_a_journal_that_cant_be_decoded(world: World, auto: bool) -> None:
     owner = Coordinator(world, "owner", auto_resume=False, host="here")
     for workflow_id in (GOOD[0], BAD, GOOD[1]):
         submit(owner, workflow_id)
-    world.storage.journals[f"i-{BAD}"][0] = JournalEntry(1, "c", b"damaged")
+    world.storage.journals.home.journals[f"i-{BAD}"][0] = JournalEntry(1, "c", b"damaged")
     owner.die()
     other = Coordinator(
         world, "other", auto_resume=auto, host="here", actor=None if auto else "owner"

@@ -57,7 +57,11 @@ def test_what_is_shown(url, shown):
     assert repr(storage) == f"PostgresStorage({shown!r})"
     assert not storage.node_bound
     assert storage_from_url(shown).url == shown
-    everything = [repr(storage.target), str(vars(storage)), str(storage.schema.names)]
+    everything = [
+        repr(storage.journals.home.target),
+        str(vars(storage)),
+        str(storage.journals.home.schema.names),
+    ]
     assert not [text for text in everything if SECRET in text]
 
 
@@ -79,7 +83,7 @@ def test_variables_complete_the_url_and_travel(monkeypatch):
         monkeypatch.delenv(name)
     copy = pickle.loads(data)
     assert copy.url == storage.url
-    parameters = copy.target.connect_parameters()
+    parameters = copy.journals.home.target.connect_parameters()
     assert (parameters["user"], parameters["password"]) == ("me", SECRET)
     assert storage_from_url("postgresql://other@host/x").target.parameters["user"] == "other"
 
@@ -90,7 +94,7 @@ def test_service_of_the_environment_travels(monkeypatch, tmp_path):
     monkeypatch.setenv("PGSERVICE", "prod")
     storage = storage_from_url("postgresql://")
     assert storage.url == "postgresql://db:5432/work"
-    assert "service" not in storage.target.parameters
+    assert "service" not in storage.journals.home.target.parameters
 
 
 def test_a_gone_server_is_noticed_within_seconds():

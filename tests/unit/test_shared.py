@@ -15,7 +15,6 @@ from ray_workflows._client.blob_copies import copy_blobs
 from ray_workflows._codec.references import blobs_in
 from ray_workflows._model.plan import Environment, Plan
 from ray_workflows.exceptions import SerializationError
-from ray_workflows.storage.encoded import EncodedStorage
 from ray_workflows.storage.memory import MemoryStorage
 from tests.unit.kinds_of_values import VALUES, described
 from tests.unit.test_payload_codec import Salted
@@ -42,7 +41,7 @@ def arguments(storage: Any, plan: Plan, index: int, incarnation: str = "i") -> A
 
 def stored_bytes(storage: Any) -> int:
     """What the blobs of the incarnation take."""
-    return sum(stored.blob.size for stored in storage.blobs["i"].values())
+    return sum(stored.blob.size for stored in storage.blobs.home.blobs["i"].values())
 
 
 def large_list() -> list[bytes]:
@@ -159,7 +158,7 @@ def test_parts_go_where_their_workflow_goes() -> None:
 
 def test_encoded_parts_are_stored_once_too() -> None:
     inner = MemoryStorage()
-    storage = EncodedStorage(inner, (Salted(),))
+    storage = inner.with_codecs((Salted(),))
     array = np.arange(SIZE // 8)
     plan = captured(take.bind(*[take.bind(array, turn) for turn in range(4)]), storage)
     assert stored_bytes(inner) < 1.5 * SIZE
@@ -173,7 +172,7 @@ def test_plans_over_other_contents_are_other_plans(codecs: Any) -> None:
     other[5] = 0
 
     def digest(*values: Any) -> str:
-        storage: Any = EncodedStorage(MemoryStorage(), codecs) if codecs else MemoryStorage()
+        storage: Any = MemoryStorage().with_codecs(codecs)
         return captured(take.bind(*[take.bind(value) for value in values]), storage).digest
 
     assert digest(array, other) == digest(array.copy(), other.copy())

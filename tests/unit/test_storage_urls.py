@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+import ray_workflows
 from ray_workflows.exceptions import StorageConfigError
-from ray_workflows.storage import MemoryStorage, SqliteStorage, Storage
-from ray_workflows.storage.objects import SharedStorage
-from ray_workflows.storage.objects.bucket import VARIABLES, ObjectStorage
+from ray_workflows.storage import LeaseStore, MemoryStorage, SqliteStorage, Storage
+from ray_workflows.storage.objects import ObjectStorage, SharedStorage
+from ray_workflows.storage.objects.bucket import VARIABLES
 from ray_workflows.storage.urls import storage_from_url
 
 
@@ -132,7 +133,8 @@ def test_buckets(no_provider, url, expected):
     assert type(storage) is ObjectStorage
     assert storage.url == expected
     copy = pickle.loads(pickle.dumps(storage))
-    assert (copy.url, copy.options) == (storage.url, storage.options)
+    options = storage.journals.home.options
+    assert (copy.url, copy.journals.home.options) == (storage.url, options)
     assert storage_from_url(storage.url).url == expected
 
 
@@ -169,7 +171,7 @@ def test_where_a_bucket_is_travels_and_credentials_stay(no_provider, monkeypatch
     pickled = pickle.dumps(storage)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     assert pickle.loads(pickled).url == "s3://bucket/p?endpoint=http://127.0.0.1:9000"
-    assert pickle.loads(pickled).options["region"] == "eu-west-1"
+    assert pickle.loads(pickled).journals.home.options["region"] == "eu-west-1"
     for shown in (storage.url, repr(storage), repr(vars(storage)), pickled.decode("latin-1")):
         assert "my-secret" not in shown
         assert "my-key-id" not in shown
@@ -206,17 +208,39 @@ def test_other_types(spec):
         storage_from_url(spec)
 
 
-def test_a_subclass_that_lacks_a_method():
-    class Half(Storage):
-        @property
-        def url(self):
-            return "half://"
-
+def test_a_part_that_lacks_a_method():
+    class Half(LeaseStore):
         def now(self):
             return 0.0
 
-    with pytest.raises(StorageConfigError, match="Half .*lacks close, commit, .*StorageContract"):
+    missing = "read_holders, remove_holder, renew_holder"
+    with pytest.raises(
+        StorageConfigError,
+        match=f"Half can't be a LeaseStore: it lacks {missing}.*LeaseStoreContract",
+    ):
         Half()
+
+
+def test_a_storage_of_a_release_with_one_class_for_all():
+    """Whatever it has itself would be seen by callers of the storage and not by its parts."""
+
+    class Old(Storage):
+        @property
+        def url(self):
+            return "old://"
+
+        def commit(self, appends):
+            return []
+
+    class Empty(Storage):
+        def __init__(self):
+            pass
+
+    advice = r"JournalStore, BlobStore and LeaseStore.*docs/storage-own\.md"
+    with pytest.raises(TypeError, match=rf"The storage Old has commit, url,.*{advice}"):
+        ray_workflows.init(Old())
+    with pytest.raises(TypeError, match=rf"The storage Empty does not call .*{advice}"):
+        ray_workflows.init(Empty())
 
 
 def test_variable(monkeypatch):

@@ -18,7 +18,7 @@ from ray_workflows._executor.watch import LOOK_SECONDS, Watched
 from ray_workflows._model.values import Blob, Value
 from ray_workflows.exceptions import StorageUnavailableError
 from ray_workflows.storage.base import Storage
-from ray_workflows.storage.memory import MemoryStorage
+from ray_workflows.storage.memory import MemoryBlobs, MemoryHome, MemoryStorage
 from tests.unit.scheduling import Scheduling
 from tests.unit.workers import INCARNATION, Process, attempt
 
@@ -89,11 +89,11 @@ class Method:
         self.remote = call
 
 
-class Slow(MemoryStorage):
-    """A storage that is away, or says nothing, for some seconds."""
+class SlowBlobs(MemoryBlobs):
+    """Blobs that are away, or say nothing, for some seconds."""
 
-    def __init__(self, *, reads: float = 0.0, writes: float = 0.0, silent: bool = False) -> None:
-        super().__init__()
+    def __init__(self, home: MemoryHome, reads: float, writes: float, silent: bool) -> None:
+        super().__init__(home)
         self.away = {"read": reads, "write": writes}
         self.silent = silent
 
@@ -112,6 +112,15 @@ class Slow(MemoryStorage):
     def read_blob(self, incarnation: str, blob: Blob) -> memoryview:
         self.answer("read")
         return super().read_blob(incarnation, blob)
+
+
+class Slow(Storage):
+    """A storage whose blobs are away, or say nothing, for some seconds."""
+
+    def __init__(self, *, reads: float = 0.0, writes: float = 0.0, silent: bool = False) -> None:
+        inner = MemoryStorage()
+        blobs = SlowBlobs(inner.journals.home, reads, writes, silent)
+        super().__init__(journals=inner.journals, blobs=blobs, leases=inner.leases)
 
 
 #: The world of the test that runs.
@@ -144,7 +153,7 @@ def run(storage: Slow, function: Callable[..., Any], seconds: float) -> str:
     request = attempt(function, seconds, timeout=TIMEOUT)
     data = request.arguments.data
     assert isinstance(data, bytes)
-    blob = MemoryStorage.write_blob(storage, INCARNATION, "arguments", [data])
+    blob = MemoryBlobs.write_blob(storage.blobs, INCARNATION, "arguments", [data])
     return world.run(storage, msgspec.structs.replace(request, arguments=Value(blob)))
 
 

@@ -17,7 +17,6 @@ from ray_workflows._model.values import ErrorInfo, Outcome
 from ray_workflows.codec import PayloadCodec
 from ray_workflows.exceptions import WorkflowExecutionError
 from ray_workflows.storage import MemoryStorage
-from ray_workflows.storage.encoded import EncodedStorage
 
 #: How often something of `Poison` was unpickled.
 opened: list[str] = []
@@ -74,7 +73,7 @@ def nothing_opened() -> None:
 @pytest.fixture(params=["plain", "encoded"])
 def storage(request: pytest.FixtureRequest) -> Any:
     storage = MemoryStorage()
-    return storage if request.param == "plain" else EncodedStorage(storage, [Rot13()])
+    return storage if request.param == "plain" else storage.with_codecs([Rot13()])
 
 
 def through_ray(value: Any) -> Any:

@@ -43,7 +43,8 @@ from ray_workflows.exceptions import (
     StorageCorruptError,
     StorageUnavailableError,
 )
-from ray_workflows.storage.memory import MemoryStorage
+from ray_workflows.storage.base import Storage
+from ray_workflows.storage.memory import MemoryBlobs, MemoryHome, MemoryStorage
 from tests.unit.workers import INCARNATION, Process, attempt, run, stored
 
 
@@ -219,11 +220,11 @@ def test_a_listener_that_ends_its_process_leaves_the_host_to_others(
 # -- a storage that is away --------------------------------------------------------------------
 
 
-class Away(MemoryStorage):
-    """Does not answer the first ``times`` reads and writes of blobs."""
+class AwayBlobs(MemoryBlobs):
+    """Do not answer the first ``times`` reads and writes."""
 
-    def __init__(self, times: float, error: Exception | None = None) -> None:
-        super().__init__(name=f"away-{id(self)}")
+    def __init__(self, home: MemoryHome, times: float, error: Exception | None) -> None:
+        super().__init__(home)
         self.times = times
         self.error = error or StorageUnavailableError("gone")
 
@@ -239,6 +240,15 @@ class Away(MemoryStorage):
     def read_blob(self, incarnation: str, blob: Blob) -> memoryview:
         self.answer()
         return super().read_blob(incarnation, blob)
+
+
+class Away(Storage):
+    """A storage whose blobs do not answer at first."""
+
+    def __init__(self, times: float, error: Exception | None = None) -> None:
+        inner = MemoryStorage()
+        self.away = AwayBlobs(inner.journals.home, times, error)
+        super().__init__(journals=inner.journals, blobs=self.away, leases=inner.leases)
 
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -279,7 +289,7 @@ def test_a_worker_waits_for_the_storage_with_what_it_takes(what: str) -> None:
         stored = Function(f"of {id(storage)}", what, function.data)
         scene = msgspec.structs.replace(request.scene, function=stored)
         request = msgspec.structs.replace(request, scene=scene)
-    storage.times = 5
+    storage.away.times = 5
     (report,), _ = run(storage, request, process=process)
     assert isinstance(report, AttemptReturned)
     assert ValueReader(storage, INCARNATION).read(report.value, where="r") == 100_000

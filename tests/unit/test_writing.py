@@ -15,10 +15,25 @@ from ray_workflows.storage.checksums import Checksum
 from ray_workflows.storage.files import direct_io as writing
 from ray_workflows.storage.files.blobs import BlobFiles
 from ray_workflows.storage.files.direct_io import BLOCK_BYTES, BUFFER_BYTES, FileWriter
+from ray_workflows.storage.parts import Home
 from ray_workflows.storage.records import slices
 from tests.disks import small_disk
 
 MIB = 1024 * 1024
+
+
+class Somewhere(Home):
+    """A home that nobody opens."""
+
+    url = "test://somewhere"
+
+    def open(self) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+
 BORDERS = [0, 1, 511, 512, 4095, 4096, 4097]
 SIZES = [
     *BORDERS,
@@ -93,9 +108,9 @@ def cuts(data: bytes) -> Iterator[list[bytes | memoryview]]:
 
 def test_chunks_are_cut_anywhere(tmp_path: Path) -> None:
     data = random_bytes(2 * BUFFER_BYTES + 12_345)
-    files = BlobFiles(str(tmp_path))
+    files = BlobFiles(str(tmp_path), Somewhere())
     for number, chunks in enumerate(cuts(data)):
-        blob = files.write("i", f"k{number}", chunks)
+        blob = files.write_blob("i", f"k{number}", chunks)
         assert blob.checksum == str(Checksum(data))
         assert Path(files.path("i", blob.key)).read_bytes() == data
 
@@ -108,8 +123,8 @@ def test_memory_may_be_used_again_for_the_next_chunk(tmp_path: Path) -> None:
             memory[:] = bytes([number]) * len(memory)
             yield memoryview(memory)
 
-    files = BlobFiles(str(tmp_path))
-    files.write("i", "k", chunks())
+    files = BlobFiles(str(tmp_path), Somewhere())
+    files.write_blob("i", "k", chunks())
     found = Path(files.path("i", "k")).read_bytes()
     assert found == b"".join(bytes([number]) * len(memory) for number in range(4))
 
@@ -178,10 +193,10 @@ def test_what_goes_wrong_with_the_bytes_is_raised_as_it_is(tmp_path: Path) -> No
         yield bytes(size)
         raise OSError("of the bytes")
 
-    files = BlobFiles(str(tmp_path))
+    files = BlobFiles(str(tmp_path), Somewhere())
     for size in (1, BUFFER_BYTES, 2 * BUFFER_BYTES + 1, 3 * BUFFER_BYTES):
         with pytest.raises(OSError, match="of the bytes"):
-            files.write("i", "k", chunks(size))
+            files.write_blob("i", "k", chunks(size))
         assert not any((tmp_path / "i").iterdir())
 
 
@@ -191,10 +206,10 @@ def test_a_file_system_that_refuses_direct_writes(tmp_path: Path, size: int) -> 
     with small_disk(tmp_path / "disk", kind="ramfs") as disk:
         assert not takes_direct(disk.path)
         data = random_bytes(size)
-        files = BlobFiles(str(disk.path))
-        blob = files.write("i", "k", [data])
+        files = BlobFiles(str(disk.path), Somewhere())
+        blob = files.write_blob("i", "k", [data])
         assert blob.checksum == str(Checksum(data))
-        assert files.read("i", blob) == data
+        assert files.read_blob("i", blob) == data
 
 
 def test_blocks_larger_than_expected_are_written_all_the_same(tmp_path: Path) -> None:
@@ -214,10 +229,10 @@ def test_blocks_larger_than_expected_are_written_all_the_same(tmp_path: Path) ->
 def test_disks_of_servers_are_written_through_the_page_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert BlobFiles(str(tmp_path)).local
+    assert BlobFiles(str(tmp_path), Somewhere()).local
     mounts = f"server:/x {tmp_path} nfs4 rw 0 0\n"
     monkeypatch.setattr("ray_workflows.storage.files.location.read_mounts", lambda: mounts)
-    assert not BlobFiles(str(tmp_path)).local
+    assert not BlobFiles(str(tmp_path), Somewhere()).local
 
 
 def test_buffers_are_used_again(tmp_path: Path) -> None:

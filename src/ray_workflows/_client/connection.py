@@ -25,7 +25,6 @@ from ray_workflows._version import __version__
 from ray_workflows.codec import PayloadCodec
 from ray_workflows.exceptions import CoordinatorUnavailableError, StorageConfigError
 from ray_workflows.storage import Storage
-from ray_workflows.storage.encoded import EncodedStorage
 from ray_workflows.storage.urls import storage_from_urls
 
 logger = logging.getLogger(__name__)
@@ -315,7 +314,7 @@ def init(
                     max_pending=UNLIMITED if max_pending is None else max_pending,
                 )
                 if codecs:
-                    wanted = EncodedStorage(wanted, codecs)
+                    wanted = wanted.with_codecs(codecs)
                 call_inside(start, wanted, limits, bool(auto_resume))
                 coordinator = ray.get_actor(ACTOR_NAME, namespace=NAMESPACE)
             connection = Connection(coordinator, describe(coordinator))

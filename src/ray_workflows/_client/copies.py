@@ -40,8 +40,8 @@ from ray_workflows.exceptions import (
     WorkflowStillActiveError,
 )
 from ray_workflows.storage.base import CommitOutcome, Storage
-from ray_workflows.storage.combined import SWEEPER
 from ray_workflows.storage.histories import History, unless_deleted
+from ray_workflows.storage.orphans import SWEEPER
 
 #: What a user may give as a storage.
 StorageSpec = str | os.PathLike[str] | Storage | None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 
@@ -24,20 +24,29 @@ from ray_workflows._model.catalog import (
     Page,
 )
 from ray_workflows._model.values import Blob
-from ray_workflows.codec import PayloadCodec
 from ray_workflows.exceptions import StorageUnavailableError
-from ray_workflows.storage.base import CommitOutcome, Storage
+from ray_workflows.storage.base import Storage
+from ray_workflows.storage.parts import (
+    BlobStore,
+    CommitOutcome,
+    Home,
+    JournalStore,
+    LeaseStore,
+    Part,
+)
+
+T = TypeVar("T")
 
 
-def call_storage(storage: Storage, method: str, *args: Any) -> Any:
-    """Call a method of a storage where it can be used."""
-    result = getattr(storage, method)(*args)
+def call_method(method: Callable[..., Any], *args: Any) -> Any:
+    """Call a method of a storage, or of a part of it, where it can be used."""
+    result = method(*args)
     # Large blobs go into the object store without a copy in a pickle.
     return BufferList([result]) if isinstance(result, memoryview) else result
 
 
-class NodeStorage(Storage):
-    """A storage that not every process can use directly.
+class NodeHome(Home):
+    """A storage on a node, or on any node of a cluster.
 
     Args:
         storage: the storage, usable directly on its node.
@@ -59,11 +68,13 @@ class NodeStorage(Storage):
             return False
         return self.node_id in (None, ray.get_runtime_context().get_node_id())
 
-    def call(self, method: str, *args: Any) -> Any:
+    def call(self, method: Callable[..., T], *args: Any) -> T:
+        """Call a method of the storage, or of a part of it, where it can be used."""
         if self.is_here:
-            return getattr(self.storage, method)(*args)
+            return method(*args)
         try:
-            return call_on(self.node_id, call_storage, self.storage, method, *args)
+            result: T = call_on(self.node_id, call_method, method, *args)
+            return result
         except ray.exceptions.RayError as error:
             place = f"on node {self.node_id}" if self.node_id else "in the cluster"
             raise StorageUnavailableError(
@@ -81,93 +92,132 @@ class NodeStorage(Storage):
         """Whether it is on one node."""
         return self.node_id is not None
 
-    @property
-    def commits_at_once(self) -> bool:
-        """Whether the storage does, where it is."""
-        return self.is_here and self.storage.commits_at_once
-
-    @property
-    def codecs(self) -> tuple[PayloadCodec, ...]:
-        """As the storage's own: values are encoded where they are made."""
-        return self.storage.codecs
-
     def open(self) -> None:
-        self.call("open")
+        self.call(self.storage.open)
 
     def open_existing(self) -> None:
-        self.call("open_existing")
+        self.call(self.storage.open_existing)
 
     def close(self) -> None:
         self.storage.close()
 
+    def has_workflows(self) -> bool:
+        return self.call(self.storage.has_workflows)
+
+
+class NodePart(Part):
+    """A part of a storage on a node."""
+
+    home: NodeHome
+
+    def __init__(self, home: NodeHome) -> None:
+        self.home = home
+        self.storage = home.storage
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.home,)
+
+
+class NodeJournals(NodePart, JournalStore):
+    """The journals of a storage on a node. Deletion and sweep are those of the whole storage."""
+
+    @property
+    def commits_at_once(self) -> bool:
+        """Whether the storage does, where it is."""
+        return self.home.is_here and self.storage.journals.commits_at_once
+
     def commit(self, appends: Sequence[Append]) -> list[CommitOutcome]:
-        outcomes: list[CommitOutcome] = self.call("commit", appends)
-        return outcomes
+        return self.home.call(self.storage.journals.commit, appends)
 
     def read_journal(self, incarnation: str, after: int = 0) -> list[JournalEntry]:
-        entries: list[JournalEntry] = self.call("read_journal", incarnation, after)
-        return entries
+        return self.home.call(self.storage.journals.read_journal, incarnation, after)
 
     def read_catalog(self, workflow_id: str) -> CatalogRow | None:
-        row: CatalogRow | None = self.call("read_catalog", workflow_id)
-        return row
+        return self.home.call(self.storage.journals.read_catalog, workflow_id)
 
     def list_catalog(self, query: CatalogQuery) -> Page:
-        page: Page = self.call("list_catalog", query)
-        return page
+        return self.home.call(self.storage.journals.list_catalog, query)
 
     def delete(self, workflow_id: str, incarnation: str, expected_seq: int) -> CommitOutcome:
-        outcome: CommitOutcome = self.call("delete", workflow_id, incarnation, expected_seq)
-        return outcome
+        return self.home.call(self.storage.delete, workflow_id, incarnation, expected_seq)
+
+    def sweep(self, grace_seconds: float) -> int:
+        return self.home.call(self.storage.sweep, grace_seconds)
+
+    def listen(self, holder_id: str, on_news: Callable[[], None]) -> None:
+        # Nobody elsewhere could call back here.
+        if self.home.is_here:
+            self.storage.journals.listen(holder_id, on_news)
+
+
+class NodeBlobs(NodePart, BlobStore):
+    """The blobs of a storage on a node."""
 
     def write_blob(self, incarnation: str, key: str, chunks: Iterable[bytes | memoryview]) -> Blob:
-        blob: Blob = self.call("write_blob", incarnation, key, BufferList(list(chunks)))
-        return blob
+        given = BufferList(list(chunks))
+        return self.home.call(self.storage.blobs.write_blob, incarnation, key, given)
 
     def read_blob(self, incarnation: str, blob: Blob) -> memoryview:
-        result = self.call("read_blob", incarnation, blob)
+        result = self.home.call(self.storage.blobs.read_blob, incarnation, blob)
         (view,) = result if isinstance(result, BufferList) else (result,)
         return memoryview(view).cast("B")
 
     def stream_blob(self, incarnation: str, blob: Blob) -> Iterator[memoryview]:
-        if self.is_here:
-            return self.storage.stream_blob(incarnation, blob)
+        if self.home.is_here:
+            return self.storage.blobs.stream_blob(incarnation, blob)
         # Elsewhere it comes through the object store, where it is whole for a while.
         return super().stream_blob(incarnation, blob)
 
     def find_blob(self, incarnation: str, key: str) -> Blob | None:
-        blob: Blob | None = self.call("find_blob", incarnation, key)
-        return blob
+        return self.home.call(self.storage.blobs.find_blob, incarnation, key)
 
     def delete_blobs(self, incarnation: str) -> None:
-        self.call("delete_blobs", incarnation)
-
-    def sweep(self, grace_seconds: float) -> int:
-        count: int = self.call("sweep", grace_seconds)
-        return count
+        self.home.call(self.storage.blobs.delete_blobs, incarnation)
 
     def old_blobs(self, grace_seconds: float) -> list[str]:
-        incarnations: list[str] = self.call("old_blobs", grace_seconds)
-        return incarnations
+        return self.home.call(self.storage.blobs.old_blobs, grace_seconds)
+
+
+class NodeLeases(NodePart, LeaseStore):
+    """The leases of a storage on a node."""
 
     def renew_holder(self, holder: Holder, lease_seconds: float) -> None:
-        self.call("renew_holder", holder, lease_seconds)
+        self.home.call(self.storage.leases.renew_holder, holder, lease_seconds)
 
     def remove_holder(self, holder_id: str) -> None:
-        self.call("remove_holder", holder_id)
+        self.home.call(self.storage.leases.remove_holder, holder_id)
 
     def read_holders(self) -> list[Holder]:
-        holders: list[Holder] = self.call("read_holders")
-        return holders
-
-    def listen(self, holder_id: str, on_news: Callable[[], None]) -> None:
-        # Nobody elsewhere could call back here.
-        if self.is_here:
-            self.storage.listen(holder_id, on_news)
+        return self.home.call(self.storage.leases.read_holders)
 
     def now(self) -> float:
-        now: float = self.call("now")
-        return now
+        return self.home.call(self.storage.leases.now)
+
+
+class NodeStorage(Storage):
+    """A storage that not every process can use directly. Values are encoded where they are made.
+
+    Args:
+        storage: as `NodeHome` takes it.
+        node_id: as `NodeHome` takes it.
+    """
+
+    def __init__(self, storage: Storage, node_id: str | None) -> None:
+        self.node = NodeHome(storage, node_id)
+        super().__init__(
+            journals=NodeJournals(self.node),
+            blobs=NodeBlobs(self.node),
+            leases=NodeLeases(self.node),
+            codecs=storage.codecs,
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.node.storage, self.node.node_id)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this process can use the storage directly."""
+        return self.node.is_here
 
 
 class BufferList:

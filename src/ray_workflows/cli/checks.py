@@ -36,8 +36,9 @@ from ray_workflows.exceptions import (
     WorkflowError,
     WorkflowNotFoundError,
 )
-from ray_workflows.storage import SqliteStorage, Storage
+from ray_workflows.storage import Storage
 from ray_workflows.storage.histories import History, unless_deleted
+from ray_workflows.storage.sqlite.directory import SqliteDirectory
 
 OLDEST_RAY = (2, 48)
 
@@ -104,16 +105,16 @@ def check_ray(version: str) -> Iterator[Finding]:
 def check_storage(storage: Storage) -> Iterator[Finding]:
     """Whether the storage can be written, has room, and agrees about the time."""
     yield ok("storage", f"{storage.url} can be read.")
-    embedded = unlimited(storage)
-    if isinstance(embedded, SqliteStorage):
+    home = unlimited(storage).journals.home
+    if isinstance(home, SqliteDirectory):
         try:
-            within(CALL_SECONDS, f"the storage {storage.url}", embedded.check_writable)
+            within(CALL_SECONDS, f"the storage {storage.url}", home.check_writable)
         except StorageError as error:
             remedy = "Run as the user who owns it, or give this user the right to write it."
             yield problem("writable", str(error), remedy)
         else:
             yield ok("writable", "It can be written, and is on a local disk.")
-        free = shutil.disk_usage(embedded.directory).free
+        free = shutil.disk_usage(home.directory).free
         message = f"{free / 1e9:.1f} GB are free."
         if free < FREE_BYTES:
             remedy = "Free some space, for one with: ray-workflows prune --older-than 30d"

@@ -11,14 +11,15 @@ from ray_workflows._client.reader import Reader
 from ray_workflows._model.values import Blob
 from ray_workflows.cli.waiting import CALL_SECONDS, Progress, within
 from ray_workflows.storage import Storage
-from ray_workflows.storage.forwarding import ForwardingStorage
 
 
 class LimitedCalls:
-    """The methods of a storage, each of which waits so long and no longer."""
+    """The methods of a storage, each of which waits so long and no longer. It is all three parts
+    of a storage, and their home."""
 
     def __init__(self, storage: Storage) -> None:
         self.unlimited = storage
+        self.home = self
         self.what = f"the storage {storage.url}"
 
     def __getattr__(self, name: str) -> Any:
@@ -46,7 +47,7 @@ class LimitedCalls:
         )
 
 
-class LimitedStorage(ForwardingStorage):
+class LimitedStorage(Storage):
     """A storage that is waited for so long and no longer.
 
     Raises:
@@ -54,7 +55,8 @@ class LimitedStorage(ForwardingStorage):
     """
 
     def __init__(self, storage: Storage) -> None:
-        super().__init__(LimitedCalls(storage))  # type: ignore[arg-type]
+        calls: Any = LimitedCalls(storage)
+        super().__init__(journals=calls, blobs=calls, leases=calls, codecs=storage.codecs)
         self.unlimited = storage
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -13,7 +13,6 @@ from ray_workflows.cli.messages import CODEC, GIVEN_BLOBS, ORIGIN, STORAGE, reme
 from ray_workflows.cli.waiting import STORAGE_SECONDS, within
 from ray_workflows.exceptions import StorageConfigError
 from ray_workflows.storage import Storage
-from ray_workflows.storage.encoded import EncodedStorage
 from ray_workflows.storage.urls import VARIABLE, storage_from_urls
 
 
@@ -37,7 +36,7 @@ def named(spec: str | None) -> Storage:
     """The storage that ``--storage`` and ``--blobs`` name, with the codec of ``--codec``."""
     storage = storage_from_urls(spec, remembered(GIVEN_BLOBS))
     codecs = click.get_current_context().find_root().meta.get(CODEC)
-    return EncodedStorage(storage, codecs) if codecs else storage
+    return storage.with_codecs(codecs) if codecs else storage
 
 
 def is_named(spec: str | None) -> bool:

@@ -1,15 +1,15 @@
-"""The `Storage` base class: what a workflow's home must do. Subclass it to bring your own.
+"""`Storage`: where workflows live, composed of a journal store, a blob store and a lease store.
 
-One primitive carries the correctness of everything above it: `Storage.commit`, which appends to
-a journal only if the journal ends where the caller believes it ends.
+What takes one part takes a whole storage too: each method here passes a call to the part that does
+it. Only what concerns several parts is done here: opening, deletion and the sweep.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from enum import Enum, unique
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from ray_workflows._model.catalog import (
     Append,
@@ -21,226 +21,267 @@ from ray_workflows._model.catalog import (
 )
 from ray_workflows._model.values import Blob
 from ray_workflows.codec import PayloadCodec
-from ray_workflows.exceptions import StorageConfigError
-from ray_workflows.storage.records import slices
+from ray_workflows.exceptions import StorageConfigError, StorageUnavailableError
+from ray_workflows.storage.orphans import MARK_INCARNATION, MARK_KEY, sweep_blobs
+from ray_workflows.storage.parts import (
+    BlobStore,
+    CommitOutcome,
+    Home,
+    JournalStore,
+    LeaseStore,
+    Part,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-
-@unique
-class CommitOutcome(str, Enum):
-    """What became of one append."""
-
-    #: The entry is durable and is the end of the journal.
-    OK = "ok"
-    #: The journal ends elsewhere (or the incarnation is gone): nothing was written.
-    STALE = "stale"
-    #: The storage can't say. Read the journal and look for the commit id.
-    AMBIGUOUS = "ambiguous"
+__all__ = ["BlobStore", "CommitOutcome", "Home", "JournalStore", "LeaseStore", "Part", "Storage"]
 
 
-class Storage(ABC):
-    """Home of journals, catalog, blobs and holders.
+class Storage(JournalStore, BlobStore, LeaseStore, Home):
+    """Home of journals, catalog, blobs and holders, composed of three parts.
 
-    Instances are picklable and open their connections lazily, once per process; all methods may
-    be called from several threads. Every method may raise `StorageUnavailableError` when the
-    storage does not answer (the caller repeats) and `StorageCorruptError` when stored bytes are
-    not what was written.
+    Args:
+        journals: has the journals and the catalog.
+        blobs: has the blobs. If its home is another than that of the journals, it is for the blobs
+            of this storage alone: `open` marks it, and `sweep` removes whatever no workflow here
+            has.
+        leases: has the holders.
+        codecs: what values are encoded with before they are stored here, by those who make them:
+            the first encodes, all of them decode. The parts encode nothing.
 
     Raises:
-        StorageConfigError: an instance is made of a class that lacks a method; names it.
+        TypeError: a subclass has methods that belong into a part, as storages of releases before
+            0.2.0 had them.
+
+    Example:
+        >>> from ray_workflows.storage import MemoryStorage
+        >>> rows, values = MemoryStorage(name="db"), MemoryStorage(name="bucket")
+        >>> Storage(journals=rows.journals, blobs=values.blobs, leases=rows.leases).url
+        'memory://db#blobs=memory%3A%2F%2Fbucket'
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """An instance, of a class that has all methods."""
-        missing = sorted(getattr(cls, "__abstractmethods__", ()))
-        if missing:
-            raise StorageConfigError(
-                f"{cls.__name__} can't be a storage: it lacks {', '.join(missing)}. Write what "
-                f"ray_workflows.storage.Storage describes under that name, and let "
-                f"ray_workflows.testing.StorageContract check it."
-            )
+        """An instance, of a class that leaves the methods of the parts to the parts."""
+        check_composed(cls)
         return super().__new__(cls)
 
+    def __init__(
+        self,
+        *,
+        journals: JournalStore,
+        blobs: BlobStore,
+        leases: LeaseStore,
+        codecs: Sequence[PayloadCodec] = (),
+    ) -> None:
+        self.journals: JournalStore = journals
+        self.blobs: BlobStore = blobs
+        self.leases: LeaseStore = leases
+        self.codecs: tuple[PayloadCodec, ...] = tuple(codecs)
+
+    def __repr__(self) -> str:
+        names = "".join(f", {codec.name}" for codec in self.codecs)
+        return f"{type(self).__name__}({self.url}{names})"
+
+    def with_codecs(self, codecs: Sequence[PayloadCodec]) -> Storage:
+        """The same storage, whose values these codecs encode and decode."""
+        return Storage(journals=self.journals, blobs=self.blobs, leases=self.leases, codecs=codecs)
+
+    # -- all parts -------------------------------------------------------------------------
+
     @property
-    @abstractmethod
+    def home(self) -> Home:  # type: ignore[override]
+        """The storage itself: as a part of another one, it opens all that it is composed of."""
+        return self
+
+    @property
+    def homes(self) -> list[Home]:
+        """The homes of the parts, each once, that of the journals first."""
+        return list(dict.fromkeys(part.home for part in (self.journals, self.blobs, self.leases)))
+
+    @property
     def url(self) -> str:
-        """Identity of the storage: two storages with equal URLs are the same. No credentials."""
+        """Identity of the storage: that of the journals' home, and behind a ``#`` the others."""
+        url = self.journals.home.url
+        others = {"blobs": self.blobs.home, "leases": self.leases.home}
+        query = "&".join(
+            f"{name}={quote(home.url, safe='')}"
+            for name, home in others.items()
+            if home is not self.journals.home
+        )
+        return f"{url}#{query}" if query else url
 
     @property
     def node_bound(self) -> bool:
-        """Whether only processes on the machine that opened it can use it directly."""
-        return False
+        """Whether one of the homes is."""
+        return any(home.node_bound for home in self.homes)
+
+    @property
+    def blobs_are_elsewhere(self) -> bool:
+        """Whether the blobs have a home of their own."""
+        return self.blobs.home is not self.journals.home
+
+    def open(self) -> None:
+        """Open the homes, and mark that of the blobs if it has no journals.
+
+        Raises:
+            StorageConfigError: one can't be used, or has the blobs of another storage.
+        """
+        for home in self.homes:
+            home.open()
+        if self.blobs_are_elsewhere:
+            if self.blobs.home.has_workflows():
+                raise StorageConfigError(
+                    f"{self.blobs.home.url} has workflows of its own, whose values and ours would "
+                    f"be taken for rubbish of each other. Give another directory or prefix as "
+                    f"blobs=."
+                )
+            me = [self.journals.home.url.encode()]
+            self.check_owner(self.blobs.write_blob(MARK_INCARNATION, MARK_KEY, me))
+
+    def open_existing(self) -> None:
+        """Check that the homes are there, and belong together."""
+        for home in self.homes:
+            home.open_existing()
+        if self.blobs_are_elsewhere:
+            self.check_owner(self.blobs.find_blob(MARK_INCARNATION, MARK_KEY))
+
+    def check_owner(self, mark: Blob | None) -> None:
+        """Raise unless the blobs are those of this storage."""
+        mine, place = self.journals.home.url, self.blobs.home.url
+        owner = None
+        if mark is not None:
+            owner = bytes(self.blobs.read_blob(MARK_INCARNATION, mark)).decode()
+        if owner != mine:
+            raise StorageConfigError(
+                f"{place} has the blobs of {owner or 'nobody yet'}, not of {mine}. Give a "
+                f"directory or prefix of its own as blobs=. If that is the same storage under a "
+                f"new name, delete {MARK_KEY!r} of {MARK_INCARNATION!r} there, and call init()."
+            )
+
+    def close(self) -> None:
+        """Close the homes."""
+        for home in self.homes:
+            home.close()
+
+    def has_workflows(self) -> bool:
+        """Whether one of the homes has the journals of workflows."""
+        return any(home.has_workflows() for home in self.homes)
+
+    def delete(self, workflow_id: str, incarnation: str, expected_seq: int) -> CommitOutcome:
+        """Delete the workflow, and then its blobs if they are elsewhere; `sweep` finds those if
+        this is interrupted."""
+        outcome = self.journals.delete(workflow_id, incarnation, expected_seq)
+        if outcome is CommitOutcome.OK and self.blobs_are_elsewhere:
+            # It is gone whatever happens now.
+            with contextlib.suppress(StorageUnavailableError):
+                self.blobs.delete_blobs(incarnation)
+        return outcome
+
+    def sweep(self, grace_seconds: float) -> int:
+        """Finish interrupted deletions, and remove old blobs that belong to no workflow."""
+        swept = 0
+        if self.blobs_are_elsewhere:
+            swept = len(sweep_blobs(self.journals, self.blobs, self.now(), grace_seconds))
+        return swept + self.journals.sweep(grace_seconds)
+
+    # -- journals --------------------------------------------------------------------------
 
     @property
     def commits_at_once(self) -> bool:
-        """Whether a small commit takes no longer now than waking a thread some times does, as on a
-        disk of this machine: the coordinator then does nothing else meanwhile."""
-        return False
+        """As the journals do."""
+        return self.journals.commits_at_once
 
-    @property
-    def codecs(self) -> tuple[PayloadCodec, ...]:
-        """What values are encoded with before they are stored here: the first of these, if there
-        is one. All of them decode. Nothing that is passed to a storage has to be encoded by it."""
-        return ()
-
-    @abstractmethod
-    def open(self) -> None:
-        """Check that the storage can be used, and create what it needs. Idempotent.
-
-        Raises:
-            StorageConfigError: it can't be used as configured; the message names the remedy.
-        """
-
-    def open_existing(self) -> None:
-        """Check that the storage is there and can be read. Creates and changes nothing.
-
-        For those who only look, such as the command line. The default checks nothing: what is
-        wrong shows at the first read.
-
-        Raises:
-            StorageConfigError: there is none, or it can't be read; the message names the remedy.
-        """
-        return
-
-    @abstractmethod
-    def close(self) -> None:
-        """Give back connections and threads of this process. Using it again reopens it."""
-
-    # -- journal and catalog ---------------------------------------------------------------
-
-    @abstractmethod
     def commit(self, appends: Sequence[Append]) -> list[CommitOutcome]:
-        """Append to several journals at once and say, for each, what became of it.
+        """As the journals do."""
+        return self.journals.commit(appends)
 
-        Each append is atomic with its catalog row and its outcome is independent of the others;
-        several to one workflow take effect in their order. When this returns OK, the entry
-        survives power loss. If an exception is raised, nothing is known about any of them: all
-        are ambiguous. Creating a workflow is stale if its id or its incarnation is in use.
-
-        Raises:
-            ValueError: an append and its catalog row contradict each other (their ids, or
-                ``catalog.seq`` is not ``expected_seq + 1``), or the incarnation of a new workflow
-                can't be a name (see `write_blob`); nothing was written.
-        """
-
-    @abstractmethod
     def read_journal(self, incarnation: str, after: int = 0) -> list[JournalEntry]:
-        """Entries with ``seq > after``, in order; empty if there are none or it was deleted."""
+        """As the journals do."""
+        return self.journals.read_journal(incarnation, after)
 
-    @abstractmethod
     def read_catalog(self, workflow_id: str) -> CatalogRow | None:
-        """The row of a workflow, or None if there is none."""
+        """As the journals do."""
+        return self.journals.read_catalog(workflow_id)
 
-    @abstractmethod
     def list_catalog(self, query: CatalogQuery) -> Page:
-        """One page of rows, oldest submission first (equal times: by workflow id).
+        """As the journals do."""
+        return self.journals.list_catalog(query)
 
-        With ``newest_first`` in exactly the reverse order.
-
-        Ids are ordered by their code points, as Python and the bytes of UTF-8 order them.
-
-        A row that can't be read keeps nobody from the others: it is left out, and ``damaged`` says
-        what is wrong with it.
-
-        Raises:
-            ValueError: the cursor is none of this storage's, or the limit is below 1.
-        """
-
-    @abstractmethod
-    def delete(self, workflow_id: str, incarnation: str, expected_seq: int) -> CommitOutcome:
-        """Delete journal, catalog row and blobs, if the journal still ends at ``expected_seq``.
-
-        The id is free for a new workflow afterwards. A crash in between leaves blobs that
-        `sweep` removes.
-        """
+    def listen(self, holder_id: str, on_news: Callable[[], None]) -> None:
+        """As the journals do."""
+        self.journals.listen(holder_id, on_news)
 
     # -- blobs -----------------------------------------------------------------------------
 
-    @abstractmethod
     def write_blob(self, incarnation: str, key: str, chunks: Iterable[bytes | memoryview]) -> Blob:
-        """Write a blob durably unless the key exists; return the description of what is stored.
+        """As the blobs do."""
+        return self.blobs.write_blob(incarnation, key, chunks)
 
-        ``key`` consists of up to 200 ASCII letters, digits, ``-``, ``_`` and ``.``, and does not
-        start with ``.``; so does ``incarnation``. If ``chunks`` raises, nothing is stored.
-
-        Raises:
-            ValueError: the key or the incarnation can't be a name.
-        """
-
-    @abstractmethod
     def read_blob(self, incarnation: str, blob: Blob) -> memoryview:
-        """The bytes of a blob, checked against its size and checksum; read-only.
-
-        They stay readable when the blob is deleted.
-
-        Raises:
-            StorageCorruptError: the blob is missing or differs from its description.
-        """
+        """As the blobs do."""
+        return self.blobs.read_blob(incarnation, blob)
 
     def stream_blob(self, incarnation: str, blob: Blob) -> Iterator[memoryview]:
-        """The bytes of a blob piece by piece, for those who pass them on. Checked at the end: they
-        are what was written only if the iteration ends without an error.
+        """As the blobs do."""
+        return self.blobs.stream_blob(incarnation, blob)
 
-        The default reads the blob whole.
-
-        Raises:
-            StorageCorruptError: as `read_blob`, at the first piece or at the last.
-        """
-        yield from slices([self.read_blob(incarnation, blob)])
-
-    @abstractmethod
     def find_blob(self, incarnation: str, key: str) -> Blob | None:
-        """The description of a stored blob, or None. Reads it all to compute the checksum."""
+        """As the blobs do."""
+        return self.blobs.find_blob(incarnation, key)
 
-    @abstractmethod
     def delete_blobs(self, incarnation: str) -> None:
-        """Delete all blobs of an incarnation (one that never came to be, or is deleted)."""
-
-    @abstractmethod
-    def sweep(self, grace_seconds: float) -> int:
-        """Remove blobs of incarnations without a catalog row, older than the grace period.
-
-        An incarnation is as old as its newest blob. Blobs are written before the workflow is
-        created, so the grace period has to be longer than the longest submission.
-
-        Returns how many incarnations were cleaned up.
-        """
+        """As the blobs do."""
+        self.blobs.delete_blobs(incarnation)
 
     def old_blobs(self, grace_seconds: float) -> list[str]:
-        """Incarnations whose newest blob is older than the grace period, with a workflow or not.
+        """As the blobs do, without the mark in them."""
+        found = self.blobs.old_blobs(grace_seconds)
+        return [name for name in found if name != MARK_INCARNATION]
 
-        Needed of a storage only if it holds the blobs of another one (``init(blobs=...)``).
-        """
-        raise StorageConfigError(
-            f"{self.url} can't hold the blobs of another storage: {type(self).__name__} lacks the "
-            f"method old_blobs."
-        )
+    # -- leases ----------------------------------------------------------------------------
 
-    # -- holders ---------------------------------------------------------------------------
-
-    @abstractmethod
     def renew_holder(self, holder: Holder, lease_seconds: float) -> None:
-        """Insert or renew the holder's row; the lease runs from now on the storage's clock."""
+        """As the leases do."""
+        self.leases.renew_holder(holder, lease_seconds)
 
-    @abstractmethod
     def remove_holder(self, holder_id: str) -> None:
-        """Remove the holder's row: it ended in good order."""
+        """As the leases do."""
+        self.leases.remove_holder(holder_id)
 
-    @abstractmethod
     def read_holders(self) -> list[Holder]:
-        """All holders, with their ``lease_until`` on the storage's clock."""
+        """As the leases do."""
+        return self.leases.read_holders()
 
-    def listen(self, holder_id: str, on_news: Callable[[], None]) -> None:
-        """Call back, on any thread, when somebody else may have appended to a holder's journal.
-
-        Only to be sooner: the holder looks at the ends of its journals every second anyhow. The
-        default never calls back. The process drives workflows as ``holder_id`` from now on;
-        `close` ends it.
-        """
-        return
-
-    @abstractmethod
     def now(self) -> float:
-        """The storage's clock, in seconds since 1970: leases are measured on it."""
+        """As the leases do."""
+        return self.leases.now()
+
+
+#: What a storage does, and its subclasses must leave to it.
+METHODS = sorted(
+    name
+    for name, value in vars(Storage).items()
+    if not name.startswith("_") and (callable(value) or isinstance(value, property))
+)
+
+
+def check_composed(cls: type[Storage], storage: Storage | None = None) -> None:
+    """Raise if a subclass is not composed of parts.
+
+    Args:
+        cls: the subclass.
+        storage: an instance, which must have parts.
+
+    Raises:
+        TypeError: it is as releases before 0.2.0 had storages; says what to change.
+    """
+    own = [name for name in METHODS if getattr(cls, name) is not getattr(Storage, name)]
+    if own or (storage is not None and "journals" not in vars(storage)):
+        has = f" has {', '.join(own)}" if own else " does not call Storage.__init__"
+        raise TypeError(
+            f"The storage {cls.__name__}{has}, as storages did before release 0.2.0. A storage is "
+            f"composed of three parts now: let subclasses of JournalStore, BlobStore and "
+            f"LeaseStore (in ray_workflows.storage) have the methods, and give their instances to "
+            f"Storage(journals=..., blobs=..., leases=...). See docs/storage-own.md."
+        )

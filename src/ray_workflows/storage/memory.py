@@ -23,8 +23,9 @@ from ray_workflows._model.catalog import (
 )
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageCorruptError
-from ray_workflows.storage.base import CommitOutcome, Storage
+from ray_workflows.storage.base import Storage
 from ray_workflows.storage.checksums import Checksum
+from ray_workflows.storage.parts import BlobStore, CommitOutcome, Home, JournalStore, LeaseStore
 from ray_workflows.storage.records import (
     Position,
     check,
@@ -48,22 +49,12 @@ class StoredBlob(msgspec.Struct, frozen=True):
     written_at: float
 
 
-class MemoryStorage(Storage):
-    """A storage in the memory of this process.
+class MemoryHome(Home):
+    """What the parts of one storage in memory hold, and the lock around it."""
 
-    Args:
-        clock: what `now` returns, in seconds since 1970; give a virtual clock to a simulation.
-        name: makes the URL ``memory://<name>``. By default each instance has a name of its own.
-
-    Example:
-        >>> storage = MemoryStorage(clock=lambda: 0.0, name="example")
-        >>> storage.url, storage.now(), storage.read_catalog("none")
-        ('memory://example', 0.0, None)
-    """
-
-    def __init__(self, *, clock: Callable[[], float] = time.time, name: str | None = None):
+    def __init__(self, clock: Callable[[], float], name: str) -> None:
         self.clock = clock
-        self.name: str = str(next(NUMBERS)) if name is None else name
+        self.name = name
         self.lock: threading.RLock = threading.RLock()
         self.rows: dict[str, CatalogRow] = {}
         self.incarnations: dict[str, str] = {}
@@ -76,9 +67,6 @@ class MemoryStorage(Storage):
             "A MemoryStorage lives in one process and can't be sent to another. Use a path "
             "(SqliteStorage) where several processes share a storage."
         )
-
-    def __repr__(self) -> str:
-        return f"MemoryStorage(name={self.name!r})"
 
     @property
     def url(self) -> str:
@@ -96,21 +84,32 @@ class MemoryStorage(Storage):
     def close(self) -> None:
         """Nothing to give back: the contents stay until the instance is gone."""
 
-    # -- journal and catalog ---------------------------------------------------------------
+    def has_workflows(self) -> bool:
+        """Whether there is a row."""
+        return bool(self.rows)
+
+
+class MemoryJournals(JournalStore):
+    """Journals and catalog in memory."""
+
+    home: MemoryHome
+
+    def __init__(self, home: MemoryHome) -> None:
+        self.home = home
 
     def commit(self, appends: Sequence[Append]) -> list[CommitOutcome]:
         """Append to several journals at once; see `Storage.commit`."""
         # Taken before anything is written, so that a sequence that raises leaves nothing.
         appends = list(appends)
         check_appends(appends)
-        with self.lock:
+        with self.home.lock:
             return [self.append(append) for append in appends]
 
     def append(self, append: Append) -> CommitOutcome:
         """Append one entry; the caller has the lock."""
-        row = self.rows.get(append.workflow_id)
+        row = self.home.rows.get(append.workflow_id)
         if append.expected_seq == 0:
-            free = row is None and append.incarnation not in self.incarnations
+            free = row is None and append.incarnation not in self.home.incarnations
         else:
             free = (
                 row is not None
@@ -120,32 +119,32 @@ class MemoryStorage(Storage):
         if not free:
             return CommitOutcome.STALE
         entry = JournalEntry(append.catalog.seq, append.commit_id, bytes(append.entry))
-        self.journals.setdefault(append.incarnation, []).append(entry)
-        self.incarnations[append.incarnation] = append.workflow_id
-        self.rows[append.workflow_id] = detached(append.catalog)
+        self.home.journals.setdefault(append.incarnation, []).append(entry)
+        self.home.incarnations[append.incarnation] = append.workflow_id
+        self.home.rows[append.workflow_id] = detached(append.catalog)
         return CommitOutcome.OK
 
     def read_journal(self, incarnation: str, after: int = 0) -> list[JournalEntry]:
         """Entries with ``seq > after``."""
-        with self.lock:
+        with self.home.lock:
             # Entry n lies at index n - 1.
-            return self.journals.get(incarnation, [])[max(after, 0) :]
+            return self.home.journals.get(incarnation, [])[max(after, 0) :]
 
     def read_catalog(self, workflow_id: str) -> CatalogRow | None:
         """The row of a workflow, or None."""
-        with self.lock:
-            row = self.rows.get(workflow_id)
+        with self.home.lock:
+            row = self.home.rows.get(workflow_id)
             return None if row is None else detached(row)
 
     def list_catalog(self, query: CatalogQuery) -> Page:
         """One page of rows, oldest submission first."""
         after = decode_cursor(query.cursor, newest_first=query.newest_first)
         limit = check_limit(query.limit)
-        with self.lock:
+        with self.home.lock:
             rows = sorted(
                 (
                     row
-                    for row in self.rows.values()
+                    for row in self.home.rows.values()
                     if is_after((row.submitted_at, row.workflow_id), after, query.newest_first)
                     and (not query.statuses or row.status in query.statuses)
                     and (not query.holders or row.holder in query.holders)
@@ -160,15 +159,37 @@ class MemoryStorage(Storage):
 
     def delete(self, workflow_id: str, incarnation: str, expected_seq: int) -> CommitOutcome:
         """Delete a workflow and its blobs, if its journal still ends at ``expected_seq``."""
-        with self.lock:
-            row = self.rows.get(workflow_id)
+        with self.home.lock:
+            row = self.home.rows.get(workflow_id)
             if row is None or row.incarnation != incarnation or row.seq != expected_seq:
                 return CommitOutcome.STALE
-            del self.rows[workflow_id], self.incarnations[incarnation], self.journals[incarnation]
-            self.blobs.pop(incarnation, None)
+            del (
+                self.home.rows[workflow_id],
+                self.home.incarnations[incarnation],
+                self.home.journals[incarnation],
+            )
+            self.home.blobs.pop(incarnation, None)
             return CommitOutcome.OK
 
-    # -- blobs -----------------------------------------------------------------------------
+    def sweep(self, grace_seconds: float) -> int:
+        """Remove old blobs of incarnations without a catalog row."""
+        with self.home.lock:
+            old = MemoryBlobs(self.home).old_blobs(grace_seconds)
+            swept = [
+                incarnation for incarnation in old if incarnation not in self.home.incarnations
+            ]
+            for incarnation in swept:
+                del self.home.blobs[incarnation]
+            return len(swept)
+
+
+class MemoryBlobs(BlobStore):
+    """Blobs in memory."""
+
+    home: MemoryHome
+
+    def __init__(self, home: MemoryHome) -> None:
+        self.home = home
 
     def write_blob(self, incarnation: str, key: str, chunks: Iterable[bytes | memoryview]) -> Blob:
         """Store a blob unless the key exists."""
@@ -176,14 +197,14 @@ class MemoryStorage(Storage):
         check_name("blob key", key)
         data = b"".join(slices(chunks))
         blob = Blob(key, len(data), str(Checksum(data)))
-        with self.lock:
-            stored = StoredBlob(data, blob, self.clock())
-            return self.blobs.setdefault(incarnation, {}).setdefault(key, stored).blob
+        with self.home.lock:
+            stored = StoredBlob(data, blob, self.home.clock())
+            return self.home.blobs.setdefault(incarnation, {}).setdefault(key, stored).blob
 
     def read_blob(self, incarnation: str, blob: Blob) -> memoryview:
         """The bytes of a blob, if they are those that ``blob`` describes."""
-        with self.lock:
-            stored = self.blobs.get(incarnation, {}).get(blob.key)
+        with self.home.lock:
+            stored = self.home.blobs.get(incarnation, {}).get(blob.key)
         if stored is None:
             raise StorageCorruptError(f"The {describe_blob(incarnation, blob)} is missing.")
         check(stored.data, blob, describe_blob(incarnation, blob))
@@ -191,57 +212,79 @@ class MemoryStorage(Storage):
 
     def find_blob(self, incarnation: str, key: str) -> Blob | None:
         """The description of a stored blob, or None."""
-        with self.lock:
-            stored = self.blobs.get(incarnation, {}).get(key)
+        with self.home.lock:
+            stored = self.home.blobs.get(incarnation, {}).get(key)
             return None if stored is None else stored.blob
 
     def delete_blobs(self, incarnation: str) -> None:
         """Delete all blobs of an incarnation."""
-        with self.lock:
-            self.blobs.pop(incarnation, None)
+        with self.home.lock:
+            self.home.blobs.pop(incarnation, None)
 
     def old_blobs(self, grace_seconds: float) -> list[str]:
         """Incarnations whose newest blob is older than the grace period."""
-        with self.lock:
-            limit = self.clock() - grace_seconds
+        with self.home.lock:
+            limit = self.home.clock() - grace_seconds
             return [
                 incarnation
-                for incarnation, blobs in self.blobs.items()
+                for incarnation, blobs in self.home.blobs.items()
                 if max(stored.written_at for stored in blobs.values()) <= limit
             ]
 
-    def sweep(self, grace_seconds: float) -> int:
-        """Remove old blobs of incarnations without a catalog row."""
-        with self.lock:
-            old = self.old_blobs(grace_seconds)
-            swept = [incarnation for incarnation in old if incarnation not in self.incarnations]
-            for incarnation in swept:
-                del self.blobs[incarnation]
-            return len(swept)
 
-    # -- holders ---------------------------------------------------------------------------
+class MemoryLeases(LeaseStore):
+    """Holders in memory, on the clock of the home."""
+
+    home: MemoryHome
+
+    def __init__(self, home: MemoryHome) -> None:
+        self.home = home
 
     def renew_holder(self, holder: Holder, lease_seconds: float) -> None:
         """Insert or renew the holder's row."""
-        with self.lock:
-            lease_until = self.clock() + lease_seconds
-            self.holders[holder.holder_id] = msgspec.structs.replace(
+        with self.home.lock:
+            lease_until = self.home.clock() + lease_seconds
+            self.home.holders[holder.holder_id] = msgspec.structs.replace(
                 holder, lease_until=lease_until
             )
 
     def remove_holder(self, holder_id: str) -> None:
         """Remove the holder's row, if there is one."""
-        with self.lock:
-            self.holders.pop(holder_id, None)
+        with self.home.lock:
+            self.home.holders.pop(holder_id, None)
 
     def read_holders(self) -> list[Holder]:
         """All holders, by id."""
-        with self.lock:
-            return [self.holders[holder_id] for holder_id in sorted(self.holders)]
+        with self.home.lock:
+            return [self.home.holders[holder_id] for holder_id in sorted(self.home.holders)]
 
     def now(self) -> float:
         """What the clock says."""
-        return self.clock()
+        return self.home.clock()
+
+
+class MemoryStorage(Storage):
+    """A storage in the memory of this process.
+
+    Args:
+        clock: what `now` returns, in seconds since 1970; give a virtual clock to a simulation.
+        name: makes the URL ``memory://<name>``. By default each instance has a name of its own.
+
+    Example:
+        >>> storage = MemoryStorage(clock=lambda: 0.0, name="example")
+        >>> storage.url, storage.now(), storage.read_catalog("none")
+        ('memory://example', 0.0, None)
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.time, name: str | None = None) -> None:
+        self.name: str = str(next(NUMBERS)) if name is None else name
+        home = MemoryHome(clock, self.name)
+        super().__init__(
+            journals=MemoryJournals(home), blobs=MemoryBlobs(home), leases=MemoryLeases(home)
+        )
+
+    def __repr__(self) -> str:
+        return f"MemoryStorage(name={self.name!r})"
 
 
 def is_after(place: Position, other: Position, newest_first: bool) -> bool:

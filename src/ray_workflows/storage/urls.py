@@ -11,8 +11,8 @@ from collections.abc import Callable
 from urllib.parse import unquote_to_bytes
 
 from ray_workflows.exceptions import StorageConfigError
-from ray_workflows.storage.base import Storage
-from ray_workflows.storage.combined import CombinedStorage
+from ray_workflows.storage.base import Storage, check_composed
+from ray_workflows.storage.combined import combine
 from ray_workflows.storage.sqlite import SqliteStorage
 
 VARIABLE = "RAY_WORKFLOW_STORAGE"
@@ -21,7 +21,7 @@ BLOBS_VARIABLE = "RAY_WORKFLOW_BLOBS"
 
 SUPPORTED = (
     "Supported are a directory path, file:///directory, shared:///directory, s3://, gs:// and "
-    "az://bucket/prefix, postgresql://, and an instance of a Storage subclass."
+    "az://bucket/prefix, postgresql://, and an instance of Storage."
 )
 
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -80,13 +80,14 @@ def storage_from_url(spec: str | os.PathLike[str] | Storage | None = None) -> St
 
     Raises:
         StorageConfigError: the URL can't be used; the message says what is supported.
-        TypeError: ``spec`` is something else.
+        TypeError: ``spec`` is something else, or a `Storage` that is not composed of parts.
 
     Example:
         >>> storage_from_url("file:///var/lib/my%20workflows")
         SqliteStorage('/var/lib/my workflows')
     """
     if isinstance(spec, Storage):
+        check_composed(type(spec), spec)
         return spec
     if spec is None:
         spec = os.environ.get(VARIABLE) or default_directory()
@@ -135,7 +136,7 @@ def storage_from_urls(
     if storage is None and blobs is None:
         blobs = os.environ.get(BLOBS_VARIABLE) or None
     found = storage_from_url(storage)
-    return found if blobs is None else CombinedStorage(found, storage_from_url(blobs))
+    return found if blobs is None else combine(found, storage_from_url(blobs))
 
 
 def url_path(url: str, scheme: str) -> str:

@@ -1,5 +1,5 @@
-"""What you need to test workflows, and a `Storage` of your own.
-Importing this package must not need pytest: only `StorageContract` does, when it is used.
+"""What you need to test workflows, and a storage, or a part of one, of your own.
+Importing this package must not need pytest: only the contracts do, when they are used.
 """
 
 from __future__ import annotations
@@ -7,19 +7,28 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ray_workflows.testing.contract import StorageContract
+    from ray_workflows.testing.contract import (
+        BlobStoreContract,
+        JournalStoreContract,
+        LeaseStoreContract,
+        StorageContract,
+    )
 
-__all__ = ["StorageContract"]
+__all__ = ["BlobStoreContract", "JournalStoreContract", "LeaseStoreContract", "StorageContract"]
 
 
 def __getattr__(name: str) -> Any:
-    if name != "StorageContract":
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import pytest
 
     # Failed assertions in there then show their values, as those of a test file do.
-    parts = ("builders", "journal_contract", "catalog_contract", "blob_contract", "contract")
-    pytest.register_assert_rewrite(*(f"{__name__}.{part}" for part in parts))
-    from ray_workflows.testing.contract import StorageContract
+    contracts = (
+        *("journal_contract", "catalog_contract", "blob_contract", "lease_contract"),
+        *("removal_contract", "reader_contract", "shared_contract", "contract"),
+    )
+    modules = (f"{__name__}.{module}" for module in ("builders", *contracts))
+    pytest.register_assert_rewrite(*modules)
+    from ray_workflows.testing import contract
 
-    return StorageContract
+    return getattr(contract, name)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from ray_workflows._model.catalog import Append, CatalogQuery, CatalogRow, Holder, JournalEntry
 from ray_workflows._model.status import WorkflowStatus
-from ray_workflows.storage.base import CommitOutcome, Storage
+from ray_workflows.storage.parts import CommitOutcome, JournalStore
 
 T = TypeVar("T")
 
@@ -54,29 +54,29 @@ def incarnation_of(workflow_id: str) -> str:
     return "i-" + workflow_id.encode().hex()[-180:]
 
 
-def fill(storage: Storage, workflow_id: str, entries: int = 1, **fields: Any) -> CatalogRow:
+def fill(journals: JournalStore, workflow_id: str, entries: int = 1, **fields: Any) -> CatalogRow:
     """Create a workflow with so many journal entries; returns its catalog row."""
     appends = [make_append(workflow_id, seq, **fields) for seq in range(entries)]
-    assert storage.commit(appends) == [OK] * entries
+    assert journals.commit(appends) == [OK] * entries
     return appends[-1].catalog
 
 
-def state(storage: Storage, workflow_id: str) -> tuple[CatalogRow | None, list[JournalEntry]]:
+def state(journals: JournalStore, workflow_id: str) -> tuple[CatalogRow | None, list[JournalEntry]]:
     """All that is stored of a workflow but its blobs, checked for being whole."""
-    row = storage.read_catalog(workflow_id)
+    row = journals.read_catalog(workflow_id)
     if row is None:
-        return None, storage.read_journal(incarnation_of(workflow_id))
-    journal = storage.read_journal(row.incarnation)
+        return None, journals.read_journal(incarnation_of(workflow_id))
+    journal = journals.read_journal(row.incarnation)
     assert [entry.seq for entry in journal] == list(range(1, row.seq + 1))
     return row, journal
 
 
-def list_ids(storage: Storage, **query: Any) -> list[str]:
+def list_ids(journals: JournalStore, **query: Any) -> list[str]:
     """The ids of all rows of a query, page by page."""
     found: list[str] = []
     cursor = None
     while True:
-        page = storage.list_catalog(CatalogQuery(cursor=cursor, **query))
+        page = journals.list_catalog(CatalogQuery(cursor=cursor, **query))
         assert len(page.rows) <= query.get("limit", 1000)
         found += [row.workflow_id for row in page.rows]
         if page.cursor is None:

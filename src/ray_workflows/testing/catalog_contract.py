@@ -1,5 +1,5 @@
-"""The part of `StorageContract` about catalog rows, listing and holders.
-Uses the public methods of a storage only.
+"""The part of `JournalStoreContract` about catalog rows and listing.
+Uses the public methods of a journal store only.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import pytest
 
 from ray_workflows._model.catalog import CatalogQuery, CatalogRow
 from ray_workflows._model.status import WorkflowStatus
-from ray_workflows.storage.base import Storage
-from ray_workflows.testing.builders import OK, fill, list_ids, make_append, make_holder
+from ray_workflows.storage.parts import JournalStore
+from ray_workflows.testing.builders import OK, fill, list_ids, make_append
 
 RUNNING, FAILED = WorkflowStatus.RUNNING, WorkflowStatus.FAILED
 PENDING, SUCCESSFUL = WorkflowStatus.PENDING, WorkflowStatus.SUCCESSFUL
 
 
 class CatalogContract:
-    """Catalog rows, listing and holders."""
+    """Catalog rows and listing."""
 
-    def test_all_fields_come_back(self, storage: Storage) -> None:
+    def test_all_fields_come_back(self, journals: JournalStore) -> None:
         """With their types."""
         row = CatalogRow(
             workflow_id="w",
@@ -38,64 +38,68 @@ class CatalogContract:
             released=True,
         )
         append = msgspec.structs.replace(make_append("w", 0, incarnation="i"), catalog=row)
-        assert storage.commit([append]) == [OK]
-        found = storage.read_catalog("w")
+        assert journals.commit([append]) == [OK]
+        found = journals.read_catalog("w")
         assert found == row
         assert found is not None
         assert isinstance(found.status, WorkflowStatus)
         assert isinstance(found.released, bool)
-        assert storage.list_catalog(CatalogQuery()).rows == (row,)
+        assert journals.list_catalog(CatalogQuery()).rows == (row,)
 
-    def test_defaults_come_back(self, storage: Storage) -> None:
+    def test_defaults_come_back(self, journals: JournalStore) -> None:
         """None stays None."""
-        row = fill(storage, "w")
+        row = fill(journals, "w")
         assert (row.started_at, row.ended_at, row.error) == (None, None, None)
-        assert storage.read_catalog("w") == row
+        assert journals.read_catalog("w") == row
 
     @pytest.mark.parametrize("status", list(WorkflowStatus))
-    def test_every_status_can_be_stored(self, storage: Storage, status: WorkflowStatus) -> None:
+    def test_every_status_can_be_stored(
+        self, journals: JournalStore, status: WorkflowStatus
+    ) -> None:
         """And found by it."""
-        fill(storage, "w", status=status)
-        assert list_ids(storage, statuses=(status,)) == ["w"]
+        fill(journals, "w", status=status)
+        assert list_ids(journals, statuses=(status,)) == ["w"]
 
-    def test_each_commit_replaces_the_row(self, storage: Storage) -> None:
+    def test_each_commit_replaces_the_row(self, journals: JournalStore) -> None:
         """Nothing of the former row shines through, in the listing neither."""
-        fill(storage, "w", status=FAILED, error="e", ended_at=5.0, metadata={"a": 1}, released=True)
+        fill(
+            journals, "w", status=FAILED, error="e", ended_at=5.0, metadata={"a": 1}, released=True
+        )
         append = make_append("w", 1, submitted_at=2000.0)
-        assert storage.commit([append]) == [OK]
-        assert storage.read_catalog("w") == append.catalog
-        assert storage.list_catalog(CatalogQuery()).rows == (append.catalog,)
+        assert journals.commit([append]) == [OK]
+        assert journals.read_catalog("w") == append.catalog
+        assert journals.list_catalog(CatalogQuery()).rows == (append.catalog,)
 
-    def test_stored_metadata_is_nobodys_object(self, storage: Storage) -> None:
+    def test_stored_metadata_is_nobodys_object(self, journals: JournalStore) -> None:
         """Changing what was given or what was read does not change what is stored."""
         metadata: dict[str, Any] = {"a": [1]}
-        fill(storage, "w", metadata=metadata)
+        fill(journals, "w", metadata=metadata)
         metadata["a"].append(2)
-        found = storage.read_catalog("w")
+        found = journals.read_catalog("w")
         assert found is not None
         found.metadata["b"] = 3
-        storage.list_catalog(CatalogQuery()).rows[0].metadata["a"].append(4)
-        again = storage.read_catalog("w")
+        journals.list_catalog(CatalogQuery()).rows[0].metadata["a"].append(4)
+        again = journals.read_catalog("w")
         assert again is not None
         assert again.metadata == {"a": [1]}
 
-    def test_text_that_utf8_cannot_hold_does_no_harm(self, storage: Storage) -> None:
+    def test_text_that_utf8_cannot_hold_does_no_harm(self, journals: JournalStore) -> None:
         """Messages of the operating system can bring lone surrogates."""
-        fill(storage, "w", error="No such file: '\udcff'")
-        found = storage.read_catalog("w")
+        fill(journals, "w", error="No such file: '\udcff'")
+        found = journals.read_catalog("w")
         assert found is not None
         assert found.error is not None
         assert found.error.startswith("No such file: '")
 
     # -- listing ---------------------------------------------------------------------------
 
-    def test_empty_catalog(self, storage: Storage) -> None:
+    def test_empty_catalog(self, journals: JournalStore) -> None:
         """No rows, no cursor."""
-        page = storage.list_catalog(CatalogQuery())
+        page = journals.list_catalog(CatalogQuery())
         assert (page.rows, page.cursor) == ((), None)
-        assert storage.list_catalog(CatalogQuery(statuses=(RUNNING,))).rows == ()
+        assert journals.list_catalog(CatalogQuery(statuses=(RUNNING,))).rows == ()
 
-    def test_listing_is_by_submission_then_id(self, storage: Storage) -> None:
+    def test_listing_is_by_submission_then_id(self, journals: JournalStore) -> None:
         """Whatever the order of creation; ids by code points."""
         expected = [
             (0.0, "z"),
@@ -107,113 +111,76 @@ class CatalogContract:
             (7.5, "a2"),
         ]
         for submitted_at, name in reversed(expected):
-            fill(storage, name, submitted_at=submitted_at)
-        assert list_ids(storage) == [name for _, name in expected]
+            fill(journals, name, submitted_at=submitted_at)
+        assert list_ids(journals) == [name for _, name in expected]
         newest = [name for _, name in reversed(expected)]
-        assert list_ids(storage, newest_first=True) == newest
-        assert list_ids(storage, newest_first=True, limit=1) == newest
+        assert list_ids(journals, newest_first=True) == newest
+        assert list_ids(journals, newest_first=True, limit=1) == newest
 
     @pytest.mark.parametrize("limit", [1, 2, 3, 7, 24, 25, 26, 1000])
     @pytest.mark.parametrize("statuses", [(), (RUNNING,), (FAILED, RUNNING), (RUNNING, RUNNING)])
     def test_pages(
-        self, storage: Storage, limit: int, statuses: tuple[WorkflowStatus, ...]
+        self, journals: JournalStore, limit: int, statuses: tuple[WorkflowStatus, ...]
     ) -> None:
         """All rows once, in order, also where many have the same submission time."""
         cycle = (RUNNING, FAILED, SUCCESSFUL)
         rows = [(float(i // 10), f"w{i:02}", cycle[i % 3]) for i in range(25)]
         appends = [make_append(n, 0, submitted_at=at, status=status) for at, n, status in rows]
-        assert storage.commit(appends) == [OK] * 25
+        assert journals.commit(appends) == [OK] * 25
         expected = [name for _, name, status in rows if not statuses or status in statuses]
-        assert list_ids(storage, limit=limit, statuses=statuses) == expected
-        newest = list_ids(storage, limit=limit, statuses=statuses, newest_first=True)
+        assert list_ids(journals, limit=limit, statuses=statuses) == expected
+        newest = list_ids(journals, limit=limit, statuses=statuses, newest_first=True)
         assert newest == expected[::-1]
-        first = storage.list_catalog(CatalogQuery(limit=limit, statuses=statuses))
+        first = journals.list_catalog(CatalogQuery(limit=limit, statuses=statuses))
         assert len(first.rows) == min(limit, len(expected))
         assert len(expected) <= limit or first.cursor is not None
 
-    def test_filters(self, storage: Storage) -> None:
+    def test_filters(self, journals: JournalStore) -> None:
         """By statuses, by holders, and by both."""
         for number, status in enumerate((RUNNING, FAILED, PENDING)):
             for holder in ("h1", "h2", "it's; --"):
-                fill(storage, f"{number}{holder}", status=status, holder=holder)
-        assert list_ids(storage, holders=("h1",)) == ["0h1", "1h1", "2h1"]
-        assert list_ids(storage, holders=("it's; --",), statuses=(FAILED,)) == ["1it's; --"]
-        assert list_ids(storage, statuses=(RUNNING, PENDING), holders=("h1", "h2")) == [
+                fill(journals, f"{number}{holder}", status=status, holder=holder)
+        assert list_ids(journals, holders=("h1",)) == ["0h1", "1h1", "2h1"]
+        assert list_ids(journals, holders=("it's; --",), statuses=(FAILED,)) == ["1it's; --"]
+        assert list_ids(journals, statuses=(RUNNING, PENDING), holders=("h1", "h2")) == [
             "0h1",
             "0h2",
             "2h1",
             "2h2",
         ]
-        assert list_ids(storage, statuses=(SUCCESSFUL,)) == []
-        assert list_ids(storage, holders=("h3",)) == []
-        assert list_ids(storage, holders=("h2",), limit=1) == ["0h2", "1h2", "2h2"]
+        assert list_ids(journals, statuses=(SUCCESSFUL,)) == []
+        assert list_ids(journals, holders=("h3",)) == []
+        assert list_ids(journals, holders=("h2",), limit=1) == ["0h2", "1h2", "2h2"]
         both = {"statuses": (RUNNING, PENDING), "holders": ("h2",), "newest_first": True}
-        assert list_ids(storage, **both) == ["2h2", "0h2"]
+        assert list_ids(journals, **both) == ["2h2", "0h2"]
 
-    def test_filters_follow_commits(self, storage: Storage) -> None:
+    def test_filters_follow_commits(self, journals: JournalStore) -> None:
         """A row is found under its status of now only."""
-        fill(storage, "w", status=RUNNING, holder="h1")
-        assert storage.commit([make_append("w", 1, status=FAILED, holder="h2")]) == [OK]
-        assert list_ids(storage, statuses=(RUNNING,)) == list_ids(storage, holders=("h1",)) == []
-        assert list_ids(storage, statuses=(FAILED,), holders=("h2",)) == ["w"]
+        fill(journals, "w", status=RUNNING, holder="h1")
+        assert journals.commit([make_append("w", 1, status=FAILED, holder="h2")]) == [OK]
+        assert list_ids(journals, statuses=(RUNNING,)) == list_ids(journals, holders=("h1",)) == []
+        assert list_ids(journals, statuses=(FAILED,), holders=("h2",)) == ["w"]
 
-    def test_changes_between_pages(self, storage: Storage) -> None:
+    def test_changes_between_pages(self, journals: JournalStore) -> None:
         """A cursor outlives the row it was made from, and meets rows that came later."""
         for i in range(6):
-            fill(storage, f"w{i}", submitted_at=float(i))
-        page = storage.list_catalog(CatalogQuery(limit=3))
+            fill(journals, f"w{i}", submitted_at=float(i))
+        page = journals.list_catalog(CatalogQuery(limit=3))
         last = page.rows[-1]
-        assert storage.delete(last.workflow_id, last.incarnation, 1) is OK
-        fill(storage, "early", submitted_at=0.5)
-        fill(storage, "late", submitted_at=9.0)
-        rest = storage.list_catalog(CatalogQuery(cursor=page.cursor))
+        assert journals.delete(last.workflow_id, last.incarnation, 1) is OK
+        fill(journals, "early", submitted_at=0.5)
+        fill(journals, "late", submitted_at=9.0)
+        rest = journals.list_catalog(CatalogQuery(cursor=page.cursor))
         assert [row.workflow_id for row in rest.rows] == ["w3", "w4", "w5", "late"]
 
     @pytest.mark.parametrize("cursor", ["", "w3", "[]", "[1]", "{}", "1"])
-    def test_foreign_cursor_is_refused(self, storage: Storage, cursor: str) -> None:
+    def test_foreign_cursor_is_refused(self, journals: JournalStore, cursor: str) -> None:
         """It would silently list the wrong rows."""
         with pytest.raises(ValueError, match="cursor"):
-            storage.list_catalog(CatalogQuery(cursor=cursor))
+            journals.list_catalog(CatalogQuery(cursor=cursor))
 
     @pytest.mark.parametrize("limit", [0, -1])
-    def test_page_without_rows_is_refused(self, storage: Storage, limit: int) -> None:
+    def test_page_without_rows_is_refused(self, journals: JournalStore, limit: int) -> None:
         """It could never come to an end."""
         with pytest.raises(ValueError, match="limit"):
-            storage.list_catalog(CatalogQuery(limit=limit))
-
-    # -- holders ---------------------------------------------------------------------------
-
-    def test_holders(self, storage: Storage) -> None:
-        """A lease runs from the storage's now; all other fields come back."""
-        assert storage.read_holders() == []
-        holder = make_holder("h1", host="boot-1/ns'2", pid=2**31 - 1, started_ticks=2**53)
-        before = storage.now()
-        storage.renew_holder(holder, 15.0)
-        after = storage.now()
-        (found,) = storage.read_holders()
-        assert before + 15.0 <= found.lease_until <= after + 15.0
-        assert msgspec.structs.replace(found, lease_until=0.0) == holder
-
-    def test_renewing_a_holder(self, storage: Storage) -> None:
-        """The lease moves, also backwards; there is one row per holder."""
-        storage.renew_holder(make_holder("h1"), 100.0)
-        storage.renew_holder(make_holder("h2", coordinator="c2"), 100.0)
-        storage.renew_holder(make_holder("h1", pid=18), 5.0)
-        found = {holder.holder_id: holder for holder in storage.read_holders()}
-        assert sorted(found) == ["h1", "h2"]
-        assert (found["h1"].pid, found["h2"].coordinator) == (18, "c2")
-        assert found["h1"].lease_until < found["h2"].lease_until - 50.0
-
-    def test_removing_a_holder(self, storage: Storage) -> None:
-        """Only that one; removing it twice does no harm."""
-        for holder_id in ("h1", "h2"):
-            storage.renew_holder(make_holder(holder_id), 15.0)
-        storage.remove_holder("h1")
-        storage.remove_holder("h1")
-        assert [holder.holder_id for holder in storage.read_holders()] == ["h2"]
-
-    def test_expired_holders_stay_readable(self, storage: Storage) -> None:
-        """It is for the reader to judge a lease."""
-        storage.renew_holder(make_holder("h1"), -5.0)
-        (found,) = storage.read_holders()
-        assert found.lease_until < storage.now()
+            journals.list_catalog(CatalogQuery(limit=limit))

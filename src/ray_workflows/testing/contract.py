@@ -1,5 +1,5 @@
-"""`StorageContract`: the pytest suite that says whether a `Storage` keeps its promises.
-Needs pytest; uses the public methods of a storage only, so that any backend can be put to it.
+"""The pytest suites that say whether a storage, or one part of it, keeps its promises.
+Needs pytest; uses the public methods only, so that any backend can be put to it.
 """
 
 from __future__ import annotations
@@ -10,18 +10,53 @@ from collections.abc import Iterator
 import pytest
 
 from ray_workflows.storage.base import Storage
+from ray_workflows.storage.parts import BlobStore, JournalStore, LeaseStore
 from ray_workflows.testing.blob_contract import BlobContract
 from ray_workflows.testing.builders import OK, fill, make_append, make_holder, state
 from ray_workflows.testing.catalog_contract import CatalogContract
 from ray_workflows.testing.journal_contract import JournalContract
+from ray_workflows.testing.lease_contract import LeaseContract
 from ray_workflows.testing.reader_contract import ReaderContract
+from ray_workflows.testing.removal_contract import RemovalContract
 from ray_workflows.testing.shared_contract import SharedContract
 
 
+class JournalStoreContract(JournalContract, CatalogContract):
+    """Every promise of `JournalStore`, as tests. Override the fixture ``journals``."""
+
+    @pytest.fixture
+    def journals(self) -> Iterator[JournalStore]:
+        """An open, empty journal store."""
+        raise NotImplementedError("Override the fixture `journals` of JournalStoreContract.")
+
+
+class BlobStoreContract(BlobContract):
+    """Every promise of `BlobStore`, as tests. Override the fixture ``blobs``."""
+
+    @pytest.fixture
+    def blobs(self) -> Iterator[BlobStore]:
+        """An open, empty blob store."""
+        raise NotImplementedError("Override the fixture `blobs` of BlobStoreContract.")
+
+
+class LeaseStoreContract(LeaseContract):
+    """Every promise of `LeaseStore`, as tests. Override the fixture ``leases``."""
+
+    @pytest.fixture
+    def leases(self) -> Iterator[LeaseStore]:
+        """An open, empty lease store."""
+        raise NotImplementedError("Override the fixture `leases` of LeaseStoreContract.")
+
+
 class StorageContract(
-    JournalContract, CatalogContract, BlobContract, ReaderContract, SharedContract
+    JournalStoreContract,
+    BlobStoreContract,
+    LeaseStoreContract,
+    RemovalContract,
+    ReaderContract,
+    SharedContract,
 ):
-    """Every promise of `Storage`, as tests. Subclass it in a test module of your backend.
+    """Every promise of `Storage` and of its parts, as tests. Subclass it in a test module of yours.
 
     Override the fixture ``storage`` so that it yields an open, empty storage for each test, and
     closes it afterwards. Set ``shared`` to False if other processes can't use the storage.
@@ -30,7 +65,10 @@ class StorageContract(
         >>> class TestMyStorage(StorageContract):
         ...     @pytest.fixture
         ...     def storage(self, tmp_path):
-        ...         storage = MyStorage(tmp_path)
+        ...         mine = SqliteStorage(tmp_path)
+        ...         storage = Storage(
+        ...             journals=mine.journals, blobs=MyBlobs(tmp_path), leases=mine.leases
+        ...         )
         ...         storage.open()
         ...         yield storage
         ...         storage.close()
@@ -43,6 +81,21 @@ class StorageContract(
     def storage(self) -> Iterator[Storage]:
         """An open, empty storage."""
         raise NotImplementedError("Override the fixture `storage` of StorageContract.")
+
+    @pytest.fixture
+    def journals(self, storage: Storage) -> JournalStore:
+        """The journals of the storage."""
+        return storage.journals
+
+    @pytest.fixture
+    def blobs(self, storage: Storage) -> BlobStore:
+        """The blobs of the storage."""
+        return storage.blobs
+
+    @pytest.fixture
+    def leases(self, storage: Storage) -> LeaseStore:
+        """The leases of the storage."""
+        return storage.leases
 
     def test_open_is_idempotent(self, storage: Storage) -> None:
         """Opening what is open, or has contents, changes nothing."""
@@ -82,12 +135,6 @@ class StorageContract(
         assert "://" in url
         storage.close()
         assert storage.url == url
-
-    def test_clock(self, storage: Storage) -> None:
-        """Seconds, as a float, not running backwards."""
-        first = storage.now()
-        assert isinstance(first, float)
-        assert storage.now() >= first
 
     def test_pickled_copy_is_the_same_storage(self, storage: Storage) -> None:
         """What is shared travels to workers; what is not says so instead of getting lost."""

@@ -1,5 +1,5 @@
-"""The part of `StorageContract` about commits, journals and deletion.
-Uses the public methods of a storage only.
+"""The part of `JournalStoreContract` about commits, journals and deletion.
+Uses the public methods of a journal store only.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from ray_workflows._model.catalog import Append, CatalogQuery, CatalogRow
-from ray_workflows.storage.base import CommitOutcome, Storage
+from ray_workflows.storage.parts import CommitOutcome, JournalStore
 from ray_workflows.testing.builders import (
     OK,
     STALE,
@@ -90,41 +90,43 @@ class Interrupting(Sequence[Append]):
 class JournalContract:
     """Commits, journals and deletion."""
 
-    def test_first_append_creates_the_workflow(self, storage: Storage) -> None:
+    def test_first_append_creates_the_workflow(self, journals: JournalStore) -> None:
         """Entry, commit id and catalog row are there after OK."""
         append = make_append("w", 0, commit_id="c", entry=b"first")
-        assert storage.read_catalog("w") is None
-        assert storage.read_journal(append.incarnation) == []
-        assert storage.commit([append]) == [OK]
-        row, journal = state(storage, "w")
+        assert journals.read_catalog("w") is None
+        assert journals.read_journal(append.incarnation) == []
+        assert journals.commit([append]) == [OK]
+        row, journal = state(journals, "w")
         assert row == append.catalog
         assert [(e.seq, e.commit_id, e.entry) for e in journal] == [(1, "c", b"first")]
 
-    def test_next_append_continues_the_journal(self, storage: Storage) -> None:
+    def test_next_append_continues_the_journal(self, journals: JournalStore) -> None:
         """Each append at the end succeeds and takes the catalog along."""
         for seq in range(5):
-            assert storage.commit([make_append("w", seq, started_at=float(seq))]) == [OK]
-            row, journal = state(storage, "w")
+            assert journals.commit([make_append("w", seq, started_at=float(seq))]) == [OK]
+            row, journal = state(journals, "w")
             assert row is not None
             assert (row.seq, row.started_at, len(journal)) == (seq + 1, float(seq), seq + 1)
 
     @pytest.mark.parametrize("together", [1, 3])
-    def test_rows_that_stay_as_they_are_name_the_end(self, storage: Storage, together: int) -> None:
+    def test_rows_that_stay_as_they_are_name_the_end(
+        self, journals: JournalStore, together: int
+    ) -> None:
         """However many appends change nothing of a row but its seq, whoever reads it sees that."""
         names = [f"w{number}" for number in range(together)]
         for name in names:
-            fill(storage, name)
+            fill(journals, name)
         for seq in range(1, 6):
             group = [make_append(name, seq) for name in names]
-            assert storage.commit(group) == [OK] * together
+            assert journals.commit(group) == [OK] * together
             rows = tuple(append.catalog for append in group)
-            assert tuple(map(storage.read_catalog, names)) == rows
+            assert tuple(map(journals.read_catalog, names)) == rows
             for fields in ({}, {"statuses": (rows[0].status,)}, {"holders": ("h1",)}):
-                assert storage.list_catalog(CatalogQuery(**fields)).rows == rows
+                assert journals.list_catalog(CatalogQuery(**fields)).rows == rows
                 newest = CatalogQuery(newest_first=True, **fields)
-                assert storage.list_catalog(newest).rows == rows[::-1]
+                assert journals.list_catalog(newest).rows == rows[::-1]
 
-    def test_rows_that_change_now_and_then(self, storage: Storage) -> None:
+    def test_rows_that_change_now_and_then(self, journals: JournalStore) -> None:
         """The row is that of the last append, also where it goes back to what it was before, and
         where values are equal that are not the same."""
         changes: list[dict[str, Any]] = [
@@ -140,63 +142,63 @@ class JournalContract:
         ]
         for seq, fields in enumerate(changes):
             append = make_append("w", seq, **fields)
-            assert storage.commit([append, make_append(f"x{seq}", 0)]) == [OK, OK]
-            row = storage.read_catalog("w")
+            assert journals.commit([append, make_append(f"x{seq}", 0)]) == [OK, OK]
+            row = journals.read_catalog("w")
             assert row == append.catalog
             assert repr(row) == repr(append.catalog)
 
     @pytest.mark.parametrize("expected_seq", [0, 1, 2, 4, 5, 1000])
     def test_append_elsewhere_than_the_end_is_stale(
-        self, storage: Storage, expected_seq: int
+        self, journals: JournalStore, expected_seq: int
     ) -> None:
         """Nothing is written, neither to the journal nor to the catalog."""
-        fill(storage, "w", 3)
-        before = state(storage, "w")
+        fill(journals, "w", 3)
+        before = state(journals, "w")
         append = make_append("w", expected_seq, entry=b"stale", holder="thief")
-        assert storage.commit([append]) == [STALE]
-        assert state(storage, "w") == before
-        assert list_ids(storage) == ["w"]
+        assert journals.commit([append]) == [STALE]
+        assert state(journals, "w") == before
+        assert list_ids(journals) == ["w"]
 
-    def test_creating_an_id_in_use_is_stale(self, storage: Storage) -> None:
+    def test_creating_an_id_in_use_is_stale(self, journals: JournalStore) -> None:
         """Also under another incarnation, of which nothing is left."""
-        fill(storage, "w", 2)
-        before = state(storage, "w")
-        assert storage.commit([make_append("w", 0, incarnation="i-other")]) == [STALE]
-        assert state(storage, "w") == before
-        assert storage.read_journal("i-other") == []
+        fill(journals, "w", 2)
+        before = state(journals, "w")
+        assert journals.commit([make_append("w", 0, incarnation="i-other")]) == [STALE]
+        assert state(journals, "w") == before
+        assert journals.read_journal("i-other") == []
 
-    def test_creating_under_an_incarnation_in_use_is_stale(self, storage: Storage) -> None:
+    def test_creating_under_an_incarnation_in_use_is_stale(self, journals: JournalStore) -> None:
         """Two workflows never share a journal."""
-        fill(storage, "w", 2, incarnation="i-shared")
-        before = state(storage, "w")
-        assert storage.commit([make_append("other", 0, incarnation="i-shared")]) == [STALE]
-        assert storage.read_catalog("other") is None
-        assert state(storage, "w") == before
+        fill(journals, "w", 2, incarnation="i-shared")
+        before = state(journals, "w")
+        assert journals.commit([make_append("other", 0, incarnation="i-shared")]) == [STALE]
+        assert journals.read_catalog("other") is None
+        assert state(journals, "w") == before
 
-    def test_append_to_an_unknown_workflow_is_stale(self, storage: Storage) -> None:
+    def test_append_to_an_unknown_workflow_is_stale(self, journals: JournalStore) -> None:
         """Only entry 1 can create it."""
-        assert storage.commit([make_append("w", 1)]) == [STALE]
-        assert state(storage, "w") == (None, [])
+        assert journals.commit([make_append("w", 1)]) == [STALE]
+        assert state(journals, "w") == (None, [])
 
-    def test_append_under_another_incarnation_is_stale(self, storage: Storage) -> None:
+    def test_append_under_another_incarnation_is_stale(self, journals: JournalStore) -> None:
         """The right number does not help."""
-        fill(storage, "w", 2)
-        before = state(storage, "w")
-        assert storage.commit([make_append("w", 2, incarnation="i-other")]) == [STALE]
-        assert state(storage, "w") == before
+        fill(journals, "w", 2)
+        before = state(journals, "w")
+        assert journals.commit([make_append("w", 2, incarnation="i-other")]) == [STALE]
+        assert state(journals, "w") == before
 
-    def test_repeated_append_is_stale_and_can_be_found(self, storage: Storage) -> None:
+    def test_repeated_append_is_stale_and_can_be_found(self, journals: JournalStore) -> None:
         """An ambiguous append is settled by its commit id in the journal."""
         append = make_append("w", 0, commit_id="mine")
-        assert storage.commit([append]) == [OK]
-        assert storage.commit([append]) == [STALE]
-        assert [entry.commit_id for entry in storage.read_journal(append.incarnation)] == ["mine"]
+        assert journals.commit([append]) == [OK]
+        assert journals.commit([append]) == [STALE]
+        assert [entry.commit_id for entry in journals.read_journal(append.incarnation)] == ["mine"]
 
-    def test_outcomes_are_independent(self, storage: Storage) -> None:
+    def test_outcomes_are_independent(self, journals: JournalStore) -> None:
         """Stale appends take nothing else of the same call down."""
-        fill(storage, "a", 1)
-        fill(storage, "b", 2)
-        outcomes = storage.commit(
+        fill(journals, "a", 1)
+        fill(journals, "b", 2)
+        outcomes = journals.commit(
             [
                 make_append("a", 1),
                 make_append("b", 1),
@@ -206,13 +208,13 @@ class JournalContract:
             ]
         )
         assert outcomes == [OK, STALE, OK, STALE, OK]
-        ends = [state(storage, name)[0] for name in ("a", "b", "new", "absent")]
+        ends = [state(journals, name)[0] for name in ("a", "b", "new", "absent")]
         assert [row and row.seq for row in ends] == [2, 3, 1, None]
 
-    def test_two_appends_to_one_workflow_in_one_commit(self, storage: Storage) -> None:
+    def test_two_appends_to_one_workflow_in_one_commit(self, journals: JournalStore) -> None:
         """They take effect in their order; of two to the same place, the first."""
-        assert storage.commit([make_append("w", 0), make_append("w", 1)]) == [OK, OK]
-        outcomes = storage.commit(
+        assert journals.commit([make_append("w", 0), make_append("w", 1)]) == [OK, OK]
+        outcomes = journals.commit(
             [
                 make_append("w", 2, entry=b"first"),
                 make_append("w", 2, entry=b"second"),
@@ -221,175 +223,175 @@ class JournalContract:
             ]
         )
         assert outcomes == [OK, STALE, STALE, OK]
-        row, journal = state(storage, "w")
+        row, journal = state(journals, "w")
         assert row is not None
         assert (row.holder, journal[2].entry) == ("last", b"first")
 
-    def test_empty_commit(self, storage: Storage) -> None:
+    def test_empty_commit(self, journals: JournalStore) -> None:
         """No appends, no outcomes."""
-        assert storage.commit([]) == []
+        assert journals.commit([]) == []
 
-    def test_large_commit(self, storage: Storage) -> None:
+    def test_large_commit(self, journals: JournalStore) -> None:
         """Many workflows in one call, each with its outcome in its place."""
         for name in ("w10", "w20"):
-            fill(storage, name)
-        outcomes = storage.commit([make_append(f"w{i}", 0) for i in range(500)])
+            fill(journals, name)
+        outcomes = journals.commit([make_append(f"w{i}", 0) for i in range(500)])
         assert [i for i, outcome in enumerate(outcomes) if outcome is not OK] == [10, 20]
-        assert sorted(list_ids(storage)) == sorted(f"w{i}" for i in range(500))
+        assert sorted(list_ids(journals)) == sorted(f"w{i}" for i in range(500))
 
     @pytest.mark.parametrize(
         "change", [{"seq": 3}, {"seq": 1}, {"workflow_id": "x"}, {"incarnation": "i-x"}]
     )
     def test_contradictory_append_is_refused(
-        self, storage: Storage, change: dict[str, Any]
+        self, journals: JournalStore, change: dict[str, Any]
     ) -> None:
         """A catalog row has to describe the append it rides on."""
-        fill(storage, "w", 1)
-        before = state(storage, "w")
+        fill(journals, "w", 1)
+        before = state(journals, "w")
         good = make_append("w", 1)
         bad = msgspec.structs.replace(good, catalog=msgspec.structs.replace(good.catalog, **change))
         with pytest.raises(ValueError, match="catalog row"):
-            storage.commit([make_append("other", 0), bad])
-        assert state(storage, "w") == before
-        assert list_ids(storage) == ["w"]
+            journals.commit([make_append("other", 0), bad])
+        assert state(journals, "w") == before
+        assert list_ids(journals) == ["w"]
 
     @pytest.mark.parametrize("incarnation", ["../up", "a/b", ".hidden", "é", "a b", "x" * 201])
     def test_incarnation_that_is_no_name_is_refused(
-        self, storage: Storage, incarnation: str
+        self, journals: JournalStore, incarnation: str
     ) -> None:
         """It would become a directory or an object prefix."""
         with pytest.raises(ValueError, match="incarnation"):
-            storage.commit([make_append("w", 0, incarnation=incarnation)])
-        assert storage.read_catalog("w") is None
+            journals.commit([make_append("w", 0, incarnation=incarnation)])
+        assert journals.read_catalog("w") is None
 
     @pytest.mark.parametrize(
         "entry",
         [b"\x00", bytes(range(256)) * 4, b"'; --", b"x" * 1_000_000],
         ids=["nul", "all bytes", "quote", "large"],
     )
-    def test_entries_come_back_as_they_were(self, storage: Storage, entry: bytes) -> None:
+    def test_entries_come_back_as_they_were(self, journals: JournalStore, entry: bytes) -> None:
         """An entry is opaque bytes."""
-        fill(storage, "w", 1, entry=entry)
-        (stored,) = storage.read_journal(incarnation_of("w"))
+        fill(journals, "w", 1, entry=entry)
+        (stored,) = journals.read_journal(incarnation_of("w"))
         assert stored.entry == entry
 
-    def test_read_journal_after(self, storage: Storage) -> None:
+    def test_read_journal_after(self, journals: JournalStore) -> None:
         """Only later entries, in order; none after the end."""
-        fill(storage, "w", 12)
-        fill(storage, "other", 3)
+        fill(journals, "w", 12)
+        fill(journals, "other", 3)
         incarnation = incarnation_of("w")
         for after in (0, 1, 9, 11, 12, 13, 1000):
-            found = [entry.seq for entry in storage.read_journal(incarnation, after)]
+            found = [entry.seq for entry in journals.read_journal(incarnation, after)]
             assert found == list(range(after + 1, 13))
-        assert storage.read_journal("i-unknown", 3) == []
+        assert journals.read_journal("i-unknown", 3) == []
 
     @pytest.mark.parametrize("workflow_id", ODD_IDS)
-    def test_odd_workflow_ids(self, storage: Storage, workflow_id: str) -> None:
+    def test_odd_workflow_ids(self, journals: JournalStore, workflow_id: str) -> None:
         """Ids are opaque: nothing in them is a path, a pattern, a number or SQL."""
         for name in ("w", workflow_id):
-            fill(storage, name, 2)
-        assert sorted(list_ids(storage, limit=1)) == sorted(["w", workflow_id])
-        row, journal = state(storage, workflow_id)
+            fill(journals, name, 2)
+        assert sorted(list_ids(journals, limit=1)) == sorted(["w", workflow_id])
+        row, journal = state(journals, workflow_id)
         assert row is not None
         assert (row.workflow_id, len(journal)) == (workflow_id, 2)
-        assert storage.delete(workflow_id, row.incarnation, 2) is OK
-        assert list_ids(storage) == ["w"]
+        assert journals.delete(workflow_id, row.incarnation, 2) is OK
+        assert list_ids(journals) == ["w"]
 
-    def test_ids_that_look_alike_differ(self, storage: Storage) -> None:
+    def test_ids_that_look_alike_differ(self, journals: JournalStore) -> None:
         """No folding of case, normalization of Unicode or stripping of blanks."""
         ids = ["a", "A", "a ", " a", "é", "e\u0301", "a/", "a//", "\uff11", "1"]
         for name in ids:
-            fill(storage, name)
-        assert list_ids(storage) == sorted(ids)
+            fill(journals, name)
+        assert list_ids(journals) == sorted(ids)
 
     def test_interrupted_commit_leaves_the_previous_or_the_next_state(
-        self, storage: Storage
+        self, journals: JournalStore
     ) -> None:
         """Never an entry without its row or a row without its entry; and work goes on."""
-        fill(storage, "a", 1)
+        fill(journals, "a", 1)
         appends = [make_append("a", 1), make_append("b", 0)]
         with pytest.raises(Interrupted):
-            storage.commit(Interrupting(appends))
-        assert storage.read_catalog("b") is None
-        row, _ = state(storage, "a")
+            journals.commit(Interrupting(appends))
+        assert journals.read_catalog("b") is None
+        row, _ = state(journals, "a")
         assert row is not None
         assert row.seq in (1, 2)
         # A caller that can't know repeats, and finds its commit if it had succeeded.
-        assert storage.commit(appends) == [OK if row.seq == 1 else STALE, OK]
-        assert [len(state(storage, name)[1]) for name in ("a", "b")] == [2, 1]
+        assert journals.commit(appends) == [OK if row.seq == 1 else STALE, OK]
+        assert [len(state(journals, name)[1]) for name in ("a", "b")] == [2, 1]
 
-    def test_commit_that_can_not_be_written(self, storage: Storage) -> None:
+    def test_commit_that_can_not_be_written(self, journals: JournalStore) -> None:
         """An entry that is no bytes: workflows stay whole, and the storage usable."""
         for name in ("a", "b"):
-            fill(storage, name, 1)
+            fill(journals, name, 1)
         bad: Any = object()
         appends = [make_append("a", 1), make_append("b", 1, entry=bad), make_append("c", 0)]
         with contextlib.suppress(Exception):
-            storage.commit(appends)
-        ends = [(row and row.seq) or 0 for row in (state(storage, name)[0] for name in "abc")]
+            journals.commit(appends)
+        ends = [(row and row.seq) or 0 for row in (state(journals, name)[0] for name in "abc")]
         assert ends[0] in (1, 2)
         assert ends[1] == 1
         assert ends[2] in (0, 1)
         again = [make_append(name, end) for name, end in zip("abc", ends, strict=True)]
-        assert storage.commit(again) == [OK, OK, OK]
+        assert journals.commit(again) == [OK, OK, OK]
 
     # -- concurrency -----------------------------------------------------------------------
 
     @pytest.mark.parametrize("expected_seq", [0, 3])
-    def test_one_of_many_rivals_succeeds(self, storage: Storage, expected_seq: int) -> None:
+    def test_one_of_many_rivals_succeeds(self, journals: JournalStore, expected_seq: int) -> None:
         """The promise everything above rests on."""
         for round_number in range(20):
             name = f"w{round_number}"
             if expected_seq:
-                fill(storage, name, expected_seq)
+                fill(journals, name, expected_seq)
             rivals = [
                 make_append(name, expected_seq, commit_id=f"r{i}", holder=f"r{i}") for i in range(8)
             ]
-            outcomes = in_threads([partial(storage.commit, [rival]) for rival in rivals])
+            outcomes = in_threads([partial(journals.commit, [rival]) for rival in rivals])
             assert sorted(outcomes) == [[OK]] + [[STALE]] * 7
-            row, journal = state(storage, name)
+            row, journal = state(journals, name)
             winner = rivals[outcomes.index([OK])]
             assert row == winner.catalog
             assert journal[-1].commit_id == winner.commit_id
 
-    def test_rivals_take_turns_on_one_journal(self, storage: Storage) -> None:
+    def test_rivals_take_turns_on_one_journal(self, journals: JournalStore) -> None:
         """Each entry belongs to the one who was told so."""
-        fill(storage, "w", 1)
+        fill(journals, "w", 1)
 
         def write(name: str) -> list[tuple[int, str]]:
             mine = []
-            while (seq := len(storage.read_journal(incarnation_of("w")))) < 100:
+            while (seq := len(journals.read_journal(incarnation_of("w")))) < 100:
                 append = make_append("w", seq, commit_id=f"{name}-{seq}")
-                if storage.commit([append]) == [OK]:
+                if journals.commit([append]) == [OK]:
                     mine.append((seq + 1, append.commit_id))
             return mine
 
         parts = in_threads([partial(write, name) for name in ("a", "b", "c", "d")])
-        _, journal = state(storage, "w")
+        _, journal = state(journals, "w")
         assert [(e.seq, e.commit_id) for e in journal[1:]] == sorted(itertools.chain(*parts))
 
-    def test_rival_incarnations_of_one_id(self, storage: Storage) -> None:
+    def test_rival_incarnations_of_one_id(self, journals: JournalStore) -> None:
         """Of many creations of one id, one succeeds."""
         rivals = [make_append("w", 0, incarnation=f"i-{i}") for i in range(8)]
-        outcomes = in_threads([partial(storage.commit, [rival]) for rival in rivals])
+        outcomes = in_threads([partial(journals.commit, [rival]) for rival in rivals])
         assert sorted(outcomes) == [[OK]] + [[STALE]] * 7
-        journals = [storage.read_journal(rival.incarnation) for rival in rivals]
-        assert [bool(journal) for journal in journals] == [o == [OK] for o in outcomes]
+        found = [journals.read_journal(rival.incarnation) for rival in rivals]
+        assert [bool(journal) for journal in found] == [o == [OK] for o in outcomes]
 
     def test_appends_to_different_workflows_do_not_disturb_each_other(
-        self, storage: Storage
+        self, journals: JournalStore
     ) -> None:
         """All succeed, and readers meanwhile see each workflow whole."""
 
         def write(name: str) -> list[CommitOutcome]:
-            return [storage.commit([make_append(name, seq)])[0] for seq in range(20)]
+            return [journals.commit([make_append(name, seq)])[0] for seq in range(20)]
 
         def watch(name: str) -> list[CommitOutcome]:
             seen = 0
             while seen < 20:
-                row = storage.read_catalog(name)
-                journal = storage.read_journal(incarnation_of(name))
-                later = storage.read_catalog(name)
+                row = journals.read_catalog(name)
+                journal = journals.read_journal(incarnation_of(name))
+                later = journals.read_catalog(name)
                 low, high = (row.seq if row else 0), (later.seq if later else 0)
                 assert seen <= low <= len(journal) <= high
                 assert [entry.seq for entry in journal] == list(range(1, len(journal) + 1))
@@ -404,86 +406,61 @@ class JournalContract:
 
     # -- deletion --------------------------------------------------------------------------
 
-    def test_delete(self, storage: Storage) -> None:
+    def test_delete(self, journals: JournalStore) -> None:
         """Nothing of it is left, and others are untouched."""
-        row = fill(storage, "w", 3)
-        fill(storage, "other", 2)
-        assert storage.delete("w", row.incarnation, 3) is OK
-        assert storage.read_catalog("w") is None
-        assert storage.read_journal(row.incarnation) == []
-        assert list_ids(storage) == ["other"]
-        assert len(state(storage, "other")[1]) == 2
-        assert storage.delete("w", row.incarnation, 3) is STALE
+        row = fill(journals, "w", 3)
+        fill(journals, "other", 2)
+        assert journals.delete("w", row.incarnation, 3) is OK
+        assert journals.read_catalog("w") is None
+        assert journals.read_journal(row.incarnation) == []
+        assert list_ids(journals) == ["other"]
+        assert len(state(journals, "other")[1]) == 2
+        assert journals.delete("w", row.incarnation, 3) is STALE
 
-    @pytest.mark.parametrize("expected_seq", [0, 2, 4])
-    def test_delete_with_a_stale_seq(self, storage: Storage, expected_seq: int) -> None:
-        """Somebody appended in between: nothing is deleted, blobs neither."""
-        row = fill(storage, "w", 3)
-        blob = storage.write_blob(row.incarnation, "k", [b"data"])
-        before = state(storage, "w")
-        assert storage.delete("w", row.incarnation, expected_seq) is STALE
-        assert state(storage, "w") == before
-        assert bytes(storage.read_blob(row.incarnation, blob)) == b"data"
-
-    def test_delete_what_is_not_there(self, storage: Storage) -> None:
+    def test_delete_what_is_not_there(self, journals: JournalStore) -> None:
         """Unknown id, or another incarnation of a known one."""
-        fill(storage, "w", 2)
-        before = state(storage, "w")
-        assert storage.delete("absent", "i-absent", 1) is STALE
-        assert storage.delete("w", "i-other", 2) is STALE
-        assert state(storage, "w") == before
+        fill(journals, "w", 2)
+        before = state(journals, "w")
+        assert journals.delete("absent", "i-absent", 1) is STALE
+        assert journals.delete("w", "i-other", 2) is STALE
+        assert state(journals, "w") == before
 
-    def test_recreation_under_a_new_incarnation(self, storage: Storage) -> None:
-        """The id is free; appends and deletions of the old incarnation stay stale."""
-        old = fill(storage, "w", 2, incarnation="i-old")
-        storage.write_blob("i-old", "k", [b"old"])
-        assert storage.delete("w", old.incarnation, 2) is OK
-        assert storage.commit([make_append("w", 2, incarnation="i-old")]) == [STALE]
-        new = fill(storage, "w", 2, incarnation="i-new", holder="new")
-        assert storage.commit([make_append("w", 2, incarnation="i-old")]) == [STALE]
-        assert storage.commit([make_append("w", 0, incarnation="i-old")]) == [STALE]
-        assert storage.delete("w", "i-old", 2) is STALE
-        assert storage.read_journal("i-old") == []
-        assert storage.find_blob("i-new", "k") is None
-        assert state(storage, "w")[0] == new
-        assert storage.commit([make_append("w", 2, incarnation="i-new")]) == [OK]
-
-    def test_delete_and_append_at_once(self, storage: Storage) -> None:
+    def test_delete_and_append_at_once(self, journals: JournalStore) -> None:
         """One of them succeeds, never both."""
         for round_number in range(10):
             name = f"w{round_number}"
-            row = fill(storage, name, 1)
+            row = fill(journals, name, 1)
             outcomes = in_threads(
                 [
-                    partial(storage.commit, [make_append(name, 1)]),
-                    partial(self.delete_as_list, storage, row),
+                    partial(journals.commit, [make_append(name, 1)]),
+                    partial(self.delete_as_list, journals, row),
                 ]
             )
             assert sorted(outcomes) == [[OK], [STALE]]
-            assert len(state(storage, name)[1]) == (2 if outcomes[0] == [OK] else 0)
+            assert len(state(journals, name)[1]) == (2 if outcomes[0] == [OK] else 0)
 
-    def test_delete_among_appends(self, storage: Storage) -> None:
+    def test_delete_among_appends(self, journals: JournalStore) -> None:
         """It takes a workflow that ends where it was seen to end, and nothing comes after it."""
-        fill(storage, "w")
+        fill(journals, "w")
 
         def write() -> int:
             seq = 1
-            while storage.commit([make_append("w", seq)]) == [OK]:
+            while journals.commit([make_append("w", seq)]) == [OK]:
                 seq += 1
             return seq
 
         def remove() -> int:
             while True:
-                row = storage.read_catalog("w")
+                row = journals.read_catalog("w")
                 assert row is not None
-                if storage.delete("w", row.incarnation, row.seq) is OK:
+                if journals.delete("w", row.incarnation, row.seq) is OK:
                     return row.seq
 
         written, removed = in_threads([write, remove])
         assert written == removed
-        assert state(storage, "w") == (None, [])
-        assert list_ids(storage) == []
+        assert state(journals, "w") == (None, [])
+        assert list_ids(journals) == []
 
-    def delete_as_list(self, storage: Storage, row: CatalogRow) -> list[CommitOutcome]:
+    def delete_as_list(self, journals: JournalStore, row: CatalogRow) -> list[CommitOutcome]:
         """Delete with the outcome in a list, as a commit's is."""
-        return [storage.delete(row.workflow_id, row.incarnation, row.seq)]
+        return [journals.delete(row.workflow_id, row.incarnation, row.seq)]

@@ -11,8 +11,11 @@ import io
 import mmap
 import os
 import sys
+import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
 
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError
@@ -20,6 +23,7 @@ from ray_workflows.storage.checksums import Checksum
 from ray_workflows.storage.files.direct_io import FileWriter
 from ray_workflows.storage.files.fsync import sync, sync_directory
 from ray_workflows.storage.files.location import is_local
+from ray_workflows.storage.parts import BlobStore, Home
 from ray_workflows.storage.records import (
     SLICE_BYTES,
     check,
@@ -46,19 +50,36 @@ NAMED = 1000
 ATTEMPTS = 10
 
 
-class BlobFiles:
+class BlobFiles(BlobStore):
     """The blobs below one directory, as ``<root>/<incarnation>/<key>``.
 
-    ``root`` must exist: it is never created here, so that nothing is written beside a storage that
-    was moved away or unmounted. ``mapped``: large blobs are read by mapping them, which needs files
-    that stay readable when they are deleted: those of this machine.
+    Args:
+        root: the directory. It must exist: it is never created here, so that nothing is written
+            beside a storage that was moved away or unmounted.
+        home: what it belongs to.
+        mapped: whether large blobs are read by mapping them, which needs files that stay readable
+            when they are deleted: those of this machine.
+        clock: the time that files are dated with, in seconds since 1970.
     """
 
-    def __init__(self, root: str, *, mapped: bool = True):
+    def __init__(
+        self,
+        root: str,
+        home: Home,
+        *,
+        mapped: bool = True,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self.root = root
+        self.home = home
         self.mapped = mapped
+        self.clock = clock
         #: Directories of incarnations whose names are known to be on the disk.
         self.named: set[str] = set()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        make = partial(type(self), mapped=self.mapped, clock=self.clock)
+        return make, (self.root, self.home)
 
     def directory(self, incarnation: str) -> str:
         """Where the blobs of an incarnation are."""
@@ -68,14 +89,14 @@ class BlobFiles:
         """The file of a blob."""
         return os.path.join(self.directory(incarnation), check_name("blob key", key))
 
-    def write(self, incarnation: str, key: str, chunks: Iterable[bytes | memoryview]) -> Blob:
+    def write_blob(self, incarnation: str, key: str, chunks: Iterable[bytes | memoryview]) -> Blob:
         """Write a blob durably unless the key exists; return the description of what is stored."""
         path = self.path(incarnation, key)
-        blob = self.find(incarnation, key)
+        blob = self.find_blob(incarnation, key)
         if blob is None:
             blob = self.write_new(path, key, chunks)
         if blob is None:
-            blob = self.find(incarnation, key)
+            blob = self.find_blob(incarnation, key)
         if blob is None:
             raise StorageUnavailableError(
                 f"{path} was deleted while it was written. Write it again if it is still needed."
@@ -141,7 +162,7 @@ class BlobFiles:
                 os.mkdir(directory, 0o700)
         raise AssertionError("unreachable")
 
-    def read(self, incarnation: str, blob: Blob) -> memoryview:
+    def read_blob(self, incarnation: str, blob: Blob) -> memoryview:
         """The bytes of a blob, checked against its size and checksum; read-only."""
         path = self.path(incarnation, blob.key)
         what = f"{describe_blob(incarnation, blob)} ({path})"
@@ -164,7 +185,7 @@ class BlobFiles:
         check(view, blob, what)
         return view
 
-    def stream(self, incarnation: str, blob: Blob) -> Iterator[memoryview]:
+    def stream_blob(self, incarnation: str, blob: Blob) -> Iterator[memoryview]:
         """The bytes of a blob piece by piece, checked at the end."""
         path = self.path(incarnation, blob.key)
         what = f"{describe_blob(incarnation, blob)} ({path})"
@@ -188,7 +209,7 @@ class BlobFiles:
                     return
                 yield memoryview(data)
 
-    def find(self, incarnation: str, key: str) -> Blob | None:
+    def find_blob(self, incarnation: str, key: str) -> Blob | None:
         """The description of a stored blob, or None."""
         path = self.path(incarnation, key)
         checksum = Checksum()
@@ -209,7 +230,7 @@ class BlobFiles:
         """Whether an incarnation has, or had, blobs."""
         return os.path.isdir(self.directory(incarnation))
 
-    def delete(self, incarnation: str) -> None:
+    def delete_blobs(self, incarnation: str) -> None:
         """Delete all blobs of an incarnation. Values mapped before stay readable.
 
         What others have put there goes too if it can; if not, it stays, and the directory with it.
@@ -245,6 +266,12 @@ class BlobFiles:
                 for entry in entries
                 if is_name(entry.name) and entry.is_dir(follow_symlinks=False)
             )
+
+    def old_blobs(self, grace_seconds: float) -> list[str]:
+        """Incarnations whose newest blob is older than the grace period."""
+        before = self.clock() - grace_seconds
+        newest = ((name, self.newest(name)) for name in self.incarnations())
+        return [name for name, time in newest if time is not None and time <= before]
 
     def newest(self, incarnation: str) -> float | None:
         """When something was last written for an incarnation, in seconds since 1970."""

@@ -178,3 +178,21 @@ def prepared_directory(path: str, *, shared: bool = False) -> Iterator[None]:
         if isinstance(error, OSError):
             raise open_error(path, error) from error
         raise
+
+
+def real_path(directory: str | os.PathLike[str]) -> str:
+    """The absolute path of a directory without ``~`` and symbolic links."""
+    name = os.fspath(directory)
+    if isinstance(name, bytes):
+        name = os.fsdecode(name)
+    if not name or "\0" in name:
+        raise StorageConfigError(
+            f"{name!r} is not the path of a directory. Give one with init(storage=...)."
+        )
+    expanded = os.path.expanduser(name)
+    if expanded.startswith("~"):
+        raise StorageConfigError(
+            f"The home directory in {name!r} is unknown. Give an absolute path; ./{name} is the "
+            f"directory of that name."
+        )
+    return os.path.realpath(expanded)

@@ -17,8 +17,10 @@ import msgspec
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError
 from ray_workflows.storage.checksums import Checksum
+from ray_workflows.storage.objects.bucket import Bucket
 from ray_workflows.storage.objects.bucket_client import LARGE_BYTES, RemoteOperations
 from ray_workflows.storage.objects.client import Found
+from ray_workflows.storage.parts import BlobStore
 from ray_workflows.storage.records import (
     check,
     check_name,
@@ -50,14 +52,20 @@ class Head(msgspec.Struct, array_like=True):
     where: str = ""
 
 
-class ObjectBlobs:
+class ObjectBlobs(BlobStore):
     """Blobs as ``blobs/<incarnation>/<key>``, the uploads of large ones below ``parts/``."""
 
-    def __init__(self, operations: RemoteOperations, whole_bytes: int = WHOLE_BYTES) -> None:
-        self.operations = operations
+    home: Bucket
+
+    def __init__(self, home: Bucket, whole_bytes: int = WHOLE_BYTES) -> None:
+        self.home = home
+        self.operations: RemoteOperations = home.operations
         self.whole_bytes = whole_bytes
 
-    def write(self, incarnation: str, key: str, chunks: Iterable[bytes | memoryview]) -> Blob:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.home, self.whole_bytes)
+
+    def write_blob(self, incarnation: str, key: str, chunks: Iterable[bytes | memoryview]) -> Blob:
         """Write a blob durably unless the key exists; return the description of what is stored."""
         where = blob_key(incarnation, key)
         stored = self.head(incarnation, key)
@@ -153,7 +161,7 @@ class ObjectBlobs:
         found = self.found(incarnation, key)
         return None if found is None else found[0]
 
-    def read(self, incarnation: str, blob: Blob) -> memoryview:
+    def read_blob(self, incarnation: str, blob: Blob) -> memoryview:
         """The bytes of a blob, checked against its size and checksum; read-only."""
         what = f"{describe_blob(incarnation, blob)} ({blob_key(incarnation, blob.key)})"
         head, object = self.expected(incarnation, blob, what)
@@ -176,7 +184,7 @@ class ObjectBlobs:
             )
         return found
 
-    def stream(self, incarnation: str, blob: Blob) -> Iterator[memoryview]:
+    def stream_blob(self, incarnation: str, blob: Blob) -> Iterator[memoryview]:
         """The bytes of a blob piece by piece, checked at the end."""
         what = f"{describe_blob(incarnation, blob)} ({blob_key(incarnation, blob.key)})"
         return checked(self.pieces(incarnation, blob, what), blob, what)
@@ -221,12 +229,12 @@ class ObjectBlobs:
                 pass
         return memoryview(buffer).toreadonly()
 
-    def find(self, incarnation: str, key: str) -> Blob | None:
+    def find_blob(self, incarnation: str, key: str) -> Blob | None:
         """The description of a stored blob, or None. It is what was written: `read` checks it."""
         head = self.head(incarnation, key)
         return None if head is None else described(key, head)
 
-    def delete(self, incarnation: str) -> None:
+    def delete_blobs(self, incarnation: str) -> None:
         """Delete all blobs of an incarnation."""
         for prefix in (BLOBS, PARTS):
             below = f"{prefix}/{check_name('incarnation', incarnation)}"
@@ -237,6 +245,12 @@ class ObjectBlobs:
         """All incarnations that have blobs, or began to, in order."""
         found = {*self.operations.list_prefixes(BLOBS), *self.operations.list_prefixes(PARTS)}
         return sorted(found)
+
+    def old_blobs(self, grace_seconds: float) -> list[str]:
+        """Incarnations whose newest blob is older than the grace period."""
+        before = self.home.holders.fresh_now() - grace_seconds
+        newest = ((name, self.newest(name)) for name in self.incarnations())
+        return [name for name, time in newest if time is not None and time <= before]
 
     def newest(self, incarnation: str) -> float | None:
         """When something was last written for an incarnation, on the store's clock."""

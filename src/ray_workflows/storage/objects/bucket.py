@@ -11,9 +11,8 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from ray_workflows.exceptions import StorageConfigError
 from ray_workflows.storage.access import opening
-from ray_workflows.storage.objects.blobs import ObjectBlobs
 from ray_workflows.storage.objects.bucket_client import RemoteOperations
-from ray_workflows.storage.objects.storage import PutOnceStorage
+from ray_workflows.storage.objects.home import ObjectsHome
 
 #: What may be set in the URL: nothing that is secret. All else comes from the environment.
 OPTIONS = {
@@ -46,35 +45,25 @@ BOOLEANS = ("allow_http", "virtual_hosted_style_request", "request_payer", "use_
 SECRETS = re.compile(r"key|secret|token|password|credential|sas|signature", re.IGNORECASE)
 
 
-class ObjectStorage(PutOnceStorage):
-    """Workflows in a bucket, below a prefix.
-
-    Credentials are those of the provider's usual environment (``$AWS_ACCESS_KEY_ID`` and so on,
-    or the role of the machine) of each process; they are in no URL, message or pickle.
+class Bucket(ObjectsHome):
+    """A bucket, below a prefix.
 
     Args:
-        url: ``s3://bucket/prefix``, ``gs://bucket/prefix`` or ``az://container/prefix``, with
-            options as a query: ``?endpoint=http://127.0.0.1:9000&allow_http=true&region=...``.
+        url: as `ObjectStorage` takes it.
 
     Raises:
         StorageConfigError: the URL has no bucket, an unknown option, or a secret.
-
-    Example:
-        >>> ObjectStorage("s3://bucket/team/workflows?region=eu-west-1")
-        ObjectStorage('s3://bucket/team/workflows?region=eu-west-1')
     """
+
+    operations: RemoteOperations
 
     def __init__(self, url: str) -> None:
         self.scheme, self.bucket, self.prefix, given = split_url(url)
         self.options: dict[str, str] = with_environment(self.scheme, given)
-        remote = RemoteOperations(self.url, self.connect)
-        super().__init__(remote, ObjectBlobs(remote))
+        super().__init__(RemoteOperations(self.url, self.connect))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.full_url(tuple(self.options)),)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.full_url(tuple(self.options))!r})"
 
     @property
     def url(self) -> str:

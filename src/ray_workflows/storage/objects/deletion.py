@@ -7,11 +7,10 @@ append to it. Knows nothing of what is deleted and why.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Protocol, TypeVar
 
-from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageCorruptError
 from ray_workflows.storage.objects.index import Index
 from ray_workflows.storage.objects.index_keys import OPEN, SETTLED, Entry, parse, short_hash
@@ -44,21 +43,9 @@ CLOCK_SECONDS = 24 * 3600.0
 
 
 class Blobs(Protocol):
-    """Where the blobs are; as `BlobFiles`."""
+    """What it takes of the blobs in the same home; as `BlobFiles`."""
 
-    def write(self, incarnation: str, key: str, chunks: Iterable[bytes | memoryview]) -> Blob:
-        """Write a blob unless the key exists; what is stored."""
-
-    def read(self, incarnation: str, blob: Blob) -> memoryview:
-        """The bytes of a blob, checked."""
-
-    def stream(self, incarnation: str, blob: Blob) -> Iterator[memoryview]:
-        """The bytes of a blob piece by piece, checked at the end."""
-
-    def find(self, incarnation: str, key: str) -> Blob | None:
-        """The description of a stored blob, or None."""
-
-    def delete(self, incarnation: str) -> None:
+    def delete_blobs(self, incarnation: str) -> None:
         """Delete all blobs of an incarnation."""
 
     def incarnations(self) -> list[str]:
@@ -92,7 +79,7 @@ class Burial:
         self.crew.together(
             [
                 *(partial(self.empty, incarnation, workflow_id, number) for number in numbers),
-                partial(self.blobs.delete, incarnation),
+                partial(self.blobs.delete_blobs, incarnation),
                 partial(self.operations.delete, [k for k in known if not k.startswith(OPEN)]),
             ]
         )
@@ -162,7 +149,7 @@ class Burial:
         keys = [segment_key(incarnation, number) for number in numbers]
         self.operations.delete(keys[:-1])
         self.operations.delete(keys[-1:])
-        self.blobs.delete(incarnation)
+        self.blobs.delete_blobs(incarnation)
         self.operations.delete([key])
 
     def visit_entries(self, now: float) -> set[str]:

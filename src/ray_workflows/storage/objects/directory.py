@@ -1,5 +1,5 @@
-"""`SharedStorage`: workflows in a directory that several machines see, such as an NFS mount.
-The algorithm is `PutOnceStorage`; here is where it is and what can be wrong with it.
+"""`SharedDirectory`: objects in a directory that several machines see, such as an NFS mount.
+Here is where it is and what can be wrong with it.
 """
 
 from __future__ import annotations
@@ -9,47 +9,33 @@ from typing import Any
 from urllib.parse import quote
 
 from ray_workflows.exceptions import StorageConfigError
-from ray_workflows.storage.files.blobs import BlobFiles
-from ray_workflows.storage.files.location import prepared_directory
+from ray_workflows.storage.files.location import prepared_directory, real_path
 from ray_workflows.storage.objects.directory_client import DirectoryOperations
-from ray_workflows.storage.objects.storage import LAYOUT_KEY, PutOnceStorage
-from ray_workflows.storage.sqlite.storage import DATABASE_NAME, real_path
+from ray_workflows.storage.objects.home import LAYOUT_KEY, ObjectsHome
+from ray_workflows.storage.sqlite.directory import DATABASE_NAME
 
 BLOBS_NAME = "blobs"
 
 
-class SharedStorage(PutOnceStorage):
-    """Workflows in a directory that every node of every cluster sees under the same path.
+class SharedDirectory(ObjectsHome):
+    """A directory that every node of every cluster sees under the same path.
 
     Args:
-        directory: where it is; ``~`` is expanded. Created by `open`, with mode 0700.
+        directory: as `SharedStorage` takes it.
 
     Raises:
         StorageConfigError: the directory's name can't be a path.
-
-    Example:
-        >>> import tempfile
-        >>> directory = tempfile.TemporaryDirectory()
-        >>> storage = SharedStorage(directory.name)
-        >>> storage.open()
-        >>> storage.read_catalog("none") is None
-        True
-        >>> storage.close()
-        >>> directory.cleanup()
     """
+
+    operations: DirectoryOperations
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory: str = real_path(directory)
-        self.files: DirectoryOperations = DirectoryOperations(self.directory)
-        # Not mapped: a file that another machine deletes is gone under its readers.
-        blobs = BlobFiles(os.path.join(self.directory, BLOBS_NAME), mapped=False)
-        super().__init__(self.files, blobs)
+        self.blobs_directory: str = os.path.join(self.directory, BLOBS_NAME)
+        super().__init__(DirectoryOperations(self.directory))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.directory,)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.directory!r})"
 
     @property
     def url(self) -> str:
@@ -66,10 +52,10 @@ class SharedStorage(PutOnceStorage):
         """
         self.check_kind()
         with prepared_directory(self.directory, shared=True):
-            self.files.prepare()
-            os.makedirs(os.path.join(self.directory, BLOBS_NAME), mode=0o700, exist_ok=True)
+            self.operations.prepare()
+            os.makedirs(self.blobs_directory, mode=0o700, exist_ok=True)
             # Where all that is needed exists, nothing else would try.
-            os.unlink(self.files.write_temporary(b"try"))
+            os.unlink(self.operations.write_temporary(b"try"))
         super().open()
 
     def open_existing(self) -> None:

@@ -17,8 +17,9 @@ from psycopg import Rollback
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError
 from ray_workflows.storage.checksums import Checksum
-from ray_workflows.storage.postgres.pool import Connection, Patience, Pool
-from ray_workflows.storage.postgres.schema import Schema
+from ray_workflows.storage.parts import BlobStore
+from ray_workflows.storage.postgres.home import PostgresHome
+from ray_workflows.storage.postgres.pool import Connection, Patience
 from ray_workflows.storage.records import (
     check_name,
     check_read,
@@ -37,16 +38,22 @@ CHUNKS_AT_ONCE = 8
 COLUMN_TYPES = ("uuid", "int4", "bytea")
 
 
-class BlobRows:
+class BlobRows(BlobStore):
     """The blobs of one schema."""
 
-    def __init__(self, pool: Pool, schema: Schema) -> None:
-        self.pool = pool
-        self.target = schema.target
-        self.queries = schema.queries
+    home: PostgresHome
+
+    def __init__(self, home: PostgresHome) -> None:
+        self.home = home
+        self.pool = home.pool
+        self.target = home.target
+        self.queries = home.queries
         self.patience = Patience()
 
-    def write(self, incarnation: str, key: str, chunks: Iterable[bytes | memoryview]) -> Blob:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.home,)
+
+    def write_blob(self, incarnation: str, key: str, chunks: Iterable[bytes | memoryview]) -> Blob:
         """Write a blob durably unless the key exists; return the description of what is stored."""
         check_name("incarnation", incarnation)
         check_name("blob key", key)
@@ -57,10 +64,10 @@ class BlobRows:
         if second is None:
             blob = self.write_small(incarnation, key, first)
         else:
-            blob = self.find(incarnation, key)
+            blob = self.find_blob(incarnation, key)
             if blob is None:
                 blob = self.write_large(incarnation, key, itertools.chain((first, second), rows))
-        blob = blob or self.find(incarnation, key)
+        blob = blob or self.find_blob(incarnation, key)
         if blob is None:
             raise StorageUnavailableError(
                 f"Blob {key!r} of {incarnation!r} in {self.target.url} was deleted while it was "
@@ -117,7 +124,7 @@ class BlobRows:
             return blob
         return None
 
-    def find(self, incarnation: str, key: str) -> Blob | None:
+    def find_blob(self, incarnation: str, key: str) -> Blob | None:
         """The description of a stored blob as its writer gave it, or None."""
         found = self.pool.read(lambda connection: self.look_up(connection, incarnation, key))
         return None if found is None else Blob(*found[:3])
@@ -130,7 +137,7 @@ class BlobRows:
         }
         return connection.first(self.queries["find_blob"], values)
 
-    def read(self, incarnation: str, blob: Blob) -> memoryview:
+    def read_blob(self, incarnation: str, blob: Blob) -> memoryview:
         """The bytes of a blob, checked against its size and checksum; read-only."""
         what = f"{describe_blob(incarnation, blob)} in {self.target.url}"
 
@@ -157,7 +164,7 @@ class BlobRows:
 
         return self.pool.read(work)
 
-    def stream(self, incarnation: str, blob: Blob) -> Iterator[memoryview]:
+    def stream_blob(self, incarnation: str, blob: Blob) -> Iterator[memoryview]:
         """The bytes of a blob piece by piece, checked at the end."""
         what = f"{describe_blob(incarnation, blob)} in {self.target.url}"
         return checked(self.pieces(incarnation, blob, what), blob, what)
@@ -178,11 +185,19 @@ class BlobRows:
             rows = cursor.execute(self.queries["read_some_chunks"], values).fetchall()
         return [memoryview(data) for (data,) in rows]
 
-    def delete(self, incarnation: str) -> None:
+    def delete_blobs(self, incarnation: str) -> None:
         """Delete all blobs of an incarnation."""
         values = {"incarnation": check_name("incarnation", incarnation)}
         with self.pool.use() as connection, connection.patient():
             connection.execute(self.queries["delete_blobs"], values)
+
+    def old_blobs(self, grace_seconds: float) -> list[str]:
+        """Incarnations whose newest blob is older than the grace period."""
+        grace = {"grace_seconds": float(grace_seconds)}
+        rows = self.pool.read(
+            lambda connection: connection.execute(self.queries["old_blobs"], grace).fetchall()
+        )
+        return [incarnation for (incarnation,) in rows]
 
 
 def new_blob_id() -> uuid.UUID:

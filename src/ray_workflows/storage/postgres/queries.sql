@@ -470,6 +470,9 @@ DELETE FROM {schema}.tombstones
 WHERE buried_at < pg_catalog.clock_timestamp() - interval '30 days'
     AND NOT EXISTS (SELECT 1 FROM {schema}.blobs WHERE blobs.incarnation = tombstones.incarnation);
 
+-- name: has_workflows
+SELECT EXISTS (SELECT 1 FROM {schema}.catalog);
+
 -- name: renew_holder
 INSERT INTO {schema}.holders (holder_id, coordinator, host, pid, started_ticks, lease_until)
 VALUES (%(holder_id)s, %(coordinator)s, %(host)s, %(pid)s, %(started_ticks)s,

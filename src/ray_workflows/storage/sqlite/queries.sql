@@ -148,6 +148,9 @@ SELECT incarnation FROM tombstones ORDER BY deleted_at, incarnation;
 -- name: remove_tombstone
 DELETE FROM tombstones WHERE incarnation = :incarnation;
 
+-- name: has_workflows
+SELECT EXISTS (SELECT 1 FROM catalog);
+
 -- name: has_incarnation
 SELECT 1 FROM catalog WHERE incarnation = :incarnation;
 

@@ -1,0 +1,363 @@
+"""`ObjectsJournals`: journals on any store that can create an object only if it is not there.
+
+Object stores and shared directories are the two kinds; this is the one algorithm of both. What
+keeps a stale writer out is that the next number of a journal can be created once. See
+``docs/decisions/011-put-once-storage.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import msgspec
+
+from ray_workflows._model.catalog import (
+    Append,
+    CatalogQuery,
+    CatalogRow,
+    JournalEntry,
+    Page,
+)
+from ray_workflows.exceptions import StorageUnavailableError
+from ray_workflows.storage.objects.deletion import Blobs, Burial
+from ray_workflows.storage.objects.home import ObjectsHome
+from ray_workflows.storage.objects.index import quietly
+from ray_workflows.storage.objects.index_keys import ACTIVE, entry_key, short_hash
+from ray_workflows.storage.objects.journals import End, segment_key
+from ray_workflows.storage.objects.records import (
+    Segment,
+    encode,
+    new_nonce,
+    pack_row,
+    tombstone,
+    unpack_row,
+)
+from ray_workflows.storage.parts import CommitOutcome, JournalStore
+from ray_workflows.storage.records import check_appends
+
+OK, STALE, AMBIGUOUS = CommitOutcome.OK, CommitOutcome.STALE, CommitOutcome.AMBIGUOUS
+
+#: An entry that was put longer ago than this before its segment is put again after it.
+PROMPT_SECONDS = 60.0
+
+
+class Ready(NamedTuple):
+    """An append with what it puts. ``unlisted``: nothing is listed anew. ``doubt``: what is listed
+    before, if anything."""
+
+    append: Append
+    before: End
+    key: str
+    segment: Segment
+    data: bytes
+    unlisted: bool
+    doubt: str
+    made_at: float
+
+
+class ObjectsJournals(JournalStore):
+    """Journals and catalog as objects, whose blobs in the same home go with them.
+
+    Args:
+        home: the store.
+        blobs: the blobs in it.
+    """
+
+    home: ObjectsHome
+
+    def __init__(self, home: ObjectsHome, blobs: Blobs) -> None:
+        self.home = home
+        self.blobs = blobs
+        self.burial = Burial(home.index, blobs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.home, self.blobs)
+
+    def commit(self, appends: Sequence[Append]) -> list[CommitOutcome]:
+        """Append to several journals at once; see `Storage.commit`."""
+        appends = list(appends)
+        check_appends(appends)
+        self.home.index.pay()
+        groups: dict[str, list[int]] = {}
+        for number, append in enumerate(appends):
+            groups.setdefault(append.workflow_id, []).append(number)
+        parts = list(groups.values())
+        single = [self.single_put([appends[number] for number in numbers]) for numbers in parts]
+        works: list[Callable[[], Any]] = [
+            partial(self.append_in_turn, [appends[number] for number in numbers])
+            if ready is None
+            else partial(self.home.operations.put_if_absent, ready.key, ready.data)
+            for numbers, ready in zip(parts, single, strict=True)
+        ]
+        found = self.home.crew.groups(works) if works else []
+        outcomes = [AMBIGUOUS] * len(appends)
+        for numbers, ready, outcome in zip(parts, single, found, strict=True):
+            if isinstance(outcome, StorageUnavailableError):
+                continue
+            if isinstance(outcome, Exception):
+                raise outcome
+            said = outcome if ready is None else [self.settle(ready, outcome)]
+            for number, each in zip(numbers, said, strict=True):
+                outcomes[number] = each
+        if found and all(isinstance(outcome, Exception) for outcome in found):
+            # So that the caller can say why.
+            assert isinstance(found[0], Exception)
+            raise found[0]
+        return outcomes
+
+    def single_put(self, appends: list[Append]) -> Ready | None:
+        """The append to a workflow, if all that it takes is one put: nearly every one is so.
+
+        Then only the put has a thread. With all of it on one, threads of a large group take the
+        interpreter from each other, and it takes four times as long.
+        """
+        if len(appends) > 1 or appends[0].expected_seq <= 1:
+            return None
+        before = self.home.journals.known(appends[0].incarnation, appends[0].expected_seq)
+        if before is None or not is_journal_of(before, appends[0]):
+            return None
+        ready = self.make_ready(appends[0], before)
+        return ready if ready.unlisted else None
+
+    def append_in_turn(self, appends: list[Append]) -> list[CommitOutcome]:
+        """Append to one workflow. What comes after an unknown outcome is not tried."""
+        outcomes: list[CommitOutcome] = []
+        for append in appends:
+            try:
+                put = self.append if append.expected_seq else self.create
+                outcomes.append(put(append))
+            except StorageUnavailableError:
+                if not outcomes:
+                    raise
+                return outcomes + [AMBIGUOUS] * (len(appends) - len(outcomes))
+        return outcomes
+
+    def append(self, append: Append) -> CommitOutcome:
+        """Append an entry to a journal that exists."""
+        journals, incarnation, seq = self.home.journals, append.incarnation, append.expected_seq
+        before = journals.at(incarnation, seq)
+        if before is None or not is_journal_of(before, append):
+            return STALE
+        if seq == 1 and not journals.is_linked(append.workflow_id, incarnation):
+            return STALE
+        ready = self.make_ready(append, before)
+        if ready.doubt:
+            self.home.index.put(ready.doubt, append.catalog)
+        return self.settle(ready, self.home.operations.put_if_absent(ready.key, ready.data))
+
+    def make_ready(self, append: Append, before: End) -> Ready:
+        """What an append after an end puts; does nothing."""
+        assert before.segment.row is not None
+        row = append.catalog
+        was = before.segment.row.row
+        segment = new_segment(append)
+        # What its own coordinator appends need not be seen by others at once. What another one
+        # does (a request) has to be, and its holder looks for it in the listing.
+        ours = self.home.holders.is_ours(row.holder)
+        unlisted = ours and before.listed and is_same_listing(before.segment, segment)
+        doubt = ""
+        if unlisted:
+            segment.listed_as = before.segment.listed_as
+        else:
+            segment.listed_as = entry_key(row, segment.nonce)
+            entries = before.segment.entries
+            # What came before the entry of an end that we listed is gone.
+            segment.replaced = entries[-1:] if before.listed else entries
+            if was.status not in ACTIVE:
+                # Before a settled workflow becomes something else, it is listed as open.
+                doubt = entry_key(row, segment.nonce, tentative=True)
+                if row.status in ACTIVE:
+                    segment.listed_as = doubt
+        key = segment_key(append.incarnation, append.expected_seq + 1)
+        data = encode(segment, key)
+        return Ready(append, before, key, segment, data, unlisted, doubt, self.home.clock())
+
+    def settle(self, ready: Ready, created: bool) -> CommitOutcome:
+        """What follows from whether the segment of an append could be created."""
+        journals, segment, doubt = self.home.journals, ready.segment, ready.doubt
+        row, incarnation = ready.append.catalog, ready.append.incarnation
+        if not created:
+            journals.forget(incarnation)
+            if doubt:
+                quietly(partial(self.home.operations.delete, [doubt]))
+            return STALE
+        journals.remember(ready.key, segment, len(ready.data))
+        if not self.is_timely(ready.before, incarnation):
+            return STALE
+        listed = True
+        if not ready.unlisted:
+            late = self.home.clock() - ready.made_at > PROMPT_SECONDS
+            listed = self.home.index.advance(
+                row,
+                add="" if segment.listed_as == doubt and not late else segment.listed_as,
+                # The doubt stays for the next who lists: between two settled states, somebody who
+                # is listing them now sees by it that he may have missed this one.
+                remove=[key for key in segment.replaced if key != segment.listed_as],
+            )
+        journals.learn(incarnation, End(row.seq, segment, self.home.clock(), listed))
+        return OK
+
+    def is_timely(self, before: End, incarnation: str) -> bool:
+        """Whether what an append was based on still held: its process may have slept for hours,
+        and the workflow been deleted meanwhile, with all traces. Takes the append back if not."""
+        if self.home.journals.is_recent(before.read_at):
+            return True
+        found = self.home.journals.segment_now(incarnation, before.seq)
+        if found is not None and not found.tombstone:
+            return True
+        self.home.journals.forget(incarnation)
+        self.burial.abandon(incarnation, before.segment.workflow_id, before.segment.entries)
+        return False
+
+    def create(self, append: Append) -> CommitOutcome:
+        """Create a workflow: its first segment, then the pointer from its id. It exists from the
+        moment that the pointer is there."""
+        journals = self.home.journals
+        workflow_id, incarnation, row = append.workflow_id, append.incarnation, append.catalog
+        segment = new_segment(append)
+        doubt = entry_key(row, segment.nonce, tentative=True)
+        segment.listed_as = doubt if row.status in ACTIVE else entry_key(row, segment.nonce)
+        started_at = self.home.clock()
+        steps: list[Callable[[], Any]] = [
+            partial(self.home.index.put, doubt, row),
+            partial(journals.put, incarnation, 1, segment),
+            partial(journals.chain_keys, workflow_id),
+        ]
+        _, created, keys = self.home.crew.together(steps)
+        chain = journals.follow(keys)
+        link = None
+        if not created:
+            # An earlier try of this creation that broke off, or somebody else's incarnation.
+            first = journals.end(incarnation)
+            if first is None or first.seq != 1 or not is_same_creation(first.segment, append):
+                self.undo(append, False, None, doubt)
+                return STALE
+            segment = first.segment
+        while link is None:
+            mine = any(pointer.incarnation == incarnation for _, pointer in chain)
+            if mine or journals.current(chain) is not None:
+                self.undo(append, created and not mine, None, doubt)
+                return STALE
+            link = journals.link(workflow_id, incarnation, chain)
+            chain = journals.chain(workflow_id)
+        # Two that find nothing in different hours create different pointers; both then see both.
+        others = [(key, pointer) for key, pointer in chain if pointer.incarnation != incarnation]
+        if journals.current(others) is not None or not journals.is_recent(started_at):
+            self.undo(append, created, link, doubt)
+            return STALE
+        journals.note_linked(incarnation)
+        listed = True
+        if segment.listed_as != doubt:
+            listed = self.home.index.advance(row, add=segment.listed_as, remove=[doubt])
+        journals.learn(incarnation, End(1, segment, self.home.clock(), listed))
+        return OK
+
+    def undo(self, append: Append, created: bool, link: str | None, doubt: str) -> None:
+        """Take back a creation that came too late. The incarnation can be used again."""
+        incarnation = append.incarnation
+
+        def work() -> None:
+            if link is not None:
+                self.home.operations.delete([link])
+            if created:
+                self.home.journals.forget_all(incarnation)
+                self.home.operations.delete([segment_key(incarnation, 1)])
+            self.home.operations.delete([doubt])
+
+        quietly(work)
+
+    def read_journal(self, incarnation: str, after: int = 0) -> list[JournalEntry]:
+        """Entries with ``seq > after``, in order."""
+        segments = self.home.journals.read(incarnation, after)
+        # A single one may be of a creation that came to nothing.
+        if [seq for seq, _ in segments] == [1] and not self.home.journals.is_linked(
+            segments[0][1].workflow_id, incarnation
+        ):
+            return []
+        return [JournalEntry(seq, s.commit_id, s.entry) for seq, s in segments]
+
+    def read_catalog(self, workflow_id: str) -> CatalogRow | None:
+        """The row of a workflow, from the end of its journal, or None.
+
+        Raises:
+            StorageCorruptError: an object is damaged, or the journal ends before what is listed.
+        """
+        current = self.home.journals.current(self.home.journals.chain(workflow_id))
+        if current is None or current[1].segment.row is None:
+            return None
+        row = unpack_row(current[1].segment.row)
+        if row.status in ACTIVE and not self.is_driven(row):
+            # Nobody drives it, or so it seems: its last segments may be lost.
+            self.home.index.check_end(row)
+        return row
+
+    def is_driven(self, row: CatalogRow) -> bool:
+        """Whether a live coordinator drives a workflow, as far as that can be told."""
+        try:
+            return self.home.holders.is_alive(short_hash(row.holder))
+        except StorageUnavailableError:
+            # The clock of a directory takes a write, and a disk that is read-only can be read.
+            return False
+
+    def list_catalog(self, query: CatalogQuery) -> Page:
+        """One page of rows. Of a workflow in the hands of a live coordinator, ``seq`` may be that
+        of its last change of status or by another process."""
+        self.home.index.pay()
+        return self.home.index.page(query)
+
+    def delete(self, workflow_id: str, incarnation: str, expected_seq: int) -> CommitOutcome:
+        """Delete a workflow and its blobs, if its journal still ends at ``expected_seq``."""
+        journals = self.home.journals
+        before = journals.at(incarnation, expected_seq) if expected_seq > 0 else None
+        if before is None or before.segment.row is None:
+            return STALE
+        if before.segment.workflow_id != workflow_id:
+            return STALE
+        if expected_seq == 1 and not journals.is_linked(workflow_id, incarnation):
+            return STALE
+        row = msgspec.structs.replace(unpack_row(before.segment.row), seq=expected_seq + 1)
+        doubt = entry_key(row, new_nonce(), tentative=True)
+        self.home.index.put(doubt, row)
+        if not journals.put(incarnation, expected_seq + 1, tombstone(before.segment)):
+            journals.forget(incarnation)
+            quietly(partial(self.home.operations.delete, [doubt]))
+            return STALE
+        # The workflow is gone, whatever happens now; the entry in doubt leads to what is left.
+        quietly(partial(self.burial.bury, incarnation, workflow_id, (doubt,)))
+        return OK
+
+    def sweep(self, grace_seconds: float) -> int:
+        """Finish interrupted deletions and creations, and remove blobs of no workflow."""
+        self.home.index.pay()
+        return self.burial.sweep(self.home.holders.fresh_now(), grace_seconds)
+
+
+def new_segment(append: Append) -> Segment:
+    """The segment of an append, not yet listed."""
+    return Segment(
+        nonce=new_nonce(),
+        workflow_id=append.workflow_id,
+        commit_id=append.commit_id,
+        row=pack_row(append.catalog),
+        entry=append.entry,
+    )
+
+
+def is_journal_of(end: End, append: Append) -> bool:
+    """Whether an end is that of the workflow appended to, and not of a deleted one."""
+    return not end.segment.tombstone and end.segment.workflow_id == append.workflow_id
+
+
+def is_same_creation(first: Segment, append: Append) -> bool:
+    """Whether a segment was written by an earlier try of a creation."""
+    return first.commit_id == append.commit_id and first.workflow_id == append.workflow_id
+
+
+def is_same_listing(before: Segment, after: Segment) -> bool:
+    """Whether two rows differ in their numbers only."""
+    if before.row is None or after.row is None:
+        return False
+    same = msgspec.structs.replace(before.row.row, seq=after.row.row.seq)
+    return same == after.row.row and before.row.metadata == after.row.metadata

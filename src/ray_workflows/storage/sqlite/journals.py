@@ -1,0 +1,285 @@
+"""The journals and the catalog of a directory with an SQLite database, and their deletion."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from ray_workflows._model.catalog import (
+    Append,
+    CatalogQuery,
+    CatalogRow,
+    JournalEntry,
+    Page,
+)
+from ray_workflows._model.status import WorkflowStatus
+from ray_workflows.exceptions import StorageUnavailableError
+from ray_workflows.storage.files.blobs import BlobFiles, remove_temporaries
+from ray_workflows.storage.parts import CommitOutcome, JournalStore
+from ray_workflows.storage.records import (
+    check_appends,
+    check_limit,
+    decode_cursor,
+    decode_row,
+    encode_metadata,
+    make_page,
+    row_digest,
+)
+from ray_workflows.storage.sqlite.connection import QUERIES, fetch_all
+from ray_workflows.storage.sqlite.directory import SqliteDirectory
+
+CREATE = QUERIES["create_workflow"]
+ADVANCE = QUERIES["advance_workflow"]
+TOUCH = QUERIES["touch_workflow"]
+APPEND = QUERIES["append_entry"]
+
+#: How much of a journal is deleted in one transaction: entries, and their bytes.
+DELETE_ENTRIES = 5_000
+DELETE_BYTES = 16 * 1024 * 1024
+
+#: A workflow that comes to one of these by an append was most often in it before.
+ACTIVE = WorkflowStatus.non_terminating_status()
+
+
+#: Which query lists rows: whether some statuses are asked for, whether the newest come first.
+LIST_QUERIES = {
+    (False, False): "list_catalog",
+    (True, False): "list_catalog_by_status",
+    (False, True): "list_catalog_newest",
+    (True, True): "list_catalog_newest_by_status",
+}
+
+
+class SqliteJournals(JournalStore):
+    """Journals and catalog in the database of a directory, whose blob files go with them.
+
+    Args:
+        home: the directory.
+        blobs: the blobs in it.
+    """
+
+    home: SqliteDirectory
+
+    def __init__(self, home: SqliteDirectory, blobs: BlobFiles) -> None:
+        self.home = home
+        self.blobs = blobs
+
+    @property
+    def commits_at_once(self) -> bool:
+        """Whether it waits for a disk of this machine alone: nobody in this process writes."""
+        return self.home.writer.is_free()
+
+    def commit(self, appends: Sequence[Append]) -> list[CommitOutcome]:
+        """Append to several journals in one transaction; see `Storage.commit`."""
+        # Taken out here so that a sequence that raises does so before the transaction.
+        appends = list(appends)
+        check_appends(appends)
+        if not appends:
+            return []
+        with self.home.writer.transaction() as connection:
+            if append_as_expected(connection, appends):
+                return [CommitOutcome.OK] * len(appends)
+            return [append_one(connection, append) for append in appends]
+
+    def read_journal(self, incarnation: str, after: int = 0) -> list[JournalEntry]:
+        """Entries with ``seq > after``, in order."""
+        with self.home.reader.use() as connection:
+            key = {"incarnation": incarnation, "after": after}
+            rows = fetch_all(connection, QUERIES["read_journal"], key)
+        return [JournalEntry(*row) for row in rows]
+
+    def read_catalog(self, workflow_id: str) -> CatalogRow | None:
+        """The row of a workflow, or None."""
+        with self.home.reader.use() as connection:
+            key = {"workflow_id": workflow_id}
+            rows = fetch_all(connection, QUERIES["read_catalog"], key)
+        return decode_row(rows[0], where=self.home.reader.path) if rows else None
+
+    def list_catalog(self, query: CatalogQuery) -> Page:
+        """One page of rows, oldest or newest submission first."""
+        limit = check_limit(query.limit)
+        submitted_at, workflow_id = decode_cursor(query.cursor, newest_first=query.newest_first)
+        parameters = {
+            "submitted_at": submitted_at,
+            "workflow_id": workflow_id,
+            "holders": json.dumps(query.holders) if query.holders else None,
+            # One more shows whether there is a next page.
+            "limit": limit + 1,
+        }
+        name = LIST_QUERIES[bool(query.statuses), query.newest_first]
+        if query.statuses:
+            parameters["statuses"] = json.dumps(sorted({s.value for s in query.statuses}))
+        with self.home.reader.use() as connection:
+            found = fetch_all(connection, QUERIES[name], parameters)
+        return make_page(found, limit, self.home.reader.path)
+
+    def delete(self, workflow_id: str, incarnation: str, expected_seq: int) -> CommitOutcome:
+        """Delete a workflow and its blobs, if its journal still ends at ``expected_seq``.
+
+        A long journal goes in several transactions, so that commits get in between.
+        """
+        buried = False
+        with self.home.writer.transaction() as connection:
+            key = {
+                "workflow_id": workflow_id,
+                "incarnation": incarnation,
+                "expected_seq": expected_seq,
+            }
+            if connection.execute(QUERIES["delete_workflow"], key).rowcount != 1:
+                return CommitOutcome.STALE
+            more = delete_some(connection, incarnation)
+            if more or self.blobs.exists(incarnation):
+                grave = {"incarnation": incarnation, "deleted_at": time.time()}
+                connection.execute(QUERIES["write_tombstone"], grave)
+                buried = True
+        if buried:
+            # The workflow is gone whatever happens now; the tombstone leads `sweep` to the rest.
+            with contextlib.suppress(StorageUnavailableError):
+                self.finish_tombstone(incarnation)
+        return CommitOutcome.OK
+
+    def finish_tombstone(self, incarnation: str) -> None:
+        """Remove what is left of an incarnation that has a tombstone, and then the tombstone."""
+        more = True
+        while more:
+            # Who waits for the connection gets it only while nobody asks for it.
+            let_others_in()
+            with self.home.writer.transaction() as connection:
+                more = delete_some(connection, incarnation)
+        self.blobs.delete_blobs(incarnation)
+        with self.home.writer.transaction() as connection:
+            connection.execute(QUERIES["remove_tombstone"], {"incarnation": incarnation})
+
+    def sweep(self, grace_seconds: float) -> int:
+        """Finish interrupted deletions, and remove old blobs that belong to no workflow.
+
+        A workflow whose blobs were written longer ago than the grace period, and that was not
+        created since, can lose them: the grace period has to be longer than a submission takes.
+        """
+        before = time.time() - grace_seconds
+        with self.home.reader.use() as connection:
+            found = connection.execute(QUERIES["read_tombstones"]).fetchall()
+        swept = {incarnation for (incarnation,) in found}
+        for incarnation in sorted(swept):
+            self.finish_tombstone(incarnation)
+        for incarnation in self.blobs.incarnations():
+            if incarnation in swept:
+                continue
+            if self.is_known(incarnation):
+                self.blobs.remove_temporaries(incarnation, before)
+            elif self.bury_orphan(incarnation, before):
+                self.finish_tombstone(incarnation)
+                swept.add(incarnation)
+        # What a process left that was killed while it created the database.
+        remove_temporaries(self.home.directory, before)
+        return len(swept)
+
+    def is_known(self, incarnation: str) -> bool:
+        """Whether a workflow has this incarnation."""
+        with self.home.reader.use() as connection:
+            key = {"incarnation": incarnation}
+            found = connection.execute(QUERIES["has_incarnation"], key).fetchone()
+        return found is not None
+
+    def bury_orphan(self, incarnation: str, before: float) -> bool:
+        """Write a tombstone for blobs older than that time, unless their workflow exists by now.
+
+        From then on the workflow can't be created any more, so that it can't lose its blobs
+        between the check and their removal.
+        """
+        newest = self.blobs.newest(incarnation)
+        if newest is None or newest > before:
+            return False
+        with self.home.writer.transaction() as connection:
+            grave = {"incarnation": incarnation, "deleted_at": time.time()}
+            return connection.execute(QUERIES["write_orphan_tombstone"], grave).rowcount == 1
+
+
+def delete_some(connection: sqlite3.Connection, incarnation: str) -> bool:
+    """Delete the first entries of a journal, as many as take some ten milliseconds; whether there
+    may be more. Inside a transaction."""
+    key = {"incarnation": incarnation, "limit": DELETE_ENTRIES}
+    found = connection.execute(QUERIES["read_sizes"], key).fetchall()
+    size = count = 0
+    while count < len(found) and (count == 0 or size + found[count][1] <= DELETE_BYTES):
+        size += found[count][1]
+        count += 1
+    if count:
+        last = {"incarnation": incarnation, "last": found[count - 1][0]}
+        connection.execute(QUERIES["delete_entries"], last)
+    return count < len(found) or count == DELETE_ENTRIES
+
+
+def let_others_in() -> None:
+    """Give other threads and processes the time to take a lock that was just released."""
+    time.sleep(0.001)
+
+
+def append_one(connection: sqlite3.Connection, append: Append) -> CommitOutcome:
+    """Write one append and its catalog row, or neither, inside a transaction."""
+    row = append.catalog
+    values = msgspec.structs.asdict(row)
+    values["status"] = row.status.value
+    values["metadata"] = encode_metadata(row)
+    values["error"] = clean(row.error)
+    values["digest"] = row_digest(row, values["metadata"], values["error"])
+    values["expected_seq"] = append.expected_seq
+    query = CREATE if append.expected_seq == 0 else ADVANCE
+    if connection.execute(query, values).rowcount != 1:
+        return CommitOutcome.STALE
+    connection.execute(APPEND, entry_values(append))
+    return CommitOutcome.OK
+
+
+def append_as_expected(connection: sqlite3.Connection, appends: Sequence[Append]) -> bool:
+    """Write appends as nearly all groups are: every journal ends where expected, and who runs after
+    the append ran before it. Writes nothing and returns False if one is not so.
+
+    A group costs half of what it costs one by one.
+    """
+    running: list[Append] = []
+    others: list[Append] = []
+    for append in appends:
+        touched = append.expected_seq > 0 and append.catalog.status in ACTIVE
+        (running if touched else others).append(append)
+    if len(running) < 2:
+        return False
+    connection.execute(QUERIES["begin_guess"])
+    done = connection.executemany(TOUCH, map(touch_values, running)).rowcount == len(running)
+    if done:
+        connection.executemany(APPEND, map(entry_values, running))
+        done = all(append_one(connection, append) is CommitOutcome.OK for append in others)
+    if not done:
+        connection.execute(QUERIES["undo_guess"])
+    connection.execute(QUERIES["end_guess"])
+    return done
+
+
+def touch_values(append: Append) -> tuple[Any, ...]:
+    """The parameters of ``touch_workflow``."""
+    row = append.catalog
+    metadata, error = encode_metadata(row), clean(row.error)
+    return (
+        *(row.seq, row.holder, row.started_at, row.ended_at, metadata),
+        *(row.plan_digest, error, row.released, row_digest(row, metadata, error)),
+        *(row.workflow_id, row.incarnation, append.expected_seq),
+        *(row.status.value, row.submitted_at),
+    )
+
+
+def entry_values(append: Append) -> tuple[Any, ...]:
+    """The parameters of ``append_entry``."""
+    return append.incarnation, append.catalog.seq, append.commit_id, append.entry
+
+
+def clean(text: str | None) -> str | None:
+    """The text of an error as UTF-8 can hold it: file names in messages can bring surrogates."""
+    if text is None or text.isascii():
+        return text
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
