@@ -8,8 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from ray_workflows._client.environments import Remembered, Wishes, missing
 from ray_workflows._client.reader import Reader
-from ray_workflows._environment import packages, record
+from ray_workflows._environment import packages, ray_private, record
 from ray_workflows._environment import store as shared
 from ray_workflows._environment.archive import file_digest
 from ray_workflows._environment.snapshot import keep_record
@@ -99,7 +100,9 @@ def test_an_unknown_workflow(store: Store, cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("what", ["package", "document"])
-def test_damaged_code(store: Store, cli: Cli, recorded: Environment, what: str) -> None:
+def test_damaged_code(
+    store: Store, cli: Cli, recorded: Environment, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`doctor` names it, and `env` does not take it for what it is not."""
 
     def problems() -> list[checks.Finding]:
@@ -123,3 +126,12 @@ def test_damaged_code(store: Store, cli: Cli, recorded: Environment, what: str) 
     assert "resume --code current w" in problem.remedy
     if what == "document":
         assert name in cli("env", "w", code=1).stderr
+        row = store.storage.read_catalog("w")
+        assert row is not None
+        found = Remembered(store.storage, row)
+        # The cluster has its secret.
+        monkeypatch.setattr(ray_private, "has_key", lambda key: True)
+        # What was recorded can't be compared; what is here needs none of it.
+        (said,) = missing(found, EnvironmentChange("recorded", "me@here"), Wishes())
+        assert name in said
+        assert missing(found, EnvironmentChange("current", "me@here"), Wishes("current")) == []
