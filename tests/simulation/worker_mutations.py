@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 
 from ray_workflows._executor import batch as batch_module
@@ -16,7 +17,9 @@ from ray_workflows._executor.ray_tasks import RayExecutor
 from ray_workflows._executor.worker import AttemptRun
 from ray_workflows._model import errors as errors_module
 from ray_workflows._model import inputs as inp
+from tests.simulation import repeated
 from tests.simulation.mutations import Mutation, Patch
+from tests.simulation.scripts import Script
 
 MUTATIONS: dict[str, Mutation] = {}
 
@@ -34,9 +37,14 @@ def breaks(*kinds: str, **trouble: float) -> Any:
 # -- what workers do -----------------------------------------------------------------------
 
 
-@breaks("live is stored", worker_dies=0.5, end_late=0.3)
+@breaks("live is stored", worker_dies=0.4, call_late=0.5)
 def all_executions_of_an_attempt_write_one_key(patch: Any) -> None:
+    def draw_script(rng: Random) -> Script:
+        return Script(f"f{rng.randrange(repeated.FUNCTIONS)}", large=True)
+
     patch.setattr(AttemptRun, "blob_prefix", property(lambda self: self.request.blob_prefix))
+    # Only large results are written under a key.
+    patch.setattr(repeated, "draw_script", draw_script)
 
 
 @breaks("innocent", "stuck", "unpickled", poison=1.0)
