@@ -210,8 +210,8 @@ class Life:
         """A watchdog: each task that should run is in flight or waits for its time, and whatever
         waits for a time has an alarm. What the executor does not have is a report on its way."""
         loop = self.loop
-        if loop.elapsed() > loop.lease_until or self.inbox:
-            return
+        if loop.elapsed() > loop.lease_until or self.inbox or self.replaced:
+            return  # Of one that was replaced, workers report to the other one.
         for workflow in loop.workflows.values():
             if workflow.busy:
                 continue

@@ -512,10 +512,12 @@ class Calls:
 
     def reply(self, answer: Answer, loads: list[Load] | None) -> None:
         """A coordinator answers."""
+        world = self.cluster.world
+        # Of a call that came twice, one answer reaches nobody: but the coordinator has given what
+        # is in it, and can't know that.
+        world.given(answer.process, loads or ())
         if self.open.pop(answer, None) is not None:
-            world = self.cluster.world
             value = pack_loads(loads)
-            world.given(answer.process, loads or ())
             world.clock.after(world.rng.uniform(0.0002, 0.003), lambda: answer.settle(value))
 
     def coordinator_died(self) -> None:
