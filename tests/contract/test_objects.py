@@ -434,7 +434,7 @@ def append_as_rival(pipe, url, name, until):
 def test_rival_processes(s3: str, storage: ObjectStorage) -> None:
     """Each entry belongs to the one who was told so."""
     fill(storage, "w", 1)
-    url = pickle.loads(pickle.dumps(storage)).full_url(tuple(storage.options))
+    url = pickle.loads(pickle.dumps(storage)).full_url
     with contextlib.ExitStack() as stack:
         pipes = []
         for name in ("a", "b", "c"):
