@@ -20,9 +20,10 @@ from ray._private.internal_api import node_stats
 import ray_workflows as workflow
 from ray_workflows._capture.values import ValueReader, ValueWriter
 from ray_workflows._client.connection import connect
-from ray_workflows._client.outputs import last_events, read_output, read_row
+from ray_workflows._client.outputs import read_output, read_row
 from ray_workflows._client.patience import Patience
 from ray_workflows._model.events import WorkflowSucceeded
+from ray_workflows.storage.histories import History
 from ray_workflows.storage.urls import storage_from_url
 from tests.children import child, receive
 from tests.fast_s3 import fast_s3
@@ -223,7 +224,8 @@ def test_a_live_copy_that_is_lost_is_read_from_its_blob(wid: str) -> None:
     array = workflow.run(large.bind(1_000_000), workflow_id=wid)
     connection = connect()
     row = read_row(connection.storage, wid)
-    (event,) = (e for e in last_events(connection.storage, row) if isinstance(e, WorkflowSucceeded))
+    events = History(connection.storage, row, row.seq - 1).events()
+    (event,) = (e for e in events if isinstance(e, WorkflowSucceeded))
     lost = lose.remote()
     back = read_output(connection, row, event.output, lost)
     np.testing.assert_array_equal(back, array)
