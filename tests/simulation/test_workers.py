@@ -82,6 +82,20 @@ def test_without_trouble_every_workflow_ends() -> None:
         run_seed(seed, trouble=quiet, world="workers")
 
 
+def test_a_death_by_what_nobody_wants_any_more_is_charged_to_nobody() -> None:
+    """A canceled attempt runs on in the batch of another workflow's, and takes the worker down."""
+    trouble = {
+        "worker_dies": 0.3,
+        "preempt": 0.3,
+        "call_late": 0.3,
+        "call_twice": 0.4,
+        "end_late": 0.3,
+        "watch_late": 0.5,
+        "storage_fails": 0.5,
+    }
+    run_seed(100301, trouble=trouble, world="workers")
+
+
 def test_what_is_to_be_seen_happens() -> None:
     seen: Counter[str] = Counter()
     for seed in range(120):

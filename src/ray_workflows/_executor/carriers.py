@@ -35,7 +35,17 @@ class SentBatch:
     """A batch in a Ray task. ``open`` counts members that are not reported, canceled or handed
     back."""
 
-    __slots__ = ("carrier", "digest", "listens", "members", "number", "open", "packages", "shape")
+    __slots__ = (
+        "carrier",
+        "digest",
+        "has_unwanted",
+        "listens",
+        "members",
+        "number",
+        "open",
+        "packages",
+        "shape",
+    )
 
     def __init__(self, number: int, members: list[Flight]) -> None:
         scene = members[0].request.scene
@@ -46,6 +56,8 @@ class SentBatch:
         self.listens = scene.options.kind == LISTENER
         self.open = len(members)
         self.carrier: Carrier | None = None
+        #: A member is not wanted any more, and may run all the same.
+        self.has_unwanted = False
         #: What the cluster had to have for it.
         self.packages: tuple[Package, ...] = ()
 

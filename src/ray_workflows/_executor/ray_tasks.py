@@ -337,7 +337,8 @@ class RayExecutor:
     def fail(self, carrier: Carrier, error: BaseException) -> None:
         """A Ray task failed with what it had. If several members are left, one was guilty: those of
         the batch that ran first run again alone, and only the guilty one will be charged. It may
-        have been one of the next batch, if the report of the first was lost with the worker."""
+        have been one of the next batch, if the report of the first was lost with the worker, or one
+        that nobody wants any more."""
         loads = list(carrier.loads)
         for sent in loads:
             self.dispatch.over(sent)
@@ -348,7 +349,8 @@ class RayExecutor:
         if lacked or refusal is not None:
             self.lack(left, refusal, error)
             return
-        if len(left) == 1:
+        doubtful = any(sent.has_unwanted for sent in loads)
+        if len(left) == 1 and (left[0][1].expired or not doubtful):
             self.land(left[0][1], failure(left[0][1], error))
             return
         for sent, flight in left:
@@ -424,6 +426,7 @@ class RayExecutor:
         sent = None if flight.batch is None else self.dispatch.sent.get(flight.batch)
         if sent is not None:
             sent.open -= len(stopped)
+            sent.has_unwanted = True
             self.stop_if_unwanted(sent)
 
     def stop_if_unwanted(self, sent: SentBatch) -> None:
