@@ -107,9 +107,10 @@ class MemoryJournals(JournalStore):
 
     def append(self, append: Append) -> CommitOutcome:
         """Append one entry; the caller has the lock."""
-        row = self.home.rows.get(append.workflow_id)
+        home = self.home
+        row = home.rows.get(append.workflow_id)
         if append.expected_seq == 0:
-            free = row is None and append.incarnation not in self.home.incarnations
+            free = row is None and append.incarnation not in home.incarnations
         else:
             free = (
                 row is not None
@@ -119,9 +120,9 @@ class MemoryJournals(JournalStore):
         if not free:
             return CommitOutcome.STALE
         entry = JournalEntry(append.catalog.seq, append.commit_id, bytes(append.entry))
-        self.home.journals.setdefault(append.incarnation, []).append(entry)
-        self.home.incarnations[append.incarnation] = append.workflow_id
-        self.home.rows[append.workflow_id] = detached(append.catalog)
+        home.journals.setdefault(append.incarnation, []).append(entry)
+        home.incarnations[append.incarnation] = append.workflow_id
+        home.rows[append.workflow_id] = detached(append.catalog)
         return CommitOutcome.OK
 
     def read_journal(self, incarnation: str, after: int = 0) -> list[JournalEntry]:
