@@ -391,7 +391,7 @@ def test_a_storage_that_cannot_be_used_starts_nothing(tmp_path: Path) -> None:
     code = f"""
         import ray, ray_workflows as workflow
         from ray_workflows._client.connection import find_coordinator
-        from tests.ray.start import start_cluster
+        from tests.ray.start import few_processes, start_cluster
         def refused(storage):
             try:
                 workflow.init(storage)
@@ -400,7 +400,8 @@ def test_a_storage_that_cannot_be_used_starts_nothing(tmp_path: Path) -> None:
                 print("refused", error)
         refused("ftp://host/dir")
         # A Ray that was started for it ends with it.
-        refused({str(tmp_path / "file")!r})
+        with few_processes():
+            refused({str(tmp_path / "file")!r})
         assert not ray.is_initialized()
         start_cluster(num_cpus=1)
         refused({str(tmp_path / "file")!r})

@@ -325,9 +325,10 @@ def test_a_laptop_that_rebooted(tmp_path: Path, marks: Marks, gate: Gate) -> Non
         driver.kill_all()
     gate.open()
     command = f"""
-        import sys
         from ray_workflows.cli.main import main
-        main(["resume", "--local", "--storage", {store!r}, "report"], prog_name="ray-workflows")
+        from tests.ray.start import few_processes
+        with few_processes():
+            main(["resume", "--local", "--storage", {store!r}, "report"], prog_name="ray-workflows")
     """
     again = tmp_path / "again"
     again.mkdir()

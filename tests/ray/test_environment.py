@@ -103,7 +103,8 @@ def test_a_runtime_env_travels_with_the_workflow(place: Place, tmp_path: Path) -
 
 ALONE = """
     import os, ray, ray_workflows as workflow
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    from tests.ray.start import start_cluster
+    start_cluster(num_cpus=1)
     workflow.init({storage!r})
 
     @ray.remote
