@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +10,12 @@ from pathlib import Path
 import pytest
 
 from ray_workflows.storage import MemoryStorage, SqliteStorage, Storage
+from ray_workflows.storage.combined import combine
 from ray_workflows.storage.parts import BlobStore, JournalStore, LeaseStore
+from ray_workflows.storage.urls import storage_from_url
 from ray_workflows.testing import BlobStoreContract, JournalStoreContract, LeaseStoreContract
 from ray_workflows.testing.builders import OK, fill
+from tests.unit.test_payload_codec import Deflate
 
 PAGE = Path(__file__).parents[2] / "docs" / "storage-own.md"
 
@@ -62,3 +66,19 @@ def test_a_home_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(home, "open", lambda: opened.append(home.url))
     storage.open()
     assert opened == [storage.url]
+
+
+@pytest.mark.parametrize("way", ["codec", "combined"])
+@pytest.mark.parametrize(
+    "url", ["{}/here", "shared://{}/there", "s3://bucket/prefix", "postgresql://me@db/work"]
+)
+def test_parts_of_every_storage_travel_with_their_home(url: str, way: str, tmp_path: Path) -> None:
+    """Those of one home have one home again; nothing is opened for it."""
+    inner = storage_from_url(url.format(tmp_path))
+    rows = SqliteStorage(tmp_path / "rows")
+    storage = inner.with_codecs([Deflate()]) if way == "codec" else combine(rows, inner)
+    copy = pickle.loads(pickle.dumps(storage))
+    assert copy.url == storage.url
+    assert [home.url for home in copy.homes] == [home.url for home in storage.homes]
+    for method in (storage.commit, storage.journals.commit, storage.blobs.read_blob, storage.now):
+        assert pickle.loads(pickle.dumps(method)).__name__ == method.__name__

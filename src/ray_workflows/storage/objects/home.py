@@ -91,6 +91,10 @@ class ObjectsHome(Home):
         self.crew.close()
         self.operations.close()
 
+    def fresh_now(self) -> float:
+        """The store's clock, asked now."""
+        return self.holders.fresh_now()
+
     def has_workflows(self) -> bool:
         """Whether the index has a row."""
         return bool(self.index.page(CatalogQuery(limit=1)).rows)

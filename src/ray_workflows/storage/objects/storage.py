@@ -111,7 +111,7 @@ class SharedStorage(PutOnceStorage):
         home = SharedDirectory(directory)
         self.directory: str = home.directory
         # Not mapped: a file that another machine deletes is gone under its readers.
-        blobs = BlobFiles(home.blobs_directory, home, mapped=False, clock=home.holders.fresh_now)
+        blobs = BlobFiles(home.blobs_directory, home, mapped=False, clock=home.fresh_now)
         super().__init__(home, blobs)
 
     def __reduce__(self) -> tuple[Any, ...]:
