@@ -50,7 +50,7 @@ def failed(store: Store, environment: Environment, change: EnvironmentChange | N
     story.fail("total", retryable=True)
     story.fail("total")
     if change is not None:
-        story.send(inp.Resume(holder="h1", start=True, change=change))
+        story.send(inp.Resume(change=change))
     store.save(story)
 
 

@@ -104,7 +104,7 @@ def test_a_damaged_journal_is_named(store: Store, cli: Cli) -> None:
 
 def test_a_cancel_that_is_asked_for_is_no_end(store: Store, cli: Cli) -> None:
     story = store.story("w")
-    story.send(inp.RequestCancel())
+    story.send(inp.Cancel(), "h2", driven_elsewhere=True)
     store.save(story)
     store.hold()
     assert cli.json("show", "w")["status"] == "RUNNING"

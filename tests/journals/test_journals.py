@@ -13,6 +13,7 @@ from ray_workflows._codec import journal
 from ray_workflows._codec.journal import Chain, decode_entries
 from ray_workflows._coordinator.recovery import recover
 from ray_workflows._engine.decide import decide
+from ray_workflows._engine.decision import Surroundings
 from ray_workflows._engine.evolve import evolve
 from ray_workflows._engine.invariants import check
 from ray_workflows._engine.summary import catalog_row
@@ -65,13 +66,13 @@ def test_a_journal_goes_on(path: Path) -> None:
     assert found is not None
     if found.row.status is WorkflowStatus.SUCCESSFUL:
         return
-    resume = inp.Resume(holder="h-new", start=True)
+    resume = inp.Resume(canceled=True)
     inputs: list[inp.Input] = [resume, inp.Wake(), inp.Cancel(), resume]
     if found.row.status in WorkflowStatus.non_terminating_status():
-        inputs = [inp.Claim(holder="h-new"), inp.Start(), *inputs[1:]]
+        inputs = [inp.Claim(), inp.Start(), *inputs[1:]]
     state = found.state
     for input in inputs:
-        for event in decide(state, input, 2_000_000_000.0):
+        for event in decide(state, input, 2_000_000_000.0, Surroundings("h-new")).events:
             evolve(state, event)
             check(state)
     assert catalog_row(state, 1).status in (WorkflowStatus.RUNNING, WorkflowStatus.FAILED)

@@ -10,19 +10,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ray_workflows._coordinator.claims import Claims
-from ray_workflows._coordinator.requests import (
-    Accepted,
-    CancelRequest,
-    DeleteRequest,
-    Finished,
-    Reply,
-    Request,
-    ResumeRequest,
-    SignalRequest,
-    SubmitRequest,
-    Watched,
-    WatchRequest,
-)
+from ray_workflows._coordinator.deletion import Deletion
+from ray_workflows._coordinator.loop import Loop
+from ray_workflows._coordinator.requests import Reply, Watched, WatchRequest
+from ray_workflows._model import inputs as inp
+from ray_workflows._model.answers import Accepted, Finished
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Value
@@ -66,7 +58,7 @@ class Put:
         self,
         cluster: Cluster,
         what: str,
-        make: Callable[[Reply], Request],
+        ask: Callable[[Loop, Reply], None],
         judge: Callable[[Any], None],
         *,
         patient: bool = False,
@@ -74,7 +66,7 @@ class Put:
     ) -> None:
         self.cluster = cluster
         self.what = what
-        self.make = make
+        self.ask = ask
         self.judge = judge
         self.patient = patient
         self.submits = submits
@@ -204,6 +196,10 @@ class Client:
 
     # -- verbs -----------------------------------------------------------------------------
 
+    def asking(self, input: inp.Asked) -> Callable[[Loop, Reply], None]:
+        """What asks a coordinator about the workflow."""
+        return lambda loop, reply: loop.ask(self.workflow_id, input, reply)
+
     def anywhere(self) -> Cluster:
         """A cluster to ask: mostly one's own, unless it is lost."""
         clusters = [cluster for cluster in self.world.clusters if not cluster.lost]
@@ -221,14 +217,14 @@ class Client:
             answer = yield Put(
                 cluster,
                 f"submit {self.workflow_id}",
-                lambda reply: SubmitRequest(
-                    self.workflow_id,
-                    reply,
-                    self.incarnation,
-                    self.plan,
-                    {"client": self.workflow_id},
-                    self.request_id,
-                    self.timeout,
+                self.asking(
+                    inp.Submit(
+                        self.plan,
+                        {"client": self.workflow_id},
+                        self.incarnation,
+                        self.request_id,
+                        self.timeout,
+                    )
                 ),
                 self.judge_submit,
                 patient=patient,
@@ -245,7 +241,7 @@ class Client:
             return
         if isinstance(answer, Finished):
             # The same request, asked again when everything was over.
-            self.check_there(answer.row.incarnation)
+            self.check_there(answer.incarnation)
         elif self.deletions and isinstance(answer, WorkflowAlreadyRunningError):
             return  # Who held the deleted one, and was thought dead, does not know yet.
         elif isinstance(answer, Accepted) and answer.created:
@@ -267,7 +263,7 @@ class Client:
         answer = yield Put(
             self.anywhere(),
             f"submit {self.workflow_id} again",
-            lambda reply: SubmitRequest(self.workflow_id, reply, incarnation, plan, {}, request_id),
+            self.asking(inp.Submit(plan, {}, incarnation, request_id)),
             lambda answer: self.judge_again(answer, same),
         )
         self.uncertain = self.uncertain or isinstance(answer, str)
@@ -298,7 +294,7 @@ class Client:
             answer = yield Put(
                 cluster,
                 f"resume {self.workflow_id}",
-                lambda reply: ResumeRequest(self.workflow_id, reply, request_id, canceled),
+                self.asking(inp.Resume(request_id, canceled)),
                 self.judge_repeated if known else self.judge_resume,
             )
             if not isinstance(answer, str):
@@ -322,8 +318,9 @@ class Client:
             if state.status is WorkflowStatus.CANCELED and not state.cancel_requested:
                 self.fail("replies", f"{self.workflow_id} was resumed and is canceled")
         elif isinstance(answer, Finished):
-            if answer.row.status is not WorkflowStatus.SUCCESSFUL:
-                self.fail("one truth", f"{self.workflow_id} is finished and {answer.row.status}")
+            # It may have been canceled since.
+            if self.world.monitor.journals[answer.incarnation].state.output is None:
+                self.fail("one truth", f"{self.workflow_id} is finished and has no output")
         else:
             self.fail("replies", f"resume of {self.workflow_id} answered {answer!r}")
 
@@ -332,7 +329,7 @@ class Client:
             answer = yield Put(
                 self.anywhere(),
                 f"cancel {self.workflow_id}",
-                lambda reply: CancelRequest(self.workflow_id, reply),
+                self.asking(inp.Cancel()),
                 self.judge_cancel,
             )
             if answer is None:
@@ -355,7 +352,7 @@ class Client:
             answer = yield Put(
                 self.anywhere(),
                 f"delete {self.workflow_id}",
-                lambda reply: DeleteRequest(self.workflow_id, reply),
+                lambda loop, reply: Deletion(loop, self.workflow_id, "", reply).begin(),
                 lambda answer: self.judge_delete(answer, tried),
             )
             if answer is None or (tried and isinstance(answer, WorkflowNotFoundError)):
@@ -383,7 +380,7 @@ class Client:
         put = Put(
             self.anywhere(),
             f"watch {self.workflow_id} after {after}",
-            lambda reply: WatchRequest(self.workflow_id, reply, after),
+            lambda loop, reply: loop.watch(WatchRequest(self.workflow_id, reply, after)),
             self.judge_watch,
         )
         self.world.put(put, lambda answer: None)
@@ -470,10 +467,7 @@ class Signal:
         put = Put(
             client.anywhere(),
             f"signal {self.signal_id} to {client.workflow_id}",
-            lambda reply: SignalRequest(
-                *(client.workflow_id, reply, self.name, self.signal_id, self.value),
-                incarnation=self.incarnation,
-            ),
+            client.asking(inp.Signal(self.name, self.signal_id, self.value, self.incarnation)),
             self.judge,
             patient=True,
         )

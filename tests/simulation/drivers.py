@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from ray_workflows._client.reader import ACTIVE
 from ray_workflows._client.waiter import OutputError, UnopenedValues, Waiter
-from ray_workflows._coordinator.requests import Accepted, Finished
 from ray_workflows._coordinator.watching import SIT_SECONDS
 from ray_workflows._coordinator.wire import ENCODER, POLL, POLLED, OutputWanted
+from ray_workflows._model.answers import Accepted, Finished
 from ray_workflows._model.catalog import (
     Append,
     CatalogQuery,
@@ -445,8 +445,8 @@ class Driver:
     ) -> None:
         """As ``run_async`` when its submission was answered."""
         if isinstance(answer, Finished):
-            args = (workflow_id, answer.row.incarnation, None, True)
-            self.add(Ref(self, workflow_id, answer.row.incarnation, "output", *args), pause)
+            args = (workflow_id, answer.incarnation, None, True)
+            self.add(Ref(self, workflow_id, answer.incarnation, "output", *args), pause)
             return
         wanted = OutputWanted(workflow_id, answer.incarnation, holder_id)
         encoded = ENCODER.encode(wanted)

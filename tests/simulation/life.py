@@ -1,4 +1,4 @@
-"""One life of a coordinator process: the real loop, verbs and lease on simulated surroundings."""
+"""One life of a coordinator process: the real loop and lease on simulated surroundings."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ray_workflows._coordinator.clock import SteadyClock
 from ray_workflows._coordinator.lease import Lease
 from ray_workflows._coordinator.loop import Loop
 from ray_workflows._coordinator.orphans import Orphans
-from ray_workflows._coordinator.requests import Request
+from ray_workflows._coordinator.requests import Reply
 from ray_workflows._coordinator.room import Limits
-from ray_workflows._coordinator.verbs import Verbs
 from ray_workflows._coordinator.watching import LongPolls, Seats
 from ray_workflows._coordinator.workflow import Workflow
 from ray_workflows._engine.commands import commands, next_wake
+from ray_workflows._engine.decision import ACTIVE
 from ray_workflows._model.catalog import Holder
 from ray_workflows._model.status import WorkflowStatus
 from tests.simulation.io import SimulatedIo
@@ -73,23 +73,23 @@ class Life:
             self.storage,
             self.executor,
             self.io,
-            self.name,
+            self.holder,
             clock=SteadyClock(self.wall, self.elapsed),
             elapsed=self.elapsed,
             new_id=world.new_id,
             limits=Limits(*cluster.limits),
+            probe=world.probe,
             starts=world.starts,
             on_error=self.met_error,
         )
         #: Its time and the true one when they were compared last.
         self.clocks = (self.clock(), world.clock.now)
-        self.lease = Lease(self.loop, self.holder, probe=world.probe)
-        self.verbs = Verbs(self.loop, self.lease)
+        self.lease = Lease(self.loop)
         self.orphans = Orphans(self.loop, self.lease)
         self.polls = LongPolls(
             self.name,
-            lambda watch: self.post(lambda: self.verbs.ask(watch)),
-            lambda watch: self.post(lambda: self.verbs.withdraw(watch)),
+            lambda watch: self.post(lambda: self.loop.watch(watch)),
+            lambda watch: self.post(lambda: self.loop.withdraw(watch)),
             self.elapsed,
             Seats(world.seats),
         )
@@ -180,7 +180,7 @@ class Life:
 
     # -- requests --------------------------------------------------------------------------
 
-    def ask(self, ticket: Ticket, make: Callable[[Callable[[Any], None]], Request]) -> None:
+    def ask(self, ticket: Ticket, ask: Callable[[Loop, Reply], None]) -> None:
         self.tickets.add(ticket)
 
         def reply(value: Any) -> None:
@@ -193,8 +193,7 @@ class Life:
             self.tickets.discard(ticket)
             ticket.then(value)
 
-        request = make(reply)
-        self.post(lambda: self.verbs.ask(request))
+        self.post(lambda: ask(self.loop, reply))
 
     # -- checks ----------------------------------------------------------------------------
 
@@ -212,15 +211,15 @@ class Life:
         loop = self.loop
         if loop.elapsed() > loop.lease_until or self.inbox or self.replaced:
             return  # Of one that was replaced, workers report to the other one.
-        for workflow in loop.workflows.values():
-            if workflow.busy:
+        for workflow in loop.active.values():
+            if workflow.busy or not loop.drives(workflow):
                 continue
             state = workflow.state
             why = ""
-            if workflow.inputs or workflow.answers:
+            if workflow.inbox:
                 why = "nothing decides on what came in"
             elif workflow.commands:
-                why = "" if id(workflow) in loop.starting else "nothing starts its commands"
+                why = "" if id(workflow) in loop.starter.waiting else "nothing starts its commands"
             elif state.status is WorkflowStatus.PENDING:
                 why = "" if state.workflow_id in loop.room.waiting else "nothing admits it"
             elif state.running:
@@ -232,7 +231,7 @@ class Life:
         """What it lacks to go on; nothing if each of its tasks is in flight or waits for its time,
         and it is woken when it has to be."""
         state, delayed = workflow.state, workflow.delayed
-        for number in state.active:
+        for number in () if state.cancel_requested else state.active:
             flies = self.executor.flight(workflow.incarnation, number)
             if flies is None and number not in delayed:
                 return f"nothing comes of task {number}"
@@ -248,9 +247,10 @@ class Life:
         loop, monitor = self.loop, self.world.monitor
         checked: dict[Workflow, int] = {}
         scanned: dict[WorkflowStatus, int] = {}
-        for workflow in loop.workflows.values():
+        for workflow in loop.active.values():
             status = workflow.state.status
-            scanned[status] = scanned.get(status, 0) + 1
+            if status in ACTIVE and loop.drives(workflow):
+                scanned[status] = scanned.get(status, 0) + 1
             if workflow.busy:
                 continue
             checked[workflow] = workflow.seq
@@ -270,9 +270,9 @@ class Life:
         self.checked = checked
         if {status: n for status, n in loop.room.counts.items() if n} != scanned:
             raise Violation("room", f"{self.name}: counted {loop.room.counts}, not {scanned}")
-        if not loop.room.waiting.keys() <= loop.workflows.keys():
+        if not loop.room.waiting.keys() <= loop.active.keys():
             raise Violation("room", f"{self.name}: {loop.room.waiting} wait for ever")
-        if len(loop.by_incarnation) != len(loop.workflows):
+        if len(loop.by_incarnation) != sum(w.incarnation != "" for w in loop.active.values()):
             raise Violation("unexpected", f"{self.name}: two views of what is in hand")
         incarnation, held = "", None
         for request in self.executor.requests():

@@ -387,7 +387,7 @@ class World:
 
         self.trace("%s asked for %s", life.name, wish.what)
         ticket = Ticket(life, f"{wish.what} #{self.number()}", answered)
-        life.ask(ticket, wish.make)
+        life.ask(ticket, wish.ask)
         if wish.patient:
             self.clock.after(ANSWER_SECONDS, lambda: once(TIMEOUT))
 

@@ -12,9 +12,9 @@ from random import Random
 from typing import Any
 
 from ray_workflows._client import waiter as waiter_module
-from ray_workflows._coordinator.requests import Accepted, Finished
 from ray_workflows._coordinator.watching import SIT_SECONDS
 from ray_workflows._model import events as ev
+from ray_workflows._model.answers import Accepted, Finished
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Blob, Outcome
 from ray_workflows.exceptions import (
@@ -134,7 +134,7 @@ class WorldOfDrivers(World):
         if client is None or life is None or driver is None or self.die.random() < 0.2:
             super().put(wish, then)
             return
-        make, workflow_id = wish.make, client.workflow_id
+        ask, workflow_id = wish.ask, client.workflow_id
         faults = self.driver_faults
         late = faults.hit(faults.ref_late)
         pause = self.die.choice([0.1, 3.0]) * self.die.random() if late else 0.0
@@ -150,7 +150,7 @@ class WorldOfDrivers(World):
         watched = Put(
             wish.cluster,
             wish.what,
-            lambda reply: make(life.polls.watching(driver.name, workflow_id, reply)),
+            lambda loop, reply: ask(loop, life.polls.watching(driver.name, workflow_id, reply)),
             wish.judge,
             patient=wish.patient,
         )

@@ -356,7 +356,7 @@ class WorldOfWorkers(World):
         return [
             f"{life.name} has {', '.join(life.executor.left())}"
             for life in self.lives
-            if life.exists and not life.loop.workflows and life.executor.left()
+            if life.exists and not life.loop.active and life.executor.left()
         ]
 
     def after_step(self, life: Life) -> None:

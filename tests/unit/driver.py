@@ -7,6 +7,7 @@ from typing import Any
 from ray_workflows._codec.journal import encode_events, events_from
 from ray_workflows._engine.commands import commands
 from ray_workflows._engine.decide import decide
+from ray_workflows._engine.decision import Surroundings
 from ray_workflows._engine.evolve import evolve
 from ray_workflows._engine.invariants import check
 from ray_workflows._engine.replay import replay
@@ -38,19 +39,16 @@ class Driver:
         #: What was new by the last input.
         self.deltas: list[Command] = []
         self.now = now
+        self.answer: object = None
         self.send(
-            inp.Submit(
-                plan=plan,
-                metadata={},
-                holder="h1",
-                start=start,
-                timeout=timeout,
-                history=history,
-            )
+            inp.Submit(plan=plan, metadata={}, timeout=timeout, history=history or None),
+            can_run=start,
         )
 
-    def send(self, input: inp.Input) -> list[Event]:
-        events = decide(self.state, input, self.now)
+    def send(self, input: inp.Input, holder: str = "h1", **around: bool) -> list[Event]:
+        decision = decide(self.state, input, self.now, Surroundings(holder, **around))
+        self.answer = decision.answer
+        events = decision.events
         # Through the bytes: what is not encoded faithfully shows up here.
         events = events_from(encode_events(events))
         self.deltas.clear()
@@ -111,4 +109,8 @@ class Driver:
         return self.report(inp.AttemptCrashed, task_id, error=ErrorInfo("Crash", "killed"))
 
     def resume(self, holder: str = "h1") -> list[Event]:
-        return self.send(inp.Resume(holder=holder, start=True))
+        return self.send(inp.Resume(canceled=True), holder)
+
+    def claim(self, holder: str, *, live: bool = True) -> list[Event]:
+        """A coordinator takes the workflow over, with or without the values that are not stored."""
+        return self.send(inp.Claim(), holder, live=live)

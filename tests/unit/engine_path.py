@@ -56,7 +56,7 @@ class Path:
         self.entries: list[JournalEntry] = []
         self.link = NO_LINK
         self.ready: list[StartAttempt] = []
-        self.run([inp.Submit(plan=plan, metadata={}, holder="holder", start=True)])
+        self.run([inp.Submit(plan=plan, metadata={})])
         while self.ready:
             group, self.ready = self.ready[:GROUP], self.ready[GROUP:]
             self.run([self.report(command) for command in group])
@@ -77,7 +77,7 @@ class Path:
         events: list[Event] = []
         deltas: list[Command] = []
         for each in inputs:
-            for event in decide(self.state, each, 3.0):
+            for event in decide(self.state, each, 3.0).events:
                 deltas += evolve(self.state, event)
                 events.append(event)
         seq = len(self.entries) + 1

@@ -65,7 +65,7 @@ def test_duplicate_and_stale_reports_change_nothing() -> None:
 def test_an_attempt_of_a_former_holder_does_not_count() -> None:
     d = Driver(plan(("a", ())))
     old = d.flying[0]
-    d.send(inp.Claim(holder="h2"))
+    d.claim("h2")
     report = inp.AttemptReturned(
         task=0, epoch=old.epoch, attempt=1, started_at=0.0, ended_at=0.0, value=Value(b"zombie")
     )
@@ -253,7 +253,7 @@ def test_a_timer_keeps_its_deadline_over_a_crash() -> None:
     assert commands(d.state) == [WakeAt(1060.0)]
     d.now = 1030.0
     d.send(inp.Wake())
-    d.send(inp.Claim(holder="h2"))
+    d.claim("h2")
     assert commands(d.state) == [WakeAt(1060.0)]
     d.now = 1060.0
     d.send(inp.Wake())
@@ -268,8 +268,7 @@ def test_a_lost_value_is_computed_again_with_what_it_needs() -> None:
     d.succeed_unstored("a")
     d.succeed_unstored("b")
     assert d.running == ["c"]
-    d.send(inp.Claim(holder="h2"))
-    d.send(inp.LoseValues(tasks=(0, 1)))
+    d.claim("h2", live=False)
     assert d.running == ["a"]
     d.succeed_unstored("a")
     assert d.running == ["b"]
@@ -283,7 +282,7 @@ def test_a_lost_value_is_computed_again_with_what_it_needs() -> None:
 def test_a_stored_value_is_never_lost() -> None:
     d = Driver(DIAMOND)
     d.succeed("a")
-    assert d.send(inp.LoseValues(tasks=(0,))) == []
+    assert d.claim("h1", live=False) == []
 
 
 def test_a_lost_input_is_not_charged() -> None:
@@ -321,7 +320,7 @@ def test_values_are_released_after_their_last_consumer(value: Value, released: b
         ended_at=0.0,
         value=Value(b"C"),
     )
-    (event,) = decide(d.state, report, 0.0)
+    (event,) = decide(d.state, report, 0.0).events
     deltas = evolve(d.state, event)
     assert (ReleaseValue(value) in deltas) is released
     assert any(isinstance(c, StartAttempt) and c.task == 3 for c in deltas)
@@ -366,7 +365,7 @@ def test_jitter_takes_a_part_off_each_pause_and_replays() -> None:
 def test_a_pause_outlives_the_holder() -> None:
     driver = Driver(plan(("a", (), {"backoff": Backoff(100.0, 100.0)})))
     driver.fail("a", retryable=True)
-    driver.send(inp.Claim(holder="h2"))
+    driver.claim("h2")
     (start,) = commands(driver.state)
     assert (start.attempt, start.not_before) == (2, driver.now + 100)
 
@@ -406,13 +405,13 @@ def test_a_resumed_workflow_has_its_whole_time_again() -> None:
     driver.now += 10
     driver.send(inp.Wake())
     driver.now += 100
-    driver.send(inp.Resume(holder="h1", start=False))
+    driver.send(inp.Resume(), can_run=False)
     assert driver.state.deadline is None
     driver.now += 100
     driver.send(inp.Start())
     assert driver.state.deadline == driver.now + 10
     assert driver.running == ["a"]
-    driver.send(inp.Claim(holder="h2"))
+    driver.claim("h2")
     assert driver.state.deadline == driver.now + 10
     driver.succeed("a")
     assert driver.state.status is WorkflowStatus.SUCCESSFUL
@@ -433,10 +432,12 @@ def test_release_and_claim_again() -> None:
 
 def test_requests_to_cancel_are_left_for_the_holder() -> None:
     d = Driver(DIAMOND)
-    assert d.send(inp.RequestCancel())
+    assert d.send(inp.Cancel(), "h2", driven_elsewhere=True)
     assert d.state.cancel_requested
-    assert d.running == ["a"]
-    assert d.send(inp.RequestCancel()) == []
+    assert d.send(inp.Cancel(), "h2", driven_elsewhere=True) == []
+    assert commands(d.state) == [WakeAt(0.0)]
+    d.send(inp.Wake())
+    assert d.state.status == "CANCELED"
 
 
 @pytest.mark.parametrize("seed", range(200))
@@ -485,13 +486,7 @@ def test_any_order_of_reports_ends_every_workflow(seed: int) -> None:
         elif action < 0.45:
             d.send(inp.Cancel())
         elif action < 0.55:
-            d.send(inp.Claim(holder=f"h{rng.random()}"))
-            lost = [
-                n
-                for n, t in d.state.tasks.items()
-                if t.outcome is not None and not t.outcome.stored
-            ]
-            d.send(inp.LoseValues(tasks=tuple(lost)))
+            d.claim(f"h{rng.random()}", live=False)
         elif d.state.checkpoints(task):
             d.succeed(task.task_id)
         else:

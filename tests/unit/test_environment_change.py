@@ -59,7 +59,7 @@ def scene(driver: Driver, task_id: str) -> Scene:
 
 
 def resume(driver: Driver, change: EnvironmentChange | None) -> None:
-    driver.send(inp.Resume(holder="h1", start=True, change=change))
+    driver.send(inp.Resume(change=change))
 
 
 def test_what_is_recorded_stays_by_default() -> None:

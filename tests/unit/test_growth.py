@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from ray_workflows._coordinator.requests import CancelRequest, SignalRequest, SubmitRequest
 from ray_workflows._coordinator.room import Limits, Room
 from ray_workflows._coordinator.workflow import Workflow
 from ray_workflows._engine.state import WorkflowState
 from ray_workflows._executor.timers import MAX_CANCELLED
+from ray_workflows._model import inputs as inp
 from ray_workflows._model.inputs import AttemptCrashed
 from ray_workflows._model.plan import SIGNAL, TIMER, Backoff, Plan
 from ray_workflows._model.status import WorkflowStatus
@@ -38,17 +37,15 @@ def coordinator() -> Coordinator:
 
 
 def submit(coordinator: Coordinator, workflow_id: str, plan: Plan) -> Workflow:
-    request = SubmitRequest(
-        workflow_id, lambda answer: None, f"i-{workflow_id}", plan, {}, workflow_id
-    )
-    coordinator.verbs.ask(request)
+    submit = inp.Submit(plan, {}, f"i-{workflow_id}", workflow_id)
+    coordinator.loop.ask(workflow_id, submit, lambda answer: None)
     coordinator.step()
-    return coordinator.loop.workflows[workflow_id]
+    return coordinator.loop.active[workflow_id]
 
 
-def ask(coordinator: Coordinator, request: Callable[..., Any], *arguments: Any) -> None:
+def ask(coordinator: Coordinator, workflow_id: str, input: inp.Asked) -> None:
     answers: list[Any] = []
-    coordinator.verbs.ask(request(arguments[0], answers.append, *arguments[1:]))
+    coordinator.loop.ask(workflow_id, input, answers.append)
     coordinator.step()
     assert answers == [None]
 
@@ -78,7 +75,7 @@ def test_signals_that_end_waits_with_a_timeout(coordinator: Coordinator) -> None
     before = len(coordinator.loop.timers.heap)
     submit(coordinator, "w", SIGNALS)
     for number in range(299):
-        ask(coordinator, SignalRequest, "w", "s", str(number), Value(b"v"))
+        ask(coordinator, "w", inp.Signal("s", str(number), Value(b"v")))
         assert len(coordinator.loop.timers.heap) <= 2 * (before + 2) + MAX_CANCELLED
 
 
@@ -87,7 +84,7 @@ def test_a_workflow_that_is_to_be_woken_earlier_and_earlier(coordinator: Coordin
     before = len(loop.timers.heap)
     workflow = submit(coordinator, "w", SLEEPS)
     for number in range(500):
-        loop.set_alarm(workflow, loop.clock() + MONTH - number)
+        loop.starter.set_alarm(workflow, loop.clock() + MONTH - number)
         assert len(loop.timers.heap) <= 2 * (before + 2) + MAX_CANCELLED
 
 
@@ -100,7 +97,7 @@ def test_a_canceled_workflow_is_freed(coordinator: Coordinator, waits: Plan) -> 
             crash(coordinator, workflow, 1)
         states.append(Freed(workflow))
         del workflow
-        ask(coordinator, CancelRequest, f"w{number}")
+        ask(coordinator, f"w{number}", inp.Cancel())
     gc.collect()
     assert not any(state.is_there() for state in states)
 
@@ -130,14 +127,14 @@ def test_room_is_counted_without_looking_at_all() -> None:
     room.count(workflows[1], WorkflowStatus.RUNNING)
     assert not room.to_run()
     room.count(workflows[2], WorkflowStatus.PENDING)
-    room.wait(workflows[2])
+    assert list(room.waiting) == ["w2"]
     assert not room.to_wait()
     assert room.left(10) == 0
     room.count(workflows[0], WorkflowStatus.SUCCESSFUL)
     assert room.to_run()
     for workflow in workflows:
-        room.forget(workflow)
-        room.forget(workflow)
+        room.count(workflow, None)
+        room.count(workflow, None)
     assert room.to_wait()
     assert room.left(10) == 3
     assert not room.waiting

@@ -20,10 +20,10 @@ from ray_workflows._coordinator.jobs import Job, Steps
 from ray_workflows._coordinator.lease import Lease
 from ray_workflows._coordinator.loop import Loop
 from ray_workflows._coordinator.orphans import Orphans
-from ray_workflows._coordinator.requests import CancelRequest, SubmitRequest
 from ray_workflows._coordinator.workflow import Workflow
 from ray_workflows._environment.ray_private import error_without_user_code
 from ray_workflows._executor.timers import elapsed
+from ray_workflows._model import inputs as inp
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.exceptions import StorageUnavailableError, WorkflowNotFoundError
 from ray_workflows.storage.base import Storage
@@ -203,8 +203,6 @@ def test_periodic_work_goes_on_after_a_bug_of_ours(
 def test_an_error_of_one_workflow_leaves_the_others_of_its_commit_alone(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    coordinator = Coordinator(world, "one", auto_resume=False)
-    world.pass_time(1.0)
     applied = Loop.applied
 
     def raising(loop: Loop, workflow: Workflow) -> None:
@@ -213,28 +211,25 @@ def test_an_error_of_one_workflow_leaves_the_others_of_its_commit_alone(
         applied(loop, workflow)
 
     monkeypatch.setattr(Loop, "applied", raising)
+    coordinator = Coordinator(world, "one", auto_resume=False)
+    world.pass_time(1.0)
     answers: dict[str, Any] = {}
     for workflow_id in ("a", "bad", "b"):
-        coordinator.verbs.ask(
-            SubmitRequest(
-                workflow_id,
-                lambda answer, workflow_id=workflow_id: answers.update({workflow_id: answer}),
-                f"i-{workflow_id}",
-                plan(("f", ())),
-                {},
-                workflow_id,
-            )
+        coordinator.loop.ask(
+            workflow_id,
+            inp.Submit(plan(("f", ())), {}, f"i-{workflow_id}", workflow_id),
+            lambda answer, workflow_id=workflow_id: answers.update({workflow_id: answer}),
         )
     coordinator.step()
     assert isinstance(answers["bad"], Bug)
-    assert set(coordinator.loop.workflows) == {"a", "b"}
-    assert not any(workflow.busy for workflow in coordinator.loop.workflows.values())
+    assert set(coordinator.loop.active) == {"a", "b"}
+    assert not any(workflow.busy for workflow in coordinator.loop.active.values())
     world.pass_time(1.0)
     row = world.storage.read_catalog("bad")
     assert row is not None
     assert row.released
     assert "Bug" in (row.error or "")
-    coordinator.verbs.ask(CancelRequest("a", lambda answer: answers.update(canceled=answer)))
+    coordinator.loop.ask("a", inp.Cancel(), lambda answer: answers.update(canceled=answer))
     coordinator.step()
     assert answers["canceled"] is None
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from ray_workflows._coordinator import lease
-from ray_workflows._coordinator.recovery import recover, recover_end
-from ray_workflows._coordinator.requests import CancelRequest, DeleteRequest
+from ray_workflows._coordinator.deletion import Deletion
+from ray_workflows._coordinator.recovery import read_end, recover
+from ray_workflows._model import inputs as inp
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.status import WorkflowStatus
 from tests.unit.test_orphans import Coordinator, World
@@ -35,7 +36,7 @@ def test_who_holds_many_looks_after_them_less_often(
     # What another one leaves is found nevertheless.
     other = Coordinator(world, "other", auto_resume=False)
     answers: list[Any] = []
-    other.verbs.ask(CancelRequest("a", answers.append))
+    other.loop.ask("a", inp.Cancel(), answers.append)
     world.pass_time(35.0)
     assert answers == [None]
     assert world.status("a") == (CANCELED, "owner")
@@ -45,7 +46,7 @@ def test_what_is_deleted_is_not_read(world: World, monkeypatch: pytest.MonkeyPat
     owner = Coordinator(world, "owner", auto_resume=False)
     owner.submit("a")
     answers: list[Any] = []
-    owner.verbs.ask(CancelRequest("a", answers.append))
+    owner.loop.ask("a", inp.Cancel(), answers.append)
     owner.step()
     entries: list[Any] = []
     read = world.storage.read_journal
@@ -56,7 +57,7 @@ def test_what_is_deleted_is_not_read(world: World, monkeypatch: pytest.MonkeyPat
         return found
 
     monkeypatch.setattr(world.storage, "read_journal", reading, raising=False)
-    owner.verbs.ask(DeleteRequest("a", answers.append))
+    Deletion(owner.loop, "a", "", answers.append).begin()
     owner.step()
     assert answers == [None, None]
     assert world.storage.read_catalog("a") is None
@@ -68,12 +69,12 @@ def test_a_row_that_is_behind_its_journal(world: World, monkeypatch: pytest.Monk
     owner = Coordinator(world, "owner", auto_resume=False)
     owner.submit("a")
     behind = world.storage.read_catalog("a")
-    owner.verbs.ask(CancelRequest("a", lambda answer: None))
+    owner.loop.ask("a", inp.Cancel(), lambda answer: None)
     owner.step()
     monkeypatch.setattr(world.storage, "read_catalog", lambda name: behind, raising=False)
     assert isinstance(behind, CatalogRow)
-    whole, end = recover(world.storage, "a"), recover_end(world.storage, "a")
+    whole, end = recover(world.storage, "a"), read_end(world.storage, "a")
     assert whole is not None
     assert end is not None
-    assert (end.row.status, end.seq) == (CANCELED, whole.seq)
-    assert end.row == whole.row
+    assert (end.status, end.seq) == (CANCELED, whole.seq)
+    assert end == whole.row

@@ -5,19 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
 import pytest
 
-from ray_workflows._coordinator.requests import (
-    Accepted,
-    CancelRequest,
-    DeleteRequest,
-    Request,
-    ResumeRequest,
-    SignalRequest,
-    Stopped,
-    SubmitRequest,
-)
+from ray_workflows._coordinator.deletion import Deletion
+from ray_workflows._coordinator.loop import Loop
+from ray_workflows._model import inputs as inp
+from ray_workflows._model.answers import Accepted, Stopped
 from ray_workflows._model.plan import EnvironmentChange
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Value
@@ -44,12 +37,17 @@ def row_of(world: World, workflow_id: str) -> Any:
     return world.storage.read_catalog(workflow_id)
 
 
-REQUESTS: dict[str, Callable[[Any, float], Request]] = {
-    "cancel": lambda reply, until: CancelRequest("w", reply, until=until),
-    "delete": lambda reply, until: DeleteRequest("w", reply, until=until),
-    "resume": lambda reply, until: ResumeRequest("w", reply, "again", until=until),
-    "signal": lambda reply, until: SignalRequest("w", reply, "s", "1", Value(b"v"), until=until),
-    "submit": lambda reply, until: SubmitRequest("w", reply, "i-new", PLAN, {}, "new", until=until),
+#: What is asked of a loop about the workflow "w", with a reply and a time.
+REQUESTS: dict[str, Callable[[Loop, Any, float], None]] = {
+    "cancel": lambda loop, reply, until: loop.ask("w", inp.Cancel(), reply, until),
+    "delete": lambda loop, reply, until: Deletion(loop, "w", "", reply, until).begin(),
+    "resume": lambda loop, reply, until: loop.ask("w", inp.Resume("again"), reply, until),
+    "signal": lambda loop, reply, until: loop.ask(
+        "w", inp.Signal("s", "1", Value(b"v")), reply, until
+    ),
+    "submit": lambda loop, reply, until: loop.ask(
+        "w", inp.Submit(PLAN, {}, "i-new", "new"), reply, until
+    ),
 }
 
 
@@ -64,7 +62,7 @@ def test_what_could_not_be_read_in_time_is_not_done(
     world.pass_time(60.0)
     other = Coordinator(world, "other", auto_resume=False)
     if name == "delete":
-        other.verbs.ask(CancelRequest("w", lambda answer: None))
+        other.loop.ask("w", inp.Cancel(), lambda answer: None)
         other.step()
     before = row_of(world, "w")
     hung: list[Callable[[], None]] = []
@@ -73,7 +71,8 @@ def test_what_could_not_be_read_in_time_is_not_done(
     # So that a submission is looked up first, as all others are.
     other.loop.store.error = StorageUnavailableError("away")
     answers: list[Any] = []
-    other.verbs.ask(REQUESTS[name](answers.append, world.clock.now + PATIENCE))
+    REQUESTS[name](other.loop, answers.append, world.clock.now + PATIENCE)
+    other.loop.step()
     monkeypatch.setattr(other, "call", call)
     world.pass_time(PATIENCE + 1.0)
     assert answers == []
@@ -98,10 +97,10 @@ def test_what_waited_for_a_commit_is_not_done(
     monkeypatch.setattr(world.storage, "commit", away)
     # A signal of somebody with more patience is on its way; what comes now waits for its end.
     kept: list[Any] = []
-    owner.verbs.ask(SignalRequest("w", kept.append, "s", "0", Value(b"v")))
+    owner.loop.ask("w", inp.Signal("s", "0", Value(b"v")), kept.append)
     owner.step()
     answers: list[Any] = []
-    owner.verbs.ask(REQUESTS[name](answers.append, world.clock.now + PATIENCE))
+    REQUESTS[name](owner.loop, answers.append, world.clock.now + PATIENCE)
     world.pass_time(PATIENCE + 1.0)
     monkeypatch.setattr(world.storage, "commit", commit)
     world.pass_time(5.0)
@@ -115,7 +114,7 @@ def test_what_is_in_time_is_done(world: World) -> None:
     owner = Coordinator(world, "owner", auto_resume=False)
     owner.submit("w")
     answers: list[Any] = []
-    owner.verbs.ask(REQUESTS["cancel"](answers.append, world.clock.now + PATIENCE))
+    REQUESTS["cancel"](owner.loop, answers.append, world.clock.now + PATIENCE)
     world.pass_time(1.0)
     assert answers == [None]
     assert row_of(world, "w").status is WorkflowStatus.CANCELED
@@ -127,7 +126,7 @@ def test_a_workflow_that_somebody_else_has_deleted(
 ) -> None:
     owner = Coordinator(world, "owner", auto_resume=False)
     owner.submit("w")
-    owner.verbs.ask(CancelRequest("w", lambda answer: None))
+    owner.loop.ask("w", inp.Cancel(), lambda answer: None)
     owner.step()
     delete = world.storage.delete
 
@@ -135,16 +134,15 @@ def test_a_workflow_that_somebody_else_has_deleted(
         monkeypatch.setattr(world.storage, "delete", delete)
         assert delete(workflow_id, incarnation, seq) is CommitOutcome.OK
         if created:
-            request = SubmitRequest("w", lambda answer: None, "i-2", PLAN, {}, "2")
-            owner.verbs.create(request)
+            owner.loop.ask("w", inp.Submit(PLAN, {}, "i-2", "2"), lambda answer: None)
             owner.step()
-            owner.verbs.ask(CancelRequest("w", lambda answer: None))
+            owner.loop.ask("w", inp.Cancel(), lambda answer: None)
             owner.step()
         return CommitOutcome.STALE
 
     monkeypatch.setattr(world.storage, "delete", overtaken)
     answers: list[Any] = []
-    owner.verbs.ask(DeleteRequest("w", answers.append))
+    Deletion(owner.loop, "w", "", answers.append).begin()
     world.pass_time(5.0)
     assert answers == [None]
     assert (row_of(world, "w") is not None) == created
@@ -153,18 +151,27 @@ def test_a_workflow_that_somebody_else_has_deleted(
 # -- requests about a run whose id another one has now -------------------------------------
 
 
-ABOUT_RUNS: dict[str, Callable[..., Request]] = {
-    "cancel": CancelRequest,
-    "delete": DeleteRequest,
-    "resume": lambda *about, **run: ResumeRequest(*about, "again", True, **run),
-    "signal": lambda *about, **run: SignalRequest(*about, "s", "1", Value(b"v"), **run),
+def delete(loop: Loop, reply: Any, incarnation: str) -> None:
+    Deletion(loop, "w", incarnation, reply).begin()
+
+
+def cancel(loop: Loop, reply: Any, incarnation: str) -> None:
+    loop.ask("w", inp.Cancel(incarnation), reply)
+
+
+#: What is asked of a loop about a run of the id "w", with a reply.
+ABOUT_RUNS: dict[str, Callable[[Loop, Any, str], None]] = {
+    "cancel": cancel,
+    "delete": delete,
+    "resume": lambda loop, reply, run: loop.ask("w", inp.Resume("again", True, None, run), reply),
+    "signal": lambda loop, reply, run: loop.ask("w", inp.Signal("s", "1", Value(b"v"), run), reply),
 }
 
 
-def asked(coordinator: Coordinator, request: Callable[..., Request], incarnation: str) -> Any:
+def asked(coordinator: Coordinator, ask: Callable[[Loop, Any, str], None], incarnation: str) -> Any:
     """What is answered to a request about a run of ``w``."""
     answers: list[Any] = []
-    coordinator.verbs.ask(request("w", answers.append, incarnation=incarnation))
+    ask(coordinator.loop, answers.append, incarnation)
     coordinator.world.pass_time(1.0)
     (answer,) = answers
     return answer
@@ -173,10 +180,10 @@ def asked(coordinator: Coordinator, request: Callable[..., Request], incarnation
 def run_again(coordinator: Coordinator) -> None:
     """Stop and delete ``w``, and submit another one of this id."""
     coordinator.submit("w")
-    for request in (CancelRequest, DeleteRequest):
-        assert asked(coordinator, request, row_of(coordinator.world, "w").incarnation) is None
+    for ask in (cancel, delete):
+        assert asked(coordinator, ask, row_of(coordinator.world, "w").incarnation) is None
     answers: list[Any] = []
-    coordinator.verbs.ask(SubmitRequest("w", answers.append, "i-2", PLAN, {}, "2"))
+    coordinator.loop.ask("w", inp.Submit(PLAN, {}, "i-2", "2"), answers.append)
     coordinator.step()
     assert isinstance(answers[0], Accepted)
 
@@ -191,7 +198,7 @@ def test_a_request_about_a_run_is_not_about_a_later_one_of_its_id(
     owner = Coordinator(world, "owner", auto_resume=False)
     run_again(owner)
     if state == "canceled":
-        assert asked(owner, CancelRequest, "i-2") is None
+        assert asked(owner, cancel, "i-2") is None
     elif state == "driven elsewhere":
         owner = Coordinator(world, "other", auto_resume=False)
     before = row_of(world, "w")
@@ -216,7 +223,7 @@ def test_a_change_that_was_made_for_a_run_is_not_for_a_later_one_of_its_id(world
     change = EnvironmentChange(code="recorded", by="me@here")
     answers: list[Any] = []
     for incarnation in ("i-w", "i-2"):
-        request = SubmitRequest("w", answers.append, "i-3", PLAN, {}, "3", change=change)
-        other.verbs.ask(msgspec.structs.replace(request, changes=incarnation))
+        submit = inp.Submit(PLAN, {}, "i-3", "3", change=change, changes=incarnation)
+        other.loop.ask("w", submit, answers.append)
         world.pass_time(1.0)
     assert [type(answer) for answer in answers] == [Stopped, Accepted]

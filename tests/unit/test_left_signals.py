@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from ray_workflows._codec.journal import Chain
-from ray_workflows._coordinator.requests import CancelRequest, SignalRequest
 from ray_workflows._model import events as ev
+from ray_workflows._model import inputs as inp
 from ray_workflows._model.values import Value
 from ray_workflows.exceptions import SignalRefusedError, WorkflowNotFoundError
 from tests.unit.test_orphans import Coordinator, World
@@ -27,8 +27,7 @@ def send(
 ) -> list[Any]:
     answers: list[Any] = []
     value = Value(signal_id.encode())
-    request = SignalRequest(to, answers.append, "s", signal_id, value, incarnation=incarnation)
-    coordinator.verbs.ask(request)
+    coordinator.loop.ask(to, inp.Signal("s", signal_id, value, incarnation), answers.append)
     return answers
 
 
@@ -56,7 +55,7 @@ def test_many_signals_read_the_journal_once(world: World) -> None:
     assert sorted(ids, key=int) == [str(number) for number in range(200)]
     assert len(received(world)) <= 3
     world.pass_time(2.0)
-    assert len(owner.loop.workflows["w"].state.signals["s"]) == 200
+    assert len(owner.loop.active["w"].state.signals["s"]) == 200
 
 
 def test_a_stream_of_signals_lets_others_have_their_turn(world: World) -> None:
@@ -70,7 +69,7 @@ def test_a_stream_of_signals_lets_others_have_their_turn(world: World) -> None:
         steps += 1
         assert steps < 100, "the request to cancel is never answered"
         if steps == 5:
-            other.verbs.ask(CancelRequest("w", canceled.append))
+            other.loop.ask("w", inp.Cancel(), canceled.append)
         # The next one is there before the last one is done with.
         sent.append(send(other, str(steps)))
         other.loop.step()
@@ -95,13 +94,15 @@ def test_what_it_is_not_meant_for(world: World) -> None:
         assert isinstance(error, WorkflowNotFoundError)
         assert isinstance(nobody[0], WorkflowNotFoundError)
     assert received(world) == []
-    owner.verbs.ask(CancelRequest("w", lambda answer: None))
-    # In the same step: what is canceled then was not when it was asked.
-    early, late = send(owner, "2", incarnation="i-w"), send(other, "3", incarnation="i-w")
+    # In the same step, each in its turn.
+    early = send(owner, "2", incarnation="i-w")
+    owner.loop.ask("w", inp.Cancel(), lambda answer: None)
+    late, later = send(owner, "3", incarnation="i-w"), send(other, "4", incarnation="i-w")
     owner.step()
     other.step()
     assert early == [None]
     assert isinstance(late[0], SignalRefusedError)
+    assert isinstance(later[0], SignalRefusedError)
     assert received(world) == [["2"]]
 
 
@@ -110,7 +111,7 @@ def test_one_that_ended_the_workflow_may_be_sent_again(world: World) -> None:
     owner = Coordinator(world, "owner", auto_resume=False)
     owner.submit("w")
     assert not send(owner, "1")
-    owner.verbs.ask(CancelRequest("w", lambda answer: None))
+    owner.loop.ask("w", inp.Cancel(), lambda answer: None)
     owner.step()
     again, another = send(owner, "1"), send(owner, "2")
     owner.step()

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from ray_workflows._codec.messages import message, opened
-from ray_workflows._coordinator.requests import Accepted, Finished, Stopped, Submitted, Watched
+from ray_workflows._coordinator.requests import Submitted, Watched
 from ray_workflows._coordinator.wire import (
     decode_submitted,
     decode_watched,
@@ -16,6 +16,7 @@ from ray_workflows._coordinator.wire import (
     encode_watched,
 )
 from ray_workflows._executor.batch import pack_loads, unpack_loads
+from ray_workflows._model.answers import Accepted, Finished, Stopped
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Blob, Outcome, Value
@@ -40,7 +41,7 @@ def test_answers_to_submissions() -> None:
     error = WorkflowAlreadyRunningError("w")
     error.__cause__ = ValueError("why")
     accepted = Accepted("i", created=True, same_plan=False)
-    told = Submitted("h", [accepted, Finished(ROW), Stopped(), error])
+    told = Submitted("h", [accepted, Finished("i", same_plan=False), Stopped(), error])
     back, watched = decode_submitted(encode_submitted(told))
     assert watched is None
     assert back.holder_id == "h"

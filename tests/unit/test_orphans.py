@@ -14,9 +14,8 @@ from ray_workflows._coordinator import orphans as module
 from ray_workflows._coordinator.lease import Lease
 from ray_workflows._coordinator.loop import Loop
 from ray_workflows._coordinator.orphans import Orphans
-from ray_workflows._coordinator.requests import SubmitRequest
 from ray_workflows._coordinator.room import Limits
-from ray_workflows._coordinator.verbs import Verbs
+from ray_workflows._model import inputs as inp
 from ray_workflows._model.catalog import Holder, JournalEntry
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.exceptions import StorageUnavailableError
@@ -81,7 +80,7 @@ class World:
 
 
 class Coordinator:
-    """Loop, lease, verbs and orphans; `io` answers at once."""
+    """Loop, lease and orphans; `io` answers at once."""
 
     def __init__(
         self,
@@ -100,15 +99,15 @@ class Coordinator:
             world.storage,
             Idle(),
             self,
-            name,
+            self.holder,
             clock=world.clock,
             elapsed=world.clock,
             new_id=lambda: f"id{next(world.ids)}",
             limits=limits,
+            probe=self.probe,
         )
         self.answers: list[Callable[[], None]] = []
-        self.lease = Lease(self.loop, self.holder, probe=self.probe)
-        self.verbs = Verbs(self.loop, self.lease)
+        self.lease = Lease(self.loop)
         self.orphans = Orphans(self.loop, self.lease)
         world.living.append(self)
         self.lease.start()
@@ -138,10 +137,8 @@ class Coordinator:
 
     def submit(self, *workflow_ids: str) -> None:
         for workflow_id in workflow_ids:
-            request = SubmitRequest(
-                workflow_id, lambda answer: None, f"i-{workflow_id}", PLAN, {}, workflow_id
-            )
-            self.verbs.ask(request)
+            submit = inp.Submit(PLAN, {}, f"i-{workflow_id}", workflow_id)
+            self.loop.ask(workflow_id, submit, lambda answer: None)
             self.step()
 
     def die(self) -> None:
@@ -162,7 +159,7 @@ def test_at_once_where_the_death_is_proved(world: World) -> None:
     owner.die()
     world.pass_time(1.5)
     assert world.status("w") == (RUNNING, "other")
-    assert list(other.loop.workflows) == ["w"]
+    assert list(other.loop.active) == ["w"]
 
 
 def test_when_the_lease_has_lapsed_elsewhere(world: World) -> None:
@@ -231,7 +228,7 @@ def test_limits_are_kept(
     rows = [world.status(f"w{number}") for number in range(6)]
     assert rows.count((RUNNING, "other")) == running
     assert rows.count((PENDING, "other")) == pending
-    assert len(other.loop.workflows) == running + pending
+    assert len(other.loop.active) == running + pending
 
 
 def test_what_there_was_no_room_for_comes_later(world: World) -> None:
@@ -240,7 +237,7 @@ def test_what_there_was_no_room_for_comes_later(world: World) -> None:
     owner.submit("w0", "w1")
     owner.die()
     world.pass_time(40.0)
-    (first,) = other.loop.workflows.values()
+    (first,) = other.loop.active.values()
     other.loop.drop(first)
     row = world.storage.journals.home.rows[first.workflow_id]
     world.storage.journals.home.rows[first.workflow_id] = msgspec.structs.replace(
@@ -260,8 +257,8 @@ def test_room_that_is_taken_meanwhile(world: World) -> None:
     other.orphans.found(findings)
     other.orphans.look()
     world.pass_time(5.0)
-    assert list(other.loop.workflows) == ["own"]
-    other.loop.drop(other.loop.workflows["own"])
+    assert list(other.loop.active) == ["own"]
+    other.loop.drop(other.loop.active["own"])
     world.pass_time(2.0)
     assert world.status("orphan")[1] == "other"
 
@@ -291,7 +288,7 @@ def test_two_take_each_workflow_once(world: World) -> None:
     owner.submit(*ids)
     owner.die()
     world.pass_time(30.0)
-    held = [workflow_id for other in others for workflow_id in other.loop.workflows]
+    held = [workflow_id for other in others for workflow_id in other.loop.active]
     assert sorted(held) == sorted(ids)
 
 

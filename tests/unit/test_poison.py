@@ -3,32 +3,17 @@ others go on, whatever it brings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import msgspec
 import pytest
 
-from ray_workflows._client.environments import get_environment
-from ray_workflows._client.forks import Fork
-from ray_workflows._client.outputs import read_row
-from ray_workflows._client.reader import Reader
-from ray_workflows._client.reads import get_metadata, get_tasks, stored_output
-from ray_workflows._codec.journal import encode_entry
 from ray_workflows._coordinator import loop as loop_module
 from ray_workflows._coordinator import recovery as recovery_module
-from ray_workflows._coordinator.lease import Lease
-from ray_workflows._coordinator.requests import (
-    Accepted,
-    CancelRequest,
-    DeleteRequest,
-    ResumeRequest,
-    SignalRequest,
-    SubmitRequest,
-)
-from ray_workflows._coordinator.verbs import Verbs
+from ray_workflows._coordinator.deletion import Deletion
+from ray_workflows._coordinator.loop import Loop
 from ray_workflows._engine.state import WorkflowState
-from ray_workflows._model import events as ev
+from ray_workflows._model import inputs as inp
+from ray_workflows._model.answers import Accepted
 from ray_workflows._model.catalog import Append, CatalogRow, JournalEntry
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Value
@@ -55,26 +40,29 @@ def world() -> World:
     return World()
 
 
-def ask(coordinator: Coordinator, make: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+def ask(coordinator: Coordinator, workflow_id: str, input: inp.Asked) -> Any:
     """What is answered within a second."""
     answers: list[Any] = []
-    coordinator.verbs.ask(make(arguments[0], answers.append, *arguments[1:], **named))
+    coordinator.loop.ask(workflow_id, input, answers.append)
     coordinator.step()
     coordinator.world.pass_time(1.0)
-    assert answers, f"no answer to {make.__name__} of {arguments[0]}"
+    assert answers, f"no answer to {input} about {workflow_id}"
+    return answers[0]
+
+
+def delete(coordinator: Coordinator, workflow_id: str) -> Any:
+    """What is answered within a second."""
+    answers: list[Any] = []
+    Deletion(coordinator.loop, workflow_id, "", answers.append).begin()
+    coordinator.step()
+    coordinator.world.pass_time(1.0)
+    assert answers
     return answers[0]
 
 
 def submit(coordinator: Coordinator, workflow_id: str) -> Any:
-    return ask(
-        coordinator,
-        SubmitRequest,
-        workflow_id,
-        f"i-{workflow_id}",
-        plan(("f", ())),
-        {},
-        workflow_id,
-    )
+    submit = inp.Submit(plan(("f", ())), {}, f"i-{workflow_id}", workflow_id)
+    return ask(coordinator, workflow_id, submit)
 
 
 def row_of(world: World, workflow_id: str) -> CatalogRow:
@@ -87,12 +75,12 @@ def others_go_on(coordinator: Coordinator) -> None:
     """Every verb is answered about others, old and new ones."""
     world = coordinator.world
     for workflow_id in GOOD:
-        assert ask(coordinator, SignalRequest, workflow_id, "s", "1", Value(b"v")) is None
+        assert ask(coordinator, workflow_id, inp.Signal("s", "1", Value(b"v"))) is None
         assert row_of(world, workflow_id).seq > 1
     assert isinstance(submit(coordinator, "new"), Accepted)
-    assert ask(coordinator, CancelRequest, GOOD[0]) is None
+    assert ask(coordinator, GOOD[0], inp.Cancel()) is None
     assert row_of(world, GOOD[0]).status is CANCELED
-    assert ask(coordinator, DeleteRequest, GOOD[0]) is None
+    assert delete(coordinator, GOOD[0]) is None
     assert coordinator.loop.lease_until > world.clock.now
 
 
@@ -127,7 +115,7 @@ def test_a_journal_that_cant_be_decoded(world: World, auto: bool) -> None:
         world, "other", auto_resume=auto, host="here", actor=None if auto else "owner"
     )
     world.pass_time(2.5)
-    assert set(other.loop.workflows) == set(GOOD)
+    assert set(other.loop.active) == set(GOOD)
     others_go_on(other)
 
 
@@ -155,11 +143,11 @@ def test_a_journal_that_cant_be_folded(
     broken_evolve(monkeypatch, error)
     second = Coordinator(world, "second", auto_resume=False, actor="first")
     world.pass_time(1.0)
-    assert set(second.loop.workflows) == set(GOOD)
+    assert set(second.loop.active) == set(GOOD)
     is_released(world, error.__name__)
     others_go_on(second)
     # Whoever asks about it is told at once what is wrong.
-    answer = ask(second, ResumeRequest, BAD, "again")
+    answer = ask(second, BAD, inp.Resume("again"))
     assert isinstance(answer, StorageCorruptError)
     assert f"entry 1 of workflow '{BAD}'" in str(answer)
 
@@ -169,7 +157,7 @@ def test_a_journal_that_cant_be_folded_any_more_while_it_is_driven(
 ) -> None:
     second = second_life(world)
     broken_evolve(monkeypatch, KeyError)
-    second.loop.verify(second.loop.workflows[BAD])
+    second.loop.verify(second.loop.active[BAD])
     world.pass_time(1.0)
     is_released(world, "KeyError")
     others_go_on(second)
@@ -193,9 +181,9 @@ def test_events_that_cant_be_encoded(
         return original(first, *arguments)
 
     monkeypatch.setattr(loop_module, where, failing)
-    answer = ask(second, SignalRequest, BAD, "s", "1", Value(b"v"))
+    answer = ask(second, BAD, inp.Signal("s", "1", Value(b"v")))
     assert isinstance(answer, Bug)
-    assert BAD not in second.loop.workflows
+    assert BAD not in second.loop.active
     is_released(world, "Bug")
     others_go_on(second)
 
@@ -250,15 +238,11 @@ def test_a_submission_that_the_storage_refuses(
     sizes = refuse(world, monkeypatch, error)
     answers: dict[str, Any] = {}
     for workflow_id in (GOOD[0], BAD, GOOD[1]):
-        request = SubmitRequest(
+        coordinator.loop.ask(
             workflow_id,
+            inp.Submit(plan(("f", ())), {}, f"i-{workflow_id}", workflow_id),
             lambda answer, workflow_id=workflow_id: answers.update({workflow_id: answer}),
-            f"i-{workflow_id}",
-            plan(("f", ())),
-            {},
-            workflow_id,
         )
-        coordinator.verbs.ask(request)
     coordinator.step()
     world.pass_time(1.0)
     assert 3 in sizes
@@ -275,7 +259,7 @@ def test_a_workflow_whose_progress_the_storage_refuses(
     second = second_life(world)
     refuse(world, monkeypatch, error)
     answers: list[Any] = []
-    second.verbs.ask(SignalRequest(BAD, answers.append, "s", "1", Value(b"v")))
+    second.loop.ask(BAD, inp.Signal("s", "1", Value(b"v")), answers.append)
     others_go_on(second)
     world.pass_time(10.0)
     assert answers == [error]
@@ -290,83 +274,56 @@ def test_a_storage_that_is_away_refuses_nothing(
         world.storage, "commit", lambda appends: (_ for _ in ()).throw(StorageUnavailableError("x"))
     )
     answers: list[Any] = []
-    second.verbs.ask(SignalRequest(BAD, answers.append, "s", "1", Value(b"v")))
+    second.loop.ask(BAD, inp.Signal("s", "1", Value(b"v")), answers.append)
     world.pass_time(60.0)
     assert answers == []
     monkeypatch.setattr(world.storage, "commit", lambda a: MemoryStorage.commit(world.storage, a))
     world.pass_time(5.0)
     assert answers == [None]
-    assert set(second.loop.workflows) == {BAD, *GOOD}
+    assert set(second.loop.active) == {BAD, *GOOD}
 
 
 # -- claim, ask ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["lose_unstored", "may_take"])
+@pytest.mark.parametrize("name", ["take", "may_take"])
 def test_one_that_cant_be_taken_over(
     world: World, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    original = getattr(Lease, name)
+    original = getattr(Loop, name)
 
-    def failing(self: Lease, about: Any) -> Any:
-        if about.workflow_id == BAD:
+    def failing(self: Loop, about: Any, *arguments: Any) -> Any:
+        if getattr(about, "state", about).workflow_id == BAD:
             raise Bug
-        return original(self, about)
+        return original(self, about, *arguments)
 
-    monkeypatch.setattr(Lease, name, failing)
+    monkeypatch.setattr(Loop, name, failing)
     second = second_life(world)
-    assert set(second.loop.workflows) == set(GOOD)
+    assert set(second.loop.active) == set(GOOD)
     is_released(world, "Bug")
+    monkeypatch.setattr(Loop, name, original)
     others_go_on(second)
 
 
-@pytest.mark.parametrize("name", ["pass_on", "create", "take_fetched", "take_requests"])
+@pytest.mark.parametrize("name", ["open", "around", "activate", "activated"])
 def test_one_request_that_meets_a_bug(
     world: World, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     coordinator = Coordinator(world, "one", auto_resume=False)
     for workflow_id in (*GOOD, "known"):
         submit(coordinator, workflow_id)
-    coordinator.loop.drop(coordinator.loop.workflows["known"])
-    original = getattr(Verbs, name)
+    coordinator.loop.drop(coordinator.loop.active["known"])
+    original = getattr(Loop, name)
 
-    def failing(self: Verbs, about: Any, *arguments: Any) -> Any:
-        if about.workflow_id in (BAD, "known"):
+    def failing(self: Loop, about: Any, *arguments: Any) -> Any:
+        if getattr(about, "workflow_id", about) in (BAD, "known"):
             raise Bug
         return original(self, about, *arguments)
 
-    monkeypatch.setattr(Verbs, name, failing)
-    coordinator.loop.take_requests = coordinator.verbs.take_requests
-    if name == "take_fetched":
-        assert isinstance(ask(coordinator, ResumeRequest, "known", "r"), Bug)
+    monkeypatch.setattr(Loop, name, failing)
+    if name in ("activate", "activated"):
+        assert isinstance(ask(coordinator, "known", inp.Resume("r")), Bug)
     else:
         assert isinstance(submit(coordinator, BAD), Bug)
+    assert BAD not in coordinator.loop.active
     others_go_on(coordinator)
-
-
-# -- read ----------------------------------------------------------------------------------
-
-
-READERS: dict[str, Callable[[Reader], Any]] = {
-    "get_tasks": lambda reader: get_tasks(reader, BAD),
-    "get_metadata": lambda reader: get_metadata(reader, BAD, "f"),
-    "get_output": lambda reader: stored_output(reader, BAD, None),
-    "get_environment": lambda reader: get_environment(reader, BAD),
-    "fork": lambda reader: Fork(reader.storage, read_row(reader.storage, BAD), "f"),
-}
-
-
-@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
-def test_readers_of_a_journal_that_cant_be_folded_are_told_so(
-    world: World, read: Callable[[Reader], Any]
-) -> None:
-    coordinator = Coordinator(world, "one", auto_resume=False)
-    submit(coordinator, BAD)
-    row = row_of(world, BAD)
-    failed = msgspec.structs.replace(row, seq=row.seq + 1, status=WorkflowStatus.FAILED)
-    unknown = ev.TaskSucceeded(at=0.0, task=99, attempt=1, value=Value(b""))
-    entry = encode_entry([unknown], BAD, row.incarnation, failed.seq)
-    append = Append(BAD, row.incarnation, row.seq, "another release", entry, failed)
-    assert world.storage.commit([append]) == [CommitOutcome.OK]
-    with pytest.raises(StorageCorruptError, match=f"entry {failed.seq} of workflow '{BAD}' does n"):
-        read(Reader(world.storage))

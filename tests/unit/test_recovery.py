@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from ray_workflows._coordinator.lease import READ_AT_ONCE
-from ray_workflows._coordinator.requests import Accepted, CancelRequest, SubmitRequest
+from ray_workflows._model import inputs as inp
+from ray_workflows._model.answers import Accepted
 from ray_workflows._model.status import WorkflowStatus
 from tests.unit.plans import plan
 from tests.unit.test_orphans import Coordinator, World
@@ -38,8 +39,8 @@ def second() -> Slow:
 
 def submit(coordinator: Slow, workflow_id: str) -> list[Any]:
     answers: list[Any] = []
-    request = SubmitRequest(workflow_id, answers.append, "i-new", plan(("f", ())), {}, "new")
-    coordinator.verbs.ask(request)
+    submit = inp.Submit(plan(("f", ())), {}, "i-new", "new")
+    coordinator.loop.ask(workflow_id, submit, answers.append)
     coordinator.step()
     return answers
 
@@ -62,11 +63,11 @@ def test_what_is_new_does_not_wait_for_what_is_old(second: Slow) -> None:
     assert isinstance(answers[0], Accepted)
     assert not second.lease.recovered
     # Old ones are driven as they are read.
-    while len(second.loop.workflows) < READ_AT_ONCE:
+    while len(second.loop.active) < READ_AT_ONCE:
         second.come_back()
     assert not second.lease.recovered
     finish(second)
-    assert len(second.loop.workflows) == MANY + 1
+    assert len(second.loop.active) == MANY + 1
 
 
 def test_what_is_old_is_waited_for(second: Slow) -> None:
@@ -74,8 +75,8 @@ def test_what_is_old_is_waited_for(second: Slow) -> None:
     last = f"w{MANY - 1}"
     again = submit(second, last)
     canceled: list[Any] = []
-    second.verbs.ask(CancelRequest(last, canceled.append))
-    while len(second.loop.workflows) < READ_AT_ONCE:
+    second.loop.ask(last, inp.Cancel(), canceled.append)
+    while len(second.loop.active) < READ_AT_ONCE:
         second.come_back()
     assert (again, canceled) == ([], [])
     finish(second)

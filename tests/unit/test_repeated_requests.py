@@ -10,14 +10,10 @@ from typing import Any
 import pytest
 
 from ray_workflows._codec.journal import decode_entries
-from ray_workflows._coordinator.requests import (
-    Accepted,
-    CancelRequest,
-    ResumeRequest,
-    SubmitRequest,
-)
 from ray_workflows._engine.state import WorkflowState
 from ray_workflows._model import events as ev
+from ray_workflows._model import inputs as inp
+from ray_workflows._model.answers import Accepted
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.exceptions import WorkflowAlreadyRunningError
 from tests.unit.test_orphans import PLAN, Coordinator, World
@@ -32,8 +28,7 @@ def world() -> World:
 
 def resume(coordinator: Coordinator, request_id: str) -> Any:
     answers: list[Any] = []
-    request = ResumeRequest("w", answers.append, request_id, canceled=True)
-    coordinator.verbs.ask(request)
+    coordinator.loop.ask("w", inp.Resume(request_id, canceled=True), answers.append)
     coordinator.step()
     (answer,) = answers
     return answer
@@ -41,7 +36,7 @@ def resume(coordinator: Coordinator, request_id: str) -> Any:
 
 def submit(coordinator: Coordinator, request_id: str) -> Any:
     answers: list[Any] = []
-    coordinator.verbs.ask(SubmitRequest("w", answers.append, "i-w2", PLAN, {}, request_id))
+    coordinator.loop.ask("w", inp.Submit(PLAN, {}, "i-w2", request_id), answers.append)
     coordinator.step()
     (answer,) = answers
     return answer
@@ -56,7 +51,7 @@ def stopped(world: World, name: str) -> Coordinator:
 
 
 def cancel(coordinator: Coordinator) -> None:
-    coordinator.verbs.ask(CancelRequest("w", lambda answer: None))
+    coordinator.loop.ask("w", inp.Cancel(), lambda answer: None)
     coordinator.step()
 
 

@@ -81,7 +81,7 @@ def test_that_a_signal_can_be_taken_is_said_when_it_becomes_so() -> None:
     assert d.deltas == []
     d.go_on("a", plan(wait("x"), wait("y", timeout=5.0)))
     assert d.deltas == [WakeAt(d.now), WakeAt(d.now + 5.0), WakeAt(d.now)]
-    d.send(inp.Claim(holder="h2"))
+    d.claim("h2")
     assert d.deltas == [WakeAt(0.0), WakeAt(d.now + 5.0)]
 
 
@@ -176,9 +176,9 @@ def test_signals_that_come_together_are_all_kept_before_one_is_taken() -> None:
 
 def test_it_outlives_the_holder() -> None:
     d = Driver(plan(wait("w"), ("end", (0,))))
-    d.send(inp.Claim(holder="h2"))
+    d.claim("h2")
     d.send(signal())
-    d.send(inp.Claim(holder="h3"))
+    d.claim("h3")
     assert commands(d.state) == [WakeAt(0.0)]
     d.send(inp.Wake())
     assert d.running == ["end"]
@@ -253,7 +253,7 @@ def test_a_signal_that_came_in_time_is_taken_however_late_it_is_seen() -> None:
 def test_the_timeout_outlives_a_crash_and_begins_anew_with_a_resume() -> None:
     d = Driver(plan(wait("w", timeout=5.0), ("a", ()), ("end", (0, 1))))
     d.now = 1003.0
-    d.send(inp.Claim(holder="h2"))
+    d.claim("h2")
     assert WakeAt(1005.0) in commands(d.state)
     d.fail("a")
     d.now = 3000.0
@@ -431,7 +431,7 @@ def test_any_order_gives_each_signal_to_one_task(seed: int) -> None:
         elif what == 2 and sent:
             d.send(numbered(rng.choice("xy"), rng.randint(1, sent)))
         elif what == 3:
-            d.send(inp.Claim(holder=rng.choice(["h1", "h2"])))
+            d.claim(rng.choice(["h1", "h2"]))
         elif what == 4:
             d.send(inp.Wake())
         elif d.state.status in ("FAILED", "CANCELED"):

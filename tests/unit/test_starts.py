@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from ray_workflows._coordinator.requests import Accepted, CancelRequest, SubmitRequest
 from ray_workflows._executor.protocol import AttemptRequest
+from ray_workflows._model import inputs as inp
+from ray_workflows._model.answers import Accepted
 from ray_workflows._model.inputs import AttemptReturned
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Value
@@ -39,8 +40,8 @@ class Large:
         self.world = World()
         self.coordinator = Coordinator(self.world, "owner", auto_resume=False)
         self.loop = self.coordinator.loop
-        self.loop.starts = STARTS
-        self.executor = self.loop.executor = Noting()
+        self.loop.starter.at_once = STARTS
+        self.executor = self.loop.executor = self.loop.starter.executor = Noting()
         self.submit("large", TASKS)
         self.settle()
 
@@ -48,17 +49,15 @@ class Large:
         """Ask for it; what is answered."""
         answers: list[Any] = []
         many = plan(*((f"t{index}", ()) for index in range(tasks)))
-        request = SubmitRequest(
-            workflow_id, answers.append, f"i-{workflow_id}", many, {}, workflow_id
-        )
-        self.coordinator.verbs.ask(request)
+        submit = inp.Submit(many, {}, f"i-{workflow_id}", workflow_id)
+        self.loop.ask(workflow_id, submit, answers.append)
         return answers
 
     def settle(self) -> None:
         """Let what was asked for be committed, and start nothing yet."""
-        starts, self.loop.starts = self.loop.starts, 0
+        starts, self.loop.starter.at_once = self.loop.starter.at_once, 0
         self.coordinator.step()
-        self.loop.starts = starts
+        self.loop.starter.at_once = starts
 
     def finish(self) -> None:
         while self.loop.step() == 0.0 or self.coordinator.answers:
@@ -134,16 +133,16 @@ def test_nothing_is_started_while_a_commit_is_on_its_way(large: Large) -> None:
 
 def test_what_is_canceled_meanwhile_is_not_started(large: Large) -> None:
     large.loop.step()
-    large.coordinator.verbs.ask(CancelRequest("large", lambda answer: None))
+    large.coordinator.loop.ask("large", inp.Cancel(), lambda answer: None)
     large.settle()
     large.finish()
     assert large.world.status("large") == (WorkflowStatus.CANCELED, "owner")
     assert len(large.executor.started) == STARTS
-    assert not large.loop.starting
+    assert not large.loop.starter.waiting
 
 
 def test_each_is_started_once_though_the_journal_is_read_again(large: Large) -> None:
     large.loop.step()
-    large.loop.verify(large.loop.workflows["large"])
+    large.loop.verify(large.loop.active["large"])
     large.finish()
     assert large.executor.tasks == list(range(TASKS))

@@ -172,8 +172,8 @@ def test_a_task_of_a_workflow_that_nobody_drives_waits() -> None:
 def test_a_worker_of_an_earlier_coordinator_runs_nothing() -> None:
     driver = Driver(CHAIN)
     run(driver, "a")
-    driver.send(inp.Claim(holder="h1-new"))
-    driver.send(inp.Claim(holder="h1"))
+    driver.claim("h1-new")
+    driver.claim("h1")
     assert states(driver)[0][0] == "QUEUED"
 
 
@@ -237,7 +237,7 @@ def test_where_an_attempt_runs_is_known_when_its_worker_has_died() -> None:
 def test_an_attempt_that_lost_its_coordinator_was_interrupted() -> None:
     driver = Driver(CHAIN)
     run(driver, "a")
-    driver.send(inp.Claim(holder="h2"))
+    driver.claim("h2")
     driver.succeed("a")
     assert outcomes(tasks_of(driver, held=False, attempts=True)[0]) == [
         (1, 0, "interrupted", None),
@@ -262,7 +262,7 @@ def test_an_attempt_whose_input_was_lost_was_canceled() -> None:
     driver = Driver(plan(("a", (), unstored), ("b", (0,))))
     driver.succeed_unstored("a")
     run(driver, "b")
-    driver.send(inp.LoseValues(tasks=(0,)))
+    driver.claim("h1", live=False)
     assert outcomes(tasks_of(driver, attempts=True)[1]) == [(1, 0, "canceled", None)]
 
 

@@ -20,7 +20,7 @@ from ray_workflows._codec.journal import VERSION, encode_plan
 from ray_workflows._coordinator import host as host_module
 from ray_workflows._coordinator.host import Coordinator as Host
 from ray_workflows._coordinator.host import Settings
-from ray_workflows._coordinator.requests import Accepted, Submission, Watched
+from ray_workflows._coordinator.requests import Submission, Watched
 from ray_workflows._coordinator.watching import SIT_SECONDS
 from ray_workflows._coordinator.wire import (
     ENCODER,
@@ -31,6 +31,7 @@ from ray_workflows._coordinator.wire import (
     Submissions,
     decode_submitted,
 )
+from ray_workflows._model.answers import Accepted
 from ray_workflows._model.plan import TIMER
 from ray_workflows.exceptions import StorageConfigError, WorkflowNotFoundError
 from ray_workflows.storage.memory import MemoryStorage

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from ray_workflows._coordinator.requests import CancelRequest, Watched, WatchRequest
+from ray_workflows._coordinator.requests import Watched, WatchRequest
 from ray_workflows._coordinator.watching import SIT_SECONDS, LongPolls, Seats
 from ray_workflows._coordinator.wire import Poll, Polled
+from ray_workflows._model import inputs as inp
 from tests.unit.test_orphans import Coordinator, World
 
 
@@ -189,11 +190,11 @@ def test_a_watch_that_is_withdrawn_is_not_kept() -> None:
     withdrawn = WatchRequest("w", lambda watched: told.append("withdrawn"), None)
     kept = WatchRequest("w", lambda watched: told.append("kept"), None)
     for request in (withdrawn, kept):
-        owner.verbs.ask(request)
-    owner.verbs.withdraw(withdrawn)
-    assert owner.loop.workflows["w"].watchers == [kept]
-    owner.verbs.ask(CancelRequest("w", lambda answer: None))
+        owner.loop.watch(request)
+    owner.loop.withdraw(withdrawn)
+    assert owner.loop.active["w"].watchers == [kept]
+    owner.loop.ask("w", inp.Cancel(), lambda answer: None)
     owner.step()
     assert told == ["kept"]
     # It was answered a moment before its caller gave up.
-    owner.verbs.withdraw(kept)
+    owner.loop.withdraw(kept)

@@ -21,18 +21,11 @@ from ray_workflows._client.environments import Remembered, Wishes, look_first
 from ray_workflows._client.forks import Fork
 from ray_workflows._client.patience import Patience
 from ray_workflows._codec.journal import decode_plan, encode_events, encode_plan
-from ray_workflows._coordinator.requests import (
-    Accepted,
-    Finished,
-    Stopped,
-    Submission,
-    Submitted,
-    Watched,
-    seconds_more,
-)
+from ray_workflows._coordinator.requests import Submission, Submitted, Watched, seconds_more
 from ray_workflows._coordinator.wire import ENCODER, Submissions, decode_submitted
 from ray_workflows._environment.snapshot import remember_options, share, take_snapshot
 from ray_workflows._environment.store import workflow_incarnation
+from ray_workflows._model.answers import Accepted, Finished, Stopped
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.plan import Environment, EnvironmentChange, Function
 from ray_workflows.exceptions import (

@@ -29,8 +29,9 @@ from ray_workflows._client.outputs import (
 )
 from ray_workflows._client.reader import ACTIVE
 from ray_workflows._client.waiter import OutputError, waiter_class
-from ray_workflows._coordinator.requests import Accepted, Finished, Submitted
+from ray_workflows._coordinator.requests import Submitted
 from ray_workflows._coordinator.wire import ENCODER, OutputWanted
+from ray_workflows._model.answers import Accepted, Finished
 from ray_workflows._model.environment import EnvironmentInfo
 from ray_workflows._model.ids import validate_workflow_id
 from ray_workflows._model.status import WorkflowStatus
@@ -77,7 +78,7 @@ def submitted_ref(
 ) -> ray.ObjectRef:
     """The output of a workflow that the waiter watches since it was accepted."""
     if isinstance(answer, Finished):
-        return waiter.actor.output.remote(workflow_id, incarnation_of(answer), None, True)
+        return waiter.actor.output.remote(workflow_id, answer.incarnation, None, True)
     wanted = OutputWanted(workflow_id, answer.incarnation, holder_id)
     return waiter.actor.submitted_output.remote(ENCODER.encode(wanted))
 
@@ -215,7 +216,7 @@ def run(
     connection = drafts.connection
     accepted = only_answer(submitted)
     if isinstance(accepted, Finished):
-        return workflow_output(connection, accepted.row)
+        return workflow_output(connection, read_row(connection.storage, workflow_id))
     with told_if_interrupted(workflow_id):
         if progress:
             return await_shown(connection, workflow_id)
@@ -249,7 +250,7 @@ def resume(workflow_id: str, canceled: bool, progress: bool, wishes: Wishes) -> 
     accepted = environments.resume(connection, workflow_id, canceled, wishes, changes.look)
     changes.warn()
     if isinstance(accepted, Finished):
-        return workflow_output(connection, accepted.row)
+        return workflow_output(connection, read_row(connection.storage, workflow_id))
     with told_if_interrupted(workflow_id):
         if progress:
             return await_shown(connection, workflow_id)
@@ -271,12 +272,7 @@ def resumed_ref(
     connection = connect()
     workflow_id = validate_workflow_id(workflow_id)
     answer = environments.resume(connection, workflow_id, canceled, wishes, changes.look)
-    return output_ref(connection, workflow_id, incarnation_of(answer), fresh=True)
-
-
-def incarnation_of(answer: Accepted | Finished) -> str:
-    """Which workflow of its id an answer is about."""
-    return answer.row.incarnation if isinstance(answer, Finished) else answer.incarnation
+    return output_ref(connection, workflow_id, answer.incarnation, fresh=True)
 
 
 def resume_all(include_failed: bool) -> list[tuple[str, ray.ObjectRef]]:

@@ -23,6 +23,7 @@ from ray_workflows._codec.journal import VERSION, decode_plan, events_from
 from ray_workflows._codec.messages import Message
 from ray_workflows._coordinator.claims import LEASE_SECONDS, this_holder
 from ray_workflows._coordinator.clock import SteadyClock
+from ray_workflows._coordinator.deletion import Deletion
 from ray_workflows._coordinator.hung import HungCalls
 from ray_workflows._coordinator.io import Inbox, ThreadIo, work_off
 from ray_workflows._coordinator.jobs import Steps
@@ -30,22 +31,14 @@ from ray_workflows._coordinator.lease import Lease
 from ray_workflows._coordinator.loop import Loop
 from ray_workflows._coordinator.orphans import Orphans
 from ray_workflows._coordinator.requests import (
-    Accepted,
-    CancelRequest,
-    DeleteRequest,
     Reply,
-    Request,
-    ResumeRequest,
-    SignalRequest,
     Submission,
-    SubmitRequest,
     Submitted,
     Watched,
     WatchRequest,
     seconds_more,
 )
 from ray_workflows._coordinator.room import Limits
-from ray_workflows._coordinator.verbs import Verbs
 from ray_workflows._coordinator.watching import SIT_SECONDS, LongPolls, Seats
 from ray_workflows._coordinator.wire import (
     ENCODER,
@@ -63,6 +56,8 @@ from ray_workflows._executor.placement import LOOK_SECONDS
 from ray_workflows._executor.protocol import News
 from ray_workflows._executor.ray_tasks import RayExecutor
 from ray_workflows._executor.timers import elapsed, log_failure, start_for_ever
+from ray_workflows._model import inputs as inp
+from ray_workflows._model.answers import Accepted
 from ray_workflows._model.inputs import AttemptRuns
 from ray_workflows._model.plan import EnvironmentChange
 from ray_workflows._version import __version__
@@ -98,19 +93,17 @@ REPORT_THREADS = 64
 REPORTS = "reports"
 
 
-def submit_request(submission: Submission, reply: Reply) -> SubmitRequest:
-    """The request to the loop for what a driver submits."""
+def submit_input(submission: Submission) -> inp.Submit:
+    """What a driver submits, as the engine takes it."""
     fork = submission.fork
-    return SubmitRequest(
-        submission.workflow_id,
-        reply,
-        submission.incarnation,
-        decode_plan(submission.plan),
-        submission.metadata,
-        submission.request_id,
-        submission.timeout,
-        None if fork is None else tuple(events_from(fork)),
-        submission.change,
+    return inp.Submit(
+        plan=decode_plan(submission.plan),
+        metadata=submission.metadata,
+        incarnation=submission.incarnation,
+        request_id=submission.request_id,
+        timeout=submission.timeout,
+        history=None if fork is None else tuple(events_from(fork)),
+        change=submission.change,
         asks_first=submission.change is None,
         changes=submission.changes,
     )
@@ -158,16 +151,15 @@ class Coordinator:
             storage,
             self.executor,
             ThreadIo(self.inbox.put),
-            self.holder.holder_id,
+            self.holder,
             clock=SteadyClock(),
             elapsed=elapsed,
             new_id=lambda: uuid.uuid4().hex,
             limits=settings.limits,
             on_error=self.met_error,
         )
-        self.lease = Lease(self.loop, self.holder, seconds=settings.lease_seconds)
+        self.lease = Lease(self.loop, settings.lease_seconds)
         self.orphans = Orphans(self.loop, self.lease)
-        self.verbs = Verbs(self.loop, self.lease)
         self.hung_calls = HungCalls(self.loop, self.lease)
         self.lease.start()
         self.loop.job("listen for news", self.listen).start()
@@ -219,21 +211,29 @@ class Coordinator:
     # -- what drivers call -----------------------------------------------------------------
     # Errors are returned, not raised: Ray would wrap them, and their causes would be lost.
 
-    def put(self, make: Callable[[Reply], Request], seconds: float) -> AnswerBox:
+    def put(self, workflow_id: str, make: Callable[[], inp.Asked], seconds: float) -> AnswerBox:
         """Put a request to the loop; its answer to be, for which somebody waits so long."""
         answer: AnswerBox = queue.SimpleQueue()
-        try:
-            request = msgspec.structs.replace(make(answer.put), until=elapsed() + seconds)
-        except Exception as error:
-            # It can't be read: others that came with it can.
-            answer.put(error)
-        else:
-            self.inbox.put(lambda: self.verbs.ask(request))
+        self.put_with(workflow_id, make, answer.put, seconds)
         return answer
 
-    def request(self, make: Callable[[Reply], Request]) -> Any:
+    def put_with(
+        self, workflow_id: str, make: Callable[[], inp.Asked], reply: Reply, seconds: float
+    ) -> None:
+        """As `put`; ``reply`` gets the answer, on the loop's thread but for what can't be read."""
+        until = elapsed() + seconds
+        try:
+            input = make()
+        except Exception as error:
+            # Others that came with it can.
+            reply(error)
+        else:
+            self.inbox.put(lambda: self.loop.ask(workflow_id, input, reply, until))
+
+    def request(self, workflow_id: str, input: inp.Asked) -> Any:
         """Put a request to the loop and wait for its answer, but not for ever."""
-        (answer,) = self.in_time([self.put(make, ANSWER_SECONDS)], ANSWER_SECONDS)
+        box = self.put(workflow_id, lambda: input, ANSWER_SECONDS)
+        (answer,) = self.in_time([box], ANSWER_SECONDS)
         return answer
 
     def in_time(self, asked: Sequence[AnswerBox], seconds: float) -> list[Any]:
@@ -269,8 +269,19 @@ class Coordinator:
 
     def submit_all(self, submissions: list[Submission], client: str | None) -> Submitted:
         seconds = ANSWER_SECONDS + seconds_more(submissions)
-        asked = [self.put(self.submission(each, client), seconds) for each in submissions]
-        return self.submitted(self.in_time(asked, seconds))
+        boxes = [self.put_submission(each, client, seconds) for each in submissions]
+        return self.submitted(self.in_time(boxes, seconds))
+
+    def put_submission(
+        self, submission: Submission, client: str | None, seconds: float
+    ) -> AnswerBox:
+        """Put a submission to the loop; ``client`` watches it if it is accepted."""
+        box: AnswerBox = queue.SimpleQueue()
+        reply: Reply = box.put
+        if client is not None:
+            reply = self.polls.watching(client, submission.workflow_id, reply)
+        self.put_with(submission.workflow_id, lambda: submit_input(submission), reply, seconds)
+        return box
 
     def submitted(self, answers: list[Any]) -> Submitted:
         """What is answered to submissions."""
@@ -288,8 +299,9 @@ class Coordinator:
         return encode_submitted(self.submit_all(submissions, None))
 
     def run_one(self, submission: Submission) -> tuple[Submitted, Watched | None]:
+        workflow_id = submission.workflow_id
         box: AnswerBox = queue.SimpleQueue()
-        watch = WatchRequest(submission.workflow_id, box.put, None)
+        watch = WatchRequest(workflow_id, box.put, None)
         accepted: list[Accepted] = []
 
         def take(answer: Any) -> None:
@@ -301,10 +313,7 @@ class Coordinator:
                 box.put(answer)
 
         seconds = ANSWER_SECONDS + seconds_more([submission])
-        request = msgspec.structs.replace(
-            submit_request(submission, take), until=elapsed() + seconds
-        )
-        self.inbox.put(lambda: self.verbs.ask(request))
+        self.put_with(workflow_id, lambda: submit_input(submission), take, seconds)
         try:
             told = box.get(timeout=seconds)
         except queue.Empty:
@@ -312,18 +321,6 @@ class Coordinator:
                 return self.submitted([self.why_no_answer(seconds)]), None
             told = self.seen(watch, box)
         return (self.submitted(accepted), told) if accepted else (self.submitted([told]), None)
-
-    def submission(
-        self, submission: Submission, client: str | None
-    ) -> Callable[[Reply], SubmitRequest]:
-        """What makes the request to the loop for what a driver submits."""
-
-        def make(reply: Reply) -> SubmitRequest:
-            if client is not None:
-                reply = self.polls.watching(client, submission.workflow_id, reply)
-            return submit_request(submission, reply)
-
-        return make
 
     def resume(
         self,
@@ -334,34 +331,27 @@ class Coordinator:
         incarnation: str = "",
     ) -> Any:
         """Resume a workflow: `Accepted`, `Finished` or an error. ``incarnation``, here and below:
-        as in `RunRequest`."""
-        return self.request(
-            lambda reply: ResumeRequest(
-                workflow_id, reply, request_id, canceled, change, incarnation=incarnation
-            )
-        )
+        which one of this id; any if it is empty."""
+        return self.request(workflow_id, inp.Resume(request_id, canceled, change, incarnation))
 
     def cancel(self, workflow_id: str, incarnation: str = "") -> Any:
         """Cancel a workflow: None or an error."""
-        return self.request(
-            lambda reply: CancelRequest(workflow_id, reply, incarnation=incarnation)
-        )
+        return self.request(workflow_id, inp.Cancel(incarnation))
 
     def signal(self, encoded: bytes) -> Any:
         """Give a workflow a signal, which is `Sent`: None or an error."""
         sent = SENT.decode(encoded)
         return self.request(
-            lambda reply: SignalRequest(
-                *(sent.workflow_id, reply, sent.name, sent.signal_id, sent.value),
-                incarnation=sent.incarnation,
-            )
+            sent.workflow_id, inp.Signal(sent.name, sent.signal_id, sent.value, sent.incarnation)
         )
 
     def delete(self, workflow_id: str, incarnation: str = "") -> Any:
         """Delete a workflow: None or an error."""
-        return self.request(
-            lambda reply: DeleteRequest(workflow_id, reply, incarnation=incarnation)
-        )
+        box: AnswerBox = queue.SimpleQueue()
+        until = elapsed() + ANSWER_SECONDS
+        self.inbox.put(Deletion(self.loop, workflow_id, incarnation, box.put, until).begin)
+        (answer,) = self.in_time([box], ANSWER_SECONDS)
+        return answer
 
     # -- what they wait for ----------------------------------------------------------------
 
@@ -388,10 +378,10 @@ class Coordinator:
         return seen
 
     def watch(self, request: WatchRequest) -> None:
-        self.inbox.put(lambda: self.verbs.ask(request))
+        self.inbox.put(lambda: self.loop.watch(request))
 
     def withdraw(self, request: WatchRequest) -> None:
-        self.inbox.put(lambda: self.verbs.withdraw(request))
+        self.inbox.put(lambda: self.loop.withdraw(request))
 
     def subscribe(self, client: str, life: str, added: list[tuple[str, int | None]]) -> str:
         """Add watches to those of a client, see `LongPolls.subscribe`."""
@@ -465,7 +455,7 @@ class Coordinator:
             "holder": self.holder,
             "storage_error": self.loop.store.error,
             "unexpected_error": repr(self.broken) if self.broken else None,
-            "workflows": len(self.loop.workflows),
+            "workflows": len(self.loop.active),
             "waiting": self.seats.taken,
         }
 

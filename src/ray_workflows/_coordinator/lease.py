@@ -11,18 +11,14 @@ import msgspec
 from ray_workflows._coordinator.claims import (
     LEASE_SECONDS,
     RENEW_SECONDS,
-    Claims,
-    ProcessProbe,
-    probe_process,
 )
 from ray_workflows._coordinator.jobs import Steps
 from ray_workflows._coordinator.loop import Loop
 from ray_workflows._coordinator.recovery import Recovered, recover
 from ray_workflows._coordinator.workflow import Workflow
-from ray_workflows._engine.state import Phase, WorkflowState
 from ray_workflows._environment.store import collect
 from ray_workflows._model import inputs as inp
-from ray_workflows._model.catalog import CatalogQuery, CatalogRow, Holder
+from ray_workflows._model.catalog import CatalogQuery, CatalogRow
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError, is_transient
 from ray_workflows.storage.base import Storage
@@ -56,25 +52,14 @@ class Lease:
     ``seconds``: how long the holder counts as alive after a renewal.
     """
 
-    def __init__(
-        self,
-        loop: Loop,
-        holder: Holder,
-        probe: ProcessProbe = probe_process,
-        seconds: float = LEASE_SECONDS,
-    ) -> None:
+    def __init__(self, loop: Loop, seconds: float = LEASE_SECONDS) -> None:
         self.loop = loop
-        self.holder = holder
-        self.probe = probe
+        self.holder = loop.holder
         self.seconds = seconds
         self.renew_seconds = seconds * RENEW_SECONDS / LEASE_SECONDS
         #: What earlier lives left is looked for; it is in hand.
         self.recovering = False
         self.recovered = False
-        #: Ids of what is listed and not read yet; None before anything was listed.
-        self.unread: set[str] | None = None
-        #: The lives before this one. Later ones are no earlier lives: who sees them is cut off.
-        self.former: list[str] | None = None
         self.renewing = loop.job("renew the lease", self.renew)
         self.recovery = loop.job("take over what earlier lives left", self.take_over)
         self.tailing = loop.job("look for what others left in journals", self.look_at_tails)
@@ -102,8 +87,9 @@ class Lease:
             self.recovery.start()
         elif lapsed:
             logger.warning("The lease lapsed: every workflow is read again.")
-            for workflow in list(loop.workflows.values()):
-                loop.verify(workflow)
+            for workflow in list(loop.active.values()):
+                if loop.drives(workflow):
+                    loop.verify(workflow)
         loop.lease_until = asked_at + self.seconds
         return self.renew_seconds
 
@@ -114,41 +100,35 @@ class Lease:
         journal grown, and a submission that seemed to have failed may be there.
         """
         loop = self.loop
-        held = frozenset(loop.workflows)
+        held = frozenset(loop.active)
         try:
-            rows, self.former = yield lambda: self.list_left(held)
-            self.unread = {row.workflow_id for row in rows}
+            rows, loop.inheritance.lives = yield lambda: self.list_left(held)
+            unread = loop.inheritance.unread = {row.workflow_id for row in rows}
             for start in range(0, len(rows), READ_AT_ONCE):
                 some = rows[start : start + READ_AT_ONCE]
                 found = yield partial(self.read_some, some)
                 loop.store.answered()
                 for row, recovered in found:
                     self.try_to_take(row, recovered)
-                self.unread.difference_update(row.workflow_id for row in some)
+                unread.difference_update(row.workflow_id for row in some)
         except StorageUnavailableError as error:
             loop.store.failed(error, "Recovery")
             return loop.store.pause
         except StorageCorruptError as error:
             logger.error("Nothing is taken over: %s", error)
-            self.unread = set()
+            loop.inheritance.unread = set()
             self.recovered = True
             return LEASE_SECONDS
         loop.store.answered()
         self.recovered = True
         return self.later(RENEW_SECONDS if rows else LEASE_SECONDS)
 
-    def may_be_left(self, workflow_id: str) -> bool:
-        """Whether a workflow may be one that an earlier life was driving and that is not read yet.
-
-        All others are known not to be as soon as those are listed: what is asked about them need
-        not wait until 10,000 are read.
-        """
-        return self.unread is None or workflow_id in self.unread
-
     def list_left(self, held: frozenset[str]) -> tuple[list[CatalogRow], list[str]]:
         """Rows of what nobody drives, and the earlier lives. Blocks."""
-        storage, claims = self.loop.storage, self.read_claims()
-        former = claims.former_lives() if self.former is None else self.former
+        storage, claims = self.loop.storage, self.loop.read_claims()
+        former = self.loop.inheritance.lives
+        if former is None:
+            former = claims.former_lives()
         rows: list[CatalogRow] = []
         named: set[str] = set()
         query = CatalogQuery(statuses=ACTIVE, holders=(*former, self.holder.holder_id))
@@ -186,67 +166,26 @@ class Lease:
             self.take_found(row, recovered)
         except Exception as error:
             self.loop.on_error(f"Taking over workflow '{row.workflow_id}'", error)
-            self.let_go(row, error)
+            self.loop.let_go(row, error)
 
     def take_found(self, row: CatalogRow, recovered: Recovered | Exception) -> None:
         """Take into hand what was found; let go of what can't be read."""
         loop = self.loop
-        driven = loop.workflows.get(row.workflow_id)
-        if driven is not None:
-            if isinstance(recovered, Recovered) and recovered.seq > driven.seq:
-                loop.verify(driven)  # It came into hand meanwhile, by an older reading.
-        elif row.workflow_id in loop.guests:
-            return
+        known = loop.active.get(row.workflow_id)
+        if known is not None:
+            # It came into hand meanwhile, and maybe by an older reading.
+            older = isinstance(recovered, Recovered) and recovered.seq > known.seq
+            if older and loop.drives(known):
+                loop.verify(known)
         elif isinstance(recovered, Exception):
             logger.error("Workflow '%s' is not taken over: %s", row.workflow_id, recovered)
-            self.let_go(row, recovered)
-        elif self.may_take(recovered.state):
-            self.take(recovered)
-
-    def let_go(self, row: CatalogRow, error: Exception) -> None:
-        """Say in the journal of a workflow why it is not taken over."""
-        unread = WorkflowState(row.workflow_id, row.incarnation)
-        self.loop.quarantine(Workflow(unread, row.seq, row), error)
-
-    def may_take(self, state: WorkflowState) -> bool:
-        """Whether it is to be driven, by us or by an earlier life."""
-        if state.status not in ACTIVE or state.released:
-            return False
-        return state.holder == self.holder.holder_id or state.holder in (self.former or ())
-
-    def take(self, recovered: Recovered) -> None:
-        """Take into hand what nobody drives."""
-        workflow = Workflow(recovered.state, recovered.seq, recovered.row, link=recovered.link)
-        self.loop.guard(workflow, self.begin)
-
-    def begin(self, workflow: Workflow) -> None:
-        state = workflow.state
-        self.lose_unstored(workflow)
-        if state.status is WorkflowStatus.PENDING:
-            self.loop.room.wait(workflow)
-        self.loop.hold(workflow)
-        if state.holder == self.holder.holder_id:
-            # No claim fences it off: what was read may be older than what we did since.
-            self.loop.reload(workflow)
-            return
-        workflow.inputs.appendleft(inp.Claim(holder=self.holder.holder_id))
-        if state.cancel_requested:
-            workflow.inputs.append(inp.Cancel())
-        self.loop.touch(workflow)
-
-    def lose_unstored(self, workflow: Workflow) -> None:
-        """Nothing is live after a takeover: what was not checkpointed is gone."""
-        lost = tuple(
-            number
-            for number, task in workflow.state.tasks.items()
-            if task.phase is Phase.SUCCEEDED and task.outcome and not task.outcome.stored
-        )
-        if lost:
-            workflow.inputs.append(inp.LoseValues(tasks=lost))
+            loop.let_go(row, recovered)
+        elif loop.may_take(recovered.state):
+            loop.take(recovered, inp.Claim())
 
     def later(self, seconds: float) -> float:
         """When to look after what is held again: later if that is much."""
-        return max(seconds, len(self.loop.workflows) / ROWS_PER_SECOND)
+        return max(seconds, len(self.loop.active) / ROWS_PER_SECOND)
 
     def look(self) -> None:
         """Look at the tails of our journals now: somebody may have appended."""
@@ -259,7 +198,7 @@ class Lease:
         thought us dead.
         """
         loop = self.loop
-        ends = {w.workflow_id: w.seq for w in loop.workflows.values() if w.at_rest}
+        ends = {w.workflow_id: w.seq for w in loop.active.values() if self.is_quiet(w)}
 
         def work() -> dict[str, int]:
             query = CatalogQuery(statuses=ACTIVE, holders=(self.holder.holder_id,))
@@ -273,13 +212,17 @@ class Lease:
             # The renewals of the lease say so.
             return self.later(TAIL_SECONDS)
         for workflow_id, seq in ends.items():
-            workflow = loop.workflows.get(workflow_id)
+            workflow = loop.active.get(workflow_id)
             # One that has gone on since knows its end.
-            if workflow is None or not workflow.at_rest or workflow.seq != seq:
+            if workflow is None or not self.is_quiet(workflow) or workflow.seq != seq:
                 continue
             if workflow_id not in listed or listed[workflow_id] > seq:
                 loop.verify(workflow)
         return self.later(TAIL_SECONDS)
+
+    def is_quiet(self, workflow: Workflow) -> bool:
+        """Whether it is driven, and its state is what was last read or committed."""
+        return not workflow.busy and not workflow.settled and self.loop.drives(workflow)
 
     def sweep(self) -> Steps:
         """Remove blobs of submissions that never arrived, of interrupted deletions, and what
@@ -295,11 +238,6 @@ class Lease:
         except Exception as error:
             logger.warning("Unreferenced blobs were not swept: %s", error)
         return SWEEP_SECONDS
-
-    def read_claims(self) -> Claims:
-        """The holders as they are now. Blocks: call it through `Io`."""
-        storage = self.loop.storage
-        return Claims(storage.read_holders(), storage.now(), me=self.holder, probe=self.probe)
 
 
 def list_rows(

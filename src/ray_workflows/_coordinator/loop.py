@@ -1,53 +1,64 @@
-"""The one imperative loop: inputs are decided, events committed, commands started.
+"""The loop: for each workflow what came in is decided, committed, and then carried out.
 
-It alone knows engine, storage and executor together. It runs on one thread, and what blocks goes
-through `Io`, which makes small commits to a local disk right there. What users ask comes in through
-`verbs`, what time brings through `lease`.
+One thread runs it; nothing in here blocks. Blocking work, and what comes back from it, goes
+through `Io`, which makes small commits to a local disk right there. Every workflow that somebody
+asks about has one way: it is in memory or is read from storage, what came in is decided by the
+engine, and the answers go out when the events are durable.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
 
 from ray_workflows._codec.journal import encode_entry, link_of
+from ray_workflows._coordinator.claims import Claims, ProcessProbe, probe_process
+from ray_workflows._coordinator.commits import Commits
 from ray_workflows._coordinator.io import Io
 from ray_workflows._coordinator.jobs import Job, Steps
-from ray_workflows._coordinator.quarantine import end_of_our_part
+from ray_workflows._coordinator.quarantine import Quarantine
 from ray_workflows._coordinator.recovery import Recovered, recover
-from ray_workflows._coordinator.requests import Request
+from ray_workflows._coordinator.requests import Asked, Reply, Watched, WatchRequest
 from ray_workflows._coordinator.room import Limits, Room
-from ray_workflows._coordinator.store import Committed, Store
-from ray_workflows._coordinator.workflow import Pending, Workflow, answer
+from ray_workflows._coordinator.starting import STARTS, Starter
+from ray_workflows._coordinator.store import Store
+from ray_workflows._coordinator.workflow import Answer, Pending, Workflow, answer
 from ray_workflows._engine.commands import commands, next_wake
 from ray_workflows._engine.decide import decide
+from ray_workflows._engine.decision import ACTIVE, Surroundings
 from ray_workflows._engine.evolve import evolve
+from ray_workflows._engine.state import WorkflowState
 from ray_workflows._engine.summary import catalog_row
 from ray_workflows._executor.protocol import Executor, News
 from ray_workflows._executor.timers import TimerQueue, log_failure
 from ray_workflows._model import events as ev
 from ray_workflows._model import inputs as inp
-from ray_workflows._model.catalog import Append, CatalogRow
-from ray_workflows._model.commands import (
-    CancelAttempt,
-    Command,
-    ReleaseValue,
-    StartAttempt,
-    WakeAt,
-)
+from ray_workflows._model.catalog import Append, CatalogRow, Holder
+from ray_workflows._model.commands import CancelAttempt, Command, StartAttempt, WakeAt
 from ray_workflows._model.status import WorkflowStatus
-from ray_workflows.storage.base import CommitOutcome, Storage
+from ray_workflows.exceptions import CoordinatorUnavailableError
+from ray_workflows.storage.base import Storage
 
 logger = logging.getLogger(__name__)
 
-#: Commands that are started in one step: that takes less than a tenth of a second. Of fewer at a
-#: time smaller batches would be made.
-STARTS = 5_000
+#: Pause before a request is looked at again that came too early, in seconds.
+SOON = 0.02
 
-#: Pause before a commit is tried again that the storage refused, in seconds.
-REFUSED_SECONDS = 1.0
+
+class Inheritance:
+    """What earlier lives of a coordinator were driving.
+
+    Attributes:
+        lives: the lives before this one; None until they were looked for. Later ones are no earlier
+            lives: whoever sees them is cut off.
+        unread: ids of workflows of theirs that are known of and not read yet; None before.
+    """
+
+    def __init__(self) -> None:
+        self.lives: list[str] | None = None
+        self.unread: set[str] | None = None
 
 
 class Loop:
@@ -56,8 +67,16 @@ class Loop:
     All time comes from ``clock`` (seconds since 1970 that pass evenly) and ``elapsed`` (seconds of
     a clock that nobody sets), and all ids from ``new_id``, so that a simulation can run it
     deterministically.
-    ``starts``: commands that are started in one step. ``on_error`` takes errors of ours that were
-    survived.
+
+    Args:
+        storage: where the workflows are.
+        executor: where attempts run.
+        io: takes blocking work.
+        holder: the coordinator that this is.
+        probe: looks for the processes of other coordinators.
+        limits: how many workflows may run and wait.
+        starts: how many commands are started in one step.
+        on_error: takes errors of ours that were survived.
     """
 
     def __init__(
@@ -65,53 +84,54 @@ class Loop:
         storage: Storage,
         executor: Executor,
         io: Io,
-        holder_id: str,
+        holder: Holder,
         *,
         clock: Callable[[], float],
         elapsed: Callable[[], float],
         new_id: Callable[[], str],
         limits: Limits,
+        probe: ProcessProbe = probe_process,
         starts: int = STARTS,
         on_error: Callable[[str, Exception], None] = log_failure,
     ) -> None:
         self.storage = storage
         self.executor = executor
         self.io = io
-        self.timers = TimerQueue(elapsed, on_error)
-        self.store = Store(storage, io, self.after, elapsed)
-        self.holder_id = holder_id
+        self.holder = holder
+        self.holder_id = holder.holder_id
+        self.probe = probe
         self.clock = clock
         self.elapsed = elapsed
         self.on_error = on_error
         self.new_id = new_id
-        self.starts = starts
-        self.workflows: dict[str, Workflow] = {}
+        self.timers = TimerQueue(elapsed, on_error)
+        self.store = Store(storage, io, self.after, elapsed)
         self.room = Room(limits)
+        self.inheritance = Inheritance()
+        #: What is in memory: driven here, being read, or about to be appended to.
+        self.active: dict[str, Workflow] = {}
         self.by_incarnation: dict[str, Workflow] = {}
-        self.guests: dict[str, Workflow] = {}
+        #: What something came in for.
         self.dirty: dict[int, Workflow] = {}
-        #: Those with commands to start.
-        self.starting: dict[int, Workflow] = {}
-        self.outbox: list[Workflow] = []
-        self.committing = False
-        #: Until when the lease holds, by `elapsed`: only then attempts are dispatched.
+        self.commits = Commits(self.store, self.after, self.guard, self.applied, self.overtaken)
+        self.starter = Starter(
+            executor, self.timers, clock, self.guard, self.may_start, self.wake, starts
+        )
+        self.quarantine = Quarantine(self.store, self.commits, clock, new_id, self.guard, self.drop)
+        #: Until when the lease holds, by `elapsed`: only then attempts are started.
         self.lease_until = float("-inf")
-        #: Set by `verbs`: turns a workflow's requests into inputs and answers; takes requests
-        #: whose workflow left this loop before they were answered.
-        self.take_requests: Callable[[Workflow], None] = lambda workflow: None
-        self.ask_again: Callable[[Request], None] = lambda request: None
 
     # -- time -------------------------------------------------------------------------------
 
     def step(self) -> float:
         """Do all that can be done now; seconds until there is more by the clock alone."""
         self.timers.run()
-        self.start_commands()
+        self.starter.start()
         while self.dirty:
             self.advance(self.dirty.pop(next(iter(self.dirty))))
-        self.flush()
+        self.commits.flush()
         self.executor.flush()
-        return 0.0 if self.starting else self.timers.sleep_seconds()
+        return 0.0 if self.starter.waiting else self.timers.sleep_seconds()
 
     def after(self, seconds: float, action: Callable[[], None]) -> None:
         """Do something on this thread after a while."""
@@ -121,251 +141,227 @@ class Loop:
         """Something that is done on this thread again and again, once it is started."""
         return Job(name, steps, self.timers, self.io)
 
-    def set_alarm(self, workflow: Workflow, at: float) -> None:
-        """Wake a workflow at a time of the wall clock, if it has no earlier alarm: one is enough,
-        because `rest` asks for the next one."""
-        if workflow.alarm is None or at < workflow.alarm_at:
-            self.timers.cancel(workflow.alarm)
-            workflow.alarm_at = at
-            workflow.alarm = self.timers.after(at - self.clock(), lambda: self.wake(workflow))
+    # -- what comes in ---------------------------------------------------------------------
 
-    def forget_timers(self, workflow: Workflow) -> None:
-        """Nothing is to happen later on account of a workflow's state."""
-        self.timers.cancel(workflow.alarm)
-        workflow.alarm = None
-        for timer in workflow.delayed.values():
-            self.timers.cancel(timer)
-        workflow.delayed.clear()
+    def ask(
+        self, workflow_id: str, input: inp.Asked, reply: Reply, until: float = float("inf")
+    ) -> None:
+        """Decide on what is asked about a workflow, whoever drives it.
 
-    # -- workflows in hand -----------------------------------------------------------------
+        ``reply`` gets the answer, once, on this thread. What is not begun ``until`` then, by
+        `elapsed`, is not done any more: whoever asked was told that it failed.
+        """
+        asked = Asked(input, reply, until)
+        try:
+            self.put(workflow_id, asked)
+        except Exception as error:
+            # A bug of ours: whoever asked knows at once, and nobody else has to wait.
+            self.on_error(f"A request about workflow '{workflow_id}'", error)
+            answer(reply, error)
 
-    def hold(self, workflow: Workflow) -> None:
-        """Drive a workflow from now on, or, as a guest, until it rests."""
-        if workflow.guest:
-            self.guests[workflow.workflow_id] = workflow
+    def put(self, workflow_id: str, asked: Asked) -> None:
+        if self.is_over(asked):
+            return
+        if self.inheritance.unread is None:
+            # Nobody knows what is ours.
+            self.after(SOON, lambda: self.ask(workflow_id, *asked))
+            return
+        workflow = self.active.get(workflow_id)
+        if workflow is None:
+            workflow = self.open(workflow_id, asked.input)
+        workflow.inbox.append(asked)
+        self.touch(workflow)
+
+    def is_over(self, asked: Asked) -> bool:
+        """Whether nobody waits for the answer any more: such a request is not done."""
+        if self.elapsed() <= asked.until:
+            return False
+        answer(asked.reply, CoordinatorUnavailableError("The request came too late."))
+        return True
+
+    def watch(self, watch: WatchRequest) -> None:
+        """Answer when a workflow has gone on, or is settled; at once if it is not driven here."""
+        workflow = self.active.get(watch.workflow_id)
+        unread = self.inheritance.unread
+        if workflow is not None and (workflow.reading or self.drives(workflow)):
+            workflow.watchers.append(watch)
+            self.touch(workflow)
+        elif unread is None or watch.workflow_id in unread:
+            # Whoever asks about a workflow that is about to be taken over must not hear that it is
+            # nobody's.
+            self.after(SOON, lambda: self.watch(watch))
         else:
-            self.workflows[workflow.workflow_id] = workflow
-            self.by_incarnation[workflow.incarnation] = workflow
-            self.room.count(workflow, workflow.state.status)
+            answer(watch.reply, Watched(None))
 
-    def let_out(self, workflow: Workflow) -> None:
-        """It is not driven here any more."""
-        del self.workflows[workflow.workflow_id]
-        del self.by_incarnation[workflow.incarnation]
-        self.room.forget(workflow)
-
-    def holds(self, workflow: Workflow) -> bool:
-        return self.workflows.get(workflow.state.workflow_id) is workflow
-
-    def drop(self, workflow: Workflow) -> None:
-        """Let go; whoever still waits asks again and finds it in storage."""
-        if self.guests.get(workflow.workflow_id) is workflow:
-            del self.guests[workflow.workflow_id]
-        held = self.holds(workflow)
-        if held:
-            self.let_out(workflow)
-        self.dirty.pop(id(workflow), None)
-        self.starting.pop(id(workflow), None)
-        workflow.commands.clear()
-        self.forget_timers(workflow)
-        self.notify(workflow, settled=True)
-        if held:
-            # Who waits for the output was given the live copy of it.
-            self.executor.forget(workflow.incarnation)
-        requests = [request for request, _ in workflow.answers] + list(workflow.requests)
-        workflow.answers.clear()
-        workflow.requests.clear()
-        for request in requests:
-            self.ask_again(request)
-        self.admit()
-
-    def touch(self, workflow: Workflow) -> None:
-        """Look at it in this step."""
-        self.dirty[id(workflow)] = workflow
+    def withdraw(self, watch: WatchRequest) -> None:
+        """Nobody waits any more for what a watch sees."""
+        workflow = self.active.get(watch.workflow_id)
+        if workflow is not None and watch in workflow.watchers:
+            workflow.watchers.remove(watch)
 
     def report(self, incarnation: str, reports: Iterable[News]) -> None:
         """Take what is heard of attempts."""
         workflow = self.by_incarnation.get(incarnation)
         if workflow is not None:
-            workflow.inputs.extend(reports)
+            workflow.inbox.extend(reports)
             self.touch(workflow)
 
-    # -- deciding and committing -----------------------------------------------------------
+    def wake(self, workflow: Workflow) -> None:
+        """Time has passed for a workflow."""
+        workflow.alarm = None
+        if self.drives(workflow):
+            workflow.inbox.append(inp.Wake())
+            self.touch(workflow)
 
-    def advance(self, workflow: Workflow) -> None:
-        """Decide on all that came in, unless a commit of this workflow is on its way."""
-        if not workflow.busy:
-            self.guard(workflow, self.decide)
+    def touch(self, workflow: Workflow) -> None:
+        """Look at it in this step."""
+        self.dirty[id(workflow)] = workflow
 
-    def guard(self, workflow: Workflow, action: Callable[[Workflow], None]) -> None:
-        """Do something with a workflow; if that raises, stop this workflow, and no other."""
-        try:
-            action(workflow)
-        except Exception as error:
-            self.on_error(f"Workflow '{workflow.workflow_id}'", error)
-            # Its state may be ahead of its journal: nothing of it is of use any more.
-            pending, workflow.pending = workflow.pending, None
-            answers, workflow.answers = workflow.answers, []
-            if pending is not None:
-                answers += pending.answers
-                # If the commit is durable after all, what ends our part comes after it.
-                workflow.row = pending.append.catalog
-            for request, _ in answers:
-                answer(request.reply, error)
-            if workflow.broken is None:
-                self.quarantine(workflow, error)
-            else:
-                self.drop(workflow)
+    # -- workflows in memory ---------------------------------------------------------------
 
-    def decide(self, workflow: Workflow) -> None:
-        if workflow.broken is not None:
-            # It is released. Its state was never durable: requests are answered after reading it.
-            self.drop(workflow)
-            return
-        self.take_requests(workflow)
-        # Grows while it is gone through.
-        undecided = list(workflow.inputs)
-        inputs = undecided.copy()
-        workflow.inputs.clear()
-        events: list[ev.Event] = []
-        deltas: list[Command] = []
-        now = self.clock()
-        for input in undecided:
-            if isinstance(input, inp.AttemptReport):
-                workflow.land(input)
-            due = False
-            for event in decide(workflow.state, input, now):
-                for delta in evolve(workflow.state, event):
-                    if isinstance(delta, WakeAt) and delta.at <= now and not workflow.guest:
-                        due = True
-                    else:
-                        deltas.append(delta)
-                events.append(event)
-            if due:
-                # It need not wait for a commit of its own.
-                undecided.append(inp.Wake())
-        if self.holds(workflow):
-            self.room.count(workflow, workflow.state.status)
-        append = self.append(workflow, events) if events else None
-        answers, workflow.answers = workflow.answers, []
-        if append is not None:
-            self.propose(workflow, Pending(append, deltas, inputs, answers))
-            return
-        for request, value in answers:
-            answer(request.reply, value)
-        self.rest(workflow)
+    def open(self, workflow_id: str, input: inp.Asked) -> Workflow:
+        """Bring a workflow into memory, of which nothing is known yet."""
+        workflow = Workflow(WorkflowState(workflow_id, ""), 0, None)
+        self.hold(workflow)
+        # What is submitted is most likely new: if it is not, the commit is stale, and then it is
+        # read. Not while the storage is away: whoever hears of that must not find it created when
+        # the storage returns.
+        new = isinstance(input, inp.Submit) and self.store.error is None
+        if new and workflow_id not in (self.inheritance.unread or ()):
+            workflow.covered = 1
+        return workflow
 
-    def append(self, workflow: Workflow, events: list[ev.Event]) -> Append:
-        return Append(
-            workflow_id=workflow.workflow_id,
-            incarnation=workflow.incarnation,
-            expected_seq=workflow.seq,
-            commit_id=self.new_id(),
-            entry=encode_entry(
-                events, workflow.workflow_id, workflow.incarnation, workflow.seq + 1, workflow.link
-            ),
-            catalog=catalog_row(workflow.state, workflow.seq + 1),
+    def hold(self, workflow: Workflow) -> None:
+        """Keep a workflow in memory."""
+        self.active[workflow.workflow_id] = workflow
+        self.index(workflow)
+        self.count(workflow)
+
+    def index(self, workflow: Workflow) -> None:
+        """Let what is reported of its attempts come to it."""
+        if workflow.incarnation:
+            self.by_incarnation[workflow.incarnation] = workflow
+
+    def unindex(self, workflow: Workflow) -> None:
+        if self.by_incarnation.get(workflow.incarnation) is workflow:
+            del self.by_incarnation[workflow.incarnation]
+
+    def holds(self, workflow: Workflow) -> bool:
+        """Whether it is in memory still."""
+        return self.active.get(workflow.workflow_id) is workflow
+
+    def drives(self, workflow: Workflow) -> bool:
+        """Whether this coordinator acts on what the workflow asks for: it is ours, and open or has
+        attempts to hear of."""
+        state = workflow.state
+        return (
+            state.holder == self.holder_id
+            and not state.released
+            and workflow.broken is None
+            and self.holds(workflow)
+            and (
+                state.status in ACTIVE
+                or (state.status is WorkflowStatus.FAILED and bool(workflow.flying))
+            )
         )
 
-    def propose(self, workflow: Workflow, pending: Pending) -> None:
-        workflow.pending = pending
-        self.outbox.append(workflow)
-
-    def flush(self) -> None:
-        """Send all waiting commits as one; while it is away, the next ones gather."""
-        if self.committing or not self.outbox:
-            return
-        batch, self.outbox = self.outbox, []
-        self.committing = True
-        appends = [w.pending.append for w in batch if w.pending is not None]
-        self.store.commit(appends, lambda outcomes: self.committed(batch, outcomes))
-
-    def committed(self, batch: list[Workflow], outcomes: Sequence[Committed]) -> None:
-        self.committing = False
-        for workflow, outcome in zip(batch, outcomes, strict=True):
-            if outcome is CommitOutcome.OK:
-                self.guard(workflow, self.applied)
-            elif outcome is CommitOutcome.STALE:
-                self.guard(workflow, self.overtaken)
-            elif isinstance(outcome, Exception):
-                self.guard(workflow, partial(self.settle, refusal=outcome))
-            else:
-                self.guard(workflow, self.settle)
-
-    def settle(self, workflow: Workflow, refusal: Exception | None = None) -> None:
-        """Find out what became of an ambiguous commit, by looking for its id.
-
-        If it takes effect even later than that, it overtakes its own repetition. ``refusal``: the
-        storage refused this commit alone; if it does so again and again, the workflow is stopped.
-        """
-        pending = workflow.pending
-        assert pending is not None
-        incarnation, seq = workflow.incarnation, workflow.seq
-
-        def found(workflow: Workflow, result: Any) -> None:
-            if isinstance(result, Exception):
-                self.overtaken(workflow)
-            elif not result and refusal is not None and pending.is_refused_for_good():
-                raise refusal
-            elif not result:
-                self.outbox.append(workflow)
-            elif result[0].commit_id == pending.append.commit_id:
-                workflow.doubtful = workflow.doubtful or len(result) > 1
-                self.applied(workflow)
-            else:
-                self.overtaken(workflow)
-
-        def read() -> None:
-            self.store.call(
-                lambda: self.storage.read_journal(incarnation, seq),
-                lambda result: self.guard(workflow, partial(found, result=result)),
-                what="A commit",
-            )
-
-        pause = REFUSED_SECONDS if refusal is not None and seq else self.store.pause
-        self.after(pause, read)
-
-    def applied(self, workflow: Workflow) -> None:
-        """The commit is durable: start what follows from it."""
-        pending, workflow.pending = workflow.pending, None
-        assert pending is not None
-        workflow.seq += 1
-        workflow.link = link_of(pending.append.entry)
-        workflow.row = pending.append.catalog
-        for request, value in pending.answers:
-            answer(request.reply, value)
-        deltas = pending.deltas
-        if workflow.doubtful:
-            # What should run is known when the journal was read again.
-            deltas = [delta for delta in deltas if not isinstance(delta, StartAttempt)]
-        if not workflow.guest:
-            self.dispatch(workflow, deltas)
-        self.notify(workflow, settled=False)
-        if workflow.doubtful:
+    def take(self, recovered: Recovered, claim: inp.Claim) -> None:
+        """Begin to drive what nobody drives."""
+        workflow = Workflow(recovered.state, recovered.seq, recovered.row, link=recovered.link)
+        self.hold(workflow)
+        if recovered.state.holder == self.holder_id:
+            # No claim fences it off: what was read may be older than what we did since.
             self.reload(workflow)
         else:
-            self.touch(workflow)
+            workflow.inbox.append(claim)
+            workflow.covered = 1
+            # Decide now: the next one counts how many run and wait.
+            self.advance(workflow)
 
-    def overtaken(self, workflow: Workflow) -> None:
-        """Somebody else appended first: the working state is thrown away and read anew."""
-        pending, workflow.pending = workflow.pending, None
-        assert pending is not None
-        for request, _ in reversed(pending.answers):
-            workflow.requests.appendleft(request)
-        if workflow.broken is not None:
-            self.release_again(workflow, workflow.broken)
-            return
-        if workflow.seq == 0 or workflow.guest:
-            self.drop(workflow)
-            return
-        # Requests are decided again from scratch; what was reported only we know.
-        known = (inp.AttemptReport, inp.LoseValues, inp.Start)
-        for input in reversed(pending.inputs):
-            if isinstance(input, known):
-                workflow.inputs.appendleft(input)
-            if isinstance(input, inp.AttemptReport):
-                workflow.flying.setdefault(input.task, (input.epoch, input.attempt))
-        self.reload(workflow)
+    def may_take(self, state: WorkflowState) -> bool:
+        """Whether it is to be driven, by us or by an earlier life."""
+        if state.status not in ACTIVE or state.released:
+            return False
+        return state.holder == self.holder_id or state.holder in (self.inheritance.lives or ())
+
+    def drop(self, workflow: Workflow) -> None:
+        """Let go of a workflow. What was asked meanwhile is asked again."""
+        if self.holds(workflow):
+            del self.active[workflow.workflow_id]
+            self.unindex(workflow)
+            # Whoever waits for the output has the live copy of it now.
+            self.notify(workflow, settled=True)
+            self.executor.forget(workflow.incarnation)
+        self.room.count(workflow, None)
+        self.dirty.pop(id(workflow), None)
+        self.starter.forget(workflow)
+        asked = [each for each in workflow.inbox if isinstance(each, Asked)]
+        workflow.inbox.clear()
+        for each in asked:
+            self.ask(workflow.workflow_id, *each)
+        self.admit()
+
+    # -- reading ---------------------------------------------------------------------------
+
+    def activate(self, workflow: Workflow) -> None:
+        """Read a workflow that is not driven here, and who drives it."""
+        self.become(workflow, None)
+        workflow.reading = True
+        workflow.live = False
+        workflow.covered = len(workflow.inbox)
+
+        def work() -> tuple[Recovered | None, Claims]:
+            return recover(self.storage, workflow.workflow_id), self.read_claims()
+
+        def then(result: tuple[Recovered | None, Claims] | Exception) -> None:
+            workflow.reading = False
+            if isinstance(result, Exception):
+                self.refuse_all(workflow, result)
+            else:
+                self.activated(workflow, *result)
+
+        self.io.call(work, lambda result: self.guard(workflow, lambda _: then(result)))
+
+    def read_claims(self) -> Claims:
+        """The coordinators as they are now. Blocks: call it through `Io`."""
+        storage = self.storage
+        return Claims(storage.read_holders(), storage.now(), me=self.holder, probe=self.probe)
+
+    def refuse_all(self, workflow: Workflow, error: Exception) -> None:
+        """Answer all that was asked about a workflow with the error; let go of it."""
+        asked = [each for each in workflow.inbox if isinstance(each, Asked)]
+        workflow.inbox.clear()
+        for each in asked:
+            answer(each.reply, error)
+        self.drop(workflow)
+
+    def activated(self, workflow: Workflow, found: Recovered | None, claims: Claims) -> None:
+        """A workflow was read."""
+        self.become(workflow, found)
+        workflow.driven_elsewhere = found is not None and claims.status(found.row) in ACTIVE
+        if self.may_take(workflow.state):
+            # It was not heard of yet, or took effect after it was given up.
+            workflow.driven_elsewhere = False
+            workflow.inbox.appendleft(inp.Claim())
+            workflow.covered += 1
+            if self.drives(workflow):
+                self.starter.add(workflow, commands(workflow.state))
+        elif workflow.watchers:
+            self.tell_watchers_nothing(workflow)
+        self.touch(workflow)
+
+    def become(self, workflow: Workflow, found: Recovered | None) -> None:
+        """As `Workflow.become`."""
+        self.unindex(workflow)
+        workflow.become(found)
+        self.index(workflow)
+        self.count(workflow)
+
+    def tell_watchers_nothing(self, workflow: Workflow) -> None:
+        """It is not driven here: there is nothing to wait for."""
+        watchers, workflow.watchers = workflow.watchers, []
+        for watcher in watchers:
+            answer(watcher.reply, Watched(None))
 
     def verify(self, workflow: Workflow) -> None:
         """Make sure that it is still ours before anything more is started."""
@@ -375,14 +371,14 @@ class Loop:
             self.reload(workflow)
 
     def reload(self, workflow: Workflow) -> None:
-        """Read the journal again; go on if it is still ours, yield if it is not."""
+        """Read the journal of a workflow of ours again; go on if it still is, yield if not."""
         workflow.reading = True
         workflow.doubtful = False
 
         def found(workflow: Workflow, result: Recovered | Exception | None) -> None:
             workflow.reading = False
             if isinstance(result, Exception):
-                self.quarantine(workflow, result)
+                self.stop(workflow, result)
             elif result is None or result.row.incarnation != workflow.incarnation:
                 logger.warning("Workflow '%s' was deleted.", workflow.workflow_id)
                 self.drop(workflow)
@@ -406,152 +402,233 @@ class Loop:
         )
 
     def continue_with(self, workflow: Workflow, recovered: Recovered) -> None:
-        workflow.state, workflow.seq, workflow.row = recovered.state, recovered.seq, recovered.row
-        workflow.link = recovered.link
-        self.room.count(workflow, workflow.state.status)
-        if workflow.state.cancel_requested:
-            workflow.inputs.append(inp.Cancel())
+        workflow.become(recovered)
+        self.count(workflow)
+        at = next_wake(workflow.state)
+        if at is not None and at <= self.clock():
+            # Before what was reported: a wish to cancel counts from when it was acknowledged.
+            workflow.inbox.appendleft(inp.Wake())
+        if not workflow.live:
+            workflow.inbox.appendleft(inp.Claim())
         # All that should run is asked for again. Starting twice is starting once: what is in flight
         # stays there, if it still should.
         workflow.forget_starts()
-        self.forget_timers(workflow)
+        self.starter.forget_timers(workflow)
         active = workflow.state.active
         over = [CancelAttempt(number) for number in workflow.flying if number not in active]
-        self.dispatch(workflow, [*over, *commands(workflow.state)])
+        self.starter.add(workflow, [*over, *commands(workflow.state)])
         self.notify(workflow, settled=False)
         self.touch(workflow)
 
-    def quarantine(self, workflow: Workflow, error: Exception) -> None:
-        """It can't be driven: stop it, say so in the journal, and let go."""
-        self.executor.forget(workflow.incarnation)
-        if workflow.row is None:
-            self.drop(workflow)
+    # -- deciding and committing -----------------------------------------------------------
+
+    def advance(self, workflow: Workflow) -> None:
+        """Decide on all that came in, unless a commit of this workflow is on its way."""
+        if not workflow.busy and self.holds(workflow):
+            self.guard(workflow, self.decide)
+
+    def guard(self, workflow: Workflow, action: Callable[[Workflow], None]) -> None:
+        """Do something with a workflow; if that raises, stop this workflow, and no other."""
+        try:
+            action(workflow)
+        except Exception as error:
+            self.on_error(f"Workflow '{workflow.workflow_id}'", error)
+            # Its state may be ahead of its journal: nothing of it is of use any more.
+            pending, workflow.pending = workflow.pending, None
+            if pending is not None:
+                for asked, _ in pending.answers:
+                    answer(asked.reply, error)
+                # If the commit is durable after all, what ends our part comes after it.
+                workflow.row = pending.append.catalog
+            self.stop(workflow, error)
+
+    def stop(self, workflow: Workflow, error: Exception) -> None:
+        """A workflow can't be driven: say so in its journal, if it is ours, and let go of it."""
+        row = workflow.row
+        if (
+            workflow.broken is not None
+            or row is None
+            or row.released
+            or row.status not in ACTIVE
+            or row.holder != self.holder_id
+        ):
+            self.refuse_all(workflow, error)
             return
-        if self.holds(workflow):
-            self.let_out(workflow)
-        workflow.guest = True
-        workflow.broken = error
+        self.executor.forget(workflow.incarnation)
+        workflow.flying.clear()
         # There is no state to decide on.
-        workflow.inputs.clear()
-        workflow.commands.clear()
-        self.forget_timers(workflow)
+        workflow.covered = 0
+        workflow.inbox = deque(each for each in workflow.inbox if isinstance(each, Asked))
+        self.starter.forget(workflow)
+        self.room.count(workflow, None)
+        self.quarantine.release(workflow, row, error)
+
+    def let_go(self, row: CatalogRow, error: Exception) -> None:
+        """Say in the journal of a workflow that nobody drives why it is not taken over."""
+        workflow = Workflow(WorkflowState(row.workflow_id, row.incarnation), row.seq, row)
         self.hold(workflow)
-        self.release(workflow, workflow.row, error)
+        self.quarantine.release(workflow, row, error)
 
-    def release(self, workflow: Workflow, row: CatalogRow, error: Exception) -> None:
-        """Append the end of our part, without knowing the state that it ends."""
-        workflow.row, workflow.seq = row, row.seq
-        append = end_of_our_part(row, error, at=self.clock(), commit_id=self.new_id())
-        self.propose(workflow, Pending(append, [], [], []))
-
-    def release_again(self, workflow: Workflow, error: Exception) -> None:
-        """The journal has grown since it was readable: release it as it is now."""
-        workflow.reading = True
-
-        def found(workflow: Workflow, row: CatalogRow | None) -> None:
-            workflow.reading = False
-            if (
-                isinstance(row, CatalogRow)
-                and row.incarnation == workflow.incarnation
-                and row.holder == self.holder_id
-                and row.status in WorkflowStatus.non_terminating_status()
-                and not row.released
-            ):
-                self.release(workflow, row, error)
+    def decide(self, workflow: Workflow) -> None:
+        covered, workflow.covered = workflow.covered, 0
+        if self.drives(workflow):
+            covered = len(workflow.inbox)
+        elif not covered:
+            # Anybody may have changed or deleted it since it was read, if it was.
+            asks = any(isinstance(each, Asked) for each in workflow.inbox)
+            if asks and workflow.seq == 0 and workflow.broken is None:
+                self.activate(workflow)
             else:
                 self.drop(workflow)
+            return
+        taken = [workflow.inbox.popleft() for _ in range(covered)]
+        inputs = [each for each in taken if not self.is_late(each)]
+        try:
+            self.decide_on(workflow, inputs)
+        except Exception as error:
+            # Whoever asked for what led to this knows at once.
+            for each in inputs:
+                if isinstance(each, Asked):
+                    answer(each.reply, error)
+            raise
 
-        self.store.call(
-            lambda: self.storage.read_catalog(workflow.workflow_id),
-            lambda row: self.guard(workflow, partial(found, row=row)),
-            what=f"Workflow '{workflow.workflow_id}'",
+    def is_late(self, each: inp.Input | Asked) -> bool:
+        return isinstance(each, Asked) and self.is_over(each)
+
+    def decide_on(self, workflow: Workflow, inputs: list[inp.Input | Asked]) -> None:
+        # Grows while it is gone through.
+        undecided = inputs.copy()
+        around = self.around(workflow)
+        events: list[ev.Event] = []
+        deltas: list[Command] = []
+        answers: list[Answer] = []
+        now = self.clock()
+        for each in undecided:
+            if isinstance(each, Asked):
+                input: inp.Input = each.input
+                if isinstance(input, inp.Submit) and workflow.state.status is WorkflowStatus.NONE:
+                    self.name(workflow, input.incarnation)
+            else:
+                input = each
+                if isinstance(input, inp.AttemptReport):
+                    workflow.land(input)
+            due = False
+            decision = decide(workflow.state, input, now, around)
+            for event in decision.events:
+                for delta in evolve(workflow.state, event):
+                    if isinstance(delta, WakeAt) and delta.at <= now and self.drives(workflow):
+                        due = True
+                    else:
+                        deltas.append(delta)
+                events.append(event)
+            if isinstance(each, Asked):
+                answers.append((each, decision.answer))
+            if due:
+                # It need not wait for a commit of its own.
+                undecided.append(inp.Wake())
+        self.count(workflow)
+        if events:
+            append = self.append(workflow, events)
+            self.commits.add(workflow, Pending(append, deltas, inputs, answers))
+            return
+        if self.drives(workflow):
+            workflow.is_ours()
+        for asked, value in answers:
+            answer(asked.reply, value)
+        self.rest(workflow)
+
+    def around(self, workflow: Workflow) -> Surroundings:
+        """What decisions about a workflow depend on beside its state."""
+        return Surroundings(
+            self.holder_id,
+            workflow.driven_elsewhere,
+            workflow.live,
+            self.room.to_run(),
+            self.room.to_wait(),
         )
+
+    def name(self, workflow: Workflow, incarnation: str) -> None:
+        """A workflow that is not there is about to be created."""
+        self.unindex(workflow)
+        workflow.state = WorkflowState(workflow.workflow_id, incarnation)
+        self.index(workflow)
+
+    def count(self, workflow: Workflow) -> None:
+        """Count it among those that run or wait, if it is driven here."""
+        status = workflow.state.status
+        counts = status in ACTIVE and self.drives(workflow)
+        self.room.count(workflow, status if counts else None)
+
+    def append(self, workflow: Workflow, events: list[ev.Event]) -> Append:
+        return Append(
+            workflow_id=workflow.workflow_id,
+            incarnation=workflow.incarnation,
+            expected_seq=workflow.seq,
+            commit_id=self.new_id(),
+            entry=encode_entry(
+                events, workflow.workflow_id, workflow.incarnation, workflow.seq + 1, workflow.link
+            ),
+            catalog=catalog_row(workflow.state, workflow.seq + 1),
+        )
+
+    def applied(self, workflow: Workflow) -> None:
+        """The commit is durable: start what follows from it."""
+        pending, workflow.pending = workflow.pending, None
+        assert pending is not None
+        workflow.seq += 1
+        workflow.link = link_of(pending.append.entry)
+        workflow.row = pending.append.catalog
+        for asked, value in pending.answers:
+            answer(asked.reply, value)
+        if self.drives(workflow):
+            workflow.is_ours()
+            deltas = pending.deltas
+            if workflow.doubtful:
+                # What should run is known when the journal was read again.
+                deltas = [delta for delta in deltas if not isinstance(delta, StartAttempt)]
+            self.starter.add(workflow, deltas)
+        self.notify(workflow, settled=False)
+        if workflow.doubtful and self.drives(workflow):
+            self.reload(workflow)
+        else:
+            self.touch(workflow)
+
+    def overtaken(self, workflow: Workflow) -> None:
+        """Somebody else appended first: the working state is thrown away and read anew."""
+        pending, workflow.pending = workflow.pending, None
+        assert pending is not None
+        if workflow.broken is not None:
+            self.quarantine.release_again(workflow)
+            return
+        # What was asked is decided again from scratch; what was reported only we know.
+        for each in reversed(pending.inputs):
+            if isinstance(each, (Asked, inp.AttemptReport, inp.Start)):
+                workflow.inbox.appendleft(each)
+            if isinstance(each, inp.AttemptReport):
+                workflow.flying.setdefault(each.task, (each.epoch, each.attempt))
+        if workflow.row is not None and workflow.row.holder == self.holder_id:
+            self.reload(workflow)
+        else:
+            self.activate(workflow)
 
     # -- commands --------------------------------------------------------------------------
 
-    def dispatch(self, workflow: Workflow, deltas: Iterable[Command]) -> None:
-        """Let commands be started that a durable state asks for."""
-        workflow.commands.extend(deltas)
-        if workflow.commands:
-            self.starting[id(workflow)] = workflow
-
-    def start_commands(self) -> None:
-        """Start commands, but no more than others can wait for: a workflow may have a million."""
-        left = self.starts
-        while self.starting and left:
-            workflow = self.starting.pop(next(iter(self.starting)))
-            if workflow.busy:
-                continue  # What is in hand is not durable. When it is, it comes back here.
-            some = workflow.commands[:left]
-            del workflow.commands[:left]
-            left -= len(some)
-            if workflow.commands:
-                self.starting[id(workflow)] = workflow
-            self.guard(workflow, partial(self.start_all, started=some))
-
-    def start_all(self, workflow: Workflow, started: Iterable[Command]) -> None:
-        for command in started:
-            self.carry_out(workflow, command)
-
-    def carry_out(self, workflow: Workflow, command: Command) -> None:
-        if isinstance(command, StartAttempt):
-            pause = command.not_before - self.clock() if command.not_before else 0.0
-            if pause > 0.0:
-                self.delay(workflow, command, pause)
-            else:
-                self.start_attempt(workflow, command)
-        elif isinstance(command, CancelAttempt):
-            workflow.flying.pop(command.task, None)
-            self.timers.cancel(workflow.delayed.pop(command.task, None))
-            self.executor.cancel(workflow.incarnation, command.task)
-        elif isinstance(command, ReleaseValue):
-            self.executor.release(workflow.incarnation, command.value)
-        elif isinstance(command, WakeAt):
-            self.set_alarm(workflow, command.at)
-
-    def delay(self, workflow: Workflow, command: StartAttempt, seconds: float) -> None:
-        """Start an attempt after a while, as the last one of its task that was asked for."""
-
-        def start() -> None:
-            del workflow.delayed[command.task]
-            self.dispatch(workflow, [command])
-
-        self.timers.cancel(workflow.delayed.pop(command.task, None))
-        workflow.delayed[command.task] = self.timers.after(seconds, start)
-
-    def start_attempt(self, workflow: Workflow, command: StartAttempt) -> None:
-        # Without a lease (we were paused, or the storage was away) it may be somebody else's by
-        # now: the renewal reads it again and asks for all its commands.
-        if self.elapsed() > self.lease_until or not self.holds(workflow):
-            return
-        task, flying = command.task, workflow.flying
-        attempt = (command.epoch, command.attempt)
-        if flying.get(task) == attempt:
-            return
-        request = workflow.attempt_request(command)
-        if request is not None:
-            flying[task] = attempt
-            # What is stored is waited for.
-            followers = () if request.checkpoint else workflow.followers(request)
-            self.executor.start(request, followers)
-
-    def wake(self, workflow: Workflow) -> None:
-        workflow.alarm = None
-        if self.holds(workflow):
-            workflow.inputs.append(inp.Wake())
-            self.touch(workflow)
+    def may_start(self, workflow: Workflow) -> bool:
+        """Whether attempts may be started. Without a lease (we were paused, or the storage was
+        away) it may be somebody else's by now: the renewal reads it again and asks for all its
+        commands."""
+        return self.elapsed() <= self.lease_until and self.drives(workflow)
 
     # -- after a commit --------------------------------------------------------------------
 
     def rest(self, workflow: Workflow) -> None:
-        """Nothing is left to decide: let go of what is over."""
-        drains = workflow.state.status is WorkflowStatus.FAILED and workflow.flying
-        if workflow.guest or (workflow.settled and not drains):
+        """Nothing is left to decide: let go of what is over, or not ours."""
+        if not self.drives(workflow):
             self.drop(workflow)
             return
         at = next_wake(workflow.state)
         if at is not None:
-            self.set_alarm(workflow, at)
+            self.starter.set_alarm(workflow, at)
         # Siblings of a failed task may still commit what a resume need not run again.
         self.notify(workflow, settled=workflow.settled)
         self.admit()
@@ -571,11 +648,11 @@ class Loop:
         """Start pending workflows while there is room."""
         waiting = self.room.waiting
         while waiting and self.room.to_run():
-            workflow = self.workflows.get(next(iter(waiting)))
+            workflow = self.active.get(next(iter(waiting)))
             if workflow is not None and workflow.busy:
                 return  # Its submission is on its way: it asks again when that is durable.
             del waiting[next(iter(waiting))]
             if workflow is not None:
-                workflow.inputs.append(inp.Start())
+                workflow.inbox.append(inp.Start())
                 # Room is counted by status: decide now, so that the next one sees it taken.
                 self.advance(workflow)

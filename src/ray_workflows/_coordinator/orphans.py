@@ -15,11 +15,9 @@ from ray_workflows._coordinator.jobs import Steps
 from ray_workflows._coordinator.lease import ACTIVE, Lease, list_rows
 from ray_workflows._coordinator.loop import Loop
 from ray_workflows._coordinator.recovery import Recovered, recover
-from ray_workflows._coordinator.workflow import Workflow
 from ray_workflows._model import events as ev
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.catalog import CatalogQuery, CatalogRow, Holder, Page
-from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.exceptions import (
     StorageUnavailableError,
     WorkflowNotFoundError,
@@ -116,7 +114,7 @@ class Orphans:
         room = loop.room.left(AT_ONCE)
         if not self.lease.recovered or not room:
             return LOOK_SECONDS
-        held = frozenset(loop.workflows)
+        held = frozenset(loop.active)
         walks = loop.elapsed() >= self.walk_at
         try:
             findings = yield lambda: self.search(held, room, walks)
@@ -133,7 +131,7 @@ class Orphans:
         loop = self.loop
         done = [self.try_to_take(orphan) for orphan in findings.orphans]
         ids = [orphan.row.workflow_id for orphan in findings.orphans]
-        taken = [repr(workflow_id) for workflow_id in ids if workflow_id in loop.workflows]
+        taken = [repr(workflow_id) for workflow_id in ids if workflow_id in loop.active]
         if taken:
             names = ", ".join(taken[:10]) + (" ..." if len(taken) > 10 else "")
             logger.warning("Taking over what dead coordinators left (%d): %s", len(taken), names)
@@ -167,7 +165,7 @@ class Orphans:
     def take(self, orphan: Orphan) -> bool:
         """Take an orphan into hand; False if it has to be looked for again."""
         loop, row, recovered = self.loop, orphan.row, orphan.recovered
-        if row.workflow_id in loop.workflows or row.workflow_id in loop.guests:
+        if row.workflow_id in loop.active:
             return False
         if orphan.error is not None:
             logger.error("Workflow '%s' is not taken over: %s", row.workflow_id, orphan.error)
@@ -175,22 +173,11 @@ class Orphans:
             self.unreadable[row.incarnation] = row.seq
             return True
         if orphan.error is not None:
-            workflow = Workflow(recovered.state, recovered.seq, recovered.row, link=recovered.link)
-            loop.quarantine(workflow, orphan.error)
+            loop.let_go(recovered.row, orphan.error)
             return True
         if not loop.room.left(1):
             return False
-        state = recovered.state
-        if state.status is WorkflowStatus.PENDING or loop.room.to_run() or state.cancel_requested:
-            self.lease.take(recovered)
-            return True
-        workflow = Workflow(state, recovered.seq, recovered.row, link=recovered.link)
-        workflow.inputs.append(inp.Resume(holder=loop.holder_id, start=False))
-        self.lease.lose_unstored(workflow)
-        loop.room.wait(workflow)
-        loop.hold(workflow)
-        # Decide now: the next one counts how many wait.
-        loop.advance(workflow)
+        loop.take(recovered, inp.Claim(may_wait=True))
         return True
 
     # -- what runs on a thread of `Io` -----------------------------------------------------
@@ -199,14 +186,14 @@ class Orphans:
         """Read who is dead, and up to ``room`` workflows of theirs, or of the walk's next page."""
         storage, holders = self.loop.storage, self.loop.storage.read_holders()
         # What this coordinator and its earlier lives hold is the lease's to look after.
-        ours = {self.lease.holder.holder_id, *(self.lease.former or ())}
+        ours = {self.loop.holder_id, *(self.loop.inheritance.lives or ())}
         others = [holder for holder in holders if holder.holder_id not in ours]
         self.notice(others)
         suspects = frozenset(holder.holder_id for holder in others if self.is_suspect(holder))
         if not walks and suspects <= self.searched:
             return Findings(dead=suspects)
         now = storage.now()
-        claims = Claims([self.believed(h, now) for h in others], now, probe=self.lease.probe)
+        claims = Claims([self.believed(h, now) for h in others], now, probe=self.loop.probe)
         dead = frozenset(h.holder_id for h in others if not claims.is_alive(h.holder_id))
         findings = Findings(dead=dead, ahead=now - self.loop.clock())
         rows: Iterable[CatalogRow] = ()
@@ -259,7 +246,7 @@ class Orphans:
             return True
         if holder.lease_until <= self.loop.clock() + self.ahead:
             return True
-        return self.lease.probe(holder) is False
+        return self.loop.probe(holder) is False
 
     def read(self, row: CatalogRow) -> Iterator[Orphan]:
         """An orphan, unless it is none any more."""

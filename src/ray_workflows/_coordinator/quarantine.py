@@ -1,13 +1,84 @@
-"""What is appended to the journal of a workflow that can't be driven, whatever its state is."""
+"""Workflows that can't be driven: their journals say so, whatever the state is that these tell."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
 from ray_workflows._codec.journal import encode_entry
+from ray_workflows._coordinator.commits import Commits, Guard
+from ray_workflows._coordinator.store import Store
+from ray_workflows._coordinator.workflow import Pending, Workflow
 from ray_workflows._model import events as ev
 from ray_workflows._model.catalog import Append, CatalogRow
 from ray_workflows._model.errors import error_info, name_of, text_of
+from ray_workflows._model.status import WorkflowStatus
+
+
+class Quarantine:
+    """Appends the end of a coordinator's part to journals, without `decide`: there may be no state.
+
+    Args:
+        store: the storage.
+        commits: takes the appends.
+        clock: seconds since 1970.
+        new_id: makes ids of commits.
+        guard: calls what follows for one workflow.
+        drop: lets go of a workflow.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        commits: Commits,
+        clock: Callable[[], float],
+        new_id: Callable[[], str],
+        guard: Guard,
+        drop: Callable[[Workflow], None],
+    ) -> None:
+        self.store = store
+        self.commits = commits
+        self.clock = clock
+        self.new_id = new_id
+        self.guard = guard
+        self.drop = drop
+
+    def release(self, workflow: Workflow, row: CatalogRow, error: Exception) -> None:
+        """Append to the journal why the workflow is let go of. Until that is durable, nothing is
+        decided about it."""
+        workflow.broken = error
+        workflow.row, workflow.seq = row, row.seq
+        append = end_of_our_part(row, error, at=self.clock(), commit_id=self.new_id())
+        self.commits.add(workflow, Pending(append, [], [], []))
+
+    def release_again(self, workflow: Workflow) -> None:
+        """The journal has grown since it was readable: release it as it is now."""
+        error = workflow.broken
+        assert error is not None
+        ours = workflow.row
+        workflow.reading = True
+
+        def found(workflow: Workflow, row: CatalogRow | None) -> None:
+            workflow.reading = False
+            if (
+                isinstance(row, CatalogRow)
+                and ours is not None
+                and row.incarnation == workflow.incarnation
+                and row.holder == ours.holder
+                and row.status in WorkflowStatus.non_terminating_status()
+                and not row.released
+            ):
+                self.release(workflow, row, error)
+            else:
+                self.drop(workflow)
+
+        self.store.call(
+            lambda: self.store.storage.read_catalog(workflow.workflow_id),
+            lambda row: self.guard(workflow, partial(found, row=row)),
+            what=f"Workflow '{workflow.workflow_id}'",
+        )
 
 
 def end_of_our_part(row: CatalogRow, error: Exception, *, at: float, commit_id: str) -> Append:

@@ -18,8 +18,6 @@ from ray_workflows.storage.histories import History
 class Recovered:
     """A workflow as storage has it. ``seq`` is the number of its last journal entry, ``link`` what
     links the next one to it.
-
-    Where only the end of it was read, ``state`` is that of a workflow of which nothing is known.
     """
 
     __slots__ = ("link", "row", "seq", "state")
@@ -77,14 +75,15 @@ def does_not_follow(workflow_id: str, seq: int, error: Exception) -> StorageCorr
     )
 
 
-def recover_end(storage: Storage, workflow_id: str) -> Recovered | None:
-    """As `recover`, but reading no more than where it stands: a journal of a million tasks takes
-    seconds, and to delete it nobody need know what is in it.
+def read_end(storage: Storage, workflow_id: str) -> CatalogRow | None:
+    """Where a workflow stands, reading no more than that: a journal of a million tasks takes
+    seconds, and to delete it nobody need know what is in it. None if there is none.
+
+    Errors are those of `recover`.
     """
     row = storage.read_catalog(workflow_id)
-    if row is None:
-        return None
-    if storage.read_journal(row.incarnation, row.seq):
-        # The row is behind the journal, as it may be where the two are not written as one.
-        return recover(storage, workflow_id)
-    return Recovered(row, WorkflowState(workflow_id, row.incarnation), row.seq)
+    if row is None or not storage.read_journal(row.incarnation, row.seq):
+        return row
+    # The row is behind the journal, as it may be where the two are not written as one.
+    recovered = recover(storage, workflow_id)
+    return None if recovered is None else recovered.row

@@ -38,15 +38,11 @@ class Room:
         if status is not None:
             self.counts[status] += 1
         workflow.counted = status
-
-    def forget(self, workflow: Workflow) -> None:
-        """It is not in hand any more."""
-        self.count(workflow, None)
-        self.waiting.pop(workflow.workflow_id, None)
-
-    def wait(self, workflow: Workflow) -> None:
-        """Let a pending workflow have its turn after those that wait already."""
-        self.waiting[workflow.workflow_id] = None
+        if status is WorkflowStatus.PENDING:
+            # It has its turn after those that wait already.
+            self.waiting[workflow.workflow_id] = None
+        else:
+            self.waiting.pop(workflow.workflow_id, None)
 
     def to_run(self) -> bool:
         """Whether one more workflow may run."""

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 
 import msgspec
 
-from ray_workflows._coordinator.requests import Accepted, Reply, Watched, WatchRequest
+from ray_workflows._coordinator.requests import Reply, Watched, WatchRequest
 from ray_workflows._coordinator.wire import Poll, Polled
+from ray_workflows._model.answers import Accepted
 
 #: How long a call waits at most, in seconds. Its client asks again, if it is still there.
 SIT_SECONDS = 60.0

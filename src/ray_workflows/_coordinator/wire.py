@@ -9,14 +9,8 @@ import msgspec
 import ray
 
 from ray_workflows._codec.messages import Message, message, opened
-from ray_workflows._coordinator.requests import (
-    Accepted,
-    Finished,
-    Stopped,
-    Submission,
-    Submitted,
-    Watched,
-)
+from ray_workflows._coordinator.requests import Submission, Submitted, Watched
+from ray_workflows._model.answers import Accepted, Finished, Stopped
 from ray_workflows._model.errors import name_of, text_of
 from ray_workflows._model.values import Value
 

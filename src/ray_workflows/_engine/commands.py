@@ -5,6 +5,9 @@ from __future__ import annotations
 from ray_workflows._engine.signals import can_deliver
 from ray_workflows._engine.state import Task, WorkflowState
 from ray_workflows._model.commands import Command, StartAttempt, WakeAt
+from ray_workflows._model.status import WorkflowStatus
+
+ACTIVE = WorkflowStatus.non_terminating_status()
 
 
 def start_attempt(state: WorkflowState, task: Task) -> StartAttempt:
@@ -16,7 +19,9 @@ def start_attempt(state: WorkflowState, task: Task) -> StartAttempt:
 
 def commands(state: WorkflowState) -> list[Command]:
     """Every command that is due: attempts of active tasks, each time at which timers go off, and at
-    once if a signal can be taken."""
+    once if a signal can be taken or somebody asked to cancel."""
+    if is_to_be_canceled(state):
+        return [WakeAt(0.0)]
     if not state.running:
         return []
     due: list[Command] = [start_attempt(state, state.tasks[number]) for number in state.active]
@@ -29,9 +34,16 @@ def commands(state: WorkflowState) -> list[Command]:
     return due
 
 
+def is_to_be_canceled(state: WorkflowState) -> bool:
+    """Whether somebody has asked for it, and nothing else is to be done."""
+    return state.cancel_requested and state.status in ACTIVE and not state.released
+
+
 def next_wake(state: WorkflowState) -> float | None:
-    """The first time at which a timer goes off or the workflow is out of time; None if there is
-    none."""
+    """The first time at which a timer goes off, the workflow is out of time, or is to be canceled;
+    None if there is none."""
+    if is_to_be_canceled(state):
+        return 0.0
     if not state.running:
         return None
     moments = list(state.timers.values())

@@ -153,6 +153,7 @@ def apply_cancel_requested(
     state: WorkflowState, event: ev.CancelRequested, deltas: list[Command]
 ) -> None:
     state.cancel_requested = True
+    deltas.append(WakeAt(0.0))
 
 
 def apply_workflow_succeeded(

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from ray_workflows._engine.evolve import evolve
-from ray_workflows._engine.state import Frame, Phase, WorkflowState
+from ray_workflows._engine.state import Frame, WorkflowState
+from ray_workflows._engine.values import unstored
 from ray_workflows._model import events as ev
 from ray_workflows._model.values import Value
 
@@ -200,10 +201,6 @@ class History:
 
     def lose_unstored(self) -> None:
         """Live values belong to the old workflow: what was not checkpointed runs again."""
-        lost = tuple(
-            number
-            for number, task in self.state.tasks.items()
-            if task.phase is Phase.SUCCEEDED and task.outcome and not task.outcome.stored
-        )
+        lost = tuple(unstored(self.state))
         if lost:
             self.kept.append(ev.ValuesLost(at=0.0, tasks=lost))

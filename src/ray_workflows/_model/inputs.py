@@ -16,57 +16,69 @@ class Input(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Base of all inputs. Reports come from workers as arrays."""
 
 
-class Submit(Input, frozen=True):
-    """Create the workflow. ``start``: admit it at once, else it waits as PENDING.
+class Asked(Input, frozen=True):
+    """Base of what is asked about one workflow, and answered once what follows is durable."""
 
-    ``history``: what a fork knows of its tasks from the start, as `fork_history` made it.
+
+class Submit(Asked, frozen=True):
+    """Create the workflow, or go on with the one that has its id. Repeating it with its
+    ``request_id`` is harmless.
+
+    ``incarnation``: of the new one. ``history``: what a fork knows of its tasks from the start, as
+    `fork_history` made it; a fork goes on with nothing that is there. ``change``: how a stored one
+    goes on. ``asks_first``: its driver wants to look at that before. ``changes``: the incarnation
+    that the driver has looked at, if it has.
     """
 
     plan: Plan
     metadata: dict[str, Any]
-    holder: str
-    start: bool
+    incarnation: str = ""
     request_id: str = ""
     timeout: float | None = None
-    history: tuple[Event, ...] = ()
+    history: tuple[Event, ...] | None = None
+    change: EnvironmentChange | None = None
+    asks_first: bool = False
+    changes: str = ""
 
 
-class Claim(Input, frozen=True):
-    """Take the workflow over for ``holder``."""
+class Resume(Asked, frozen=True):
+    """Go on with a workflow that failed, was canceled, or lost its coordinator. Repeating it with
+    its ``request_id`` is harmless.
 
-    holder: str
-
-
-class Start(Input, frozen=True):
-    """Admit a pending workflow."""
-
-
-class Resume(Input, frozen=True):
-    """Go on with a workflow that failed, was canceled, or lost its coordinator.
-
-    ``start``: admit it at once, else it waits as PENDING. The rest: see `WorkflowResumed`.
+    ``canceled``: also with one that was canceled. ``change``: see `WorkflowResumed`.
+    ``incarnation``, here and below: of which workflow of this id; any if it is empty.
     """
 
-    holder: str
-    start: bool
-    change: EnvironmentChange | None = None
     request_id: str = ""
+    canceled: bool = False
+    change: EnvironmentChange | None = None
+    incarnation: str = ""
 
 
-class Cancel(Input, frozen=True):
-    """Stop the workflow."""
+class Cancel(Asked, frozen=True):
+    """Stop the workflow. Where another coordinator drives it, the wish is left in the journal."""
+
+    incarnation: str = ""
 
 
-class RequestCancel(Input, frozen=True):
-    """Leave the wish to cancel in the journal of a workflow that somebody else holds."""
-
-
-class Signal(Input, frozen=True):
-    """Keep a signal for the workflow, whoever holds it. Repeating it is harmless."""
+class Signal(Asked, frozen=True):
+    """Keep a signal for the workflow, whoever drives it. Repeating it is harmless."""
 
     name: str
     signal_id: str
     value: Value
+    incarnation: str = ""
+
+
+class Claim(Input, frozen=True):
+    """Take the workflow over, which nobody drives. ``may_wait``: where no more may run, it waits
+    as PENDING."""
+
+    may_wait: bool = False
+
+
+class Start(Input, frozen=True):
+    """Admit a pending workflow."""
 
 
 class Release(Input, frozen=True):
@@ -181,9 +193,3 @@ class AttemptFoundCorruption(AttemptReport, frozen=True, tag=True):
 
     error: ErrorInfo
     node: str = ""
-
-
-class LoseValues(Input, frozen=True):
-    """Results that were not checkpointed are gone."""
-
-    tasks: tuple[int, ...]

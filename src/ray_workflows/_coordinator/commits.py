@@ -1,0 +1,108 @@
+"""Commits on their way: all that wait go as one, and each is one workflow's to hear about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+from ray_workflows._coordinator.store import Committed, Store
+from ray_workflows._coordinator.workflow import Pending, Workflow
+from ray_workflows.storage.base import CommitOutcome
+
+#: Pause before a commit is tried again that the storage refused, in seconds.
+REFUSED_SECONDS = 1.0
+
+
+class Guard(Protocol):
+    """Does something with a workflow; if that raises, stops this workflow, and no other."""
+
+    def __call__(self, workflow: Workflow, action: Callable[[Workflow], None]) -> None:
+        """Do it."""
+
+
+class Commits:
+    """Sends what was decided to the storage.
+
+    Args:
+        store: the storage.
+        after: has something done after some seconds.
+        guard: calls what follows for one workflow.
+        applied: the workflow's pending commit is durable.
+        overtaken: somebody else appended first: what was decided never happened.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        after: Callable[[float, Callable[[], None]], None],
+        guard: Guard,
+        applied: Callable[[Workflow], None],
+        overtaken: Callable[[Workflow], None],
+    ) -> None:
+        self.store = store
+        self.after = after
+        self.guard = guard
+        self.applied = applied
+        self.overtaken = overtaken
+        self.waiting: list[Workflow] = []
+        self.sending = False
+
+    def add(self, workflow: Workflow, pending: Pending) -> None:
+        """Let it go with the next ones."""
+        workflow.pending = pending
+        self.waiting.append(workflow)
+
+    def flush(self) -> None:
+        """Send all that wait as one; while it is away, the next ones gather."""
+        if self.sending or not self.waiting:
+            return
+        batch, self.waiting = self.waiting, []
+        self.sending = True
+        appends = [w.pending.append for w in batch if w.pending is not None]
+        self.store.commit(appends, lambda outcomes: self.committed(batch, outcomes))
+
+    def committed(self, batch: list[Workflow], outcomes: Sequence[Committed]) -> None:
+        self.sending = False
+        for workflow, outcome in zip(batch, outcomes, strict=True):
+            if outcome is CommitOutcome.OK:
+                self.guard(workflow, self.applied)
+            elif outcome is CommitOutcome.STALE:
+                self.guard(workflow, self.overtaken)
+            elif isinstance(outcome, Exception):
+                self.guard(workflow, partial(self.settle, refusal=outcome))
+            else:
+                self.guard(workflow, self.settle)
+
+    def settle(self, workflow: Workflow, refusal: Exception | None = None) -> None:
+        """Find out what became of an ambiguous commit, by looking for its id.
+
+        If it takes effect even later than that, it overtakes its own repetition. ``refusal``: the
+        storage refused this commit alone; if it does so again and again, the workflow is stopped.
+        """
+        pending = workflow.pending
+        assert pending is not None
+        incarnation, seq = workflow.incarnation, workflow.seq
+
+        def found(workflow: Workflow, result: Any) -> None:
+            if isinstance(result, Exception):
+                self.overtaken(workflow)
+            elif not result and refusal is not None and pending.is_refused_for_good():
+                raise refusal
+            elif not result:
+                self.waiting.append(workflow)
+            elif result[0].commit_id == pending.append.commit_id:
+                workflow.doubtful = workflow.doubtful or len(result) > 1
+                self.applied(workflow)
+            else:
+                self.overtaken(workflow)
+
+        def read() -> None:
+            self.store.call(
+                lambda: self.store.storage.read_journal(incarnation, seq),
+                lambda result: self.guard(workflow, partial(found, result=result)),
+                what="A commit",
+            )
+
+        pause = REFUSED_SECONDS if refusal is not None and seq else self.store.pause
+        self.after(pause, read)

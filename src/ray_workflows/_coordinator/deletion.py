@@ -1,0 +1,118 @@
+"""Deleting workflows, for those who ask a coordinator: it knows what it drives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray_workflows._coordinator.claims import Claims
+from ray_workflows._coordinator.loop import SOON, Loop
+from ray_workflows._coordinator.recovery import read_end
+from ray_workflows._coordinator.requests import Reply
+from ray_workflows._coordinator.workflow import answer
+from ray_workflows._engine.decision import ACTIVE
+from ray_workflows._model.catalog import CatalogRow
+from ray_workflows.exceptions import (
+    CoordinatorUnavailableError,
+    WorkflowNotFoundError,
+    WorkflowStillActiveError,
+)
+from ray_workflows.storage.base import CommitOutcome
+
+
+class Deletion:
+    """Deletes a workflow that nobody drives: the storage does it, unless the journal has grown.
+
+    What is in the journal need not be known for that: one of a million tasks takes seconds to read.
+
+    Args:
+        loop: the coordinator's.
+        workflow_id: the workflow.
+        incarnation: which one of this id; empty for any.
+        reply: gets None, or the error, on the loop's thread.
+        until: by `Loop.elapsed`, it is not begun after that.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        workflow_id: str,
+        incarnation: str,
+        reply: Reply,
+        until: float = float("inf"),
+    ) -> None:
+        self.loop = loop
+        self.workflow_id = workflow_id
+        self.incarnation = incarnation
+        self.reply = reply
+        self.until = until
+
+    def begin(self) -> None:
+        """Delete it, or find out why not. Called on the loop's thread."""
+        try:
+            self.look()
+        except Exception as error:
+            self.loop.on_error(f"Deleting workflow '{self.workflow_id}'", error)
+            answer(self.reply, error)
+
+    def look(self) -> None:
+        loop = self.loop
+        if self.is_over():
+            return
+        workflow = loop.active.get(self.workflow_id)
+        unread = loop.inheritance.unread
+        if unread is None or self.workflow_id in unread or (workflow and workflow.busy):
+            loop.after(SOON, self.begin)
+            return
+        if workflow is not None and self.incarnation not in ("", workflow.incarnation):
+            answer(self.reply, None)  # It was there once, and somebody has deleted it.
+            return
+        if workflow is not None and loop.drives(workflow):
+            if workflow.state.status in ACTIVE:
+                answer(self.reply, self.still_active())
+                return
+            # Let go of the attempts of its siblings: what they report is nobody's.
+            workflow.flying.clear()
+            loop.drop(workflow)
+        loop.io.call(self.read, self.take)
+
+    def is_over(self) -> bool:
+        """Whether nobody waits for the answer any more: then nothing is deleted."""
+        if self.loop.elapsed() <= self.until:
+            return False
+        answer(self.reply, CoordinatorUnavailableError("The request came too late."))
+        return True
+
+    def still_active(self) -> Exception:
+        return WorkflowStillActiveError("DELETE", self.workflow_id)
+
+    def read(self) -> tuple[CatalogRow | None, Claims]:
+        """Where the journal ends, and who lives. Blocks."""
+        return read_end(self.loop.storage, self.workflow_id), self.loop.read_claims()
+
+    def take(self, result: Any) -> None:
+        if isinstance(result, Exception):
+            answer(self.reply, result)
+            return
+        row, claims = result
+        if self.is_over():
+            return
+        if row is None or self.incarnation not in ("", row.incarnation):
+            # It was there once if it has a name, and somebody has deleted it, as was wanted.
+            gone = None if self.incarnation else WorkflowNotFoundError(self.workflow_id)
+            answer(self.reply, gone)
+        elif claims.status(row) in ACTIVE:
+            answer(self.reply, self.still_active())
+        else:
+            self.incarnation = row.incarnation
+            self.loop.io.call(
+                lambda: self.loop.storage.delete(self.workflow_id, row.incarnation, row.seq),
+                self.done,
+            )
+
+    def done(self, result: Any) -> None:
+        if isinstance(result, Exception):
+            answer(self.reply, result)
+        elif result is CommitOutcome.OK:
+            answer(self.reply, None)
+        else:
+            self.begin()

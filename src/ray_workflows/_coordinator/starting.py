@@ -1,0 +1,141 @@
+"""Commands of durable states: attempts are started and stopped, alarms are set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+
+from ray_workflows._coordinator.commits import Guard
+from ray_workflows._coordinator.workflow import Workflow
+from ray_workflows._executor.protocol import Executor
+from ray_workflows._executor.timers import TimerQueue
+from ray_workflows._model.commands import (
+    CancelAttempt,
+    Command,
+    ReleaseValue,
+    StartAttempt,
+    WakeAt,
+)
+
+#: Commands that are started in one step: so many are begun within 20 to 40 ms; of attempts of no
+#: time smaller batches would be made.
+STARTS = 5_000
+
+
+class Starter:
+    """Starts commands, no more at a time than others can wait for: a workflow may have a million.
+
+    Args:
+        executor: where attempts run.
+        timers: calls at times.
+        clock: seconds since 1970 that pass evenly.
+        guard: calls what may raise for one workflow.
+        may_start: whether attempts of a workflow may be started now.
+        wake: called when a workflow's alarm goes off.
+        at_once: how many commands are started in a step.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        timers: TimerQueue,
+        clock: Callable[[], float],
+        guard: Guard,
+        may_start: Callable[[Workflow], bool],
+        wake: Callable[[Workflow], None],
+        at_once: int,
+    ) -> None:
+        self.executor = executor
+        self.timers = timers
+        self.clock = clock
+        self.guard = guard
+        self.may_start = may_start
+        self.wake = wake
+        self.at_once = at_once
+        #: Workflows with commands that are not started.
+        self.waiting: dict[int, Workflow] = {}
+
+    def add(self, workflow: Workflow, commands: Iterable[Command]) -> None:
+        """Let commands be started that a durable state asks for."""
+        workflow.commands.extend(commands)
+        if workflow.commands:
+            self.waiting[id(workflow)] = workflow
+
+    def start(self) -> None:
+        """Start some of what waits."""
+        left = self.at_once
+        while self.waiting and left:
+            workflow = self.waiting.pop(next(iter(self.waiting)))
+            if workflow.busy:
+                continue  # What is in hand is not durable. When it is, it comes back here.
+            some = workflow.commands[:left]
+            del workflow.commands[:left]
+            left -= len(some)
+            if workflow.commands:
+                self.waiting[id(workflow)] = workflow
+            self.guard(workflow, partial(self.carry_out_all, started=some))
+
+    def carry_out_all(self, workflow: Workflow, started: Iterable[Command]) -> None:
+        for command in started:
+            self.carry_out(workflow, command)
+
+    def carry_out(self, workflow: Workflow, command: Command) -> None:
+        if isinstance(command, StartAttempt):
+            pause = command.not_before - self.clock() if command.not_before else 0.0
+            if pause > 0.0:
+                self.delay(workflow, command, pause)
+            else:
+                self.start_attempt(workflow, command)
+        elif isinstance(command, CancelAttempt):
+            workflow.flying.pop(command.task, None)
+            self.timers.cancel(workflow.delayed.pop(command.task, None))
+            self.executor.cancel(workflow.incarnation, command.task)
+        elif isinstance(command, ReleaseValue):
+            self.executor.release(workflow.incarnation, command.value)
+        elif isinstance(command, WakeAt):
+            self.set_alarm(workflow, command.at)
+
+    def delay(self, workflow: Workflow, command: StartAttempt, seconds: float) -> None:
+        """Start an attempt after a while, as the last one of its task that was asked for."""
+
+        def start() -> None:
+            del workflow.delayed[command.task]
+            self.add(workflow, [command])
+
+        self.timers.cancel(workflow.delayed.pop(command.task, None))
+        workflow.delayed[command.task] = self.timers.after(seconds, start)
+
+    def start_attempt(self, workflow: Workflow, command: StartAttempt) -> None:
+        if not self.may_start(workflow):
+            return
+        task, flying = command.task, workflow.flying
+        attempt = (command.epoch, command.attempt)
+        if flying.get(task) == attempt:
+            return
+        request = workflow.attempt_request(command)
+        if request is not None:
+            flying[task] = attempt
+            # What is stored is waited for.
+            followers = () if request.checkpoint else workflow.followers(request)
+            self.executor.start(request, followers)
+
+    def set_alarm(self, workflow: Workflow, at: float) -> None:
+        """Wake a workflow at a time of the wall clock, if it has no earlier alarm: one is enough,
+        because the next one is asked for when it is at rest."""
+        if workflow.alarm is None or at < workflow.alarm_at:
+            self.timers.cancel(workflow.alarm)
+            workflow.alarm_at = at
+            workflow.alarm = self.timers.after(at - self.clock(), lambda: self.wake(workflow))
+
+    def forget(self, workflow: Workflow) -> None:
+        """Nothing is to be started or to happen later on account of a workflow's state."""
+        self.waiting.pop(id(workflow), None)
+        workflow.commands.clear()
+        self.forget_timers(workflow)
+
+    def forget_timers(self, workflow: Workflow) -> None:
+        self.timers.cancel(workflow.alarm)
+        workflow.alarm = None
+        for timer in workflow.delayed.values():
+            self.timers.cancel(timer)
+        workflow.delayed.clear()

@@ -1,0 +1,240 @@
+"""What becomes of attempts, and what follows for their tasks and the workflow."""
+
+from __future__ import annotations
+
+from ray_workflows._engine.decision import ACTIVE, Events
+from ray_workflows._engine.names import assign_task_ids
+from ray_workflows._engine.retry import (
+    after_crash,
+    after_preemption,
+    floor,
+    next_attempt_at,
+)
+from ray_workflows._engine.state import Frame, Phase, Task, WorkflowState
+from ray_workflows._engine.values import lose
+from ray_workflows._model import events as ev
+from ray_workflows._model import inputs as inp
+from ray_workflows._model.status import WorkflowStatus
+from ray_workflows._model.tasks import AttemptOutcome
+from ray_workflows._model.values import ErrorInfo, Outcome
+
+# -- reported ------------------------------------------------------------------------------
+
+
+def reported_task(state: WorkflowState, report: inp.AttemptNews) -> Task | None:
+    """The task that a report is about, if it is about the attempt that counts."""
+    task = state.tasks.get(report.task)
+    if (
+        task is None
+        or task.phase is not Phase.ACTIVE
+        or report.epoch != state.epoch
+        or report.attempt != task.attempts + 1
+        or state.status is WorkflowStatus.CANCELED
+        or state.released
+    ):
+        return None
+    return task
+
+
+def on_attempt_runs(state: WorkflowState, input: inp.AttemptRuns, now: float) -> Events:
+    if reported_task(state, input) is None:
+        return []
+    return [
+        ev.AttemptStarted(
+            at=now,
+            task=input.task,
+            attempt=input.attempt,
+            started_at=input.started_at,
+            node=input.node,
+        )
+    ]
+
+
+def on_found_unplaceable(state: WorkflowState, input: inp.FoundUnplaceable, now: float) -> Events:
+    if input.epoch != state.epoch or not state.running:
+        return []
+    tasks = tuple(number for number in input.tasks if number in state.active)
+    return [ev.TasksUnplaceable(at=now, tasks=tasks, reason=input.reason)] if tasks else []
+
+
+def on_attempt_returned(state: WorkflowState, input: inp.AttemptReturned, now: float) -> Events:
+    task = reported_task(state, input)
+    if task is None:
+        return []
+    succeeded = ev.TaskSucceeded(
+        at=now,
+        task=task.number,
+        attempt=input.attempt,
+        value=input.value,
+        started_at=input.started_at,
+        ended_at=input.ended_at,
+        node=input.node,
+        metadata=input.metadata,
+    )
+    if not task.is_output:
+        # Most are not: nothing else follows.
+        return [succeeded]
+    return [succeeded, *after_success(state, task, Outcome(value=input.value), now)]
+
+
+def on_attempt_returned_plan(
+    state: WorkflowState, input: inp.AttemptReturnedPlan, now: float
+) -> Events:
+    task = reported_task(state, input)
+    if task is None:
+        return []
+    return [
+        ev.TaskContinued(
+            at=now,
+            task=task.number,
+            attempt=input.attempt,
+            plan=input.plan,
+            task_ids=assign_task_ids(state.names, [spec.name for spec in input.plan.tasks]),
+            first=state.next_task,
+            started_at=input.started_at,
+            ended_at=input.ended_at,
+            node=input.node,
+            metadata=input.metadata,
+        )
+    ]
+
+
+def on_attempt_raised(state: WorkflowState, input: inp.AttemptRaised, now: float) -> Events:
+    task = reported_task(state, input)
+    if task is None:
+        return []
+    retry_at = next_attempt_at(task, state.incarnation, now) if input.retryable else None
+    why = AttemptOutcome.TIMED_OUT if input.timed_out else AttemptOutcome.RAISED
+    if retry_at is not None:
+        return [attempt_failed(input, retry_at, why, charged=True, now=now)]
+    return [task_failed(input, why, now), *after_failure(state, task, input.error, now)]
+
+
+def on_attempt_crashed(state: WorkflowState, input: inp.AttemptCrashed, now: float) -> Events:
+    task = reported_task(state, input)
+    if task is None:
+        return []
+    if input.crash is inp.Crash.PREEMPTED:
+        retry_at, why = after_preemption(task, now), AttemptOutcome.PREEMPTED
+    else:
+        retry_at, why = after_crash(task, state.incarnation, now), AttemptOutcome.CRASHED
+    if retry_at is not None:
+        charged = why == AttemptOutcome.CRASHED
+        return [attempt_failed(input, retry_at, why, charged=charged, now=now)]
+    # Not caught by catch_exceptions if the process was killed: that is about what user code does.
+    follows = after_failure if input.crash is inp.Crash.EXITED else uncaught
+    return [task_failed(input, why, now), *follows(state, task, input.error, now)]
+
+
+def on_attempt_lost_storage(
+    state: WorkflowState, input: inp.AttemptLostStorage, now: float
+) -> Events:
+    task = reported_task(state, input)
+    if task is None:
+        return []
+    retry_at = now + floor(task)
+    return [attempt_failed(input, retry_at, AttemptOutcome.LOST_STORAGE, charged=False, now=now)]
+
+
+def on_attempt_lost_input(state: WorkflowState, input: inp.AttemptLostInput, now: float) -> Events:
+    task = reported_task(state, input)
+    if task is None:
+        return []
+    failed = attempt_failed(input, now, AttemptOutcome.LOST_VALUE, charged=False, now=now)
+    return [failed, *lose(state, input.lost, now)]
+
+
+def on_attempt_found_corruption(
+    state: WorkflowState, input: inp.AttemptFoundCorruption, now: float
+) -> Events:
+    if reported_task(state, input) is None:
+        return []
+    # An attempt that counts is of a workflow that is not released.
+    return [ev.WorkflowReleased(at=now, error=input.error)] if state.status in ACTIVE else []
+
+
+# -- consequences --------------------------------------------------------------------------
+
+
+def attempt_failed(
+    report: inp.AttemptRaised | inp.AttemptCrashed | inp.AttemptLostInput | inp.AttemptLostStorage,
+    retry_at: float,
+    why: str,
+    *,
+    charged: bool,
+    now: float,
+) -> ev.AttemptFailed:
+    return ev.AttemptFailed(
+        at=now,
+        task=report.task,
+        attempt=report.attempt,
+        error=report.error,
+        charged=charged,
+        retry_at=retry_at,
+        started_at=report.started_at,
+        why=why,
+        node=report.node,
+    )
+
+
+def task_failed(
+    report: inp.AttemptRaised | inp.AttemptCrashed, why: str, now: float
+) -> ev.TaskFailed:
+    return ev.TaskFailed(
+        at=now,
+        task=report.task,
+        attempt=report.attempt,
+        error=report.error,
+        started_at=report.started_at,
+        ended_at=report.ended_at,
+        why=why,
+        node=report.node,
+    )
+
+
+def after_failure(state: WorkflowState, task: Task, error: ErrorInfo, now: float) -> Events:
+    """Who catches the error of a task that failed; if nobody does, it fails the workflow."""
+    if task.options.catch_exceptions:
+        return caught(state, task, None, error, now)
+    if state.status is WorkflowStatus.FAILED:
+        # To catch it would end a workflow that is settled. It is caught when it is resumed.
+        return []
+    # The nearest continuation around it whose parent catches.
+    for frame in state.frames_around(task.frame):
+        if frame.wraps:
+            return caught(state, task, frame, error, now)
+    return uncaught(state, task, error, now)
+
+
+def uncaught(state: WorkflowState, task: Task, error: ErrorInfo, now: float) -> Events:
+    """Only the first error that nobody caught fails the workflow; siblings report after it.
+
+    One that was resumed and is pending has such siblings too, and fails anew.
+    """
+    if state.status is WorkflowStatus.FAILED:
+        return []
+    return [ev.WorkflowFailed(at=now, error=error, task_id=task.task_id)]
+
+
+def caught(
+    state: WorkflowState, task: Task, frame: Frame | None, error: ErrorInfo, now: float
+) -> Events:
+    outcome = Outcome(error=error, wrapped=True)
+    number = None if frame is None else frame.number
+    event = ev.ErrorCaught(at=now, task=task.number, frame=number, error=error)
+    if frame is None:
+        return [event, *after_success(state, task, outcome, now)]
+    return [event, *after_frame(state, frame, outcome, now)]
+
+
+def after_success(state: WorkflowState, task: Task, outcome: Outcome, now: float) -> Events:
+    """What follows from a task's result: the end of the workflow, or nothing."""
+    if not task.is_output:
+        return []
+    return after_frame(state, task.frame, outcome.wrap_if(task.options.catch_exceptions), now)
+
+
+def after_frame(state: WorkflowState, frame: Frame, outcome: Outcome, now: float) -> Events:
+    if frame.parent is not None:
+        return []  # The parent is not an output: see Frame.
+    return [ev.WorkflowSucceeded(at=now, output=outcome.wrap_if(frame.wraps))]

@@ -1,0 +1,220 @@
+"""What is asked about a workflow as a whole, and what a coordinator does with it: each rule once,
+whether the workflow is new, driven here, driven elsewhere, or by nobody.
+"""
+
+from __future__ import annotations
+
+import queue
+
+import msgspec
+
+from ray_workflows._engine.decision import ACTIVE, SETTLED, Decision, Events, Surroundings
+from ray_workflows._engine.names import assign_task_ids
+from ray_workflows._engine.signals import is_known
+from ray_workflows._engine.state import WorkflowState
+from ray_workflows._engine.values import lose, unstored
+from ray_workflows._model import events as ev
+from ray_workflows._model import inputs as inp
+from ray_workflows._model.answers import Accepted, Finished, Stopped
+from ray_workflows._model.status import WorkflowStatus
+from ray_workflows.exceptions import (
+    SignalRefusedError,
+    WorkflowAlreadyExistsError,
+    WorkflowAlreadyRunningError,
+    WorkflowNotFoundError,
+    WorkflowNotResumableError,
+    WorkflowToResumeNotFoundError,
+)
+
+#: Signals are kept for these: they run, will run, or may be resumed without saying more.
+TAKES_SIGNALS = (WorkflowStatus.PENDING, WorkflowStatus.RUNNING, WorkflowStatus.FAILED)
+
+
+def is_driven(state: WorkflowState, around: Surroundings) -> bool:
+    """Whether a live coordinator drives the workflow: this one or another."""
+    if state.status not in ACTIVE or state.released:
+        return False
+    return state.holder == around.holder or around.driven_elsewhere
+
+
+def is_there(state: WorkflowState, incarnation: str) -> bool:
+    """Whether there is a workflow, and it is the one that is asked about."""
+    return state.status is not WorkflowStatus.NONE and incarnation in ("", state.incarnation)
+
+
+# -- asked ---------------------------------------------------------------------------------
+
+
+def on_submit(
+    state: WorkflowState, input: inp.Submit, now: float, around: Surroundings
+) -> Decision:
+    if state.status is not WorkflowStatus.NONE:
+        return on_submit_again(state, input, now, around)
+    if not around.can_run and not around.can_wait:
+        return Decision([], no_room())
+    events: Events = [
+        ev.WorkflowSubmitted(
+            at=now,
+            plan=input.plan,
+            task_ids=assign_task_ids(state.names, [spec.name for spec in input.plan.tasks]),
+            metadata=input.metadata,
+            holder=around.holder,
+            request_id=input.request_id,
+            timeout=input.timeout,
+        )
+    ]
+    history = input.history or ()
+    if around.can_run or history:
+        events.append(ev.WorkflowStarted(at=now))
+    events += [msgspec.structs.replace(event, at=now) for event in history]
+    if history and not around.can_run:
+        # What has a past has been started, and waits as one that is resumed.
+        events.append(ev.WorkflowResumed(at=now, holder=around.holder))
+    return Decision(events, Accepted(state.incarnation, created=True))
+
+
+def on_submit_again(
+    state: WorkflowState, input: inp.Submit, now: float, around: Surroundings
+) -> Decision:
+    """A workflow of this id is there."""
+    known = state.is_known(input.request_id)
+    same_plan = input.plan.digest == state.plan_digest
+    accepted = Accepted(
+        state.incarnation,
+        created=known and input.request_id == state.request_id,
+        same_plan=same_plan,
+    )
+    if known and (is_driven(state, around) or state.status in SETTLED):
+        return Decision([], accepted)  # Asked again because the answer was lost.
+    if input.history is not None and not known:
+        return Decision([], WorkflowAlreadyExistsError(state.workflow_id))
+    refusal = why_not_resumed(state, around, canceled=False, same_plan=same_plan)
+    if refusal is not None:
+        return Decision([], refusal)
+    if not known and (input.asks_first or input.changes not in ("", state.incarnation)):
+        return Decision([], Stopped())
+    return resumed(state, input, now, around, accepted)
+
+
+def on_resume(
+    state: WorkflowState, input: inp.Resume, now: float, around: Surroundings
+) -> Decision:
+    if not is_there(state, input.incarnation):
+        return Decision([], WorkflowToResumeNotFoundError(state.workflow_id))
+    accepted = Accepted(state.incarnation, created=False)
+    if state.is_known(input.request_id) and (is_driven(state, around) or state.status in SETTLED):
+        return Decision([], accepted)  # Asked again because the answer was lost.
+    refusal = why_not_resumed(state, around, canceled=input.canceled, same_plan=True)
+    if refusal is not None:
+        return Decision([], refusal)
+    return resumed(state, input, now, around, accepted)
+
+
+def why_not_resumed(
+    state: WorkflowState, around: Surroundings, *, canceled: bool, same_plan: bool
+) -> Exception | Finished | None:
+    """The answer where a workflow does not go on by being asked to; None if it can."""
+    if is_driven(state, around):
+        return WorkflowAlreadyRunningError(state.workflow_id)
+    if state.status is WorkflowStatus.SUCCESSFUL:
+        return Finished(state.incarnation, same_plan=same_plan)
+    if state.status is WorkflowStatus.CANCELED and not canceled:
+        reason = (
+            f"It was canceled. To go on nevertheless: resume({state.workflow_id!r}, canceled=True)."
+        )
+        return WorkflowNotResumableError(state.workflow_id, reason)
+    return None
+
+
+def resumed(
+    state: WorkflowState,
+    input: inp.Submit | inp.Resume,
+    now: float,
+    around: Surroundings,
+    accepted: Accepted,
+) -> Decision:
+    """The workflow goes on here."""
+    if not around.can_run and not around.can_wait:
+        return Decision([], no_room())
+    events: Events = [
+        ev.WorkflowResumed(
+            at=now, holder=around.holder, change=input.change, request_id=input.request_id
+        )
+    ]
+    if state.output is not None:
+        # It had succeeded before it was canceled: there is nothing to run.
+        events.append(ev.WorkflowSucceeded(at=now, output=state.output))
+    elif around.can_run:
+        events.append(ev.WorkflowStarted(at=now))
+    return Decision([*events, *lost_elsewhere(state, now, around)], accepted)
+
+
+def on_cancel(
+    state: WorkflowState, input: inp.Cancel, now: float, around: Surroundings
+) -> Decision:
+    if not is_there(state, input.incarnation):
+        return Decision([], WorkflowNotFoundError(state.workflow_id))
+    if state.status is WorkflowStatus.CANCELED:
+        return Decision([])
+    if around.driven_elsewhere and is_driven(state, around):
+        # Whoever drives it does it.
+        return Decision([] if state.cancel_requested else [ev.CancelRequested(at=now)])
+    return Decision([ev.WorkflowCanceled(at=now)])
+
+
+def on_signal(
+    state: WorkflowState, input: inp.Signal, now: float, around: Surroundings
+) -> Decision:
+    """It is only kept. Who takes it is decided when the holder wakes, after all that came with it:
+    a signal may end the workflow, and then those that came with it would be refused."""
+    if not is_there(state, input.incarnation):
+        return Decision([], WorkflowNotFoundError(state.workflow_id))
+    if is_known(state, input.name, input.signal_id):
+        # Sent again because the answer was lost. The workflow may have ended by it.
+        return Decision([])
+    if state.status not in TAKES_SIGNALS:
+        return Decision([], SignalRefusedError(state.workflow_id, input.name, state.status))
+    return Decision(
+        [ev.SignalReceived(at=now, name=input.name, signal_id=input.signal_id, value=input.value)]
+    )
+
+
+def no_room() -> Exception:
+    """The answer where no more workflows may run, nor wait for it."""
+    return queue.Full("Workflow queue has been full")
+
+
+# -- done by the coordinator ---------------------------------------------------------------
+
+
+def on_claim(state: WorkflowState, input: inp.Claim, now: float, around: Surroundings) -> Decision:
+    if state.status not in ACTIVE:
+        return Decision([])
+    events: Events = []
+    if state.holder != around.holder or state.released:
+        waits = state.status is WorkflowStatus.RUNNING and not around.can_run
+        if input.may_wait and waits and not state.cancel_requested:
+            events.append(ev.WorkflowResumed(at=now, holder=around.holder))
+        else:
+            events.append(ev.WorkflowClaimed(at=now, holder=around.holder))
+    return Decision([*events, *lost_elsewhere(state, now, around)])
+
+
+def lost_elsewhere(state: WorkflowState, now: float, around: Surroundings) -> Events:
+    """What only lived in the cluster of another coordinator, or of an earlier life of this one, is
+    gone."""
+    return [] if around.live else lose(state, unstored(state), now)
+
+
+def on_start(state: WorkflowState, input: inp.Start, now: float, around: Surroundings) -> Decision:
+    if state.status is not WorkflowStatus.PENDING:
+        return Decision([])
+    return Decision([ev.WorkflowStarted(at=now)])
+
+
+def on_release(
+    state: WorkflowState, input: inp.Release, now: float, around: Surroundings
+) -> Decision:
+    if state.status not in ACTIVE or state.released:
+        return Decision([])
+    return Decision([ev.WorkflowReleased(at=now, error=input.error)])
