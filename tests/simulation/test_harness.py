@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 
-from ray_workflows._coordinator.loop import Loop
+from ray_workflows._coordinator.starting import Starter
 from ray_workflows._model import events as ev
 from ray_workflows.testing.clock import VirtualClock
 from tests.simulation import shapes
@@ -124,10 +124,10 @@ def errors_in(journal: Journal) -> list[str]:
 
 
 def test_a_failure_says_how_to_see_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    def dispatch(self: Loop, workflow: object, deltas: object) -> None:
+    def add(self: Starter, workflow: object, deltas: object) -> None:
         raise RuntimeError("broken on purpose")
 
-    monkeypatch.setattr(Loop, "dispatch", dispatch)
+    monkeypatch.setattr(Starter, "add", add)
     with pytest.raises(Violation, match=r"python -m tests\.simulation --seed 3 --verbose"):
         run_seed(3)
 

@@ -10,6 +10,7 @@ import pytest
 
 from ray_workflows._coordinator.loop import Loop
 from ray_workflows._coordinator.room import Room
+from ray_workflows._coordinator.starting import Starter
 from tests.simulation.runner import WORLDS, run_seed
 from tests.simulation.violations import Violation
 
@@ -20,37 +21,42 @@ Break = Callable[[pytest.MonkeyPatch], None]
 
 
 def an_attempt_is_not_given_to_the_executor(patch: pytest.MonkeyPatch) -> None:
-    original = Loop.start_attempt
+    original = Starter.start_attempt
 
-    def start_attempt(self: Loop, workflow: Any, command: Any) -> None:
+    def start_attempt(self: Starter, workflow: Any, command: Any) -> None:
         if command.task != 1:
             original(self, workflow, command)
 
-    patch.setattr(Loop, "start_attempt", start_attempt)
+    patch.setattr(Starter, "start_attempt", start_attempt)
 
 
 def an_alarm_is_not_set(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Loop, "set_alarm", lambda self, workflow, at: None)
+    patch.setattr(Starter, "set_alarm", lambda self, workflow, at: None)
 
 
 def commands_are_kept(patch: pytest.MonkeyPatch) -> None:
-    def dispatch(self: Loop, workflow: Any, deltas: Any) -> None:
-        workflow.commands.extend(deltas)
+    def add(self: Starter, workflow: Any, commands: Any) -> None:
+        workflow.commands.extend(commands)
 
-    patch.setattr(Loop, "dispatch", dispatch)
+    patch.setattr(Starter, "add", add)
 
 
 def reports_are_kept(patch: pytest.MonkeyPatch) -> None:
     def report(self: Loop, incarnation: str, reports: Any) -> None:
         workflow = self.by_incarnation.get(incarnation)
         if workflow is not None:
-            workflow.inputs.extend(reports)
+            workflow.inbox.extend(reports)
 
     patch.setattr(Loop, "report", report)
 
 
 def what_waits_for_room_is_forgotten(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Room, "wait", lambda self, workflow: None)
+    def count(self: Room, workflow: Any, status: Any) -> None:
+        original(self, workflow, status)
+        self.waiting.clear()
+
+    original = Room.count
+    patch.setattr(Room, "count", count)
 
 
 BROKEN: dict[str, Break] = {
