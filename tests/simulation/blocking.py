@@ -70,11 +70,11 @@ class LostCall:
             over = True
             life.polls.seats.give_back()
             if seen is None:
-                life.post(lambda: life.loop.withdraw(request))
+                life.post(lambda: life.loop.watchers.withdraw(request))
             self.reply(life, seen)
 
         request = WatchRequest(self.workflow_id, end, self.after)
-        life.post(lambda: life.loop.watch(request))
+        life.post(lambda: life.loop.watchers.add(request))
         self.driver.world.clock.after(SIT_SECONDS, lambda: end(None))
 
     def reply(self, life: Life, seen: Watched | None) -> None:

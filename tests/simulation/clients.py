@@ -380,7 +380,7 @@ class Client:
         put = Put(
             self.anywhere(),
             f"watch {self.workflow_id} after {after}",
-            lambda loop, reply: loop.watch(WatchRequest(self.workflow_id, reply, after)),
+            lambda loop, reply: loop.watchers.add(WatchRequest(self.workflow_id, reply, after)),
             self.judge_watch,
         )
         self.world.put(put, lambda answer: None)

@@ -88,8 +88,8 @@ class Life:
         self.orphans = Orphans(self.loop, self.lease)
         self.polls = LongPolls(
             self.name,
-            lambda watch: self.post(lambda: self.loop.watch(watch)),
-            lambda watch: self.post(lambda: self.loop.withdraw(watch)),
+            lambda watch: self.post(lambda: self.loop.watchers.add(watch)),
+            lambda watch: self.post(lambda: self.loop.watchers.withdraw(watch)),
             self.elapsed,
             Seats(world.seats),
         )
@@ -212,7 +212,7 @@ class Life:
         if loop.elapsed() > loop.lease_until or self.inbox or self.replaced:
             return  # Of one that was replaced, workers report to the other one.
         for workflow in loop.active.values():
-            if workflow.busy or not loop.drives(workflow):
+            if workflow.busy or not loop.active.drives(workflow):
                 continue
             state = workflow.state
             why = ""
@@ -249,7 +249,7 @@ class Life:
         scanned: dict[WorkflowStatus, int] = {}
         for workflow in loop.active.values():
             status = workflow.state.status
-            if status in ACTIVE and loop.drives(workflow):
+            if status in ACTIVE and loop.active.drives(workflow):
                 scanned[status] = scanned.get(status, 0) + 1
             if workflow.busy:
                 continue
@@ -272,13 +272,15 @@ class Life:
             raise Violation("room", f"{self.name}: counted {loop.room.counts}, not {scanned}")
         if not loop.room.waiting.keys() <= loop.active.keys():
             raise Violation("room", f"{self.name}: {loop.room.waiting} wait for ever")
-        if len(loop.by_incarnation) != sum(w.incarnation != "" for w in loop.active.values()):
+        if len(loop.active.by_incarnation) != sum(
+            w.incarnation != "" for w in loop.active.values()
+        ):
             raise Violation("unexpected", f"{self.name}: two views of what is in hand")
         incarnation, held = "", None
         for request in self.executor.requests():
             if request.incarnation != incarnation:
                 incarnation = request.incarnation
-                held = loop.by_incarnation.get(incarnation)
+                held = loop.active.by_incarnation.get(incarnation)
             if held is None:
                 raise Violation("orphan", f"{request.where} runs in {self.name} for nobody")
             if held.busy or held.commands:

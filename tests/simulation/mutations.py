@@ -421,7 +421,7 @@ def reports_are_lost_when_the_journal_had_moved_on(patch: Any) -> None:
 @breaks("repeated", until=30.0, pause=0.02, outage=0.1, read_fails=0.1)
 def attempts_that_ended_start_again(patch: Any) -> None:
     def report(self: Loop, incarnation: str, reports: list[inp.AttemptReport]) -> None:
-        workflow = self.by_incarnation.get(incarnation)
+        workflow = self.active.by_incarnation.get(incarnation)
         if workflow is not None:
             for report in reports:
                 workflow.flying.pop(report.task, None)
@@ -433,7 +433,7 @@ def attempts_that_ended_start_again(patch: Any) -> None:
 
 @breaks("lease", until=30.0, pause=0.01, outage=0.2, read_fails=0.1, slowness=4.0)
 def attempts_start_without_a_lease(patch: Any) -> None:
-    patch.setattr(Loop, "may_start", Loop.drives)
+    patch.setattr(Loop, "may_start", lambda self, workflow: self.active.drives(workflow))
 
 
 @breaks("stuck", crowded=True, until=60.0, hang=0.5, slowness=4.0)
@@ -527,7 +527,7 @@ def takeover_without_a_fence(patch: Any) -> None:
     def take(self: Loop, recovered: Any, claim: inp.Claim) -> None:
         workflow = Workflow(recovered.state, recovered.seq, recovered.row, link=recovered.link)
         workflow.state.holder = self.holder_id
-        self.hold(workflow)
+        self.active.hold(workflow)
         self.starter.add(workflow, commands_module.commands(workflow.state))
         self.touch(workflow)
 
@@ -551,12 +551,12 @@ def takeovers_overlap(patch: Any) -> None:
     def replacing(self: Lease) -> Any:
         @contextmanager
         def nothing_in_hand() -> Iterator[None]:
-            held = self.loop.active
-            self.loop.active = {}
+            held = self.loop.active.workflows
+            self.loop.active.workflows = {}
             try:
                 yield
             finally:
-                self.loop.active = {**held, **self.loop.active}
+                self.loop.active.workflows = {**held, **self.loop.active.workflows}
 
         return (yield from resumed_in(original(self), nothing_in_hand))
 

@@ -43,7 +43,7 @@ def commands_are_kept(patch: pytest.MonkeyPatch) -> None:
 
 def reports_are_kept(patch: pytest.MonkeyPatch) -> None:
     def report(self: Loop, incarnation: str, reports: Any) -> None:
-        workflow = self.by_incarnation.get(incarnation)
+        workflow = self.active.by_incarnation.get(incarnation)
         if workflow is not None:
             workflow.inbox.extend(reports)
 

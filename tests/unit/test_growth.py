@@ -68,7 +68,7 @@ def test_a_workflow_that_is_read_again_and_again(coordinator: Coordinator, waits
         coordinator.step()
         # One alarm, or one for each attempt that has to wait; cancelled ones go in time.
         assert len(loop.timers.heap) <= 2 * (before + 2) + MAX_CANCELLED
-    assert loop.holds(workflow)
+    assert loop.active.holds(workflow)
 
 
 def test_signals_that_end_waits_with_a_timeout(coordinator: Coordinator) -> None:

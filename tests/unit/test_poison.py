@@ -9,6 +9,7 @@ import pytest
 
 from ray_workflows._coordinator import loop as loop_module
 from ray_workflows._coordinator import recovery as recovery_module
+from ray_workflows._coordinator.active import ActiveWorkflows
 from ray_workflows._coordinator.deletion import Deletion
 from ray_workflows._coordinator.loop import Loop
 from ray_workflows._engine.state import WorkflowState
@@ -286,22 +287,22 @@ def test_a_storage_that_is_away_refuses_nothing(
 # -- claim, ask ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["take", "may_take"])
+@pytest.mark.parametrize(("of", "name"), [(Loop, "take"), (ActiveWorkflows, "may_take")])
 def test_one_that_cant_be_taken_over(
-    world: World, monkeypatch: pytest.MonkeyPatch, name: str
+    world: World, monkeypatch: pytest.MonkeyPatch, of: type, name: str
 ) -> None:
-    original = getattr(Loop, name)
+    original = getattr(of, name)
 
-    def failing(self: Loop, about: Any, *arguments: Any) -> Any:
+    def failing(self: Any, about: Any, *arguments: Any) -> Any:
         if getattr(about, "state", about).workflow_id == BAD:
             raise Bug
         return original(self, about, *arguments)
 
-    monkeypatch.setattr(Loop, name, failing)
+    monkeypatch.setattr(of, name, failing)
     second = second_life(world)
     assert set(second.loop.active) == set(GOOD)
     is_released(world, "Bug")
-    monkeypatch.setattr(Loop, name, original)
+    monkeypatch.setattr(of, name, original)
     others_go_on(second)
 
 

@@ -190,11 +190,11 @@ def test_a_watch_that_is_withdrawn_is_not_kept() -> None:
     withdrawn = WatchRequest("w", lambda watched: told.append("withdrawn"), None)
     kept = WatchRequest("w", lambda watched: told.append("kept"), None)
     for request in (withdrawn, kept):
-        owner.loop.watch(request)
-    owner.loop.withdraw(withdrawn)
+        owner.loop.watchers.add(request)
+    owner.loop.watchers.withdraw(withdrawn)
     assert owner.loop.active["w"].watchers == [kept]
     owner.loop.ask("w", inp.Cancel(), lambda answer: None)
     owner.step()
     assert told == ["kept"]
     # It was answered a moment before its caller gave up.
-    owner.loop.withdraw(kept)
+    owner.loop.watchers.withdraw(kept)

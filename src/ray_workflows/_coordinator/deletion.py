@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from ray_workflows._coordinator.claims import Claims
-from ray_workflows._coordinator.loop import SOON, Loop
+from ray_workflows._coordinator.loop import Loop
 from ray_workflows._coordinator.recovery import read_end
 from ray_workflows._coordinator.requests import Reply
+from ray_workflows._coordinator.watchers import SOON
 from ray_workflows._coordinator.workflow import answer
 from ray_workflows._engine.decision import ACTIVE
 from ray_workflows._model.catalog import CatalogRow
@@ -59,14 +60,14 @@ class Deletion:
         if self.is_over():
             return
         workflow = loop.active.get(self.workflow_id)
-        unread = loop.inheritance.unread
-        if unread is None or self.workflow_id in unread or (workflow and workflow.busy):
+        unread = loop.active.inheritance.may_have(self.workflow_id)
+        if unread or (workflow is not None and workflow.busy):
             loop.after(SOON, self.begin)
             return
         if workflow is not None and self.incarnation not in ("", workflow.incarnation):
             answer(self.reply, None)  # It was there once, and somebody has deleted it.
             return
-        if workflow is not None and loop.drives(workflow):
+        if workflow is not None and loop.active.drives(workflow):
             if workflow.state.status in ACTIVE:
                 answer(self.reply, self.still_active())
                 return

@@ -378,10 +378,10 @@ class Coordinator:
         return seen
 
     def watch(self, request: WatchRequest) -> None:
-        self.inbox.put(lambda: self.loop.watch(request))
+        self.inbox.put(lambda: self.loop.watchers.add(request))
 
     def withdraw(self, request: WatchRequest) -> None:
-        self.inbox.put(lambda: self.loop.withdraw(request))
+        self.inbox.put(lambda: self.loop.watchers.withdraw(request))
 
     def subscribe(self, client: str, life: str, added: list[tuple[str, int | None]]) -> str:
         """Add watches to those of a client, see `LongPolls.subscribe`."""

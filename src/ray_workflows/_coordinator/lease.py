@@ -88,7 +88,7 @@ class Lease:
         elif lapsed:
             logger.warning("The lease lapsed: every workflow is read again.")
             for workflow in list(loop.active.values()):
-                if loop.drives(workflow):
+                if loop.active.drives(workflow):
                     loop.verify(workflow)
         loop.lease_until = asked_at + self.seconds
         return self.renew_seconds
@@ -102,8 +102,8 @@ class Lease:
         loop = self.loop
         held = frozenset(loop.active)
         try:
-            rows, loop.inheritance.lives = yield lambda: self.list_left(held)
-            unread = loop.inheritance.unread = {row.workflow_id for row in rows}
+            rows, loop.active.inheritance.lives = yield lambda: self.list_left(held)
+            unread = loop.active.inheritance.unread = {row.workflow_id for row in rows}
             for start in range(0, len(rows), READ_AT_ONCE):
                 some = rows[start : start + READ_AT_ONCE]
                 found = yield partial(self.read_some, some)
@@ -116,7 +116,7 @@ class Lease:
             return loop.store.pause
         except StorageCorruptError as error:
             logger.error("Nothing is taken over: %s", error)
-            loop.inheritance.unread = set()
+            loop.active.inheritance.unread = set()
             self.recovered = True
             return LEASE_SECONDS
         loop.store.answered()
@@ -126,7 +126,7 @@ class Lease:
     def list_left(self, held: frozenset[str]) -> tuple[list[CatalogRow], list[str]]:
         """Rows of what nobody drives, and the earlier lives. Blocks."""
         storage, claims = self.loop.storage, self.loop.read_claims()
-        former = self.loop.inheritance.lives
+        former = self.loop.active.inheritance.lives
         if former is None:
             former = claims.former_lives()
         rows: list[CatalogRow] = []
@@ -175,12 +175,12 @@ class Lease:
         if known is not None:
             # It came into hand meanwhile, and maybe by an older reading.
             older = isinstance(recovered, Recovered) and recovered.seq > known.seq
-            if older and loop.drives(known):
+            if older and loop.active.drives(known):
                 loop.verify(known)
         elif isinstance(recovered, Exception):
             logger.error("Workflow '%s' is not taken over: %s", row.workflow_id, recovered)
             loop.let_go(row, recovered)
-        elif loop.may_take(recovered.state):
+        elif loop.active.may_take(recovered.state):
             loop.take(recovered, inp.Claim())
 
     def later(self, seconds: float) -> float:
@@ -222,7 +222,7 @@ class Lease:
 
     def is_quiet(self, workflow: Workflow) -> bool:
         """Whether it is driven, and its state is what was last read or committed."""
-        return not workflow.busy and not workflow.settled and self.loop.drives(workflow)
+        return not workflow.busy and not workflow.settled and self.loop.active.drives(workflow)
 
     def sweep(self) -> Steps:
         """Remove blobs of submissions that never arrived, of interrupted deletions, and what

@@ -14,16 +14,18 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from ray_workflows._codec.journal import encode_entry, link_of
+from ray_workflows._coordinator.active import ActiveWorkflows
 from ray_workflows._coordinator.claims import Claims, ProcessProbe, probe_process
 from ray_workflows._coordinator.commits import Commits
 from ray_workflows._coordinator.io import Io
 from ray_workflows._coordinator.jobs import Job, Steps
 from ray_workflows._coordinator.quarantine import Quarantine
 from ray_workflows._coordinator.recovery import Recovered, recover
-from ray_workflows._coordinator.requests import Asked, Reply, Watched, WatchRequest
+from ray_workflows._coordinator.requests import Asked, Reply
 from ray_workflows._coordinator.room import Limits, Room
 from ray_workflows._coordinator.starting import STARTS, Starter
 from ray_workflows._coordinator.store import Store
+from ray_workflows._coordinator.watchers import SOON, Watchers
 from ray_workflows._coordinator.workflow import Answer, Pending, Workflow, answer
 from ray_workflows._engine.commands import commands, next_wake
 from ray_workflows._engine.decide import decide
@@ -42,23 +44,6 @@ from ray_workflows.exceptions import CoordinatorUnavailableError
 from ray_workflows.storage.base import Storage
 
 logger = logging.getLogger(__name__)
-
-#: Pause before a request is looked at again that came too early, in seconds.
-SOON = 0.02
-
-
-class Inheritance:
-    """What earlier lives of a coordinator were driving.
-
-    Attributes:
-        lives: the lives before this one; None until they were looked for. Later ones are no earlier
-            lives: whoever sees them is cut off.
-        unread: ids of workflows of theirs that are known of and not read yet; None before.
-    """
-
-    def __init__(self) -> None:
-        self.lives: list[str] | None = None
-        self.unread: set[str] | None = None
 
 
 class Loop:
@@ -107,10 +92,8 @@ class Loop:
         self.timers = TimerQueue(elapsed, on_error)
         self.store = Store(storage, io, self.after, elapsed)
         self.room = Room(limits)
-        self.inheritance = Inheritance()
-        #: What is in memory: driven here, being read, or about to be appended to.
-        self.active: dict[str, Workflow] = {}
-        self.by_incarnation: dict[str, Workflow] = {}
+        self.active = ActiveWorkflows(self.holder_id, self.room)
+        self.watchers = Watchers(self.active, executor, self.after, self.touch)
         #: What something came in for.
         self.dirty: dict[int, Workflow] = {}
         self.commits = Commits(self.store, self.after, self.guard, self.applied, self.overtaken)
@@ -162,7 +145,7 @@ class Loop:
     def put(self, workflow_id: str, asked: Asked) -> None:
         if self.is_over(asked):
             return
-        if self.inheritance.unread is None:
+        if self.active.inheritance.unread is None:
             # Nobody knows what is ours.
             self.after(SOON, lambda: self.ask(workflow_id, *asked))
             return
@@ -179,29 +162,9 @@ class Loop:
         answer(asked.reply, CoordinatorUnavailableError("The request came too late."))
         return True
 
-    def watch(self, watch: WatchRequest) -> None:
-        """Answer when a workflow has gone on, or is settled; at once if it is not driven here."""
-        workflow = self.active.get(watch.workflow_id)
-        unread = self.inheritance.unread
-        if workflow is not None and (workflow.reading or self.drives(workflow)):
-            workflow.watchers.append(watch)
-            self.touch(workflow)
-        elif unread is None or watch.workflow_id in unread:
-            # Whoever asks about a workflow that is about to be taken over must not hear that it is
-            # nobody's.
-            self.after(SOON, lambda: self.watch(watch))
-        else:
-            answer(watch.reply, Watched(None))
-
-    def withdraw(self, watch: WatchRequest) -> None:
-        """Nobody waits any more for what a watch sees."""
-        workflow = self.active.get(watch.workflow_id)
-        if workflow is not None and watch in workflow.watchers:
-            workflow.watchers.remove(watch)
-
     def report(self, incarnation: str, reports: Iterable[News]) -> None:
         """Take what is heard of attempts."""
-        workflow = self.by_incarnation.get(incarnation)
+        workflow = self.active.by_incarnation.get(incarnation)
         if workflow is not None:
             workflow.inbox.extend(reports)
             self.touch(workflow)
@@ -209,7 +172,7 @@ class Loop:
     def wake(self, workflow: Workflow) -> None:
         """Time has passed for a workflow."""
         workflow.alarm = None
-        if self.drives(workflow):
+        if self.active.drives(workflow):
             workflow.inbox.append(inp.Wake())
             self.touch(workflow)
 
@@ -222,53 +185,19 @@ class Loop:
     def open(self, workflow_id: str, input: inp.Asked) -> Workflow:
         """Bring a workflow into memory, of which nothing is known yet."""
         workflow = Workflow(WorkflowState(workflow_id, ""), 0, None)
-        self.hold(workflow)
+        self.active.hold(workflow)
         # What is submitted is most likely new: if it is not, the commit is stale, and then it is
         # read. Not while the storage is away: whoever hears of that must not find it created when
         # the storage returns.
         new = isinstance(input, inp.Submit) and self.store.error is None
-        if new and workflow_id not in (self.inheritance.unread or ()):
+        if new and not self.active.inheritance.may_have(workflow_id):
             workflow.covered = 1
         return workflow
-
-    def hold(self, workflow: Workflow) -> None:
-        """Keep a workflow in memory."""
-        self.active[workflow.workflow_id] = workflow
-        self.index(workflow)
-        self.count(workflow)
-
-    def index(self, workflow: Workflow) -> None:
-        """Let what is reported of its attempts come to it."""
-        if workflow.incarnation:
-            self.by_incarnation[workflow.incarnation] = workflow
-
-    def unindex(self, workflow: Workflow) -> None:
-        if self.by_incarnation.get(workflow.incarnation) is workflow:
-            del self.by_incarnation[workflow.incarnation]
-
-    def holds(self, workflow: Workflow) -> bool:
-        """Whether it is in memory still."""
-        return self.active.get(workflow.workflow_id) is workflow
-
-    def drives(self, workflow: Workflow) -> bool:
-        """Whether this coordinator acts on what the workflow asks for: it is ours, and open or has
-        attempts to hear of."""
-        state = workflow.state
-        return (
-            state.holder == self.holder_id
-            and not state.released
-            and workflow.broken is None
-            and self.holds(workflow)
-            and (
-                state.status in ACTIVE
-                or (state.status is WorkflowStatus.FAILED and bool(workflow.flying))
-            )
-        )
 
     def take(self, recovered: Recovered, claim: inp.Claim) -> None:
         """Begin to drive what nobody drives."""
         workflow = Workflow(recovered.state, recovered.seq, recovered.row, link=recovered.link)
-        self.hold(workflow)
+        self.active.hold(workflow)
         if recovered.state.holder == self.holder_id:
             # No claim fences it off: what was read may be older than what we did since.
             self.reload(workflow)
@@ -278,21 +207,12 @@ class Loop:
             # Decide now: the next one counts how many run and wait.
             self.advance(workflow)
 
-    def may_take(self, state: WorkflowState) -> bool:
-        """Whether it is to be driven, by us or by an earlier life."""
-        if state.status not in ACTIVE or state.released:
-            return False
-        return state.holder == self.holder_id or state.holder in (self.inheritance.lives or ())
-
     def drop(self, workflow: Workflow) -> None:
         """Let go of a workflow. What was asked meanwhile is asked again."""
-        if self.holds(workflow):
-            del self.active[workflow.workflow_id]
-            self.unindex(workflow)
+        if self.active.remove(workflow):
             # Whoever waits for the output has the live copy of it now.
-            self.notify(workflow, settled=True)
+            self.watchers.notify(workflow, settled=True)
             self.executor.forget(workflow.incarnation)
-        self.room.count(workflow, None)
         self.dirty.pop(id(workflow), None)
         self.starter.forget(workflow)
         asked = [each for each in workflow.inbox if isinstance(each, Asked)]
@@ -305,7 +225,7 @@ class Loop:
 
     def activate(self, workflow: Workflow) -> None:
         """Read a workflow that is not driven here, and who drives it."""
-        self.become(workflow, None)
+        self.active.become(workflow, None)
         workflow.reading = True
         workflow.live = False
         workflow.covered = len(workflow.inbox)
@@ -337,31 +257,18 @@ class Loop:
 
     def activated(self, workflow: Workflow, found: Recovered | None, claims: Claims) -> None:
         """A workflow was read."""
-        self.become(workflow, found)
+        self.active.become(workflow, found)
         workflow.driven_elsewhere = found is not None and claims.status(found.row) in ACTIVE
-        if self.may_take(workflow.state):
+        if self.active.may_take(workflow.state):
             # It was not heard of yet, or took effect after it was given up.
             workflow.driven_elsewhere = False
             workflow.inbox.appendleft(inp.Claim())
             workflow.covered += 1
-            if self.drives(workflow):
+            if self.active.drives(workflow):
                 self.starter.add(workflow, commands(workflow.state))
         elif workflow.watchers:
-            self.tell_watchers_nothing(workflow)
+            self.watchers.turn_away(workflow)
         self.touch(workflow)
-
-    def become(self, workflow: Workflow, found: Recovered | None) -> None:
-        """As `Workflow.become`."""
-        self.unindex(workflow)
-        workflow.become(found)
-        self.index(workflow)
-        self.count(workflow)
-
-    def tell_watchers_nothing(self, workflow: Workflow) -> None:
-        """It is not driven here: there is nothing to wait for."""
-        watchers, workflow.watchers = workflow.watchers, []
-        for watcher in watchers:
-            answer(watcher.reply, Watched(None))
 
     def verify(self, workflow: Workflow) -> None:
         """Make sure that it is still ours before anything more is started."""
@@ -402,8 +309,7 @@ class Loop:
         )
 
     def continue_with(self, workflow: Workflow, recovered: Recovered) -> None:
-        workflow.become(recovered)
-        self.count(workflow)
+        self.active.become(workflow, recovered)
         at = next_wake(workflow.state)
         if at is not None and at <= self.clock():
             # Before what was reported: a wish to cancel counts from when it was acknowledged.
@@ -417,14 +323,14 @@ class Loop:
         active = workflow.state.active
         over = [CancelAttempt(number) for number in workflow.flying if number not in active]
         self.starter.add(workflow, [*over, *commands(workflow.state)])
-        self.notify(workflow, settled=False)
+        self.watchers.notify(workflow, settled=False)
         self.touch(workflow)
 
     # -- deciding and committing -----------------------------------------------------------
 
     def advance(self, workflow: Workflow) -> None:
         """Decide on all that came in, unless a commit of this workflow is on its way."""
-        if not workflow.busy and self.holds(workflow):
+        if not workflow.busy and self.active.holds(workflow):
             self.guard(workflow, self.decide)
 
     def guard(self, workflow: Workflow, action: Callable[[Workflow], None]) -> None:
@@ -466,12 +372,12 @@ class Loop:
     def let_go(self, row: CatalogRow, error: Exception) -> None:
         """Say in the journal of a workflow that nobody drives why it is not taken over."""
         workflow = Workflow(WorkflowState(row.workflow_id, row.incarnation), row.seq, row)
-        self.hold(workflow)
+        self.active.hold(workflow)
         self.quarantine.release(workflow, row, error)
 
     def decide(self, workflow: Workflow) -> None:
         covered, workflow.covered = workflow.covered, 0
-        if self.drives(workflow):
+        if self.active.drives(workflow):
             covered = len(workflow.inbox)
         elif not covered:
             # Anybody may have changed or deleted it since it was read, if it was.
@@ -507,7 +413,7 @@ class Loop:
             if isinstance(each, Asked):
                 input: inp.Input = each.input
                 if isinstance(input, inp.Submit) and workflow.state.status is WorkflowStatus.NONE:
-                    self.name(workflow, input.incarnation)
+                    self.active.name(workflow, input.incarnation)
             else:
                 input = each
                 if isinstance(input, inp.AttemptReport):
@@ -516,7 +422,11 @@ class Loop:
             decision = decide(workflow.state, input, now, around)
             for event in decision.events:
                 for delta in evolve(workflow.state, event):
-                    if isinstance(delta, WakeAt) and delta.at <= now and self.drives(workflow):
+                    if (
+                        isinstance(delta, WakeAt)
+                        and delta.at <= now
+                        and self.active.drives(workflow)
+                    ):
                         due = True
                     else:
                         deltas.append(delta)
@@ -526,12 +436,12 @@ class Loop:
             if due:
                 # It need not wait for a commit of its own.
                 undecided.append(inp.Wake())
-        self.count(workflow)
+        self.active.count(workflow)
         if events:
             append = self.append(workflow, events)
             self.commits.add(workflow, Pending(append, deltas, inputs, answers))
             return
-        if self.drives(workflow):
+        if self.active.drives(workflow):
             workflow.is_ours()
         for asked, value in answers:
             answer(asked.reply, value)
@@ -546,18 +456,6 @@ class Loop:
             self.room.to_run(),
             self.room.to_wait(),
         )
-
-    def name(self, workflow: Workflow, incarnation: str) -> None:
-        """A workflow that is not there is about to be created."""
-        self.unindex(workflow)
-        workflow.state = WorkflowState(workflow.workflow_id, incarnation)
-        self.index(workflow)
-
-    def count(self, workflow: Workflow) -> None:
-        """Count it among those that run or wait, if it is driven here."""
-        status = workflow.state.status
-        counts = status in ACTIVE and self.drives(workflow)
-        self.room.count(workflow, status if counts else None)
 
     def append(self, workflow: Workflow, events: list[ev.Event]) -> Append:
         return Append(
@@ -580,15 +478,15 @@ class Loop:
         workflow.row = pending.append.catalog
         for asked, value in pending.answers:
             answer(asked.reply, value)
-        if self.drives(workflow):
+        if self.active.drives(workflow):
             workflow.is_ours()
             deltas = pending.deltas
             if workflow.doubtful:
                 # What should run is known when the journal was read again.
                 deltas = [delta for delta in deltas if not isinstance(delta, StartAttempt)]
             self.starter.add(workflow, deltas)
-        self.notify(workflow, settled=False)
-        if workflow.doubtful and self.drives(workflow):
+        self.watchers.notify(workflow, settled=False)
+        if workflow.doubtful and self.active.drives(workflow):
             self.reload(workflow)
         else:
             self.touch(workflow)
@@ -617,32 +515,21 @@ class Loop:
         """Whether attempts may be started. Without a lease (we were paused, or the storage was
         away) it may be somebody else's by now: the renewal reads it again and asks for all its
         commands."""
-        return self.elapsed() <= self.lease_until and self.drives(workflow)
+        return self.elapsed() <= self.lease_until and self.active.drives(workflow)
 
     # -- after a commit --------------------------------------------------------------------
 
     def rest(self, workflow: Workflow) -> None:
         """Nothing is left to decide: let go of what is over, or not ours."""
-        if not self.drives(workflow):
+        if not self.active.drives(workflow):
             self.drop(workflow)
             return
         at = next_wake(workflow.state)
         if at is not None:
             self.starter.set_alarm(workflow, at)
         # Siblings of a failed task may still commit what a resume need not run again.
-        self.notify(workflow, settled=workflow.settled)
+        self.watchers.notify(workflow, settled=workflow.settled)
         self.admit()
-
-    def notify(self, workflow: Workflow, *, settled: bool) -> None:
-        """Answer those who watch, if there is what they watch for."""
-        kept = []
-        for watcher in workflow.watchers:
-            grown = watcher.after is not None and workflow.seq > watcher.after
-            if settled or grown:
-                answer(watcher.reply, workflow.seen(self.executor))
-            else:
-                kept.append(watcher)
-        workflow.watchers = kept
 
     def admit(self) -> None:
         """Start pending workflows while there is room."""

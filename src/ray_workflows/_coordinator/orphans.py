@@ -186,7 +186,7 @@ class Orphans:
         """Read who is dead, and up to ``room`` workflows of theirs, or of the walk's next page."""
         storage, holders = self.loop.storage, self.loop.storage.read_holders()
         # What this coordinator and its earlier lives hold is the lease's to look after.
-        ours = {self.loop.holder_id, *(self.loop.inheritance.lives or ())}
+        ours = {self.loop.holder_id, *(self.loop.active.inheritance.lives or ())}
         others = [holder for holder in holders if holder.holder_id not in ours]
         self.notice(others)
         suspects = frozenset(holder.holder_id for holder in others if self.is_suspect(holder))
