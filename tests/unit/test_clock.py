@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from ray_workflows._coordinator.clock import SLEW, SteadyClock
 from ray_workflows._coordinator.orphans import WALK_SECONDS
+from ray_workflows._model.catalog import Holder
 from ray_workflows._model.status import WorkflowStatus
+from ray_workflows.storage.objects.home import ObjectsHome
+from ray_workflows.storage.objects.index_keys import short_hash
+from ray_workflows.testing.clock import VirtualClock
+from tests.put_once import MemoryOperations
 from tests.unit.test_orphans import LEASE, Coordinator, World
 
 RUNNING = WorkflowStatus.RUNNING
@@ -94,3 +101,24 @@ def test_a_dead_holder_is_found_though_the_storage_has_its_clock_set(
     set_storage_clock(world, step)
     world.pass_time(2 * LEASE)
     assert world.status("w") == (RUNNING, "other")
+
+
+class Nowhere(ObjectsHome):
+    url = "nowhere:"
+
+
+def test_a_lapsed_lease_is_not_believed_in_because_a_clock_was_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a store of objects, whose process knows by itself how long the leases run that it
+    renews."""
+    store, wall, passed = VirtualClock(1000.0), VirtualClock(1000.0), VirtualClock(1000.0)
+    monkeypatch.setattr(time, "time", lambda: wall.now)
+    monkeypatch.setattr(time, "clock_gettime", lambda clock: passed.now)
+    holders = Nowhere(MemoryOperations(lambda: store.now)).holders
+    holder = Holder("h", "coordinator", "host", 1, 1)
+    holders.renew(holder, 15.0)
+    assert holders.is_alive(short_hash("h"))
+    store.now = passed.now = 1100.0
+    wall.now -= HOUR
+    assert not holders.is_alive(short_hash("h"))

@@ -21,8 +21,8 @@ from ray_workflows._coordinator.lease import Lease
 from ray_workflows._coordinator.loop import Loop
 from ray_workflows._coordinator.orphans import Orphans
 from ray_workflows._coordinator.workflow import Workflow
+from ray_workflows._elapsed import elapsed
 from ray_workflows._environment.ray_private import error_without_user_code
-from ray_workflows._executor.timers import elapsed
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.exceptions import StorageUnavailableError, WorkflowNotFoundError

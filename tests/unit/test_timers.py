@@ -12,15 +12,10 @@ import weakref
 
 import pytest
 
+from ray_workflows._elapsed import ELAPSED_CLOCK, elapsed
 from ray_workflows._executor import timers as module
 from ray_workflows._executor.deadlines import Deadlines
-from ray_workflows._executor.timers import (
-    ELAPSED_CLOCK,
-    LONGEST_SLEEP,
-    MAX_CANCELLED,
-    TimerQueue,
-    elapsed,
-)
+from ray_workflows._executor.timers import LONGEST_SLEEP, MAX_CANCELLED, TimerQueue
 from ray_workflows.testing.clock import VirtualClock
 
 HANG_SECONDS = 20.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from ray_workflows._executor.timers import elapsed
+from ray_workflows._elapsed import elapsed
 
 #: Seconds by which the clock gains or loses in each second to come back to the wall clock. All that
 #: waits is early or late by as much.

@@ -48,6 +48,7 @@ from ray_workflows._coordinator.wire import (
     encode_submitted,
     encode_watched,
 )
+from ray_workflows._elapsed import elapsed
 from ray_workflows._environment import ray_private
 from ray_workflows._executor.batch import Load, WireReport, pack_loads
 from ray_workflows._executor.calls import Calls
@@ -55,7 +56,7 @@ from ray_workflows._executor.carry import ANSWER_SECONDS as WORKER_SECONDS
 from ray_workflows._executor.placement import LOOK_SECONDS
 from ray_workflows._executor.protocol import News
 from ray_workflows._executor.ray_tasks import RayExecutor
-from ray_workflows._executor.timers import elapsed, log_failure, start_for_ever
+from ray_workflows._executor.timers import log_failure, start_for_ever
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.answers import Accepted
 from ray_workflows._model.inputs import AttemptRuns

@@ -10,14 +10,11 @@ import heapq
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable
 
-logger = logging.getLogger(__name__)
+from ray_workflows._elapsed import elapsed
 
-#: A clock that counts while the machine sleeps: a lease must lapse on a virtual machine that is
-#: suspended. macOS has no `CLOCK_BOOTTIME`; its monotonic clock counts.
-ELAPSED_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+logger = logging.getLogger(__name__)
 
 #: The longest that a thread sleeps, in seconds. No lock or queue waits for a year, and none of
 #: them counts the time for which the machine sleeps.
@@ -28,11 +25,6 @@ RETRY_SECONDS = (1.0, 5.0, 60.0)
 
 #: Cancelled timers that are kept, beside as many as there are others.
 MAX_CANCELLED = 64
-
-
-def elapsed() -> float:
-    """Seconds since some moment, whatever becomes of the wall clock."""
-    return time.clock_gettime(ELAPSED_CLOCK)
 
 
 def log_failure(what: str, error: BaseException) -> None:

@@ -6,9 +6,9 @@ journals, holders and the index.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
+from ray_workflows._elapsed import elapsed
 from ray_workflows._model.catalog import CatalogQuery
 from ray_workflows.exceptions import StorageConfigError
 from ray_workflows.storage.objects.client import Crew, Operations
@@ -28,7 +28,7 @@ class ObjectsHome(Home):
     Args:
         operations: the store.
         crew: what runs independent requests at once.
-        clock: this machine's time, in seconds since 1970.
+        clock: for durations.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class ObjectsHome(Home):
         operations: Operations,
         *,
         crew: Crew | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = elapsed,
     ) -> None:
         self.operations = operations
         self.crew = crew or Crew()

@@ -7,13 +7,13 @@ taken for longer than anybody may act on an old reading of it.
 from __future__ import annotations
 
 import re
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from threading import Lock
 from typing import NamedTuple
 
+from ray_workflows._elapsed import elapsed
 from ray_workflows.exceptions import StorageCorruptError
 from ray_workflows.storage.objects.client import Crew, Operations
 from ray_workflows.storage.objects.index_keys import short_hash
@@ -51,11 +51,11 @@ class Journals:
     """The objects ``journal/<incarnation>/<number>`` and ``ids/<hash of the id>/<number>``."""
 
     def __init__(
-        self, operations: Operations, crew: Crew, clock: Callable[[], float] = time.time
+        self, operations: Operations, crew: Crew, clock: Callable[[], float] = elapsed
     ) -> None:
         self.operations = operations
         self.crew = crew
-        #: This machine's, for durations; unlike a monotonic one it goes on while it sleeps.
+        #: For durations.
         self.clock = clock
         self.lock = Lock()
         self.ends: OrderedDict[str, End] = OrderedDict()

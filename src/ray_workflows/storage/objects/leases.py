@@ -43,7 +43,7 @@ class Holders:
     def __init__(self, operations: Operations, crew: Crew, clock: Callable[[], float]) -> None:
         self.operations = operations
         self.crew = crew
-        #: This machine's, for durations.
+        #: For durations.
         self.clock = clock
         self.lock = Lock()
         self.clock_key = f"{CLOCKS}/{uuid.uuid4().hex}"
