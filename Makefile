@@ -34,7 +34,7 @@ quickstart: setup ## Run the examples and the main job: a pipeline that survives
 
 # Processes that share the tests out, for 2 processors: what tests wait for takes none. 0: this one
 # alone.
-WORKERS ?= 4
+WORKERS ?= 3
 
 test: setup ## Run all tests, or TESTS="tests/cli -k name"
 	$(BIN)/python -m pytest -n $(WORKERS) $(TESTS)

@@ -20,6 +20,12 @@ def store(tmp_path: Path) -> Iterator[Store]:
     store.storage.close()
 
 
+def without_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None that answers: this process may be connected to one, for tests of other directories."""
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+
+
 class Cli:
     """Runs the command in this process, with ``--storage`` of the store unless told otherwise."""
 

@@ -7,7 +7,7 @@ from ray_workflows._model.catalog import CatalogQuery
 from ray_workflows._model.values import ErrorInfo
 from ray_workflows.storage.sqlite.journals import SqliteJournals
 from ray_workflows.testing.builders import OK, fill, make_append
-from tests.cli.conftest import Cli
+from tests.cli.conftest import Cli, without_cluster
 from tests.cli.store import Store
 
 
@@ -168,7 +168,7 @@ def test_a_storage_that_was_not_named_is_said_to_be_the_default(
     store: Store, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where a cluster runs, it is the cluster's."""
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    without_cluster(monkeypatch)
     monkeypatch.setattr(
         "ray_workflows.storage.urls.default_directory", lambda: str(store.directory)
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Cli
+from tests.cli.conftest import Cli, without_cluster
 from tests.cli.store import Store
 
 READS = [["list"], ["show", "w"], ["output", "w"]]
@@ -40,6 +40,7 @@ def test_there_is_none_to_change(tmp_path: Path, cli: Cli, command: list[str]) -
 def test_the_variable_and_the_default(
     store: Store, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    without_cluster(monkeypatch)
     store.successful("w")
     monkeypatch.setenv("RAY_WORKFLOW_STORAGE", store.storage.url)
     assert cli("list", storage=False).stdout.startswith("w\t")

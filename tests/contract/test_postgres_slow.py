@@ -13,7 +13,7 @@ import pytest
 from ray_workflows.exceptions import StorageUnavailableError
 from ray_workflows.storage.postgres import PostgresStorage
 from ray_workflows.storage.postgres import pool as postgres_pool
-from ray_workflows.testing.builders import OK, fill, incarnation_of, make_append
+from ray_workflows.testing.builders import OK, STALE, fill, incarnation_of, make_append
 
 NUMBERS = itertools.count(1)
 
@@ -73,7 +73,8 @@ def test_a_write_that_takes_long_succeeds_at_last(
         tries += 1
         with contextlib.suppress(StorageUnavailableError):
             done.append(write())
-    assert done == [[OK]], tries
+    # One that was given up may have taken effect after all: then the next one is too late.
+    assert done in ([[OK]], [[STALE]]), tries
     # It was too short twice at least: this is no fast server.
     assert tries > 2
     assert len(storage.read_journal(incarnation_of("w"))) == (2 if table == "journal" else 1)

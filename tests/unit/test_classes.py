@@ -333,3 +333,39 @@ def test_modules_with_a_file_are_named_alone(
     exec("class Order: pass", vars(module))
     assert identities(pickled(module.Order())) == []
     assert b"rw_lazy_place" in pickled(module.Order())
+
+
+@pytest.mark.parametrize("first", ["plain", "ours"])
+def test_what_plain_ray_pickled_before_has_the_same_class_in_a_worker(
+    tmp_path: Path, first: str
+) -> None:
+    """A class has another id from when it is captured on: whatever a worker reads first, both mean
+    one class."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import pickle, sys\n"
+        "from ray import cloudpickle\n"
+        "from ray_workflows._capture.pickling import pickle_value\n"
+        "class Order: pass\n"
+        "def plain(): return Order()\n"
+        "def ours(order): return isinstance(order, Order)\n"
+        "before = cloudpickle.dumps(plain)\n"
+        "ours = pickle_value(ours, where='function').data\n"
+        "pickle.dump((before, ours), open(sys.argv[1], 'wb'))\n"
+    )
+    worker = tmp_path / "worker.py"
+    worker.write_text(
+        "import pickle, sys\n"
+        "from ray_workflows._capture.pickling import unpickle_value\n"
+        "plain, ours = pickle.load(open(sys.argv[1], 'rb'))\n"
+        "if sys.argv[2] == 'plain': order = pickle.loads(plain)()\n"
+        "ours = unpickle_value(ours, [])\n"
+        "if sys.argv[2] == 'ours': order = pickle.loads(plain)()\n"
+        "assert ours(order)\n"
+    )
+    pickles = str(tmp_path / "pickles")
+    for command in ([str(script), pickles], [str(worker), pickles, first]):
+        done = subprocess.run(
+            [sys.executable, *command], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr

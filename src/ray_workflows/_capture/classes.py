@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 from ray import cloudpickle
 
 from ray_workflows._capture.definitions import SCRIPT, comes_along, definition, named
-from ray_workflows._capture.ray_private import track_class
+from ray_workflows._capture.ray_private import class_id, track_class
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +30,10 @@ named_classes: weakref.WeakSet[type] = weakref.WeakSet()
 
 
 class Identity(NamedTuple):
-    """What an id says of its class."""
+    """What an id says of its class. ``before``: the id that its process had for it before, by which
+    what plain Ray has pickled there knows it."""
 
+    before: str
     module: str
     qualname: str
     definition: str
@@ -47,8 +49,8 @@ def identity_in(tracker_id: Any) -> Identity | None:
     parts = tracker_id.split(":", 4) if isinstance(tracker_id, str) else []
     if len(parts) != 5 or parts[0] != PREFIX:
         return None
-    _, _, meaning, module, qualname = parts
-    return Identity(module, qualname, meaning)
+    _, before, meaning, module, qualname = parts
+    return Identity(before, module, qualname, meaning)
 
 
 def own_class(module: str, qualname: str) -> type | None:
@@ -86,7 +88,8 @@ def name_class(cls: type) -> None:
     if meaning:
         # Unique: what the functions of the class find in their modules is another in each process,
         # and a worker that serves two scripts must not take the one's for the other's.
-        track_class(cls, ":".join((PREFIX, uuid.uuid4().hex, meaning, module, qualname)))
+        before = class_id(cls) or uuid.uuid4().hex
+        track_class(cls, ":".join((PREFIX, before, meaning, module, qualname)))
 
 
 class Classes(Protocol):

@@ -28,7 +28,9 @@ from ray_workflows._capture.ray_private import (
     MAKE_CLASS,
     MAKE_ENUM,
     SKELETON,
+    know_class,
     node_function,
+    tracked_class,
 )
 from ray_workflows._capture.source_lines import lines_of, nested, restored_code
 from ray_workflows._codec.envelope import plain_head_in
@@ -338,11 +340,12 @@ class ValueUnpickler(pickle.Unpickler):
         identity = identity_in(tracker_id)
         if identity is None:
             return make(*args)
-        cls = self.classes.find(identity)
+        cls = self.classes.find(identity) or tracked_class(identity.before)
         found = cls is not None
         if cls is None:
             # One that this process has pickled before is found again.
             cls = make(*args)
+            know_class(cls, identity.before)
         if found or cls is own_class(*identity.name):
             self.taken.add(cls)
         self.classes.made(identity, cls)

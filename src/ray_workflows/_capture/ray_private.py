@@ -140,6 +140,26 @@ FILL_CLASS: Callable[..., type] = pickling._class_setstate
 CLASS_ID, ENUM_ID = 4, 5
 
 
+def class_id(cls: type) -> str | None:
+    """The id under which a class is pickled, if it was before."""
+    with pickling._DYNAMIC_CLASS_TRACKER_LOCK:
+        found: str | None = pickling._DYNAMIC_CLASS_TRACKER_BY_CLASS.get(cls)
+        return found
+
+
+def tracked_class(tracker_id: str) -> type | None:
+    """The class that this process knows by an id."""
+    with pickling._DYNAMIC_CLASS_TRACKER_LOCK:
+        found: type | None = pickling._DYNAMIC_CLASS_TRACKER_BY_ID.get(tracker_id)
+        return found
+
+
+def know_class(cls: type, tracker_id: str) -> None:
+    """Let a pickle with this id mean a class, unless it means another one."""
+    with pickling._DYNAMIC_CLASS_TRACKER_LOCK:
+        pickling._DYNAMIC_CLASS_TRACKER_BY_ID.setdefault(tracker_id, cls)
+
+
 def track_class(cls: type, tracker_id: str) -> None:
     """Have a class pickled under an id from now on. Those it had before stay its own."""
     with pickling._DYNAMIC_CLASS_TRACKER_LOCK:
