@@ -30,7 +30,7 @@ HOME_VARIABLE = "RAY_WORKFLOWS_TEST_HOME"
 os.environ.update(LOOPBACK)
 # By default Ray's workers give way to all else: beside busy tests, a coordinator would stand still
 # for a minute and a half.
-os.environ["RAY_worker_niceness"] = "0"
+os.environ.update({"RAY_worker_niceness": "0"})
 
 # Else each of some hundred processes compiles for itself what it imports.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
