@@ -142,7 +142,7 @@ def test_others_get_a_slot_while_thousands_wait(wid: str, marks: Marks) -> None:
     # Of another environment, and so of another shape.
     other = short.options(runtime_env={"env_vars": {"A": "others"}})
     workflow.run(other.bind(None))
-    nodes = [short.bind(index == 20) for index in range(500 * int(ray.cluster_resources()["CPU"]))]
+    nodes = [short.bind(index == 20) for index in range(2000 * int(ray.cluster_resources()["CPU"]))]
     ref = workflow.run_async(total.bind(*nodes), workflow_id=wid)
     marks.wait_for("running")
     assert ray.get(plain.remote()) == "plain"

@@ -13,7 +13,7 @@ from ray_workflows._model import inputs as inp
 from ray_workflows._model.answers import Accepted, Stopped
 from ray_workflows._model.plan import EnvironmentChange
 from ray_workflows._model.status import WorkflowStatus
-from ray_workflows._model.values import Value
+from ray_workflows._model.values import ErrorInfo, Value
 from ray_workflows.exceptions import (
     CoordinatorUnavailableError,
     StorageUnavailableError,
@@ -227,3 +227,27 @@ def test_a_change_that_was_made_for_a_run_is_not_for_a_later_one_of_its_id(world
         other.loop.ask("w", submit, answers.append)
         world.pass_time(1.0)
     assert [type(answer) for answer in answers] == [Stopped, Accepted]
+
+
+# -- what others may do to a workflow that has failed --------------------------------------
+
+
+def test_one_that_has_failed_and_was_deleted_from_the_storage(world: World) -> None:
+    """Its coordinator still hears of the siblings of the task that failed. It does not speak of it
+    from memory: a driver would look for it in the storage, again and again."""
+    owner = Coordinator(world, "owner", auto_resume=False)
+    two = plan(("a", ()), ("b", ()), ("c", (0, 1)))
+    owner.loop.ask("w", inp.Submit(two, {}, "i-w", "1"), lambda answer: None)
+    owner.step()
+    error = ErrorInfo("ValueError", "boom")
+    owner.loop.report("i-w", [inp.AttemptRaised(0, 0, 1, 0.0, 0.0, error, False)])
+    owner.step()
+    row = row_of(world, "w")
+    assert row.status is WorkflowStatus.FAILED
+    assert "w" in owner.loop.active
+    assert world.storage.delete("w", "i-w", row.seq) is CommitOutcome.OK
+    answers: list[Any] = []
+    submit = inp.Submit(PLAN, {}, "i-2", "2", asks_first=True)
+    owner.loop.ask("w", submit, answers.append)
+    world.pass_time(1.0)
+    assert answers == [Accepted("i-2", created=True)]

@@ -262,8 +262,7 @@ class Loop:
         if self.active.may_take(workflow.state):
             # It was not heard of yet, or took effect after it was given up.
             workflow.driven_elsewhere = False
-            workflow.inbox.appendleft(inp.Claim())
-            workflow.covered += 1
+            workflow.put_first(inp.Claim())
             if self.active.drives(workflow):
                 self.starter.add(workflow, commands(workflow.state))
         elif workflow.watchers:
@@ -280,6 +279,7 @@ class Loop:
     def reload(self, workflow: Workflow) -> None:
         """Read the journal of a workflow of ours again; go on if it still is, yield if not."""
         workflow.reading = True
+        workflow.covered = len(workflow.inbox)
         workflow.doubtful = False
 
         def found(workflow: Workflow, result: Recovered | Exception | None) -> None:
@@ -313,9 +313,9 @@ class Loop:
         at = next_wake(workflow.state)
         if at is not None and at <= self.clock():
             # Before what was reported: a wish to cancel counts from when it was acknowledged.
-            workflow.inbox.appendleft(inp.Wake())
+            workflow.put_first(inp.Wake())
         if not workflow.live:
-            workflow.inbox.appendleft(inp.Claim())
+            workflow.put_first(inp.Claim())
         # All that should run is asked for again. Starting twice is starting once: what is in flight
         # stays there, if it still should.
         workflow.forget_starts()
@@ -377,12 +377,14 @@ class Loop:
 
     def decide(self, workflow: Workflow) -> None:
         covered, workflow.covered = workflow.covered, 0
-        if self.active.drives(workflow):
+        driven = self.active.drives(workflow)
+        if driven and (workflow.state.status in ACTIVE or not workflow.is_asked):
             covered = len(workflow.inbox)
         elif not covered:
             # Anybody may have changed or deleted it since it was read, if it was.
-            asks = any(isinstance(each, Asked) for each in workflow.inbox)
-            if asks and workflow.seq == 0 and workflow.broken is None:
+            if driven:
+                self.reload(workflow)
+            elif workflow.is_asked and workflow.seq == 0 and workflow.broken is None:
                 self.activate(workflow)
             else:
                 self.drop(workflow)

@@ -109,7 +109,7 @@ class Workflow:
         self.live = False
         #: Whether another coordinator was driving it when it was read.
         self.driven_elsewhere = False
-        #: Of one that is not driven here: how many of the inbox came before it was read.
+        #: Of one that others may change: how many of the inbox came before it was read last.
         self.covered = 0
         self.pending: Pending | None = None
         #: What a durable state asks for, and is not started yet. A list: it is mostly empty, and an
@@ -148,6 +148,16 @@ class Workflow:
             WorkflowStatus.FAILED,
             WorkflowStatus.CANCELED,
         )
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether somebody waits for an answer about it."""
+        return any(isinstance(each, Asked) for each in self.inbox)
+
+    def put_first(self, input: Input) -> None:
+        """Let something that was found by reading be decided on before all else."""
+        self.inbox.appendleft(input)
+        self.covered += 1
 
     def become(self, found: Recovered | None) -> None:
         """It is what was read; None if there is nothing, or nothing was read yet."""
