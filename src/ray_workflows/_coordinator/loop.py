@@ -526,6 +526,9 @@ class Loop:
         if not self.active.drives(workflow):
             self.drop(workflow)
             return
+        if workflow.inbox:
+            # What came after it was read last.
+            self.touch(workflow)
         at = next_wake(workflow.state)
         if at is not None:
             self.starter.set_alarm(workflow, at)
