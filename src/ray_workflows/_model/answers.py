@@ -22,7 +22,8 @@ class Stopped(msgspec.Struct, frozen=True, tag=True):
 
 
 class Finished(msgspec.Struct, frozen=True, tag=True):
-    """There is nothing to run: the workflow has succeeded before."""
+    """There is nothing to run: the workflow has succeeded before. ``incarnation``: which one of its
+    id; empty if the coordinator is of 0.1.0, which does not say it."""
 
-    incarnation: str
+    incarnation: str = ""
     same_plan: bool = True
