@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+from ray_workflows._engine.decision import ACTIVE
 from ray_workflows._engine.signals import can_deliver
 from ray_workflows._engine.state import Task, WorkflowState
 from ray_workflows._model.commands import Command, StartAttempt, WakeAt
-from ray_workflows._model.status import WorkflowStatus
-
-ACTIVE = WorkflowStatus.non_terminating_status()
 
 
 def start_attempt(state: WorkflowState, task: Task) -> StartAttempt:

@@ -37,6 +37,11 @@ def is_driven(state: WorkflowState, around: Surroundings) -> bool:
     return state.holder == around.holder or around.driven_elsewhere
 
 
+def has_gone_on(state: WorkflowState, around: Surroundings) -> bool:
+    """Whether what was accepted took its course: the workflow is driven, or has ended."""
+    return is_driven(state, around) or state.status in SETTLED
+
+
 def is_there(state: WorkflowState, incarnation: str) -> bool:
     """Whether there is a workflow, and it is the one that is asked about."""
     return state.status is not WorkflowStatus.NONE and incarnation in ("", state.incarnation)
@@ -84,7 +89,7 @@ def on_submit_again(
         created=known and input.request_id == state.request_id,
         same_plan=same_plan,
     )
-    if known and (is_driven(state, around) or state.status in SETTLED):
+    if known and has_gone_on(state, around):
         return Decision([], accepted)  # Asked again because the answer was lost.
     if input.history is not None and not known:
         return Decision([], WorkflowAlreadyExistsError(state.workflow_id))
@@ -102,7 +107,7 @@ def on_resume(
     if not is_there(state, input.incarnation):
         return Decision([], WorkflowToResumeNotFoundError(state.workflow_id))
     accepted = Accepted(state.incarnation, created=False)
-    if state.is_known(input.request_id) and (is_driven(state, around) or state.status in SETTLED):
+    if state.is_known(input.request_id) and has_gone_on(state, around):
         return Decision([], accepted)  # Asked again because the answer was lost.
     refusal = why_not_resumed(state, around, canceled=input.canceled, same_plan=True)
     if refusal is not None:

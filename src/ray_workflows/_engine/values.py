@@ -5,27 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from ray_workflows._engine.decision import Events
-from ray_workflows._engine.state import Phase, WorkflowState
+from ray_workflows._engine.state import Phase, Task, WorkflowState
 from ray_workflows._model import events as ev
+
+
+def is_unstored(task: Task | None) -> bool:
+    """Whether there is a task, with a result that is in no storage."""
+    if task is None or task.phase is not Phase.SUCCEEDED:
+        return False
+    return task.outcome is not None and not task.outcome.stored
 
 
 def unstored(state: WorkflowState) -> Iterator[int]:
     """The tasks whose results are in no storage."""
-    for number, task in state.tasks.items():
-        if task.phase is Phase.SUCCEEDED and task.outcome is not None and not task.outcome.stored:
-            yield number
+    return (number for number, task in state.tasks.items() if is_unstored(task))
 
 
 def lose(state: WorkflowState, tasks: Iterable[int], now: float) -> Events:
     """The results of these tasks are gone, as far as they are there and in no storage."""
-    numbers = set()
-    for number in tasks:
-        task = state.tasks.get(number)
-        if (
-            task is not None
-            and task.phase is Phase.SUCCEEDED
-            and task.outcome is not None
-            and not task.outcome.stored
-        ):
-            numbers.add(number)
+    numbers = {number for number in tasks if is_unstored(state.tasks.get(number))}
     return [ev.ValuesLost(at=now, tasks=tuple(sorted(numbers)))] if numbers else []
