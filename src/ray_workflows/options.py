@@ -14,8 +14,8 @@ from ray.remote_function import RemoteFunction
 from ray_workflows._arguments import to_float
 from ray_workflows._capture.depth import JSON_DEPTH, is_deeper_than
 from ray_workflows._capture.options import read_label, write_label
-from ray_workflows._capture.ray_private import LABELS, default_options
 from ray_workflows._codec.journal import ENCODER
+from ray_workflows._ray.private import LABELS, default_options
 from ray_workflows.retry import RetryPolicy
 
 

@@ -10,12 +10,13 @@ import pytest
 
 from ray_workflows._client.environments import Remembered, Wishes, missing
 from ray_workflows._client.reader import Reader
-from ray_workflows._environment import packages, ray_private, record
+from ray_workflows._environment import packages, record
 from ray_workflows._environment import store as shared
 from ray_workflows._environment.archive import file_digest
 from ray_workflows._environment.snapshot import keep_record
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.plan import Environment, EnvironmentChange
+from ray_workflows._ray import private
 from ray_workflows.cli import checks
 from tests.cli.conftest import Cli
 from tests.cli.store import PLAN, Store
@@ -130,7 +131,7 @@ def test_damaged_code(
         assert row is not None
         found = Remembered(store.storage, row)
         # The cluster has its secret.
-        monkeypatch.setattr(ray_private, "has_key", lambda key: True)
+        monkeypatch.setattr(private, "has_key", lambda key: True)
         # What was recorded can't be compared; what is here needs none of it.
         (said,) = missing(found, EnvironmentChange("recorded", "me@here"), Wishes())
         assert name in said

@@ -10,8 +10,9 @@ import ray
 from ray.util.queue import Queue
 
 import ray_workflows as workflow
-from ray_workflows._capture import handles, ray_private
+from ray_workflows._capture import handles
 from ray_workflows._capture.pickling import pickle_value, unpickle_value
+from ray_workflows._ray import private
 from tests.ray.marks import wait_until
 
 
@@ -92,9 +93,9 @@ def test_an_actor_of_another_cluster_is_named(monkeypatch: pytest.MonkeyPatch) -
 def test_what_ray_calls_private() -> None:
     """As `tests/unit/test_ray_private.py`, of what needs a cluster."""
     unnamed: Any = Progress.remote()
-    state, weak = ray_private.actor_state(unnamed)
-    assert ray_private.named_actor(state) == ("", ray.get_runtime_context().namespace)
-    assert ray_private.handle_from_state(state, weak) == unnamed
-    assert ray_private.session_name().startswith("session_")
+    state, weak = private.actor_state(unnamed)
+    assert private.named_actor(state) == ("", ray.get_runtime_context().namespace)
+    assert private.handle_from_state(state, weak) == unnamed
+    assert private.session_name().startswith("session_")
     named = Progress.options(name="a-name", namespace="a-space").remote()
-    assert ray_private.named_actor(ray_private.actor_state(named)[0]) == ("a-name", "a-space")
+    assert private.named_actor(private.actor_state(named)[0]) == ("a-name", "a-space")

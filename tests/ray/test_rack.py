@@ -10,10 +10,10 @@ import ray
 
 from ray_workflows._environment.attempts import packages_for, runtime_env_for
 from ray_workflows._environment.packages import from_files
-from ray_workflows._environment.ray_private import delete_key, get_key, has_key
 from ray_workflows._executor import rack as racks
 from ray_workflows._executor.rack import AGAIN_VARIABLE, Rack
 from ray_workflows._model.plan import Environment, Package
+from ray_workflows._ray.private import delete_key, get_key, has_key
 from ray_workflows.storage import SqliteStorage
 from tests.ray.marks import wait_until
 

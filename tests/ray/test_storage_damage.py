@@ -15,10 +15,11 @@ import ray
 
 import ray_workflows as workflow
 from ray_workflows._coordinator.recovery import recover
-from ray_workflows._environment import ray_private, store
+from ray_workflows._environment import store
 from ray_workflows._environment.archive import pack
 from ray_workflows._environment.packages import item_name
 from ray_workflows._model.plan import Package
+from ray_workflows._ray import private
 from ray_workflows.storage import SqliteStorage
 from tests.ray.marks import Gate, Marks, wait_until
 
@@ -167,7 +168,7 @@ def test_a_missing_package(wid: str, gate: Gate, tmp_path: Path, storage_dir: Pa
     (tmp_path / "packed.py").write_text(f"ANSWER = 42  # {wid}")
     files = {"packed.py": str(tmp_path / "packed.py")}
     uri = f"gcs://_ray_pkg_{uuid.uuid4().hex}.zip"
-    ray_private.put_key(uri, b"".join(pack(files)))
+    private.put_key(uri, b"".join(pack(files)))
     needs_it = imports_it.options(runtime_env={"working_dir": uri})
     bad = workflow.run_async(needs_it.bind(first.bind(gate)), workflow_id=wid)
     other = workflow.run_async(plain.bind(first.bind(gate)), workflow_id=f"{wid}-other")

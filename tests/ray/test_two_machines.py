@@ -264,7 +264,7 @@ ray.shutdown()
 import shutil
 shutil.rmtree({project!r})
 ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-from ray_workflows._environment.ray_private import has_key
+from ray_workflows._ray.private import has_key
 wait_until(lambda: not has_key(packages), "Ray has deleted the package")
 with few_processes():
     node = cluster.add_node(num_cpus=1, resources={{"new": 1}})
@@ -273,7 +273,7 @@ assert (value, name, files) == ("in the package", "in the package", ["packed.py"
 assert "working_dir_files" in where, where
 
 # A package that went from the cluster comes back.
-from ray_workflows._environment.ray_private import delete_key
+from ray_workflows._ray.private import delete_key
 delete_key(workflow.get_environment("w").runtime_env["working_dir"])
 cluster.remove_node(node)
 with few_processes():

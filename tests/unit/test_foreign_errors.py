@@ -11,7 +11,7 @@ import pytest
 import ray
 from ray.exceptions import NodeDiedError, ObjectLostError, RayError, RayTaskError
 
-from ray_workflows._environment.ray_private import ErrorUnpickler, unpickle_no_user_errors
+from ray_workflows._ray.errors import ErrorUnpickler, unpickle_no_user_errors
 
 ran: list[str] = []
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ray_workflows._environment import images, ray_private
+from ray_workflows._environment import images
+from ray_workflows._ray import private
 
 URI = "gcs://ray_workflows_images.zip"
 
@@ -21,14 +22,14 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("mine.py", "NAME = 'mine'\n")
-    monkeypatch.setattr(ray_private, "get_key", {URI: buffer.getvalue()}.get)
+    monkeypatch.setattr(private, "get_key", {URI: buffer.getvalue()}.get)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path
 
 
 def planted(top: Path) -> Path:
     """Code of somebody else's where ours is looked for."""
-    code = top / ray_private.UNPACKED / "ray_workflows_images"
+    code = top / private.UNPACKED / "ray_workflows_images"
     code.mkdir(parents=True)
     (code / "mine.py").write_text("NAME = 'theirs'\n")
     return top

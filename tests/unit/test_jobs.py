@@ -22,9 +22,9 @@ from ray_workflows._coordinator.loop import Loop
 from ray_workflows._coordinator.orphans import Orphans
 from ray_workflows._coordinator.workflow import Workflow
 from ray_workflows._elapsed import elapsed
-from ray_workflows._environment.ray_private import error_without_user_code
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.status import WorkflowStatus
+from ray_workflows._ray.errors import error_without_user_code
 from ray_workflows.exceptions import StorageUnavailableError, WorkflowNotFoundError
 from ray_workflows.storage.base import Storage
 from ray_workflows.storage.memory import MemoryHome, MemoryJournals, MemoryStorage

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_workflows._environment import order
+from ray_workflows._ray import order
 
 PACKAGES = ["/s/runtime_resources/py_modules_files/a", "/s/runtime_resources/py_modules_files/b"]
 

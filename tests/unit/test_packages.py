@@ -18,7 +18,7 @@ from ray_workflows.storage import MemoryStorage, SqliteStorage, Storage
 def test_a_package_of_any_name_is_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
     uri = "gcs://of_the_user.zip"
     data = bytes(range(256)) * 1000
-    monkeypatch.setattr(packages.ray_private, "get_key", {uri: data}.get)
+    monkeypatch.setattr(packages.private, "get_key", {uri: data}.get)
     storage = MemoryStorage()
     package = packages.fetch(storage, uri, packages.digest_in(uri), None)
     assert package.uri == uri
@@ -94,14 +94,14 @@ def stored(place: Place, package: Package) -> bytes:
 def cluster(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     """What the cluster has by key."""
     there: dict[str, bytes] = {}
-    monkeypatch.setattr(packages.ray_private, "has_key", there.__contains__)
-    monkeypatch.setattr(packages.ray_private, "put_key", there.__setitem__)
+    monkeypatch.setattr(packages.private, "has_key", there.__contains__)
+    monkeypatch.setattr(packages.private, "put_key", there.__setitem__)
     return there
 
 
 def bring(place: Place, package: Package) -> None:
     """As a Ray task does."""
-    packages.ray_private.remote_body(packages.bring)(place.storage, package)
+    packages.private.remote_body(packages.bring)(place.storage, package)
 
 
 @pytest.mark.parametrize("how", DAMAGES)

@@ -15,8 +15,7 @@ import ray
 from ray import cloudpickle
 from ray.dag import InputNode
 
-from ray_workflows._capture import ray_private
-from ray_workflows._environment import ray_private as environment_private
+from ray_workflows._ray import private
 
 
 def plain(*args, **kwargs):
@@ -27,17 +26,17 @@ f = ray.remote(plain)
 
 
 def test_node_function() -> None:
-    assert ray_private.node_function(f.bind(1)) is plain
-    assert ray_private.node_function(f.options(num_cpus=2).bind()) is plain
+    assert private.node_function(f.bind(1)) is plain
+    assert private.node_function(f.options(num_cpus=2).bind()) is plain
 
 
 def test_node_options() -> None:
     with_options = f.options(num_cpus=2)
     first, second = with_options.bind(1), with_options.bind(2)
-    assert ray_private.node_options(first) == first.get_options()
-    assert ray_private.node_options(first) is ray_private.node_options(second)
-    assert ray_private.node_options(f.options(num_cpus=2).bind()) is not with_options
-    assert ray_private.node_options(f.bind(1)) == {}
+    assert private.node_options(first) == first.get_options()
+    assert private.node_options(first) is private.node_options(second)
+    assert private.node_options(f.options(num_cpus=2).bind()) is not with_options
+    assert private.node_options(f.bind(1)) == {}
 
 
 def test_node_input() -> None:
@@ -45,34 +44,34 @@ def test_node_input() -> None:
         # By different keys: Ray makes one node of ``inputs.x`` and ``inputs["x"]``.
         by_item = {inputs.x: False, inputs["y"]: True, inputs[0]: True}
     for node, expected in by_item.items():
-        assert ray_private.node_input(node) is inputs
-        assert ray_private.takes_item(node) is expected
+        assert private.node_input(node) is inputs
+        assert private.takes_item(node) is expected
 
 
 def test_default_options() -> None:
     function = ray.remote(num_cpus=2)(plain)
-    assert ray_private.default_options(function)["num_cpus"] == 2
-    ray_private.default_options(function)[ray_private.LABELS] = {"team": "a"}
-    assert function.bind().get_options()[ray_private.LABELS] == {"team": "a"}
+    assert private.default_options(function)["num_cpus"] == 2
+    private.default_options(function)[private.LABELS] = {"team": "a"}
+    assert function.bind().get_options()[private.LABELS] == {"team": "a"}
 
 
 def test_labels() -> None:
     """Taken by Ray, and handed on as they are."""
-    labels = {ray_private.LABELS: {"any name, like this.one": '{"any": "text"}'}}
-    assert f.options(**labels).bind().get_options()[ray_private.LABELS] == labels["_labels"]
+    labels = {private.LABELS: {"any name, like this.one": '{"any": "text"}'}}
+    assert f.options(**labels).bind().get_options()[private.LABELS] == labels["_labels"]
 
 
 def test_placement_group() -> None:
     from ray._raylet import PlacementGroupID
 
     hex_id = "ab" * PlacementGroupID.size()
-    assert ray_private.placement_group(hex_id).id.hex() == hex_id
+    assert private.placement_group(hex_id).id.hex() == hex_id
 
 
 def test_bootstrap_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert ray_private.bootstrap_address("10.9.8.7:1234") == "10.9.8.7:1234"
+    assert private.bootstrap_address("10.9.8.7:1234") == "10.9.8.7:1234"
     monkeypatch.setenv("RAY_ADDRESS", "10.9.8.7:4321")
-    assert ray_private.bootstrap_address("auto") == "10.9.8.7:4321"
+    assert private.bootstrap_address("auto") == "10.9.8.7:4321"
 
 
 def test_setup_hook_variable() -> None:
@@ -80,8 +79,8 @@ def test_setup_hook_variable() -> None:
     from ray._private.runtime_env import setup_hook
 
     variable = ray_constants.WORKER_PROCESS_SETUP_HOOK_ENV_VAR
-    assert variable == environment_private.SETUP_HOOK_VARIABLE
-    assert setup_hook.RUNTIME_ENV_FUNC_IDENTIFIER == environment_private.FUNCTION_PREFIX
+    assert variable == private.SETUP_HOOK_VARIABLE
+    assert setup_hook.RUNTIME_ENV_FUNC_IDENTIFIER == private.FUNCTION_PREFIX
 
 
 def test_classes_that_come_with_their_contents() -> None:
@@ -94,12 +93,12 @@ def test_classes_that_come_with_their_contents() -> None:
         A = 1
 
     for cls, make, position in (
-        (Local, ray_private.MAKE_CLASS, ray_private.CLASS_ID),
-        (Kind, ray_private.MAKE_ENUM, ray_private.ENUM_ID),
+        (Local, private.MAKE_CLASS, private.CLASS_ID),
+        (Kind, private.MAKE_ENUM, private.ENUM_ID),
     ):
-        ray_private.track_class(cls, f"the id of {cls.__name__}")
+        private.track_class(cls, f"the id of {cls.__name__}")
         data = cloudpickle.dumps(cls)
-        assert ray_private.SKELETON in data
+        assert private.SKELETON in data
         called = {}
 
         class Noting(pickle.Unpickler):
@@ -114,26 +113,26 @@ def test_classes_that_come_with_their_contents() -> None:
 
         assert Noting(io.BytesIO(data)).load() is cls
         assert called[make][position] == f"the id of {cls.__name__}"
-        assert called[ray_private.FILL_CLASS][0] is cls
+        assert called[private.FILL_CLASS][0] is cls
 
 
 def test_job_config_variable() -> None:
     from ray._private.runtime_env import constants
 
-    assert constants.RAY_JOB_CONFIG_JSON_ENV_VAR == ray_private.JOB_CONFIG_VARIABLE
+    assert constants.RAY_JOB_CONFIG_JSON_ENV_VAR == private.JOB_CONFIG_VARIABLE
 
 
 def test_ray_commit() -> None:
     given = ray.runtime_env.RuntimeEnv(pip=["tiny"], env_vars={"A": "b"})
-    assert set(given) - {"pip", "env_vars"} == {environment_private.RAY_COMMIT}
+    assert set(given) - {"pip", "env_vars"} == {private.RAY_COMMIT}
 
 
 def test_remote_body() -> None:
-    assert environment_private.remote_body(f) is plain
+    assert private.remote_body(f) is plain
 
 
 def test_git_matcher() -> None:
-    matches = environment_private.git_matcher(["*.dat", "build/", "/top", "!keep.dat"])
+    matches = private.git_matcher(["*.dat", "build/", "/top", "!keep.dat"])
     assert matches("a/b.dat")
     assert matches("build/")
     assert matches("top")
@@ -142,20 +141,20 @@ def test_git_matcher() -> None:
 
 
 def test_limits_of_packages() -> None:
-    assert environment_private.largest_package() > 100_000_000
-    assert all(isinstance(name, str) for name in environment_private.default_excludes())
+    assert private.largest_package() > 100_000_000
+    assert all(isinstance(name, str) for name in private.default_excludes())
 
 
 def test_keys_of_the_cluster(cluster: None) -> None:
     """What the cluster keeps under a name, packages too."""
     key = "gcs://ray_workflows_test.zip"
-    assert environment_private.get_key(key) is None
-    assert not environment_private.has_key(key)
-    environment_private.put_key(key, b"some bytes")
-    assert environment_private.has_key(key)
-    assert environment_private.get_key(key) == b"some bytes"
-    environment_private.delete_key(key)
-    assert not environment_private.has_key(key)
+    assert private.get_key(key) is None
+    assert not private.has_key(key)
+    private.put_key(key, b"some bytes")
+    assert private.has_key(key)
+    assert private.get_key(key) == b"some bytes"
+    private.delete_key(key)
+    assert not private.has_key(key)
 
 
 def test_where_packages_are_unpacked(cluster: None, tmp_path: Path) -> None:
@@ -166,7 +165,7 @@ def test_where_packages_are_unpacked(cluster: None, tmp_path: Path) -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("rw_unpacked.py", "")
-    environment_private.put_key(key, buffer.getvalue())
+    private.put_key(key, buffer.getvalue())
 
     @ray.remote(num_cpus=0, runtime_env={"py_modules": [key]})
     def where():
@@ -174,13 +173,13 @@ def test_where_packages_are_unpacked(cluster: None, tmp_path: Path) -> None:
 
         return rw_unpacked.__file__
 
-    assert f"/{environment_private.UNPACKED}/" in ray.get(where.remote())
-    environment_private.delete_key(key)
+    assert f"/{private.UNPACKED}/" in ray.get(where.remote())
+    private.delete_key(key)
 
 
 def test_take_token(tmp_path: Path) -> None:
     """A token of this user is used, and none is made; $RAY_AUTH_MODE holds."""
-    code = "import os; from ray_workflows._capture.ray_private import take_token; take_token(); "
+    code = "import os; from ray_workflows._ray.private import take_token; take_token(); "
     code += "print(os.environ.get('RAY_AUTH_MODE'))"
 
     def mode(**variables: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ray_workflows._environment import ray_private, secrets
+from ray_workflows._environment import secrets
+from ray_workflows._ray import private
 
 
 @pytest.fixture
@@ -15,9 +16,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
         if overwrite or key not in keys:
             keys[key] = data
 
-    monkeypatch.setattr(ray_private, "put_key", put_key)
-    monkeypatch.setattr(ray_private, "get_key", keys.get)
-    monkeypatch.setattr(ray_private, "has_key", keys.__contains__)
+    monkeypatch.setattr(private, "put_key", put_key)
+    monkeypatch.setattr(private, "get_key", keys.get)
+    monkeypatch.setattr(private, "has_key", keys.__contains__)
     monkeypatch.setattr(secrets, "chosen", None)
     monkeypatch.setattr(secrets, "marks", {})
     return keys

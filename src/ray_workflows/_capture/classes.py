@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 from ray import cloudpickle
 
 from ray_workflows._capture.definitions import SCRIPT, comes_along, definition, named
-from ray_workflows._capture.ray_private import class_id, track_class
+from ray_workflows._ray.private import class_id, track_class
 
 logger = logging.getLogger(__name__)
 

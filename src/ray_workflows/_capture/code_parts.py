@@ -23,7 +23,7 @@ from ray_workflows._capture.pickling import (
     pickle_value,
     refuse_node_in_function,
 )
-from ray_workflows._capture.ray_private import (
+from ray_workflows._ray.private import (
     ARGUMENTS_OF_CLASS,
     MAKES_FUNCTION,
     OF_PROCESS,

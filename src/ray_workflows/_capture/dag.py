@@ -17,7 +17,6 @@ from ray_workflows._capture import garbage
 from ray_workflows._capture.functions import write_function
 from ray_workflows._capture.options import task_options
 from ray_workflows._capture.pickling import Part, Pickled, pickle_value
-from ray_workflows._capture.ray_private import node_function, node_input, node_options, takes_item
 from ray_workflows._capture.shared import SharedParts, contents_of
 from ray_workflows._capture.values import ValueWriter
 from ray_workflows._capture.walk import NONE, Arguments, InputHook, direct_argument, postorder
@@ -30,6 +29,7 @@ from ray_workflows._model.plan import (
     TaskSpec,
 )
 from ray_workflows._model.values import Blob, Value
+from ray_workflows._ray.private import node_function, node_input, node_options, takes_item
 
 
 class DAGInput:

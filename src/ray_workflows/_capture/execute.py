@@ -12,9 +12,9 @@ from ray.dag import DAGNode, FunctionNode, InputAttributeNode, InputNode
 
 from ray_workflows._capture.dag import check_root
 from ray_workflows._capture.pickling import unpickle_value
-from ray_workflows._capture.ray_private import node_function
 from ray_workflows._capture.walk import Arguments, postorder
 from ray_workflows._codec.placeholders import OBJECT_REF, OBJECT_VALUE
+from ray_workflows._ray.private import node_function
 
 
 def no_inputs(node: InputNode | InputAttributeNode) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
-from ray_workflows._capture.ray_private import (
+from ray_workflows._ray.private import (
     actor_state,
     handle_from_state,
     named_actor,

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from types import CodeType
 from typing import Any
 
-from ray_workflows._capture.ray_private import MAKE_CLASSES, NAMES_TYPE, SET_STATE
 from ray_workflows._capture.source_lines import restored_code
+from ray_workflows._ray.private import MAKE_CLASSES, NAMES_TYPE, SET_STATE
 
 
 class Inert:

@@ -14,9 +14,9 @@ import ray
 
 from ray_workflows._capture.pickling import Part, Pickled, Reference, path_to_ref, pickle_value
 from ray_workflows._codec.envelope import objects_in, seal
-from ray_workflows._environment.cluster import call_inside, is_outside
 from ray_workflows._model.blobs import BlobStore
 from ray_workflows._model.values import Blob
+from ray_workflows._ray.cluster import call_inside, is_outside
 from ray_workflows.exceptions import SerializationError
 
 #: What Ray raises when an object is gone with its owner or its node: nobody's fault.

@@ -27,8 +27,8 @@ from ray.util.scheduling_strategies import (
 
 from ray_workflows._capture.depth import JSON_DEPTH, is_deeper_than
 from ray_workflows._capture.pickling import pickle_value
-from ray_workflows._capture.ray_private import LABELS, placement_group
 from ray_workflows._model.plan import DEFAULT_MAX_RETRIES, FUNCTION, Backoff, TaskOptions
+from ray_workflows._ray.private import LABELS, placement_group
 
 #: The label under which the options of `ray_workflows.options` travel.
 LABEL = "ray_workflows.options"

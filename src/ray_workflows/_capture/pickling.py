@@ -21,7 +21,11 @@ from ray.dag import DAGNode, FunctionNode
 from ray_workflows._capture.classes import OWN, Classes, bring_along, identity_in, own_class
 from ray_workflows._capture.depth import DEEP_LIMIT, deepest, deeply, find, is_too_deep
 from ray_workflows._capture.handles import is_handle, reduce_handle
-from ray_workflows._capture.ray_private import (
+from ray_workflows._capture.source_lines import lines_of, nested, restored_code
+from ray_workflows._codec.envelope import plain_head_in
+from ray_workflows._codec.placeholders import OBJECT_REF, OBJECT_VALUE, placeholder
+from ray_workflows._model.errors import name_of, text_of
+from ray_workflows._ray.private import (
     CLASS_ID,
     ENUM_ID,
     FILL_CLASS,
@@ -32,10 +36,6 @@ from ray_workflows._capture.ray_private import (
     node_function,
     tracked_class,
 )
-from ray_workflows._capture.source_lines import lines_of, nested, restored_code
-from ray_workflows._codec.envelope import plain_head_in
-from ray_workflows._codec.placeholders import OBJECT_REF, OBJECT_VALUE, placeholder
-from ray_workflows._model.errors import name_of, text_of
 from ray_workflows.exceptions import InvalidResultError, SerializationError, WorkflowError
 
 #: Types whose values are pickled by any pickler in the same way, and refer to nothing.

@@ -17,9 +17,9 @@ from ray.remote_function import RemoteFunction
 from ray_workflows._capture.classes import Bringing
 from ray_workflows._capture.functions import write_function
 from ray_workflows._capture.values import ValueReader, ValueWriter
-from ray_workflows._environment.ray_private import remote_body
 from ray_workflows._model.plan import Function
 from ray_workflows._model.values import Value
+from ray_workflows._ray.private import remote_body
 
 
 def present_version(module: str, qualname: str) -> Any:

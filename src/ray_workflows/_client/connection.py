@@ -18,9 +18,9 @@ from ray_workflows._codec.journal import VERSION
 from ray_workflows._coordinator.claims import LEASE_SECONDS
 from ray_workflows._coordinator.host import ACTOR_NAME, NAMESPACE, Settings
 from ray_workflows._coordinator.room import UNLIMITED, Limits
-from ray_workflows._environment.cluster import call_inside, is_outside
 from ray_workflows._environment.interpreter import check_python
 from ray_workflows._executor.node_storage import NodeStorage
+from ray_workflows._ray.cluster import call_inside, is_outside
 from ray_workflows._version import __version__
 from ray_workflows.codec import PayloadCodec
 from ray_workflows.exceptions import CoordinatorUnavailableError, StorageConfigError

@@ -23,7 +23,6 @@ from ray_workflows._client.reader import Reader
 from ray_workflows._coordinator.recovery import fold
 from ray_workflows._engine.state import Phase, Task, WorkflowState
 from ray_workflows._environment import capture, hooks, secrets, snapshot, store
-from ray_workflows._environment.cluster import call_inside
 from ray_workflows._environment.compare import (
     changed_modules,
     diff,
@@ -39,6 +38,7 @@ from ray_workflows._model.environment import Difference, EnvironmentInfo, Resume
 from ray_workflows._model.ids import plain_text, validate_workflow_id
 from ray_workflows._model.plan import Environment, EnvironmentChange, Function
 from ray_workflows._model.status import WorkflowStatus
+from ray_workflows._ray.cluster import call_inside
 from ray_workflows.exceptions import (
     EnvironmentMismatchError,
     StorageCorruptError,

@@ -15,8 +15,8 @@ from typing import Any
 import ray
 from ray import cloudpickle
 
-from ray_workflows._capture.ray_private import JOB_CONFIG_VARIABLE
 from ray_workflows._coordinator.host import coordinator_class
+from ray_workflows._ray.private import JOB_CONFIG_VARIABLE
 from ray_workflows.exceptions import CoordinatorUnavailableError
 
 #: How long the driver that starts the coordinator may take, in seconds.

@@ -49,7 +49,6 @@ from ray_workflows._coordinator.wire import (
     encode_watched,
 )
 from ray_workflows._elapsed import elapsed
-from ray_workflows._environment import ray_private
 from ray_workflows._executor.batch import Load, WireReport, pack_loads
 from ray_workflows._executor.calls import Calls
 from ray_workflows._executor.carry import ANSWER_SECONDS as WORKER_SECONDS
@@ -61,6 +60,7 @@ from ray_workflows._model import inputs as inp
 from ray_workflows._model.answers import Accepted
 from ray_workflows._model.inputs import AttemptRuns
 from ray_workflows._model.plan import EnvironmentChange
+from ray_workflows._ray.errors import unpickle_no_user_errors
 from ray_workflows._version import __version__
 from ray_workflows.exceptions import (
     CoordinatorUnavailableError,
@@ -138,7 +138,7 @@ class Coordinator:
         self.inbox: Inbox = queue.SimpleQueue()
         self.broken: Exception | None = None
         # A task's error must not be able to end what drives all tasks.
-        ray_private.unpickle_no_user_errors()
+        unpickle_no_user_errors()
         gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
         self.seats = Seats(SEATS)
         context = ray.get_runtime_context()

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from tempfile import SpooledTemporaryFile
 
-from ray_workflows._environment.ray_private import (
+from ray_workflows._ray.private import (
     default_excludes,
     git_matcher,
     largest_package,

@@ -7,8 +7,8 @@ import sys
 from typing import Any
 
 from ray_workflows._environment import capture, images, interpreter, packages, secrets
-from ray_workflows._environment.ray_private import UNPACKED
 from ray_workflows._model.plan import Environment, Package
+from ray_workflows._ray.private import UNPACKED
 
 
 def runtime_env_for(environment: Environment, task_env: dict[str, Any] | None) -> dict[str, Any]:

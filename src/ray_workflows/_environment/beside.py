@@ -11,8 +11,8 @@ import logging
 import os
 
 from ray_workflows._environment.archive import NEVER, walk
-from ray_workflows._environment.ray_private import git_matcher
 from ray_workflows._environment.sources import read_source
+from ray_workflows._ray.private import git_matcher
 
 logger = logging.getLogger(__name__)
 

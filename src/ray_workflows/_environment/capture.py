@@ -19,7 +19,7 @@ from collections.abc import Iterable
 import ray
 
 from ray_workflows._environment.loaded import all_modules, file_of
-from ray_workflows._environment.ray_private import UNPACKED
+from ray_workflows._ray.private import UNPACKED
 
 #: Directories larger than this are not searched for modules that were not imported yet.
 MAX_SCANNED_FILES = 1000

@@ -11,8 +11,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from ray_workflows._environment import ray_private
-from ray_workflows._environment.cluster import call_inside
+from ray_workflows._ray import private
+from ray_workflows._ray.cluster import call_inside
 
 #: The field in which users name it. What counts is the variable.
 FIELD = "worker_process_setup_hook"
@@ -39,22 +39,22 @@ def localize(
     the directory."""
     changed = {key: value for key, value in runtime_env.items() if key != FIELD}
     env_vars = changed.get("env_vars") or {}
-    key = env_vars.get(ray_private.SETUP_HOOK_VARIABLE) or ""
-    if not key.startswith(ray_private.FUNCTION_PREFIX):
+    key = env_vars.get(private.SETUP_HOOK_VARIABLE) or ""
+    if not key.startswith(private.FUNCTION_PREFIX):
         return changed, {}
-    function: bytes = call_inside(ray_private.registered_function, key)
+    function: bytes = call_inside(private.registered_function, key)
     name = PREFIX + hashlib.sha256(function).hexdigest()[:16]
     path = os.path.join(directory, f"{name}.py")
     with open(path, "w", encoding="utf-8") as file:
         file.write(SOURCE.format(function=function))
-    changed["env_vars"] = {**env_vars, ray_private.SETUP_HOOK_VARIABLE: f"{name}.set_up"}
+    changed["env_vars"] = {**env_vars, private.SETUP_HOOK_VARIABLE: f"{name}.set_up"}
     return changed, {os.path.basename(path): path}
 
 
 def exchange(runtime_env: dict[str, Any], mine: Mapping[str, Any]) -> None:
     """Take this driver's hook, if it has one, instead of one that was stored with other code."""
     env_vars = dict(runtime_env.get("env_vars") or {})
-    variable = ray_private.SETUP_HOOK_VARIABLE
+    variable = private.SETUP_HOOK_VARIABLE
     own = (mine.get("env_vars") or {}).get(variable)
     if own:
         env_vars[variable] = own

@@ -16,7 +16,7 @@ import zipfile
 from io import BytesIO
 from typing import Any
 
-from ray_workflows._environment import ray_private
+from ray_workflows._ray import private
 
 #: Fields beside which Ray takes only ``config`` and ``env_vars``.
 FIELDS = ("image_uri", "container")
@@ -89,11 +89,11 @@ def unpacked(uri: str) -> str:
     Raises:
         LookupError: the cluster does not have it.
     """
-    top = os.path.join(own_directory(), ray_private.UNPACKED)
+    top = os.path.join(own_directory(), private.UNPACKED)
     directory = os.path.join(top, uri.removeprefix(BEGIN).removesuffix(END))
     if os.path.isdir(directory):
         return directory
-    data = ray_private.get_key(uri)
+    data = private.get_key(uri)
     if data is None:
         raise LookupError(f"The cluster does not have the package {uri}.")
     os.makedirs(top, mode=0o700, exist_ok=True)

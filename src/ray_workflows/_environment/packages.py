@@ -17,7 +17,7 @@ from typing import Any
 
 import ray
 
-from ray_workflows._environment import ray_private, store
+from ray_workflows._environment import store
 from ray_workflows._environment.archive import (
     MAX_CODE_BYTES,
     ChangedMeanwhileError,
@@ -25,10 +25,11 @@ from ray_workflows._environment.archive import (
     pack,
     walk,
 )
-from ray_workflows._environment.cluster import call_inside
 from ray_workflows._environment.store import PACKAGE, Item, SharedStorage
 from ray_workflows._model.plan import Package
 from ray_workflows._model.values import Blob
+from ray_workflows._ray import private
+from ray_workflows._ray.cluster import call_inside
 from ray_workflows.exceptions import (
     PackageTooLargeError,
     is_transient,
@@ -82,7 +83,7 @@ def digest_in(uri: str) -> str | None:
 
 def fetch(storage: SharedStorage, uri: str, digest: str | None, user: User | None) -> Package:
     """Store a package that the cluster has. Called in the cluster."""
-    data = ray_private.get_key(uri)
+    data = private.get_key(uri)
     if data is None:
         raise ValueError(
             f"The runtime_env names the package {uri}, which the cluster does not have any more. "
@@ -136,7 +137,7 @@ def from_directory(
         raise ValueError(f"{directory!r} is not a directory, nor the URI of a package.")
     prefix = f"{inside}/" if inside else ""
     files = {f"{prefix}{name}": path for name, path in walk(top, excludes)}
-    return from_files(storage, files, what=top, most=ray_private.largest_package())
+    return from_files(storage, files, what=top, most=private.largest_package())
 
 
 # -- in a runtime_env ----------------------------------------------------------------------
@@ -202,10 +203,10 @@ def bring(storage: SharedStorage, package: Package) -> None:
         StorageCorruptError: its bytes are damaged or missing.
         PackageTooLargeError: this Ray takes none of that size.
     """
-    most = ray_private.largest_package()
+    most = private.largest_package()
     if package.blob.size > most:
         raise PackageTooLargeError(f"The package {package.uri}", package.blob.size, most)
-    while not ray_private.has_key(package.uri):
+    while not private.has_key(package.uri):
         try:
             with store.noting_damage(storage, item_name(package), package.incarnation):
                 data = read_whole(storage, package)
@@ -214,7 +215,7 @@ def bring(storage: SharedStorage, package: Package) -> None:
                 raise
             time.sleep(AGAIN_SECONDS)
         else:
-            ray_private.put_key(package.uri, data)
+            private.put_key(package.uri, data)
 
 
 def read_whole(storage: SharedStorage, package: Package) -> bytes:
@@ -229,4 +230,4 @@ def read_whole(storage: SharedStorage, package: Package) -> bytes:
 def drop(uris: list[str]) -> None:
     """Take packages out of the cluster's memory."""
     for uri in uris:
-        ray_private.delete_key(uri)
+        private.delete_key(uri)

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from ray_workflows._environment import ray_private
+from ray_workflows._ray import private
 
 #: Names of variables whose values are not stored, as `fnmatch` patterns; case does not matter.
 DEFAULT_PATTERNS = ("*_KEY", "*_TOKEN", "*_SECRET", "*PASSWORD", "*_CREDENTIALS")
@@ -77,15 +77,15 @@ def mark(session: str, name: str, value: str) -> str:
         # does not give it away.
         text = f"{name}={value}".encode()
         known = MARK + hmac.new(cluster_key(), text, hashlib.sha256).hexdigest()[:32]
-        ray_private.put_key(known, value.encode())
+        private.put_key(known, value.encode())
         marks[session, name, value] = known
     return known
 
 
 def cluster_key() -> bytes:
     """Random bytes that only processes of this cluster know, the same for all of them."""
-    ray_private.put_key(CLUSTER_KEY, os.urandom(32), overwrite=False)
-    key = ray_private.get_key(CLUSTER_KEY)
+    private.put_key(CLUSTER_KEY, os.urandom(32), overwrite=False)
+    key = private.get_key(CLUSTER_KEY)
     assert key is not None
     return key
 
@@ -102,7 +102,7 @@ def reveal(env_vars: Mapping[str, str]) -> dict[str, str]:
         if not value.startswith(MARK):
             revealed[name] = value
             continue
-        found = ray_private.get_key(value)
+        found = private.get_key(value)
         if found is not None:
             revealed[name] = found.decode()
         elif name not in os.environ:
@@ -126,8 +126,8 @@ def supply(runtime_envs: Iterable[Mapping[str, Any]], values: Mapping[str, str])
     missing = set()
     for name, key in set(marked(runtime_envs)):
         if name in values:
-            ray_private.put_key(key, values[name].encode())
-        elif not ray_private.has_key(key):
+            private.put_key(key, values[name].encode())
+        elif not private.has_key(key):
             missing.add(name)
     return sorted(missing)
 

@@ -20,9 +20,7 @@ from ray_workflows._environment import (
     capture,
     hooks,
     interpreter,
-    order,
     packages,
-    ray_private,
     record,
     secrets,
     store,
@@ -34,6 +32,7 @@ from ray_workflows._environment.packages import User
 from ray_workflows._environment.store import DOCUMENT, SharedStorage
 from ray_workflows._environment.zipped import unzipped
 from ray_workflows._model.plan import Environment, Package, Plan
+from ray_workflows._ray import order, private
 
 #: How long what is stored is believed to be there, in seconds.
 BELIEVED_SECONDS = 600.0
@@ -260,7 +259,7 @@ def remember_options(storage: SharedStorage, plan: Plan, user: User) -> Plan:
             continue
         changed, needed = packages.localize(storage, runtime_env, user)
         # Of the Ray that is here, which is not the one that will be there.
-        changed.pop(ray_private.RAY_COMMIT, None)
+        changed.pop(private.RAY_COMMIT, None)
         if changed.get("env_vars"):
             changed["env_vars"] = secrets.hide(changed["env_vars"], session())
         added += needed

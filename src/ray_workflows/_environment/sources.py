@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ray.remote_function import RemoteFunction
 
 from ray_workflows._environment.loaded import is_module, names_of_class, text_in
-from ray_workflows._environment.ray_private import remote_body
+from ray_workflows._ray.private import remote_body
 
 
 class Source(NamedTuple):

@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 import ray
 
-from ray_workflows._environment.cluster import call_on, is_outside
 from ray_workflows._model.catalog import (
     Append,
     CatalogQuery,
@@ -24,6 +23,7 @@ from ray_workflows._model.catalog import (
     Page,
 )
 from ray_workflows._model.values import Blob
+from ray_workflows._ray.cluster import call_on, is_outside
 from ray_workflows.exceptions import StorageUnavailableError
 from ray_workflows.storage.base import Storage
 from ray_workflows.storage.parts import (

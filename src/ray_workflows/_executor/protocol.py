@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 import msgspec
 
-from ray_workflows._capture.ray_private import LABELS
 from ray_workflows._codec.messages import Message, opened
 from ray_workflows._model.inputs import (
     AttemptCrashed,
@@ -23,6 +22,7 @@ from ray_workflows._model.inputs import (
 )
 from ray_workflows._model.plan import FUNCTION, Environment, Function, TaskOptions
 from ray_workflows._model.values import Outcome, Value
+from ray_workflows._ray.private import LABELS
 
 #: Ray options that do not change where a task can run.
 NOT_SHAPE = ("name", LABELS, "enable_task_events")

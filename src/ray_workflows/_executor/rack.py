@@ -14,10 +14,10 @@ from typing import Any
 
 import ray
 
-from ray_workflows._environment import ray_private
 from ray_workflows._environment.packages import bring, drop
 from ray_workflows._executor.failures import refused_package
 from ray_workflows._model.plan import Package
+from ray_workflows._ray import private
 from ray_workflows.storage.base import Storage
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class Rack:
         not tried yet."""
         for package in packages:
             refused = self.refused.get(package.uri)
-            if refused is not None and not ray_private.has_key(package.uri):
+            if refused is not None and not private.has_key(package.uri):
                 return refused
         return None
 
@@ -108,7 +108,7 @@ class Rack:
         found = False
         for package in packages:
             uri = package.uri
-            if not ray_private.has_key(uri):
+            if not private.has_key(uri):
                 self.brought.pop(uri, None)
                 self.missed_at[uri] = now
                 self.again[uri] = self.again.get(uri, 0) + 1

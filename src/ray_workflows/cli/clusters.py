@@ -11,10 +11,10 @@ from typing import Any
 import click
 import ray
 
-from ray_workflows._capture.ray_private import bootstrap_address, take_token
 from ray_workflows._client import connection as connections
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.reader import Reader
+from ray_workflows._ray.private import bootstrap_address, take_token
 from ray_workflows.cli.limits import limited
 from ray_workflows.cli.printing import note
 from ray_workflows.cli.stores import (

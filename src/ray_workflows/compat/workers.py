@@ -19,10 +19,10 @@ from typing import Any
 import ray
 from ray import cloudpickle
 
-from ray_workflows._capture.ray_private import JOB_CONFIG_VARIABLE as JOB_VARIABLE
 from ray_workflows._environment import capture
 from ray_workflows._environment.interpreter import name_python
-from ray_workflows._environment.ray_private import SETUP_HOOK_VARIABLE as HOOK_VARIABLE
+from ray_workflows._ray.private import JOB_CONFIG_VARIABLE as JOB_VARIABLE
+from ray_workflows._ray.private import SETUP_HOOK_VARIABLE as HOOK_VARIABLE
 from ray_workflows.storage.urls import VARIABLE
 
 #: What Ray calls in each new worker.

@@ -18,7 +18,7 @@ from types import ModuleType
 #: The name of this module in a package.
 NAME = "sitecustomize"
 
-#: As in `ray_private`.
+#: As in `private`.
 UNPACKED = f"{os.sep}runtime_resources{os.sep}"
 
 #: What a Ray worker runs.

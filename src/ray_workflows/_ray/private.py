@@ -6,15 +6,23 @@ one, and `tests/test_architecture.py` when one is used elsewhere.
 
 from __future__ import annotations
 
+import base64
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from ray._private.thirdparty.pathspec import PathSpec
 from ray._raylet import PlacementGroupID
 from ray.actor import ActorHandle
 from ray.cloudpickle import cloudpickle as pickling
 from ray.core.generated.core_worker_pb2 import ActorHandle as ActorState
 from ray.dag import FunctionNode, InputAttributeNode, InputNode
+from ray.experimental.internal_kv import (
+    _internal_kv_del,
+    _internal_kv_exists,
+    _internal_kv_get,
+    _internal_kv_put,
+)
 from ray.remote_function import RemoteFunction
 from ray.util.placement_group import PlacementGroup
 
@@ -38,6 +46,16 @@ OF_PROCESS = ("_abc_impl", "__ray_metadata__")
 REMOTE_FUNCTION_PARTS = {
     f"{RemoteFunction.__module__}.{RemoteFunction.__qualname__}": ("_function", "_default_options")
 }
+
+#: The directory of a node, below that of the session, in which Ray unpacks packages.
+UNPACKED = "runtime_resources"
+
+#: What Ray adds to a runtime_env that installs packages: which Ray it was.
+RAY_COMMIT = "_ray_commit"
+
+#: Tells workers what to call when they start: a function by its path, or by its key in the cluster.
+SETUP_HOOK_VARIABLE = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
+FUNCTION_PREFIX = "ray_runtime_env_func::"
 
 #: Carries a job's runtime_env into the drivers it starts (``ray job submit``).
 JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -165,3 +183,62 @@ def track_class(cls: type, tracker_id: str) -> None:
     with pickling._DYNAMIC_CLASS_TRACKER_LOCK:
         pickling._DYNAMIC_CLASS_TRACKER_BY_CLASS[cls] = tracker_id
         pickling._DYNAMIC_CLASS_TRACKER_BY_ID[tracker_id] = cls
+
+
+def registered_function(key: str) -> bytes:
+    """The pickled function that a driver has given as ``worker_process_setup_hook``."""
+    from ray._private.worker import global_worker
+
+    registered = base64.b64decode(key.removeprefix(FUNCTION_PREFIX))
+    found = global_worker.function_actor_manager.fetch_registered_method(registered, timeout=30)
+    function: bytes = found.function
+    return function
+
+
+def put_key(key: str, data: bytes, *, overwrite: bool = True) -> None:
+    """Keep bytes in the cluster, in place of what is there, unless that is to stay."""
+    _internal_kv_put(key, data, overwrite=overwrite)
+
+
+def get_key(key: str) -> bytes | None:
+    """The bytes that the cluster has under a key."""
+    data: bytes | None = _internal_kv_get(key)
+    return data
+
+
+def has_key(key: str) -> bool:
+    """Whether the cluster has something under a key."""
+    return bool(_internal_kv_exists(key))
+
+
+def delete_key(key: str) -> None:
+    """Remove what the cluster has under a key."""
+    _internal_kv_del(key)
+
+
+def largest_package() -> int:
+    """How many bytes a package may have, as Ray limits it."""
+    from ray._private.runtime_env.packaging import GCS_STORAGE_MAX_SIZE
+
+    return int(GCS_STORAGE_MAX_SIZE)
+
+
+def default_excludes() -> list[str]:
+    """What Ray leaves out of every package."""
+    try:
+        from ray._private.ray_constants import get_runtime_env_default_excludes
+    except ImportError:  # Older ones leave out nothing.
+        return []
+    return list(get_runtime_env_default_excludes())
+
+
+def git_matcher(lines: Iterable[str]) -> Callable[[str], bool]:
+    """Whether a relative path is meant by lines of a ``.gitignore``."""
+    spec = PathSpec.from_lines("gitwildmatch", list(lines))
+    return lambda path: bool(spec.match_file(path))
+
+
+def remote_body(function: RemoteFunction) -> Callable[..., Any]:
+    """The function behind ``@ray.remote``."""
+    body: Callable[..., Any] = function._function
+    return body
