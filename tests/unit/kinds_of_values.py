@@ -92,6 +92,11 @@ VALUES = {
     f"{name}, {size}": (lambda make=make, size=size: make(size))
     for name, make in MAKERS.items()
     for size in SIZES
+} | {
+    "large integer": lambda: 1 << 70,
+    "negative zero": lambda: -0.0,
+    "truth": lambda: True,
+    "half of a character": lambda: "\ud800",
 }
 
 
