@@ -318,7 +318,7 @@ def fingerprint(state: WorkflowState) -> tuple[Any, ...]:
     )
     plain = tuple(
         getattr(state, name)
-        for name in WorkflowState.__slots__
+        for name in WorkflowState.__struct_fields__
         if name not in ("tasks", "frames", "active", "metadata")
     )
     return tasks, plain, sorted(state.active), sorted(state.frames)

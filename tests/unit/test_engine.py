@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from ray_workflows._engine.commands import commands
-from ray_workflows._engine.evolve import TIMED_OUT
+from ray_workflows._engine.lifecycle import TIMED_OUT
 from ray_workflows._model import events as ev
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.commands import ReleaseValue, StartAttempt, WakeAt

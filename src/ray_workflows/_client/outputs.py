@@ -13,7 +13,7 @@ from ray_workflows._client.progress import ProgressDisplay
 from ray_workflows._client.reader import ACTIVE, Reader
 from ray_workflows._client.views import WorkflowView
 from ray_workflows._coordinator.requests import Watched
-from ray_workflows._engine.evolve import TIMED_OUT
+from ray_workflows._engine.lifecycle import TIMED_OUT
 from ray_workflows._model import events as ev
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.status import WorkflowStatus

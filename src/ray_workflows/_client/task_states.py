@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from ray_workflows._client.reader import Observation
 from ray_workflows._client.views import TaskView, WorkflowView, close_attempt, describe_error
-from ray_workflows._engine.evolve import TIMED_OUT
+from ray_workflows._engine.lifecycle import TIMED_OUT
 from ray_workflows._engine.state import Phase, Task
 from ray_workflows._model.plan import LISTENER
 from ray_workflows._model.status import WorkflowStatus

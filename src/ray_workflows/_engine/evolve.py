@@ -10,6 +10,7 @@ from collections.abc import Callable
 from itertools import takewhile
 from typing import Any
 
+from ray_workflows._engine import lifecycle
 from ray_workflows._engine.commands import commands, start_attempt
 from ray_workflows._engine.names import register_task_ids
 from ray_workflows._engine.signals import can_deliver, keep, leave, restart, take, wait
@@ -22,16 +23,12 @@ from ray_workflows._model.commands import (
     Settle,
     WakeAt,
 )
-from ray_workflows._model.plan import SIGNAL, TIMER, EnvironmentChange, Plan
-from ray_workflows._model.status import WorkflowStatus
+from ray_workflows._model.plan import SIGNAL, TIMER, Plan
 from ray_workflows._model.tasks import AttemptOutcome
-from ray_workflows._model.values import ErrorInfo, Outcome, Value
+from ray_workflows._model.values import Outcome, Value
 
 #: Attempts that ended so say nothing of user code's own errors: the next one waits longer.
 SETBACKS = (AttemptOutcome.CRASHED, AttemptOutcome.PREEMPTED, AttemptOutcome.LOST_STORAGE)
-
-#: Type name of the error of a workflow that ran into its timeout.
-TIMED_OUT = "WorkflowTimeoutError"
 
 
 def evolve(state: WorkflowState, event: ev.Event) -> list[Command]:
@@ -47,14 +44,7 @@ def evolve(state: WorkflowState, event: ev.Event) -> list[Command]:
 def apply_workflow_submitted(
     state: WorkflowState, event: ev.WorkflowSubmitted, deltas: list[Command]
 ) -> None:
-    state.status = WorkflowStatus.PENDING
-    state.holder = event.holder
-    state.submitted_at = event.at
-    state.metadata = event.metadata
-    state.request_id = event.request_id
-    state.plan_digest = event.plan.digest
-    state.environment = event.plan.environment
-    state.timeout = event.timeout
+    lifecycle.apply_workflow_submitted(state, event)
     open_frame(
         state,
         event.plan,
@@ -69,17 +59,16 @@ def apply_workflow_submitted(
 def apply_workflow_claimed(
     state: WorkflowState, event: ev.WorkflowClaimed, deltas: list[Command]
 ) -> None:
-    change_holder(state, event.holder)
+    lifecycle.apply_workflow_claimed(state, event)
     deltas += commands(state)
 
 
 def apply_workflow_started(
     state: WorkflowState, event: ev.WorkflowStarted, deltas: list[Command]
 ) -> None:
-    state.status = WorkflowStatus.RUNNING
-    state.deadline = None if state.timeout is None else event.at + state.timeout
-    if state.started_at is None:
-        state.started_at = event.at
+    starts = state.started_at is None
+    lifecycle.apply_workflow_started(state, event)
+    if starts:
         for task in state.tasks.values():
             if not task.unmet:
                 activate(state, task, event.at)
@@ -94,18 +83,7 @@ def apply_workflow_started(
 def apply_workflow_resumed(
     state: WorkflowState, event: ev.WorkflowResumed, deltas: list[Command]
 ) -> None:
-    if state.holder != event.holder or state.released:
-        change_holder(state, event.holder)
-    if event.change is not None:
-        change_environment(state, event.change)
-    if event.request_id:
-        state.resume_id = event.request_id
-    state.status = WorkflowStatus.PENDING
-    state.ended_at = None
-    state.error = None
-    state.failed_task = None
-    state.deadline = None
-    state.cancel_requested = False
+    lifecycle.apply_workflow_resumed(state, event)
     for task in state.tasks.values():
         if task.phase is Phase.FAILED:
             task.phase = Phase.WAITING
@@ -115,30 +93,12 @@ def apply_workflow_resumed(
                 activate(state, task, event.at)
 
 
-def change_environment(state: WorkflowState, change: EnvironmentChange) -> None:
-    if change.environment is not None:
-        state.environment = change.environment
-    # Those of before are not changed in place: attempts that are on their way have them.
-    state.functions = {**state.functions, **change.functions}
-    given = {
-        task_id: {**state.ray_options.get(task_id, {}), **options}
-        for task_id, options in change.ray_options.items()
-    }
-    state.ray_options = {**state.ray_options, **given}
-
-
-def change_holder(state: WorkflowState, holder: str) -> None:
-    state.holder = holder
-    state.epoch += 1
-    state.released = False
-    state.error = None
-
-
 def apply_workflow_canceled(
     state: WorkflowState, event: ev.WorkflowCanceled, deltas: list[Command]
 ) -> None:
     stop_attempts(state, deltas)
-    settle(state, WorkflowStatus.CANCELED, event.at, deltas)
+    lifecycle.apply_workflow_canceled(state, event)
+    deltas.append(Settle())
 
 
 def stop_attempts(state: WorkflowState, deltas: list[Command]) -> None:
@@ -152,48 +112,38 @@ def stop_attempts(state: WorkflowState, deltas: list[Command]) -> None:
 def apply_cancel_requested(
     state: WorkflowState, event: ev.CancelRequested, deltas: list[Command]
 ) -> None:
-    state.cancel_requested = True
+    lifecycle.apply_cancel_requested(state, event)
     deltas.append(WakeAt(0.0))
 
 
 def apply_workflow_succeeded(
     state: WorkflowState, event: ev.WorkflowSucceeded, deltas: list[Command]
 ) -> None:
-    settle(state, WorkflowStatus.SUCCESSFUL, event.at, deltas)
+    lifecycle.apply_workflow_succeeded(state, event)
+    deltas.append(Settle())
 
 
 def apply_workflow_failed(
     state: WorkflowState, event: ev.WorkflowFailed, deltas: list[Command]
 ) -> None:
     # Attempts in flight go on: what they commit need not run again when it is resumed.
-    state.error = event.error
-    state.failed_task = event.task_id
-    settle(state, WorkflowStatus.FAILED, event.at, deltas)
+    lifecycle.apply_workflow_failed(state, event)
+    deltas.append(Settle())
 
 
 def apply_workflow_timed_out(
     state: WorkflowState, event: ev.WorkflowTimedOut, deltas: list[Command]
 ) -> None:
-    state.error = ErrorInfo(
-        type_name=TIMED_OUT, message=f"it ran for more than its timeout of {state.timeout} s"
-    )
     stop_attempts(state, deltas)
-    settle(state, WorkflowStatus.FAILED, event.at, deltas)
+    lifecycle.apply_workflow_timed_out(state, event)
+    deltas.append(Settle())
 
 
 def apply_workflow_released(
     state: WorkflowState, event: ev.WorkflowReleased, deltas: list[Command]
 ) -> None:
     deltas += [CancelAttempt(number) for number in state.active]
-    state.released = True
-    state.error = event.error
-    deltas.append(Settle())
-
-
-def settle(state: WorkflowState, status: WorkflowStatus, at: float, deltas: list[Command]) -> None:
-    state.status = status
-    state.ended_at = at
-    state.deadline = None
+    lifecycle.apply_workflow_released(state, event)
     deltas.append(Settle())
 
 
@@ -410,9 +360,8 @@ def resolve_frame(
     """The frame has its result: it goes away, and its parent has that result."""
     outcome = outcome.wrap_if(frame.wraps)
     close_frame(state, frame, keep=outcome, deltas=deltas)
-    if frame.parent is None:
-        state.output = outcome
-    else:
+    # That of the workflow is in its end, which follows.
+    if frame.parent is not None:
         resolve(state, state.tasks[frame.parent], outcome, at, deltas)
 
 

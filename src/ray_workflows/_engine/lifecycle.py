@@ -5,18 +5,22 @@ whether the workflow is new, driven here, driven elsewhere, or by nobody.
 from __future__ import annotations
 
 import queue
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
 from ray_workflows._engine.decision import ACTIVE, SETTLED, Decision, Events, Surroundings
 from ray_workflows._engine.names import assign_task_ids
-from ray_workflows._engine.signals import is_known
-from ray_workflows._engine.state import WorkflowState
+from ray_workflows._engine.signals import is_known, keep, take
+from ray_workflows._engine.state import Lifecycle, WorkflowState
 from ray_workflows._engine.values import lose, unstored
 from ray_workflows._model import events as ev
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.answers import Accepted, Finished, Stopped
+from ray_workflows._model.plan import EnvironmentChange
 from ray_workflows._model.status import WorkflowStatus
+from ray_workflows._model.values import ErrorInfo
 from ray_workflows.exceptions import (
     SignalRefusedError,
     WorkflowAlreadyExistsError,
@@ -26,23 +30,26 @@ from ray_workflows.exceptions import (
     WorkflowToResumeNotFoundError,
 )
 
+#: Type name of the error of a workflow that ran into its timeout.
+TIMED_OUT = "WorkflowTimeoutError"
+
 #: Signals are kept for these: they run, will run, or may be resumed without saying more.
 TAKES_SIGNALS = (WorkflowStatus.PENDING, WorkflowStatus.RUNNING, WorkflowStatus.FAILED)
 
 
-def is_driven(state: WorkflowState, around: Surroundings) -> bool:
+def is_driven(state: Lifecycle, around: Surroundings) -> bool:
     """Whether a live coordinator drives the workflow: this one or another."""
     if state.status not in ACTIVE or state.released:
         return False
     return state.holder == around.holder or around.driven_elsewhere
 
 
-def has_gone_on(state: WorkflowState, around: Surroundings) -> bool:
+def has_gone_on(state: Lifecycle, around: Surroundings) -> bool:
     """Whether what was accepted took its course: the workflow is driven, or has ended."""
     return is_driven(state, around) or state.status in SETTLED
 
 
-def is_there(state: WorkflowState, incarnation: str) -> bool:
+def is_there(state: Lifecycle, incarnation: str) -> bool:
     """Whether there is a workflow, and it is the one that is asked about."""
     return state.status is not WorkflowStatus.NONE and incarnation in ("", state.incarnation)
 
@@ -154,9 +161,7 @@ def resumed(
     return Decision([*events, *lost_elsewhere(state, now, around)], accepted)
 
 
-def on_cancel(
-    state: WorkflowState, input: inp.Cancel, now: float, around: Surroundings
-) -> Decision:
+def on_cancel(state: Lifecycle, input: inp.Cancel, now: float, around: Surroundings) -> Decision:
     if not is_there(state, input.incarnation):
         return Decision([], WorkflowNotFoundError(state.workflow_id))
     if state.status is WorkflowStatus.CANCELED:
@@ -167,9 +172,7 @@ def on_cancel(
     return Decision([ev.WorkflowCanceled(at=now)])
 
 
-def on_signal(
-    state: WorkflowState, input: inp.Signal, now: float, around: Surroundings
-) -> Decision:
+def on_signal(state: Lifecycle, input: inp.Signal, now: float, around: Surroundings) -> Decision:
     """It is only kept. Who takes it is decided when the holder wakes, after all that came with it:
     a signal may end the workflow, and then those that came with it would be refused."""
     if not is_there(state, input.incarnation):
@@ -223,3 +226,131 @@ def on_release(
     if state.status not in ACTIVE or state.released:
         return Decision([])
     return Decision([ev.WorkflowReleased(at=now, error=input.error)])
+
+
+# -- applied -------------------------------------------------------------------------------
+
+
+def evolve_lifecycle(state: Lifecycle, event: ev.Event) -> None:
+    """Fold one event into what holds of the workflow as a whole, in place. `evolve` does this and
+    more: this alone is for those who do not have the tasks."""
+    applier = APPLIERS.get(type(event))
+    if applier is not None:
+        applier(state, event)
+
+
+def apply_workflow_submitted(state: Lifecycle, event: ev.WorkflowSubmitted) -> None:
+    state.status = WorkflowStatus.PENDING
+    state.holder = event.holder
+    state.submitted_at = event.at
+    state.metadata = event.metadata
+    state.request_id = event.request_id
+    state.plan_digest = event.plan.digest
+    state.environment = event.plan.environment
+    state.timeout = event.timeout
+
+
+def apply_workflow_claimed(state: Lifecycle, event: ev.WorkflowClaimed) -> None:
+    change_holder(state, event.holder)
+
+
+def apply_workflow_started(state: Lifecycle, event: ev.WorkflowStarted) -> None:
+    state.status = WorkflowStatus.RUNNING
+    state.deadline = None if state.timeout is None else event.at + state.timeout
+    if state.started_at is None:
+        state.started_at = event.at
+
+
+def apply_workflow_resumed(state: Lifecycle, event: ev.WorkflowResumed) -> None:
+    if state.holder != event.holder or state.released:
+        change_holder(state, event.holder)
+    if event.change is not None:
+        change_environment(state, event.change)
+    if event.request_id:
+        state.resume_id = event.request_id
+    state.status = WorkflowStatus.PENDING
+    state.ended_at = None
+    state.error = None
+    state.failed_task = None
+    state.deadline = None
+    state.cancel_requested = False
+
+
+def change_environment(state: Lifecycle, change: EnvironmentChange) -> None:
+    if change.environment is not None:
+        state.environment = change.environment
+    # Those of before are not changed in place: attempts that are on their way have them.
+    state.functions = {**state.functions, **change.functions}
+    given = {
+        task_id: {**state.ray_options.get(task_id, {}), **options}
+        for task_id, options in change.ray_options.items()
+    }
+    state.ray_options = {**state.ray_options, **given}
+
+
+def change_holder(state: Lifecycle, holder: str) -> None:
+    state.holder = holder
+    state.epoch += 1
+    state.released = False
+    state.error = None
+
+
+def apply_workflow_canceled(state: Lifecycle, event: ev.WorkflowCanceled) -> None:
+    settle(state, WorkflowStatus.CANCELED, event.at)
+
+
+def apply_cancel_requested(state: Lifecycle, event: ev.CancelRequested) -> None:
+    state.cancel_requested = True
+
+
+def apply_workflow_succeeded(state: Lifecycle, event: ev.WorkflowSucceeded) -> None:
+    state.output = event.output
+    settle(state, WorkflowStatus.SUCCESSFUL, event.at)
+
+
+def apply_workflow_failed(state: Lifecycle, event: ev.WorkflowFailed) -> None:
+    state.error = event.error
+    state.failed_task = event.task_id
+    settle(state, WorkflowStatus.FAILED, event.at)
+
+
+def apply_workflow_timed_out(state: Lifecycle, event: ev.WorkflowTimedOut) -> None:
+    state.error = ErrorInfo(
+        type_name=TIMED_OUT, message=f"it ran for more than its timeout of {state.timeout} s"
+    )
+    settle(state, WorkflowStatus.FAILED, event.at)
+
+
+def apply_workflow_released(state: Lifecycle, event: ev.WorkflowReleased) -> None:
+    state.released = True
+    state.error = event.error
+
+
+def settle(state: Lifecycle, status: WorkflowStatus, at: float) -> None:
+    state.status = status
+    state.ended_at = at
+    state.deadline = None
+
+
+def apply_signal_received(state: Lifecycle, event: ev.SignalReceived) -> None:
+    keep(state, event.name, event.signal_id, event.value)
+
+
+def apply_signal_taken(state: Lifecycle, event: ev.SignalTaken) -> None:
+    take(state, event.name, event.signal_id)
+
+
+APPLIERS: dict[type[ev.Event], Callable[[Lifecycle, Any], None]] = {
+    ev.WorkflowSubmitted: apply_workflow_submitted,
+    ev.WorkflowClaimed: apply_workflow_claimed,
+    ev.WorkflowStarted: apply_workflow_started,
+    ev.WorkflowResumed: apply_workflow_resumed,
+    ev.WorkflowCanceled: apply_workflow_canceled,
+    ev.CancelRequested: apply_cancel_requested,
+    ev.WorkflowSucceeded: apply_workflow_succeeded,
+    ev.WorkflowFailed: apply_workflow_failed,
+    ev.WorkflowTimedOut: apply_workflow_timed_out,
+    ev.WorkflowReleased: apply_workflow_released,
+    ev.SignalReceived: apply_signal_received,
+    ev.SignalTaken: apply_signal_taken,
+}

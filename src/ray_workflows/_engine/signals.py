@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 
-from ray_workflows._engine.state import Phase, Task, WorkflowState
+from ray_workflows._engine.state import Lifecycle, Phase, Task, WorkflowState
 from ray_workflows._model.values import Value
 
 #: Ids are remembered of so many signals that were taken, the newest ones. A signal that is sent
@@ -18,7 +18,7 @@ from ray_workflows._model.values import Value
 REMEMBERED = 1000
 
 
-def is_known(state: WorkflowState, name: str, signal_id: str) -> bool:
+def is_known(state: Lifecycle, name: str, signal_id: str) -> bool:
     """Whether the signal was received before."""
     return signal_id in state.signals.get(name, ()) or (name, signal_id) in state.taken
 
@@ -38,12 +38,12 @@ def deliveries(state: WorkflowState) -> Iterator[tuple[Task, str, str, Value]]:
             yield state.tasks[number], name, signal_id, value
 
 
-def keep(state: WorkflowState, name: str, signal_id: str, value: Value) -> None:
+def keep(state: Lifecycle, name: str, signal_id: str, value: Value) -> None:
     """The signal was received."""
     state.signals.setdefault(name, OrderedDict())[signal_id] = value
 
 
-def take(state: WorkflowState, name: str, signal_id: str) -> Value:
+def take(state: Lifecycle, name: str, signal_id: str) -> Value:
     """The signal is taken: its value."""
     kept = state.signals[name]
     value = kept.pop(signal_id)
@@ -51,7 +51,7 @@ def take(state: WorkflowState, name: str, signal_id: str) -> Value:
         del state.signals[name]
     state.taken[name, signal_id] = None
     if len(state.taken) > REMEMBERED:
-        state.taken.popitem(last=False)
+        del state.taken[next(iter(state.taken))]
     return value
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from enum import IntEnum, unique
 from typing import Any
 
+import msgspec
+
 from ray_workflows._model.plan import Environment, Function, Plan
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import ErrorInfo, Outcome, Value
@@ -160,89 +162,46 @@ class Task:
         return self.number == self.frame.output
 
 
-class WorkflowState:
-    """Everything that decisions about one workflow depend on."""
+class Lifecycle(msgspec.Struct, array_like=True, eq=False):
+    """The part of the state that does not depend on the tasks: the holder, the status, the signals.
 
-    __slots__ = (
-        "active",
-        "cancel_requested",
-        "deadline",
-        "ended_at",
-        "environment",
-        "epoch",
-        "error",
-        "failed_task",
-        "frames",
-        "functions",
-        "holder",
-        "incarnation",
-        "metadata",
-        "names",
-        "next_frame",
-        "next_task",
-        "output",
-        "plan_digest",
-        "ray_options",
-        "released",
-        "request_id",
-        "resume_id",
-        "signals",
-        "started_at",
-        "status",
-        "submitted_at",
-        "taken",
-        "tasks",
-        "timeout",
-        "timers",
-        "waits",
-        "workflow_id",
-    )
+    A snapshot has it as it is; so a field may be added at the end, with a default, and none may be
+    moved or removed.
+    """
 
-    def __init__(self, workflow_id: str, incarnation: str) -> None:
-        self.workflow_id = workflow_id
-        self.incarnation = incarnation
-        #: PENDING, RUNNING, SUCCESSFUL, FAILED or CANCELED; NONE before the first event.
-        self.status = WorkflowStatus.NONE
-        self.holder = ""
-        #: Counts changes of the holder: attempts of an earlier epoch no longer count.
-        self.epoch = 0
-        self.released = False
-        self.cancel_requested = False
-        self.metadata: dict[str, object] = {}
-        self.plan_digest = ""
-        #: Where its code runs. What resumptions have changed: functions by the digest of the one
-        #: they take the place of, Ray options by task id.
-        self.environment = Environment()
-        self.functions: dict[str, Function] = {}
-        self.ray_options: dict[str, dict[str, Any]] = {}
-        #: The requests that submitted it and that last resumed it.
-        self.request_id = ""
-        self.resume_id = ""
-        #: How long it may run from each start, in seconds, and when that is over.
-        self.timeout: float | None = None
-        self.deadline: float | None = None
-        self.submitted_at = 0.0
-        self.started_at: float | None = None
-        self.ended_at: float | None = None
-        self.error: ErrorInfo | None = None
-        self.failed_task: str | None = None
-        self.output: Outcome | None = None
-        self.frames: dict[int, Frame] = {}
-        self.tasks: dict[int, Task] = {}
-        self.next_task = 0
-        self.next_frame = 0
-        #: For each base name, the suffix to try next.
-        self.names: dict[str, int] = {}
-        #: By name and id, the signals that nobody has taken, in the order they were received.
-        self.signals: dict[str, OrderedDict[str, Value]] = {}
-        #: Names and ids of signals that were taken; the newest ones, see `signals.REMEMBERED`.
-        self.taken: OrderedDict[tuple[str, str], None] = OrderedDict()
-        # Derived: tasks in phase ACTIVE, in the order they became so; by the signal's name, those
-        # in phase EXPECTING, in that order; when tasks in phase TIMING go off, and when those in
-        # phase EXPECTING give up. (The first of an OrderedDict is found at once.)
-        self.active: dict[int, None] = {}
-        self.waits: dict[str, OrderedDict[int, None]] = {}
-        self.timers: dict[int, float] = {}
+    workflow_id: str
+    incarnation: str
+    #: PENDING, RUNNING, SUCCESSFUL, FAILED or CANCELED; NONE before the first event.
+    status: WorkflowStatus = WorkflowStatus.NONE
+    holder: str = ""
+    #: Counts changes of the holder: attempts of an earlier epoch no longer count.
+    epoch: int = 0
+    released: bool = False
+    cancel_requested: bool = False
+    metadata: dict[str, Any] = {}
+    plan_digest: str = ""
+    #: Where its code runs. What resumptions have changed: functions by the digest of the one they
+    #: take the place of, Ray options by task id.
+    environment: Environment = Environment()
+    functions: dict[str, Function] = {}
+    ray_options: dict[str, dict[str, Any]] = {}
+    #: The requests that submitted it and that last resumed it.
+    request_id: str = ""
+    resume_id: str = ""
+    #: How long it may run from each start, in seconds, and when that is over.
+    timeout: float | None = None
+    deadline: float | None = None
+    submitted_at: float = 0.0
+    started_at: float | None = None
+    ended_at: float | None = None
+    error: ErrorInfo | None = None
+    failed_task: str | None = None
+    output: Outcome | None = None
+    #: By name and id, the signals that nobody has taken, in the order they were received.
+    #: (OrderedDicts, whose first is found at once; no type for that can be decoded.)
+    signals: dict[str, dict[str, Value]] = {}
+    #: Names and ids of signals that were taken; the newest ones, see `signals.REMEMBERED`.
+    taken: dict[tuple[str, str], None] = {}
 
     def is_known(self, request_id: str) -> bool:
         """Whether it is here, or goes on, by this request."""
@@ -252,6 +211,23 @@ class WorkflowState:
     def running(self) -> bool:
         """Whether attempts may be started."""
         return self.status is WorkflowStatus.RUNNING and not self.released
+
+
+class WorkflowState(Lifecycle, eq=False):
+    """Everything that decisions about one workflow depend on: its lifecycle, and its tasks."""
+
+    frames: dict[int, Frame] = {}
+    tasks: dict[int, Task] = {}
+    next_task: int = 0
+    next_frame: int = 0
+    #: For each base name, the suffix to try next.
+    names: dict[str, int] = {}
+    # Derived: tasks in phase ACTIVE, in the order they became so; by the signal's name, those
+    # in phase EXPECTING, in that order; when tasks in phase TIMING go off, and when those in
+    # phase EXPECTING give up. (The first of an OrderedDict is found at once.)
+    active: dict[int, None] = {}
+    waits: dict[str, OrderedDict[int, None]] = {}
+    timers: dict[int, float] = {}
 
     def checkpoints(self, task: Task) -> bool:
         """Whether the task's result is stored."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ray_workflows._engine.state import WorkflowState
+from ray_workflows._engine.state import Lifecycle
 from ray_workflows._model.catalog import CatalogRow
 
 
-def catalog_row(state: WorkflowState, seq: int) -> CatalogRow:
+def catalog_row(state: Lifecycle, seq: int) -> CatalogRow:
     """The summary after the journal's entry number ``seq``."""
     error = state.error
     return CatalogRow(
