@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import abc
+import ast
 import enum
+import inspect
 import io
 import os
 import pickle
+import re
 import subprocess
 import sys
+import types
+import typing
 from pathlib import Path
 
 import pytest
@@ -23,6 +29,32 @@ def plain(*args, **kwargs):
 
 
 f = ray.remote(plain)
+
+ROOT = Path(__file__).parents[2]
+
+#: Where the names are tested: here, and what needs actors.
+TESTS = [Path(__file__), ROOT / "tests" / "ray" / "test_handles.py"]
+
+
+def names_of(module: types.ModuleType) -> list[str]:
+    """The functions and constants that a module defines."""
+    found = []
+    for node in ast.parse(inspect.getsource(module)).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found.append(node.name)
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found += [
+                name.id for t in targets for name in ast.walk(t) if isinstance(name, ast.Name)
+            ]
+    return found
+
+
+def test_each_name_is_tested() -> None:
+    tested = "".join(path.read_text() for path in TESTS)
+    names = names_of(private)
+    assert len(names) > 30
+    assert [name for name in names if not re.search(rf"\b{name}\b", tested)] == []
 
 
 def test_node_function() -> None:
@@ -116,6 +148,77 @@ def test_classes_that_come_with_their_contents() -> None:
         assert called[private.FILL_CLASS][0] is cls
 
 
+def test_the_ids_of_classes() -> None:
+    class Known:
+        pass
+
+    class Other:
+        pass
+
+    assert private.class_id(Known) is None
+    private.track_class(Known, "the id of a known class")
+    assert private.class_id(Known) == "the id of a known class"
+    assert private.tracked_class("the id of a known class") is Known
+    # An id that has its class keeps it.
+    private.know_class(Other, "the id of a known class")
+    assert private.tracked_class("the id of a known class") is Known
+    private.know_class(Other, "the id of another class")
+    assert private.tracked_class("the id of another class") is Other
+    # One that only means a class is not what the class is pickled under.
+    assert private.class_id(Other) is None
+
+
+def called_by_pickle(value: object) -> set[str]:
+    """The functions of cloudpickle that the pickle of a value names."""
+    found = set()
+
+    class Noting(pickle.Unpickler):
+        def find_class(self, module, name):
+            found.add(name)
+            return super().find_class(module, name)
+
+    Noting(io.BytesIO(cloudpickle.dumps(value))).load()
+    return found
+
+
+def test_what_pickles_of_code_call() -> None:
+    class Local:
+        pass
+
+    class Kind(enum.Enum):
+        A = 1
+
+    variable = typing.TypeVar("variable")
+    fill_function, fill_class = private.SET_STATE
+    assert {private.MAKES_FUNCTION, private.NAMES_TYPE, fill_function} <= called_by_pickle(
+        lambda: variable
+    )
+    made = {private.MAKES_TYPE_VARIABLE: variable}
+    made.update(zip(private.MAKE_CLASSES, (Local, Kind), strict=True))
+    assert made.keys() == private.ARGUMENTS_OF_CLASS.keys()
+    for name, value in made.items():
+        called = called_by_pickle(value)
+        assert name in called
+        assert (fill_class in called) is (name in private.MAKE_CLASSES)
+        parameters = list(inspect.signature(getattr(cloudpickle.cloudpickle, name)).parameters)
+        assert parameters[private.ARGUMENTS_OF_CLASS[name]] == "class_tracker_id"
+
+
+def test_what_code_has_that_is_of_a_process() -> None:
+    class Abstract(abc.ABC):
+        pass
+
+    of_abstract, of_actor = private.OF_PROCESS
+    assert of_abstract in vars(Abstract)
+    assert hasattr(ray.remote(type("Plain", (), {})), of_actor)
+
+
+def test_what_the_pickle_of_a_remote_function_has() -> None:
+    ((name, parts),) = private.REMOTE_FUNCTION_PARTS.items()
+    assert f"{type(f).__module__}.{type(f).__qualname__}" == name
+    assert set(parts) <= f.__getstate__().keys()
+
+
 def test_job_config_variable() -> None:
     from ray._private.runtime_env import constants
 
@@ -143,6 +246,22 @@ def test_git_matcher() -> None:
 def test_limits_of_packages() -> None:
     assert private.largest_package() > 100_000_000
     assert all(isinstance(name, str) for name in private.default_excludes())
+
+
+def test_the_names_of_packages() -> None:
+    from ray._private.runtime_env.packaging import RAY_PKG_PREFIX
+
+    assert RAY_PKG_PREFIX == private.PACKAGE_PREFIX
+
+
+def test_registered_function(cluster: None) -> None:
+    from ray._private.runtime_env.setup_hook import export_setup_func_callable
+    from ray._private.worker import global_worker
+
+    environment = export_setup_func_callable({}, plain, global_worker)
+    key = environment["env_vars"][private.SETUP_HOOK_VARIABLE]
+    assert key.startswith(private.FUNCTION_PREFIX)
+    assert pickle.loads(private.registered_function(key)) is plain
 
 
 def test_keys_of_the_cluster(cluster: None) -> None:

@@ -40,7 +40,7 @@ CLUSTER = "gcs://"
 #: What we call a package, before a digest of the names and contents of its files.
 OURS = "ray_workflows_"
 #: So does Ray. One of any other name keeps it: a wheel is installed by its name.
-NAMED = re.compile(r"gcs://(?:_ray_pkg_|ray_workflows_)(\w+)\.zip")
+NAMED = re.compile(rf"{CLUSTER}(?:{private.PACKAGE_PREFIX}|{OURS})(\w+)\.zip")
 
 CHUNK_BYTES = 4 * 1024 * 1024
 

@@ -31,7 +31,7 @@ LABELS = "_labels"
 
 #: Functions of Ray's cloudpickle that the pickle of a function calls: what makes a function; what
 #: fills functions and classes; what stands for a type that has no name of its own; and what makes
-#: classes, with how many arguments tell of the class: the others are ids of a process.
+#: classes, with how many arguments tell of the class: then comes its id, which is of a process.
 MAKES_FUNCTION = "_make_function"
 SET_STATE = ("_function_setstate", "_class_setstate")
 NAMES_TYPE = "_builtin_type"
@@ -49,6 +49,9 @@ REMOTE_FUNCTION_PARTS = {
 
 #: The directory of a node, below that of the session, in which Ray unpacks packages.
 UNPACKED = "runtime_resources"
+
+#: What Ray calls the packages that it makes, before a digest of their contents.
+PACKAGE_PREFIX = "_ray_pkg_"
 
 #: What Ray adds to a runtime_env that installs packages: which Ray it was.
 RAY_COMMIT = "_ray_commit"
