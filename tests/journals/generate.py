@@ -23,6 +23,7 @@ import ray_workflows
 from ray_workflows._capture.values import ValueWriter
 from ray_workflows._codec.envelope import seal
 from ray_workflows._codec.journal import DECODER, NO_LINK, Chain, encode_entry, link_of
+from ray_workflows._engine import snapshots
 from ray_workflows._engine.summary import catalog_row
 from ray_workflows._model import events as ev
 from ray_workflows._model import inputs as inp
@@ -286,6 +287,30 @@ def with_signals(storage: SqliteStorage) -> None:
     save(storage, failed)
 
 
+def with_snapshots(storage: SqliteStorage) -> None:
+    """A snapshot of a state in which there is everything, and one of its lifecycle."""
+    dag = plan(
+        ("fetch", ()),
+        ("loop", (0,)),
+        ("fails", (0,), {"max_retries": 3}),
+        wait("waits", "a", timeout=50.0),
+        ("total", (1, 2, 3)),
+    )
+    story = Driver(dag, timeout=100.0, workflow_id="snapshots", incarnation="i-snapshots")
+    value = ValueWriter(storage, "i-snapshots").write({"n": 1}, key="value", where="fetch")
+    story.report(inp.AttemptReturned, "fetch", value=value)
+    story.go_on("loop", plan(("inner", ()), ("last", (0,))))
+    story.crash("fails")
+    story.send(inp.Signal(name="b", signal_id="kept", value=value))
+    story.claim("h2")
+    story.journal.append(snapshots.save(story.state, story.now, None))
+    story.report(inp.AttemptReturned, "inner", value=value)
+    story.journal.append(snapshots.save(story.state, story.now, len(story.journal)))
+    story.send(inp.Signal(name="a", signal_id="taken", value=value))
+    story.send(inp.Wake())
+    save(storage, story)
+
+
 def wait(task: str, name: str, **options: object) -> tuple[str, tuple[int, ...], dict[str, object]]:
     return task, (), {"kind": SIGNAL, "signal": name, **options}
 
@@ -407,6 +432,7 @@ def write_by_hand(release: Path) -> None:
         storage.open()
         by_hand(storage)
         with_signals(storage)
+        with_snapshots(storage)
         dump_all(storage, release, leave=True)
         storage.close()
 

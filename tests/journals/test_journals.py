@@ -16,6 +16,9 @@ from ray_workflows._engine.decide import decide
 from ray_workflows._engine.decision import Surroundings
 from ray_workflows._engine.evolve import evolve
 from ray_workflows._engine.invariants import check
+from ray_workflows._engine.lifecycle import evolve_lifecycle
+from ray_workflows._engine.snapshots import SavedFrame, SavedTask, SavedTasks, restore
+from ray_workflows._engine.state import Lifecycle, WorkflowState
 from ray_workflows._engine.summary import catalog_row
 from ray_workflows._model import events as ev
 from ray_workflows._model import inputs as inp
@@ -26,6 +29,7 @@ from ray_workflows.exceptions import StorageCorruptError
 from ray_workflows.storage import MemoryStorage, SqliteStorage
 from ray_workflows.testing.builders import OK, make_append
 from tests.journals.golden import DIRECTORY, load, look, unpack
+from tests.states import check_same, check_same_lifecycle, check_saved_lifecycle, check_snapshot
 
 FILES = sorted(DIRECTORY.glob("*/*.json"))
 NAMES = [str(path.relative_to(DIRECTORY)) for path in FILES]
@@ -34,6 +38,7 @@ NAMES = [str(path.relative_to(DIRECTORY)) for path in FILES]
 PARTS = (
     *(Plan, Function, TaskSpec, TaskOptions, Environment),
     *(Value, Blob, ErrorInfo, Outcome),
+    *(Lifecycle, SavedTasks, SavedFrame, SavedTask),
 )
 
 
@@ -77,6 +82,27 @@ def test_a_journal_goes_on(path: Path) -> None:
             check(state)
     assert catalog_row(state, 1).status in (WorkflowStatus.RUNNING, WorkflowStatus.FAILED)
     assert catalog_row(state, 1).holder == "h-new"
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_a_snapshot_and_the_rest_are_the_journal(path: Path) -> None:
+    """A state that was restored after any of the events becomes the same as one that never was; and
+    the lifecycle alone becomes what it is in both."""
+    storage = MemoryStorage()
+    row = load(path, storage)["row"]
+    where = row["workflow_id"], row["incarnation"]
+    states = [WorkflowState(*where)]
+    lifecycle = Lifecycle(*where)
+    for event in decode_entries(storage.read_journal(where[1]), *where):
+        for state in states:
+            evolve(state, event)
+            check_same(state, states[0])
+        evolve_lifecycle(lifecycle, event)
+        check_same_lifecycle(lifecycle, states[0])
+        states.append(check_snapshot(states[0]))
+        lifecycle = check_saved_lifecycle(states[0])
+        if isinstance(event, ev.StateSaved) and event.tasks is not None:
+            check_same(restore(event), states[0])
 
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)

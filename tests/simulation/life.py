@@ -14,14 +14,14 @@ from ray_workflows._coordinator.requests import Reply
 from ray_workflows._coordinator.room import Limits
 from ray_workflows._coordinator.watching import LongPolls, Seats
 from ray_workflows._coordinator.workflow import Workflow
-from ray_workflows._engine.commands import commands, next_wake
+from ray_workflows._engine.commands import next_wake
 from ray_workflows._engine.decision import ACTIVE
 from ray_workflows._model.catalog import Holder
 from ray_workflows._model.status import WorkflowStatus
 from tests.simulation.io import SimulatedIo
-from tests.simulation.monitor import fingerprint
 from tests.simulation.storage import FaultyStorage
 from tests.simulation.violations import Violation
+from tests.states import check_same
 
 if TYPE_CHECKING:
     from tests.simulation.world import Cluster, World
@@ -260,13 +260,12 @@ class Life:
             if self.checked.get(workflow) == workflow.seq or journal.seq != workflow.seq:
                 continue
             # It is the state that was checked when the entry was appended, or it differs from it.
-            if fingerprint(workflow.state) != fingerprint(journal.state):
+            try:
+                check_same(workflow.state, journal.state)
+            except AssertionError as error:
                 raise Violation(
-                    "one truth",
-                    f"{workflow.workflow_id} in {self.name}: {fingerprint(workflow.state)} "
-                    f"but the journal says {fingerprint(journal.state)}",
-                )
-            assert commands(workflow.state) == commands(journal.state)
+                    "one truth", f"{workflow.workflow_id} in {self.name} and its journal: {error}"
+                ) from error
         self.checked = checked
         if {status: n for status, n in loop.room.counts.items() if n} != scanned:
             raise Violation("room", f"{self.name}: counted {loop.room.counts}, not {scanned}")

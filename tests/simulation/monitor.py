@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from ray_workflows._codec.journal import HEADER_SIZE, LINK_SIZE, NO_LINK, Chain
-from ray_workflows._engine.commands import commands
 from ray_workflows._engine.evolve import evolve
 from ray_workflows._engine.invariants import check
+from ray_workflows._engine.lifecycle import evolve_lifecycle
 from ray_workflows._engine.names import assign_task_ids
 from ray_workflows._engine.replay import replay
 from ray_workflows._engine.state import WorkflowState
@@ -25,6 +25,12 @@ from ray_workflows._model.values import Blob, Outcome
 from ray_workflows.exceptions import StorageCorruptError
 from tests.simulation import scripts
 from tests.simulation.violations import Violation
+from tests.states import (
+    check_same,
+    check_same_lifecycle,
+    check_saved_lifecycle,
+    check_snapshot,
+)
 
 #: Which statuses may follow each other within one entry's event, other than by Resumed.
 SETTLED = (WorkflowStatus.SUCCESSFUL, WorkflowStatus.FAILED, WorkflowStatus.CANCELED)
@@ -59,6 +65,9 @@ class Journal:
 
     def __init__(self, workflow_id: str, incarnation: str) -> None:
         self.state = WorkflowState(workflow_id, incarnation)
+        #: What was restored from snapshots after the entry before.
+        self.restored = check_snapshot(self.state)
+        self.lifecycle = check_saved_lifecycle(self.state)
         self.chain = Chain(workflow_id, incarnation)
         self.seq = 0
         self.views: list[View | None] = [None]
@@ -118,6 +127,7 @@ class Monitor:
                 evolve(state, event)
             except Exception as error:
                 raise Violation("replay", f"{where}: {event} raised {error!r}") from error
+        self.judge_snapshot(journal, events, where)
         journal.seq += 1
         journal.events += events
         journal.statuses.add(state.status)
@@ -152,6 +162,19 @@ class Monitor:
             return
         names = [type(event).__name__ for event in events]
         raise Violation("one owner", f"{where}: {names}, but {holder} holds it")
+
+    def judge_snapshot(self, journal: Journal, events: list[Any], where: str) -> None:
+        """A snapshot is the state: also what follows makes the same of it."""
+        try:
+            for event in events:
+                evolve(journal.restored, event)
+                evolve_lifecycle(journal.lifecycle, event)
+            check_same(journal.restored, journal.state)
+            check_same_lifecycle(journal.lifecycle, journal.state)
+            journal.restored = check_snapshot(journal.state)
+            journal.lifecycle = check_saved_lifecycle(journal.state)
+        except Exception as error:
+            raise Violation("snapshot", f"{where}: {error!r}") from error
 
     # -- events ----------------------------------------------------------------------------
 
@@ -291,34 +314,7 @@ class Monitor:
         """The journal, folded from scratch, is the state it was folded into on the way."""
         state = journal.state
         again = replay(state.workflow_id, state.incarnation, journal.events)
-        if fingerprint(again) != fingerprint(state) or commands(again) != commands(state):
-            raise Violation("replay", f"{state.workflow_id}: {fingerprint(again)}")
-
-
-def fingerprint(state: WorkflowState) -> tuple[Any, ...]:
-    """All of a state, to compare it with another one."""
-    tasks = tuple(
-        (
-            number,
-            task.task_id,
-            task.phase,
-            task.attempts,
-            task.charged,
-            task.preempted,
-            task.setbacks,
-            task.last_end,
-            task.until,
-            task.outcome,
-            task.released,
-            task.unmet,
-            task.wanted,
-            task.frame.number,
-        )
-        for number, task in sorted(state.tasks.items())
-    )
-    plain = tuple(
-        getattr(state, name)
-        for name in WorkflowState.__struct_fields__
-        if name not in ("tasks", "frames", "active", "metadata")
-    )
-    return tasks, plain, sorted(state.active), sorted(state.frames)
+        try:
+            check_same(again, state)
+        except AssertionError as error:
+            raise Violation("replay", f"{state.workflow_id}: {error}") from error

@@ -242,6 +242,7 @@ def taken_signals_are_kept(patch: Any) -> None:
         return state.signals[name][signal_id]
 
     patch.setattr(evolve_module, "take", take)
+    patch.setattr(lifecycle_module, "take", take)
 
 
 @breaks("signals", "replies")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.simulation.mutations import MUTATIONS, Mutation
+from tests.simulation.mutations import Mutation
 from tests.simulation.runner import run_seed
+from tests.simulation.snapshot_mutations import MUTATIONS
 from tests.simulation.violations import Violation
 
 #: A mutation that is not seen within so many seeds counts as missed.

@@ -17,6 +17,10 @@ from ray_workflows._model.commands import CancelAttempt, Command, StartAttempt
 from ray_workflows._model.events import Event
 from ray_workflows._model.plan import Plan
 from ray_workflows._model.values import Blob, ErrorInfo, Value
+from tests.states import check_same, check_snapshot
+
+#: Snapshots are compared up to this many events: each comparison looks at the whole state.
+SNAPSHOTS = 200
 
 BOOM = ErrorInfo("ValueError", "boom")
 
@@ -35,6 +39,8 @@ class Driver:
     ) -> None:
         self.state = WorkflowState(workflow_id, incarnation)
         self.journal: list[Event] = []
+        #: What was restored from a snapshot of the step before.
+        self.restored = check_snapshot(self.state)
         self.flying: dict[int, StartAttempt] = {}
         #: What was new by the last input.
         self.deltas: list[Command] = []
@@ -63,6 +69,12 @@ class Driver:
         check(self.state)
         replayed = replay(self.state.workflow_id, self.state.incarnation, self.journal)
         assert commands(replayed) == commands(self.state)
+        if len(self.journal) <= SNAPSHOTS:
+            check_same(replayed, self.state)
+            for event in events:
+                evolve(self.restored, event)
+            check_same(self.restored, self.state)
+            self.restored = check_snapshot(self.state)
         return events
 
     def number(self, task_id: str) -> int:

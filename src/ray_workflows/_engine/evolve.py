@@ -162,6 +162,10 @@ def apply_tasks_unplaceable(
     """As of an attempt that started: views show it."""
 
 
+def apply_state_saved(state: WorkflowState, event: ev.StateSaved, deltas: list[Command]) -> None:
+    """Those who do not have the state begin with it; all others have it already."""
+
+
 def apply_attempt_failed(
     state: WorkflowState, event: ev.AttemptFailed, deltas: list[Command]
 ) -> None:
@@ -438,4 +442,5 @@ APPLIERS: dict[type[ev.Event], Callable[[WorkflowState, Any, list[Command]], Non
     ev.ValuesLost: apply_values_lost,
     ev.SignalReceived: apply_signal_received,
     ev.SignalTaken: apply_signal_taken,
+    ev.StateSaved: apply_state_saved,
 }

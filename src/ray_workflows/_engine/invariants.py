@@ -34,7 +34,7 @@ def check(state: WorkflowState) -> None:
     parents = [f.parent for f in state.frames.values() if f.parent is not None]
     continued = set(parents)
     assert len(continued) == len(parents), parents
-    final = {number for number, task in state.tasks.items() if settled(task)}
+    final = {number for number, task in state.tasks.items() if task.is_final}
     for task in state.tasks.values():
         check_task(state, task, started, task.number in continued, final)
     for frame in state.frames.values():
@@ -96,10 +96,3 @@ def check_task(
     assert (task.outcome is not None) == (task.phase is Phase.SUCCEEDED and not task.released)
     assert task.charged + task.preempted <= task.attempts, task.task_id
     assert task.setbacks <= task.attempts, task.task_id
-
-
-def settled(task: Task) -> bool:
-    """Whether the task will never run again."""
-    if task.phase is not Phase.SUCCEEDED:
-        return False
-    return task.released or (task.outcome is not None and task.outcome.stored)

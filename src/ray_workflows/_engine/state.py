@@ -161,6 +161,13 @@ class Task:
         """Whether its result is the result of its frame."""
         return self.number == self.frame.output
 
+    @property
+    def is_final(self) -> bool:
+        """Whether the task will never run again."""
+        if self.phase is not Phase.SUCCEEDED:
+            return False
+        return self.released or (self.outcome is not None and self.outcome.stored)
+
 
 class Lifecycle(msgspec.Struct, array_like=True, eq=False):
     """The part of the state that does not depend on the tasks: the holder, the status, the signals.

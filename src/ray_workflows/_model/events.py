@@ -207,6 +207,21 @@ class SignalTaken(Event, frozen=True, tag="signal-taken"):
     started_at: float
 
 
+class StateSaved(Event, frozen=True, tag="state-saved"):
+    """The state after this entry, of which it is the last event: nobody who wants that state need
+    read the entries before. Nothing follows from it.
+
+    ``version`` is that of the records in ``lifecycle``, what holds of the workflow as a whole, and
+    ``tasks``, the rest; None if that was not saved, and then ``last_whole`` is the number of the
+    last entry before with both, or 0.
+    """
+
+    version: int
+    lifecycle: bytes
+    tasks: bytes | None = None
+    last_whole: int = 0
+
+
 AnyEvent = (
     WorkflowSubmitted
     | WorkflowClaimed
@@ -228,4 +243,5 @@ AnyEvent = (
     | ValuesLost
     | SignalReceived
     | SignalTaken
+    | StateSaved
 )
