@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 import ray
 
+import ray_workflows as workflow
 from ray_workflows._client.connection import HEAD_VARIABLE, LEASE_VARIABLE
-from tests.ray.clusters import Cluster, use
-from tests.ray.marks import Gate, Marks
+from ray_workflows._model.catalog import CatalogRow
+from ray_workflows._model.status import WorkflowStatus
+from ray_workflows.storage import SqliteStorage
+from tests.ray.clusters import Cluster, stopped, use
+from tests.ray.marks import Gate, Marks, wait_until
 from tests.ray.processes import DriverProcess
 
 pytestmark = pytest.mark.own_cluster
@@ -82,3 +86,59 @@ def test_how_long_ray_waits_is_asked_where_it_is_said() -> None:
     """The variable is one that Ray reads."""
     name = HEAD_VARIABLE.removeprefix("RAY_").encode()
     assert name in (Path(ray.__file__).parent / "_raylet.so").read_bytes()
+
+
+def begin_chains(marks: Marks, gates: list[Gate]) -> None:
+    """Two workflows of two tasks each, the first of which is held up. The second one of "secret"
+    needs what only the head has."""
+    follow = ray.remote(followed)
+    asks = follow.options(runtime_env={"env_vars": {"SOME_TOKEN": "1234"}})
+    for name, after, gate in zip(("secret", "plain"), (asks, follow), gates, strict=True):
+        first = ray.remote(held).bind(marks, name, gate)
+        workflow.run_async(after.bind(first), workflow_id=name)
+
+
+def followed(text: str) -> str:
+    return f"{text} and followed"
+
+
+def test_work_goes_on_while_the_head_does_not_answer(tmp_path: Path, marks: Marks) -> None:
+    """An attempt waits for the value of a secret. Others are started meanwhile, and committed."""
+    url = str(tmp_path / "store")
+    gates = [Gate(str(tmp_path / name)) for name in ("first", "second")]
+    with Cluster(tmp_path / "a", "a") as cluster:
+        cluster.call(use, url)
+        cluster.call(begin_chains, marks, gates)
+        for name in ("secret", "plain"):
+            marks.wait_for(name, seconds=30.0)
+        servers = [pid for pid in cluster.pids() if comm(pid) == "gcs_server"]
+        with stopped(servers):
+            before = entries(url, "secret")
+            gates[0].open()
+            wait_until(lambda: entries(url, "secret") > before, "its first task is committed")
+            gates[1].open()
+            ended = WorkflowStatus.SUCCESSFUL
+            wait_until(lambda: row_of(url, "plain").status == ended, "the other has ended", 20.0)
+            assert row_of(url, "secret").status != ended
+
+
+def comm(pid: int) -> str:
+    """The name of a process."""
+    return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
+def entries(url: str, workflow_id: str) -> int:
+    """How many entries a journal has."""
+    return row_of(url, workflow_id).seq
+
+
+def row_of(url: str, workflow_id: str) -> CatalogRow:
+    """What the storage says of a workflow. No cluster is asked."""
+    storage = SqliteStorage(url)
+    storage.open()
+    try:
+        row = storage.read_catalog(workflow_id)
+    finally:
+        storage.close()
+    assert row is not None
+    return row

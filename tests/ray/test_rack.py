@@ -43,24 +43,21 @@ def test_a_package_is_brought_once(storage: SqliteStorage, package: Package) -> 
     bring(rack, package)
     stored = storage.read_blob(package.incarnation, package.blob)
     assert get_key(package.uri) == bytes(stored)
-    runtime_env: dict[str, object] = {"env_vars": {"A": "b"}}
-    assert not rack.missing([package])
-    rack.vary(runtime_env, [package])
-    assert runtime_env == {"env_vars": {"A": "b"}}
+    runtime_env = {"env_vars": {"A": "b"}}
+    assert not rack.lacked([package], ())
+    assert rack.varied(runtime_env, [package]) == {"env_vars": {"A": "b"}}
 
 
 def test_a_package_that_is_gone_is_brought_again(storage: SqliteStorage, package: Package) -> None:
     rack = Rack(storage)
     bring(rack, package)
     delete_key(package.uri)
-    assert rack.missing([package])
+    assert rack.lacked([package], {package.uri})
     bring(rack, package)
     assert has_key(package.uri)
     # What failed meanwhile failed for that; and what comes next is another runtime_env.
-    assert rack.missing([package])
-    runtime_env: dict[str, dict[str, str]] = {}
-    rack.vary(runtime_env, [package])
-    assert runtime_env["env_vars"] == {AGAIN_VARIABLE: "1"}
+    assert rack.lacked([package], ())
+    assert rack.varied({}, [package])["env_vars"] == {AGAIN_VARIABLE: "1"}
 
 
 def test_a_worker_in_a_container_unpacks_what_ray_does_not(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ray_workflows._executor.inline import Flight, InlineExecutor
-from ray_workflows._executor.protocol import AnyReport, AttemptRequest
+from ray_workflows._executor.protocol import AnyReport, AttemptRequest, News
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.plan import LISTENER
 from ray_workflows._model.values import Blob, ErrorInfo, Outcome, Value
@@ -93,10 +93,13 @@ class Judged:
 
     # -- reports on their way --------------------------------------------------------------
 
-    def send(self, incarnation: str, reports: Sequence[inp.AttemptNews]) -> None:
+    def send(self, incarnation: str, reports: Sequence[News]) -> None:
         """Bring reports to the loop, perhaps twice."""
         for report in reports:
-            self.send_one(incarnation, report)
+            if isinstance(report, inp.FoundUnplaceable):
+                self.bring(incarnation, report)
+            else:
+                self.send_one(incarnation, report)
 
     def send_one(self, incarnation: str, report: inp.AttemptNews) -> None:
         faults, rng = self.world.faults, self.world.rng
@@ -120,6 +123,11 @@ class Judged:
                 report.attempt,
                 life.name,
             )
+            self.bring(incarnation, report)
+
+    def bring(self, incarnation: str, report: News) -> None:
+        life = self.life
+        if life.exists:
             life.post(lambda: life.loop.report(incarnation, [report]))
 
 

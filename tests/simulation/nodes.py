@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any
 
 from ray import cloudpickle
@@ -16,6 +16,7 @@ from ray.exceptions import (
     ActorDiedError,
     NodeDiedError,
     RayTaskError,
+    RpcError,
     TaskCancelledError,
     WorkerCrashedError,
 )
@@ -25,7 +26,9 @@ from ray_workflows._executor.carriers import Brought, SentBatch
 from ray_workflows._executor.carry import run_loads
 from ray_workflows._executor.event_loops import OneLoop
 from ray_workflows._executor.listeners import listen
+from ray_workflows._executor.protocol import Scene
 from tests.simulation.processes import Calls, CoordinatorHandle, Objects, SimulatedProcess
+from tests.simulation.violations import Violation
 from tests.simulation.work import HERE
 
 if TYPE_CHECKING:
@@ -93,10 +96,6 @@ class SimulatedCluster:
         self.waiting: deque[SimulatedTask] = deque()
         self.running: dict[SimulatedTask, None] = {}
         self.hosts: dict[SimulatedTask, Listening] = {}
-
-    def slots(self) -> int:
-        """Those of the nodes that are there."""
-        return sum(node.slots for node in self.nodes if node.alive) or 1
 
     # -- Ray tasks -------------------------------------------------------------------------
 
@@ -335,6 +334,35 @@ class ClusterOfLife:
     def __init__(self, cluster: SimulatedCluster, life: Life) -> None:
         self.cluster = cluster
         self.life = life
+        #: Shapes of which is known what their attempts need.
+        self.prepared: set[str] = set()
+
+    def head(self) -> None:
+        """It is asked. It may be away, and the loop must not wait for it."""
+        if self.life.executor.lock._is_owned():
+            raise Violation("lock", "the head is asked by a thread that others wait for")
+        faults = self.cluster.world.worker_faults
+        if faults.hit(faults.head_away):
+            raise RpcError("no connection")
+
+    def nodes(self) -> list[dict[str, float]]:
+        """What each of them has."""
+        self.head()
+        return [{"CPU": float(node.slots)} for node in self.cluster.nodes if node.alive]
+
+    def prepare(self, scene: Scene) -> None:
+        """Nothing here needs anything."""
+        self.head()
+        self.prepared.add(scene.shape)
+
+    def is_prepared(self, shape: str) -> bool:
+        """Whether it was asked."""
+        return shape in self.prepared
+
+    def missing(self, batches: Iterable[SentBatch]) -> set[str]:
+        """Nothing here needs packages."""
+        self.head()
+        return set()
 
     def send(
         self, sent: SentBatch, loads: list[Load], asks: bool, values: Brought
@@ -348,19 +376,11 @@ class ClusterOfLife:
         """Stop one."""
         self.cluster.cancel(ref, force)
 
-    def slots(self) -> int:
-        """Those that there are."""
-        return self.cluster.slots()
-
-    def nodes(self) -> list[dict[str, float]]:
-        """What each of them has."""
-        return [{"CPU": float(node.slots)} for node in self.cluster.nodes if node.alive]
-
-    def lacked(self, sent: SentBatch) -> bool:
+    def lacked(self, sent: SentBatch, missing: Collection[str]) -> bool:
         """Nothing here needs packages."""
         return False
 
-    def why_missing(self, sent: SentBatch) -> None:
+    def why_missing(self, sent: SentBatch, missing: Collection[str]) -> None:
         """Nothing here needs packages."""
 
     def tidy(self) -> None:

@@ -111,7 +111,7 @@ def members_handed_back_are_forgotten(patch: Any) -> None:
 
 @breaks("innocent", worker_dies=0.3)
 def a_death_is_charged_to_all_of_a_batch(patch: Any) -> None:
-    def fail(self: RayExecutor, carrier: Any, error: BaseException) -> None:
+    def fail(self: RayExecutor, carrier: Any, error: BaseException, missing: Any) -> None:
         loads = list(carrier.loads)
         for sent in loads:
             self.dispatch.over(sent)
@@ -131,7 +131,7 @@ def the_end_of_a_node_is_the_fault_of_an_attempt(patch: Any) -> None:
 def what_is_done_runs_once_more(patch: Any) -> None:
     def landed(self: RayExecutor, flight: Flight, *arguments: Any) -> Any:
         report = original(self, flight, *arguments)
-        if self.dispatch.cluster.slots() > 1:
+        if self.dispatch.slots > 1:
             self.dispatch.enqueue(Flight(flight.request))
         return report
 

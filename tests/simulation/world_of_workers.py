@@ -10,9 +10,12 @@ from collections.abc import Callable, Iterable, Mapping
 from random import Random
 from typing import Any
 
+from ray.exceptions import RpcError
+
 from ray_workflows._codec.messages import opened
 from ray_workflows._executor.batch import Load
 from ray_workflows._executor.invariants import check as check_scheduling
+from ray_workflows._executor.placement import LOOK_SECONDS
 from ray_workflows._executor.protocol import AttemptRequest, decode_batch
 from ray_workflows._executor.ray_tasks import RayExecutor
 from ray_workflows._model.inputs import AttemptRuns
@@ -58,6 +61,7 @@ class WorkerFaults:
         self.call_twice = some(0.35, 0.02, 0.4)
         self.end_late = some(0.35, 0.01, 0.3)
         self.watch_late = some(0.3, 0.05, 0.5)
+        self.head_away = some(0.3, 0.02, 0.3)
         #: Not trouble: how many of the functions that raise do it with an error that is one.
         self.poison = some(0.5, 0.1, 0.6)
         for name, value in trouble.items():
@@ -123,7 +127,39 @@ class RealExecutor(Judged, RayExecutor):
     def __init__(self, world: WorldOfWorkers, life: Life) -> None:
         cluster = ClusterOfLife(world.cluster_of(life), life)
         timers = Timers(world, life)
-        super().__init__(world, life, cluster, self.send, life.post, deadlines=timers, clock=timers)
+        self.timers = timers
+        super().__init__(
+            *(world, life, cluster, self.send, life.post, self.ask_head),
+            deadlines=timers,
+            clock=timers,
+        )
+        timers.after(0.0, self.look_at_nodes)
+
+    def ask_head(self, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
+        """Ask the head of the cluster on another thread, which may have to wait for it."""
+        faults = self.world.worker_faults
+        seconds = 20.0 * faults.rng.random() if faults.hit(faults.head_away) else 0.001
+
+        def ask() -> None:
+            result: Any
+            try:
+                result = work()
+            except RpcError as error:
+                result = error
+            self.life.post(lambda: then(result))
+
+        self.timers.after(seconds, ask)
+
+    def look_at_nodes(self) -> None:
+        """As a job of the coordinator's."""
+
+        def look_again(result: Any = None) -> None:
+            self.timers.after(LOOK_SECONDS, self.look_at_nodes)
+
+        if self.dispatch.lanes or not self.placement.has_looked:
+            self.ask_head(self.placement.look, look_again)
+        else:
+            look_again()
 
     def requests(self) -> list[AttemptRequest]:
         """What runs, or waits to run."""

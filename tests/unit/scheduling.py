@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -77,25 +77,45 @@ class Cluster:
         self.size = slots
         #: Why the package of all that is sent can't be brought.
         self.refusal: Exception | None = None
-        #: What is raised in place of sending anything.
+        #: What the head of the cluster raises when it is asked.
         self.away: Exception | None = None
+        #: Shapes of which is known what their attempts need.
+        self.prepared: set[str] = set()
+        self.executor: RayExecutor | None = None
 
-    def send(self, sent: Any, loads: list[Any], asks: bool, values: Any) -> RayTask:
+    def head(self) -> None:
+        """It is asked, by a thread that holds up nobody."""
+        assert self.executor is not None
+        assert not self.executor.lock._is_owned()  # type: ignore[attr-defined]
         if self.away is not None:
             raise self.away
+
+    def nodes(self) -> list[dict[str, float]]:
+        self.head()
+        return [{"CPU": float(self.size)}]
+
+    def prepare(self, scene: Scene) -> None:
+        self.head()
+        self.prepared.add(scene.shape)
+
+    def is_prepared(self, shape: str) -> bool:
+        return shape in self.prepared
+
+    def missing(self, batches: Iterable[Any]) -> set[str]:
+        self.head()
+        return {"package"} if self.refusal is not None else set()
+
+    def send(self, sent: Any, loads: list[Any], asks: bool, values: Any) -> RayTask:
         self.tasks.append(RayTask(list(loads), asks))
         return self.tasks[-1]
 
     def cancel(self, ref: RayTask, *, force: bool) -> None:
         ref.canceled = True
 
-    def slots(self) -> int:
-        return self.size
+    def lacked(self, sent: Any, missing: Collection[str]) -> bool:
+        return bool(missing)
 
-    def lacked(self, sent: Any) -> bool:
-        return self.refusal is not None
-
-    def why_missing(self, sent: Any) -> Exception | None:
+    def why_missing(self, sent: Any, missing: Collection[str]) -> Exception | None:
         return self.refusal
 
     def tidy(self) -> None:
@@ -113,13 +133,22 @@ class Scheduling:
 
     def __init__(self, slots: int = 2) -> None:
         self.now = 0.0
+        #: Whether the head of the cluster does not answer.
+        self.head_hangs = False
         self.reported: list[AttemptNews] = []
         self.later: list[Callable[[], None]] = []
         self.timers: list[Callable[[], None]] = []
+        #: What the head of the cluster is asked, with what takes the answer.
+        self.asked: list[tuple[Callable[[], Any], Callable[[Any], None]]] = []
         self.cluster = Cluster(slots)
         self.executor = RayExecutor(
-            self.cluster, self.take, self.later.append, deadlines=self, clock=self
+            self.cluster, self.take, self.later.append, self.ask, deadlines=self, clock=self
         )
+        self.cluster.executor = self.executor
+        self.executor.placement.look()
+
+    def ask(self, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
+        self.asked.append((work, then))
 
     def time(self) -> float:
         return self.now
@@ -205,6 +234,15 @@ class Scheduling:
 
     def check(self) -> None:
         check(self.executor)
+        while self.asked and not self.head_hangs:
+            work, then = self.asked.pop(0)
+            result: Any
+            try:
+                result = work()
+            except Exception as error:
+                result = error
+            then(result)
+            check(self.executor)
 
 
 def report_of(number: int, ran: list[AttemptRequest], unstarted: Sequence[int] = ()) -> Any:

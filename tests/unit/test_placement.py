@@ -75,8 +75,8 @@ class IdleCluster:
     def future(self) -> Future[Any]:
         return Future()
 
-    def slots(self) -> int:
-        return 2
+    def is_prepared(self, shape: str) -> bool:
+        return True
 
     def nodes(self) -> list[dict[str, float]]:
         return self.has
@@ -92,7 +92,12 @@ class World:
     def __init__(self) -> None:
         self.news: list[tuple[str, News]] = []
         self.cluster = IdleCluster()
-        self.executor = RayExecutor(self.cluster, self.report, lambda action: None)  # type: ignore[arg-type]
+        self.executor = RayExecutor(
+            self.cluster,  # type: ignore[arg-type]
+            self.report,
+            later=lambda action: None,
+            aside=lambda work, then: None,
+        )
 
     def report(self, incarnation: str, news: Any) -> None:
         self.news += [(incarnation, each) for each in news]

@@ -148,19 +148,64 @@ def test_a_head_that_is_away_is_charged_to_nobody(error: Exception) -> None:
     assert world.outcomes[10:] == [(0, "AttemptLostStorage")]
 
 
-def test_a_cluster_that_does_not_say_its_size_holds_nothing_up(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_head_that_does_not_answer_holds_up_what_needs_its_answer_and_nothing_else() -> None:
+    world = Scheduling(slots=2)
+    world.known("f", "g")
+    other = scene("g", ray={"num_gpus": 1})
+    world.start(attempt(scene("f"), 0))
+    world.flush()
+    world.head_hangs = True
+    world.start(attempt(other, 1))
+    world.flush()
+    world.start(attempt(scene("f"), 2))
+    world.flush()
+    world.end_well(world.tasks[0])
+    world.end_well(world.tasks[0])
+    assert world.outcomes == [(0, "AttemptReturned"), (2, "AttemptReturned")]
+    assert not world.tasks
+    assert len(world.asked) == 1
+    world.cancel(1)
+    world.start(attempt(other, 1, 2))
+    world.flush()
+    world.head_hangs = False
+    world.flush()
+    world.end_well(world.tasks[0])
+    assert world.outcomes[2:] == [(1, "AttemptReturned")]
+
+
+def test_a_cluster_that_does_not_say_its_size_holds_nothing_up() -> None:
     world = Scheduling()
-
-    def unknown() -> int:
-        raise ConnectionError("the GCS is away")
-
-    monkeypatch.setattr(world.cluster, "slots", unknown)
+    world.cluster.away = ConnectionError("the GCS is away")
+    world.cluster.prepared.add(scene("f").shape)
+    world.executor.placement.has_looked = False
+    with pytest.raises(ConnectionError):
+        world.executor.placement.look()
     world.start(attempt(scene("f"), 0))
     world.flush()
     world.end_well(world.tasks[0])
     assert world.outcomes == [(0, "AttemptReturned")]
+
+
+def test_a_cluster_that_grows_gets_more_ray_tasks() -> None:
+    world = Scheduling(slots=1)
+    world.known("f", seconds=0.001)
+    for number in range(200):
+        world.executor.start(attempt(scene("f"), number))
+    world.flush()
+    before = len(world.tasks)
+    world.cluster.size = 4
+    world.executor.placement.look()
+    world.check()
+    assert before < len(world.tasks)
+
+
+def test_attempts_whose_missing_package_nobody_can_look_for_are_charged_nothing() -> None:
+    world = Scheduling()
+    world.start(attempt(scene("f"), 0))
+    world.flush()
+    world.cluster.away = RpcError("no connection")
+    world.end(world.tasks[0], RuntimeEnvSetupError("no such package"))
+    assert world.outcomes == [(0, "AttemptLostStorage")]
 
 
 class Walk:

@@ -90,6 +90,9 @@ SEATS = 256
 VERB_THREADS = 64
 REPORT_THREADS = 64
 
+#: Threads for what is asked of the head of the cluster.
+HEAD_THREADS = 2
+
 #: The concurrency group of what workers report.
 REPORTS = "reports"
 
@@ -147,7 +150,9 @@ class Coordinator:
             self.holder.holder_id, self.watch, self.withdraw, elapsed, self.seats
         )
         cluster = Calls(storage, context.current_actor)
-        self.executor = RayExecutor(cluster, self.report, self.inbox.put)
+        # Threads of its own: while the head is away, calls of the storage go on.
+        head = ThreadIo(self.inbox.put, HEAD_THREADS)
+        self.executor = RayExecutor(cluster, self.report, self.inbox.put, head.call)
         self.loop = Loop(
             storage,
             self.executor,
@@ -199,7 +204,7 @@ class Coordinator:
         return None
 
     def look_at_nodes(self) -> Steps:
-        """Look for attempts that no node of the cluster can hold."""
+        """Look at the nodes of the cluster."""
         try:
             yield self.executor.placement.look
         except Exception as error:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import msgspec
 import ray
+from ray.util.placement_group import PlacementGroup
 
 from ray_workflows._capture.options import decode_ray_options
 from ray_workflows._codec.messages import message
@@ -18,13 +19,23 @@ from ray_workflows._executor.carry import remote_run_batches
 from ray_workflows._executor.listener_hosts import Host, ListenerHosts
 from ray_workflows._executor.listeners import listener_host_class
 from ray_workflows._executor.live import LiveValues, direct_keys, nested_keys
-from ray_workflows._executor.protocol import Scene, encode_batch
+from ray_workflows._executor.protocol import NOT_SHAPE, Scene, encode_batch
 from ray_workflows._executor.rack import Rack
 from ray_workflows._model.plan import Package
+from ray_workflows._ray import private
 from ray_workflows.storage.base import Storage
 
-#: Ray functions with their options, ready to be called: one for each shape and name.
+#: Ray functions with their options, ready to be called: one for each shape and name. As many shapes
+#: are kept with what their attempts need.
 MAX_REMOTES = 1_000
+
+
+class Needs(NamedTuple):
+    """What the attempts of a shape need, as Ray takes it."""
+
+    options: dict[str, Any]
+    runtime_env: dict[str, Any]
+    packages: tuple[Package, ...]
 
 
 class Calls:
@@ -42,8 +53,39 @@ class Calls:
         self.pickled_home: bytes | None = None
         self.rack = Rack(storage)
         self.listener_hosts = ListenerHosts(ray.kill)
-        #: Ray functions with their options, and the packages that they need.
-        self.remotes: dict[tuple[str, str, int], tuple[Any, tuple[Package, ...]]] = {}
+        #: By shape.
+        self.needs: dict[str, Needs] = {}
+        #: Ray functions with their options, by shape, name and `max_calls`.
+        self.remotes: dict[tuple[str, str, int], Any] = {}
+
+    def prepare(self, scene: Scene) -> None:
+        """Find what attempts of a shape need: values of secrets, the bundles of a placement group.
+
+        Raises:
+            LookupError: this cluster does not have the value of a secret.
+        """
+        options = decode_ray_options(scene.options.ray)
+        for name in NOT_SHAPE:
+            options.pop(name, None)
+        runtime_env = runtime_env_for(scene.environment, options.pop("runtime_env", None))
+        strategy = options.get("scheduling_strategy")
+        for group in (options.get("placement_group"), getattr(strategy, "placement_group", None)):
+            if isinstance(group, PlacementGroup):
+                # Ray looks them up when it is called, and keeps them in this object.
+                _ = group.bundle_specs
+        packages = packages_for(scene.environment, runtime_env)
+        if len(self.needs) >= MAX_REMOTES:
+            self.needs.clear()
+        self.needs[scene.shape] = Needs(options, runtime_env, packages)
+
+    def is_prepared(self, shape: str) -> bool:
+        """Whether attempts of a shape can be sent."""
+        return shape in self.needs
+
+    def missing(self, batches: Iterable[SentBatch]) -> set[str]:
+        """Those packages of batches that are not in the cluster, by URI."""
+        uris = {package.uri for sent in batches for package in sent.packages}
+        return {uri for uri in uris if not private.has_key(uri)}
 
     def send(
         self, sent: SentBatch, loads: list[Load], asks: bool, values: Brought
@@ -59,35 +101,35 @@ class Calls:
             call = host.actor.listen.remote(load, self.pickled_home)
             self.listener_hosts.called(host, call)
             return call
-        remote, sent.packages = self.remote(scene)
+        sent.packages = self.needs[scene.shape].packages
+        remote = self.remote(scene)
         waits = self.rack.need(sent.packages)
         home = self.pickled_home
         return remote.remote(loads, home, asks, list(values), *values.values(), *waits)
 
-    def remote(self, scene: Scene) -> tuple[Any, tuple[Package, ...]]:
-        """The Ray function for a shape and a name, and the packages that it needs. Ray parses
-        options anew with each use."""
-        options = decode_ray_options(scene.options.ray)
-        name = options.setdefault("name", scene.function.name)
-        max_calls = options.pop("max_calls", 0)
+    def remote(self, scene: Scene) -> Any:
+        """The Ray function for a shape and a name. Ray parses options anew with each use."""
+        given = scene.options.ray
+        name = given.get("name", scene.function.name)
+        max_calls = given.get("max_calls", 0)
         key = (scene.shape, name, max_calls)
-        found = self.remotes.get(key)
-        if found is None:
-            runtime_env = runtime_env_for(scene.environment, options.get("runtime_env"))
-            packages = packages_for(scene.environment, runtime_env)
-            self.rack.vary(runtime_env, packages)
-            options["runtime_env"] = runtime_env
+        remote = self.remotes.get(key)
+        if remote is None:
+            needs = self.needs[scene.shape]
+            options = {**given, **needs.options, "name": name}
+            options.pop("max_calls", None)
+            options["runtime_env"] = self.rack.varied(needs.runtime_env, needs.packages)
             options.update(max_retries=0, retry_exceptions=False)
             remote = remote_run_batches(max_calls).options(**options)
             if len(self.remotes) >= MAX_REMOTES:
                 self.remotes.clear()
-            found = self.remotes[key] = (remote, packages)
-        return found
+            self.remotes[key] = remote
+        return remote
 
     def listener_host(self, sent: SentBatch, scene: Scene) -> Host:
-        runtime_env = runtime_env_for(scene.environment, scene.options.ray.get("runtime_env"))
-        sent.packages = packages_for(scene.environment, runtime_env)
-        self.rack.vary(runtime_env, sent.packages)
+        needs = self.needs[scene.shape]
+        sent.packages = needs.packages
+        runtime_env = self.rack.varied(needs.runtime_env, needs.packages)
         name = msgspec.json.encode(runtime_env).decode()
 
         def start() -> Any:
@@ -96,24 +138,20 @@ class Calls:
 
         return self.listener_hosts.take(name, sent.members[0].request, start)
 
-    def lacked(self, sent: SentBatch) -> bool:
-        """Whether a package of it is not in the cluster after all: it is brought again."""
-        missing = self.rack.missing(sent.packages)
-        if missing:
+    def lacked(self, sent: SentBatch, missing: Collection[str]) -> bool:
+        """Whether a package of it is among those that are missing: it is brought again."""
+        lacked = self.rack.lacked(sent.packages, missing)
+        if lacked:
             self.remotes.clear()
-        return missing
+        return lacked
 
-    def why_missing(self, sent: SentBatch) -> Exception | None:
+    def why_missing(self, sent: SentBatch, missing: Collection[str]) -> Exception | None:
         """Why a package of it can't be brought into the cluster."""
-        return self.rack.why_missing(sent.packages)
+        return self.rack.why_missing(sent.packages, missing)
 
     def cancel(self, ref: Any, *, force: bool) -> None:
         """Stop a Ray task."""
         ray.cancel(ref, force=force)
-
-    def slots(self) -> int:
-        """What the nodes that are there have; at least one."""
-        return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
     def nodes(self) -> list[dict[str, float]]:
         """What each live node has."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Protocol
 
 from ray_workflows._executor.batch import Load
 from ray_workflows._executor.carriers import Brought, SentBatch
+from ray_workflows._executor.protocol import Scene
 
 
 class Future(Protocol):
@@ -23,9 +24,30 @@ class TaskRef(Protocol):
         """Its result."""
 
 
+#: Runs what blocks on another thread, and hands what it returned or raised to the second one, which
+#: runs on the coordinator's loop.
+Aside = Callable[[Callable[[], Any], Callable[[Any], None]], None]
+
+
 class Cluster(Protocol):
-    """The cluster, as the executor uses it, with the executor's lock held where nothing else is
-    said."""
+    """The cluster, as the executor uses it. What asks Ray's head may take as long as the head is
+    away: the executor's lock is not held then, and the loop does not wait."""
+
+    def nodes(self) -> list[dict[str, float]]:
+        """The resources of each live node, whether they are free or not. Asks the head."""
+
+    def prepare(self, scene: Scene) -> None:
+        """Find what attempts of a shape need before they are sent. Asks the head.
+
+        Raises:
+            Exception: why none of them can be sent.
+        """
+
+    def is_prepared(self, shape: str) -> bool:
+        """Whether attempts of a shape can be sent."""
+
+    def missing(self, batches: Iterable[SentBatch]) -> set[str]:
+        """Those packages of batches that are not in the cluster, by URI. Asks the head."""
 
     def send(self, sent: SentBatch, loads: list[Load], asks: bool, values: Brought) -> TaskRef:
         """Submit a Ray task with batches, the first of which is this one and takes the values, or
@@ -34,17 +56,10 @@ class Cluster(Protocol):
     def cancel(self, ref: TaskRef, *, force: bool) -> None:
         """Stop a Ray task; by force, its worker ends."""
 
-    def slots(self) -> int:
-        """How many tasks of one CPU the cluster can run at once."""
+    def lacked(self, sent: SentBatch, missing: Collection[str]) -> bool:
+        """Whether a package of it is among those that are missing: it is brought again."""
 
-    def nodes(self) -> list[dict[str, float]]:
-        """The resources of each live node, whether they are free or not. Asks Ray: not with the
-        lock held."""
-
-    def lacked(self, sent: SentBatch) -> bool:
-        """Whether a package of it is not in the cluster after all: it is brought again."""
-
-    def why_missing(self, sent: SentBatch) -> Exception | None:
+    def why_missing(self, sent: SentBatch, missing: Collection[str]) -> Exception | None:
         """Why a package of it can't be brought into the cluster; None if it can, or is there."""
 
     def tidy(self) -> None:

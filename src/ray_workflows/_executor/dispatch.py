@@ -5,7 +5,6 @@ the other.
 from __future__ import annotations
 
 import itertools
-import logging
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,7 +19,7 @@ from ray_workflows._executor.carriers import (
     Carriers,
     SentBatch,
 )
-from ray_workflows._executor.cluster import Clock, Cluster, Timers
+from ray_workflows._executor.cluster import Aside, Clock, Cluster, Timers
 from ray_workflows._executor.lanes import (
     AT_ONCE,
     TARGET_SECONDS,
@@ -31,16 +30,14 @@ from ray_workflows._executor.lanes import (
 )
 from ray_workflows._executor.live import LiveValues
 
-logger = logging.getLogger(__name__)
-
-#: How long the size of the cluster is believed, in seconds.
-SLOTS_SECONDS = 1.0
-
 #: Takes a Ray task that has ended, and the future with its result.
 Ended = Callable[[Carrier, Any], None]
 
 #: Takes a batch that could not be submitted, and why.
 Refused = Callable[[SentBatch, Exception], None]
+
+#: Takes attempts that can't be submitted, and why.
+Unprepared = Callable[[list[Flight], Exception], None]
 
 
 class Dispatch:
@@ -52,8 +49,10 @@ class Dispatch:
         lock: taken for what happens at a time.
         deadlines: calls at times.
         clock: says what time it is.
+        aside: runs what asks the head of the cluster.
         ended: called without the lock.
         refused: called with it.
+        unprepared: called with it.
     """
 
     def __init__(
@@ -63,16 +62,20 @@ class Dispatch:
         lock: threading.RLock,
         deadlines: Timers,
         clock: Clock,
+        aside: Aside,
         ended: Ended,
         refused: Refused,
+        unprepared: Unprepared,
     ) -> None:
         self.cluster = cluster
         self.live = live
         self.lock = lock
         self.deadlines = deadlines
         self.clock = clock
+        self.aside = aside
         self.ended = ended
         self.refused = refused
+        self.unprepared = unprepared
         #: Other ones than those of an earlier life of the coordinator, whose Ray tasks may still
         #: report here.
         self.numbers = itertools.count(int(clock.time() * 1e9))
@@ -82,7 +85,10 @@ class Dispatch:
         self.durations = Durations()
         self.sent: dict[int, SentBatch] = {}
         self.carriers = Carriers()
-        self.slots_known = (0.0, 1)
+        #: How many tasks of one CPU the cluster can run at once, as far as we know.
+        self.slots = 1
+        #: Shapes of lanes that wait for what their attempts need.
+        self.preparing: set[str] = set()
 
     def flush(self) -> None:
         """Submit what was added, as far as it is time."""
@@ -95,7 +101,7 @@ class Dispatch:
         if lane is None:
             lane = self.lanes[shape] = Lane()
         self.grown[shape] = None
-        if lane.add(flight, self.durations, self.slots_known[1]):
+        if lane.add(flight, self.durations, self.slots):
             # It begins while the rest of thousands is started.
             self.pump(shape)
 
@@ -103,9 +109,12 @@ class Dispatch:
         """Submit what waits, as far as it is time. The lock is held."""
         # Looked up each time: a Ray task that has ended at once brings us here again meanwhile.
         while (lane := self.lanes.get(shape)) is not None:
+            if lane.queues and not self.cluster.is_prepared(shape):
+                self.prepare(shape, lane)
+                return
             taking, waits = self.carriers.are_taking(shape), self.carriers.waits(shape)
             now = self.clock.monotonic()
-            batch = lane.next_batch(self.durations, self.slots(), now, taking, waits)
+            batch = lane.next_batch(self.durations, self.slots, now, taking, waits)
             if not batch:
                 if lane.idle:
                     del self.lanes[shape]
@@ -123,18 +132,30 @@ class Dispatch:
                 lane.looks_again = False
                 self.pump(shape)
 
-    def slots(self) -> int:
-        """How many tasks of one CPU the cluster can run at once."""
-        now = self.clock.monotonic()
-        known_until, slots = self.slots_known
-        if now >= known_until:
-            try:
-                slots = self.cluster.slots()
-            except Exception as error:
-                # A guess only: attempts go on with what was known, as the cluster does.
-                logger.warning("The size of the cluster could not be looked up: %s", error)
-            self.slots_known = (now + SLOTS_SECONDS, slots)
-        return slots
+    def resize(self, slots: int) -> None:
+        """The cluster can run so many tasks of one CPU at once."""
+        if slots != self.slots:
+            self.slots = slots
+            for shape in list(self.lanes):
+                self.pump(shape)
+
+    def prepare(self, shape: str, lane: Lane) -> None:
+        """Have what a lane's attempts need looked up; they wait meanwhile."""
+        if shape not in self.preparing:
+            self.preparing.add(shape)
+            scene = lane.scene
+            self.aside(
+                lambda: self.cluster.prepare(scene), lambda result: self.prepared(shape, result)
+            )
+
+    def prepared(self, shape: str, result: Any) -> None:
+        """What a lane's attempts need was looked up, or the reason is there why that failed."""
+        with self.lock:
+            self.preparing.discard(shape)
+            lane = self.lanes.get(shape)
+            if lane is not None and isinstance(result, Exception):
+                self.unprepared(lane.take_all(), result)
+            self.pump(shape)
 
     def submit(self, lane: Lane, members: list[Flight]) -> None:
         """Let a Ray task carry a batch that waits for one, or submit another."""
@@ -182,7 +203,7 @@ class Dispatch:
         """The batch after the one that a carrier has, if there is plenty."""
         members: list[Flight] = []
         if carrier.asks and len(carrier.loads) < AT_ONCE:
-            members = lane.next_ahead(self.durations, self.slots())
+            members = lane.next_ahead(self.durations, self.slots)
         if not members:
             return []
         packed = self.pack(members)
@@ -213,7 +234,7 @@ class Dispatch:
             carrier.ref = self.cluster.send(sent, loads, carrier.asks, values)
             carrier.ref.future().add_done_callback(lambda future: self.ended(carrier, future))
         except Exception as error:
-            # Options that this Ray refuses, or a secret that is not here: the user's to mend.
+            # Options that this Ray refuses: the user's to mend.
             self.end(carrier)
             for each in list(carrier.loads):
                 self.over(each)
@@ -221,7 +242,7 @@ class Dispatch:
 
     def has_room(self) -> bool:
         """Whether every Ray task in flight has a slot, as far as we know."""
-        return len(self.carriers.flying) <= self.slots()
+        return len(self.carriers.flying) <= self.slots
 
     def is_carried(self, sent: SentBatch) -> bool:
         """Whether it may follow another batch in a Ray task, and be followed by one."""
@@ -234,7 +255,7 @@ class Dispatch:
         lane.expects_no_more(carrier)
         now = self.clock.monotonic()
         carrier.hear(now)
-        if not carrier.is_fresh(now) or self.carriers.is_crowded(carrier.shape, self.slots()):
+        if not carrier.is_fresh(now) or self.carriers.is_crowded(carrier.shape, self.slots):
             carrier.answer = answer
             self.carriers.leave(carrier)
         elif carrier.loads:

@@ -64,7 +64,8 @@ def check_lane(dispatch: Dispatch, shape: str, lane: Lane) -> None:
     flying = [carrier for carrier in dispatch.carriers.flying if carrier.shape == shape]
     assert lane.submitted == len(flying), f"{lane.submitted} Ray tasks counted, {len(flying)} there"
     if any(not flight.retired for queue in lane.queues.values() for flight in queue):
-        goes_on = flying or lane.looks_again or shape in dispatch.grown
+        prepares = shape in dispatch.preparing
+        goes_on = flying or lane.looks_again or shape in dispatch.grown or prepares
         assert goes_on, "attempts wait in a queue that nobody will look at again"
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterable
 
 import msgspec
 
-from ray_workflows._executor.protocol import AttemptRequest
+from ray_workflows._executor.protocol import AttemptRequest, Scene
 from ray_workflows._model.plan import LISTENER
 
 #: What a batch aims at, in seconds, and below what a batch is not worth its Ray task. Attempts that
@@ -163,7 +163,11 @@ def least(seconds: float) -> int:
 def take_run(queue: deque[Flight]) -> list[Flight]:
     """The first attempt of a queue with all that follow it. They wait nowhere else: whoever takes
     it takes them, also when its function has turned out to be slow meanwhile."""
-    head = queue.popleft()
+    return run_of(queue.popleft())
+
+
+def run_of(head: Flight) -> list[Flight]:
+    """An attempt with all that follow it."""
     return [head, *head.followers]
 
 
@@ -195,6 +199,17 @@ class Lane:
         return seconds is not None and not len(queue) % (
             slots * max(1, int(TARGET_SECONDS / seconds))
         )
+
+    @property
+    def scene(self) -> Scene:
+        """That of an attempt that waits; there is one."""
+        return next(iter(self.queues.values()))[0].request.scene
+
+    def take_all(self) -> list[Flight]:
+        """All that wait; none does any more."""
+        taken = [one for queue in self.queues.values() for head in queue for one in run_of(head)]
+        self.queues.clear()
+        return taken
 
     def next_batch(
         self,

@@ -1,4 +1,4 @@
-"""Attempts that wait because no node of the cluster can hold them."""
+"""The nodes of the cluster: how much runs at once, and which attempts none of them can hold."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ray_workflows._executor.protocol import ReportSink
 from ray_workflows._model.inputs import FoundUnplaceable
 from ray_workflows._model.plan import FUNCTION
 
-#: How often the executor looks for attempts that no node can hold, in seconds.
-LOOK_SECONDS = 4.0
+#: How often the executor looks at the nodes of the cluster, in seconds.
+LOOK_SECONDS = 1.0
 
 #: Ray options that ask for an amount of a resource, and Ray's name of the resource.
 AMOUNTS = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
@@ -68,10 +68,11 @@ def listed(resources: Resources) -> str:
 
 
 class PlacementCheck:
-    """Reports attempts that no node can hold, and those that a new node can.
+    """Says how much the cluster runs at once, and reports attempts that no node can hold, and those
+    that a new node can.
 
     Args:
-        dispatch: has the attempts that wait.
+        dispatch: has the attempts that wait, and is told the size of the cluster.
         report: takes what is found.
     """
 
@@ -80,14 +81,18 @@ class PlacementCheck:
         self.report = report
         #: Scheduling classes that no node could hold when it looked last.
         self.unplaceable: set[str] = set()
+        self.has_looked = False
 
     def look(self) -> None:
-        """Look once. Called without the executor's lock, because it asks Ray for its nodes."""
+        """Look once, unless nothing waits or runs. Called without the executor's lock, because it
+        asks the head for the nodes."""
         dispatch = self.dispatch
-        if not dispatch.lanes:
+        if self.has_looked and not dispatch.lanes:
             return
         nodes = dispatch.cluster.nodes()
         with dispatch.lock:
+            self.has_looked = True
+            dispatch.resize(max(1, int(sum(node.get("CPU", 0.0) for node in nodes))))
             found: set[str] = set()
             for shape in dispatch.lanes:
                 flights = self.waiting(shape)

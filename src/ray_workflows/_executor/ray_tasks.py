@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import msgspec
@@ -16,7 +16,7 @@ from ray.exceptions import RayActorError, RuntimeEnvSetupError
 
 from ray_workflows._executor.batch import Live, WireReport
 from ray_workflows._executor.carriers import Answer, Carrier, SentBatch
-from ray_workflows._executor.cluster import Clock, Cluster, Timers
+from ray_workflows._executor.cluster import Aside, Clock, Cluster, Timers
 from ray_workflows._executor.deadlines import Deadlines
 from ray_workflows._executor.dispatch import Dispatch
 from ray_workflows._executor.failures import (
@@ -53,6 +53,7 @@ class RayExecutor:
         cluster: where attempts run.
         report: takes what becomes of them; called from Ray's threads.
         later: has something done soon, after which there is a `flush`.
+        aside: runs what asks the head of the cluster, and may wait for it.
         deadlines: calls at times; by default on a thread of its own.
         clock: says what time it is.
     """
@@ -62,6 +63,7 @@ class RayExecutor:
         cluster: Cluster,
         report: ReportSink,
         later: Callable[[Callable[[], None]], None],
+        aside: Aside,
         *,
         deadlines: Timers | None = None,
         clock: Clock = time,
@@ -69,13 +71,22 @@ class RayExecutor:
         self.cluster = cluster
         self.report = report
         self.later = later
+        self.aside = aside
         self.deadlines = Deadlines() if deadlines is None else deadlines
         self.lock = threading.RLock()
         #: By incarnation and task.
         self.flights: dict[str, dict[int, Flight]] = {}
         self.live: dict[str, LiveValues] = {}
         self.dispatch = Dispatch(
-            cluster, self.live, self.lock, self.deadlines, clock, self.done, self.refused
+            cluster,
+            self.live,
+            self.lock,
+            self.deadlines,
+            clock,
+            aside,
+            self.done,
+            self.refused,
+            self.unprepared,
         )
         self.placement = PlacementCheck(self.dispatch, report)
         #: Numbers of batches that are over, and whose reports are not looked at yet.
@@ -267,33 +278,68 @@ class RayExecutor:
                 flight.alone = True
                 self.run_elsewhere(sent, flight)
 
+    def unprepared(self, flights: list[Flight], error: Exception) -> None:
+        """Attempts can't be submitted, because what they need was not found. The lock is held."""
+        for flight in flights:
+            if flight.follows:
+                # It is started anew when its input is there.
+                self.take_out(flight)
+            else:
+                self.land(flight, unsubmitted(flight, error))
+
     def done(self, carrier: Carrier, future: Any) -> None:
         """A Ray task ended. Called from a thread of Ray's."""
         try:
+            try:
+                reports = [decode_report(wire) for wire in future.result()]
+            except BaseException as error:
+                self.ended_with(carrier, error)
+                return
             with self.lock:
                 self.dispatch.end(carrier)
-                try:
-                    reports = [decode_report(wire) for wire in future.result()]
-                except BaseException as error:
-                    died = isinstance(error, RayActorError)
-                    self.cluster.ended(carrier.ref, host_died=died)
-                    self.fail(carrier, error)
-                else:
-                    self.cluster.ended(carrier.ref, host_died=False)
-                    for report, objects in reports:
-                        sent = self.dispatch.sent.get(report.number)
-                        if sent is not None:
-                            self.dispatch.over(sent)
-                            self.learn(sent, report)
-                            self.settle(sent, report, objects)
-                    for sent in list(carrier.loads):
-                        # It never got them, or they were handed back and that was lost.
+                self.cluster.ended(carrier.ref, host_died=False)
+                for report, objects in reports:
+                    sent = self.dispatch.sent.get(report.number)
+                    if sent is not None:
                         self.dispatch.over(sent)
-                        for flight in sent.left:
-                            self.run_elsewhere(sent, flight)
+                        self.learn(sent, report)
+                        self.settle(sent, report, objects)
+                for sent in list(carrier.loads):
+                    # It never got them, or they were handed back and that was lost.
+                    self.dispatch.over(sent)
+                    for flight in sent.left:
+                        self.run_elsewhere(sent, flight)
                 self.dispatch.pump(carrier.shape)
         except Exception:
             logger.exception("The end of a Ray task could not be handled.")
+
+    def ended_with(self, carrier: Carrier, error: BaseException) -> None:
+        """A Ray task ended with an error. Whether a package was missing is for the head to say."""
+        if isinstance(error, RuntimeEnvSetupError):
+            with self.lock:
+                loads = list(carrier.loads)
+            self.aside(
+                lambda: self.cluster.missing(loads),
+                lambda missing: self.failed(carrier, error, missing),
+            )
+        else:
+            self.failed(carrier, error, ())
+
+    def failed(
+        self, carrier: Carrier, error: BaseException, missing: Collection[str] | Exception
+    ) -> None:
+        """A Ray task ended with an error; it is known which of its packages are missing, or why
+        that can't be told."""
+        with self.lock:
+            self.dispatch.end(carrier)
+            self.cluster.ended(carrier.ref, host_died=isinstance(error, RayActorError))
+            if isinstance(missing, Exception):
+                for sent in list(carrier.loads):
+                    self.dispatch.over(sent)
+                    self.unprepared(sent.left, missing)
+            else:
+                self.fail(carrier, error, missing)
+            self.dispatch.pump(carrier.shape)
 
     def learn(self, sent: SentBatch, report: BatchReport) -> None:
         """How long the members of a batch took that is through."""
@@ -334,7 +380,7 @@ class RayExecutor:
             flight.request = msgspec.structs.replace(flight.request, fused=False)
             self.dispatch.enqueue(flight)
 
-    def fail(self, carrier: Carrier, error: BaseException) -> None:
+    def fail(self, carrier: Carrier, error: BaseException, missing: Collection[str]) -> None:
         """A Ray task failed with what it had. If several members are left, one was guilty: those of
         the batch that ran first run again alone, and only the guilty one will be charged. It may
         have been one of the next batch, if the report of the first was lost with the worker, or one
@@ -344,8 +390,8 @@ class RayExecutor:
             self.dispatch.over(sent)
         left = [(each, flight) for each in loads for flight in each.left]
         unset = isinstance(error, RuntimeEnvSetupError)
-        lacked = [sent for sent in loads if unset and self.cluster.lacked(sent)]
-        refusal = self.cluster.why_missing(lacked[0]) if lacked else refused_package(error)
+        lacked = [sent for sent in loads if unset and self.cluster.lacked(sent, missing)]
+        refusal = self.cluster.why_missing(lacked[0], missing) if lacked else refused_package(error)
         if lacked or refusal is not None:
             self.lack(left, refusal, error)
             return
