@@ -12,7 +12,7 @@ from ray_workflows._model.catalog import Append, CatalogRow
 from ray_workflows.exceptions import StorageCorruptError, WorkflowNotFoundError
 from ray_workflows.storage import Storage
 from ray_workflows.storage.base import CommitOutcome
-from ray_workflows.storage.records import DamagedRowError
+from ray_workflows.storage.rows import DamagedRowError
 
 
 def repair(storage: Storage, workflow_id: str) -> CatalogRow | None:

@@ -13,7 +13,7 @@ import msgspec
 
 from ray_workflows._model.catalog import Append, CatalogRow
 from ray_workflows.storage.base import CommitOutcome
-from ray_workflows.storage.records import encode_metadata, row_digest
+from ray_workflows.storage.rows import encode_metadata, row_digest
 
 #: How much one statement carries, in bytes of entries. A transaction has as many as it needs.
 STATEMENT_BYTES = 8 * 1024 * 1024

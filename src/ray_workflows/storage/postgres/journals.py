@@ -29,9 +29,8 @@ from ray_workflows.storage.records import (
     check_appends,
     check_limit,
     decode_cursor,
-    decode_row,
-    make_page,
 )
+from ray_workflows.storage.rows import decode_row, make_page
 
 T = TypeVar("T")
 

@@ -1,5 +1,5 @@
 -- The queries of PostgresStorage, by name. {schema} is the schema's quoted name. Catalog columns
--- come in the order of CatalogRow, then as `records.decode_row` takes them. Functions are named with
+-- come in the order of CatalogRow, then as `rows.decode_row` takes them. Functions are named with
 -- their schema: who may create one in a schema of the search path could otherwise put one of more
 -- fitting argument types in their place, and have it run with the rights of this user. (But unnest of
 -- several arrays, which is syntax, and means PostgreSQL's own.)

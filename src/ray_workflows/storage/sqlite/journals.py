@@ -26,11 +26,8 @@ from ray_workflows.storage.records import (
     check_appends,
     check_limit,
     decode_cursor,
-    decode_row,
-    encode_metadata,
-    make_page,
-    row_digest,
 )
+from ray_workflows.storage.rows import decode_row, encode_metadata, make_page, row_digest
 from ray_workflows.storage.sqlite.connection import QUERIES, fetch_all
 from ray_workflows.storage.sqlite.directory import SqliteDirectory
 

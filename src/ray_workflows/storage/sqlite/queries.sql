@@ -1,5 +1,5 @@
 -- The queries of SqliteStorage, by name. Catalog columns come in the order of CatalogRow, then as
--- `records.decode_row` takes them.
+-- `rows.decode_row` takes them.
 
 -- name: configure_connection
 -- FULL: a commit is on the disk before it is acknowledged; the next two are what that takes on
