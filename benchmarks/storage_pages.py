@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +15,9 @@ from ray_workflows.storage.objects.index_keys import entry_key
 from ray_workflows.storage.objects.records import new_nonce
 from ray_workflows.storage.objects.storage import PutOnceStorage
 from ray_workflows.storage.postgres import PostgresStorage
-from ray_workflows.storage.postgres.journals import LIST_QUERIES as POSTGRES_NAMES
-from ray_workflows.storage.records import END, START
+from ray_workflows.storage.postgres.listing import compose_listing as postgres_listing
 from ray_workflows.storage.sqlite import SqliteStorage
-from ray_workflows.storage.sqlite.connection import QUERIES as QUERIES_OF_SQLITE
-from ray_workflows.storage.sqlite.journals import LIST_QUERIES as SQLITE_NAMES
+from ray_workflows.storage.sqlite.listing import compose_listing as sqlite_listing
 from ray_workflows.testing.builders import OK, make_append, make_holder, make_row
 
 TARGET_SECONDS = 0.1
@@ -94,12 +91,6 @@ def indexes(storage: Storage, query: CatalogQuery) -> str:
     return "names of objects"
 
 
-def position(query: CatalogQuery) -> dict[str, object]:
-    """Where a listing begins, as a query's parameters."""
-    submitted_at, workflow_id = END if query.newest_first else START
-    return {"submitted_at": submitted_at, "workflow_id": workflow_id, "limit": query.limit + 1}
-
-
 def named(lines: Sequence[str], table_scan: str) -> str:
     """The indexes that a plan names, and what it says of scans of the whole catalog."""
     words = [word for line in lines for word in line.split() if word.startswith("catalog_by")]
@@ -108,33 +99,17 @@ def named(lines: Sequence[str], table_scan: str) -> str:
 
 
 def sqlite_indexes(storage: SqliteStorage, query: CatalogQuery) -> str:
-    text = QUERIES_OF_SQLITE[SQLITE_NAMES[bool(query.statuses), query.newest_first]]
-    parameters = {
-        **position(query),
-        "holders": json.dumps(query.holders) if query.holders else None,
-        "statuses": json.dumps([status.value for status in query.statuses]),
-    }
+    text, parameters = sqlite_listing(query)
     with storage.journals.home.reader.use() as connection:
-        plan = connection.execute(f"EXPLAIN QUERY PLAN {without_comments(text)}", parameters)
+        plan = connection.execute(f"EXPLAIN QUERY PLAN {text}", parameters)
         return named([row[3] for row in plan], r"SCAN (catalog|page|found)(?!.*INDEX)")
 
 
 def postgres_indexes(storage: PostgresStorage, query: CatalogQuery) -> str:
-    name = POSTGRES_NAMES[bool(query.statuses), bool(query.holders), query.newest_first]
-    parameters = {
-        **position(query),
-        "holders": list(query.holders),
-        "statuses": [status.value for status in query.statuses or WorkflowStatus],
-    }
+    text, parameters = postgres_listing(storage.journals.home.queries, query)
     with storage.journals.home.pool.use() as connection:
-        rows = connection.execute(
-            f"EXPLAIN {storage.journals.home.queries[name]}", parameters
-        ).fetchall()
+        rows = connection.execute(f"EXPLAIN {text}", parameters).fetchall()
     return named([row[0] for row in rows], "Seq Scan on catalog")
-
-
-def without_comments(text: str) -> str:
-    return "\n".join(line for line in text.splitlines() if not line.startswith("--"))
 
 
 def measure(context: Context) -> Iterator[Part]:

@@ -8,7 +8,7 @@ from psycopg import sql
 
 SCHEMA_NUMBERS = itertools.count(1)
 
-TABLES = ("catalog", "journal", "holders", "blobs", "blob_chunks", "tombstones")
+TABLES = ("catalog", "catalog_tags", "journal", "holders", "blobs", "blob_chunks", "tombstones")
 
 
 def with_parameter(url, parameter):

@@ -31,9 +31,10 @@ from ray_workflows.storage.objects import SharedStorage
 from ray_workflows.storage.objects.client import Found
 from ray_workflows.storage.objects.records import FORMAT
 from ray_workflows.storage.queries import read_sql
+from ray_workflows.storage.rows import COLUMNS
 from ray_workflows.storage.sqlite import connection as database
 from tests.contract.damage import Layout, Piece, damages, fill, judge, put, reads, result
-from tests.journals.golden import DIRECTORY, look, seen_of, unpack
+from tests.journals.golden import DIRECTORY, look_as_then, seen_of, unpack
 from tests.put_once import MemoryObjectStorage, MemoryOperations
 
 #: Accidents for each layout in a test run. More by hand: $RAY_WORKFLOWS_DAMAGES.
@@ -155,10 +156,7 @@ class Rows:
         self.execute(f"DELETE FROM {piece[0]} WHERE {self.where(piece)}", piece[1])
 
 
-CATALOG = (
-    *("seq", "status", "holder", "submitted_at", "started_at", "ended_at", "metadata"),
-    *("plan_digest", "error", "released", "digest"),
-)
+CATALOG = (*COLUMNS[2:], "digest")
 
 
 class Sqlite(Rows):
@@ -357,7 +355,7 @@ def test_a_database_of_release_0_1_is_read_as_it_was(tmp_path: Path) -> None:
         golden["seen"]["tasks"] = [seen_of(task) for task in golden["seen"]["tasks"]]
         for key, data in golden["blobs"].items():
             storage.write_blob(golden["row"]["incarnation"], key, [unpack(data)])
-        assert look(storage, golden["row"]["workflow_id"]) == golden["seen"]
+        assert look_as_then(storage, golden) == golden["seen"]
     storage.close()
 
 

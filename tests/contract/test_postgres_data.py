@@ -19,6 +19,8 @@ from ray_workflows.exceptions import (
 from ray_workflows.storage.postgres import PostgresStorage
 from ray_workflows.storage.postgres import blobs as postgres_blobs
 from ray_workflows.storage.postgres.appends import Ends, make_statements
+from ray_workflows.storage.postgres.listing import compose_listing
+from ray_workflows.storage.records import encode_cursor
 from ray_workflows.testing.builders import (
     OK,
     STALE,
@@ -211,9 +213,9 @@ def crowded(postgres_url):
 
 
 LISTINGS = {
-    "list_catalog": {},
-    "list_catalog_by_status": {"statuses": ("FAILED", "RUNNING")},
-    "list_catalog_by_holder": {"holders": ("holder3",)},
+    "all": {},
+    "by status": {"statuses": (WorkflowStatus.FAILED, WorkflowStatus.RUNNING)},
+    "by holder": {"holders": ("holder3",)},
 }
 
 
@@ -238,16 +240,12 @@ def planned(request, crowded):
 @pytest.mark.parametrize("name", list(LISTINGS))
 def test_listing_reads_a_page_from_its_index(planned, name, newest):
     crowded = planned
-    query = {"holders": (), "statuses": [s.value for s in WorkflowStatus], "limit": 101}
-    query.update({key: list(value) for key, value in LISTINGS[name].items()})
-    query.update(submitted_at=MANY / 20, workflow_id="w0")
-    if newest:
-        name = name.replace("list_catalog", "list_catalog_newest")
-    explain = "EXPLAIN (ANALYZE, FORMAT JSON) " + without_comments(
-        crowded.journals.home.queries[name]
+    query = CatalogQuery(
+        **LISTINGS[name], limit=100, cursor=encode_cursor((MANY / 20, "w0")), newest_first=newest
     )
+    text, parameters = compose_listing(crowded.journals.home.queries, query)
     with crowded.journals.home.pool.use() as connection:
-        (plan,) = connection.first(explain, query)
+        (plan,) = connection.first(f"EXPLAIN (ANALYZE, FORMAT JSON) {text}", parameters)
     nodes = list(walk(plan[0]["Plan"]))
     scans = [node for node in nodes if node.get("Relation Name") == "catalog"]
     assert {node["Node Type"] for node in scans} <= {"Index Scan", "Index Only Scan"}

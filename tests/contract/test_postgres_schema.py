@@ -20,6 +20,7 @@ from ray_workflows.exceptions import (
 from ray_workflows.storage.postgres import PostgresStorage
 from ray_workflows.storage.postgres import pool as postgres_pool
 from ray_workflows.storage.postgres import schema as postgres_schema
+from ray_workflows.storage.postgres.schema import MIGRATIONS
 from ray_workflows.storage.queries import read_sql
 from ray_workflows.testing.builders import (
     OK,
@@ -228,13 +229,13 @@ def test_a_migration_and_a_running_coordinator(storage, admin, monkeypatch):
     """The next release adds what it needs; the one that runs does not notice."""
     fill(storage, "w", 2)
     step = (
-        "ALTER TABLE {schema}.catalog ADD COLUMN priority integer NOT NULL DEFAULT 0;"
-        "CREATE INDEX catalog_by_priority ON {schema}.catalog (priority);"
+        "ALTER TABLE {schema}.catalog ADD COLUMN weight integer NOT NULL DEFAULT 0;"
+        "CREATE INDEX catalog_by_weight ON {schema}.catalog (weight);"
     )
-    texts = {"step_3.sql": step}
-    monkeypatch.setattr(postgres_schema, "MIGRATIONS", (*postgres_schema.MIGRATIONS, "step_3.sql"))
+    texts = {"next.sql": step}
+    monkeypatch.setattr(postgres_schema, "MIGRATIONS", (*postgres_schema.MIGRATIONS, "next.sql"))
     monkeypatch.setattr(postgres_schema, "read_sql", lambda name: texts.get(name) or read_sql(name))
-    with pytest.raises(StorageConfigError, match=r"version 2.*init\(\)"):
+    with pytest.raises(StorageConfigError, match=rf"version {len(MIGRATIONS)}.*init\(\)"):
         storage.open_existing()
     stop = threading.Event()
 
@@ -255,7 +256,7 @@ def test_a_migration_and_a_running_coordinator(storage, admin, monkeypatch):
 
     seq, _ = in_threads([go_on, migrate])
     versions = admin.execute("SELECT version FROM schema_version ORDER BY 1")
-    assert [version for (version,) in versions] == [1, 2, 3]
+    assert [version for (version,) in versions] == [*range(1, len(MIGRATIONS) + 2)]
     assert len(state(storage, "w")[1]) == seq
     monkeypatch.undo()
     assert storage.commit([make_append("w", seq)]) == [OK]
@@ -265,7 +266,7 @@ def test_a_migration_and_a_running_coordinator(storage, admin, monkeypatch):
 
 def test_failed_migration_changes_nothing(storage, admin, monkeypatch):
     before = names_in(admin)
-    monkeypatch.setattr(postgres_schema, "MIGRATIONS", (*postgres_schema.MIGRATIONS, "step_3.sql"))
+    monkeypatch.setattr(postgres_schema, "MIGRATIONS", (*postgres_schema.MIGRATIONS, "next.sql"))
     step = "CREATE TABLE {schema}.more (); CREATE TABLE {schema}.catalog ();"
     monkeypatch.setattr(postgres_schema, "read_sql", lambda name: step)
     with pytest.raises(StorageConfigError, match="Something else"):

@@ -26,6 +26,7 @@ from ray_workflows.exceptions import (
 from ray_workflows.storage import SqliteStorage
 from ray_workflows.storage.files import location
 from ray_workflows.storage.sqlite import connection as database
+from ray_workflows.storage.sqlite.connection import MIGRATIONS
 from ray_workflows.testing.builders import (
     OK,
     fill,
@@ -135,8 +136,8 @@ def test_open_refuses_what_is_in_the_directory(tmp_path, prepare, message):
 
 STEP = """
 -- What the next release adds; this is only a comment.
-ALTER TABLE catalog ADD COLUMN priority INTEGER NOT NULL DEFAULT 0;
-CREATE INDEX catalog_by_priority ON catalog (priority, submitted_at);
+ALTER TABLE catalog ADD COLUMN weight INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX catalog_by_weight ON catalog (weight, submitted_at);
 CREATE TABLE signals (
     incarnation TEXT NOT NULL,
     name TEXT NOT NULL DEFAULT ';'
@@ -147,9 +148,9 @@ CREATE TABLE signals (
 @pytest.fixture
 def next_release(monkeypatch):
     """This process is of a release that has one migration more."""
-    texts = {"step_3.sql": STEP}
+    texts = {"next.sql": STEP}
     read_sql = database.read_sql
-    monkeypatch.setattr(database, "MIGRATIONS", (*database.MIGRATIONS, "step_3.sql"))
+    monkeypatch.setattr(database, "MIGRATIONS", (*database.MIGRATIONS, "next.sql"))
     monkeypatch.setattr(database, "read_sql", lambda name: texts.get(name) or read_sql(name))
     return texts
 
@@ -194,12 +195,12 @@ def test_a_migration_and_a_running_coordinator(tmp_path, next_release):
         stack.callback(stop.touch)
         assert older.stdout.readline() == "at work\n"
         newer = SqliteStorage(store)
-        with pytest.raises(StorageConfigError, match=r"schema 2.*init\(\)"):
+        with pytest.raises(StorageConfigError, match=rf"schema {len(MIGRATIONS)}.*init\(\)"):
             newer.open_existing()
-        assert version_of(store) == (2, 0)
+        assert version_of(store) == (len(MIGRATIONS), 0)
         copies = [SqliteStorage(store) for _ in range(3)]
         in_threads([copy.open for copy in copies])
-        assert version_of(store) == (3, 1)
+        assert version_of(store) == (len(MIGRATIONS) + 1, 1)
         newer.open_existing()
         seen = newer.read_catalog("w").seq
         deadline = time.monotonic() + 60
@@ -218,13 +219,13 @@ def test_a_migration_and_a_running_coordinator(tmp_path, next_release):
 def test_a_new_database_has_all_migrations(tmp_path, next_release):
     storage = SqliteStorage(tmp_path)
     storage.open()
-    assert version_of(tmp_path) == (3, 1)
+    assert version_of(tmp_path) == (len(MIGRATIONS) + 1, 1)
     fill(storage, "w", 2)
     storage.close()
 
 
 def test_a_failed_migration_changes_nothing(tmp_path, next_release):
-    next_release["step_3.sql"] = STEP + "CREATE TABLE journal (x);"
+    next_release["next.sql"] = STEP + "CREATE TABLE journal (x);"
     before = database.MIGRATIONS
     database.MIGRATIONS = before[:-1]
     storage = SqliteStorage(tmp_path)
@@ -233,7 +234,7 @@ def test_a_failed_migration_changes_nothing(tmp_path, next_release):
     database.MIGRATIONS = before
     with pytest.raises(StorageError, match="journal already exists"):
         storage.open()
-    assert version_of(tmp_path) == (2, 0)
+    assert version_of(tmp_path) == (len(MIGRATIONS), 0)
     assert len(state(storage, "w")[1]) == 2
     storage.close()
 

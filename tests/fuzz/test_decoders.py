@@ -158,7 +158,7 @@ def test_objects_of_any_bytes(data: bytes) -> None:
 
 
 @fuzz
-@given(st.lists(SCALARS | st.binary(max_size=40), min_size=14, max_size=14))
+@given(st.lists(SCALARS | st.binary(max_size=40), min_size=21, max_size=21))
 def test_rows_of_any_columns(columns: list[Any]) -> None:
     attempt(lambda: decode_row(tuple(columns), where="here"), StorageCorruptError)
 

@@ -94,6 +94,13 @@ def load(path: Path, storage: Storage) -> dict[str, Any]:
     return golden
 
 
+def look_as_then(storage: Storage, golden: dict[str, Any]) -> dict[str, Any]:
+    """As `look`, with the columns of the catalog that there were when the journal was written."""
+    seen = look(storage, golden["row"]["workflow_id"])
+    seen["catalog"] = {name: seen["catalog"][name] for name in golden["row"]}
+    return seen
+
+
 def look(storage: Storage, workflow_id: str) -> dict[str, Any]:
     """What the verbs that read, and the engine, say of a workflow; as plain data."""
     reader = Reader(storage)

@@ -22,6 +22,7 @@ from ray_workflows._executor.protocol import Scene
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.catalog import Append, CatalogQuery
 from ray_workflows._model.plan import Environment, EnvironmentChange, Function, Package
+from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Blob
 from ray_workflows.storage import MemoryStorage, SqliteStorage
 from tests.unit.driver import Driver
@@ -169,7 +170,7 @@ def test_items_are_copied_under_their_incarnation() -> None:
         assert bytes(target.read_blob(item.incarnation, item.blob)) == b"code"
     assert store.find(target, "package/a") == other
     # Both, and what says that the workflow uses the copy.
-    assert len(target.list_catalog(CatalogQuery()).rows) == 3
+    assert len(target.list_catalog(CatalogQuery(statuses=(WorkflowStatus.NONE,))).rows) == 3
 
 
 def test_large_packages_are_never_whole_in_memory(tmp_path: Path) -> None:

@@ -245,6 +245,7 @@ def apply_workflow_submitted(state: Lifecycle, event: ev.WorkflowSubmitted) -> N
     state.submitted_at = event.at
     state.metadata = event.metadata
     state.request_id = event.request_id
+    state.name = event.plan.name
     state.plan_digest = event.plan.digest
     state.environment = event.plan.environment
     state.timeout = event.timeout

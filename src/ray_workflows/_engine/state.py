@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from ray_workflows._model.catalog import Tag
 from ray_workflows._model.plan import Environment, Function, Plan
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import ErrorInfo, Outcome, Value
@@ -209,6 +210,9 @@ class Lifecycle(msgspec.Struct, array_like=True, eq=False):
     signals: dict[str, dict[str, Value]] = {}
     #: Names and ids of signals that were taken; the newest ones, see `signals.REMEMBERED`.
     taken: dict[tuple[str, str], None] = {}
+    #: What the function is called whose result is the workflow's.
+    name: str = ""
+    tags: dict[str, Tag] = {}
 
     def is_known(self, request_id: str) -> bool:
         """Whether it is here, or goes on, by this request."""

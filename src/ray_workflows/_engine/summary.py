@@ -22,4 +22,6 @@ def catalog_row(state: Lifecycle, seq: int) -> CatalogRow:
         plan_digest=state.plan_digest,
         error=None if error is None else f"{error.type_name}: {error.message}",
         released=state.released,
+        name=state.name,
+        tags=state.tags,
     )

@@ -46,9 +46,6 @@ UNUSED_SECONDS = 3600.0
 #: How often to try again when others change an item at the same time.
 ATTEMPTS = 20
 
-#: The statuses of workflows.
-WORKFLOWS = tuple(sorted(set(WorkflowStatus) - {WorkflowStatus.NONE}))
-
 
 class SharedStorage(BlobStore, Protocol):
     """What it takes of a storage; `storage.Storage` is one."""
@@ -348,7 +345,7 @@ def collect(storage: SharedStorage, unused_seconds: float = UNUSED_SECONDS) -> l
     uses = {name for name in unused if name.startswith(f"{USES}/")}
     documents = {name for name in unused if name.startswith(f"{DOCUMENT}/")}
     if documents:
-        for page in pages(storage, CatalogQuery(statuses=WORKFLOWS, newest_first=True)):
+        for page in pages(storage, CatalogQuery(newest_first=True)):
             if page.damaged:
                 return []
             documents -= {name_of_document(row.incarnation) for row in page.rows}

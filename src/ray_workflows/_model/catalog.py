@@ -8,12 +8,26 @@ import msgspec
 
 from ray_workflows._model.status import WorkflowStatus
 
+#: The kinds of workflows.
+DAG = "dag"
+KINDS = (DAG, "function", "actor", "schedule")
+
+#: The value of a tag.
+Tag = str | int | float | bool
+
 
 class CatalogRow(msgspec.Struct, frozen=True):
     """Summary of a workflow. ``seq`` is the number of the last entry of its journal.
 
     ``status`` is what the journal says; whether its holder still lives is for the reader to add
     (a running workflow with a dead holder is RESUMABLE). Times are seconds since 1970.
+
+    The fields are the one list of the catalog's columns: each storage has these, under these names
+    and in this order. A new one comes last and has a default, which rows of before have then.
+
+    ``kind`` is what runs (`KINDS`), and ``name`` what its root function is called. ``parent`` is
+    the id of the workflow that started it. ``due_at``: when it is to be woken, if nothing happens
+    before.
     """
 
     workflow_id: str
@@ -28,6 +42,13 @@ class CatalogRow(msgspec.Struct, frozen=True):
     plan_digest: str = ""
     error: str | None = None
     released: bool = False
+    kind: str = DAG
+    name: str = ""
+    queue: str = ""
+    priority: int = 0
+    parent: str = ""
+    due_at: float | None = None
+    tags: dict[str, Tag] = {}
 
 
 class Holder(msgspec.Struct, frozen=True):
@@ -81,7 +102,8 @@ class JournalEntry(msgspec.Struct, frozen=True):
 
 
 class CatalogQuery(msgspec.Struct, frozen=True):
-    """Which rows to list. Empty ``statuses``: all of them.
+    """Which rows to list. Empty ``statuses``: those that workflows have. A row of the status NONE
+    is no workflow: the library keeps it for itself, and lists it only by that status.
 
     Oldest submission first, or newest first. A cursor continues a listing of the same order.
     """

@@ -158,3 +158,8 @@ class Plan(msgspec.Struct, frozen=True, array_like=True):
     def output(self) -> int:
         """Index of the task whose result is the result of the plan."""
         return len(self.tasks) - 1
+
+    @property
+    def name(self) -> str:
+        """What the function is called whose result is the result of the plan."""
+        return self.functions[self.tasks[self.output].function].name

@@ -9,7 +9,7 @@ from enum import Enum, unique
 class WorkflowStatus(str, Enum):
     """Status of a workflow. A ``str``: ``get_status(...) == "RUNNING"`` holds."""
 
-    #: No status: used by nothing that is stored, kept because old code names it.
+    #: No status: no workflow has it. Old code names it.
     NONE = "NONE"
     #: A live coordinator drives it.
     RUNNING = "RUNNING"
@@ -31,3 +31,7 @@ class WorkflowStatus(str, Enum):
 
     def __str__(self) -> str:
         return self.value
+
+
+#: The statuses of workflows: NONE is that of what the library keeps for itself.
+WORKFLOWS = tuple(status for status in WorkflowStatus if status is not WorkflowStatus.NONE)

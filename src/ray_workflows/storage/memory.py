@@ -21,6 +21,7 @@ from ray_workflows._model.catalog import (
     JournalEntry,
     Page,
 )
+from ray_workflows._model.status import WORKFLOWS
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageCorruptError
 from ray_workflows.storage.base import Storage
@@ -147,7 +148,7 @@ class MemoryJournals(JournalStore):
                     row
                     for row in self.home.rows.values()
                     if is_after((row.submitted_at, row.workflow_id), after, query.newest_first)
-                    and (not query.statuses or row.status in query.statuses)
+                    and row.status in (query.statuses or WORKFLOWS)
                     and (not query.holders or row.holder in query.holders)
                 ),
                 key=lambda row: (row.submitted_at, row.workflow_id),
@@ -294,7 +295,8 @@ def is_after(place: Position, other: Position, newest_first: bool) -> bool:
 
 
 def detached(row: CatalogRow) -> CatalogRow:
-    """The row with a metadata dict of its own: no caller can change what is stored."""
-    if not row.metadata:
+    """The row with dicts of its own: no caller can change what is stored."""
+    if not row.metadata and not row.tags:
         return row
-    return msgspec.structs.replace(row, metadata=copy.deepcopy(row.metadata))
+    metadata = copy.deepcopy(row.metadata)
+    return msgspec.structs.replace(row, metadata=metadata, tags=dict(row.tags))

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -20,6 +20,18 @@ from ray_workflows.storage.records import encode_cursor
 logger = logging.getLogger(__name__)
 
 ROW_ENCODER = msgspec.msgpack.Encoder()
+
+#: The columns of the catalog; SQL has ``digest`` behind them.
+COLUMNS = CatalogRow.__struct_fields__
+
+#: So many columns a row had before others could be added.
+FIRST_COLUMNS = 12
+
+#: The first one that a row need not be given.
+FIRST_OPTIONAL = COLUMNS.index("started_at")
+
+TIMES = [COLUMNS.index(name) for name in ("submitted_at", "started_at", "ended_at", "due_at")]
+RELEASED = COLUMNS.index("released")
 
 
 def make_page(found: Sequence[tuple[Any, ...]], limit: int, where: str) -> Page:
@@ -49,64 +61,55 @@ def make_page(found: Sequence[tuple[Any, ...]], limit: int, where: str) -> Page:
     return Page(tuple(rows), encode_cursor(position), tuple(damaged))
 
 
-def encode_metadata(row: CatalogRow) -> str:
-    """The metadata of a row as SQL backends store it."""
-    return json.dumps(row.metadata) if row.metadata else "{}"
+def encode_row(row: CatalogRow, clean: Callable[[str], str]) -> dict[str, Any]:
+    """A row as SQL backends store it, by column, and ``digest``, by which `decode_row` can tell
+    damage: the row's ``seq``, a colon, and a checksum.
 
-
-def row_digest(row: CatalogRow, metadata: str, error: str | None) -> str:
-    """What an SQL backend stores beside a row, so that `decode_row` can tell damage: the row's
-    ``seq``, a colon, and a checksum of the row.
-
-    ``metadata`` and ``error`` are the texts as they are stored.
+    ``clean`` makes of a text, such as that of an error, one that the backend can store.
     """
-    checksum = checksum_of_row(
+    values = stored_values(row, clean)
+    encoded = dict(zip(COLUMNS, values, strict=True))
+    encoded["digest"] = f"{row.seq}:{checksum_of(values)}"
+    return encoded
+
+
+def stored_values(row: CatalogRow, clean: Callable[[str], str]) -> list[Any]:
+    """What is in the columns of a row, in their order."""
+    return [
         row.workflow_id,
         row.incarnation,
         row.seq,
-        row.status,
+        row.status.value,
         row.holder,
         row.submitted_at,
         row.started_at,
         row.ended_at,
-        metadata,
+        json.dumps(row.metadata) if row.metadata else "{}",
         row.plan_digest,
-        error,
+        None if row.error is None else clean(row.error),
         row.released,
-    )
-    return f"{row.seq}:{checksum}"
+        row.kind,
+        clean(row.name),
+        row.queue,
+        row.priority,
+        row.parent,
+        row.due_at,
+        json.dumps(row.tags) if row.tags else "{}",
+    ]
 
 
-def checksum_of_row(
-    workflow_id: Any,
-    incarnation: Any,
-    seq: Any,
-    status: Any,
-    holder: Any,
-    submitted_at: Any,
-    started_at: Any,
-    ended_at: Any,
-    metadata: Any,
-    plan_digest: Any,
-    error: Any,
-    released: Any,
-) -> str:
-    """The checksum of the columns of a row, in the order of the fields of `CatalogRow`; whatever a
-    damaged one has in them."""
-    columns = (
-        workflow_id,
-        incarnation,
-        seq,
-        status,
-        holder,
-        float(submitted_at),
-        None if started_at is None else float(started_at),
-        None if ended_at is None else float(ended_at),
-        metadata,
-        plan_digest,
-        error,
-        bool(released),
-    )
+def checksum_of(values: Iterable[Any]) -> str:
+    """The checksum of the columns of a row, whatever a damaged one has in them.
+
+    Last ones that have their defaults don't count: rows of before a column was there keep theirs.
+    """
+    columns = list(values)
+    for place in TIMES:
+        if columns[place] is not None:
+            columns[place] = float(columns[place])
+    columns[RELEASED] = bool(columns[RELEASED])
+    while len(columns) > FIRST_COLUMNS and columns[-1] == DEFAULTS[len(columns) - 1]:
+        del columns[-1]
     checksum: str = xxhash.xxh3_64_hexdigest(ROW_ENCODER.encode(columns))
     return checksum
 
@@ -141,13 +144,13 @@ def decode_row(row: tuple[Any, ...], *, where: str) -> CatalogRow:
     Raises:
         StorageCorruptError: it is not what was written; names the workflow and ``where``.
     """
-    columns, digest, stored_seq = row[:12], row[12], row[13]
+    *columns, digest, stored_seq = row
     try:
         # A row that a release before 0.2.0 has written since has its new seq, and an old digest.
         known, _, checksum = digest.partition(":")
         if digest and int(known) == stored_seq:
             stored = [*columns[:2], stored_seq, *columns[3:]]
-            if checksum_of_row(*stored) != checksum:
+            if checksum_of(stored) != checksum:
                 raise ValueError("it does not match its checksum")
             return row_of(columns)
         # Nothing vouches for what is in it.
@@ -156,20 +159,15 @@ def decode_row(row: tuple[Any, ...], *, where: str) -> CatalogRow:
         raise DamagedRowError(row, where, reason) from reason
 
 
-def row_of(columns: tuple[Any, ...]) -> CatalogRow:
+def row_of(columns: Sequence[Any]) -> CatalogRow:
     """The catalog row of its columns."""
-    metadata = columns[8]
-    return CatalogRow(
-        workflow_id=columns[0],
-        incarnation=columns[1],
-        seq=columns[2],
-        status=WorkflowStatus(columns[3]),
-        holder=columns[4],
-        submitted_at=columns[5],
-        started_at=columns[6],
-        ended_at=columns[7],
-        metadata={} if metadata == "{}" else json.loads(metadata),
-        plan_digest=columns[9],
-        error=columns[10],
-        released=bool(columns[11]),
-    )
+    fields = dict(zip(COLUMNS, columns, strict=True))
+    fields["status"] = WorkflowStatus(fields["status"])
+    fields["released"] = bool(fields["released"])
+    for name in ("metadata", "tags"):
+        fields[name] = {} if fields[name] == "{}" else json.loads(fields[name])
+    return CatalogRow(**fields)
+
+
+#: What a row has in each column if nothing else is given.
+DEFAULTS = stored_values(CatalogRow("", "", 0, WorkflowStatus.NONE, "", 0.0), str)

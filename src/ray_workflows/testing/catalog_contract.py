@@ -36,6 +36,13 @@ class CatalogContract:
             plan_digest="d" * 64,
             error="ValueError: 'Größe'\n\tline",
             released=True,
+            kind="actor",
+            name="train[größe]",
+            queue="gpu",
+            priority=-3,
+            parent="wörk/1",
+            due_at=1700000003.75,
+            tags={"team": "vïsion", "n": 2**53, "x": -0.5, "on": True, "off": False, "t": "5"},
         )
         append = msgspec.structs.replace(make_append("w", 0, incarnation="i"), catalog=row)
         assert journals.commit([append]) == [OK]
@@ -44,6 +51,7 @@ class CatalogContract:
         assert found is not None
         assert isinstance(found.status, WorkflowStatus)
         assert isinstance(found.released, bool)
+        assert [*map(type, found.tags.values())] == [str, int, float, bool, bool, str]
         assert journals.list_catalog(CatalogQuery()).rows == (row,)
 
     def test_defaults_come_back(self, journals: JournalStore) -> None:
@@ -60,10 +68,34 @@ class CatalogContract:
         fill(journals, "w", status=status)
         assert list_ids(journals, statuses=(status,)) == ["w"]
 
+    def test_what_is_no_workflow_is_not_listed(self, journals: JournalStore) -> None:
+        """But by its status: the library keeps packages of code so."""
+        fill(journals, "ray_workflows/package/1", status=WorkflowStatus.NONE)
+        fill(journals, "w", status=SUCCESSFUL, submitted_at=2000.0)
+        fill(journals, "ray_workflows/package/2", status=WorkflowStatus.NONE, submitted_at=3000.0)
+        for newest_first in (False, True):
+            assert list_ids(journals, newest_first=newest_first) == ["w"]
+            assert list_ids(journals, newest_first=newest_first, holders=("h1",)) == ["w"]
+        both = ["ray_workflows/package/1", "ray_workflows/package/2"]
+        assert list_ids(journals, statuses=(WorkflowStatus.NONE,)) == both
+
     def test_each_commit_replaces_the_row(self, journals: JournalStore) -> None:
         """Nothing of the former row shines through, in the listing neither."""
         fill(
-            journals, "w", status=FAILED, error="e", ended_at=5.0, metadata={"a": 1}, released=True
+            journals,
+            "w",
+            status=FAILED,
+            error="e",
+            ended_at=5.0,
+            metadata={"a": 1},
+            released=True,
+            kind="actor",
+            name="f",
+            queue="q",
+            priority=1,
+            parent="p",
+            due_at=6.0,
+            tags={"a": 1},
         )
         append = make_append("w", 1, submitted_at=2000.0)
         assert journals.commit([append]) == [OK]
@@ -73,15 +105,19 @@ class CatalogContract:
     def test_stored_metadata_is_nobodys_object(self, journals: JournalStore) -> None:
         """Changing what was given or what was read does not change what is stored."""
         metadata: dict[str, Any] = {"a": [1]}
-        fill(journals, "w", metadata=metadata)
+        tags: dict[str, Any] = {"a": 1}
+        fill(journals, "w", metadata=metadata, tags=tags)
         metadata["a"].append(2)
+        tags["b"] = 2
         found = journals.read_catalog("w")
         assert found is not None
         found.metadata["b"] = 3
+        found.tags["b"] = 3
         journals.list_catalog(CatalogQuery()).rows[0].metadata["a"].append(4)
         again = journals.read_catalog("w")
         assert again is not None
         assert again.metadata == {"a": [1]}
+        assert again.tags == {"a": 1}
 
     def test_text_that_utf8_cannot_hold_does_no_harm(self, journals: JournalStore) -> None:
         """Messages of the operating system can bring lone surrogates."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from ray_workflows._elapsed import elapsed
 from ray_workflows._model.catalog import CatalogQuery
+from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.exceptions import StorageConfigError
 from ray_workflows.storage.objects.client import Crew, Operations
 from ray_workflows.storage.objects.index import Index, quietly
@@ -97,4 +98,4 @@ class ObjectsHome(Home):
 
     def has_workflows(self) -> bool:
         """Whether the index has a row."""
-        return bool(self.index.page(CatalogQuery(limit=1)).rows)
+        return bool(self.index.page(CatalogQuery(statuses=tuple(WorkflowStatus), limit=1)).rows)

@@ -16,7 +16,7 @@ from heapq import merge
 from threading import Lock
 
 from ray_workflows._model.catalog import CatalogQuery, CatalogRow, Page
-from ray_workflows._model.status import WorkflowStatus
+from ray_workflows._model.status import WORKFLOWS, WorkflowStatus
 from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError
 from ray_workflows.storage.objects.index_keys import (
     ACTIVE,
@@ -300,7 +300,7 @@ class Index:
         prefixes = [
             f"{SETTLED}/{status.value}"
             for status in WorkflowStatus
-            if status not in ACTIVE and (not query.statuses or status in query.statuses)
+            if status not in ACTIVE and status in (query.statuses or WORKFLOWS)
         ]
         if prefixes:
             list_days = self.operations.list_prefixes
@@ -345,6 +345,7 @@ class Index:
         ``damaged`` is told what is wrong with those that can't be read.
         """
         holders = {short_hash(holder): holder for holder in query.holders}
+        statuses = query.statuses or WORKFLOWS
         rows: list[CatalogRow] = []
         wanted = self.after_cursor(
             (
@@ -352,7 +353,7 @@ class Index:
                 for candidate in candidates
                 if candidate[2] is not None
                 or (
-                    (not query.statuses or candidate[1].status in query.statuses)
+                    candidate[1].status in statuses
                     and (not holders or candidate[1].holder_hash in holders)
                 )
             ),
@@ -372,9 +373,7 @@ class Index:
                     if patient:
                         return None
                     continue
-                if (not query.statuses or row.status in query.statuses) and (
-                    not query.holders or row.holder in query.holders
-                ):
+                if row.status in statuses and (not query.holders or row.holder in query.holders):
                     rows.append(row)
         return rows
 
@@ -438,8 +437,8 @@ def seq_of(key: str) -> int:
 
 
 def copied(row: CatalogRow) -> CatalogRow:
-    """The row with a metadata dict of its own."""
-    return unpack_row(pack_row(row)) if row.metadata else row
+    """The row with dicts of its own."""
+    return unpack_row(pack_row(row)) if row.metadata or row.tags else row
 
 
 def quietly(work: Callable[[], object]) -> None:

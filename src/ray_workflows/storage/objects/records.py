@@ -152,22 +152,27 @@ def unpack(kind: type[Record], data: bytes, key: str) -> Record:
 def pack_row(row: CatalogRow) -> Row:
     """A row as it is stored."""
     metadata = json.dumps(row.metadata) if row.metadata else "{}"
-    return Row(msgspec.structs.replace(row, metadata={}, error=clean(row.error)), metadata)
+    stored = msgspec.structs.replace(
+        row,
+        metadata={},
+        error=None if row.error is None else clean(row.error),
+        name=clean(row.name),
+        tags=dict(row.tags),
+    )
+    return Row(stored, metadata)
 
 
 def unpack_row(stored: Row) -> CatalogRow:
-    """The row that was stored, with a metadata dict of its own."""
+    """The row that was stored, with dicts of its own."""
     try:
         metadata: dict[str, Any] = json.loads(stored.metadata)
     except (ValueError, RecursionError) as reason:
         raise StorageCorruptError(
             f"The metadata of {stored.row.workflow_id!r} can't be read: {reason}."
         ) from reason
-    return msgspec.structs.replace(stored.row, metadata=metadata)
+    return msgspec.structs.replace(stored.row, metadata=metadata, tags=dict(stored.row.tags))
 
 
-def clean(text: str | None) -> str | None:
-    """The text of an error as UTF-8 can hold it: file names in messages can bring surrogates."""
-    if text is None or text.isascii():
-        return text
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+def clean(text: str) -> str:
+    """A text as UTF-8 can hold it: file names in messages can bring surrogates."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")

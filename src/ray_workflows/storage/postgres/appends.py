@@ -13,7 +13,7 @@ import msgspec
 
 from ray_workflows._model.catalog import Append, CatalogRow
 from ray_workflows.storage.base import CommitOutcome
-from ray_workflows.storage.rows import encode_metadata, row_digest
+from ray_workflows.storage.rows import COLUMNS, DEFAULTS, FIRST_OPTIONAL, encode_row
 
 #: How much one statement carries, in bytes of entries. A transaction has as many as it needs.
 STATEMENT_BYTES = 8 * 1024 * 1024
@@ -157,7 +157,7 @@ def make_query(
         }
         if after[0] is not None:
             return "append_entry", {**parameters, "after": after[0]}
-        return "advance_one", {**encode_row(append.catalog), **parameters}
+        return "advance_one", {**encode_row(append.catalog, clean), **parameters}
     parameters = {
         "incarnations": encode_texts([append.incarnation for append in appends]),
         "seqs": "{" + ",".join([str(append.catalog.seq) for append in appends]) + "}",
@@ -167,58 +167,48 @@ def make_query(
     }
     if None not in after:
         return "append_entries", parameters
-    rows: list[Sent | dict[str, str]] = [
+    rows = [
         {} if known is not None else encode_sent(append.catalog)
         for append, known in zip(appends, after, strict=True)
     ]
     return "commit_appends", {**parameters, "rows": msgspec.json.encode(rows).decode()}
 
 
-class Sent(msgspec.Struct, omit_defaults=True):
-    """A catalog row on its way, under names that are short: the server reads them in each row.
+#: Under which name a column travels: short, because the server reads it in each row. What the
+#: arrays beside the rows have does not travel with them.
+SENT = {
+    "workflow_id": "i",
+    "status": "t",
+    "holder": "h",
+    "submitted_at": "b",
+    "started_at": "a",
+    "ended_at": "e",
+    "metadata": "m",
+    "plan_digest": "p",
+    "error": "x",
+    "released": "r",
+    "kind": "k",
+    "name": "n",
+    "queue": "q",
+    "priority": "y",
+    "parent": "o",
+    "due_at": "u",
+    "tags": "g",
+    "digest": "d",
+}
 
-    What the arrays beside it have is not in it.
-    """
-
-    i: str
-    t: str
-    h: str
-    b: float
-    a: float | None = None
-    e: float | None = None
-    m: str = "{}"
-    p: str = ""
-    x: str | None = None
-    r: bool = False
-    d: str = ""
+#: What `commit_appends` puts in where nothing is sent.
+UNSENT = dict(zip(COLUMNS[FIRST_OPTIONAL:], DEFAULTS[FIRST_OPTIONAL:], strict=True))
 
 
-def encode_sent(row: CatalogRow) -> Sent:
+def encode_sent(row: CatalogRow) -> dict[str, Any]:
     """A row as ``commit_appends`` takes it."""
-    metadata, error = encode_metadata(row), clean(row.error)
-    return Sent(
-        i=row.workflow_id,
-        t=row.status.value,
-        h=row.holder,
-        b=row.submitted_at,
-        a=row.started_at,
-        e=row.ended_at,
-        m=metadata,
-        p=row.plan_digest,
-        x=error,
-        r=row.released,
-        d=row_digest(row, metadata, error),
-    )
-
-
-def encode_row(row: CatalogRow) -> dict[str, Any]:
-    """A row as ``advance_one`` takes it."""
-    encoded = msgspec.structs.asdict(row)
-    encoded["status"] = row.status.value
-    encoded["metadata"] = encode_metadata(row)
-    encoded["error"] = clean(row.error)
-    encoded["digest"] = row_digest(row, encoded["metadata"], encoded["error"])
-    return encoded
+    encoded = encode_row(row, clean)
+    return {
+        short: encoded[name]
+        for name, short in SENT.items()
+        if name not in UNSENT or encoded[name] != UNSENT[name]
+    }
 
 
 def encode_texts(texts: Sequence[str | None]) -> str:
@@ -238,8 +228,6 @@ def encode_text(text: str | None) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def clean(text: str | None) -> str | None:
-    """The text of an error as PostgreSQL can hold it: without lone surrogates and zeros."""
-    if text is None:
-        return None
+def clean(text: str) -> str:
+    """A text as PostgreSQL can hold it: without lone surrogates and zeros."""
     return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")

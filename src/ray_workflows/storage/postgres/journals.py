@@ -17,18 +17,17 @@ from ray_workflows._model.catalog import (
     JournalEntry,
     Page,
 )
-from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.exceptions import StorageError
 from ray_workflows.storage.parts import CommitOutcome, JournalStore
 from ray_workflows.storage.postgres.appends import Ends, Statement, make_statements
 from ray_workflows.storage.postgres.blobs import BlobRows
 from ray_workflows.storage.postgres.home import PostgresHome
 from ray_workflows.storage.postgres.listener import Listener
+from ray_workflows.storage.postgres.listing import compose_listing
 from ray_workflows.storage.postgres.pool import Connection, Patience
 from ray_workflows.storage.records import (
     check_appends,
     check_limit,
-    decode_cursor,
 )
 from ray_workflows.storage.rows import decode_row, make_page
 
@@ -39,21 +38,6 @@ ATTEMPTS = 5
 
 #: What says for certain that nothing was committed.
 CLASHES = (errors.SerializationFailure, errors.DeadlockDetected)
-
-STATUSES = sorted(status.value for status in WorkflowStatus)
-
-#: Which query lists rows: whether some statuses, or some holders, are asked for, whether the
-#: newest come first.
-LIST_QUERIES = {
-    (False, False, False): "list_catalog",
-    (True, False, False): "list_catalog_by_status",
-    (False, True, False): "list_catalog_by_holder",
-    (True, True, False): "list_catalog_by_holder",
-    (False, False, True): "list_catalog_newest",
-    (True, False, True): "list_catalog_newest_by_status",
-    (False, True, True): "list_catalog_newest_by_holder",
-    (True, True, True): "list_catalog_newest_by_holder",
-}
 
 
 class PostgresJournals(JournalStore):
@@ -171,19 +155,9 @@ class PostgresJournals(JournalStore):
     def list_catalog(self, query: CatalogQuery) -> Page:
         """One page of rows, oldest or newest submission first."""
         limit = check_limit(query.limit)
-        submitted_at, workflow_id = decode_cursor(query.cursor, newest_first=query.newest_first)
-        statuses = sorted({status.value for status in query.statuses})
-        parameters = {
-            "submitted_at": submitted_at,
-            "workflow_id": workflow_id,
-            "statuses": statuses or STATUSES,
-            "holders": sorted(set(query.holders)),
-            # One more shows whether there is a next page.
-            "limit": limit + 1,
-        }
-        name = LIST_QUERIES[bool(statuses), bool(query.holders), query.newest_first]
+        text, parameters = compose_listing(self.home.queries, query)
         found = self.home.pool.read(
-            lambda connection: connection.execute(self.home.queries[name], parameters).fetchall()
+            lambda connection: connection.execute(text, parameters).fetchall()
         )
         return make_page(found, limit, self.home.url)
 

@@ -38,7 +38,7 @@ INSERT INTO {schema}.schema_version (version) VALUES (%(version)s);
 -- name: read_missing_rights
 SELECT pg_catalog.string_agg(wanted.name || ': ' || wanted.rights, '; ')
 FROM (VALUES
-    ('catalog', 'SELECT, INSERT, UPDATE, DELETE'),
+    ('catalog', 'SELECT, INSERT, UPDATE, DELETE'), ('catalog_tags', 'SELECT'),
     ('journal', 'SELECT, INSERT, UPDATE, DELETE'),
     ('holders', 'SELECT, INSERT, UPDATE, DELETE'), ('blobs', 'SELECT, INSERT, DELETE'),
     ('blob_chunks', 'SELECT, INSERT, DELETE'), ('tombstones', 'SELECT, INSERT, DELETE')
@@ -106,13 +106,15 @@ RETURNING ARRAY[incarnation], pg_catalog.set_config('synchronous_commit',
         WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true);
 
 -- name: commit_appends
--- As append_entries, for any appends. The catalog rows that change, or are new, come as JSON (`Sent` in
--- postgres_appends.py) beside the arrays; where nothing changes, the row is empty and has an `after`.
+-- As append_entries, for any appends. The catalog rows that change, or are new, come as JSON (`SENT` in
+-- `appends.py`) beside the arrays; where nothing changes, the row is empty and has an `after`.
 WITH wanted AS MATERIALIZED (
     SELECT incarnation, seq, commit_id, after, entry, workflow_id, status, holder, submitted_at,
         started_at, ended_at, coalesce(metadata, '{}') AS metadata,
         coalesce(plan_digest, '') AS plan_digest, error, coalesce(released, false) AS released,
-        digest
+        coalesce(kind, 'dag') AS kind, coalesce(name, '') AS name, coalesce(queue, '') AS queue,
+        coalesce(priority, 0) AS priority, coalesce(parent, '') AS parent, due_at,
+        coalesce(tags, '{}') AS tags, digest
     FROM ROWS FROM (
         unnest(
             %(incarnations)s::text[], %(seqs)s::bigint[], %(commit_ids)s::text[], %(after)s::text[],
@@ -120,11 +122,13 @@ WITH wanted AS MATERIALIZED (
         ),
         pg_catalog.json_to_recordset(%(rows)b::json) AS (
             i text, t text, h text, b double precision, a double precision, e double precision,
-            m text, p text, x text, r boolean, d text
+            m text, p text, x text, r boolean, k text, n text, q text, y bigint, o text,
+            u double precision, g text, d text
         )
     ) AS sent (
         incarnation, seq, commit_id, after, entry, workflow_id, status, holder, submitted_at,
-        started_at, ended_at, metadata, plan_digest, error, released, digest
+        started_at, ended_at, metadata, plan_digest, error, released, kind, name, queue, priority,
+        parent, due_at, tags, digest
     )
 ),
 -- A row is found by one look into an index, and updated where it was found: joined by their ids, a
@@ -153,7 +157,9 @@ advanced AS (
     SET seq = locked.seq, status = locked.status, holder = locked.holder,
         submitted_at = locked.submitted_at, started_at = locked.started_at,
         ended_at = locked.ended_at, metadata = locked.metadata, plan_digest = locked.plan_digest,
-        error = locked.error, released = locked.released, digest = locked.digest
+        error = locked.error, released = locked.released, kind = locked.kind, name = locked.name,
+        queue = locked.queue, priority = locked.priority, parent = locked.parent,
+        due_at = locked.due_at, tags = locked.tags, digest = locked.digest
     FROM locked
     WHERE row.ctid = ANY (ARRAY(SELECT place FROM locked)) AND row.ctid = locked.place
     RETURNING locked.incarnation, locked.seq, locked.commit_id, locked.entry
@@ -162,10 +168,12 @@ advanced AS (
 created AS (
     INSERT INTO {schema}.catalog (
         workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
-        metadata, plan_digest, error, released, digest
+        metadata, plan_digest, error, released, kind, name, queue, priority, parent, due_at, tags,
+        digest
     )
     SELECT workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
-        metadata, plan_digest, error, released, digest
+        metadata, plan_digest, error, released, kind, name, queue, priority, parent, due_at, tags,
+        digest
     FROM wanted
     WHERE seq = 1 AND (SELECT pg_catalog.count(*) FROM locked) >= 0 AND NOT EXISTS (
         SELECT 1 FROM {schema}.tombstones WHERE tombstones.incarnation = wanted.incarnation
@@ -202,7 +210,8 @@ advanced AS (
     SET seq = %(seq)s, status = %(status)s, holder = %(holder)s, submitted_at = %(submitted_at)s,
         started_at = %(started_at)s, ended_at = %(ended_at)s, metadata = %(metadata)s,
         plan_digest = %(plan_digest)s, error = %(error)s, released = %(released)s,
-        digest = %(digest)s
+        kind = %(kind)s, name = %(name)s, queue = %(queue)s, priority = %(priority)s,
+        parent = %(parent)s, due_at = %(due_at)s, tags = %(tags)s, digest = %(digest)s
     WHERE workflow_id = %(workflow_id)s AND incarnation = %(incarnation)s
         AND (SELECT seq FROM last) = %(expected_seq)s
     RETURNING incarnation
@@ -227,120 +236,66 @@ SELECT workflow_id, incarnation, greatest(seq, (
         SELECT pg_catalog.max(journal.seq) FROM {schema}.journal
         WHERE journal.incarnation = catalog.incarnation
     )), status, holder, submitted_at, started_at, ended_at, metadata, plan_digest, error, released,
-    digest, seq
+    kind, name, queue, priority, parent, due_at, tags, digest, seq
 FROM {schema}.catalog WHERE workflow_id = %(workflow_id)s;
 
--- name: list_catalog
--- It continues after (submitted_at, workflow_id).
-SELECT workflow_id, incarnation, greatest(seq, (
+-- name: list_page
+-- The rows whose places one of the next queries finds. In braces stand that query, and `ASC`, `>` and
+-- `<=` or, where the newest come first, `DESC`, `<` and `>=` (`queries.compose`). Each row is found by
+-- one look into an index: given a join, the planner may read a large catalog whole.
+SELECT found.workflow_id, found.incarnation, greatest(found.seq, (
         SELECT pg_catalog.max(journal.seq) FROM {schema}.journal
-        WHERE journal.incarnation = catalog.incarnation
-    )), status, holder, submitted_at, started_at, ended_at, metadata, plan_digest, error, released,
-    digest, seq
-FROM {schema}.catalog
-WHERE (submitted_at, workflow_id) > (%(submitted_at)s::double precision, %(workflow_id)s)
-ORDER BY submitted_at, workflow_id
+        WHERE journal.incarnation = found.incarnation
+    )), found.status, found.holder, found.submitted_at, found.started_at, found.ended_at,
+    found.metadata, found.plan_digest, found.error, found.released, found.kind, found.name,
+    found.queue, found.priority, found.parent, found.due_at, found.tags, found.digest, found.seq
+FROM ({places}) AS place
+CROSS JOIN LATERAL (
+    SELECT * FROM {schema}.catalog WHERE catalog.workflow_id = place.workflow_id OFFSET 0
+) AS found
+ORDER BY place.submitted_at {order}, place.workflow_id {order};
+
+-- name: places
+-- It continues after (submitted_at, workflow_id).
+SELECT submitted_at, workflow_id FROM {schema}.catalog
+WHERE (submitted_at, workflow_id) {beyond} (%(submitted_at)s::double precision, %(workflow_id)s)
+    AND status <> 'NONE'
+ORDER BY submitted_at {order}, workflow_id {order}
 LIMIT %(limit)s;
 
--- name: list_catalog_by_status
--- As list_catalog. A page of each status is read from the index, and the pages are merged: one scan
+-- name: places_by_status
+-- As places. A page of each status is read from the index, and the pages are merged: one scan
 -- would pass over all rows of the other statuses, or sort all of these. Said as a range and an
 -- order of all columns, because no other index can serve that: given an equality, the planner may
 -- take the one by submission and throw away what it did not hope to meet.
-SELECT workflow_id, incarnation, greatest(seq, (
-        SELECT pg_catalog.max(journal.seq) FROM {schema}.journal
-        WHERE journal.incarnation = page.incarnation
-    )), page.status, page.holder, submitted_at, started_at, ended_at, metadata, plan_digest, error,
-    released, digest, page.seq
+SELECT page.submitted_at, page.workflow_id
 FROM pg_catalog.unnest(%(statuses)s::text[]) AS wanted (status)
 CROSS JOIN LATERAL (
-    SELECT workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
-        metadata, plan_digest, error, released, digest
-    FROM {schema}.catalog
+    SELECT submitted_at, workflow_id FROM {schema}.catalog
     WHERE (catalog.status, submitted_at, workflow_id)
-            > (wanted.status, %(submitted_at)s::double precision, %(workflow_id)s)
-        AND catalog.status <= wanted.status
-    ORDER BY catalog.status, submitted_at, workflow_id
+            {beyond} (wanted.status, %(submitted_at)s::double precision, %(workflow_id)s)
+        AND catalog.status {until} wanted.status
+    ORDER BY catalog.status {order}, submitted_at {order}, workflow_id {order}
     LIMIT %(limit)s
 ) AS page
-ORDER BY page.submitted_at, page.workflow_id
+ORDER BY page.submitted_at {order}, page.workflow_id {order}
 LIMIT %(limit)s;
 
--- name: list_catalog_by_holder
--- As list_catalog_by_status, for each holder and status.
-SELECT workflow_id, incarnation, greatest(seq, (
-        SELECT pg_catalog.max(journal.seq) FROM {schema}.journal
-        WHERE journal.incarnation = page.incarnation
-    )), page.status, page.holder, submitted_at, started_at, ended_at, metadata, plan_digest, error,
-    released, digest, page.seq
+-- name: places_by_holder
+-- As places_by_status, for each holder and status.
+SELECT page.submitted_at, page.workflow_id
 FROM pg_catalog.unnest(%(holders)s::text[]) AS owner (holder)
 CROSS JOIN pg_catalog.unnest(%(statuses)s::text[]) AS wanted (status)
 CROSS JOIN LATERAL (
-    SELECT workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
-        metadata, plan_digest, error, released, digest
-    FROM {schema}.catalog
+    SELECT submitted_at, workflow_id FROM {schema}.catalog
     WHERE (catalog.holder, catalog.status, submitted_at, workflow_id)
-            > (owner.holder, wanted.status, %(submitted_at)s::double precision, %(workflow_id)s)
-        AND (catalog.holder, catalog.status) <= (owner.holder, wanted.status)
-    ORDER BY catalog.holder, catalog.status, submitted_at, workflow_id
+            {beyond} (owner.holder, wanted.status, %(submitted_at)s::double precision, %(workflow_id)s)
+        AND (catalog.holder, catalog.status) {until} (owner.holder, wanted.status)
+    ORDER BY catalog.holder {order}, catalog.status {order}, submitted_at {order},
+        workflow_id {order}
     LIMIT %(limit)s
 ) AS page
-ORDER BY page.submitted_at, page.workflow_id
-LIMIT %(limit)s;
-
--- name: list_catalog_newest
--- As list_catalog, from the other end.
-SELECT workflow_id, incarnation, greatest(seq, (
-        SELECT pg_catalog.max(journal.seq) FROM {schema}.journal
-        WHERE journal.incarnation = catalog.incarnation
-    )), status, holder, submitted_at, started_at, ended_at, metadata, plan_digest, error, released,
-    digest, seq
-FROM {schema}.catalog
-WHERE (submitted_at, workflow_id) < (%(submitted_at)s::double precision, %(workflow_id)s)
-ORDER BY submitted_at DESC, workflow_id DESC
-LIMIT %(limit)s;
-
--- name: list_catalog_newest_by_status
--- As list_catalog_by_status, from the other end.
-SELECT workflow_id, incarnation, greatest(seq, (
-        SELECT pg_catalog.max(journal.seq) FROM {schema}.journal
-        WHERE journal.incarnation = page.incarnation
-    )), page.status, page.holder, submitted_at, started_at, ended_at, metadata, plan_digest, error,
-    released, digest, page.seq
-FROM pg_catalog.unnest(%(statuses)s::text[]) AS wanted (status)
-CROSS JOIN LATERAL (
-    SELECT workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
-        metadata, plan_digest, error, released, digest
-    FROM {schema}.catalog
-    WHERE (catalog.status, submitted_at, workflow_id)
-            < (wanted.status, %(submitted_at)s::double precision, %(workflow_id)s)
-        AND catalog.status >= wanted.status
-    ORDER BY catalog.status DESC, submitted_at DESC, workflow_id DESC
-    LIMIT %(limit)s
-) AS page
-ORDER BY page.submitted_at DESC, page.workflow_id DESC
-LIMIT %(limit)s;
-
--- name: list_catalog_newest_by_holder
--- As list_catalog_by_holder, from the other end.
-SELECT workflow_id, incarnation, greatest(seq, (
-        SELECT pg_catalog.max(journal.seq) FROM {schema}.journal
-        WHERE journal.incarnation = page.incarnation
-    )), page.status, page.holder, submitted_at, started_at, ended_at, metadata, plan_digest, error,
-    released, digest, page.seq
-FROM pg_catalog.unnest(%(holders)s::text[]) AS owner (holder)
-CROSS JOIN pg_catalog.unnest(%(statuses)s::text[]) AS wanted (status)
-CROSS JOIN LATERAL (
-    SELECT workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
-        metadata, plan_digest, error, released, digest
-    FROM {schema}.catalog
-    WHERE (catalog.holder, catalog.status, submitted_at, workflow_id)
-            < (owner.holder, wanted.status, %(submitted_at)s::double precision, %(workflow_id)s)
-        AND (catalog.holder, catalog.status) >= (owner.holder, wanted.status)
-    ORDER BY catalog.holder DESC, catalog.status DESC, submitted_at DESC, workflow_id DESC
-    LIMIT %(limit)s
-) AS page
-ORDER BY page.submitted_at DESC, page.workflow_id DESC
+ORDER BY page.submitted_at {order}, page.workflow_id {order}
 LIMIT %(limit)s;
 
 -- name: lock_end

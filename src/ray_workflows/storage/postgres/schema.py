@@ -16,7 +16,11 @@ from ray_workflows.storage.queries import read_queries, read_sql
 logger = logging.getLogger(__name__)
 
 #: The files that make the schema, in their order: number n brings it to version n.
-MIGRATIONS: tuple[str, ...] = ("postgres/schema_1.sql", "postgres/schema_2.sql")
+MIGRATIONS: tuple[str, ...] = (
+    "postgres/schema_1.sql",
+    "postgres/schema_2.sql",
+    "postgres/schema_3.sql",
+)
 
 #: The oldest server, as its ``server_version_num``. Older ones get no fixes from their makers.
 OLDEST_SERVER = 130000

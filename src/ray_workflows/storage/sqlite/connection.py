@@ -30,7 +30,11 @@ from ray_workflows.storage.queries import read_queries, read_sql
 APPLICATION_ID = 0x52575246
 
 #: The files that make the schema, in their order: number n brings it to version n.
-MIGRATIONS: tuple[str, ...] = ("sqlite/schema_1.sql", "sqlite/schema_2.sql")
+MIGRATIONS: tuple[str, ...] = (
+    "sqlite/schema_1.sql",
+    "sqlite/schema_2.sql",
+    "sqlite/schema_3.sql",
+)
 
 #: How long to wait for another process's transaction, in seconds. A verb's commit may come after
 #: one that waits too, and has to fail, with the reason, before the verb is given up.

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sqlite3
 import time
 from collections.abc import Sequence
 from typing import Any
-
-import msgspec
 
 from ray_workflows._model.catalog import (
     Append,
@@ -25,11 +22,11 @@ from ray_workflows.storage.parts import CommitOutcome, JournalStore
 from ray_workflows.storage.records import (
     check_appends,
     check_limit,
-    decode_cursor,
 )
-from ray_workflows.storage.rows import decode_row, encode_metadata, make_page, row_digest
+from ray_workflows.storage.rows import decode_row, encode_row, make_page
 from ray_workflows.storage.sqlite.connection import QUERIES, fetch_all
 from ray_workflows.storage.sqlite.directory import SqliteDirectory
+from ray_workflows.storage.sqlite.listing import compose_listing
 
 CREATE = QUERIES["create_workflow"]
 ADVANCE = QUERIES["advance_workflow"]
@@ -42,15 +39,6 @@ DELETE_BYTES = 16 * 1024 * 1024
 
 #: A workflow that comes to one of these by an append was most often in it before.
 ACTIVE = WorkflowStatus.non_terminating_status()
-
-
-#: Which query lists rows: whether some statuses are asked for, whether the newest come first.
-LIST_QUERIES = {
-    (False, False): "list_catalog",
-    (True, False): "list_catalog_by_status",
-    (False, True): "list_catalog_newest",
-    (True, True): "list_catalog_newest_by_status",
-}
 
 
 class SqliteJournals(JournalStore):
@@ -101,19 +89,9 @@ class SqliteJournals(JournalStore):
     def list_catalog(self, query: CatalogQuery) -> Page:
         """One page of rows, oldest or newest submission first."""
         limit = check_limit(query.limit)
-        submitted_at, workflow_id = decode_cursor(query.cursor, newest_first=query.newest_first)
-        parameters = {
-            "submitted_at": submitted_at,
-            "workflow_id": workflow_id,
-            "holders": json.dumps(query.holders) if query.holders else None,
-            # One more shows whether there is a next page.
-            "limit": limit + 1,
-        }
-        name = LIST_QUERIES[bool(query.statuses), query.newest_first]
-        if query.statuses:
-            parameters["statuses"] = json.dumps(sorted({s.value for s in query.statuses}))
+        text, parameters = compose_listing(query)
         with self.home.reader.use() as connection:
-            found = fetch_all(connection, QUERIES[name], parameters)
+            found = fetch_all(connection, text, parameters)
         return make_page(found, limit, self.home.reader.path)
 
     def delete(self, workflow_id: str, incarnation: str, expected_seq: int) -> CommitOutcome:
@@ -220,13 +198,7 @@ def let_others_in() -> None:
 
 def append_one(connection: sqlite3.Connection, append: Append) -> CommitOutcome:
     """Write one append and its catalog row, or neither, inside a transaction."""
-    row = append.catalog
-    values = msgspec.structs.asdict(row)
-    values["status"] = row.status.value
-    values["metadata"] = encode_metadata(row)
-    values["error"] = clean(row.error)
-    values["digest"] = row_digest(row, values["metadata"], values["error"])
-    values["expected_seq"] = append.expected_seq
+    values = row_values(append)
     query = CREATE if append.expected_seq == 0 else ADVANCE
     if connection.execute(query, values).rowcount != 1:
         return CommitOutcome.STALE
@@ -248,7 +220,7 @@ def append_as_expected(connection: sqlite3.Connection, appends: Sequence[Append]
     if len(running) < 2:
         return False
     connection.execute(QUERIES["begin_guess"])
-    done = connection.executemany(TOUCH, map(touch_values, running)).rowcount == len(running)
+    done = connection.executemany(TOUCH, map(row_values, running)).rowcount == len(running)
     if done:
         connection.executemany(APPEND, map(entry_values, running))
         done = all(append_one(connection, append) is CommitOutcome.OK for append in others)
@@ -258,16 +230,11 @@ def append_as_expected(connection: sqlite3.Connection, appends: Sequence[Append]
     return done
 
 
-def touch_values(append: Append) -> tuple[Any, ...]:
-    """The parameters of ``touch_workflow``."""
-    row = append.catalog
-    metadata, error = encode_metadata(row), clean(row.error)
-    return (
-        *(row.seq, row.holder, row.started_at, row.ended_at, metadata),
-        *(row.plan_digest, error, row.released, row_digest(row, metadata, error)),
-        *(row.workflow_id, row.incarnation, append.expected_seq),
-        *(row.status.value, row.submitted_at),
-    )
+def row_values(append: Append) -> dict[str, Any]:
+    """The parameters of the queries that write catalog rows."""
+    values = encode_row(append.catalog, clean)
+    values["expected_seq"] = append.expected_seq
+    return values
 
 
 def entry_values(append: Append) -> tuple[Any, ...]:
@@ -275,8 +242,6 @@ def entry_values(append: Append) -> tuple[Any, ...]:
     return append.incarnation, append.catalog.seq, append.commit_id, append.entry
 
 
-def clean(text: str | None) -> str | None:
-    """The text of an error as UTF-8 can hold it: file names in messages can bring surrogates."""
-    if text is None or text.isascii():
-        return text
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+def clean(text: str) -> str:
+    """A text as UTF-8 can hold it: file names in messages can bring surrogates."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -18,10 +18,12 @@ PRAGMA user_version;
 -- name: create_workflow
 INSERT INTO catalog (
     workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
-    metadata, plan_digest, error, released, digest
+    metadata, plan_digest, error, released, kind, name, queue, priority, parent, due_at, tags,
+    digest
 )
 SELECT :workflow_id, :incarnation, :seq, :status, :holder, :submitted_at, :started_at, :ended_at,
-    :metadata, :plan_digest, :error, :released, :digest
+    :metadata, :plan_digest, :error, :released, :kind, :name, :queue, :priority, :parent, :due_at,
+    :tags, :digest
 WHERE NOT EXISTS (SELECT 1 FROM tombstones WHERE incarnation = :incarnation)
 ON CONFLICT DO NOTHING;
 
@@ -30,16 +32,21 @@ ON CONFLICT DO NOTHING;
 UPDATE catalog
 SET seq = :seq, status = :status, holder = :holder, submitted_at = :submitted_at,
     started_at = :started_at, ended_at = :ended_at, metadata = :metadata,
-    plan_digest = :plan_digest, error = :error, released = :released, digest = :digest
+    plan_digest = :plan_digest, error = :error, released = :released, kind = :kind, name = :name,
+    queue = :queue, priority = :priority, parent = :parent, due_at = :due_at, tags = :tags,
+    digest = :digest
 WHERE workflow_id = :workflow_id AND incarnation = :incarnation AND seq = :expected_seq;
 
 -- name: touch_workflow
--- As advance_workflow where neither the status nor the submission changes: no index has to be
--- rewritten, which SQLite does for every column that is set, whatever to. Positional, for executemany.
+-- As advance_workflow where nothing changes that is in an index of all rows, or in the tags: no index has
+-- to be rewritten, which SQLite does for every column that is set, whatever to.
 UPDATE catalog
-SET seq = ?, holder = ?, started_at = ?, ended_at = ?, metadata = ?, plan_digest = ?, error = ?,
-    released = ?, digest = ?
-WHERE workflow_id = ? AND incarnation = ? AND seq = ? AND status = ? AND submitted_at = ?;
+SET seq = :seq, holder = :holder, started_at = :started_at, ended_at = :ended_at,
+    metadata = :metadata, plan_digest = :plan_digest, error = :error, released = :released,
+    priority = :priority, due_at = :due_at, digest = :digest
+WHERE workflow_id = :workflow_id AND incarnation = :incarnation AND seq = :expected_seq
+    AND status = :status AND submitted_at = :submitted_at AND kind = :kind AND name = :name
+    AND queue = :queue AND parent = :parent AND tags = :tags;
 
 -- name: append_entry
 INSERT INTO journal (incarnation, seq, commit_id, entry) VALUES (?, ?, ?, ?);
@@ -60,64 +67,44 @@ ORDER BY seq;
 
 -- name: read_catalog
 SELECT workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
-    metadata, plan_digest, error, released, digest, seq
+    metadata, plan_digest, error, released, kind, name, queue, priority, parent, due_at, tags,
+    digest, seq
 FROM catalog WHERE workflow_id = :workflow_id;
 
--- name: list_catalog
+-- name: list_page
+-- The rows whose places one of the next queries finds. In braces stand that query, and `ASC` and `>`
+-- or, where the newest come first, `DESC` and `<` (`queries.compose`).
+SELECT found.workflow_id, found.incarnation, found.seq, found.status, found.holder,
+    found.submitted_at, found.started_at, found.ended_at, found.metadata, found.plan_digest,
+    found.error, found.released, found.kind, found.name, found.queue, found.priority,
+    found.parent, found.due_at, found.tags, found.digest, found.seq
+FROM ({places}) AS place
+CROSS JOIN catalog AS found ON found.id = place.id
+ORDER BY place.submitted_at {order}, place.workflow_id {order};
+
+-- name: places
 -- It continues after (submitted_at, workflow_id); holders is a JSON array, or NULL for all.
-SELECT workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
-    metadata, plan_digest, error, released, digest, seq
-FROM catalog
-WHERE (submitted_at, workflow_id) > (:submitted_at, :workflow_id)
+SELECT id, submitted_at, workflow_id FROM catalog
+WHERE (submitted_at, workflow_id) {beyond} (:submitted_at, :workflow_id) AND status <> 'NONE'
     AND (:holders IS NULL OR holder IN (SELECT value FROM json_each(:holders)))
-ORDER BY submitted_at, workflow_id
+ORDER BY submitted_at {order}, workflow_id {order}
 LIMIT :limit;
 
--- name: list_catalog_by_status
--- As list_catalog; statuses is a JSON array. A page of each status is read from the index, and the
--- pages are merged: one scan would pass over all rows of the other statuses, or sort all of these.
-SELECT found.workflow_id, found.incarnation, found.seq, found.status, found.holder,
-    found.submitted_at, found.started_at, found.ended_at, found.metadata, found.plan_digest,
-    found.error, found.released, found.digest, found.seq
+-- name: places_by_status
+-- As places; statuses is a JSON array. A page of each status is read from the index, and the pages
+-- are merged: one scan would pass over all rows of the other statuses, or sort all of these.
+SELECT some.id, some.submitted_at, some.workflow_id
 FROM json_each(:statuses) AS wanted
-CROSS JOIN catalog AS found
-WHERE found.id IN (
+CROSS JOIN catalog AS some
+WHERE some.id IN (
     SELECT page.id FROM catalog AS page
     WHERE page.status = wanted.value
-        AND (page.submitted_at, page.workflow_id) > (:submitted_at, :workflow_id)
+        AND (page.submitted_at, page.workflow_id) {beyond} (:submitted_at, :workflow_id)
         AND (:holders IS NULL OR page.holder IN (SELECT value FROM json_each(:holders)))
-    ORDER BY page.submitted_at, page.workflow_id
+    ORDER BY page.submitted_at {order}, page.workflow_id {order}
     LIMIT :limit
 )
-ORDER BY found.submitted_at, found.workflow_id
-LIMIT :limit;
-
--- name: list_catalog_newest
--- As list_catalog, from the other end.
-SELECT workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
-    metadata, plan_digest, error, released, digest, seq
-FROM catalog
-WHERE (submitted_at, workflow_id) < (:submitted_at, :workflow_id)
-    AND (:holders IS NULL OR holder IN (SELECT value FROM json_each(:holders)))
-ORDER BY submitted_at DESC, workflow_id DESC
-LIMIT :limit;
-
--- name: list_catalog_newest_by_status
--- As list_catalog_by_status, from the other end.
-SELECT found.workflow_id, found.incarnation, found.seq, found.status, found.holder,
-    found.submitted_at, found.started_at, found.ended_at, found.metadata, found.plan_digest,
-    found.error, found.released, found.digest, found.seq
-FROM json_each(:statuses) AS wanted
-CROSS JOIN catalog AS found
-WHERE found.id IN (
-    SELECT page.id FROM catalog AS page
-    WHERE page.status = wanted.value
-        AND (page.submitted_at, page.workflow_id) < (:submitted_at, :workflow_id)
-        AND (:holders IS NULL OR page.holder IN (SELECT value FROM json_each(:holders)))
-    ORDER BY page.submitted_at DESC, page.workflow_id DESC
-    LIMIT :limit
-)
-ORDER BY found.submitted_at DESC, found.workflow_id DESC
+ORDER BY some.submitted_at {order}, some.workflow_id {order}
 LIMIT :limit;
 
 -- name: delete_workflow
