@@ -7,9 +7,13 @@ import subprocess
 import sys
 from collections import Counter
 from random import Random
+from typing import Any
 
 import pytest
 
+from ray_workflows._client.views import WorkflowView, task_metadata
+from ray_workflows._model.status import WorkflowStatus
+from tests.simulation.processes import Execution
 from tests.simulation.runner import run_seed
 from tests.simulation.test_harness import TROUBLES
 from tests.simulation.world_of_workers import WorkerFaults, WorldOfWorkers
@@ -73,13 +77,52 @@ def test_the_order_of_hashes_does_not_matter(hash_seed: str) -> None:
     assert done.stdout.split() == [digest(seed) for seed in range(12)]
 
 
-def test_without_trouble_every_workflow_ends() -> None:
-    """Functions that turn out slow, and those that take their worker down, are no trouble."""
+def no_trouble() -> dict[str, float]:
     numbers = vars(WorkerFaults(Random(0), {})).items()
     quiet = {name: 0.0 for name, value in numbers if isinstance(value, float)}
-    quiet.update(dict.fromkeys(TROUBLES, 0.0))
+    return {**quiet, **dict.fromkeys(TROUBLES, 0.0)}
+
+
+def test_without_trouble_every_workflow_ends() -> None:
+    """Functions that turn out slow, and those that take their worker down, are no trouble."""
     for seed in range(3_000_000, 3_000_150):
-        run_seed(seed, trouble=quiet, world="workers")
+        run_seed(seed, trouble=no_trouble(), world="workers")
+
+
+class Readers(WorldOfWorkers):
+    """Asks for the metadata of a task when its function has run for a second."""
+
+    looks = 0
+
+    def begins(self, execution: Execution, inputs: tuple[Any, ...]) -> None:
+        super().begins(execution, inputs)
+        if execution.process.fiber is not None:
+            begun = self.clock.now
+            self.clock.after(1.0, lambda: self.look(execution, begun))
+
+    def look(self, execution: Execution, begun: float) -> None:
+        request = execution.request
+        row = self.storage.read_catalog(request.workflow_id)
+        gone = execution.over or not execution.process.alive
+        if gone or row is None or row.status is not WorkflowStatus.RUNNING:
+            return
+        view = WorkflowView(self.storage, row)
+        view.read()
+        stats = task_metadata(view.by_number[request.task])["stats"]
+        if view.state.epoch == request.epoch:
+            self.looks += 1
+            # Not an earlier attempt's.
+            assert stats.get("start_time") == pytest.approx(begun, abs=0.1), execution.name
+
+
+def test_get_metadata_shows_within_a_second_when_a_running_task_started() -> None:
+    """Also where another cluster has written to the journal meanwhile (seed 4,000,054)."""
+    looks = 0
+    for seed in range(4_000_040, 4_000_070):
+        world = Readers(seed, trouble=no_trouble())
+        world.run()
+        looks += world.looks
+    assert looks > 50
 
 
 def test_a_death_by_what_nobody_wants_any_more_is_charged_to_nobody() -> None:

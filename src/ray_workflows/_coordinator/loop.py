@@ -502,7 +502,8 @@ class Loop:
             return
         # What was asked is decided again from scratch; what was reported only we know.
         for each in reversed(pending.inputs):
-            if isinstance(each, (Asked, inp.AttemptReport, inp.Start)):
+            # Time and claims are looked at anew once the journal was read.
+            if not isinstance(each, (inp.Wake, inp.Claim)):
                 workflow.inbox.appendleft(each)
             if isinstance(each, inp.AttemptReport):
                 workflow.flying.setdefault(each.task, (each.epoch, each.attempt))
