@@ -127,7 +127,8 @@ def wait_for_event(event_listener_type: EventListenerType, *args: Any, **kwargs:
             f"Event listener type is {name}, which is not a subclass of workflow.EventListener"
         )
     name = f"event-{event_listener_type.__name__}"
-    waits = {"kind": LISTENER, "task_id": name}
+    # What the listener is told is durable must be so, whatever is said of the tasks around it.
+    waits = {"kind": LISTENER, "task_id": name, "checkpoint": True}
     message = bind(get_message, waits, event_listener_type, *args, **kwargs)
     acknowledges = {"kind": LISTENER, "task_id": f"{name}-acknowledged"}
     return bind(message_committed, acknowledges, event_listener_type, message)

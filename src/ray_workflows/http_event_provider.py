@@ -1,27 +1,26 @@
 """Events that arrive by HTTP: `HTTPListener` waits for them, `HTTPEventProvider` receives them.
 
 The provider is a Ray Serve application; importing this module needs ``pip install "ray[serve]"``.
-Events are kept in the storage of the workflow from the moment they are answered, so that none is
-lost with the provider, and none comes too early.
+An event is a signal to its workflow: it is in the workflow's journal before it is answered, so that
+none is lost with the provider, and none comes too early.
 """
 
 # No annotations from __future__: FastAPI must find the types of parameters in a worker.
 
 import asyncio
-import hashlib
 import hmac
 import json
 import logging
 import os
 import re
 import threading
-from collections import Counter, OrderedDict, defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from typing import Any
 
 from ray_workflows._client import connection
-from ray_workflows._client.mailbox import Mailbox
-from ray_workflows._model.catalog import CatalogRow
+from ray_workflows._client.http_events import Answer, EventTakenError, HTTPEvents, signal_name
+from ray_workflows._model.answers import OtherSignal, Received, TooManySignals
 from ray_workflows._model.ids import validate_workflow_id
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.common import HTTP_EVENT_PROVIDER_NAME
@@ -30,8 +29,10 @@ from ray_workflows.exceptions import (
     CoordinatorUnavailableError,
     InvalidWorkflowIdError,
     PicklableWorkflowError,
+    SignalRefusedError,
     StorageCorruptError,
     StorageError,
+    WorkflowNotFoundError,
 )
 from ray_workflows.workflow_context import get_current_task_id, get_current_workflow_id
 
@@ -64,10 +65,10 @@ MAX_REQUESTS = 10_000
 #: The largest request, in bytes.
 MAX_BODY_BYTES = 1 << 20
 
-#: Events of one workflow that are kept while no task waits for them.
+#: Events and other signals of one workflow that are kept while no task waits for them.
 MAX_EARLY_EVENTS = 1_000
 
-#: Keys of such events that the provider remembers, of all workflows, the oldest leaving first.
+#: Keys that the provider remembers the listeners of, of all workflows, the oldest leaving first.
 MAX_REMEMBERED = 100_000
 
 #: The variable with the token that requests must carry, for a provider that a listener deploys.
@@ -93,39 +94,27 @@ class Refused(Exception):
         self.code = code
 
 
-class Early:
-    """Keys that were sent and that no task has waited for. Only a bound: it may forget."""
+class Takers:
+    """The tasks whose listeners have asked for events that are not acknowledged yet. Only to tell
+    mistakes: it may forget."""
 
     def __init__(self) -> None:
-        #: Digests: a key may be as large as a request.
-        self.keys: OrderedDict[tuple[str, bytes], None] = OrderedDict()
-        self.counts: Counter[str] = Counter()
+        #: By incarnation and name of the signal: a key may be as large as a request.
+        self.tasks: OrderedDict[tuple[str, str], str] = OrderedDict()
 
-    def add(self, incarnation: str, key: str) -> None:
-        """Remember one."""
-        known = (incarnation, digest(key))
-        if known not in self.keys:
-            self.keys[known] = None
-            self.counts[incarnation] += 1
-        while len(self.keys) > MAX_REMEMBERED:
-            (oldest, _), _ = self.keys.popitem(last=False)
-            self.uncount(oldest)
+    def take(self, incarnation: str, key: str, task_id: str | None) -> str | None:
+        """Have an event for a task; the task that has it, which is the first that asked. Listeners
+        of users' own do not say for which task they ask."""
+        if task_id is None:
+            return None
+        taker = self.tasks.setdefault((incarnation, signal_name(key)), task_id)
+        if len(self.tasks) > MAX_REMEMBERED:
+            self.tasks.popitem(last=False)
+        return taker
 
-    def discard(self, incarnation: str, key: str) -> None:
-        """Forget one."""
-        known = (incarnation, digest(key))
-        if known in self.keys:
-            del self.keys[known]
-            self.uncount(incarnation)
-
-    def uncount(self, incarnation: str) -> None:
-        self.counts[incarnation] -= 1
-        if not self.counts[incarnation]:
-            del self.counts[incarnation]
-
-
-def digest(key: str) -> bytes:
-    return hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=16).digest()
+    def forget(self, incarnation: str, key: str) -> None:
+        """The event is acknowledged."""
+        self.tasks.pop((incarnation, signal_name(key)), None)
 
 
 class News:
@@ -167,8 +156,8 @@ class News:
                 del self.waiting[incarnation, key]
 
 
-def find_workflow(workflow_id: str) -> tuple[CatalogRow, Mailbox] | None:
-    """A workflow of this cluster and its events.
+def find_workflow(workflow_id: str) -> HTTPEvents | None:
+    """The events of a workflow of this cluster.
 
     Raises:
         CoordinatorUnavailableError: there are no workflows here.
@@ -177,9 +166,9 @@ def find_workflow(workflow_id: str) -> tuple[CatalogRow, Mailbox] | None:
     if connection.find_coordinator() is None:
         # Not started from here: only the application knows with which storage.
         raise CoordinatorUnavailableError("No workflow was started on this cluster yet.")
-    storage = connection.connect().storage
-    row = storage.read_catalog(workflow_id)
-    return None if row is None else (row, Mailbox(storage, row.incarnation))
+    connected = connection.connect()
+    row = connected.storage.read_catalog(workflow_id)
+    return None if row is None else HTTPEvents(connected, row)
 
 
 def read_event(body: bytes) -> tuple[str, bytes]:
@@ -210,6 +199,44 @@ def wait_seconds(prefer: str) -> float:
     """How long a request wants to wait: ``Prefer: wait=10``, as in RFC 7240."""
     wanted = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?(\d+)", prefer)
     return min(float(wanted[1]), MAX_ANSWER_SECONDS) if wanted else ANSWER_SECONDS
+
+
+def received(answer: Answer, workflow_id: str, key: str) -> Received:
+    """What the workflow answered to an event.
+
+    Raises:
+        Refused: it has not received it.
+    """
+    if isinstance(answer, OtherSignal):
+        raise Refused(
+            409,
+            f"event_key {key!r} was sent with another payload before, which stays. Use another "
+            f"key for another event.",
+        )
+    if isinstance(answer, TooManySignals):
+        raise Refused(
+            429,
+            f"{answer.kept} events and signals are kept for workflow[id={workflow_id}] that no "
+            f"task has taken.",
+        )
+    return answer
+
+
+def used_again(workflow_id: str, key: str, how: str) -> WorkflowEventHandleError:
+    """The error of a second task that waits for an event."""
+    return WorkflowEventHandleError(
+        workflow_id,
+        f"The same event_key {key!r} is used to get payload again, {how}. Wait once, and bind both "
+        f"to it, or use another key.",
+    )
+
+
+def why_refused(error: SignalRefusedError) -> str:
+    """What the sender of an event hears of a workflow that has ended."""
+    ended = "has finished without it."
+    if error.status == WorkflowStatus.CANCELED:
+        ended = "was canceled without it. It takes events again when it is resumed."
+    return f"Workflow[id={error.workflow_id}] {ended}"
 
 
 def error_response(code: int, message: str) -> JSONResponse:
@@ -243,17 +270,18 @@ class HTTPEventProvider:
 
     Answers:
 
-    - 200: the event is in the workflow's journal, and will not be asked for again.
-    - 202: it is stored, and no task has taken it within 30 s, or the time that the request gives
-      by ``Prefer: wait=seconds``. It stays, and a task that waits for it later will get it, unless
-      the workflow is deleted before.
+    - 200: a task has the event, as its durable result, and it will not be asked for again.
+    - 202: it is in the workflow's journal, and no task has taken it within 30 s, or the time that
+      the request gives by ``Prefer: wait=seconds``. It stays, and a task that waits for it later
+      will get it, unless the workflow is deleted before.
     - 401: the request does not carry the provider's token, if it has one.
     - 400: no JSON object, or a field is missing or of a wrong type.
     - 404: there is no such workflow.
     - 409: this key was sent with another payload before, which stays.
-    - 410: the workflow has finished without this event.
+    - 410: the workflow has finished or was canceled without this event.
     - 413: more than 1 MiB.
-    - 429: 1,000 events of this workflow are kept already that no task has waited for.
+    - 429: 1,000 events and signals of this workflow are kept that no task has taken, and no task
+      waits for this one.
     - 500: a listener reported that it could not handle the event.
     - 503: the storage, or the cluster's coordinator, does not answer. Send it again.
 
@@ -281,7 +309,7 @@ class HTTPEventProvider:
     def __init__(self, token: str | None = None) -> None:
         self.token = token
         self.news = News()
-        self.early = Early()
+        self.takers = Takers()
         #: Events that a listener gave up, and for which somebody still waits.
         self.failed: set[tuple[str, str]] = set()
 
@@ -294,6 +322,10 @@ class HTTPEventProvider:
             return error_response(refused.code, str(refused))
         except InvalidWorkflowIdError as error:
             return error_response(400, str(error))
+        except WorkflowNotFoundError:
+            return error_response(404, f"Workflow[id={workflow_id}] doesn't exist.")
+        except SignalRefusedError as error:
+            return error_response(410, why_refused(error))
         except (StorageError, CoordinatorUnavailableError) as error:
             return error_response(503, str(error))
 
@@ -306,17 +338,19 @@ class HTTPEventProvider:
             if len(body) > MAX_BODY_BYTES:
                 raise Refused(413, f"The request has more than {MAX_BODY_BYTES} bytes.")
         key, payload = read_event(bytes(body))
-        found = await asyncio.to_thread(find_workflow, validate_workflow_id(workflow_id))
-        if found is None:
-            raise Refused(404, f"Workflow[id={workflow_id}] doesn't exist.")
-        row, mailbox = found
-        await self.keep(row, mailbox, key, payload)
-        event = (row.incarnation, key)
+        events = await asyncio.to_thread(find_workflow, validate_workflow_id(workflow_id))
+        if events is None:
+            raise WorkflowNotFoundError(workflow_id)
+        event = (events.incarnation, key)
+        most = None if self.news.is_awaited(*event) else MAX_EARLY_EVENTS
+        answer = await asyncio.to_thread(events.send, key, payload, most=most)
+        if received(answer, workflow_id, key).taken:
+            return JSONResponse(status_code=200, content={})
         self.failed.discard(event)
         self.news.tell(*event)
 
         def settled() -> bool:
-            return event in self.failed or mailbox.is_done(key)
+            return event in self.failed or events.is_taken(key, payload)
 
         seconds = wait_seconds(req.headers.get("prefer", ""))
         try:
@@ -347,28 +381,6 @@ class HTTPEventProvider:
         if scheme.lower() != "bearer" or not same:
             raise Refused(401, "Send the token of this provider: 'Authorization: Bearer <token>'.")
 
-    async def keep(self, row: CatalogRow, mailbox: Mailbox, key: str, payload: bytes) -> None:
-        """Store an event, unless it is stored already."""
-        stored = await asyncio.to_thread(mailbox.payload, key)
-        if stored is None:
-            early = self.early.counts[row.incarnation]
-            if row.status is WorkflowStatus.SUCCESSFUL:
-                raise Refused(410, f"Workflow[id={row.workflow_id}] has finished without it.")
-            if early >= MAX_EARLY_EVENTS and not self.news.is_awaited(row.incarnation, key):
-                raise Refused(
-                    429,
-                    f"{early} events are kept for workflow[id={row.workflow_id}] that no task "
-                    f"has waited for.",
-                )
-            self.early.add(row.incarnation, key)
-            stored = await asyncio.to_thread(mailbox.put, key, payload)
-        if stored != payload:
-            raise Refused(
-                409,
-                f"event_key {key!r} was sent with another payload before, which stays. Use "
-                f"another key for another event.",
-            )
-
     # -- what listeners call ---------------------------------------------------------------
 
     async def poll_event(
@@ -380,35 +392,22 @@ class HTTPEventProvider:
             WorkflowEventHandleError: another task has this key, the event is damaged, or the
                 workflow is gone.
         """
-        found = await asyncio.to_thread(find_workflow, workflow_id)
-        if found is None:
+        events = await asyncio.to_thread(find_workflow, workflow_id)
+        if events is None:
             raise WorkflowEventHandleError(workflow_id, "the workflow doesn't exist any more.")
-        row, mailbox = found
+        taker = self.takers.take(events.incarnation, event_key, task_id)
+        if taker != task_id:
+            raise used_again(workflow_id, event_key, f"by task {task_id!r} after {taker!r}")
         try:
-            payload = await self.taken(row, mailbox, event_key, task_id)
-        except StorageCorruptError as error:
+            payload: bytes | None = await self.news.wait_until(
+                events.incarnation, event_key, lambda: events.find(event_key), POLL_SECONDS
+            )
+        except EventTakenError:
+            raise used_again(workflow_id, event_key, "after it was acknowledged") from None
+        except (StorageCorruptError, WorkflowNotFoundError) as error:
             # It would be so again, however often the listener asked.
             raise WorkflowEventHandleError(workflow_id, str(error)) from None
         return None if payload is None else (event_key, json.loads(payload))
-
-    async def taken(
-        self, row: CatalogRow, mailbox: Mailbox, event_key: str, task_id: str | None
-    ) -> bytes | None:
-        """The payload of the event, taken for a task; None after `POLL_SECONDS`."""
-        if task_id is not None:
-            taker = await asyncio.to_thread(mailbox.take, event_key, task_id)
-            if taker != task_id:
-                raise WorkflowEventHandleError(
-                    row.workflow_id,
-                    f"The same event_key {event_key!r} is used to get payload again, by task "
-                    f"{task_id!r} after task {taker!r}. Wait once, and bind both to it, or use "
-                    f"another key.",
-                )
-        self.early.discard(row.incarnation, event_key)
-        payload: bytes | None = await self.news.wait_until(
-            row.incarnation, event_key, lambda: mailbox.payload(event_key), POLL_SECONDS
-        )
-        return payload
 
     async def get_event_payload(self, workflow_id: str, event_key: str) -> Event:
         """The event, however long it takes; for listeners of your own."""
@@ -421,14 +420,15 @@ class HTTPEventProvider:
         self, workflow_id: str, event_key: str, confirmation: bool
     ) -> str:
         """Answer those who sent the event: it is checkpointed, or it could not be handled."""
-        found = await asyncio.to_thread(find_workflow, workflow_id)
-        if found is not None:
-            row, mailbox = found
+        events = await asyncio.to_thread(find_workflow, workflow_id)
+        if events is not None:
+            event = (events.incarnation, event_key)
             if confirmation:
-                await asyncio.to_thread(mailbox.finish, event_key)
-            elif self.news.is_awaited(row.incarnation, event_key):
-                self.failed.add((row.incarnation, event_key))
-            self.news.tell(row.incarnation, event_key)
+                await asyncio.to_thread(events.acknowledge, event_key)
+                self.takers.forget(*event)
+            elif self.news.is_awaited(*event):
+                self.failed.add(event)
+            self.news.tell(*event)
         return "OK"
 
 
@@ -509,14 +509,14 @@ class HTTPListener(EventListener):
         """Note that the event is checkpointed, and answer those who sent it."""
         workflow_id, (event_key, _) = get_current_workflow_id(), event
 
-        def finish() -> None:
-            found = find_workflow(workflow_id)
-            if found is not None:
-                found[1].finish(event_key)
+        def acknowledge() -> None:
+            events = find_workflow(workflow_id)
+            if events is not None:
+                events.acknowledge(event_key)
 
-        # First in the storage: the workflow must go on even if the provider is gone for good, and
+        # First in the journal: the workflow must go on even if the provider is gone for good, and
         # who sends the event again must be told that it is done.
-        await asyncio.to_thread(finish)
+        await asyncio.to_thread(acknowledge)
         try:
             handle = await asyncio.to_thread(provider_handle, False)
             await handle.report_checkpointed.remote(workflow_id, event_key, True)

@@ -28,7 +28,7 @@ from ray_workflows._engine.summary import catalog_row
 from ray_workflows._model import events as ev
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.catalog import Append, CatalogQuery
-from ray_workflows._model.plan import SIGNAL
+from ray_workflows._model.plan import LISTENER, SIGNAL
 from ray_workflows._model.values import ErrorInfo
 from ray_workflows.storage import SqliteStorage
 from ray_workflows.testing.builders import OK
@@ -285,6 +285,24 @@ def with_signals(storage: SqliteStorage) -> None:
     failed.now += 5.0
     failed.send(inp.Wake())
     save(storage, failed)
+    with_http_events(storage)
+
+
+def with_http_events(storage: SqliteStorage) -> None:
+    """Events by HTTP: one that a listener has had, one that waits in front of its listener."""
+    listeners = [(task, (), {"kind": LISTENER}) for task in ("first", "second")]
+    story = Driver(
+        plan(*listeners, ("total", (0, 1))), workflow_id="http-events", incarnation="i-http-events"
+    )
+    writer = ValueWriter(storage, "i-http-events")
+    for key in ("paid", "sent"):
+        story.now += 1.0
+        event = writer.write(b'{"by": "Ada"}', key=f"signal-{key}", where="event")
+        story.send(inp.Signal(f"http-event:{key}", f"digest of {key}", event, sole=True))
+    pair = writer.write(("paid", {"by": "Ada"}), key="first", where="first")
+    story.report(inp.AttemptReturned, "first", value=pair)
+    story.send(inp.AcknowledgeSignals("http-event:paid"))
+    save(storage, story)
 
 
 def with_snapshots(storage: SqliteStorage) -> None:

@@ -14,7 +14,7 @@ from ray_workflows._coordinator.deletion import Deletion
 from ray_workflows._coordinator.loop import Loop
 from ray_workflows._coordinator.requests import Reply, Watched, WatchRequest
 from ray_workflows._model import inputs as inp
-from ray_workflows._model.answers import Accepted, Finished
+from ray_workflows._model.answers import Accepted, Finished, Received
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Value
@@ -488,14 +488,14 @@ class Signal:
                 client.fail("replies", f"{self.signal_id}: {answer!r}")
             elif not journal.cancel_noted and self.signal_id in journal.received.get(self.name, ()):
                 client.fail("replies", f"{self.signal_id} is stored, and was refused")
-        elif answer is not None:
+        elif not isinstance(answer, Received):
             client.fail("replies", f"{self.signal_id} was answered by {answer!r}")
         elif journal is None or self.signal_id not in journal.received.get(self.name, ()):
             client.fail("durable", f"{self.signal_id} was acknowledged, and is not stored")
 
     def then(self, answer: Any) -> None:
         rng = self.world.rng
-        if answer is not None or rng.random() < 0.2:
+        if not isinstance(answer, Received) or rng.random() < 0.2:
             self.world.clock.after(rng.choice([0.02, 1.0, 5.0]) * rng.random(), self.send)
 
 

@@ -36,6 +36,8 @@ from ray_workflows._model.values import INLINE_LIMIT, Blob
 from ray_workflows.events import TimerListener
 from ray_workflows.exceptions import SerializationError
 from ray_workflows.storage import MemoryStorage
+from tests.unit.driver import Driver
+from tests.unit.plans import plan as engine_plan
 
 
 @ray.remote
@@ -226,6 +228,18 @@ def test_timers_and_listeners() -> None:
     kinds = [plan.options[task.options].kind for task in plan.tasks]
     assert kinds == [TIMER, LISTENER, LISTENER, "function"]
     assert plan.options[plan.tasks[0].options].duration == 5.0
+
+
+def test_what_a_listener_acknowledges_is_stored() -> None:
+    """Also in the continuation of a task whose own result is not."""
+    d = Driver(engine_plan(("f", (), {"checkpoint": False}), ("end", (0,))))
+    d.go_on("f", capture(f.bind(wait_for_event(TimerListener, 1.0))))
+    name = f"event-{TimerListener.__name__}"
+    tasks = {task.task_id: task for task in d.state.tasks.values()}
+    assert d.state.checkpoints(tasks[name])
+    assert not any(
+        d.state.checkpoints(task) for key, task in tasks.items() if key not in (name, "end")
+    )
 
 
 def test_function_names() -> None:

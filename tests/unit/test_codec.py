@@ -53,6 +53,7 @@ EVENTS = [
     ev.ValuesLost(1.0, (1, 2)),
     ev.SignalReceived(1.0, "approved", "id-1", Value(BLOB, (BLOB,))),
     ev.SignalTaken(1.0, 3, "approved", "id-1", 0.5),
+    ev.SignalAcknowledged(1.0, "approved", "id-1"),
     ev.StateSaved(1.0, 1, b"lifecycle", b"tasks", 0),
 ]
 

@@ -12,6 +12,7 @@ import pytest
 from ray_workflows._codec.journal import Chain
 from ray_workflows._model import events as ev
 from ray_workflows._model import inputs as inp
+from ray_workflows._model.answers import Received
 from ray_workflows._model.values import Value
 from ray_workflows.exceptions import SignalRefusedError, WorkflowNotFoundError
 from tests.unit.test_orphans import Coordinator, World
@@ -50,7 +51,7 @@ def test_many_signals_read_the_journal_once(world: World) -> None:
     answers = [send(other, str(number)) for number in range(200)]
     other.step()
     assert world.storage.calls["read_journal"] == 1
-    assert all(answer == [None] for answer in answers)
+    assert all(answer == [Received()] for answer in answers)
     ids = [signal_id for entry in received(world) for signal_id in entry]
     assert sorted(ids, key=int) == [str(number) for number in range(200)]
     assert len(received(world)) <= 3
@@ -100,7 +101,7 @@ def test_what_it_is_not_meant_for(world: World) -> None:
     late, later = send(owner, "3", incarnation="i-w"), send(other, "4", incarnation="i-w")
     owner.step()
     other.step()
-    assert early == [None]
+    assert early == [Received()]
     assert isinstance(late[0], SignalRefusedError)
     assert isinstance(later[0], SignalRefusedError)
     assert received(world) == [["2"]]
@@ -115,6 +116,6 @@ def test_one_that_ended_the_workflow_may_be_sent_again(world: World) -> None:
     owner.step()
     again, another = send(owner, "1"), send(owner, "2")
     owner.step()
-    assert again == [None]
+    assert again == [Received()]
     assert isinstance(another[0], SignalRefusedError)
     assert received(world) == [["1"]]

@@ -44,6 +44,7 @@ from ray_workflows._coordinator.wire import (
     ENCODER,
     POLL,
     SENT,
+    SENT_EVENT,
     SUBMISSIONS,
     encode_submitted,
     encode_watched,
@@ -345,11 +346,27 @@ class Coordinator:
         return self.request(workflow_id, inp.Cancel(incarnation))
 
     def signal(self, encoded: bytes) -> Any:
-        """Give a workflow a signal, which is `Sent`: None or an error."""
+        """Give a workflow a signal, which is `Sent`: `Received` or an error."""
         sent = SENT.decode(encoded)
         return self.request(
             sent.workflow_id, inp.Signal(sent.name, sent.signal_id, sent.value, sent.incarnation)
         )
+
+    def send_event(self, encoded: bytes) -> Any:
+        """Give a workflow an event, which is `SentEvent`: an answer to `inputs.Signal`."""
+        sent, most, asks = SENT_EVENT.decode(encoded)
+        input = inp.Signal(
+            sent.name, sent.signal_id, sent.value, sent.incarnation, sole=True, most=most, asks=asks
+        )
+        return self.request(sent.workflow_id, input)
+
+    def find_signal(self, workflow_id: str, name: str, incarnation: str) -> Any:
+        """The oldest signal of a name that is kept: `Received`, None, or an error."""
+        return self.request(workflow_id, inp.FindSignal(name, incarnation))
+
+    def acknowledge_signals(self, workflow_id: str, name: str, incarnation: str) -> Any:
+        """A listener has had the signals of a name: None or an error."""
+        return self.request(workflow_id, inp.AcknowledgeSignals(name, incarnation))
 
     def delete(self, workflow_id: str, incarnation: str = "") -> Any:
         """Delete a workflow: None or an error."""

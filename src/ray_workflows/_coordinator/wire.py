@@ -62,13 +62,22 @@ class Polled(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Sent(NamedTuple):
-    """A signal on its way to a workflow, as in `SignalRequest`."""
+    """A signal on its way to a workflow, as in `inputs.Signal`."""
 
     workflow_id: str
     name: str
     signal_id: str
     value: Value
     incarnation: str
+
+
+class SentEvent(NamedTuple):
+    """An event by HTTP on its way to a workflow: the only signal of its name. ``most``, ``asks``:
+    as in `inputs.Signal`."""
+
+    signal: Sent
+    most: int | None
+    asks: bool
 
 
 class OutputWanted(NamedTuple):
@@ -86,6 +95,7 @@ WATCHED = msgspec.msgpack.Decoder(Watched | None)
 POLL = msgspec.msgpack.Decoder(Poll)
 POLLED = msgspec.msgpack.Decoder(Polled)
 SENT = msgspec.msgpack.Decoder(Sent)
+SENT_EVENT = msgspec.msgpack.Decoder(SentEvent)
 OUTPUT_WANTED = msgspec.msgpack.Decoder(OutputWanted)
 
 

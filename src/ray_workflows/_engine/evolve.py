@@ -281,6 +281,12 @@ def apply_signal_taken(state: WorkflowState, event: ev.SignalTaken, deltas: list
     resolve(state, state.tasks[event.task], Outcome(value=value), event.at, deltas)
 
 
+def apply_signal_acknowledged(
+    state: WorkflowState, event: ev.SignalAcknowledged, deltas: list[Command]
+) -> None:
+    lifecycle.apply_signal_acknowledged(state, event)
+
+
 # -- frames --------------------------------------------------------------------------------
 
 
@@ -442,5 +448,6 @@ APPLIERS: dict[type[ev.Event], Callable[[WorkflowState, Any, list[Command]], Non
     ev.ValuesLost: apply_values_lost,
     ev.SignalReceived: apply_signal_received,
     ev.SignalTaken: apply_signal_taken,
+    ev.SignalAcknowledged: apply_signal_acknowledged,
     ev.StateSaved: apply_state_saved,
 }

@@ -12,12 +12,26 @@ import msgspec
 
 from ray_workflows._engine.decision import ACTIVE, SETTLED, Decision, Events, Surroundings
 from ray_workflows._engine.names import assign_task_ids
-from ray_workflows._engine.signals import is_known, keep, take
+from ray_workflows._engine.signals import (
+    has_another,
+    has_been_taken,
+    is_known,
+    keep,
+    kept_signals,
+    take,
+)
 from ray_workflows._engine.state import Lifecycle, WorkflowState
 from ray_workflows._engine.values import lose, unstored
 from ray_workflows._model import events as ev
 from ray_workflows._model import inputs as inp
-from ray_workflows._model.answers import Accepted, Finished, Stopped
+from ray_workflows._model.answers import (
+    Accepted,
+    Finished,
+    OtherSignal,
+    Received,
+    Stopped,
+    TooManySignals,
+)
 from ray_workflows._model.plan import EnvironmentChange
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import ErrorInfo
@@ -179,11 +193,44 @@ def on_signal(state: Lifecycle, input: inp.Signal, now: float, around: Surroundi
         return Decision([], WorkflowNotFoundError(state.workflow_id))
     if is_known(state, input.name, input.signal_id):
         # Sent again because the answer was lost. The workflow may have ended by it.
-        return Decision([])
+        return Decision([], Received(taken=(input.name, input.signal_id) in state.taken))
+    if input.sole and has_another(state, input.name):
+        return Decision([], OtherSignal())
     if state.status not in TAKES_SIGNALS:
         return Decision([], SignalRefusedError(state.workflow_id, input.name, state.status))
+    if input.most is not None and (kept := kept_signals(state)) >= input.most:
+        return Decision([], TooManySignals(kept))
+    if input.asks:
+        return Decision([])
+    received = ev.SignalReceived(
+        at=now, name=input.name, signal_id=input.signal_id, value=input.value
+    )
+    return Decision([received], Received())
+
+
+def on_find_signal(
+    state: Lifecycle, input: inp.FindSignal, now: float, around: Surroundings
+) -> Decision:
+    if not is_there(state, input.incarnation):
+        return Decision([], WorkflowNotFoundError(state.workflow_id))
+    for value in state.signals.get(input.name, {}).values():
+        return Decision([], Received(value=value))
+    return Decision([], Received(taken=True) if has_been_taken(state, input.name) else None)
+
+
+def on_acknowledge_signals(
+    state: Lifecycle, input: inp.AcknowledgeSignals, now: float, around: Surroundings
+) -> Decision:
+    if not is_there(state, input.incarnation):
+        return Decision([], WorkflowNotFoundError(state.workflow_id))
+    if state.status not in TAKES_SIGNALS:
+        # Nobody asks for them any more.
+        return Decision([])
     return Decision(
-        [ev.SignalReceived(at=now, name=input.name, signal_id=input.signal_id, value=input.value)]
+        [
+            ev.SignalAcknowledged(at=now, name=input.name, signal_id=signal_id)
+            for signal_id in state.signals.get(input.name, ())
+        ]
     )
 
 
@@ -341,6 +388,10 @@ def apply_signal_taken(state: Lifecycle, event: ev.SignalTaken) -> None:
     take(state, event.name, event.signal_id)
 
 
+def apply_signal_acknowledged(state: Lifecycle, event: ev.SignalAcknowledged) -> None:
+    take(state, event.name, event.signal_id)
+
+
 APPLIERS: dict[type[ev.Event], Callable[[Lifecycle, Any], None]] = {
     ev.WorkflowSubmitted: apply_workflow_submitted,
     ev.WorkflowClaimed: apply_workflow_claimed,
@@ -354,4 +405,5 @@ APPLIERS: dict[type[ev.Event], Callable[[Lifecycle, Any], None]] = {
     ev.WorkflowReleased: apply_workflow_released,
     ev.SignalReceived: apply_signal_received,
     ev.SignalTaken: apply_signal_taken,
+    ev.SignalAcknowledged: apply_signal_acknowledged,
 }

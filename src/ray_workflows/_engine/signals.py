@@ -23,6 +23,21 @@ def is_known(state: Lifecycle, name: str, signal_id: str) -> bool:
     return signal_id in state.signals.get(name, ()) or (name, signal_id) in state.taken
 
 
+def has_another(state: Lifecycle, name: str) -> bool:
+    """Whether a signal of the name was received before, as far as taken ones are remembered."""
+    return name in state.signals or has_been_taken(state, name)
+
+
+def has_been_taken(state: Lifecycle, name: str) -> bool:
+    """Whether a signal of the name was taken, as far as they are remembered."""
+    return any(taken == name for taken, _ in state.taken)
+
+
+def kept_signals(state: Lifecycle) -> int:
+    """How many signals are kept."""
+    return sum(map(len, state.signals.values()))
+
+
 def can_deliver(state: WorkflowState) -> bool:
     """Whether a signal is kept that a task waits for."""
     return not state.signals.keys().isdisjoint(state.waits)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from ray_workflows._model.values import Value
+
 
 class Accepted(msgspec.Struct, frozen=True, tag=True):
     """The workflow is durable and this coordinator drives it.
@@ -27,3 +29,21 @@ class Finished(msgspec.Struct, frozen=True, tag=True):
 
     incarnation: str = ""
     same_plan: bool = True
+
+
+class Received(msgspec.Struct, frozen=True, tag=True):
+    """A signal is in the workflow's journal. ``taken``: it has reached its task, and is kept no
+    longer. ``value``: to `FindSignal`, of the one that is kept."""
+
+    taken: bool = False
+    value: Value | None = None
+
+
+class OtherSignal(msgspec.Struct, frozen=True, tag=True):
+    """The signal is not kept: its name has another one, and is to have one only."""
+
+
+class TooManySignals(msgspec.Struct, frozen=True, tag=True):
+    """The signal is not kept: ``kept`` others are, that nobody has taken."""
+
+    kept: int

@@ -207,6 +207,13 @@ class SignalTaken(Event, frozen=True, tag="signal-taken"):
     started_at: float
 
 
+class SignalAcknowledged(Event, frozen=True, tag="signal-acknowledged"):
+    """A listener has had the signal, and its result is durable: the signal is kept no longer."""
+
+    name: str
+    signal_id: str
+
+
 class StateSaved(Event, frozen=True, tag="state-saved"):
     """The state after this entry, of which it is the last event: nobody who wants that state need
     read the entries before. Nothing follows from it.
@@ -243,5 +250,6 @@ AnyEvent = (
     | ValuesLost
     | SignalReceived
     | SignalTaken
+    | SignalAcknowledged
     | StateSaved
 )

@@ -62,11 +62,33 @@ class Cancel(Asked, frozen=True):
 
 
 class Signal(Asked, frozen=True):
-    """Keep a signal for the workflow, whoever drives it. Repeating it is harmless."""
+    """Keep a signal for the workflow, whoever drives it. Repeating it is harmless.
+
+    ``sole``: its name has this signal only; another one of the name is refused. ``most``: it is
+    refused if that many signals are kept already; None: there is no limit. ``asks``: keep nothing;
+    the answer is what it would be, or None where the signal would be kept.
+    """
 
     name: str
     signal_id: str
     value: Value
+    incarnation: str = ""
+    sole: bool = False
+    most: int | None = None
+    asks: bool = False
+
+
+class FindSignal(Asked, frozen=True):
+    """The oldest signal of a name that is kept, and whether one was taken; changes nothing."""
+
+    name: str
+    incarnation: str = ""
+
+
+class AcknowledgeSignals(Asked, frozen=True):
+    """A listener has had the signals of a name: keep them no longer. Repeating it is harmless."""
+
+    name: str
     incarnation: str = ""
 
 
