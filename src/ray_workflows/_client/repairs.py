@@ -1,4 +1,6 @@
-"""Writing a damaged catalog row anew from the journal, which vouches for itself."""
+"""Writing anew from the journal, which vouches for itself, what leads to it: a catalog row, or the
+objects in its place.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +21,17 @@ def repair(storage: Storage, workflow_id: str) -> CatalogRow | None:
     """Write the catalog row of a workflow anew, if it is not what its journal says.
 
     The row comes with an entry without events: an append is the one way to write a row, and nobody
-    who appends at the same time is overlooked.
+    who appends at the same time is overlooked. Object stores have the row in the journal; of them,
+    what names and lists the workflow is written anew.
 
     Returns:
-        the new row; None if there was nothing to repair.
+        the row; None if there was nothing to repair.
 
     Raises:
         WorkflowNotFoundError: there is no such workflow.
         StorageCorruptError: it can't be repaired from the journal; says why.
     """
+    relisted = storage.relist(workflow_id)
     try:
         row = storage.read_catalog(workflow_id)
     except DamagedRowError as damage:
@@ -44,7 +48,7 @@ def repair(storage: Storage, workflow_id: str) -> CatalogRow | None:
     if not chain.seq or chain.seq < known:
         raise not_repaired(workflow_id, f"its journal ends with entry {chain.seq} of {known}")
     if row == catalog_row(state, chain.seq):
-        return None
+        return row if relisted else None
     seq = chain.seq + 1
     repaired = catalog_row(state, seq)
     append = Append(

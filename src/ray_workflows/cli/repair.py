@@ -1,4 +1,4 @@
-"""``ray-workflows repair``: write a damaged catalog row anew."""
+"""``ray-workflows repair``: write anew what leads to a workflow's journal."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from ray_workflows.cli.printing import Command, print_json, print_result, printa
 @address_option
 @json_option
 def repair(workflow_id: str, storage: str | None, address: str | None, as_json: bool) -> None:
-    """Repair the catalog row of the workflow ID.
+    """Repair what leads to the journal of the workflow ID.
 
-    It is written anew from the journal. `doctor` names damaged rows. Needs no cluster. Where the
+    Its catalog row, or in an object store and a shared directory what names and lists it, is
+    written anew from the journal. `doctor` names what is damaged. Needs no cluster. Where the
     journal is damaged too, nothing is changed.
     """
     validate_workflow_id(workflow_id)

@@ -208,6 +208,10 @@ class Storage(JournalStore, BlobStore, LeaseStore, Home):
         """As the journals do."""
         return self.journals.list_catalog(query)
 
+    def relist(self, workflow_id: str) -> bool:
+        """As the journals do."""
+        return self.journals.relist(workflow_id)
+
     def listen(self, holder_id: str, on_news: Callable[[], None]) -> None:
         """As the journals do."""
         self.journals.listen(holder_id, on_news)

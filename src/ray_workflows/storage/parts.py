@@ -168,6 +168,15 @@ class JournalStore(Part):
         removes.
         """
 
+    def relist(self, workflow_id: str) -> bool:
+        """Write anew what leads to a workflow's journal, where that is damaged or missing and lies
+        apart from it; whether anything was. The default has nothing that does.
+
+        Raises:
+            StorageCorruptError: the journal is damaged too: nothing is made up.
+        """
+        return False
+
     def sweep(self, grace_seconds: float) -> int:
         """Finish interrupted deletions, and remove blobs in the same home of incarnations without
         a catalog row, older than the grace period. The default has nothing to remove.

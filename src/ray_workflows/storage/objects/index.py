@@ -44,6 +44,9 @@ logger = logging.getLogger(__name__)
 #: How often a page is listed anew because workflows moved while it was.
 ATTEMPTS = 3
 
+#: As names have them.
+SETTLED_STATUSES = tuple(status.value for status in WorkflowStatus if status not in ACTIVE)
+
 #: A place in the order, the entry that stands there, and its row where that was read.
 Candidate = tuple[str, Entry, CatalogRow | None]
 
@@ -158,16 +161,8 @@ class Index:
         Raises:
             StorageCorruptError: names the segment that is missing.
         """
-        at, mine = place(row.submitted_at, row.workflow_id), short_hash(row.incarnation)
-        settled = [status.value for status in WorkflowStatus if status not in ACTIVE]
-        prefixes = [f"{SETTLED}/{status}/{day(row.submitted_at)}" for status in settled]
-
-        def last(prefix: str) -> int:
-            found = itertools.takewhile(lambda each: each.place == at, self.entries(prefix, at))
-            numbers = [e.seq for e in found if e.incarnation_hash == mine and not e.tentative]
-            return max(numbers, default=0)
-
-        listed = max(self.crew.together([partial(last, prefix) for prefix in (OPEN, *prefixes)]))
+        numbers = [entry.seq for entry in self.entries_for(row) if not entry.tentative]
+        listed = max(numbers, default=0)
         if listed <= row.seq:
             return
         key = segment_key(row.incarnation, listed)
@@ -179,6 +174,18 @@ class Index:
             )
 
     # -- reading ---------------------------------------------------------------------------
+
+    def entries_for(self, row: CatalogRow) -> list[Entry]:
+        """All entries for the journal of a row."""
+        at, mine = place(row.submitted_at, row.workflow_id), short_hash(row.incarnation)
+        days = [f"{SETTLED}/{status}/{day(row.submitted_at)}" for status in SETTLED_STATUSES]
+
+        def those_at(prefix: str) -> list[Entry]:
+            found = itertools.takewhile(lambda each: each.place == at, self.entries(prefix, at))
+            return [entry for entry in found if entry.incarnation_hash == mine]
+
+        found = self.crew.together([partial(those_at, prefix) for prefix in (OPEN, *days)])
+        return list(itertools.chain.from_iterable(found))
 
     def entries(self, prefix: str, after: str = "") -> Iterator[Entry]:
         """The entries directly below a prefix, in order. Other names are none of ours."""
@@ -196,7 +203,10 @@ class Index:
         found = self.operations.get(key)
         if found is None:
             return None
-        row = unpack_row(decode(Row, found.data, key))
+        try:
+            row = unpack_row(decode(Row, found.data, key))
+        except StorageCorruptError as damage:
+            raise entry_damage(key, damage) from damage
         with self.lock:
             self.rows[key] = row
             if len(self.rows) > KNOWN_ENDS:
@@ -428,6 +438,16 @@ def note_damage(damaged: list[str], error: StorageCorruptError) -> None:
     """A workflow is left out of a listing."""
     logger.warning("A workflow is left out of a listing: %s", error)
     damaged.append(str(error))
+
+
+def entry_damage(key: str, damage: StorageCorruptError) -> StorageCorruptError:
+    """The error for an entry, which says nothing that the journal does not say."""
+    entry = parse("", key.rpartition("/")[2])
+    name = "" if entry is None else id_of(entry) or ""
+    return StorageCorruptError(
+        f"{damage} Or write it anew from the workflow's journal: ray-workflows repair "
+        f"{name or 'ID'}"
+    )
 
 
 def seq_of(key: str) -> int:

@@ -34,6 +34,7 @@ from ray_workflows.storage.objects.records import (
     tombstone,
     unpack_row,
 )
+from ray_workflows.storage.objects.relisting import Relisting
 from ray_workflows.storage.parts import CommitOutcome, JournalStore
 from ray_workflows.storage.records import check_appends
 
@@ -71,6 +72,7 @@ class ObjectsJournals(JournalStore):
         self.home = home
         self.blobs = blobs
         self.burial = Burial(home.index, blobs)
+        self.relisting = Relisting(home.index)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.home, self.blobs)
@@ -327,6 +329,10 @@ class ObjectsJournals(JournalStore):
         # The workflow is gone, whatever happens now; the entry in doubt leads to what is left.
         quietly(partial(self.burial.bury, incarnation, workflow_id, (doubt,)))
         return OK
+
+    def relist(self, workflow_id: str) -> bool:
+        """Write anew the pointer and the index entry of a workflow, if they are damaged."""
+        return self.relisting.relist(workflow_id)
 
     def sweep(self, grace_seconds: float) -> int:
         """Finish interrupted deletions and creations, and remove blobs of no workflow."""

@@ -241,7 +241,13 @@ class Journals:
         found = self.operations.get(key)
         if found is None:
             return None
-        pointer = decode(Pointer, found.data, key)
+        try:
+            pointer = decode(Pointer, found.data, key)
+        except StorageCorruptError as damage:
+            raise StorageCorruptError(
+                f"{damage} Where the index lists the workflow, `ray-workflows repair` and its id "
+                f"write it anew."
+            ) from damage
         self.keep(key, pointer)
         return pointer
 
