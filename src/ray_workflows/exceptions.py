@@ -19,6 +19,7 @@ Each error pickles, names the workflow it is about and says what to do next.
     │   └── WorkflowTaskNotRecoverableError   never raised here; for code that names it
     ├── OutputNotAvailableError         (also ValueError) the output asked for does not exist (yet)
     ├── InvalidWorkflowIdError          (also ValueError) the id can't name a workflow
+    ├── InvalidFilterError              (also ValueError) a filter can't be read; names the word
     ├── SerializationError              (also TypeError) a value can't be stored; says which part
     ├── InvalidResultError              (also TypeError) a task returned what no task may return
     ├── PackageTooLargeError            (also ValueError) code to be stored is too large
@@ -244,6 +245,20 @@ class OutputNotAvailableError(PicklableWorkflowError, ValueError):
 
 class InvalidWorkflowIdError(PicklableWorkflowError, ValueError):
     """The id can't name a workflow (empty, too long, or with control characters)."""
+
+
+class InvalidFilterError(PicklableWorkflowError, ValueError):
+    """A filter can't be read.
+
+    Attributes:
+        word: what in it is wrong.
+        position: where the word begins, counted from 0.
+    """
+
+    def __init__(self, word: str, position: int, reason: str):
+        super().__init__(f"The filter can't be read at position {position}, {word!r}: {reason}")
+        self.word = word
+        self.position = position
 
 
 class SerializationError(PicklableWorkflowError, TypeError):

@@ -138,6 +138,9 @@ class NodeJournals(NodePart, JournalStore):
     def list_catalog(self, query: CatalogQuery) -> Page:
         return self.home.call(self.storage.journals.list_catalog, query)
 
+    def count_catalog(self, query: CatalogQuery) -> int:
+        return self.home.call(self.storage.journals.count_catalog, query)
+
     def delete(self, workflow_id: str, incarnation: str, expected_seq: int) -> CommitOutcome:
         return self.home.call(self.storage.delete, workflow_id, incarnation, expected_seq)
 

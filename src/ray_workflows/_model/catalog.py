@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable, Iterable
+from enum import Enum, unique
 from typing import Any
 
 import msgspec
@@ -101,6 +104,93 @@ class JournalEntry(msgspec.Struct, frozen=True):
     entry: bytes
 
 
+#: The columns that conditions are about: texts, times, and the tags.
+TEXT_COLUMNS = ("workflow_id", "kind", "name", "queue", "parent")
+TIME_COLUMNS = ("submitted_at", "ended_at")
+TAGS = "tags"
+
+
+@unique
+class Operator(str, Enum):
+    """How a column is compared."""
+
+    IS = "="
+    BEGINS = "begins"
+    #: It is there: the text is not empty, or there is such a tag.
+    THERE = "there"
+    LESS = "<"
+    AT_MOST = "<="
+    MORE = ">"
+    AT_LEAST = ">="
+
+
+class Condition(msgspec.Struct, frozen=True):
+    """What a row has to be like to be listed.
+
+    A text is compared with ``text``, a time with ``number``, in seconds since 1970; so is the tag
+    of the name ``tag`` whose value is a number. (``number`` is None where ``text`` is none; such a
+    tag differs then.) The text of a tag that is true or false is ``true`` or ``false``. Where
+    nothing is there, nothing holds.
+
+    Raises:
+        ValueError: the column can't be compared so.
+    """
+
+    column: str
+    operator: Operator
+    text: str = ""
+    number: float | None = None
+    tag: str = ""
+
+    def __post_init__(self) -> None:
+        has_text, has_number = self.column in TEXT_COLUMNS, self.column in TIME_COLUMNS
+        if self.column == TAGS:
+            has_text, has_number = True, self.number is not None
+        if not (
+            (has_text and self.operator in (Operator.IS, Operator.BEGINS, Operator.THERE))
+            or (has_number and self.operator in COMPARISONS)
+        ):
+            raise ValueError(f"{self.column!r} can't be compared by {self.operator.value!r}.")
+
+
+def matches(row: CatalogRow, conditions: Iterable[Condition]) -> bool:
+    """Whether all conditions hold of a row. What storages do in their own ways is this."""
+    return all(holds(condition, row) for condition in conditions)
+
+
+def holds(condition: Condition, row: CatalogRow) -> bool:
+    """Whether a condition holds of a row."""
+    if condition.column == TAGS:
+        value = row.tags.get(condition.tag)
+    else:
+        value = getattr(row, condition.column)
+        # An empty text is none.
+        value = None if value == "" else value
+    return value is not None and compares(condition, value)
+
+
+def compares(condition: Condition, value: Tag) -> bool:
+    """Whether a condition holds of a value that is there."""
+    if condition.operator is Operator.THERE:
+        return True
+    if isinstance(value, bool):
+        value = "true" if value else "false"
+    if isinstance(value, str):
+        begins = condition.operator is Operator.BEGINS and value.startswith(condition.text)
+        return begins or (condition.operator is Operator.IS and value == condition.text)
+    compare = COMPARISONS.get(condition.operator)
+    return compare is not None and condition.number is not None and compare(value, condition.number)
+
+
+COMPARISONS: dict[Operator, Callable[[float, float], bool]] = {
+    Operator.IS: operator.eq,
+    Operator.LESS: operator.lt,
+    Operator.AT_MOST: operator.le,
+    Operator.MORE: operator.gt,
+    Operator.AT_LEAST: operator.ge,
+}
+
+
 class CatalogQuery(msgspec.Struct, frozen=True):
     """Which rows to list. Empty ``statuses``: those that workflows have. A row of the status NONE
     is no workflow: the library keeps it for itself, and lists it only by that status.
@@ -113,3 +203,4 @@ class CatalogQuery(msgspec.Struct, frozen=True):
     limit: int = 1000
     cursor: str | None = None
     newest_first: bool = False
+    conditions: tuple[Condition, ...] = ()

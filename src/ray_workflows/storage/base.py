@@ -212,6 +212,10 @@ class Storage(JournalStore, BlobStore, LeaseStore, Home):
         """As the journals do."""
         return self.journals.relist(workflow_id)
 
+    def count_catalog(self, query: CatalogQuery) -> int:
+        """As the journals do."""
+        return self.journals.count_catalog(query)
+
     def listen(self, holder_id: str, on_news: Callable[[], None]) -> None:
         """As the journals do."""
         self.journals.listen(holder_id, on_news)

@@ -20,6 +20,7 @@ from ray_workflows._model.catalog import (
     Holder,
     JournalEntry,
     Page,
+    matches,
 )
 from ray_workflows._model.status import WORKFLOWS
 from ray_workflows._model.values import Blob
@@ -149,6 +150,7 @@ class MemoryJournals(JournalStore):
                     for row in self.home.rows.values()
                     if is_after((row.submitted_at, row.workflow_id), after, query.newest_first)
                     and row.status in (query.statuses or WORKFLOWS)
+                    and matches(row, query.conditions)
                     and (not query.holders or row.holder in query.holders)
                 ),
                 key=lambda row: (row.submitted_at, row.workflow_id),

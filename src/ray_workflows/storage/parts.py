@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum, unique
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from ray_workflows._model.catalog import (
     Append,
     CatalogQuery,
@@ -148,7 +150,8 @@ class JournalStore(Part):
     def list_catalog(self, query: CatalogQuery) -> Page:
         """One page of rows, oldest submission first (equal times: by workflow id).
 
-        With ``newest_first`` in exactly the reverse order.
+        With ``newest_first`` in exactly the reverse order. Rows of which not all conditions of the
+        query hold (`matches`) are left out.
 
         Ids are ordered by their code points, as Python and the bytes of UTF-8 order them.
 
@@ -158,6 +161,16 @@ class JournalStore(Part):
         Raises:
             ValueError: the cursor is none of this storage's, or the limit is below 1.
         """
+
+    def count_catalog(self, query: CatalogQuery) -> int:
+        """How many rows a query finds, on all of its pages. The default reads them."""
+        count = 0
+        page = self.list_catalog(query)
+        while True:
+            count += len(page.rows)
+            if page.cursor is None:
+                return count
+            page = self.list_catalog(msgspec.structs.replace(query, cursor=page.cursor))
 
     @abstractmethod
     def delete(self, workflow_id: str, incarnation: str, expected_seq: int) -> CommitOutcome:

@@ -14,6 +14,7 @@ from ray_workflows.storage.parts import BlobStore, JournalStore, LeaseStore
 from ray_workflows.testing.blob_contract import BlobContract
 from ray_workflows.testing.builders import OK, fill, make_append, make_holder, state
 from ray_workflows.testing.catalog_contract import CatalogContract
+from ray_workflows.testing.filter_contract import FilterContract
 from ray_workflows.testing.journal_contract import JournalContract
 from ray_workflows.testing.lease_contract import LeaseContract
 from ray_workflows.testing.reader_contract import ReaderContract
@@ -21,7 +22,7 @@ from ray_workflows.testing.removal_contract import RemovalContract
 from ray_workflows.testing.shared_contract import SharedContract
 
 
-class JournalStoreContract(JournalContract, CatalogContract):
+class JournalStoreContract(JournalContract, CatalogContract, FilterContract):
     """Every promise of `JournalStore`, as tests. Override the fixture ``journals``."""
 
     @pytest.fixture

@@ -15,7 +15,7 @@ from functools import partial
 from heapq import merge
 from threading import Lock
 
-from ray_workflows._model.catalog import CatalogQuery, CatalogRow, Page
+from ray_workflows._model.catalog import CatalogQuery, CatalogRow, Page, matches
 from ray_workflows._model.status import WORKFLOWS, WorkflowStatus
 from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError
 from ray_workflows.storage.objects.index_keys import (
@@ -31,6 +31,7 @@ from ray_workflows.storage.objects.index_keys import (
     time_of,
 )
 from ray_workflows.storage.objects.journals import KNOWN_ENDS, End, Journals, segment_key
+from ray_workflows.storage.objects.narrowing import days_within, may_match
 from ray_workflows.storage.objects.records import Row, decode, encode, pack_row, unpack_row
 from ray_workflows.storage.records import (
     Position,
@@ -46,6 +47,9 @@ ATTEMPTS = 3
 
 #: As names have them.
 SETTLED_STATUSES = tuple(status.value for status in WorkflowStatus if status not in ACTIVE)
+
+#: So many rows are read at once where it is not known which of them are wanted.
+LEAST_BATCH = 64
 
 #: A place in the order, the entry that stands there, and its row where that was read.
 Candidate = tuple[str, Entry, CatalogRow | None]
@@ -316,7 +320,8 @@ class Index:
             list_days = self.operations.list_prefixes
             found = self.crew.together([partial(list_days, prefix) for prefix in prefixes])
             for prefix, days in zip(prefixes, found, strict=True):
-                streams.append(self.settled(prefix, days, after, resolved, reverse))
+                within = days_within(days, query.conditions)
+                streams.append(self.settled(prefix, within, after, resolved, reverse))
         return merge(*streams, key=lambda candidate: candidate[0], reverse=reverse)
 
     def settled(
@@ -364,6 +369,7 @@ class Index:
                 if candidate[2] is not None
                 or (
                     candidate[1].status in statuses
+                    and may_match(candidate[1], query.conditions)
                     and (not holders or candidate[1].holder_hash in holders)
                 )
             ),
@@ -371,8 +377,10 @@ class Index:
             query.newest_first,
             damaged,
         )
+        # Of conditions only the rows tell, and those are read at once.
+        least = LEAST_BATCH if query.conditions else 1
         while len(rows) < count:
-            batch = list(itertools.islice(wanted, count - len(rows)))
+            batch = list(itertools.islice(wanted, max(count - len(rows), least)))
             if not batch:
                 break
             for row in self.load(batch):
@@ -383,7 +391,11 @@ class Index:
                     if patient:
                         return None
                     continue
-                if row.status in statuses and (not query.holders or row.holder in query.holders):
+                if (
+                    row.status in statuses
+                    and (not query.holders or row.holder in query.holders)
+                    and matches(row, query.conditions)
+                ):
                     rows.append(row)
         return rows
 

@@ -23,7 +23,7 @@ from ray_workflows.storage.postgres.appends import Ends, Statement, make_stateme
 from ray_workflows.storage.postgres.blobs import BlobRows
 from ray_workflows.storage.postgres.home import PostgresHome
 from ray_workflows.storage.postgres.listener import Listener
-from ray_workflows.storage.postgres.listing import compose_listing
+from ray_workflows.storage.postgres.listing import compose_count, compose_listing
 from ray_workflows.storage.postgres.pool import Connection, Patience
 from ray_workflows.storage.records import (
     check_appends,
@@ -160,6 +160,12 @@ class PostgresJournals(JournalStore):
             lambda connection: connection.execute(text, parameters).fetchall()
         )
         return make_page(found, limit, self.home.url)
+
+    def count_catalog(self, query: CatalogQuery) -> int:
+        """How many rows a query finds."""
+        text, parameters = compose_count(self.home.queries, query)
+        count: int = self.home.pool.read(lambda connection: connection.first(text, parameters))[0]
+        return count
 
     def delete(self, workflow_id: str, incarnation: str, expected_seq: int) -> CommitOutcome:
         """Delete a workflow and its blobs, if its journal still ends at ``expected_seq``."""

@@ -1,6 +1,4 @@
-"""What asks PostgreSQL for a page of the catalog: the query, put together of those in
-``queries.sql``, and its parameters. Nothing here talks to a server.
-"""
+"""What asks PostgreSQL for rows of the catalog. Nothing here talks to a server."""
 
 from __future__ import annotations
 
@@ -9,23 +7,37 @@ from typing import Any
 
 from ray_workflows._model.catalog import CatalogQuery
 from ray_workflows._model.status import WORKFLOWS
-from ray_workflows.storage.queries import compose
-from ray_workflows.storage.records import check_limit, decode_cursor
-
-STATUSES = sorted(status.value for status in WORKFLOWS)
+from ray_workflows.storage.listing import Listing, driving_tag, is_narrow
 
 
 def compose_listing(queries: Mapping[str, str], query: CatalogQuery) -> tuple[str, dict[str, Any]]:
-    """The query for a page and one row more, which shows whether there is a next page."""
-    limit = check_limit(query.limit)
-    submitted_at, workflow_id = decode_cursor(query.cursor, newest_first=query.newest_first)
-    statuses = sorted({status.value for status in query.statuses})
-    parameters = {
-        "submitted_at": submitted_at,
-        "workflow_id": workflow_id,
-        "statuses": statuses or STATUSES,
-        "holders": sorted(set(query.holders)),
-        "limit": limit + 1,
-    }
-    places = "places_by_holder" if query.holders else "places_by_status" if statuses else "places"
-    return compose(queries, "list_page", places, newest_first=query.newest_first), parameters
+    """The query for a page and one row more, and its parameters."""
+    listing, more = start(queries, query)
+    tag, others = driving_tag(query.conditions)
+    if query.holders:
+        text = listing.page("places_by_holder", query.conditions)
+    elif tag is not None:
+        text = listing.page_by_tag(tag, others, *(more if query.statuses else more[1:]))
+    elif query.statuses and not is_narrow(query.conditions):
+        text = listing.page("places_by_status", query.conditions)
+    else:
+        text = listing.page("places", query.conditions, *more)
+    return text, listing.parameters
+
+
+def compose_count(queries: Mapping[str, str], query: CatalogQuery) -> tuple[str, dict[str, Any]]:
+    """The query that counts rows, and its parameters."""
+    listing, more = start(queries, query)
+    return listing.count(*more), listing.parameters
+
+
+def start(queries: Mapping[str, str], query: CatalogQuery) -> tuple[Listing, list[str]]:
+    """The listing, and the names of the conditions that are no columns' alone."""
+    listing = Listing(queries, query, lambda name: f"%({name})s")
+    statuses = sorted({status.value for status in query.statuses or WORKFLOWS})
+    listing.parameters["statuses"] = statuses
+    more = ["status_is_one"]
+    if query.holders:
+        listing.parameters["holders"] = sorted(set(query.holders))
+        more.append("holder_is_one")
+    return listing, more

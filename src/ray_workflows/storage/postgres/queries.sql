@@ -240,8 +240,8 @@ SELECT workflow_id, incarnation, greatest(seq, (
 FROM {schema}.catalog WHERE workflow_id = %(workflow_id)s;
 
 -- name: list_page
--- The rows whose places one of the next queries finds. In braces stand that query, and `ASC`, `>` and
--- `<=` or, where the newest come first, `DESC`, `<` and `>=` (`queries.compose`). Each row is found by
+-- The rows whose places one of the next queries finds. In braces stand other queries, and `ASC`, `>`
+-- and `<=` or, where the newest come first, `DESC`, `<` and `>=` (`listing.py`). Each row is found by
 -- one look into an index: given a join, the planner may read a large catalog whole.
 SELECT found.workflow_id, found.incarnation, greatest(found.seq, (
         SELECT pg_catalog.max(journal.seq) FROM {schema}.journal
@@ -258,8 +258,7 @@ ORDER BY place.submitted_at {order}, place.workflow_id {order};
 -- name: places
 -- It continues after (submitted_at, workflow_id).
 SELECT submitted_at, workflow_id FROM {schema}.catalog
-WHERE (submitted_at, workflow_id) {beyond} (%(submitted_at)s::double precision, %(workflow_id)s)
-    AND status <> 'NONE'
+WHERE (submitted_at, workflow_id) {beyond} (%(submitted_at)s::double precision, %(workflow_id)s){conditions}
 ORDER BY submitted_at {order}, workflow_id {order}
 LIMIT %(limit)s;
 
@@ -274,7 +273,7 @@ CROSS JOIN LATERAL (
     SELECT submitted_at, workflow_id FROM {schema}.catalog
     WHERE (catalog.status, submitted_at, workflow_id)
             {beyond} (wanted.status, %(submitted_at)s::double precision, %(workflow_id)s)
-        AND catalog.status {until} wanted.status
+        AND catalog.status {until} wanted.status{conditions}
     ORDER BY catalog.status {order}, submitted_at {order}, workflow_id {order}
     LIMIT %(limit)s
 ) AS page
@@ -290,13 +289,80 @@ CROSS JOIN LATERAL (
     SELECT submitted_at, workflow_id FROM {schema}.catalog
     WHERE (catalog.holder, catalog.status, submitted_at, workflow_id)
             {beyond} (owner.holder, wanted.status, %(submitted_at)s::double precision, %(workflow_id)s)
-        AND (catalog.holder, catalog.status) {until} (owner.holder, wanted.status)
+        AND (catalog.holder, catalog.status) {until} (owner.holder, wanted.status){conditions}
     ORDER BY catalog.holder {order}, catalog.status {order}, submitted_at {order},
         workflow_id {order}
     LIMIT %(limit)s
 ) AS page
 ORDER BY page.submitted_at {order}, page.workflow_id {order}
 LIMIT %(limit)s;
+
+-- name: places_by_tag
+-- As places; one of the conditions below says which tag it is, and what it is like.
+SELECT submitted_at, workflow_id FROM {schema}.catalog_tags
+WHERE {tagged}
+    AND (submitted_at, workflow_id) {beyond} (%(submitted_at)s::double precision, %(workflow_id)s){conditions}
+ORDER BY submitted_at {order}, workflow_id {order}
+LIMIT %(limit)s;
+
+-- name: places_of_two
+-- What two of these find. No row has a tag twice.
+SELECT submitted_at, workflow_id FROM ({first}) AS first
+UNION ALL
+SELECT submitted_at, workflow_id FROM ({second}) AS second
+ORDER BY submitted_at {order}, workflow_id {order}
+LIMIT %(limit)s;
+
+-- name: tagged_rows
+ AND EXISTS (
+    SELECT 1 FROM {schema}.catalog WHERE catalog.workflow_id = catalog_tags.workflow_id{conditions}
+);
+
+-- name: count_page
+SELECT pg_catalog.count(*) FROM {schema}.catalog WHERE true{conditions};
+
+-- name: status_is_one
+catalog.status = ANY (%(statuses)s::text[]);
+
+-- name: holder_is_one
+catalog.holder = ANY (%(holders)s::text[]);
+
+-- name: text_is
+-- That it is not empty, and below that it is no DAG, lets the planner use the index of those.
+catalog.{column} = {text} AND catalog.{column} <> '';
+
+-- name: text_begins
+catalog.{column} >= {text} AND catalog.{column} < {end} AND catalog.{column} <> '';
+
+-- name: text_there
+catalog.{column} <> '';
+
+-- name: text_is_common
+catalog.{column} = {text};
+
+-- name: kind_is
+catalog.{column} = {text} AND catalog.{column} <> 'dag';
+
+-- name: compares
+catalog.{column} {operator} {number}::double precision;
+
+-- name: tag_text_is
+catalog_tags.tag = {tag} AND catalog_tags.text = {text};
+
+-- name: tag_text_begins
+catalog_tags.tag = {tag} AND catalog_tags.text >= {text} AND catalog_tags.text < {end};
+
+-- name: tag_there
+catalog_tags.tag = {tag};
+
+-- name: tag_compares
+catalog_tags.tag = {tag} AND catalog_tags.number {operator} {number}::double precision;
+
+-- name: tag_of_row
+EXISTS (
+    SELECT 1 FROM {schema}.catalog_tags
+    WHERE catalog_tags.workflow_id = catalog.workflow_id AND ({tagged})
+);
 
 -- name: lock_end
 -- Before delete_workflow, in a statement of its own: what appends while this waits is seen by the next.

@@ -26,7 +26,7 @@ from ray_workflows.storage.records import (
 from ray_workflows.storage.rows import decode_row, encode_row, make_page
 from ray_workflows.storage.sqlite.connection import QUERIES, fetch_all
 from ray_workflows.storage.sqlite.directory import SqliteDirectory
-from ray_workflows.storage.sqlite.listing import compose_listing
+from ray_workflows.storage.sqlite.listing import compose_count, compose_listing
 
 CREATE = QUERIES["create_workflow"]
 ADVANCE = QUERIES["advance_workflow"]
@@ -93,6 +93,13 @@ class SqliteJournals(JournalStore):
         with self.home.reader.use() as connection:
             found = fetch_all(connection, text, parameters)
         return make_page(found, limit, self.home.reader.path)
+
+    def count_catalog(self, query: CatalogQuery) -> int:
+        """How many rows a query finds."""
+        text, parameters = compose_count(query)
+        with self.home.reader.use() as connection:
+            count: int = fetch_all(connection, text, parameters)[0][0]
+        return count
 
     def delete(self, workflow_id: str, incarnation: str, expected_seq: int) -> CommitOutcome:
         """Delete a workflow and its blobs, if its journal still ends at ``expected_seq``.

@@ -1,6 +1,4 @@
-"""What asks SQLite for a page of the catalog: the query, put together of those in ``queries.sql``,
-and its parameters. Nothing here talks to a database.
-"""
+"""What asks SQLite for rows of the catalog. Nothing here talks to a database."""
 
 from __future__ import annotations
 
@@ -8,24 +6,37 @@ import json
 from typing import Any
 
 from ray_workflows._model.catalog import CatalogQuery
-from ray_workflows.storage.queries import compose
-from ray_workflows.storage.records import check_limit, decode_cursor
+from ray_workflows._model.status import WORKFLOWS
+from ray_workflows.storage.listing import Listing, driving_tag, is_narrow
 from ray_workflows.storage.sqlite.connection import QUERIES
 
 
 def compose_listing(query: CatalogQuery) -> tuple[str, dict[str, Any]]:
-    """The query for a page and one row more, which shows whether there is a next page."""
-    limit = check_limit(query.limit)
-    submitted_at, workflow_id = decode_cursor(query.cursor, newest_first=query.newest_first)
-    parameters = {
-        "submitted_at": submitted_at,
-        "workflow_id": workflow_id,
-        "holders": json.dumps(query.holders) if query.holders else None,
-        "limit": limit + 1,
-    }
-    places = "places"
-    if query.statuses:
-        places = "places_by_status"
-        parameters["statuses"] = json.dumps(sorted({s.value for s in query.statuses}))
-    text = compose(QUERIES, "list_page", places, newest_first=query.newest_first)
-    return text, parameters
+    """The query for a page and one row more, and its parameters."""
+    listing, more = start(query)
+    tag, others = driving_tag(query.conditions)
+    if tag is not None:
+        text = listing.page_by_tag(tag, others, *(more if query.statuses else more[1:]))
+    elif query.statuses and not is_narrow(query.conditions):
+        text = listing.page("places_by_status", query.conditions, *more[1:])
+    else:
+        text = listing.page("places", query.conditions, *more)
+    return text, listing.parameters
+
+
+def compose_count(query: CatalogQuery) -> tuple[str, dict[str, Any]]:
+    """The query that counts rows, and its parameters."""
+    listing, more = start(query)
+    return listing.count(*more), listing.parameters
+
+
+def start(query: CatalogQuery) -> tuple[Listing, list[str]]:
+    """The listing, and the names of the conditions that are no columns' alone."""
+    listing = Listing(QUERIES, query, lambda name: f":{name}")
+    statuses = sorted({status.value for status in query.statuses or WORKFLOWS})
+    listing.parameters["statuses"] = json.dumps(statuses)
+    more = ["status_is_one"]
+    if query.holders:
+        listing.parameters["holders"] = json.dumps(query.holders)
+        more.append("holder_is_one")
+    return listing, more

@@ -72,8 +72,8 @@ SELECT workflow_id, incarnation, seq, status, holder, submitted_at, started_at, 
 FROM catalog WHERE workflow_id = :workflow_id;
 
 -- name: list_page
--- The rows whose places one of the next queries finds. In braces stand that query, and `ASC` and `>`
--- or, where the newest come first, `DESC` and `<` (`queries.compose`).
+-- The rows whose places one of the next queries finds. In braces stand other queries, and `ASC` and `>`
+-- or, where the newest come first, `DESC` and `<` (`listing.py`).
 SELECT found.workflow_id, found.incarnation, found.seq, found.status, found.holder,
     found.submitted_at, found.started_at, found.ended_at, found.metadata, found.plan_digest,
     found.error, found.released, found.kind, found.name, found.queue, found.priority,
@@ -83,29 +83,89 @@ CROSS JOIN catalog AS found ON found.id = place.id
 ORDER BY place.submitted_at {order}, place.workflow_id {order};
 
 -- name: places
--- It continues after (submitted_at, workflow_id); holders is a JSON array, or NULL for all.
+-- It continues after (submitted_at, workflow_id). statuses and holders, here and below, are JSON arrays.
 SELECT id, submitted_at, workflow_id FROM catalog
-WHERE (submitted_at, workflow_id) {beyond} (:submitted_at, :workflow_id) AND status <> 'NONE'
-    AND (:holders IS NULL OR holder IN (SELECT value FROM json_each(:holders)))
+WHERE (submitted_at, workflow_id) {beyond} (:submitted_at, :workflow_id){conditions}
 ORDER BY submitted_at {order}, workflow_id {order}
 LIMIT :limit;
 
 -- name: places_by_status
--- As places; statuses is a JSON array. A page of each status is read from the index, and the pages
--- are merged: one scan would pass over all rows of the other statuses, or sort all of these.
+-- As places. A page of each status is read from the index, and the pages are merged: one scan would
+-- pass over all rows of the other statuses, or sort all of these.
 SELECT some.id, some.submitted_at, some.workflow_id
 FROM json_each(:statuses) AS wanted
 CROSS JOIN catalog AS some
 WHERE some.id IN (
-    SELECT page.id FROM catalog AS page
-    WHERE page.status = wanted.value
-        AND (page.submitted_at, page.workflow_id) {beyond} (:submitted_at, :workflow_id)
-        AND (:holders IS NULL OR page.holder IN (SELECT value FROM json_each(:holders)))
-    ORDER BY page.submitted_at {order}, page.workflow_id {order}
+    SELECT id FROM catalog
+    WHERE status = wanted.value
+        AND (submitted_at, workflow_id) {beyond} (:submitted_at, :workflow_id){conditions}
+    ORDER BY submitted_at {order}, workflow_id {order}
     LIMIT :limit
 )
 ORDER BY some.submitted_at {order}, some.workflow_id {order}
 LIMIT :limit;
+
+-- name: places_by_tag
+-- As places; one of the conditions below says which tag it is, and what it is like.
+SELECT row_id AS id, submitted_at, workflow_id FROM catalog_tags
+WHERE {tagged} AND (submitted_at, workflow_id) {beyond} (:submitted_at, :workflow_id){conditions}
+ORDER BY submitted_at {order}, workflow_id {order}
+LIMIT :limit;
+
+-- name: places_of_two
+-- What two of these find. No row has a tag twice.
+SELECT id, submitted_at, workflow_id FROM ({first})
+UNION ALL
+SELECT id, submitted_at, workflow_id FROM ({second})
+ORDER BY submitted_at {order}, workflow_id {order}
+LIMIT :limit;
+
+-- name: tagged_rows
+ AND EXISTS (SELECT 1 FROM catalog WHERE catalog.id = catalog_tags.row_id{conditions});
+
+-- name: count_page
+SELECT count(*) FROM catalog WHERE true{conditions};
+
+-- name: status_is_one
+-- Not by the index of statuses, whose rows would have to be sorted: hence the plus.
++catalog.status IN (SELECT value FROM json_each(:statuses));
+
+-- name: holder_is_one
+catalog.holder IN (SELECT value FROM json_each(:holders));
+
+-- name: text_is
+-- That it is not empty, and below that it is no DAG, lets SQLite use the index of those.
+catalog.{column} = {text} AND catalog.{column} <> '';
+
+-- name: text_begins
+catalog.{column} >= {text} AND catalog.{column} < {end} AND catalog.{column} <> '';
+
+-- name: text_there
+catalog.{column} <> '';
+
+-- name: text_is_common
+catalog.{column} = {text};
+
+-- name: kind_is
+catalog.{column} = {text} AND catalog.{column} <> 'dag';
+
+-- name: compares
+catalog.{column} {operator} {number};
+
+-- name: tag_text_is
+catalog_tags.tag = {tag} AND catalog_tags.text = {text};
+
+-- name: tag_text_begins
+catalog_tags.tag = {tag} AND catalog_tags.text >= {text} AND catalog_tags.text < {end};
+
+-- name: tag_there
+catalog_tags.tag = {tag};
+
+-- name: tag_compares
+catalog_tags.tag = {tag} AND catalog_tags.number {operator} {number};
+
+-- name: tag_of_row
+EXISTS (SELECT 1 FROM catalog_tags WHERE catalog_tags.row_id = catalog.id AND ({tagged}));
 
 -- name: delete_workflow
 DELETE FROM catalog

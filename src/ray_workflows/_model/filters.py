@@ -1,0 +1,211 @@
+"""Filters: texts such as ``status=FAILED id=order-* tag.team=vision submitted>2026-01-01`` that say
+what workflows are meant. Here a filter is read, and nothing else done with it.
+
+A word is a column, an operator and a value. All words have to hold. A value ends at a space, unless
+it stands in double quotes; a ``*`` behind it stands for anything that follows.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import re
+from typing import NamedTuple
+
+import msgspec
+
+from ray_workflows._model.catalog import KINDS, TAGS, Condition, Operator
+from ray_workflows._model.status import WORKFLOWS, WorkflowStatus
+from ray_workflows.exceptions import InvalidFilterError
+
+#: The columns as they are called in filters, and what they are of a row.
+TEXTS = {"id": "workflow_id", "kind": "kind", "name": "name", "queue": "queue", "parent": "parent"}
+TIMES = {"submitted": "submitted_at", "ended": "ended_at"}
+
+#: What the name of a tag consists of, so that it can stand in a filter.
+TAG_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.:/-]{0,99}"
+
+WORD = re.compile(
+    r"""
+    (?P<column> [^\s="<>*]* ) (?P<operator> >=|<=|=|>|< )?
+    (?: "(?P<quoted> (?:[^"\\]|\\.)* )" | (?P<bare> [^\s"*]* ) )
+    (?P<star> \*? ) (?P<rest> \S* )
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+
+COLUMNS = ", ".join(("status", *TEXTS, *TIMES, "tag.<name>"))
+
+
+class Filter(msgspec.Struct, frozen=True):
+    """Which workflows are meant.
+
+    Attributes:
+        statuses: these alone, as users see them; empty: any.
+        conditions: what else has to hold.
+    """
+
+    statuses: tuple[WorkflowStatus, ...] = ()
+    conditions: tuple[Condition, ...] = ()
+
+
+class Word(NamedTuple):
+    """A word of a filter, taken apart. ``star``: whether it may go on behind the value."""
+
+    text: str
+    position: int
+    column: str
+    operator: Operator
+    value: str
+    quoted: bool
+    star: bool
+
+    def wrong(self, reason: str) -> InvalidFilterError:
+        """The error for it."""
+        return InvalidFilterError(self.text, self.position, reason)
+
+
+def parse_filter(text: str) -> Filter:
+    """What a filter means.
+
+    Raises:
+        TypeError: it is no text.
+        InvalidFilterError: it can't be read; names the word and its position.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"A filter is a text such as 'status=FAILED', not {type(text).__name__}.")
+    statuses: tuple[WorkflowStatus, ...] = ()
+    conditions: list[Condition] = []
+    seen: set[str] = set()
+    for word in words(text):
+        if word.operator is Operator.IS:
+            if word.column in seen:
+                raise word.wrong(
+                    f"{word.column}= is there twice, and a workflow has one of it. Leave one out."
+                )
+            seen.add(word.column)
+        if word.column == "status":
+            statuses = read_statuses(word)
+        else:
+            conditions.append(read_condition(word))
+    return Filter(statuses, tuple(conditions))
+
+
+def words(text: str) -> list[Word]:
+    """The words of a filter."""
+    found: list[Word] = []
+    position = 0
+    while True:
+        position += len(text[position:]) - len(text[position:].lstrip())
+        if position == len(text):
+            return found
+        match = WORD.match(text, position)
+        assert match is not None  # It can be empty.
+        found.append(read_word(match))
+        position = match.end()
+
+
+def read_word(match: re.Match[str]) -> Word:
+    """A word, if it has all its parts."""
+    text, position = match[0], match.start()
+    quoted, column = match["quoted"] is not None, match["column"]
+
+    def wrong(reason: str) -> InvalidFilterError:
+        return InvalidFilterError(text, position, reason)
+
+    if match["operator"] is None or not column:
+        raise wrong(
+            f"a word has a column, an operator (=, <, <=, > or >=) and a value, as status=FAILED. "
+            f"Columns are {COLUMNS}."
+        )
+    if match["rest"].startswith('"') or (match["rest"] and quoted):
+        raise wrong(
+            'quotes stand around a whole value, as in name="my task". Write \\" for one in it.'
+        )
+    if match["rest"]:
+        raise wrong('a * stands at the end. Put the value into double quotes if it has one: "a*b".')
+    unusual = re.search(r"[\0\ud800-\udfff]", text)
+    if unusual is not None:
+        raise wrong(f"no workflow has the character {unusual[0]!r}. Leave it out.")
+    value = re.sub(r"\\(.)", r"\1", match["quoted"], flags=re.DOTALL) if quoted else match["bare"]
+    star = bool(match["star"])
+    if not value and not star and not (quoted and column.startswith("tag.")):
+        raise wrong(f"the value is missing. {column}=* stands for any.")
+    operator = Operator(match["operator"])
+    if star and operator is not Operator.IS:
+        raise wrong("a * can't be compared so. Use it with =.")
+    return Word(text, position, column, operator, value, quoted, star)
+
+
+def read_statuses(word: Word) -> tuple[WorkflowStatus, ...]:
+    """The statuses that a word names, with commas between them."""
+    if word.operator is not Operator.IS or word.star:
+        raise word.wrong("a status is compared with =, without *. Put commas between several.")
+    found = []
+    for name in word.value.split(","):
+        if name.upper() not in (status.value for status in WORKFLOWS):
+            names = ", ".join(status.value for status in WORKFLOWS)
+            raise word.wrong(f"{name!r} is no status. Statuses are {names}.")
+        found.append(WorkflowStatus(name.upper()))
+    return tuple(dict.fromkeys(found))
+
+
+def read_condition(word: Word) -> Condition:
+    """The condition of a word that is about no status."""
+    if word.column in TIMES:
+        if word.operator is Operator.IS:
+            raise word.wrong(f"write a time with <, <=, > or >=, as {word.column}>2026-01-31.")
+        return Condition(TIMES[word.column], word.operator, number=read_time(word))
+    if word.column.startswith("tag."):
+        return read_tag(word)
+    if word.column not in TEXTS:
+        raise word.wrong(f"there is no column {word.column!r}. Columns are {COLUMNS}.")
+    if word.operator is not Operator.IS:
+        raise word.wrong(f"{word.column} is a text, and compared with = alone.")
+    if word.column == "kind" and (word.star or word.value not in KINDS):
+        raise word.wrong(f"{word.value!r} is no kind. Kinds are {', '.join(KINDS)}.")
+    return Condition(TEXTS[word.column], text_operator(word), word.value)
+
+
+def text_operator(word: Word) -> Operator:
+    """How a word compares texts."""
+    if not word.star:
+        return Operator.IS
+    return Operator.BEGINS if word.value else Operator.THERE
+
+
+def read_tag(word: Word) -> Condition:
+    """The condition of a word about a tag."""
+    name = word.column.removeprefix("tag.")
+    if re.fullmatch(TAG_NAME, name) is None:
+        raise word.wrong(f"{name!r} is no name of a tag. Write tag.<name>=<value>.")
+    number = None if word.star or word.quoted else read_number(word.value)
+    if word.operator is Operator.IS:
+        return Condition(TAGS, text_operator(word), word.value, number, tag=name)
+    if number is None:
+        raise word.wrong(f"{word.value!r} is no number, and only numbers are more or less.")
+    return Condition(TAGS, word.operator, word.value, number, tag=name)
+
+
+def read_number(text: str) -> float | None:
+    """The number that a text is; None if it is none."""
+    if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text, re.ASCII) is None:
+        return None
+    number = float(text)
+    return number if math.isfinite(number) else None
+
+
+def read_time(word: Word) -> float:
+    """The time of a word, in seconds since 1970. Without a time zone it is that of this machine."""
+    seconds = read_number(word.value)
+    # Four digits are a year.
+    if seconds is not None and len(word.value) > 4:
+        return seconds
+    text = word.value[:-1] + "+00:00" if word.value[-1:] in "Zz" else word.value
+    try:
+        return datetime.datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError, OSError):
+        raise word.wrong(
+            f"{word.value!r} is no time. Write 2026-01-31, 2026-01-31T12:00, with a time zone "
+            f"2026-01-31T12:00+01:00 or 2026-01-31T12:00Z, or the seconds since 1970."
+        ) from None
