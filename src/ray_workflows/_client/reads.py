@@ -10,6 +10,7 @@ from ray_workflows._client.reader import ACTIVE, Reader
 from ray_workflows._client.task_states import task_infos
 from ray_workflows._client.views import WorkflowView, task_metadata
 from ray_workflows._model import events as ev
+from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.ids import validate_workflow_id
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.tasks import TaskInfo
@@ -22,16 +23,23 @@ def get_status(reader: Reader, workflow_id: str) -> WorkflowStatus:
 
 
 def list_all(reader: Reader, wanted: Iterable[WorkflowStatus]) -> list[tuple[str, WorkflowStatus]]:
-    """Ids with their statuses, oldest first; RESUMABLE ones last, running before pending."""
-    found: list[tuple[str, WorkflowStatus]] = []
-    interrupted: dict[WorkflowStatus, list[str]] = {status: [] for status in ACTIVE}
+    """Ids with their statuses, in the order of `list_rows`."""
+    return [(row.workflow_id, status) for row, status in list_rows(reader, wanted)]
+
+
+def list_rows(
+    reader: Reader, wanted: Iterable[WorkflowStatus]
+) -> list[tuple[CatalogRow, WorkflowStatus]]:
+    """Rows with their statuses, oldest first; RESUMABLE ones last, running before pending."""
+    found: list[tuple[CatalogRow, WorkflowStatus]] = []
+    interrupted: dict[WorkflowStatus, list[CatalogRow]] = {status: [] for status in ACTIVE}
     for row, status in reader.rows(wanted):
         if status is WorkflowStatus.RESUMABLE:
-            interrupted[row.status].append(row.workflow_id)
+            interrupted[row.status].append(row)
         else:
-            found.append((row.workflow_id, status))
-    for ids in interrupted.values():
-        found += [(workflow_id, WorkflowStatus.RESUMABLE) for workflow_id in ids]
+            found.append((row, status))
+    for rows in interrupted.values():
+        found += [(row, WorkflowStatus.RESUMABLE) for row in rows]
     return found
 
 

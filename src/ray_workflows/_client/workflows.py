@@ -281,13 +281,15 @@ def resume_all(include_failed: bool) -> list[tuple[str, ray.ObjectRef]]:
         wanted.add(WorkflowStatus.FAILED)
     resumed = []
     changes = CodeChanges(connect().storage)
-    for workflow_id, _ in list_all(wanted):
+    for row, _ in reads.list_rows(connect(), wanted):
+        workflow_id = row.workflow_id
         try:
             ref = resumed_ref(workflow_id, False, Wishes(), changes)
             resumed.append((workflow_id, ref))
         except WorkflowAlreadyRunningError:
-            # Another cluster was faster. The output is the same.
-            resumed.append((workflow_id, output_ref(connect(), workflow_id, "", fresh=True)))
+            # Another cluster was faster. The output is the same, of the same run.
+            ref = output_ref(connect(), workflow_id, row.incarnation, fresh=True)
+            resumed.append((workflow_id, ref))
         except Exception as error:
             # One that can't be resumed does not keep the others from it; its ref raises the error.
             logger.error("Workflow '%s' could not be resumed: %s", workflow_id, error)
