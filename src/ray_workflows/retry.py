@@ -33,8 +33,9 @@ class RetryPolicy:
 
     Attempts and pauses are durable: after a crash of the coordinator or the cluster they go on
     where they were. Attempts that end with the death of their worker count as well. Those whose
-    node was lost or preempted have a budget of their own; those that lost an input, or whose worker
-    could not reach the storage for minutes, count nowhere. Between crashes in a row is a pause of
+    node was lost or preempted, or that Ray's memory monitor ended because the node was short of
+    memory, have a budget of their own; those that lost an input, or whose worker could not reach
+    the storage for minutes, count nowhere. Between crashes in a row is a pause of
     at least 1 s, which doubles up to 60 s, whatever the policy says. It stands in place of Ray's
     ``max_retries`` and ``retry_exceptions``.
 
@@ -46,9 +47,9 @@ class RetryPolicy:
             failed together do not come back together.
         retry_on: exception types that are tried again, a type or a tuple of types.
         give_up_on: exception types among them that are not.
-        preemptions: how often it is tried again after its node was lost or preempted; None: as
-            often as it takes. (Tasks without a policy: the same, but never with Ray's
-            ``max_retries=0``, because such a task may have run before its node was lost.)
+        preemptions: how often it is tried again after its node was lost or preempted, or short of
+            memory; None: as often as it takes. (Tasks without a policy: the same, but never with
+            Ray's ``max_retries=0``, because such a task may have run before its node was lost.)
 
     Raises:
         TypeError: an argument of a wrong type.

@@ -7,6 +7,8 @@ import random
 import pytest
 from ray.exceptions import (
     GetTimeoutError,
+    NodeDiedError,
+    OutOfMemoryError,
     RaySystemError,
     RayTaskError,
     RpcError,
@@ -17,6 +19,7 @@ from ray.exceptions import (
 from ray_workflows._executor import dispatch
 from ray_workflows._executor.lanes import TARGET_SECONDS
 from ray_workflows._executor.protocol import AttemptRequest
+from ray_workflows._model.inputs import AttemptCrashed, Crash
 from ray_workflows.exceptions import PackageTooLargeError, StorageCorruptError, WorkflowError
 from tests.unit.scheduling import Scheduling, attempt, chain, scene
 
@@ -331,3 +334,22 @@ def test_attempts_whose_package_can_not_be_brought_stop_their_workflows(
 @pytest.mark.parametrize("seed", range(300))
 def test_no_attempt_is_ever_in_no_queue_in_no_ray_task_and_without_a_report(seed: int) -> None:
     Walk(seed).run()
+
+
+DEATHS = [
+    (WorkerCrashedError(), Crash.KILLED),
+    (NodeDiedError("it ended"), Crash.PREEMPTED),
+    (OutOfMemoryError("Task was killed due to the node running low on memory."), Crash.PREEMPTED),
+]
+
+
+@pytest.mark.parametrize(("error", "crash"), DEATHS, ids=lambda each: type(each).__name__)
+def test_what_a_death_is_charged_to(error: Exception, crash: Crash) -> None:
+    """A node that is short of memory ends any of those that run there, as plain Ray knows."""
+    world = Scheduling()
+    world.start(attempt(scene("f"), 0))
+    world.flush()
+    world.end(world.tasks[0], error)
+    (report,) = world.reported
+    assert isinstance(report, AttemptCrashed)
+    assert report.crash is crash

@@ -10,6 +10,7 @@ from ray.exceptions import (
     GetTimeoutError,
     LocalRayletDiedError,
     NodeDiedError,
+    OutOfMemoryError,
     RaySystemError,
     RayTaskError,
     RpcError,
@@ -35,8 +36,10 @@ from ray_workflows.exceptions import (
     TaskTimeoutError,
 )
 
-#: What Ray raises when the node of a Ray task is gone.
-LOST_NODE_ERRORS = (NodeDiedError, LocalRayletDiedError)
+#: What Ray raises when the node of a Ray task is gone, or ended its worker to save itself: Ray's
+#: memory monitor chooses among all that run there. Ray itself does not charge that to
+#: ``max_retries`` either.
+LOST_NODE_ERRORS = (NodeDiedError, LocalRayletDiedError, OutOfMemoryError)
 
 #: What Ray raises when the head of the cluster does not answer.
 LOST_HEAD_ERRORS = (RpcError, RaySystemError, GetTimeoutError, ConnectionError)

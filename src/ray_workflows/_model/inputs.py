@@ -175,9 +175,9 @@ class AttemptRaised(AttemptReport, frozen=True, tag=True):
 class Crash(Enum):
     """What ended the process of an attempt."""
 
-    #: It was killed, or ran out of memory: the attempt may be to blame.
+    #: It died: the attempt may be to blame.
     KILLED = "killed"
-    #: Its node was lost or preempted: nobody is to blame.
+    #: Its node was lost or preempted, or short of memory: nobody is to blame.
     PREEMPTED = "preempted"
     #: User code asked for it, as ``sys.exit`` does: that is an error of its own making.
     EXITED = "exited"

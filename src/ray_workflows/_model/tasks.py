@@ -50,7 +50,7 @@ class AttemptOutcome(str, Enum):
     RAISED = "raised"
     #: Its worker died, or it ended its worker.
     CRASHED = "crashed"
-    #: Its node was lost or preempted.
+    #: Its node was lost or preempted, or short of memory.
     PREEMPTED = "preempted"
     #: It overran its timeout.
     TIMED_OUT = "timed_out"
