@@ -11,7 +11,8 @@ from ray.util.queue import Queue
 
 import ray_workflows as workflow
 from ray_workflows._capture import handles
-from ray_workflows._capture.pickling import pickle_value, unpickle_value
+from ray_workflows._capture.pickling import pickle_value
+from ray_workflows._capture.unpickling import unpickle_value
 from ray_workflows._ray import private
 from tests.ray.marks import wait_until
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from ray_workflows._capture.pickling import unpickle_plain
+from ray_workflows._capture.unpickling import unpickle_plain
 from ray_workflows._codec.envelope import plain_head
 from ray_workflows._model.plan import SIGNAL, Function, Plan, TaskOptions, TaskSpec
 from ray_workflows._model.values import Outcome, Value

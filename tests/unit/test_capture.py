@@ -24,10 +24,11 @@ from ray.util.scheduling_strategies import (
 )
 
 from ray_workflows import options, sleep, wait_for_event
-from ray_workflows._capture import garbage, pickling
+from ray_workflows._capture import garbage, pickling, unpickling
 from ray_workflows._capture.dag import capture_plan, function_name
 from ray_workflows._capture.options import decode_ray_options, task_options
-from ray_workflows._capture.pickling import pickle_value, unpickle_value
+from ray_workflows._capture.pickling import pickle_value
+from ray_workflows._capture.unpickling import unpickle_value
 from ray_workflows._capture.values import ValueReader, ValueWriter
 from ray_workflows._codec.envelope import seal
 from ray_workflows._codec.placeholders import CONSTANT, UPSTREAM_REF, UPSTREAM_VALUE
@@ -307,7 +308,7 @@ def test_simple_values_are_pickled_as_others_are(
 ) -> None:
     assert pickling.is_plain(value) is plain
     fast = pickling.pickle_value(value, where="a value")
-    assert pickling.unpickle_value(fast.data, []) == value
+    assert unpickling.unpickle_value(fast.data, []) == value
     monkeypatch.setattr(pickling, "is_plain", lambda value: False)
     assert pickling.pickle_value(value, where="a value").data == fast.data
 
@@ -320,8 +321,8 @@ def test_small_plain_values_are_read_without_opening_their_envelopes() -> None:
     for size in SIZES:
         value = b"v" * size
         pickled = pickling.pickle_value(value, where="a value").data
-        assert pickling.unpickle_plain(b"".join(seal(pickled, []))) == value
-    assert pickling.unpickle_plain(b"".join(seal(pickle.dumps("placeholder"), []))) is None
+        assert unpickling.unpickle_plain(b"".join(seal(pickled, []))) == value
+    assert unpickling.unpickle_plain(b"".join(seal(pickle.dumps("placeholder"), []))) is None
 
 
 def test_only_whole_envelopes_of_nothing_but_a_pickle_are_taken_for_such() -> None:
@@ -329,15 +330,15 @@ def test_only_whole_envelopes_of_nothing_but_a_pickle_are_taken_for_such() -> No
     for size in SIZES:
         whole = b"".join(seal(pickle.dumps(b"v" * size), []))
         for end in range(len(whole) - 20, len(whole)):
-            assert pickling.unpickle_plain(whole[:end]) is None
+            assert unpickling.unpickle_plain(whole[:end]) is None
     pickled = pickle.dumps(b"v" * 200)
     whole = b"".join(seal(pickled, []))
     for end in range(len(whole)):
-        assert pickling.unpickle_plain(whole[:end]) is None
-    assert pickling.unpickle_plain(whole + b"!") is None
-    assert pickling.unpickle_plain(b"XX" + whole[2:]) is None
-    assert pickling.unpickle_plain(b"".join(seal(pickled, [memoryview(b"b")]))) is None
-    assert pickling.unpickle_plain(b"".join(seal(pickled, [], [Blob("object", 1, "c")]))) is None
+        assert unpickling.unpickle_plain(whole[:end]) is None
+    assert unpickling.unpickle_plain(whole + b"!") is None
+    assert unpickling.unpickle_plain(b"XX" + whole[2:]) is None
+    assert unpickling.unpickle_plain(b"".join(seal(pickled, [memoryview(b"b")]))) is None
+    assert unpickling.unpickle_plain(b"".join(seal(pickled, [], [Blob("object", 1, "c")]))) is None
 
 
 def test_plans_are_identified_by_shape_and_arguments() -> None:

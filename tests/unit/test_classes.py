@@ -20,7 +20,8 @@ from ray_workflows._capture import classes
 from ray_workflows._capture.classes import Bringing, OwnClasses
 from ray_workflows._capture.definitions import definition
 from ray_workflows._capture.options import pickled_types
-from ray_workflows._capture.pickling import SMALLEST_CLASS, pickle_value, unpickle_value
+from ray_workflows._capture.pickling import pickle_value
+from ray_workflows._capture.unpickling import SMALLEST_CLASS, unpickle_value
 from ray_workflows._capture.values import ValueReader, ValueWriter
 from ray_workflows.storage import MemoryStorage
 
@@ -356,7 +357,7 @@ def test_what_plain_ray_pickled_before_has_the_same_class_in_a_worker(
     worker = tmp_path / "worker.py"
     worker.write_text(
         "import pickle, sys\n"
-        "from ray_workflows._capture.pickling import unpickle_value\n"
+        "from ray_workflows._capture.unpickling import unpickle_value\n"
         "plain, ours = pickle.load(open(sys.argv[1], 'rb'))\n"
         "if sys.argv[2] == 'plain': order = pickle.loads(plain)()\n"
         "ours = unpickle_value(ours, [])\n"

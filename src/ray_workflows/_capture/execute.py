@@ -11,7 +11,7 @@ import ray
 from ray.dag import DAGNode, FunctionNode, InputAttributeNode, InputNode
 
 from ray_workflows._capture.dag import check_root
-from ray_workflows._capture.pickling import unpickle_value
+from ray_workflows._capture.unpickling import unpickle_value
 from ray_workflows._capture.walk import Arguments, postorder
 from ray_workflows._codec.placeholders import OBJECT_REF, OBJECT_VALUE
 from ray_workflows._ray.private import node_function

@@ -9,11 +9,16 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable
+from typing import Any
 
 import ray
 
-from ray_workflows._capture.pickling import Part, Pickled, Reference, path_to_ref, pickle_value
+from ray_workflows._capture.depth import find
+from ray_workflows._capture.parts import children
+from ray_workflows._capture.pickling import Part, Pickled, Reference, pickle_value
+from ray_workflows._capture.unpickling import unpickle_value
 from ray_workflows._codec.envelope import objects_in, seal
+from ray_workflows._codec.placeholders import OBJECT_REF, OBJECT_VALUE
 from ray_workflows._model.blobs import BlobStore
 from ray_workflows._model.values import Blob
 from ray_workflows._ray.cluster import call_inside, is_outside
@@ -234,3 +239,17 @@ def write_object(
     (ref,) = refs
     writer = ObjectWriter(storage, incarnation)
     return writer.write(Found(ref, key_of(ref)), where)
+
+
+def path_to_ref(pickled: Pickled, index: int) -> str:
+    """The way from a value to the ObjectRef of this index; empty if it is not found."""
+    mark = object()
+
+    def resolve(kind: str, at: int) -> Any:
+        return mark if at == index and kind in (OBJECT_REF, OBJECT_VALUE) else None
+
+    try:
+        value = unpickle_value(pickled.data, pickled.buffers, resolve)
+    except Exception:
+        return ""  # Code of the value's may want the ObjectRef itself.
+    return "".join(find(value, lambda part: part is mark, children) or ())

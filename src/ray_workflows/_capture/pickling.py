@@ -1,42 +1,30 @@
 """Pickling of user values: ObjectRefs and DAG nodes become placeholders, large buffers stay out.
 
-The only module that pickles or unpickles values of users.
+The only module that pickles values of users; `unpickling` unpickles them.
 """
 
 from __future__ import annotations
 
 import io
 import pickle
-import re
-import reprlib
-from collections import deque
 from collections.abc import Callable, Sequence
-from types import CellType, CodeType, FunctionType
+from types import CodeType, FunctionType
 from typing import Any, TypeAlias
 
 import ray
 from ray import cloudpickle
 from ray.dag import DAGNode, FunctionNode
 
-from ray_workflows._capture.classes import OWN, Classes, bring_along, identity_in, own_class
-from ray_workflows._capture.depth import DEEP_LIMIT, deepest, deeply, find, is_too_deep
+from ray_workflows._capture.classes import bring_along
+from ray_workflows._capture.culprits import describe_depth, describe_failure, find_culprit
+from ray_workflows._capture.depth import deeply, is_too_deep
 from ray_workflows._capture.handles import is_handle, reduce_handle
+from ray_workflows._capture.parts import Direct
 from ray_workflows._capture.source_lines import lines_of, nested, restored_code
-from ray_workflows._codec.envelope import plain_head_in
+from ray_workflows._capture.unpickling import unpickle_value
 from ray_workflows._codec.placeholders import OBJECT_REF, OBJECT_VALUE, placeholder
-from ray_workflows._model.errors import name_of, text_of
-from ray_workflows._ray.private import (
-    CLASS_ID,
-    ENUM_ID,
-    FILL_CLASS,
-    MAKE_CLASS,
-    MAKE_ENUM,
-    SKELETON,
-    know_class,
-    node_function,
-    tracked_class,
-)
-from ray_workflows.exceptions import InvalidResultError, SerializationError, WorkflowError
+from ray_workflows._ray.private import node_function
+from ray_workflows.exceptions import InvalidResultError, SerializationError
 
 #: Types whose values are pickled by any pickler in the same way, and refer to nothing.
 ATOMS = frozenset((type(None), bool, int, float, complex, str, bytes))
@@ -44,30 +32,8 @@ ATOMS = frozenset((type(None), bool, int, float, complex, str, bytes))
 #: Containers with more in them, or with containers so deep in them, are not searched for others.
 MAX_SEARCHED, MAX_DEPTH = 16, 3
 
-#: Steps of the way to a part that is too deep that an error shows.
-SHOWN_STEPS = 5
-
 #: Buffers of at least this many bytes are kept out of the pickle, to be written and read in place.
 OUT_OF_BAND_LIMIT = 4096
-
-
-#: The name that is in every pickle with a placeholder in it.
-PLACEHOLDER = placeholder.__name__.encode()
-
-#: Finds what is in every pickle that brings a class along.
-find_skeleton = re.compile(re.escape(SKELETON)).search
-
-#: No pickle of so few bytes brings a class along: most results have fewer, and are not searched.
-SMALLEST_CLASS = 128
-
-
-class Direct:
-    """Marks a direct argument: the task gets the value behind it, not a reference to it."""
-
-    __slots__ = ("target",)
-
-    def __init__(self, target: Any) -> None:
-        self.target = target
 
 
 class Pickled:
@@ -272,12 +238,12 @@ def pickle_value(
         if isinstance(refused, ValueError):
             raise refused from None  # About an input of the DAG, not about what is pickled.
         if refused is not None:
-            path, _ = find_culprit(value, node_hook)
+            path, _ = find_culprit(value, lambda part: can_pickle(part, node_hook))
             text = f"The {where} can't be stored{f' (at {path})' if path else ''}: {refused}"
             raise type(refused)(text) from None
         if is_too_deep(error):
             raise SerializationError(describe_depth(value, where)) from None
-        raise SerializationError(describe_failure(value, where, error)) from error
+        raise SerializationError(describe_failure(value, where, error, can_pickle)) from error
     return Pickled(file.getvalue(), pickler.buffers, pickler.refs)
 
 
@@ -309,77 +275,6 @@ def is_plain(value: Any, depth: int = MAX_DEPTH) -> bool:
     return all(is_plain(part, depth - 1) for part in value)
 
 
-class ValueUnpickler(pickle.Unpickler):
-    """Unpickles one value; ``resolve`` says what stands behind each placeholder, ``classes`` what
-    takes the place of the classes that the pickle brings along."""
-
-    def __init__(
-        self,
-        file: io.BytesIO,
-        buffers: Sequence[memoryview],
-        resolve: Callable[[str, int], Any],
-        classes: Classes,
-    ) -> None:
-        super().__init__(file, buffers=buffers)
-        self.resolve = resolve
-        self.classes = classes
-        #: What took the place of a class.
-        self.taken: set[type] = set()
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module == placeholder.__module__ and name == placeholder.__name__:
-            return self.resolve
-        found = super().find_class(module, name)
-        if found is MAKE_CLASS:
-            return lambda *args: self.make_class(MAKE_CLASS, args, args[CLASS_ID])
-        if found is MAKE_ENUM:
-            return lambda *args: self.make_class(MAKE_ENUM, args, args[ENUM_ID])
-        return self.fill_class if found is FILL_CLASS else found
-
-    def make_class(self, make: Callable[..., type], args: tuple[Any, ...], tracker_id: Any) -> type:
-        identity = identity_in(tracker_id)
-        if identity is None:
-            return make(*args)
-        cls = self.classes.find(identity) or tracked_class(identity.before)
-        found = cls is not None
-        if cls is None:
-            # One that this process has pickled before is found again.
-            cls = make(*args)
-            know_class(cls, identity.before)
-        if found or cls is own_class(*identity.name):
-            self.taken.add(cls)
-        self.classes.made(identity, cls)
-        return cls
-
-    def fill_class(self, cls: type, state: Any) -> type:
-        # One that took the place of a class has its own contents.
-        return cls if cls in self.taken else FILL_CLASS(cls, state)
-
-
-def unpickle_value(
-    data: bytes | memoryview,
-    buffers: Sequence[memoryview],
-    resolve: Callable[[str, int], Any] = placeholder,
-    classes: Classes = OWN,
-) -> Any:
-    """The value behind a pickle; errors of user code (imports, ``__setstate__``) come through."""
-    if resolve is placeholder and not brings_classes(data):
-        return pickle.loads(data, buffers=buffers)
-    data = bytes(data)
-    if PLACEHOLDER not in data and not brings_classes(data):
-        # Nothing to put into it.
-        return pickle.loads(data, buffers=buffers)
-    return ValueUnpickler(io.BytesIO(data), buffers, resolve, classes).load()
-
-
-def brings_classes(pickled: bytes | memoryview) -> bool:
-    """Whether a pickle may bring classes along."""
-    if type(pickled) is bytes:
-        return SKELETON in pickled
-    # Without a copy of what may be large.
-    return find_skeleton(pickled) is not None
-
-
 def open_pickled(data: bytes | memoryview, buffers: Sequence[Any], refs: Sequence[Any]) -> Any:
     """The value of a `Pickled` that has arrived, and its parts before it."""
 
@@ -396,136 +291,14 @@ def open_pickled(data: bytes | memoryview, buffers: Sequence[Any], refs: Sequenc
     return unpickle_value(data, views, resolve if refs else placeholder)
 
 
-def unpickle_plain(sealed: bytes) -> Any:
-    """The value in an envelope that holds a pickle and nothing else, of which nothing was left out;
-    None if it is another one.
-
-    It takes half the time of the long way, and most values are small and plain.
-    """
-    head = plain_head_in(len(sealed))
-    if head is None or not sealed.startswith(head) or PLACEHOLDER in sealed:
-        return None
-    if len(sealed) > SMALLEST_CLASS and brings_classes(sealed):
-        return None
-    return pickle.loads(sealed[len(head) :])
-
-
-def describe_depth(value: Any, where: str) -> str:
-    """Say how deep a value is that is too deep, and where."""
-    steps = deepest(value, children)
-    begin = "".join(steps[:SHOWN_STEPS])
-    return (
-        f"The {where}, of type {type(value).__name__}, can't be stored: it is nested too deep, "
-        f"{len(steps)} levels at {begin}... and Python pickles no more than about "
-        f"{DEEP_LIMIT // 2}. Put the parts into a list beside each other."
-    )
-
-
-def describe_failure(value: Any, where: str, error: Exception) -> str:
-    """Name the type at fault and the way to it."""
-    reason = text_of(error)
-    if not isinstance(error, WorkflowError):
-        reason = f"{name_of(error)}: {reason}"
-    path, culprit = find_culprit(value)
-    location = f" (at {path}, of type {type(culprit).__name__})" if path else ""
-    return (
-        f"The {where}, of type {type(value).__name__}, can't be stored{location}: {reason}. "
-        f"Give it a __reduce__, leave out what can't be pickled, or create it inside the task."
-    )
-
-
 def take_node(node: DAGNode, direct: bool) -> tuple[str, int]:
     """The hook that takes all nodes."""
     return "", 0
 
 
-def can_pickle(value: Any, node_hook: NodeHook) -> bool:
+def can_pickle(value: Any, node_hook: NodeHook = take_node) -> bool:
     try:
         ValuePickler(io.BytesIO(), node_hook).dump(value)
     except Exception:
         return False
     return True
-
-
-def children(value: Any) -> list[tuple[str, Any]]:
-    """The parts of a value, each with the way to it; a DAG node is taken as a whole. Empty where
-    code of the value's raises when it is looked at."""
-    try:
-        return parts_of(value)
-    except Exception:
-        return []
-
-
-def parts_of(value: Any) -> list[tuple[str, Any]]:
-    """As `children`."""
-    if isinstance(value, DAGNode):
-        return []
-    if type(value) is Direct:
-        return [("", value.target)]
-    if isinstance(value, dict):
-        return [(f"[{reprlib.repr(key)}]", item) for key, item in value.items()]
-    if isinstance(value, (list, tuple, set, frozenset, deque)):
-        return [(f"[{index}]", item) for index, item in enumerate(value)]
-    found: list[tuple[str, Any]] = []
-    if getattr(value, "__closure__", None):
-        names = value.__code__.co_freevars
-        cells = zip(names, map(content, value.__closure__), strict=True)
-        found += [(f".<closure>.{name}", part) for name, part in cells]
-    defaults = getattr(value, "__defaults__", None) or ()
-    found += [(f".__defaults__[{index}]", item) for index, item in enumerate(defaults)]
-    if hasattr(value, "__code__") and hasattr(value, "__globals__"):
-        used = [name for name in value.__code__.co_names if name in value.__globals__]
-        found += [(f".<globals>.{name}", value.__globals__[name]) for name in used]
-    if not isinstance(value, type):
-        attributes = getattr(value, "__dict__", None) or {}
-        found += [(f".{name}", item) for name, item in attributes.items()]
-        slots = [name for kind in type(value).__mro__ for name in slots_of(kind)]
-        found += [(f".{name}", getattr(value, name)) for name in slots if hasattr(value, name)]
-    return found
-
-
-def content(cell: CellType) -> Any:
-    """What a variable of a closure has; None if it has nothing yet."""
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return None
-
-
-def slots_of(kind: type) -> list[str]:
-    """The slots that a class declares."""
-    slots = kind.__dict__.get("__slots__", ())
-    names = [slots] if isinstance(slots, str) else slots
-    return [name for name in names if name not in ("__dict__", "__weakref__")]
-
-
-def path_to_ref(pickled: Pickled, index: int) -> str:
-    """The way from a value to the ObjectRef of this index; empty if it is not found."""
-    mark = object()
-
-    def resolve(kind: str, at: int) -> Any:
-        return mark if at == index and kind in (OBJECT_REF, OBJECT_VALUE) else None
-
-    try:
-        value = unpickle_value(pickled.data, pickled.buffers, resolve)
-    except Exception:
-        return ""  # Code of the value's may want the ObjectRef itself.
-    return "".join(find(value, lambda part: part is mark, children) or ())
-
-
-def find_culprit(value: Any, node_hook: NodeHook = take_node) -> tuple[str, Any]:
-    """Follow the parts that can't be pickled to the innermost; its path and itself."""
-    path = ""
-    seen: set[int] = set()
-    while id(value) not in seen:
-        seen.add(id(value))
-        try:
-            parts = children(value)
-        except Exception:
-            break  # It is of a user's class, which may raise when it is looked at.
-        for step, part in parts:
-            if not can_pickle(part, node_hook):
-                path += step
-                value = part
-                break
-    return path, value

@@ -12,14 +12,8 @@ import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ray_workflows._capture.pickling import (
-    Direct,
-    NodeHook,
-    Part,
-    Pickled,
-    ValuePickler,
-    pickle_value,
-)
+from ray_workflows._capture.parts import Direct
+from ray_workflows._capture.pickling import NodeHook, Part, Pickled, ValuePickler, pickle_value
 from ray_workflows._codec.placeholders import OBJECT_VALUE, placeholder
 from ray_workflows._model.values import INLINE_LIMIT
 

@@ -18,14 +18,8 @@ from ray_workflows._capture.objects import (
     ObjectWriter,
     remember_restored,
 )
-from ray_workflows._capture.pickling import (
-    NodeHook,
-    Pickled,
-    pickle_value,
-    refuse_node,
-    unpickle_plain,
-    unpickle_value,
-)
+from ray_workflows._capture.pickling import NodeHook, Pickled, pickle_value, refuse_node
+from ray_workflows._capture.unpickling import unpickle_plain, unpickle_value
 from ray_workflows._codec.envelope import Envelope, plain_head, seal, unseal
 from ray_workflows._codec.placeholders import OBJECT_REF, OBJECT_VALUE, placeholder
 from ray_workflows._model.blobs import BlobStore

@@ -9,7 +9,8 @@ from typing import Any, Protocol, TypeVar
 import ray
 from ray.dag import DAGNode, FunctionNode, InputAttributeNode, InputNode
 
-from ray_workflows._capture.pickling import Direct, Pickled, pickle_call, pickle_value
+from ray_workflows._capture.parts import Direct
+from ray_workflows._capture.pickling import Pickled, pickle_call, pickle_value
 from ray_workflows._capture.shared import SharedParts
 from ray_workflows._codec.placeholders import CONSTANT, UPSTREAM_REF, UPSTREAM_VALUE
 from ray_workflows._model.values import INLINE_LIMIT

@@ -19,8 +19,9 @@ from ray.exceptions import RayTaskError
 from ray_workflows._capture.classes import Bringing
 from ray_workflows._capture.dag import capture_plan
 from ray_workflows._capture.objects import LOST_OBJECT_ERRORS, refers_to, restored_objects
-from ray_workflows._capture.pickling import Pickled, pickle_value, unpickle_value
+from ray_workflows._capture.pickling import Pickled, pickle_value
 from ray_workflows._capture.source_lines import traceback_text
+from ray_workflows._capture.unpickling import unpickle_value
 from ray_workflows._capture.values import Brought, ValueReader, ValueWriter, with_header
 from ray_workflows._codec.placeholders import CONSTANT, UPSTREAM_REF, UPSTREAM_VALUE, placeholder
 from ray_workflows._environment.snapshot import remember_options
