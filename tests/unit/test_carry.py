@@ -192,6 +192,6 @@ def test_a_last_member_that_takes_long_holds_no_results_back() -> None:
 
 def test_another_life_of_a_coordinator_numbers_its_batches_anew() -> None:
     """A Ray task of an earlier one may report to it still."""
-    first, second = (Dispatch(*[None] * 4, time, None, None) for _ in range(2))  # type: ignore[arg-type]
+    first, second = (Dispatch(*[None] * 4, time, *[None] * 4) for _ in range(2))  # type: ignore[arg-type]
     used = {next(first.numbers) for _ in range(1_000)}
     assert not used & {next(second.numbers) for _ in range(1_000)}
