@@ -144,6 +144,9 @@ class NodeJournals(NodePart, JournalStore):
     def delete(self, workflow_id: str, incarnation: str, expected_seq: int) -> CommitOutcome:
         return self.home.call(self.storage.delete, workflow_id, incarnation, expected_seq)
 
+    def relist(self, workflow_id: str) -> bool:
+        return self.home.call(self.storage.journals.relist, workflow_id)
+
     def sweep(self, grace_seconds: float) -> int:
         return self.home.call(self.storage.sweep, grace_seconds)
 
