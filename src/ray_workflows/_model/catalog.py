@@ -20,7 +20,8 @@ Tag = str | int | float | bool
 
 
 class CatalogRow(msgspec.Struct, frozen=True):
-    """Summary of a workflow. ``seq`` is the number of the last entry of its journal.
+    """Summary of a workflow. ``seq`` is the number of the last entry of its journal, ``snapshot``
+    that of the last one with a snapshot; 0 if there is none.
 
     ``status`` is what the journal says; whether its holder still lives is for the reader to add
     (a running workflow with a dead holder is RESUMABLE). Times are seconds since 1970.
@@ -52,6 +53,7 @@ class CatalogRow(msgspec.Struct, frozen=True):
     parent: str = ""
     due_at: float | None = None
     tags: dict[str, Tag] = {}
+    snapshot: int = 0
 
 
 class Holder(msgspec.Struct, frozen=True):

@@ -95,6 +95,7 @@ def stored_values(row: CatalogRow, clean: Callable[[str], str]) -> list[Any]:
         row.parent,
         row.due_at,
         json.dumps(row.tags) if row.tags else "{}",
+        row.snapshot,
     ]
 
 

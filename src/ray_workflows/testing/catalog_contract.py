@@ -43,6 +43,7 @@ class CatalogContract:
             parent="wörk/1",
             due_at=1700000003.75,
             tags={"team": "vïsion", "n": 2**53, "x": -0.5, "on": True, "off": False, "t": "5"},
+            snapshot=2**40,
         )
         append = msgspec.structs.replace(make_append("w", 0, incarnation="i"), catalog=row)
         assert journals.commit([append]) == [OK]
@@ -96,11 +97,28 @@ class CatalogContract:
             parent="p",
             due_at=6.0,
             tags={"a": 1},
+            snapshot=1,
         )
         append = make_append("w", 1, submitted_at=2000.0)
         assert journals.commit([append]) == [OK]
         assert journals.read_catalog("w") == append.catalog
         assert journals.list_catalog(CatalogQuery()).rows == (append.catalog,)
+
+    def test_the_number_of_a_snapshot_alone_can_change(self, journals: JournalStore) -> None:
+        """Of one workflow, and of several that go on in one commit."""
+        running: dict[str, Any] = {"status": RUNNING, "holder": "h"}
+        for name in "abc":
+            fill(journals, name, 2, **running)
+        alone = make_append("a", 2, snapshot=3, **running)
+        assert journals.commit([alone]) == [OK]
+        appends = [make_append(name, 2, snapshot=3, **running) for name in "bc"]
+        assert journals.commit(appends) == [OK, OK]
+        after = make_append("a", 3, snapshot=3, **running)
+        assert journals.commit([after]) == [OK]
+        assert [journals.read_catalog(name) for name in "abc"] == [
+            after.catalog,
+            *(append.catalog for append in appends),
+        ]
 
     def test_stored_metadata_is_nobodys_object(self, journals: JournalStore) -> None:
         """Changing what was given or what was read does not change what is stored."""

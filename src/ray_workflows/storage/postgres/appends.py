@@ -194,6 +194,7 @@ SENT = {
     "parent": "o",
     "due_at": "u",
     "tags": "g",
+    "snapshot": "s",
     "digest": "d",
 }
 

@@ -114,7 +114,7 @@ WITH wanted AS MATERIALIZED (
         coalesce(plan_digest, '') AS plan_digest, error, coalesce(released, false) AS released,
         coalesce(kind, 'dag') AS kind, coalesce(name, '') AS name, coalesce(queue, '') AS queue,
         coalesce(priority, 0) AS priority, coalesce(parent, '') AS parent, due_at,
-        coalesce(tags, '{}') AS tags, digest
+        coalesce(tags, '{}') AS tags, coalesce(snapshot, 0) AS snapshot, digest
     FROM ROWS FROM (
         unnest(
             %(incarnations)s::text[], %(seqs)s::bigint[], %(commit_ids)s::text[], %(after)s::text[],
@@ -123,12 +123,12 @@ WITH wanted AS MATERIALIZED (
         pg_catalog.json_to_recordset(%(rows)b::json) AS (
             i text, t text, h text, b double precision, a double precision, e double precision,
             m text, p text, x text, r boolean, k text, n text, q text, y bigint, o text,
-            u double precision, g text, d text
+            u double precision, g text, s bigint, d text
         )
     ) AS sent (
         incarnation, seq, commit_id, after, entry, workflow_id, status, holder, submitted_at,
         started_at, ended_at, metadata, plan_digest, error, released, kind, name, queue, priority,
-        parent, due_at, tags, digest
+        parent, due_at, tags, snapshot, digest
     )
 ),
 -- A row is found by one look into an index, and updated where it was found: joined by their ids, a
@@ -159,7 +159,8 @@ advanced AS (
         ended_at = locked.ended_at, metadata = locked.metadata, plan_digest = locked.plan_digest,
         error = locked.error, released = locked.released, kind = locked.kind, name = locked.name,
         queue = locked.queue, priority = locked.priority, parent = locked.parent,
-        due_at = locked.due_at, tags = locked.tags, digest = locked.digest
+        due_at = locked.due_at, tags = locked.tags, snapshot = locked.snapshot,
+        digest = locked.digest
     FROM locked
     WHERE row.ctid = ANY (ARRAY(SELECT place FROM locked)) AND row.ctid = locked.place
     RETURNING locked.incarnation, locked.seq, locked.commit_id, locked.entry
@@ -169,11 +170,11 @@ created AS (
     INSERT INTO {schema}.catalog (
         workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
         metadata, plan_digest, error, released, kind, name, queue, priority, parent, due_at, tags,
-        digest
+        snapshot, digest
     )
     SELECT workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
         metadata, plan_digest, error, released, kind, name, queue, priority, parent, due_at, tags,
-        digest
+        snapshot, digest
     FROM wanted
     WHERE seq = 1 AND (SELECT pg_catalog.count(*) FROM locked) >= 0 AND NOT EXISTS (
         SELECT 1 FROM {schema}.tombstones WHERE tombstones.incarnation = wanted.incarnation
@@ -211,7 +212,8 @@ advanced AS (
         started_at = %(started_at)s, ended_at = %(ended_at)s, metadata = %(metadata)s,
         plan_digest = %(plan_digest)s, error = %(error)s, released = %(released)s,
         kind = %(kind)s, name = %(name)s, queue = %(queue)s, priority = %(priority)s,
-        parent = %(parent)s, due_at = %(due_at)s, tags = %(tags)s, digest = %(digest)s
+        parent = %(parent)s, due_at = %(due_at)s, tags = %(tags)s, snapshot = %(snapshot)s,
+        digest = %(digest)s
     WHERE workflow_id = %(workflow_id)s AND incarnation = %(incarnation)s
         AND (SELECT seq FROM last) = %(expected_seq)s
     RETURNING incarnation
@@ -236,7 +238,7 @@ SELECT workflow_id, incarnation, greatest(seq, (
         SELECT pg_catalog.max(journal.seq) FROM {schema}.journal
         WHERE journal.incarnation = catalog.incarnation
     )), status, holder, submitted_at, started_at, ended_at, metadata, plan_digest, error, released,
-    kind, name, queue, priority, parent, due_at, tags, digest, seq
+    kind, name, queue, priority, parent, due_at, tags, snapshot, digest, seq
 FROM {schema}.catalog WHERE workflow_id = %(workflow_id)s;
 
 -- name: list_page
@@ -248,7 +250,8 @@ SELECT found.workflow_id, found.incarnation, greatest(found.seq, (
         WHERE journal.incarnation = found.incarnation
     )), found.status, found.holder, found.submitted_at, found.started_at, found.ended_at,
     found.metadata, found.plan_digest, found.error, found.released, found.kind, found.name,
-    found.queue, found.priority, found.parent, found.due_at, found.tags, found.digest, found.seq
+    found.queue, found.priority, found.parent, found.due_at, found.tags,
+    found.snapshot, found.digest, found.seq
 FROM ({places}) AS place
 CROSS JOIN LATERAL (
     SELECT * FROM {schema}.catalog WHERE catalog.workflow_id = place.workflow_id OFFSET 0

@@ -9,7 +9,8 @@ ALTER TABLE {schema}.catalog
     ADD COLUMN priority bigint NOT NULL DEFAULT 0,
     ADD COLUMN parent text COLLATE "C" NOT NULL DEFAULT '',
     ADD COLUMN due_at double precision,
-    ADD COLUMN tags text NOT NULL DEFAULT '{}';  -- JSON
+    ADD COLUMN tags text NOT NULL DEFAULT '{}',  -- JSON
+    ADD COLUMN snapshot bigint NOT NULL DEFAULT 0;
 
 -- Only of rows that have something to be found by: a submission writes to no index that it needs
 -- not. Nearly all workflows are DAGs, and found in the order of their submission.

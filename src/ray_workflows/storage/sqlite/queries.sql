@@ -19,11 +19,11 @@ PRAGMA user_version;
 INSERT INTO catalog (
     workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
     metadata, plan_digest, error, released, kind, name, queue, priority, parent, due_at, tags,
-    digest
+    snapshot, digest
 )
 SELECT :workflow_id, :incarnation, :seq, :status, :holder, :submitted_at, :started_at, :ended_at,
     :metadata, :plan_digest, :error, :released, :kind, :name, :queue, :priority, :parent, :due_at,
-    :tags, :digest
+    :tags, :snapshot, :digest
 WHERE NOT EXISTS (SELECT 1 FROM tombstones WHERE incarnation = :incarnation)
 ON CONFLICT DO NOTHING;
 
@@ -34,7 +34,7 @@ SET seq = :seq, status = :status, holder = :holder, submitted_at = :submitted_at
     started_at = :started_at, ended_at = :ended_at, metadata = :metadata,
     plan_digest = :plan_digest, error = :error, released = :released, kind = :kind, name = :name,
     queue = :queue, priority = :priority, parent = :parent, due_at = :due_at, tags = :tags,
-    digest = :digest
+    snapshot = :snapshot, digest = :digest
 WHERE workflow_id = :workflow_id AND incarnation = :incarnation AND seq = :expected_seq;
 
 -- name: touch_workflow
@@ -43,7 +43,7 @@ WHERE workflow_id = :workflow_id AND incarnation = :incarnation AND seq = :expec
 UPDATE catalog
 SET seq = :seq, holder = :holder, started_at = :started_at, ended_at = :ended_at,
     metadata = :metadata, plan_digest = :plan_digest, error = :error, released = :released,
-    priority = :priority, due_at = :due_at, digest = :digest
+    priority = :priority, due_at = :due_at, snapshot = :snapshot, digest = :digest
 WHERE workflow_id = :workflow_id AND incarnation = :incarnation AND seq = :expected_seq
     AND status = :status AND submitted_at = :submitted_at AND kind = :kind AND name = :name
     AND queue = :queue AND parent = :parent AND tags = :tags;
@@ -68,7 +68,7 @@ ORDER BY seq;
 -- name: read_catalog
 SELECT workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
     metadata, plan_digest, error, released, kind, name, queue, priority, parent, due_at, tags,
-    digest, seq
+    snapshot, digest, seq
 FROM catalog WHERE workflow_id = :workflow_id;
 
 -- name: list_page
@@ -77,7 +77,7 @@ FROM catalog WHERE workflow_id = :workflow_id;
 SELECT found.workflow_id, found.incarnation, found.seq, found.status, found.holder,
     found.submitted_at, found.started_at, found.ended_at, found.metadata, found.plan_digest,
     found.error, found.released, found.kind, found.name, found.queue, found.priority,
-    found.parent, found.due_at, found.tags, found.digest, found.seq
+    found.parent, found.due_at, found.tags, found.snapshot, found.digest, found.seq
 FROM ({places}) AS place
 CROSS JOIN catalog AS found ON found.id = place.id
 ORDER BY place.submitted_at {order}, place.workflow_id {order};

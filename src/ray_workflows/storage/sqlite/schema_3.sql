@@ -9,6 +9,7 @@ ALTER TABLE catalog ADD COLUMN priority INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE catalog ADD COLUMN parent TEXT NOT NULL DEFAULT '';
 ALTER TABLE catalog ADD COLUMN due_at REAL;
 ALTER TABLE catalog ADD COLUMN tags TEXT NOT NULL DEFAULT '{}';  -- JSON
+ALTER TABLE catalog ADD COLUMN snapshot INTEGER NOT NULL DEFAULT 0;
 
 -- Only of rows that have something to be found by: a submission writes to no index that it needs
 -- not. Nearly all workflows are DAGs, and found in the order of their submission.
