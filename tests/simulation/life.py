@@ -80,6 +80,7 @@ class Life:
             limits=Limits(*cluster.limits),
             probe=world.probe,
             starts=world.starts,
+            snapshots=world.snapshots,
             on_error=self.met_error,
         )
         #: Its time and the true one when they were compared last.

@@ -14,6 +14,7 @@ from ray_workflows._engine.invariants import check
 from ray_workflows._engine.lifecycle import evolve_lifecycle
 from ray_workflows._engine.names import assign_task_ids
 from ray_workflows._engine.replay import replay
+from ray_workflows._engine.snapshots import restore, restore_lifecycle
 from ray_workflows._engine.state import WorkflowState
 from ray_workflows._engine.summary import catalog_row
 from ray_workflows._executor.protocol import AttemptRequest
@@ -70,6 +71,7 @@ class Journal:
         self.lifecycle = check_saved_lifecycle(self.state)
         self.chain = Chain(workflow_id, incarnation)
         self.seq = 0
+        self.snapshot = 0
         self.views: list[View | None] = [None]
         self.events: list[ev.Event] = []
         self.deleted = False
@@ -129,6 +131,8 @@ class Monitor:
                 raise Violation("replay", f"{where}: {event} raised {error!r}") from error
         self.judge_snapshot(journal, events, where)
         journal.seq += 1
+        if isinstance(events[-1], ev.StateSaved):
+            journal.snapshot = journal.seq
         journal.events += events
         journal.statuses.add(state.status)
         try:
@@ -136,11 +140,10 @@ class Monitor:
         except AssertionError as error:
             names = [type(event).__name__ for event in events]
             raise Violation("invariant", f"{where} {names}: {error}") from error
-        if append.catalog != catalog_row(state, journal.seq):
+        row = catalog_row(state, journal.seq, journal.snapshot)
+        if append.catalog != row:
             raise Violation(
-                "one truth",
-                f"{where}: row {append.catalog} but the journal says "
-                f"{catalog_row(state, journal.seq)}",
+                "one truth", f"{where}: row {append.catalog} but the journal says {row}"
             )
         journal.views.append(View(state, journal.views[-1]))
 
@@ -169,6 +172,10 @@ class Monitor:
             for event in events:
                 evolve(journal.restored, event)
                 evolve_lifecycle(journal.lifecycle, event)
+                if isinstance(event, ev.StateSaved):
+                    check_same_lifecycle(restore_lifecycle(event), journal.state)
+                    if event.tasks is not None:
+                        check_same(restore(event), journal.state)
             check_same(journal.restored, journal.state)
             check_same_lifecycle(journal.lifecycle, journal.state)
             journal.restored = check_snapshot(journal.state)

@@ -6,6 +6,11 @@ from typing import Any
 
 import msgspec
 
+from ray_workflows._codec.journal import Chain
+from ray_workflows._coordinator import lease as lease_module
+from ray_workflows._coordinator import loop as loop_module
+from ray_workflows._coordinator.loop import Loop
+from ray_workflows._coordinator.recovery import More, Reading, recover
 from ray_workflows._engine import snapshots as snapshots_module
 from tests.simulation.mutations import MUTATIONS, breaks
 
@@ -44,3 +49,50 @@ def snapshots_sort_the_tasks_that_wait(patch: Any) -> None:
         return msgspec.structs.replace(saved, waits=waits)
 
     patch.setattr(snapshots_module, "save_tasks", save_tasks)
+
+
+# -- reading -------------------------------------------------------------------------------
+
+
+@breaks("unexpected", "one truth", "snapshot", "replay", "invariant", "stuck", "commit once")
+def what_a_snapshot_has_is_applied_again(patch: Any) -> None:
+    original = Reading.begin
+
+    def begin(self: Reading, entry: Any, saved: Any) -> None:
+        original(self, entry, saved)
+        chain = Chain(self.state.workflow_id, self.state.incarnation, entry.seq - 1)
+        self.fold(entry, chain.decode(entry)[:-1])
+
+    patch.setattr(Reading, "begin", begin)
+
+
+@breaks("snapshot", "unexpected", "one truth", "stuck")
+def a_saved_lifecycle_is_taken_for_the_state(patch: Any) -> None:
+    def recover_lifecycle(storage: Any, workflow_id: str, *, whole: bool = True) -> Any:
+        found = recover(storage, workflow_id, whole=False)
+        if found is not None:
+            found.whole = True
+        return found
+
+    patch.setattr(loop_module, "recover", recover_lifecycle)
+    patch.setattr(lease_module, "recover", recover_lifecycle)
+
+
+@breaks("unexpected", "one truth", "replay")
+def what_was_overtaken_is_kept(patch: Any) -> None:
+    original = Loop.reload
+
+    def reload(self: Any, workflow: Any, *, anew: bool = False) -> None:
+        original(self, workflow)
+
+    patch.setattr(Loop, "reload", reload)
+
+
+@breaks("stuck", "unexpected", "one truth", "replies")
+def what_others_appended_is_not_folded(patch: Any) -> None:
+    def added_to(self: More, state: Any, unsaved: Any) -> Any:
+        reading = Reading(self.history.row)
+        reading.state, reading.unsaved = state, unsaved
+        return reading.recovered(self.history)
+
+    patch.setattr(More, "added_to", added_to)

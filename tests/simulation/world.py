@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Mapping
 from random import Random
 from typing import Any
 
+from ray_workflows._coordinator.snapshots import SnapshotRule
 from ray_workflows._model.catalog import Append, Holder
 from ray_workflows._model.plan import Plan
 from ray_workflows._model.values import Blob, ErrorInfo, Outcome
@@ -40,6 +41,16 @@ STEP_SECONDS = 3600.0
 
 #: Crashes of coordinators in one seed.
 MAX_CRASHES = 8
+
+
+#: When coordinators save states: whole ones always or often, lifecycles alone, both, or as they do.
+SNAPSHOTS = [
+    SnapshotRule(entries=1, share=0),
+    SnapshotRule(entries=2, share=1),
+    SnapshotRule(entries=1, share=0, tasks=0),
+    SnapshotRule(entries=2, share=0, tasks=3),
+    SnapshotRule(),
+]
 
 
 class Cluster:
@@ -122,6 +133,7 @@ class World:
         #: Commands that a coordinator starts in one step. By a die of its own: what else a seed has
         #: stays as it was.
         self.starts = Random(f"starts {seed}").choice([1, 2, 5_000])
+        self.snapshots = Random(f"snapshots {seed}").choice(SNAPSHOTS)
         self.auto_resume = self.faults.auto_resume > 0.0
         #: Gives each process its own instance.
         self.open_storage = STORAGES[self.storage_kind](self.storage_clock)

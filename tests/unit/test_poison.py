@@ -157,6 +157,9 @@ def test_a_journal_that_cant_be_folded_any_more_while_it_is_driven(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     second = second_life(world)
+    other = Coordinator(world, "other", auto_resume=False)
+    other.loop.ask(BAD, inp.Signal("s", "id", Value(b"value")), lambda answer: None)
+    other.step()
     broken_evolve(monkeypatch, KeyError)
     second.loop.verify(second.loop.active[BAD])
     world.pass_time(1.0)

@@ -8,6 +8,7 @@ import uuid
 
 from ray_workflows._codec.journal import Chain, encode_entry
 from ray_workflows._coordinator.recovery import fold
+from ray_workflows._coordinator.snapshots import saved_in
 from ray_workflows._engine.state import WorkflowState
 from ray_workflows._engine.summary import catalog_row
 from ray_workflows._model.catalog import Append, CatalogRow
@@ -43,14 +44,17 @@ def repair(storage: Storage, workflow_id: str) -> CatalogRow | None:
     chain = Chain(workflow_id, incarnation)
     state = WorkflowState(workflow_id, incarnation)
     # An entry says whose it is: the row may name the journal of another workflow.
+    snapshot = 0
     for entry in storage.read_journal(incarnation):
-        fold(state, entry.seq, chain.decode(entry))
+        events = chain.decode(entry)
+        fold(state, entry.seq, events)
+        snapshot = entry.seq if saved_in(events) else snapshot
     if not chain.seq or chain.seq < known:
         raise not_repaired(workflow_id, f"its journal ends with entry {chain.seq} of {known}")
-    if row == catalog_row(state, chain.seq):
+    if row == catalog_row(state, chain.seq, snapshot):
         return row if relisted else None
     seq = chain.seq + 1
-    repaired = catalog_row(state, seq)
+    repaired = catalog_row(state, seq, snapshot)
     append = Append(
         workflow_id=workflow_id,
         incarnation=incarnation,

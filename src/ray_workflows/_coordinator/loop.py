@@ -20,9 +20,10 @@ from ray_workflows._coordinator.commits import Commits
 from ray_workflows._coordinator.io import Io
 from ray_workflows._coordinator.jobs import Job, Steps
 from ray_workflows._coordinator.quarantine import Quarantine
-from ray_workflows._coordinator.recovery import Recovered, recover
+from ray_workflows._coordinator.recovery import More, Recovered, read_more, recover
 from ray_workflows._coordinator.requests import Asked, Reply
 from ray_workflows._coordinator.room import Limits, Room
+from ray_workflows._coordinator.snapshots import RULE, SnapshotRule, next_snapshot
 from ray_workflows._coordinator.starting import STARTS, Starter
 from ray_workflows._coordinator.store import Store
 from ray_workflows._coordinator.watchers import SOON, Watchers
@@ -40,7 +41,7 @@ from ray_workflows._model import inputs as inp
 from ray_workflows._model.catalog import Append, CatalogRow, Holder
 from ray_workflows._model.commands import CancelAttempt, Command, StartAttempt, WakeAt
 from ray_workflows._model.status import WorkflowStatus
-from ray_workflows.exceptions import CoordinatorUnavailableError
+from ray_workflows.exceptions import CoordinatorUnavailableError, StorageCorruptError
 from ray_workflows.storage.base import Storage
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class Loop:
         probe: looks for the processes of other coordinators.
         limits: how many workflows may run and wait.
         starts: how many commands are started in one step.
+        snapshots: when the states of workflows are saved.
         on_error: takes errors of ours that were survived.
     """
 
@@ -77,6 +79,7 @@ class Loop:
         limits: Limits,
         probe: ProcessProbe = probe_process,
         starts: int = STARTS,
+        snapshots: SnapshotRule = RULE,
         on_error: Callable[[str, Exception], None] = log_failure,
     ) -> None:
         self.storage = storage
@@ -89,6 +92,7 @@ class Loop:
         self.elapsed = elapsed
         self.on_error = on_error
         self.new_id = new_id
+        self.snapshots = snapshots
         self.timers = TimerQueue(elapsed, on_error)
         self.store = Store(storage, io, self.after, elapsed)
         self.room = Room(limits)
@@ -196,7 +200,13 @@ class Loop:
 
     def take(self, recovered: Recovered, claim: inp.Claim) -> None:
         """Begin to drive what nobody drives."""
-        workflow = Workflow(recovered.state, recovered.seq, recovered.row, link=recovered.link)
+        workflow = Workflow(
+            recovered.state,
+            recovered.seq,
+            recovered.row,
+            link=recovered.link,
+            unsaved=recovered.unsaved,
+        )
         self.active.hold(workflow)
         if recovered.state.holder == self.holder_id:
             # No claim fences it off: what was read may be older than what we did since.
@@ -223,15 +233,18 @@ class Loop:
 
     # -- reading ---------------------------------------------------------------------------
 
-    def activate(self, workflow: Workflow) -> None:
-        """Read a workflow that is not driven here, and who drives it."""
+    def activate(self, workflow: Workflow, *, whole: bool = False) -> None:
+        """Read a workflow that is not driven here, and who drives it. ``whole``: with its tasks,
+        whatever is asked."""
         self.active.become(workflow, None)
         workflow.reading = True
         workflow.live = False
         workflow.covered = len(workflow.inbox)
+        whole = whole or not all(is_about_lifecycle(each) for each in workflow.inbox)
 
         def work() -> tuple[Recovered | None, Claims]:
-            return recover(self.storage, workflow.workflow_id), self.read_claims()
+            recovered = recover(self.storage, workflow.workflow_id, whole=whole)
+            return recovered, self.read_claims()
 
         def then(result: tuple[Recovered | None, Claims] | Exception) -> None:
             workflow.reading = False
@@ -260,6 +273,9 @@ class Loop:
         self.active.become(workflow, found)
         workflow.driven_elsewhere = found is not None and claims.status(found.row) in ACTIVE
         if self.active.may_take(workflow.state):
+            if not workflow.whole:
+                self.activate(workflow, whole=True)
+                return
             # It was not heard of yet, or took effect after it was given up.
             workflow.driven_elsewhere = False
             workflow.put_first(inp.Claim())
@@ -276,13 +292,25 @@ class Loop:
         else:
             self.reload(workflow)
 
-    def reload(self, workflow: Workflow) -> None:
-        """Read the journal of a workflow of ours again; go on if it still is, yield if not."""
+    def reload(self, workflow: Workflow, *, anew: bool = False) -> None:
+        """Read what others appended to the journal of a workflow of ours; go on if it still is,
+        yield if not. ``anew``: the state is not what the journal said before."""
         workflow.reading = True
         workflow.covered = len(workflow.inbox)
         workflow.doubtful = False
+        state, seq, link = workflow.state, workflow.seq, workflow.link
 
-        def found(workflow: Workflow, result: Recovered | Exception | None) -> None:
+        def work() -> Recovered | More | None:
+            if anew:
+                return recover(self.storage, workflow.workflow_id)
+            return read_more(self.storage, state, seq, link)
+
+        def found(workflow: Workflow, result: Recovered | More | Exception | None) -> None:
+            if isinstance(result, More):
+                try:
+                    result = result.added_to(state, workflow.unsaved)
+                except StorageCorruptError as error:
+                    result = error
             workflow.reading = False
             if isinstance(result, Exception):
                 self.stop(workflow, result)
@@ -303,7 +331,7 @@ class Loop:
                 self.continue_with(workflow, result)
 
         self.store.call(
-            lambda: recover(self.storage, workflow.workflow_id),
+            work,
             lambda result: self.guard(workflow, partial(found, result=result)),
             what=f"Workflow '{workflow.workflow_id}'",
         )
@@ -440,8 +468,7 @@ class Loop:
                 undecided.append(inp.Wake())
         self.active.count(workflow)
         if events:
-            append = self.append(workflow, events)
-            self.commits.add(workflow, Pending(append, deltas, inputs, answers))
+            self.commits.add(workflow, self.pending(workflow, events, deltas, inputs, answers))
             return
         if self.active.drives(workflow):
             workflow.is_ours()
@@ -459,17 +486,32 @@ class Loop:
             self.room.to_wait(),
         )
 
-    def append(self, workflow: Workflow, events: list[ev.Event]) -> Append:
-        return Append(
+    def pending(
+        self,
+        workflow: Workflow,
+        events: list[ev.Event],
+        deltas: list[Command],
+        inputs: list[inp.Input | Asked],
+        answers: list[Answer],
+    ) -> Pending:
+        """The commit of what was decided, with a snapshot if one is due."""
+        state, seq = workflow.state, workflow.seq + 1
+        saved = None
+        if self.active.drives(workflow):
+            saved = next_snapshot(self.snapshots, workflow.unsaved, state, self.clock())
+            if saved is not None:
+                events = [*events, saved]
+        entry = encode_entry(events, workflow.workflow_id, workflow.incarnation, seq, workflow.link)
+        unsaved = workflow.unsaved.after(seq, len(entry), saved)
+        append = Append(
             workflow_id=workflow.workflow_id,
             incarnation=workflow.incarnation,
             expected_seq=workflow.seq,
             commit_id=self.new_id(),
-            entry=encode_entry(
-                events, workflow.workflow_id, workflow.incarnation, workflow.seq + 1, workflow.link
-            ),
-            catalog=catalog_row(workflow.state, workflow.seq + 1),
+            entry=entry,
+            catalog=catalog_row(state, seq, unsaved.snapshot),
         )
+        return Pending(append, deltas, inputs, answers, unsaved)
 
     def applied(self, workflow: Workflow) -> None:
         """The commit is durable: start what follows from it."""
@@ -477,6 +519,7 @@ class Loop:
         assert pending is not None
         workflow.seq += 1
         workflow.link = link_of(pending.append.entry)
+        workflow.unsaved = pending.unsaved
         workflow.row = pending.append.catalog
         for asked, value in pending.answers:
             answer(asked.reply, value)
@@ -508,7 +551,7 @@ class Loop:
             if isinstance(each, inp.AttemptReport):
                 workflow.flying.setdefault(each.task, (each.epoch, each.attempt))
         if workflow.row is not None and workflow.row.holder == self.holder_id:
-            self.reload(workflow)
+            self.reload(workflow, anew=True)
         else:
             self.activate(workflow)
 
@@ -549,3 +592,8 @@ class Loop:
                 workflow.inbox.append(inp.Start())
                 # Room is counted by status: decide now, so that the next one sees it taken.
                 self.advance(workflow)
+
+
+def is_about_lifecycle(each: inp.Input | Asked) -> bool:
+    """Whether a decision about it depends on no task."""
+    return isinstance(each, Asked) and isinstance(each.input, (inp.Cancel, inp.Signal))

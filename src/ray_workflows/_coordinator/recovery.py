@@ -1,15 +1,20 @@
-"""Reading a workflow back: its row, and its state as a replay of its journal. No other recovery."""
+"""Reading a workflow back: its row, and its state as a replay of its journal from the last snapshot
+on. No other recovery."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 from ray_workflows._codec.journal import NO_LINK
+from ray_workflows._coordinator.snapshots import NOTHING, Unsaved, saved_in
 from ray_workflows._engine.evolve import evolve
+from ray_workflows._engine.lifecycle import evolve_lifecycle
+from ray_workflows._engine.snapshots import restore
 from ray_workflows._engine.state import WorkflowState
 from ray_workflows._engine.summary import catalog_row
-from ray_workflows._model.catalog import CatalogRow
-from ray_workflows._model.events import Event
+from ray_workflows._model.catalog import CatalogRow, JournalEntry
+from ray_workflows._model.events import AnyEvent, Event, StateSaved
 from ray_workflows.exceptions import StorageCorruptError, WorkflowNotFoundError
 from ray_workflows.storage.base import Storage
 from ray_workflows.storage.histories import History
@@ -17,22 +22,30 @@ from ray_workflows.storage.histories import History
 
 class Recovered:
     """A workflow as storage has it. ``seq`` is the number of its last journal entry, ``link`` what
-    links the next one to it.
+    links the next one to it. ``whole``: the state has its tasks, and not its lifecycle alone.
     """
 
-    __slots__ = ("link", "row", "seq", "state")
+    __slots__ = ("link", "row", "seq", "state", "unsaved", "whole")
 
     def __init__(
-        self, row: CatalogRow, state: WorkflowState, seq: int, link: bytes = NO_LINK
+        self,
+        state: WorkflowState,
+        seq: int,
+        link: bytes = NO_LINK,
+        unsaved: Unsaved = NOTHING,
+        *,
+        whole: bool = True,
     ) -> None:
-        self.row = row
+        self.row = catalog_row(state, seq, unsaved.snapshot)
         self.state = state
         self.seq = seq
         self.link = link
+        self.unsaved = unsaved
+        self.whole = whole
 
 
-def recover(storage: Storage, workflow_id: str) -> Recovered | None:
-    """Read a workflow; None if there is none.
+def recover(storage: Storage, workflow_id: str, *, whole: bool = True) -> Recovered | None:
+    """Read a workflow; None if there is none. ``whole`` false: nothing need be known of its tasks.
 
     Raises:
         StorageUnavailableError: the storage does not answer.
@@ -41,19 +54,119 @@ def recover(storage: Storage, workflow_id: str) -> Recovered | None:
     row = storage.read_catalog(workflow_id)
     if row is None:
         return None
-    state = WorkflowState(workflow_id, row.incarnation)
-    history = History(storage, row)
     try:
-        for entry, events in history.read():
-            fold(state, entry.seq, events)
+        return read_state(storage, row, whole=whole)
     except WorkflowNotFoundError:
         return None  # Deleted between the two reads.
-    # Read after the row, the journal may say more.
-    seq = history.chain.seq
-    return Recovered(catalog_row(state, seq), state, seq, history.chain.link or NO_LINK)
 
 
-def fold(state: WorkflowState, seq: int, events: Iterable[Event]) -> None:
+def read_state(storage: Storage, row: CatalogRow, *, whole: bool = True) -> Recovered:
+    """The state of a workflow: its last snapshot, and what came after that.
+
+    Raises:
+        WorkflowNotFoundError: the workflow was deleted.
+    """
+    begin = row.snapshot
+    while True:
+        history = History(storage, row, max(begin - 1, 0))
+        reading = Reading(row)
+        for entry, events in history.read():
+            if entry.seq != begin:
+                reading.fold(entry, events)
+                continue
+            saved = saved_in(events)
+            if saved is None:
+                raise no_snapshot(row)
+            if whole and saved.tasks is None:
+                # Only the lifecycle is in it.
+                begin = saved.last_whole
+                break
+            reading.begin(entry, saved)
+        else:
+            # Read after the row, the journal may say more.
+            return reading.recovered(history)
+
+
+class Reading:
+    """A state that is being read from a journal.
+
+    Args:
+        row: the row of the workflow.
+    """
+
+    def __init__(self, row: CatalogRow) -> None:
+        self.state = WorkflowState(row.workflow_id, row.incarnation)
+        self.unsaved = NOTHING
+        self.whole = True
+
+    def begin(self, entry: JournalEntry, saved: StateSaved) -> None:
+        """Begin with the snapshot of an entry."""
+        self.whole = saved.tasks is not None
+        try:
+            self.state = restore(saved)
+        except Exception as error:
+            raise does_not_follow(self.state.workflow_id, entry.seq, error) from error
+        self.unsaved = self.unsaved.after(entry.seq, len(entry.entry), saved)
+
+    def fold(self, entry: JournalEntry, events: Sequence[Event]) -> None:
+        """Go on with the next entry."""
+        fold(self.state, entry.seq, events, evolve if self.whole else evolve_lifecycle)
+        self.unsaved = self.unsaved.after(entry.seq, len(entry.entry), saved_in(events))
+
+    def recovered(self, history: History) -> Recovered:
+        """The workflow, now that its journal is read to the end."""
+        chain = history.chain
+        link = chain.link or NO_LINK
+        return Recovered(self.state, chain.seq, link, self.unsaved, whole=self.whole)
+
+
+class More(NamedTuple):
+    """What a journal has after an entry that was read before."""
+
+    entries: list[tuple[JournalEntry, list[AnyEvent]]]
+    history: History
+
+    def added_to(self, state: WorkflowState, unsaved: Unsaved) -> Recovered:
+        """The workflow, from its state after that entry, which changes.
+
+        Raises:
+            StorageCorruptError: what was appended does not follow from it; names the entry.
+        """
+        reading = Reading(self.history.row)
+        reading.state, reading.unsaved = state, unsaved
+        for entry, events in self.entries:
+            reading.fold(entry, events)
+        return reading.recovered(self.history)
+
+
+def read_more(storage: Storage, state: WorkflowState, seq: int, link: bytes) -> More | None:
+    """What a journal has after entry ``seq``, which left this state and this link; None if the
+    workflow was deleted. Errors are those of `recover`."""
+    row = storage.read_catalog(state.workflow_id)
+    if row is None or row.incarnation != state.incarnation:
+        return None
+    history = History(storage, row, seq, link)
+    try:
+        return More(list(history.read()), history)
+    except WorkflowNotFoundError:
+        return None  # Deleted between the two reads.
+
+
+def no_snapshot(row: CatalogRow) -> StorageCorruptError:
+    """The error for a row that names an entry without a snapshot."""
+    return StorageCorruptError(
+        f"The catalog says that entry {row.snapshot} in the journal of workflow "
+        f"'{row.workflow_id}' has a snapshot, and it has none. Write the row anew with "
+        f"`ray-workflows repair`, or restore it from a backup."
+    )
+
+
+def fold(
+    state: WorkflowState,
+    seq: int,
+    events: Iterable[Event],
+    apply: Callable[[WorkflowState, Event], object] = evolve,
+) -> None:
     """Apply the events of an entry.
 
     Raises:
@@ -61,7 +174,7 @@ def fold(state: WorkflowState, seq: int, events: Iterable[Event]) -> None:
     """
     try:
         for event in events:
-            evolve(state, event)
+            apply(state, event)
     except Exception as error:
         raise does_not_follow(state.workflow_id, seq, error) from error
 

@@ -10,6 +10,7 @@ import msgspec
 from ray_workflows._codec.journal import NO_LINK
 from ray_workflows._coordinator.recovery import Recovered
 from ray_workflows._coordinator.requests import Asked, Reply, Watched, WatchRequest
+from ray_workflows._coordinator.snapshots import NOTHING, Unsaved
 from ray_workflows._engine.state import Phase, Task, WorkflowState
 from ray_workflows._executor.protocol import AttemptRequest, Executor, Scene
 from ray_workflows._executor.timers import Timer
@@ -37,7 +38,7 @@ class Pending:
     from, to decide again if the journal had moved on.
     """
 
-    __slots__ = ("answers", "append", "deltas", "inputs", "refusals")
+    __slots__ = ("answers", "append", "deltas", "inputs", "refusals", "unsaved")
 
     def __init__(
         self,
@@ -45,11 +46,14 @@ class Pending:
         deltas: list[Command],
         inputs: list[Input | Asked],
         answers: list[Answer],
+        unsaved: Unsaved = NOTHING,
     ) -> None:
         self.append = append
         self.deltas = deltas
         self.inputs = inputs
         self.answers = answers
+        #: What the journal has since its last snapshot, when this is durable.
+        self.unsaved = unsaved
         self.refusals = 0
 
     def is_refused_for_good(self) -> bool:
@@ -87,7 +91,9 @@ class Workflow:
         "scenes_of",
         "seq",
         "state",
+        "unsaved",
         "watchers",
+        "whole",
     )
 
     def __init__(
@@ -97,11 +103,16 @@ class Workflow:
         row: CatalogRow | None,
         *,
         link: bytes = NO_LINK,
+        unsaved: Unsaved = NOTHING,
     ) -> None:
         self.state = state
         self.seq = seq
         self.link = link
         self.row = row
+        #: What the journal has since its last snapshot.
+        self.unsaved = unsaved
+        #: Whether the tasks are in the state: what is asked may not need them.
+        self.whole = True
         #: What came in and is not decided on.
         self.inbox: deque[Input | Asked] = deque()
         #: Whether values are here that are in no storage, if there are any: it is driven here, and
@@ -163,10 +174,10 @@ class Workflow:
         """It is what was read; None if there is nothing, or nothing was read yet."""
         if found is None:
             self.state, self.seq, self.row = WorkflowState(self.workflow_id, ""), 0, None
-            self.link = NO_LINK
+            self.link, self.unsaved, self.whole = NO_LINK, NOTHING, True
         else:
             self.state, self.seq, self.row = found.state, found.seq, found.row
-            self.link = found.link
+            self.link, self.unsaved, self.whole = found.link, found.unsaved, found.whole
 
     def is_ours(self) -> None:
         """It is driven here, by what is durable."""

@@ -151,10 +151,12 @@ def restore_lifecycle(saved: ev.StateSaved) -> Lifecycle:
 
 
 def restore(saved: ev.StateSaved) -> WorkflowState:
-    """The state that was saved whole; errors are those of `restore_lifecycle`."""
-    assert saved.tasks is not None
+    """The state that was saved, without tasks if these were not; errors are those of
+    `restore_lifecycle`."""
     lifecycle = restore_lifecycle(saved)
     state = WorkflowState(*[getattr(lifecycle, name) for name in Lifecycle.__struct_fields__])
+    if saved.tasks is None:
+        return state
     tasks = TASKS.decode(saved.tasks)
     state.next_task = tasks.next_task
     state.next_frame = tasks.next_frame

@@ -6,8 +6,9 @@ from ray_workflows._engine.state import Lifecycle
 from ray_workflows._model.catalog import CatalogRow
 
 
-def catalog_row(state: Lifecycle, seq: int) -> CatalogRow:
-    """The summary after the journal's entry number ``seq``."""
+def catalog_row(state: Lifecycle, seq: int, snapshot: int = 0) -> CatalogRow:
+    """The summary after the journal's entry number ``seq``; ``snapshot`` is the number of the last
+    entry with a snapshot, 0 if there is none."""
     error = state.error
     return CatalogRow(
         workflow_id=state.workflow_id,
@@ -24,4 +25,5 @@ def catalog_row(state: Lifecycle, seq: int) -> CatalogRow:
         released=state.released,
         name=state.name,
         tags=state.tags,
+        snapshot=snapshot,
     )

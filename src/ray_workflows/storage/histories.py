@@ -21,12 +21,17 @@ class History:
         storage: where the workflow is.
         row: its catalog row. The journal ends where the row says, or later.
         after: read only entries with greater numbers.
+        link: what links the first of these to the one before; None if that is not known.
     """
 
-    def __init__(self, storage: Storage, row: CatalogRow, after: int = 0) -> None:
+    def __init__(
+        self, storage: Storage, row: CatalogRow, after: int = 0, link: bytes | None = None
+    ) -> None:
         self.storage = storage
         self.row = row
         self.chain = Chain(row.workflow_id, row.incarnation, after)
+        if link is not None:
+            self.chain.link = link
 
     def read(self) -> Iterator[tuple[JournalEntry, list[AnyEvent]]]:
         """The entries that were appended since the last reading, with their events.
