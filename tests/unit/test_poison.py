@@ -14,7 +14,7 @@ from ray_workflows._coordinator.deletion import Deletion
 from ray_workflows._coordinator.loop import Loop
 from ray_workflows._engine.state import WorkflowState
 from ray_workflows._model import inputs as inp
-from ray_workflows._model.answers import Accepted
+from ray_workflows._model.answers import Accepted, Received
 from ray_workflows._model.catalog import Append, CatalogRow, JournalEntry
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Value
@@ -76,7 +76,7 @@ def others_go_on(coordinator: Coordinator) -> None:
     """Every verb is answered about others, old and new ones."""
     world = coordinator.world
     for workflow_id in GOOD:
-        assert ask(coordinator, workflow_id, inp.Signal("s", "1", Value(b"v"))) is None
+        assert ask(coordinator, workflow_id, inp.Signal("s", "1", Value(b"v"))) == Received()
         assert row_of(world, workflow_id).seq > 1
     assert isinstance(submit(coordinator, "new"), Accepted)
     assert ask(coordinator, GOOD[0], inp.Cancel()) is None
@@ -283,7 +283,7 @@ def test_a_storage_that_is_away_refuses_nothing(
     assert answers == []
     monkeypatch.setattr(world.storage, "commit", lambda a: MemoryStorage.commit(world.storage, a))
     world.pass_time(5.0)
-    assert answers == [None]
+    assert answers == [Received()]
     assert set(second.loop.active) == {BAD, *GOOD}
 
 

@@ -29,7 +29,7 @@ from ray_workflows._coordinator.store import Store
 from ray_workflows._coordinator.watchers import SOON, Watchers
 from ray_workflows._coordinator.workflow import Answer, Pending, Workflow, answer
 from ray_workflows._engine.commands import commands, next_wake
-from ray_workflows._engine.decide import decide
+from ray_workflows._engine.decide import ASKED_OF_LIFECYCLE, decide
 from ray_workflows._engine.decision import ACTIVE, Surroundings
 from ray_workflows._engine.evolve import evolve
 from ray_workflows._engine.state import WorkflowState
@@ -596,4 +596,4 @@ class Loop:
 
 def is_about_lifecycle(each: inp.Input | Asked) -> bool:
     """Whether a decision about it depends on no task."""
-    return isinstance(each, Asked) and isinstance(each.input, (inp.Cancel, inp.Signal))
+    return isinstance(each, Asked) and type(each.input) in ASKED_OF_LIFECYCLE

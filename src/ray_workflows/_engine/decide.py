@@ -7,7 +7,7 @@ from typing import Any
 
 from ray_workflows._engine import attempts, lifecycle, waits
 from ray_workflows._engine.decision import Decision, Events, Surroundings
-from ray_workflows._engine.state import WorkflowState
+from ray_workflows._engine.state import Lifecycle, WorkflowState
 from ray_workflows._model import inputs as inp
 
 #: A coordinator that nobody shares the storage with, and that has room.
@@ -27,14 +27,21 @@ def decide(
     return ASKED[type(input)](state, input, now, around)
 
 
-#: What is asked, or done by a coordinator: depends on what is around the workflow.
-ASKED: dict[type[inp.Input], Callable[[WorkflowState, Any, float, Surroundings], Decision]] = {
-    inp.Submit: lifecycle.on_submit,
-    inp.Resume: lifecycle.on_resume,
+#: What is asked, and depends on no task of the workflow.
+ASKED_OF_LIFECYCLE: dict[
+    type[inp.Input], Callable[[Lifecycle, Any, float, Surroundings], Decision]
+] = {
     inp.Cancel: lifecycle.on_cancel,
     inp.Signal: lifecycle.on_signal,
     inp.FindSignal: lifecycle.on_find_signal,
     inp.AcknowledgeSignals: lifecycle.on_acknowledge_signals,
+}
+
+#: What is asked, or done by a coordinator: depends on what is around the workflow.
+ASKED: dict[type[inp.Input], Callable[[WorkflowState, Any, float, Surroundings], Decision]] = {
+    **ASKED_OF_LIFECYCLE,
+    inp.Submit: lifecycle.on_submit,
+    inp.Resume: lifecycle.on_resume,
     inp.Claim: lifecycle.on_claim,
     inp.Start: lifecycle.on_start,
     inp.Release: lifecycle.on_release,
