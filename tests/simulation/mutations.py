@@ -624,8 +624,9 @@ def storage_appends_anywhere(patch: Any) -> None:
 
 @breaks("one truth")
 def catalog_rows_lag(patch: Any) -> None:
-    def catalog_row(state: Any, seq: int) -> Any:
-        return msgspec.structs.replace(original(state, seq), status=WorkflowStatus.RUNNING)
+    def catalog_row(state: Any, seq: int, snapshot: int) -> Any:
+        row = original(state, seq, snapshot)
+        return msgspec.structs.replace(row, status=WorkflowStatus.RUNNING)
 
     original = loop_module.catalog_row
     patch.setattr(loop_module, "catalog_row", catalog_row)

@@ -180,6 +180,7 @@ class Copying:
             ended_at=self.target.storage.now(),
             error=f"half a copy from {self.source.storage.url}: copy it again to complete it",
             released=False,
+            snapshot=0,
         )
         appends = [
             Append(

@@ -240,7 +240,8 @@ class Loop:
         workflow.reading = True
         workflow.live = False
         workflow.covered = len(workflow.inbox)
-        whole = whole or not all(is_about_lifecycle(each) for each in workflow.inbox)
+        inbox = workflow.inbox
+        whole = whole or not inbox or not all(map(is_about_lifecycle, inbox))
 
         def work() -> tuple[Recovered | None, Claims]:
             recovered = recover(self.storage, workflow.workflow_id, whole=whole)

@@ -83,6 +83,8 @@ def read_state(storage: Storage, row: CatalogRow, *, whole: bool = True) -> Reco
                 break
             reading.begin(entry, saved)
         else:
+            if begin > history.chain.seq:
+                raise no_snapshot(row)
             # Read after the row, the journal may say more.
             return reading.recovered(history)
 
