@@ -8,16 +8,21 @@ import msgspec
 import pytest
 
 from ray_workflows._client.repairs import repair
-from ray_workflows._codec.journal import decode_entries
+from ray_workflows._codec.journal import NO_LINK, decode_entries, encode_entry, link_of
 from ray_workflows._coordinator.recovery import recover
 from ray_workflows._coordinator.snapshots import NOTHING, RULE, Unsaved, next_snapshot, saved_in
 from ray_workflows._engine import snapshots
 from ray_workflows._engine.replay import replay
+from ray_workflows._engine.summary import catalog_row
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.answers import Received
+from ray_workflows._model.catalog import Append
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Value
+from ray_workflows.cli.checks import Shared, check_journal
 from ray_workflows.exceptions import StorageCorruptError
+from ray_workflows.storage import MemoryStorage
+from ray_workflows.testing.builders import OK
 from tests.states import check_same, check_same_lifecycle
 from tests.unit.driver import Driver
 from tests.unit.plans import plan
@@ -197,3 +202,28 @@ def test_a_snapshot_of_a_newer_release(world: World, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(snapshots, "VERSION", snapshots.VERSION - 1)
     with pytest.raises(StorageCorruptError, match="newer than the 0 that this release reads"):
         recover(world.storage, "w")
+
+
+def test_doctor_finds_a_snapshot_that_is_not_what_the_entries_say() -> None:
+    """It reads every entry, also those that nobody needs."""
+    story = Driver(plan(("a", ()), ("b", (0,))), workflow_id="w", incarnation="i-w")
+    story.succeed("a")
+    right = snapshots.save(story.state, 5.0, None)
+    story.state.tasks[1].attempts = 1
+    for saved, answer in (
+        (right, ""),
+        (snapshots.save(story.state, 5.0, None), "Its snapshots, the last one in entry 4, do not"),
+    ):
+        storage, link = MemoryStorage(), NO_LINK
+        events = [*story.journal, saved]
+        for seq, event in enumerate(events, 1):
+            entry = encode_entry([event], "w", "i-w", seq, link)
+            link = link_of(entry)
+            row = catalog_row(story.state, seq, seq if event is saved else 0)
+            append = Append("w", "i-w", seq - 1, f"c{seq}", entry, row)
+            assert storage.commit([append]) == [OK]
+        row = storage.read_catalog("w")
+        assert row is not None
+        found = check_journal(storage, row, Shared(storage))
+        assert found.startswith(answer)
+        assert bool(found) == bool(answer)

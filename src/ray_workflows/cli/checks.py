@@ -19,7 +19,8 @@ from ray_workflows._client.connection import Connection
 from ray_workflows._client.reader import ACTIVE, Reader
 from ray_workflows._codec.references import stored_parts
 from ray_workflows._coordinator.claims import LEASE_SECONDS
-from ray_workflows._coordinator.recovery import recover
+from ray_workflows._coordinator.recovery import Recovered, read_state, recover
+from ray_workflows._engine.snapshots import save
 from ray_workflows._environment import store
 from ray_workflows._environment.packages import item_name
 from ray_workflows._model.catalog import CatalogRow
@@ -292,6 +293,14 @@ class Shared:
             self.check(name, item.incarnation, item.blob)
 
 
+def is_what_all_entries_say(storage: Storage, found: Recovered) -> bool:
+    """Whether a state that was read from a snapshot is the one that all entries make."""
+    again = read_state(storage, msgspec.structs.replace(found.row, snapshot=0))
+    if again.seq != found.seq:
+        return True  # It went on since.
+    return again.row == found.row and save(again.state, 0.0, None) == save(found.state, 0.0, None)
+
+
 def check_journal(storage: Storage, row: CatalogRow, shared: Shared) -> str:
     """What is wrong with a journal; empty if nothing is.
 
@@ -303,6 +312,11 @@ def check_journal(storage: Storage, row: CatalogRow, shared: Shared) -> str:
         return ""  # Deleted since.
     if found.seq == row.seq and found.row != row:
         return f"The catalog says {row.status}, its journal {found.row.status}, or other details."
+    if found.row.snapshot and not is_what_all_entries_say(storage, found):
+        return (
+            f"Its snapshots, the last one in entry {found.row.snapshot}, do not say what its "
+            f"entries say. What it does next may be wrong: fork it, or delete it."
+        )
     with contextlib.suppress(WorkflowNotFoundError), unless_deleted(storage, row):
         for _, events in History(storage, row).read():
             for part in stored_parts(events):
