@@ -3,6 +3,7 @@
 from ray_workflows import common, event_listener, workflow_context  # noqa: F401
 from ray_workflows._executor.context import CurrentTask
 from ray_workflows._model.environment import EnvironmentInfo
+from ray_workflows._model.listing import WorkflowInfo, WorkflowPage
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.tasks import AttemptInfo, AttemptOutcome, TaskInfo, TaskStatus
 from ray_workflows._version import __version__
@@ -10,6 +11,7 @@ from ray_workflows.api import (
     cancel,
     continuation,
     copy,
+    count_workflows,
     current,
     delete,
     fork,
@@ -21,6 +23,7 @@ from ray_workflows.api import (
     get_tasks,
     init,
     list_all,
+    list_workflows,
     prune,
     resume,
     resume_all,
@@ -29,6 +32,7 @@ from ray_workflows.api import (
     run_async,
     run_async_many,
     set_metadata,
+    set_tags,
     signal,
 )
 from ray_workflows.codec import PayloadCodec
@@ -42,6 +46,7 @@ from ray_workflows.events import (
 from ray_workflows.exceptions import (
     CoordinatorUnavailableError,
     EnvironmentMismatchError,
+    InvalidFilterError,
     InvalidResultError,
     InvalidWorkflowIdError,
     OutputNotAvailableError,
@@ -92,6 +97,7 @@ __all__ = [
     "EnvironmentInfo",
     "EnvironmentMismatchError",
     "EventListener",
+    "InvalidFilterError",
     "InvalidResultError",
     "InvalidWorkflowIdError",
     "OutputNotAvailableError",
@@ -116,8 +122,10 @@ __all__ = [
     "WorkflowCopyError",
     "WorkflowError",
     "WorkflowExecutionError",
+    "WorkflowInfo",
     "WorkflowNotFoundError",
     "WorkflowNotResumableError",
+    "WorkflowPage",
     "WorkflowStatus",
     "WorkflowStillActiveError",
     "WorkflowTimeoutError",
@@ -125,6 +133,7 @@ __all__ = [
     "cancel",
     "continuation",
     "copy",
+    "count_workflows",
     "current",
     "delete",
     "fork",
@@ -136,6 +145,7 @@ __all__ = [
     "get_tasks",
     "init",
     "list_all",
+    "list_workflows",
     "options",
     "prune",
     "resume",
@@ -145,6 +155,7 @@ __all__ = [
     "run_async",
     "run_async_many",
     "set_metadata",
+    "set_tags",
     "signal",
     "sleep",
     "wait_for_event",

@@ -32,6 +32,22 @@ def check_flag(name: str, value: bool) -> bool:
     return value
 
 
+def check_order(order: str) -> bool:
+    """Whether the newest come first."""
+    if order not in ("newest", "oldest"):
+        raise ValueError(f"order must be 'newest' or 'oldest', not {order!r}.")
+    return order == "newest"
+
+
+def check_page(limit: int) -> int:
+    """How many rows a page has at most."""
+    if isinstance(limit, bool) or not isinstance(limit, int):
+        raise TypeError(f"limit must be an integer, not {type(limit).__name__}.")
+    if limit < 1:
+        raise ValueError(f"limit must be a positive integer, not {limit}.")
+    return limit
+
+
 def parse_status_filter(
     status_filter: StatusFilter,
 ) -> set[WorkflowStatus]:

@@ -17,6 +17,8 @@ from ray_workflows._arguments import (
     StatusFilter,
     check_flag,
     check_limit,
+    check_order,
+    check_page,
     parse_age,
     parse_keep,
     parse_patterns,
@@ -28,9 +30,13 @@ from ray_workflows._capture.execute import execute_dag
 from ray_workflows._client import connection, copies, workflows
 from ray_workflows._environment import secrets
 from ray_workflows._executor.context import CurrentTask, add_metadata, current_attempt, current_task
+from ray_workflows._model.catalog import Tag
 from ray_workflows._model.environment import EnvironmentInfo
+from ray_workflows._model.filters import parse_filter
 from ray_workflows._model.ids import validate_signal_text
+from ray_workflows._model.listing import WorkflowPage
 from ray_workflows._model.status import WorkflowStatus
+from ray_workflows._model.tags import validate_tags
 from ray_workflows._model.tasks import TaskInfo
 from ray_workflows.codec import PayloadCodec, check_codecs
 from ray_workflows.events import sleep, wait_for_event, wait_for_signal  # noqa: F401
@@ -106,6 +112,7 @@ def run(
     *args: Any,
     workflow_id: str | None = None,
     metadata: dict[str, Any] | None = None,
+    tags: dict[str, Tag] | None = None,
     timeout: float | timedelta | None = None,
     progress: bool = False,
     **kwargs: Any,
@@ -121,6 +128,8 @@ def run(
         workflow_id: the id to find it by; up to 512 bytes of UTF-8. Default: a generated one.
         metadata: kept with the workflow, returned by `get_metadata`; JSON-compatible, and no
             more than 100 levels deep.
+        tags: what it is found by (`list_workflows`): strings, numbers or flags by name, laid over
+            those that its root task has by ``options(tags=...)``.
         timeout: how long it may run, in seconds or as a timedelta, from its start to its end, time
             without a coordinator included. Then its tasks are stopped and it has failed; when it
             is resumed, it has the whole time again. Default: without end.
@@ -160,6 +169,7 @@ def run(
         kwargs,
         workflow_id,
         validate_metadata(metadata),
+        validate_tags(tags),
         validate_timeout(timeout),
         check_flag("progress", progress),
     )
@@ -170,6 +180,7 @@ def run_async(
     *args: Any,
     workflow_id: str | None = None,
     metadata: dict[str, Any] | None = None,
+    tags: dict[str, Tag] | None = None,
     timeout: float | timedelta | None = None,
     **kwargs: Any,
 ) -> ray.ObjectRef[Any]:
@@ -181,7 +192,13 @@ def run_async(
         An ObjectRef of the output, ready when the workflow is.
     """
     return workflows.run_async(
-        dag, args, kwargs, workflow_id, validate_metadata(metadata), validate_timeout(timeout)
+        dag,
+        args,
+        kwargs,
+        workflow_id,
+        validate_metadata(metadata),
+        validate_tags(tags),
+        validate_timeout(timeout),
     )
 
 
@@ -190,6 +207,7 @@ def run_async_many(
     *,
     workflow_ids: Sequence[str] | None = None,
     metadata: dict[str, Any] | None = None,
+    tags: dict[str, Tag] | None = None,
     timeout: float | timedelta | None = None,
 ) -> list[ray.ObjectRef[Any]]:
     """Start many workflows with one call: as `run_async` of each, and much cheaper.
@@ -198,6 +216,7 @@ def run_async_many(
         dags: output nodes of DAGs without inputs, one for each workflow.
         workflow_ids: an id for each, all different. Default: generated ones.
         metadata: kept with each of them.
+        tags: of each of them, as in `run`.
         timeout: of each of them, as in `run`.
 
     Returns:
@@ -228,7 +247,11 @@ def run_async_many(
         if len(set(workflow_ids)) != len(workflow_ids):
             raise ValueError("workflow_ids has ids that come more than once. Each needs its own.")
     return workflows.run_async_many(
-        dags, workflow_ids, validate_metadata(metadata), validate_timeout(timeout)
+        dags,
+        workflow_ids,
+        validate_metadata(metadata),
+        validate_tags(tags),
+        validate_timeout(timeout),
     )
 
 
@@ -462,6 +485,97 @@ def list_all(
         ValueError: a status that does not exist.
     """
     return workflows.list_all(parse_status_filter(status_filter))
+
+
+def list_workflows(
+    filter: str = "",
+    *,
+    order: str = "newest",
+    limit: int = 100,
+    after: str | None = None,
+) -> WorkflowPage:
+    """A page of the workflows that a filter means.
+
+    Args:
+        filter: words such as ``status=FAILED id=order-* name=train* kind=dag tag.team=vision
+            submitted>2026-01-31``, which all have to hold; empty: all workflows. Columns are
+            ``status``, ``id``, ``kind``, ``name`` (of the root function), ``queue``, ``parent``,
+            ``tag.<name>``, ``submitted`` and ``ended``. A ``*`` at the end stands for whatever
+            follows; values with spaces stand in double quotes; several statuses have commas between
+            them.
+        order: ``"newest"`` or ``"oldest"`` submission first.
+        limit: how many at most.
+        after: where to go on: the ``next`` of the page before, with the same order and filter.
+
+    Returns:
+        What can be iterated; ``next`` continues after it, and is None at the end.
+
+    Raises:
+        InvalidFilterError: the filter can't be read; names the word and its position. (It is a
+            ValueError.)
+        ValueError: an order, limit or ``after`` that can't be used.
+
+    Examples:
+        >>> import ray, ray_workflows as workflow
+        >>> @ray.remote
+        ... def train(rate):
+        ...     return rate
+        >>> for number in range(3):
+        ...     ref = workflow.run_async(
+        ...         train.bind(0.1), workflow_id=f"train-{number}", tags={"team": "vision"}
+        ...     )
+        >>> page = workflow.list_workflows("tag.team=vision id=train-*", limit=2)
+        >>> [found.workflow_id for found in page]
+        ['train-2', 'train-1']
+        >>> page = workflow.list_workflows("tag.team=vision id=train-*", after=page.next)
+        >>> [(found.workflow_id, found.tags) for found in page], page.next
+        ([('train-0', {'team': 'vision'})], None)
+    """
+    newest_first = check_order(order)
+    return workflows.list_workflows(parse_filter(filter), newest_first, check_page(limit), after)
+
+
+def count_workflows(filter: str = "") -> int:
+    """How many workflows a filter means.
+
+    Args:
+        filter: as for `list_workflows`.
+
+    Raises:
+        InvalidFilterError: the filter can't be read. (It is a ValueError.)
+
+    Examples:
+        >>> import ray_workflows as workflow
+        >>> workflow.count_workflows("tag.team=nobody")
+        0
+    """
+    return workflows.count_workflows(parse_filter(filter))
+
+
+def set_tags(workflow_id: str, tags: dict[str, Tag | None]) -> None:
+    """Lay tags over those of a workflow, whatever its status. When this returns, they are durable.
+
+    Args:
+        workflow_id: the workflow.
+        tags: strings, numbers or flags by name; None takes a tag away.
+
+    Raises:
+        TypeError: not a dict, or a name or value of a wrong type.
+        ValueError: a name or value that can't be stored, or more than 50 tags.
+        WorkflowNotFoundError: there is no such workflow. (It is a ValueError.)
+
+    Examples:
+        >>> import ray, ray_workflows as workflow
+        >>> @ray.remote
+        ... def one():
+        ...     return 1
+        >>> workflow.run(one.bind(), workflow_id="tagged", tags={"team": "vision", "draft": True})
+        1
+        >>> workflow.set_tags("tagged", {"draft": None, "score": 0.9})
+        >>> workflow.list_workflows("tag.score>0.5").rows[0].tags
+        {'team': 'vision', 'score': 0.9}
+    """
+    workflows.set_tags(workflow_id, validate_tags(tags, removes=True))
 
 
 def signal(workflow_id: str, name: str, value: Any = None, *, signal_id: str | None = None) -> None:

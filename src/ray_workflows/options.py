@@ -15,6 +15,8 @@ from ray_workflows._arguments import to_float
 from ray_workflows._capture.depth import JSON_DEPTH, is_deeper_than
 from ray_workflows._capture.options import read_label, write_label
 from ray_workflows._codec.journal import ENCODER
+from ray_workflows._model.catalog import Tag
+from ray_workflows._model.tags import validate_tags
 from ray_workflows._ray.private import LABELS, default_options
 from ray_workflows.retry import RetryPolicy
 
@@ -121,6 +123,7 @@ class options:
         task_id: the task's id in its workflow; by default ``module.qualname``. A second task of
             the same id gets ``_1`` appended, and so on.
         metadata: kept with the task, returned by ``get_metadata``; JSON-compatible.
+        tags: of each workflow whose result the task makes, beside those that ``run`` is given.
         catch_exceptions: the task's result is ``(value, None)``, or ``(None, exception)`` if it
             raised; also for errors in continuations it returns. Default False.
         checkpoint: store the result. Default: as the task whose continuation this is, else True.
@@ -154,6 +157,7 @@ class options:
         *,
         task_id: str | None = NOT_GIVEN,
         metadata: dict[str, Any] | None = NOT_GIVEN,
+        tags: dict[str, Tag] | None = NOT_GIVEN,
         catch_exceptions: bool | None = NOT_GIVEN,
         checkpoint: bool | None = NOT_GIVEN,
         retry: RetryPolicy | None = NOT_GIVEN,
@@ -164,6 +168,7 @@ class options:
         known: dict[str, Any] = {
             "task_id": task_id,
             "metadata": metadata,
+            "tags": tags,
             "catch_exceptions": catch_exceptions,
             "checkpoint": checkpoint,
             "retry": retry,
@@ -185,6 +190,8 @@ class options:
                 raise ValueError(f"{name} must be True or False, not {value!r}.")
         if "metadata" in workflow_options:
             workflow_options["metadata"] = validate_metadata(workflow_options["metadata"])
+        if "tags" in workflow_options:
+            workflow_options["tags"] = validate_tags(workflow_options["tags"])
         if workflow_options.get("retry") is not None:
             if not isinstance(retry, RetryPolicy):
                 raise TypeError(f"retry must be a RetryPolicy, not {type(retry).__name__}.")

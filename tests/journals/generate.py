@@ -329,6 +329,13 @@ def with_snapshots(storage: SqliteStorage) -> None:
     save(storage, story)
 
 
+def with_tags(storage: SqliteStorage) -> None:
+    """Tags from the start, and others since."""
+    story = Driver(plan(("first", ())), workflow_id="tags", incarnation="i-tags", tags={"n": 5})
+    story.send(inp.SetTags({"team": "vision", "on": True, "n": None, "x": 0.5}))
+    save(storage, story)
+
+
 def wait(task: str, name: str, **options: object) -> tuple[str, tuple[int, ...], dict[str, object]]:
     return task, (), {"kind": SIGNAL, "signal": name, **options}
 
@@ -451,6 +458,7 @@ def write_by_hand(release: Path) -> None:
         by_hand(storage)
         with_signals(storage)
         with_snapshots(storage)
+        with_tags(storage)
         dump_all(storage, release, leave=True)
         storage.close()
 

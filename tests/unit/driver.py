@@ -13,6 +13,7 @@ from ray_workflows._engine.invariants import check
 from ray_workflows._engine.replay import replay
 from ray_workflows._engine.state import WorkflowState
 from ray_workflows._model import inputs as inp
+from ray_workflows._model.catalog import Tag
 from ray_workflows._model.commands import CancelAttempt, Command, StartAttempt
 from ray_workflows._model.events import Event
 from ray_workflows._model.plan import Plan
@@ -36,6 +37,7 @@ class Driver:
         workflow_id: str = "wf",
         incarnation: str = "i1",
         now: float = 1000.0,
+        tags: dict[str, Tag] | None = None,
     ) -> None:
         self.state = WorkflowState(workflow_id, incarnation)
         self.journal: list[Event] = []
@@ -47,7 +49,9 @@ class Driver:
         self.now = now
         self.answer: object = None
         self.send(
-            inp.Submit(plan=plan, metadata={}, timeout=timeout, history=history or None),
+            inp.Submit(
+                plan=plan, metadata={}, timeout=timeout, history=history or None, tags=tags or {}
+            ),
             can_run=start,
         )
 

@@ -51,6 +51,7 @@ EVENTS = [
     ev.ErrorCaught(1.0, 0, None, ERROR),
     ev.ErrorCaught(1.0, 0, 3, ERROR),
     ev.ValuesLost(1.0, (1, 2)),
+    ev.TagsSet(1.0, {"team": "vision", "n": 5, "x": 0.5, "on": True}),
     ev.SignalReceived(1.0, "approved", "id-1", Value(BLOB, (BLOB,))),
     ev.SignalTaken(1.0, 3, "approved", "id-1", 0.5),
     ev.SignalAcknowledged(1.0, "approved", "id-1"),

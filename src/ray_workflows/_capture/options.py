@@ -79,6 +79,7 @@ def task_options(bound: Mapping[str, Any], *, where: str) -> tuple[TaskOptions, 
         timeout=ours.get("timeout"),
         batch=ours.get("batch") is not False,
         signal=ours.get("signal", ""),
+        tags=ours.get("tags") or {},
         **retry_options(bound, ours.get("retry"), where=where),
     )
     return options, ours.get("task_id")

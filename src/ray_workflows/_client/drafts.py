@@ -26,7 +26,7 @@ from ray_workflows._coordinator.wire import ENCODER, Submissions, decode_submitt
 from ray_workflows._environment.snapshot import remember_options, share, take_snapshot
 from ray_workflows._environment.store import workflow_incarnation
 from ray_workflows._model.answers import Accepted, Finished, Stopped
-from ray_workflows._model.catalog import CatalogRow
+from ray_workflows._model.catalog import CatalogRow, Tag
 from ray_workflows._model.plan import Environment, EnvironmentChange, Function
 from ray_workflows.exceptions import (
     CoordinatorUnavailableError,
@@ -80,6 +80,7 @@ class Drafts:
         kwargs: dict[str, Any],
         workflow_id: str,
         metadata: dict[str, Any],
+        tags: dict[str, Tag],
         timeout: float | None,
     ) -> None:
         """Add a workflow that runs a DAG."""
@@ -99,7 +100,13 @@ class Drafts:
         plan = remember_options(storage, plan, (workflow_id, incarnation))
         self.submissions.append(
             Submission(
-                workflow_id, incarnation, encode_plan(plan), metadata, timeout, uuid.uuid4().hex
+                workflow_id,
+                incarnation,
+                encode_plan(plan),
+                metadata,
+                timeout,
+                uuid.uuid4().hex,
+                tags={**plan.tags, **tags},
             )
         )
 
@@ -134,6 +141,7 @@ class Drafts:
                 submitted.timeout,
                 uuid.uuid4().hex,
                 encode_events(history),
+                tags=origin.state.tags,
             )
         )
         return exchanged

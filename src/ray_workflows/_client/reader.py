@@ -9,11 +9,29 @@ import msgspec
 from ray_workflows._capture.values import DetachedReader, ValueReader
 from ray_workflows._coordinator.claims import Claims, ProcessProbe, probe_process
 from ray_workflows._coordinator.lease import list_rows
-from ray_workflows._model.catalog import CatalogQuery, CatalogRow
-from ray_workflows._model.status import WorkflowStatus
+from ray_workflows._model.catalog import CatalogQuery, CatalogRow, Condition
+from ray_workflows._model.filters import Filter
+from ray_workflows._model.status import WORKFLOWS, WorkflowStatus
 from ray_workflows.storage.base import Storage
 
 ACTIVE = WorkflowStatus.non_terminating_status()
+
+
+#: Where few of the rows may be wanted, so many are read at once.
+LEAST_ROWS = 1000
+
+
+def stored_statuses(wanted: Iterable[WorkflowStatus]) -> tuple[WorkflowStatus, ...]:
+    """Which statuses rows may have that are to be listed; empty: any."""
+    stored = {*wanted}
+    if WorkflowStatus.RESUMABLE in stored:
+        stored = stored - {WorkflowStatus.RESUMABLE} | {*ACTIVE}
+    return tuple(sorted(stored))
+
+
+def asks_who_lives(wanted: Iterable[WorkflowStatus]) -> bool:
+    """Whether the holder of a row decides on whether it is listed."""
+    return 0 < len({WorkflowStatus.RESUMABLE, *ACTIVE} & {*wanted}) < 1 + len(ACTIVE)
 
 
 class Observation(msgspec.Struct, frozen=True):
@@ -71,23 +89,59 @@ class Reader:
         page: int = CatalogQuery().limit,
         claims: Claims | None = None,
         damaged: list[str] | None = None,
+        conditions: tuple[Condition, ...] = (),
     ) -> Iterator[tuple[CatalogRow, WorkflowStatus]]:
         """The rows of these statuses with their status as users see it, read page by page.
 
         ``damaged`` gets what is wrong with those that can't be read, and are left out.
         """
         wanted = set(wanted)
-        stored = wanted - {WorkflowStatus.RESUMABLE}
-        if WorkflowStatus.RESUMABLE in wanted:
-            stored.update(ACTIVE)
-        if not stored:
+        if not wanted:
             return
         claims = claims or self.claims()
-        query = CatalogQuery(statuses=tuple(sorted(stored)), limit=page, newest_first=newest_first)
+        query = CatalogQuery(
+            statuses=stored_statuses(wanted),
+            limit=page,
+            newest_first=newest_first,
+            conditions=conditions,
+        )
         for row in list_rows(self.storage, query, damaged):
             status = claims.status(row)
             if status in wanted:
                 yield row, status
+
+    def page(
+        self, filter: Filter, *, newest_first: bool, limit: int, after: str | None
+    ) -> tuple[list[tuple[CatalogRow, WorkflowStatus]], str | None, tuple[str, ...]]:
+        """A page of the rows that a filter means, each with its status as users see it; the cursor
+        that continues it; and what is wrong with rows that can't be read."""
+        claims = self.claims()
+        wanted = filter.statuses or WORKFLOWS
+        query = CatalogQuery(
+            statuses=stored_statuses(filter.statuses),
+            cursor=after,
+            newest_first=newest_first,
+            conditions=filter.conditions,
+        )
+        few = asks_who_lives(filter.statuses)
+        found: list[tuple[CatalogRow, WorkflowStatus]] = []
+        damaged: list[str] = []
+        while True:
+            missing = limit - len(found)
+            query = msgspec.structs.replace(query, limit=max(missing, LEAST_ROWS * few))
+            page = self.storage.list_catalog(query)
+            rows = [(row, claims.status(row)) for row in page.rows]
+            fitting = [number for number, (_, status) in enumerate(rows) if status in wanted]
+            if len(fitting) > missing:
+                # Only the storage knows the cursor for the place behind the last of them.
+                query = msgspec.structs.replace(query, limit=fitting[missing - 1] + 1)
+                page = self.storage.list_catalog(query)
+                rows = [(row, claims.status(row)) for row in page.rows]
+            found += [each for each in rows if each[1] in wanted]
+            damaged += page.damaged
+            if page.cursor is None or len(found) >= limit:
+                return found, page.cursor, tuple(damaged)
+            query = msgspec.structs.replace(query, cursor=page.cursor)
 
     def values(self, incarnation: str) -> ValueReader:
         """Reads the values of a workflow. Without a cluster there are no ObjectRefs: what they

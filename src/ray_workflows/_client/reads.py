@@ -6,12 +6,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from ray_workflows._client.outputs import Awaited, read_row
-from ray_workflows._client.reader import ACTIVE, Reader
+from ray_workflows._client.reader import ACTIVE, Reader, asks_who_lives, stored_statuses
 from ray_workflows._client.task_states import task_infos
 from ray_workflows._client.views import WorkflowView, task_metadata
 from ray_workflows._model import events as ev
-from ray_workflows._model.catalog import CatalogRow
+from ray_workflows._model.catalog import CatalogQuery, CatalogRow
+from ray_workflows._model.filters import Filter
 from ray_workflows._model.ids import validate_workflow_id
+from ray_workflows._model.listing import WorkflowPage, info_of
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.tasks import TaskInfo
 from ray_workflows.exceptions import OutputNotAvailableError, WorkflowNotFoundError
@@ -41,6 +43,25 @@ def list_rows(
     for rows in interrupted.values():
         found += [(row, WorkflowStatus.RESUMABLE) for row in rows]
     return found
+
+
+def list_workflows(
+    reader: Reader, filter: Filter, newest_first: bool, limit: int, after: str | None
+) -> WorkflowPage:
+    """A page of what a filter means."""
+    found, cursor, damaged = reader.page(
+        filter, newest_first=newest_first, limit=limit, after=after
+    )
+    return WorkflowPage(tuple(info_of(*each) for each in found), cursor, damaged)
+
+
+def count_workflows(reader: Reader, filter: Filter) -> int:
+    """How many workflows a filter means."""
+    if asks_who_lives(filter.statuses):
+        return sum(1 for _ in reader.rows(filter.statuses, conditions=filter.conditions))
+    stored = stored_statuses(filter.statuses)
+    query = CatalogQuery(statuses=stored, conditions=filter.conditions)
+    return reader.storage.count_catalog(query)
 
 
 def get_metadata(reader: Reader, workflow_id: str, task_id: str | None) -> dict[str, Any]:

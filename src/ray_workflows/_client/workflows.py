@@ -32,8 +32,11 @@ from ray_workflows._client.waiter import OutputError, waiter_class
 from ray_workflows._coordinator.requests import Submitted
 from ray_workflows._coordinator.wire import ENCODER, OutputWanted
 from ray_workflows._model.answers import Accepted, Finished
+from ray_workflows._model.catalog import Tag
 from ray_workflows._model.environment import EnvironmentInfo
+from ray_workflows._model.filters import Filter
 from ray_workflows._model.ids import validate_workflow_id
+from ray_workflows._model.listing import WorkflowPage
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.tasks import TaskInfo
 from ray_workflows.exceptions import WorkflowAlreadyRunningError
@@ -120,12 +123,13 @@ def drafted(
     kwargs: dict[str, Any],
     workflow_id: str | None,
     metadata: dict[str, Any],
+    tags: dict[str, Tag],
     timeout: float | None,
 ) -> Iterator[Drafts]:
     """One captured workflow, to be sent."""
     check_root(dag)
     with Drafts(connect()) as drafts:
-        drafts.capture(dag, args, kwargs, given_or_generated(workflow_id), metadata, timeout)
+        drafts.capture(dag, args, kwargs, given_or_generated(workflow_id), metadata, tags, timeout)
         yield drafts
 
 
@@ -133,6 +137,7 @@ def run_async_many(
     dags: Sequence[DAGNode],
     workflow_ids: Sequence[str] | None,
     metadata: dict[str, Any],
+    tags: dict[str, Tag],
     timeout: float | None,
 ) -> list[ray.ObjectRef]:
     for dag in dags:
@@ -141,7 +146,7 @@ def run_async_many(
     ids = [given_or_generated(workflow_id) for workflow_id in given]
     with Drafts(connect()) as drafts:
         for dag, workflow_id in zip(dags, ids, strict=True):
-            drafts.capture(dag, (), {}, workflow_id, metadata, timeout)
+            drafts.capture(dag, (), {}, workflow_id, metadata, tags, timeout)
         waiter = get_waiter(drafts.connection)
         submitted = drafts.send(waiter.client)
     return [
@@ -202,12 +207,13 @@ def run(
     kwargs: dict[str, Any],
     workflow_id: str | None,
     metadata: dict[str, Any],
+    tags: dict[str, Tag],
     timeout: float | None,
     progress: bool,
 ) -> Any:
     watched = None
     workflow_id = given_or_generated(workflow_id)
-    with drafted(dag, args, kwargs, workflow_id, metadata, timeout) as drafts:
+    with drafted(dag, args, kwargs, workflow_id, metadata, tags, timeout) as drafts:
         if progress:
             submitted = drafts.send()
         else:
@@ -234,9 +240,10 @@ def run_async(
     kwargs: dict[str, Any],
     workflow_id: str | None,
     metadata: dict[str, Any],
+    tags: dict[str, Tag],
     timeout: float | None,
 ) -> ray.ObjectRef:
-    with drafted(dag, args, kwargs, workflow_id, metadata, timeout) as drafts:
+    with drafted(dag, args, kwargs, workflow_id, metadata, tags, timeout) as drafts:
         waiter = get_waiter(drafts.connection)
         submitted = drafts.send(waiter.client)
     workflow_id = drafts.submissions[0].workflow_id
@@ -305,6 +312,15 @@ def signal(workflow_id: str, name: str, value: Any, signal_id: str | None) -> No
     signals.send(connect(), validate_workflow_id(workflow_id), name, value, signal_id)
 
 
+# -- tags ----------------------------------------------------------------------------------
+
+
+def set_tags(workflow_id: str, tags: dict[str, Tag | None]) -> None:
+    connection = connect()
+    row = read_row(connection.storage, validate_workflow_id(workflow_id))
+    connection.ask("set_tags", row.workflow_id, tags, incarnation=row.incarnation)
+
+
 # -- stop and remove -----------------------------------------------------------------------
 
 
@@ -347,6 +363,16 @@ def get_status(workflow_id: str) -> WorkflowStatus:
 
 def list_all(wanted: Iterable[WorkflowStatus]) -> list[tuple[str, WorkflowStatus]]:
     return reads.list_all(connect(), wanted)
+
+
+def list_workflows(
+    filter: Filter, newest_first: bool, limit: int, after: str | None
+) -> WorkflowPage:
+    return reads.list_workflows(connect(), filter, newest_first, limit, after)
+
+
+def count_workflows(filter: Filter) -> int:
+    return reads.count_workflows(connect(), filter)
 
 
 def get_metadata(workflow_id: str, task_id: str | None) -> dict[str, Any]:

@@ -59,6 +59,7 @@ from ray_workflows._executor.ray_tasks import RayExecutor
 from ray_workflows._executor.timers import log_failure, start_for_ever
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.answers import Accepted
+from ray_workflows._model.catalog import Tag
 from ray_workflows._model.inputs import AttemptRuns
 from ray_workflows._model.plan import EnvironmentChange
 from ray_workflows._ray.errors import unpickle_no_user_errors
@@ -111,6 +112,7 @@ def submit_input(submission: Submission) -> inp.Submit:
         change=submission.change,
         asks_first=submission.change is None,
         changes=submission.changes,
+        tags=submission.tags,
     )
 
 
@@ -344,6 +346,10 @@ class Coordinator:
     def cancel(self, workflow_id: str, incarnation: str = "") -> Any:
         """Cancel a workflow: None or an error."""
         return self.request(workflow_id, inp.Cancel(incarnation))
+
+    def set_tags(self, workflow_id: str, tags: dict[str, Tag | None], incarnation: str = "") -> Any:
+        """Lay tags over those of a workflow: None or an error."""
+        return self.request(workflow_id, inp.SetTags(tags, incarnation))
 
     def signal(self, encoded: bytes) -> Any:
         """Give a workflow a signal, which is `Sent`: `Received` or an error."""

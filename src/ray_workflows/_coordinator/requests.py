@@ -9,7 +9,7 @@ import msgspec
 
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.answers import Accepted, Finished
-from ray_workflows._model.catalog import CatalogRow
+from ray_workflows._model.catalog import CatalogRow, Tag
 from ray_workflows._model.plan import EnvironmentChange
 from ray_workflows._model.values import Outcome
 
@@ -36,6 +36,7 @@ class Submission(msgspec.Struct, frozen=True):
     fork: bytes | None = None
     change: EnvironmentChange | None = None
     changes: str = ""
+    tags: dict[str, Tag] = {}
 
     @property
     def size(self) -> int:

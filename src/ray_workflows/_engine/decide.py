@@ -34,6 +34,7 @@ ASKED_OF_LIFECYCLE: dict[
     inp.Cancel: lifecycle.on_cancel,
     inp.Signal: lifecycle.on_signal,
     inp.FindSignal: lifecycle.on_find_signal,
+    inp.SetTags: lifecycle.on_set_tags,
     inp.AcknowledgeSignals: lifecycle.on_acknowledge_signals,
 }
 

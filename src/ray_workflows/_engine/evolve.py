@@ -268,6 +268,10 @@ def apply_values_lost(state: WorkflowState, event: ev.ValuesLost, deltas: list[C
 # -- signals -------------------------------------------------------------------------------
 
 
+def apply_tags_set(state: WorkflowState, event: ev.TagsSet, deltas: list[Command]) -> None:
+    lifecycle.apply_tags_set(state, event)
+
+
 def apply_signal_received(
     state: WorkflowState, event: ev.SignalReceived, deltas: list[Command]
 ) -> None:
@@ -446,6 +450,7 @@ APPLIERS: dict[type[ev.Event], Callable[[WorkflowState, Any, list[Command]], Non
     ev.TaskFailed: apply_task_failed,
     ev.ErrorCaught: apply_error_caught,
     ev.ValuesLost: apply_values_lost,
+    ev.TagsSet: apply_tags_set,
     ev.SignalReceived: apply_signal_received,
     ev.SignalTaken: apply_signal_taken,
     ev.SignalAcknowledged: apply_signal_acknowledged,

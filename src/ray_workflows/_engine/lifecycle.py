@@ -34,6 +34,7 @@ from ray_workflows._model.answers import (
 )
 from ray_workflows._model.plan import EnvironmentChange
 from ray_workflows._model.status import WorkflowStatus
+from ray_workflows._model.tags import MAX_TAGS, too_many, with_tags
 from ray_workflows._model.values import ErrorInfo
 from ray_workflows.exceptions import (
     SignalRefusedError,
@@ -87,6 +88,7 @@ def on_submit(
             holder=around.holder,
             request_id=input.request_id,
             timeout=input.timeout,
+            tags=input.tags,
         )
     ]
     history = input.history or ()
@@ -208,6 +210,18 @@ def on_signal(state: Lifecycle, input: inp.Signal, now: float, around: Surroundi
     return Decision([received], Received())
 
 
+def on_set_tags(
+    state: WorkflowState, input: inp.SetTags, now: float, around: Surroundings
+) -> Decision:
+    """Also of one that has ended: nothing follows from its tags."""
+    if not is_there(state, input.incarnation):
+        return Decision([], WorkflowNotFoundError(state.workflow_id))
+    tags = with_tags(state.tags, input.tags)
+    if len(tags) > MAX_TAGS:
+        return Decision([], ValueError(too_many(len(tags))))
+    return Decision([] if tags == state.tags else [ev.TagsSet(at=now, tags=tags)])
+
+
 def on_find_signal(
     state: Lifecycle, input: inp.FindSignal, now: float, around: Surroundings
 ) -> Decision:
@@ -293,6 +307,7 @@ def apply_workflow_submitted(state: Lifecycle, event: ev.WorkflowSubmitted) -> N
     state.metadata = event.metadata
     state.request_id = event.request_id
     state.name = event.plan.name
+    state.tags = event.tags
     state.plan_digest = event.plan.digest
     state.environment = event.plan.environment
     state.timeout = event.timeout
@@ -380,6 +395,10 @@ def settle(state: Lifecycle, status: WorkflowStatus, at: float) -> None:
     state.deadline = None
 
 
+def apply_tags_set(state: Lifecycle, event: ev.TagsSet) -> None:
+    state.tags = event.tags
+
+
 def apply_signal_received(state: Lifecycle, event: ev.SignalReceived) -> None:
     keep(state, event.name, event.signal_id, event.value)
 
@@ -403,6 +422,7 @@ APPLIERS: dict[type[ev.Event], Callable[[Lifecycle, Any], None]] = {
     ev.WorkflowFailed: apply_workflow_failed,
     ev.WorkflowTimedOut: apply_workflow_timed_out,
     ev.WorkflowReleased: apply_workflow_released,
+    ev.TagsSet: apply_tags_set,
     ev.SignalReceived: apply_signal_received,
     ev.SignalTaken: apply_signal_taken,
     ev.SignalAcknowledged: apply_signal_acknowledged,

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from ray_workflows._model.catalog import Tag
 from ray_workflows._model.plan import EnvironmentChange, Plan
 from ray_workflows._model.values import ErrorInfo, Outcome, Value
 
@@ -33,6 +34,7 @@ class WorkflowSubmitted(Event, frozen=True, tag="workflow-submitted"):
     holder: str
     request_id: str = ""
     timeout: float | None = None
+    tags: dict[str, Tag] = {}
 
 
 class WorkflowClaimed(Event, frozen=True, tag="workflow-claimed"):
@@ -229,6 +231,12 @@ class StateSaved(Event, frozen=True, tag="state-saved"):
     last_whole: int = 0
 
 
+class TagsSet(Event, frozen=True, tag="tags-set"):
+    """These are the tags of the workflow from now on, and no others."""
+
+    tags: dict[str, Tag]
+
+
 AnyEvent = (
     WorkflowSubmitted
     | WorkflowClaimed
@@ -252,4 +260,5 @@ AnyEvent = (
     | SignalTaken
     | SignalAcknowledged
     | StateSaved
+    | TagsSet
 )

@@ -16,14 +16,12 @@ import msgspec
 
 from ray_workflows._model.catalog import KINDS, TAGS, Condition, Operator
 from ray_workflows._model.status import WORKFLOWS, WorkflowStatus
+from ray_workflows._model.tags import TAG_NAME
 from ray_workflows.exceptions import InvalidFilterError
 
 #: The columns as they are called in filters, and what they are of a row.
 TEXTS = {"id": "workflow_id", "kind": "kind", "name": "name", "queue": "queue", "parent": "parent"}
 TIMES = {"submitted": "submitted_at", "ended": "ended_at"}
-
-#: What the name of a tag consists of, so that it can stand in a filter.
-TAG_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.:/-]{0,99}"
 
 WORD = re.compile(
     r"""

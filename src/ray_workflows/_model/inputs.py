@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from ray_workflows._model.catalog import Tag
 from ray_workflows._model.events import Event
 from ray_workflows._model.plan import EnvironmentChange, Plan
 from ray_workflows._model.values import ErrorInfo, Value
@@ -39,6 +40,7 @@ class Submit(Asked, frozen=True):
     change: EnvironmentChange | None = None
     asks_first: bool = False
     changes: str = ""
+    tags: dict[str, Tag] = {}
 
 
 class Resume(Asked, frozen=True):
@@ -76,6 +78,14 @@ class Signal(Asked, frozen=True):
     sole: bool = False
     most: int | None = None
     asks: bool = False
+
+
+class SetTags(Asked, frozen=True):
+    """Lay tags over those of the workflow, whoever drives it; None takes one away. Repeating it is
+    harmless."""
+
+    tags: dict[str, Tag | None]
+    incarnation: str = ""
 
 
 class FindSignal(Asked, frozen=True):

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from ray_workflows._model.catalog import Tag
 from ray_workflows._model.values import Blob, Value
 
 #: How a task is executed: a Ray task, an event listener in the listener host, a timer, or a wait
@@ -41,7 +42,8 @@ class TaskOptions(msgspec.Struct, frozen=True, array_like=True):
     wait for a signal, and ``duration``, of a timer, are in seconds. ``batch``: if it is short, it
     may travel with others. ``signal`` is the name of the signal that is waited for.
     ``preemptions``: how often it is tried again when its node was lost; -1: as often as it takes;
-    None: so too, but never if it is not to be retried at all.
+    None: so too, but never if it is not to be retried at all. ``tags``: of a workflow whose result
+    the task makes.
     """
 
     kind: str = FUNCTION
@@ -60,6 +62,7 @@ class TaskOptions(msgspec.Struct, frozen=True, array_like=True):
     batch: bool = True
     signal: str = ""
     preemptions: int | None = None
+    tags: dict[str, Tag] = {}
 
     def with_ray(self, given: Mapping[str, Any]) -> TaskOptions:
         """With some of Ray's options laid over; one that is None is taken away."""
@@ -158,6 +161,11 @@ class Plan(msgspec.Struct, frozen=True, array_like=True):
     def output(self) -> int:
         """Index of the task whose result is the result of the plan."""
         return len(self.tasks) - 1
+
+    @property
+    def tags(self) -> dict[str, Tag]:
+        """The tags of a workflow that it is the plan of."""
+        return self.options[self.tasks[self.output].options].tags
 
     @property
     def name(self) -> str:
