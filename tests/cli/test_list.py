@@ -64,6 +64,9 @@ def test_json_has_what_the_catalog_has(store: Store, cli: Cli) -> None:
     assert found == {
         "workflow_id": "broken",
         "status": "FAILED",
+        "kind": "dag",
+        "name": "f",
+        "tags": {},
         "submitted_at": row.submitted_at,
         "started_at": row.started_at,
         "ended_at": row.ended_at,

@@ -48,7 +48,7 @@ for name in [name for name in globals() if not name.startswith("__")]:
 def test_the_pages_run(tmp_path: Path) -> None:
     """One after the other, on one cluster."""
     blocks = {}
-    for name in ("types", "environments", "signals"):
+    for name in ("types", "environments", "signals", "finding"):
         (blocks[name],) = python_blocks(ROOT / "docs" / f"{name}.md")
     code = QUICKLY + NEXT_PAGE.join(blocks.values())
     store = str(tmp_path / "store")
@@ -59,7 +59,7 @@ def test_the_pages_run(tmp_path: Path) -> None:
         for block in blocks.values()
         for line in re.findall(r"^print.*  # (.+)$", block, re.MULTILINE)
     ]
-    assert len(expected) == 6
+    assert len(expected) == 12
     assert [line for line in printed if line in expected] == expected
 
 
@@ -75,7 +75,7 @@ def test_the_example_of_a_codec_runs(tmp_path: Path) -> None:
     assert max(path.stat().st_size for path in stored) < 400_000
 
 
-@pytest.mark.parametrize("module", ["api", "options", "retry", "events"])
+@pytest.mark.parametrize("module", ["api", "bulk", "options", "retry", "events"])
 def test_docstring_examples_run(cluster: None, module: str) -> None:
     import importlib
 

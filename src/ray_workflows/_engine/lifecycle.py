@@ -210,9 +210,7 @@ def on_signal(state: Lifecycle, input: inp.Signal, now: float, around: Surroundi
     return Decision([received], Received())
 
 
-def on_set_tags(
-    state: WorkflowState, input: inp.SetTags, now: float, around: Surroundings
-) -> Decision:
+def on_set_tags(state: Lifecycle, input: inp.SetTags, now: float, around: Surroundings) -> Decision:
     """Also of one that has ended: nothing follows from its tags."""
     if not is_there(state, input.incarnation):
         return Decision([], WorkflowNotFoundError(state.workflow_id))

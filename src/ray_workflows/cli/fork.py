@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import click
 
-from ray_workflows._client import workflows
+from ray_workflows._client import bulk, workflows
 from ray_workflows._client.code_changes import CodeChanges
 from ray_workflows._client.environments import Wishes
+from ray_workflows._model.filters import Filter
 from ray_workflows._model.ids import validate_workflow_id
+from ray_workflows.cli.bulk import check_one_or_many, do_many, many_options
 from ray_workflows.cli.clusters import connect
 from ray_workflows.cli.messages import note_changes
 from ray_workflows.cli.parameters import (
@@ -16,7 +18,6 @@ from ray_workflows.cli.parameters import (
     codec_option,
     json_option,
     storage_option,
-    workflow_argument,
 )
 from ray_workflows.cli.printing import Command, print_json, print_result, printable
 from ray_workflows.cli.scripts import load_script, script_option
@@ -24,7 +25,7 @@ from ray_workflows.cli.waiting import START_SECONDS, within
 
 
 @click.command(cls=Command)
-@workflow_argument
+@many_options
 @storage_option
 @codec_option
 @address_option
@@ -35,7 +36,10 @@ from ray_workflows.cli.waiting import START_SECONDS, within
 @click.option("--no-strict", is_flag=True, help="Also if something that it needs is not here.")
 @json_option
 def fork(
-    workflow_id: str,
+    workflow_id: str | None,
+    wanted: Filter | None,
+    dry_run: bool,
+    yes: bool,
     storage: str | None,
     address: str | None,
     from_task: str,
@@ -47,16 +51,34 @@ def fork(
 ) -> None:
     """Run the workflow ID again from one of its tasks.
 
-    The run is a workflow of its own, which keeps all results but those of that task and of what
-    is downstream of it. Prints the id of the new workflow, which goes on in the cluster.
+    With --filter, those that a filter means. The run is a workflow of its own, which keeps all
+    results but those of that task and of what is downstream of it. Prints the id of the new
+    workflow, which goes on in the cluster.
     """
-    for given in (workflow_id, new_id):
-        if given is not None:
-            validate_workflow_id(given)
+    check_one_or_many(workflow_id, wanted, dry_run, yes)
+    if new_id is not None:
+        if wanted is not None:
+            raise click.UsageError("--new-id names one workflow, and --filter means many.")
+        validate_workflow_id(new_id)
     load_script(script, code)
     connection = connect(storage, address)
     changes = CodeChanges(connection.storage)
     wishes = Wishes(code, strict=not no_strict)
+    if wanted is not None:
+        do_many(
+            connection,
+            wanted,
+            bulk.TO_FORK,
+            lambda row: workflows.forked(
+                connection, row.workflow_id, from_task, None, wishes, changes
+            ),
+            done="forked",
+            dry_run=dry_run,
+            yes=yes,
+            as_json=as_json,
+        )
+        return
+    assert workflow_id is not None
     what = f"{printable(workflow_id)} to be forked"
     start = (connection, workflow_id, from_task, new_id, wishes, changes)
     created = within(START_SECONDS, what, workflows.forked, *start)

@@ -8,7 +8,9 @@ from typing import Any
 import click
 
 from ray_workflows._model.catalog import CatalogRow
-from ray_workflows._model.status import WorkflowStatus
+from ray_workflows._model.filters import Filter
+from ray_workflows._model.status import WORKFLOWS, WorkflowStatus
+from ray_workflows.cli.bulk import filter_option
 from ray_workflows.cli.clusters import find_reader
 from ray_workflows.cli.parameters import json_option, storage_option
 from ray_workflows.cli.printing import (
@@ -38,6 +40,9 @@ def describe(row: CatalogRow, status: WorkflowStatus, now: float) -> dict[str, A
     return {
         "workflow_id": row.workflow_id,
         "status": status.value,
+        "kind": row.kind,
+        "name": row.name,
+        "tags": row.tags,
         "submitted_at": row.submitted_at,
         "started_at": row.started_at,
         "ended_at": row.ended_at,
@@ -66,6 +71,7 @@ def cells(found: dict[str, Any]) -> tuple[str, ...]:
     multiple=True,
     help="Only workflows of this status. Can be given several times.",
 )
+@filter_option
 @click.option(
     "--limit",
     type=click.IntRange(min=1),
@@ -76,17 +82,30 @@ def cells(found: dict[str, Any]) -> tuple[str, ...]:
 @click.option("--all", "everything", is_flag=True, help="List all, however many there are.")
 @json_option
 def list_workflows(
-    storage: str | None, statuses: tuple[str, ...], limit: int, everything: bool, as_json: bool
+    storage: str | None,
+    statuses: tuple[str, ...],
+    wanted: Filter | None,
+    limit: int,
+    everything: bool,
+    as_json: bool,
 ) -> None:
     """List workflows, the newest first.
 
     In a pipe each is a line with tabs between its ID, status, time of submission, duration and
     the first line of its error.
     """
+    wanted = wanted or Filter()
+    if statuses and wanted.statuses:
+        raise click.UsageError("Name the statuses with --status or in --filter.")
     reader = find_reader(storage)
-    wanted = {WorkflowStatus(status.upper()) for status in statuses or STATUSES}
+    named = {WorkflowStatus(status.upper()) for status in statuses}
     # One more shows whether there are more.
-    rows = reader.rows(wanted, newest_first=True, page=PAGE if everything else min(limit + 1, PAGE))
+    rows = reader.rows(
+        named or wanted.statuses or WORKFLOWS,
+        newest_first=True,
+        page=PAGE if everything else min(limit + 1, PAGE),
+        conditions=wanted.conditions,
+    )
     now = reader.storage.now()
     found = (describe(row, status, now) for row, status in rows)
     shown = found if everything else itertools.islice(found, limit)

@@ -7,13 +7,16 @@ from typing import Any
 
 import click
 
-from ray_workflows._client import environments
+from ray_workflows._client import bulk, environments
 from ray_workflows._client.code_changes import CodeChanges
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.environments import Wishes
 from ray_workflows._client.outputs import await_output
 from ray_workflows._client.reads import import_directories
-from ray_workflows._model.ids import validate_workflow_id
+from ray_workflows._model.catalog import CatalogRow
+from ray_workflows._model.filters import Filter
+from ray_workflows._model.status import WorkflowStatus
+from ray_workflows.cli.bulk import check_one_or_many, do_many, many_options
 from ray_workflows.cli.clusters import NoClusterError, connect, local_cluster
 from ray_workflows.cli.messages import command, explain_resume, note_changes
 from ray_workflows.cli.parameters import (
@@ -22,7 +25,6 @@ from ray_workflows.cli.parameters import (
     codec_option,
     json_option,
     storage_option,
-    workflow_argument,
 )
 from ray_workflows.cli.printing import Command, note, printable
 from ray_workflows.cli.scripts import load_script, script_option
@@ -47,7 +49,7 @@ def parse_runtime_env(
 
 
 @click.command(cls=Command)
-@workflow_argument
+@many_options
 @storage_option
 @codec_option
 @address_option
@@ -69,7 +71,10 @@ def parse_runtime_env(
 @click.option("--no-wait", is_flag=True, help="Return when it goes on; do not wait for the output.")
 @json_option
 def resume(
-    workflow_id: str,
+    workflow_id: str | None,
+    wanted: Filter | None,
+    dry_run: bool,
+    yes: bool,
     storage: str | None,
     address: str | None,
     local: bool,
@@ -83,17 +88,41 @@ def resume(
 ) -> None:
     """Resume the workflow ID and print its output.
 
-    Finished tasks do not run again. The output of one that has finished is printed at once.
+    With --filter, resume those that a filter means. Finished tasks do not run again. The output of
+    one that has finished is printed at once. Many are not waited for; a filter without a status
+    means those that are RESUMABLE or FAILED.
     """
+    check_one_or_many(workflow_id, wanted, dry_run, yes)
+    if wanted is not None and local:
+        raise click.UsageError("--local runs one workflow, and --filter means many.")
     if local and no_wait:
         raise click.UsageError("--local runs it in this process: leave --no-wait out.")
     if local and address:
         raise click.UsageError("--local starts a cluster, --address names one: choose.")
     if no_wait and as_json:
         raise click.UsageError("--no-wait prints no output: leave --json out.")
-    validate_workflow_id(workflow_id)
     load_script(script, code)
     wishes = Wishes(code, runtime_env, {}, not no_strict)
+    if wanted is not None:
+        many = (*bulk.TO_RESUME, *([WorkflowStatus.CANCELED] if canceled else []))
+        connection = connect(storage, address)
+        changes = CodeChanges(connection.storage)
+
+        def start(row: CatalogRow) -> None:
+            environments.resume(connection, row.workflow_id, canceled, wishes, changes.look)
+
+        do_many(
+            connection,
+            wanted,
+            many,
+            start,
+            done="resumed",
+            dry_run=dry_run,
+            yes=yes,
+            as_json=as_json,
+        )
+        return
+    assert workflow_id is not None
     try:
         if local:
             with local_cluster(storage) as connection:

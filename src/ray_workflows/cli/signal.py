@@ -10,7 +10,10 @@ from typing import Any
 import click
 
 import ray_workflows
-from ray_workflows._model.ids import validate_signal_text, validate_workflow_id
+from ray_workflows._client import bulk, signals
+from ray_workflows._model.filters import Filter
+from ray_workflows._model.ids import validate_signal_text
+from ray_workflows.cli.bulk import check_one_or_many, do_many, filter_option
 from ray_workflows.cli.clusters import connect
 from ray_workflows.cli.messages import command
 from ray_workflows.cli.parameters import (
@@ -18,7 +21,6 @@ from ray_workflows.cli.parameters import (
     codec_option,
     json_option,
     storage_option,
-    workflow_argument,
 )
 from ray_workflows.cli.printing import Command, print_json, print_result, printable
 from ray_workflows.cli.waiting import CLUSTER_SECONDS, within
@@ -42,9 +44,19 @@ def parse_text(ctx: click.Context, param: click.Parameter, text: str | None) -> 
         raise click.BadParameter(str(error)) from None
 
 
+def parse_name(text: str) -> str:
+    """The name of a signal."""
+    try:
+        return validate_signal_text("name", text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="'NAME'") from None
+
+
 @click.command(cls=Command)
-@workflow_argument
-@click.argument("name", callback=parse_text)
+@click.argument("words", metavar="[ID] NAME", nargs=-1)
+@filter_option
+@click.option("--dry-run", is_flag=True, help="With --filter: only print which.")
+@click.option("--yes", is_flag=True, help="With --filter: do not ask.")
 @storage_option
 @codec_option
 @address_option
@@ -59,8 +71,10 @@ def parse_text(ctx: click.Context, param: click.Parameter, text: str | None) -> 
 )
 @json_option
 def signal(
-    workflow_id: str,
-    name: str,
+    words: tuple[str, ...],
+    wanted: Filter | None,
+    dry_run: bool,
+    yes: bool,
     storage: str | None,
     address: str | None,
     value: Any,
@@ -69,10 +83,29 @@ def signal(
 ) -> None:
     """Send the workflow ID the signal NAME.
 
-    It is kept until a task of the workflow takes it, and taken once.
+    With --filter, those that a filter means. It is kept until a task of the workflow takes it, and
+    taken once. A filter without a status means those that take signals.
     """
-    validate_workflow_id(workflow_id)
-    connect(storage, address)
+    if len(words) != (2 if wanted is None else 1):
+        raise click.UsageError("Give an ID and the NAME of a signal, or --filter and the NAME.")
+    name = parse_name(words[-1])
+    workflow_id = words[0] if wanted is None else None
+    check_one_or_many(workflow_id, wanted, dry_run, yes)
+    connection = connect(storage, address)
+    if wanted is not None:
+        do_many(
+            connection,
+            wanted,
+            bulk.TO_SIGNAL,
+            lambda row: signals.send(connection, row.workflow_id, name, value, signal_id),
+            done="signaled",
+            dry_run=dry_run,
+            yes=yes,
+            as_json=as_json,
+            threads=bulk.THREADS,
+        )
+        return
+    assert workflow_id is not None
     try:
         send = functools.partial(ray_workflows.signal, signal_id=signal_id)
         within(CLUSTER_SECONDS, "the coordinator to take it", send, workflow_id, name, value)

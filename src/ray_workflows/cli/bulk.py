@@ -1,0 +1,119 @@
+"""What commands have in common that take an ID or, in its place, a filter for many workflows."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import click
+
+from ray_workflows._client.bulk import BulkResult, do_each, find_targets
+from ray_workflows._client.reader import Reader
+from ray_workflows._model.catalog import CatalogRow
+from ray_workflows._model.filters import Filter, parse_filter
+from ray_workflows._model.ids import validate_workflow_id
+from ray_workflows._model.status import WorkflowStatus
+from ray_workflows.cli.parameters import Command
+from ray_workflows.cli.printing import count, note, one_line, print_json, print_result, printable
+from ray_workflows.exceptions import InvalidFilterError
+
+
+def read_filter(ctx: click.Context, param: click.Parameter, text: str | None) -> Filter | None:
+    """What a filter means."""
+    try:
+        return None if text is None else parse_filter(text)
+    except InvalidFilterError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+filter_option = click.option(
+    "--filter",
+    "wanted",
+    metavar="FILTER",
+    callback=read_filter,
+    help="Those that a filter means, such as 'status=FAILED tag.team=vision id=order-*'.",
+)
+
+
+def many_options(command: Command) -> Command:
+    """The options for many workflows in place of one."""
+    for option in (
+        click.option("--yes", is_flag=True, help="With --filter: do not ask."),
+        click.option("--dry-run", is_flag=True, help="With --filter: only print which."),
+        filter_option,
+        click.argument("workflow_id", metavar="[ID]", required=False),
+    ):
+        command = option(command)
+    return command
+
+
+def check_one_or_many(
+    workflow_id: str | None, wanted: Filter | None, dry_run: bool, yes: bool
+) -> None:
+    """Raise unless there is an ID or a filter."""
+    if (workflow_id is None) == (wanted is None):
+        raise click.UsageError("Name a workflow by its ID, or many by --filter.")
+    if wanted is None and (dry_run or yes):
+        raise click.UsageError("--dry-run and --yes go with --filter.")
+    if workflow_id is not None:
+        validate_workflow_id(workflow_id)
+
+
+def do_many(
+    reader: Reader,
+    wanted: Filter,
+    usual: Iterable[WorkflowStatus],
+    verb: Callable[[CatalogRow], Any],
+    *,
+    done: str,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+    threads: int = 1,
+) -> None:
+    """Do something to each workflow that a filter means, and print what became of it.
+
+    Args:
+        reader: where they are.
+        wanted: the filter.
+        usual: the statuses that it means if it names none.
+        verb: what is done to each; what it returns is printed.
+        done: what has happened to them then: ``canceled``.
+        dry_run: only print which.
+        yes: do not ask.
+        as_json: print one document.
+        threads: to how many at once it is done.
+    """
+    try:
+        targets = find_targets(reader, wanted, usual)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    if targets and not dry_run and not yes:
+        if not sys.stdin.isatty():
+            raise click.UsageError("There is nobody to ask: say --yes, or --dry-run.")
+        question = f"{count(len(targets))} in {reader.storage.url} will be {done}. Go on?"
+        click.confirm(question, abort=True, err=True)
+    results = [BulkResult(row.workflow_id) for row in targets]
+    if not dry_run:
+        results = do_each(targets, verb, threads)
+    failed = [each for each in results if each.error is not None]
+    if as_json:
+        print_json([describe(each) for each in results])
+    else:
+        for each in results:
+            if each.error is None:
+                given = f"\t{printable(each.value)}" if isinstance(each.value, str) else ""
+                print_result(f"{printable(each.workflow_id)}{given}")
+    for each in failed:
+        note(f"{printable(each.workflow_id)}: {one_line(str(each.error))}")
+    note(f"{count(len(results) - len(failed))} {'to be ' * dry_run}{done}.")
+    if failed:
+        raise click.ClickException(f"{count(len(failed))} could not be {done}.")
+
+
+def describe(result: BulkResult) -> dict[str, Any]:
+    """What became of a workflow, for machines."""
+    error = None if result.error is None else one_line(str(result.error))
+    value = result.value if isinstance(result.value, str) else None
+    return {"workflow_id": result.workflow_id, "value": value, "error": error}
