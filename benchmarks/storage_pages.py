@@ -6,9 +6,17 @@ import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 from benchmarks.storage_parts import Context, Part, judged, medians
-from ray_workflows._model.catalog import CatalogQuery, CatalogRow
+from ray_workflows._model.catalog import (
+    TAGS,
+    CatalogQuery,
+    CatalogRow,
+    Condition,
+    Operator,
+    Tag,
+)
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.storage.base import Storage
 from ray_workflows.storage.objects.index_keys import entry_key
@@ -23,6 +31,36 @@ from ray_workflows.testing.builders import OK, make_append, make_holder, make_ro
 TARGET_SECONDS = 0.1
 
 FAILED, RUNNING = WorkflowStatus.FAILED, WorkflowStatus.RUNNING
+
+
+def condition(column: str, operator: Operator, text: str = "", **more: Any) -> CatalogQuery:
+    """The newest of those of which this holds."""
+    found = Condition(column, operator, text, **more)
+    return CatalogQuery(limit=100, newest_first=True, conditions=(found,))
+
+
+#: One for each column of a filter: some find one row in a thousand, some nearly all, some none.
+FILTERS = {
+    "id=workflow-00500*": condition("workflow_id", Operator.BEGINS, "workflow-00500"),
+    "id=workflow-*": condition("workflow_id", Operator.BEGINS, "workflow-"),
+    "id=nobody*": condition("workflow_id", Operator.BEGINS, "nobody"),
+    "kind=dag": condition("kind", Operator.IS, "dag"),
+    "kind=actor": condition("kind", Operator.IS, "actor"),
+    "name=rare": condition("name", Operator.IS, "rare"),
+    "name=train*": condition("name", Operator.BEGINS, "train"),
+    "name=nobody*": condition("name", Operator.BEGINS, "nobody"),
+    "queue=gpu": condition("queue", Operator.IS, "gpu"),
+    "parent=workflow-0000000": condition("parent", Operator.IS, "workflow-0000000"),
+    "tag.team=vision": condition(TAGS, Operator.IS, "vision", tag="team"),
+    "tag.team=v*": condition(TAGS, Operator.BEGINS, "v", tag="team"),
+    "tag.rare=true": condition(TAGS, Operator.IS, "true", tag="rare"),
+    "tag.round>5": condition(TAGS, Operator.MORE, "5", number=5.0, tag="round"),
+    "submitted>(all)": condition("submitted_at", Operator.MORE, number=1.7e9 - 1.0),
+    "submitted<(few)": condition("submitted_at", Operator.LESS, number=1.7e9 + 500.0),
+    "ended>(all)": condition("ended_at", Operator.MORE, number=1.0),
+    "ended<(few)": condition("ended_at", Operator.LESS, number=1.7e9 + 500.0),
+    "ended<(none)": condition("ended_at", Operator.LESS, number=1.0),
+}
 
 QUERIES = {
     "100 oldest": CatalogQuery(limit=100),
@@ -44,6 +82,13 @@ def status_of(number: int) -> WorkflowStatus:
     return FAILED if number % 100 == 0 else WorkflowStatus.SUCCESSFUL
 
 
+def tags_of(number: int) -> dict[str, Tag]:
+    """Each of half of them has two."""
+    if number % 2:
+        return {"rare": True} if number % 1000 == 15 else {}
+    return {"team": "vision" if number % 4 else "audio", "round": number % 10}
+
+
 def row_of(number: int) -> CatalogRow:
     """10 s after the one before, so that a day has 8,640."""
     return make_row(
@@ -52,6 +97,12 @@ def row_of(number: int) -> CatalogRow:
         1,
         status=status_of(number),
         submitted_at=1.7e9 + number * 10.0,
+        ended_at=None if status_of(number) is RUNNING else 1.7e9 + number * 10.0 + 5.0,
+        kind="actor" if number % 1000 == 7 else "dag",
+        name="rare" if number % 1000 == 9 else f"train_{number % 20}",
+        queue="gpu" if number % 1000 == 11 else "",
+        parent="workflow-0000000" if number % 1000 == 13 else "",
+        tags=tags_of(number),
     )
 
 
@@ -74,8 +125,7 @@ def fill(storage: Storage, count: int) -> None:
                 row.workflow_id,
                 0,
                 incarnation=row.incarnation,
-                status=row.status,
-                submitted_at=row.submitted_at,
+                **{name: getattr(row, name) for name in row.__struct_fields__[3:]},
             )
             for row in rows
         ]
