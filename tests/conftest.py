@@ -7,15 +7,15 @@ import importlib.metadata
 import os
 import secrets
 import shlex
-import shutil
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.directories import remove_directories, remove_left, short_directory
+from tests.disks import unmount_left
 from tests.ray.processes import LOOPBACK
 from tests.units import SharingOut, tell_units
 
@@ -47,14 +47,15 @@ def pytest_report_header() -> str:
 def pytest_configure(config: pytest.Config) -> None:
     if HOME_VARIABLE not in os.environ:
         # Processes that share the tests out inherit it.
-        home = tempfile.TemporaryDirectory(prefix="rw-home-", ignore_cleanup_errors=True)
-        os.environ["HOME"] = os.environ[HOME_VARIABLE] = home.name
+        remove_left(before=unmount_left)
+        home = short_directory()
+        os.environ["HOME"] = os.environ[HOME_VARIABLE] = home
         # Clusters that start at the same time would each make one, in place of the other's.
-        token = Path(home.name, ".ray", "auth_token")
+        token = Path(home, ".ray", "auth_token")
         token.parent.mkdir()
         token.write_text(secrets.token_hex(32))
-        config.add_cleanup(home.cleanup)
-        use_a_plain_path(Path(home.name))
+        use_a_plain_path(Path(home))
+    config.add_cleanup(remove_directories)
     if config.getoption("numprocesses", None):
         config.pluginmanager.register(SharingOut())
 
@@ -125,9 +126,8 @@ def cluster(storage_dir: Path) -> Iterator[None]:
     import ray_workflows as workflow
     from tests.ray.start import start_cluster
 
-    # Nothing of other clusters of this machine, dead or alive, and nothing left for them. Short,
-    # because the paths of sockets are limited to 107 bytes.
-    ray_directory = tempfile.mkdtemp(prefix="rw-")
+    # Nothing of other clusters of this machine, dead or alive, and nothing left for them.
+    ray_directory = short_directory()
     os.environ["RAY_TMPDIR"] = ray_directory
     # Tests may kill the coordinator and workers; what Ray says of it belongs in its logs.
     start_cluster(
@@ -144,4 +144,3 @@ def cluster(storage_dir: Path) -> Iterator[None]:
         ray.shutdown()
         gc.collect()
     del os.environ["RAY_TMPDIR"]
-    shutil.rmtree(ray_directory, ignore_errors=True)

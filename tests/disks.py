@@ -7,16 +7,22 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+
+from tests.directories import short_directory
 
 #: As root, or as somebody who may become it without being asked, as in CI.
 PREFIXES: tuple[Sequence[str], ...] = ((), ("sudo", "-n"))
 
 #: Where the programs of administrators are, which need not be on the path of others.
 ADMINISTRATION = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+
+
+#: A note of what is mounted, for those who come when this process was killed.
+MOUNTED = "mounted"
 
 
 class SmallDisk:
@@ -103,9 +109,22 @@ def small_disk(path: Path, megabytes: int = 8, kind: str = "tmpfs") -> Iterator[
         why = f"a {kind} can't be mounted here: {error} {getattr(error, 'stderr', '')}".strip()
         assert "CI" not in os.environ, why
         pytest.skip(why)
+    note = Path(short_directory(), MOUNTED)
+    note.write_text(str(path))
     try:
         subprocess.run([*prefix, "chmod", "777", path], check=True)
         yield SmallDisk(path, prefix)
     finally:
         # Lazily: what a killed process had open goes with it.
         subprocess.run([*prefix, program("umount"), "--lazy", path], check=True)
+        note.unlink()
+
+
+def unmount_left(directory: Path) -> None:
+    """Unmount the disk that a note in a directory names: its test was killed."""
+    with suppress(OSError):
+        path = (directory / MOUNTED).read_text()
+        for prefix in PREFIXES:
+            command = [*prefix, program("umount"), "--lazy", path]
+            if os.path.ismount(path):
+                subprocess.run(command, capture_output=True, check=False)

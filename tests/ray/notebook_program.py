@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import tempfile
 from pathlib import Path
 
 import nbformat
 from jupyter_client import KernelManager
 from nbclient import NotebookClient
 
+from tests.directories import short_directory
 from tests.ray.marks import wait_until
 from tests.ray.processes import is_running
 
@@ -21,8 +21,8 @@ class Kernel:
 
     def __init__(self, directory: Path) -> None:
         self.notebook = nbformat.read(os.environ["NOTEBOOK"], as_version=4)
-        # Sockets instead of ports; short, because their paths are limited to 107 bytes.
-        self.private = tempfile.mkdtemp(prefix="rw-")
+        # Sockets instead of ports.
+        self.private = short_directory()
         manager = KernelManager(
             kernel_name="python3",
             transport="ipc",

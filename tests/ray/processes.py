@@ -7,11 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import textwrap
 from pathlib import Path
 from types import TracebackType
 
+from tests.directories import short_directory
 from tests.ray.marks import wait_until
 
 #: Makes Ray listen on 127.0.0.1 only; `_node_ip_address` alone does not, Ray replaces it.
@@ -33,8 +33,7 @@ class DriverProcess:
         self.path.write_text(textwrap.dedent(code))
         self.output = directory / "driver.log"
         # Ray notes there which cluster is this machine's; a killed one must not stay noted.
-        # Short, because the paths of sockets are limited to 107 bytes.
-        self.ray_directory = tempfile.mkdtemp(prefix="rw-")
+        self.ray_directory = short_directory()
         environment = {
             **os.environ,
             # The package of this tree, wherever another one is installed.
