@@ -31,6 +31,7 @@ from ray_workflows._engine import commands as commands_module
 from ray_workflows._engine import decide as decide_module
 from ray_workflows._engine import evolve as evolve_module
 from ray_workflows._engine import lifecycle as lifecycle_module
+from ray_workflows._engine import signals as signals_module
 from ray_workflows._engine import waits as waits_module
 from ray_workflows._engine.state import Phase, WorkflowState
 from ray_workflows._model import events as ev
@@ -268,7 +269,7 @@ def the_newest_signal_is_taken_first(patch: Any) -> None:
 @breaks("stuck")
 def signals_that_came_too_early_are_not_looked_at(patch: Any) -> None:
     patch.setattr(commands_module, "can_deliver", lambda state: False)
-    patch.setattr(evolve_module, "can_deliver", lambda state: False)
+    patch.setattr(signals_module, "can_deliver", lambda state: False)
 
 
 @breaks("stuck")

@@ -13,7 +13,8 @@ from typing import Any
 from ray_workflows._engine import lifecycle
 from ray_workflows._engine.commands import commands, start_attempt
 from ray_workflows._engine.names import register_task_ids
-from ray_workflows._engine.signals import can_deliver, keep, leave, restart, take, wait
+from ray_workflows._engine.signals import keep, restart, take
+from ray_workflows._engine.sources import SOURCES, WAITING
 from ray_workflows._engine.state import Frame, Phase, Task, WorkflowState
 from ray_workflows._model import events as ev
 from ray_workflows._model.commands import (
@@ -23,7 +24,7 @@ from ray_workflows._model.commands import (
     Settle,
     WakeAt,
 )
-from ray_workflows._model.plan import SIGNAL, TIMER, Plan
+from ray_workflows._model.plan import Plan
 from ray_workflows._model.tasks import AttemptOutcome
 from ray_workflows._model.values import Outcome, Value
 
@@ -196,7 +197,7 @@ def apply_task_continued(
     wraps = task.options.catch_exceptions
     checkpoint = task.checkpoint
     stored = task.is_output and frame.stored
-    state.active.pop(task.number, None)
+    end_wait(state, task)
     task.phase = Phase.CONTINUED
     if task.is_output:
         # A continuation in tail position takes the place of the frame it ends, so that a loop of
@@ -214,7 +215,7 @@ def apply_task_continued(
         checkpoint=checkpoint,
         stored=stored,
     )
-    if any(option.kind == SIGNAL for option in event.plan.options):
+    if not all(SOURCES[option.kind].repeats for option in event.plan.options):
         for around in takewhile(lambda around: not around.stored, state.frames_around(opened)):
             around.stored = True
     for number in range(opened.first, opened.first + len(event.plan.tasks)):
@@ -226,11 +227,9 @@ def apply_task_continued(
 
 def apply_task_failed(state: WorkflowState, event: ev.TaskFailed, deltas: list[Command]) -> None:
     task = state.tasks[event.task]
-    if task.phase is Phase.EXPECTING:
-        leave(state, task)
+    end_wait(state, task)
     task.attempts += 1
     task.phase = Phase.FAILED
-    state.active.pop(task.number, None)
 
 
 def apply_error_caught(state: WorkflowState, event: ev.ErrorCaught, deltas: list[Command]) -> None:
@@ -316,43 +315,28 @@ def open_frame(
 
 
 def activate(state: WorkflowState, task: Task, at: float) -> None:
-    """All inputs are there: the task may run, or the timer starts."""
-    kind = task.options.kind
-    if kind == TIMER:
-        task.phase = Phase.TIMING
-        task.until = at + task.options.duration
-        state.timers[task.number] = task.until
-    elif kind == SIGNAL:
-        wait(state, task, at)
-    else:
-        task.phase = Phase.ACTIVE
-        task.until = 0.0
-        state.active[task.number] = None
+    """All inputs are there: the task waits for what brings its result."""
+    SOURCES[task.options.kind].begin(state, task, at)
 
 
 def announce(state: WorkflowState, task: Task, deltas: list[Command]) -> None:
-    """The command for a task that was activated."""
-    if not state.running:
-        return
-    if task.phase is Phase.TIMING:
-        deltas.append(WakeAt(task.until))
-    elif task.phase is Phase.EXPECTING:
-        if task.number in state.timers:
-            deltas.append(WakeAt(state.timers[task.number]))
-        if can_deliver(state):
-            deltas.append(WakeAt(task.until))
-    else:
-        deltas.append(start_attempt(state, task))
+    """The commands for a task that was activated."""
+    if state.running:
+        deltas += WAITING[task.phase].commands(state, task)
+
+
+def end_wait(state: WorkflowState, task: Task) -> None:
+    """The task waits no more, if it did."""
+    source = WAITING.get(task.phase)
+    if source is not None:
+        source.leave(state, task)
 
 
 def resolve(
     state: WorkflowState, task: Task, outcome: Outcome, at: float, deltas: list[Command]
 ) -> None:
     """Give a task its one result, and whatever follows from it inside the workflow."""
-    if task.phase is Phase.EXPECTING:
-        leave(state, task)
-    state.active.pop(task.number, None)
-    state.timers.pop(task.number, None)
+    end_wait(state, task)
     task.phase = Phase.SUCCEEDED
     outcome = task.outcome = outcome.wrap_if(task.options.catch_exceptions)
     if task.is_output:
@@ -396,16 +380,13 @@ def close_frame(
                 value = task.outcome.value if task.outcome is not None else None
                 if value is not None and value is not kept:
                     release(value, deltas)
-            elif phase is Phase.ACTIVE:
-                del state.active[number]
-                deltas.append(CancelAttempt(number))
-            elif phase is Phase.TIMING:
-                del state.timers[number]
-            elif phase is Phase.EXPECTING:
-                leave(state, task)
             elif phase is Phase.CONTINUED:
                 # Abandoned by an error that was caught further out.
                 doomed += [child for child in state.frames.values() if child.parent == number]
+            else:
+                end_wait(state, task)
+                if phase is Phase.ACTIVE:
+                    deltas.append(CancelAttempt(number))
 
 
 def release(value: Value, deltas: list[Command]) -> None:

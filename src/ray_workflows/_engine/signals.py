@@ -80,8 +80,15 @@ def wait(state: WorkflowState, task: Task, at: float) -> None:
 def restart(state: WorkflowState, task: Task, at: float) -> None:
     """The task that waits has its whole time from now on."""
     task.until = at
-    if task.options.timeout is not None:
-        state.timers[task.number] = at + task.options.timeout
+    gives_up = gives_up_at(task)
+    if gives_up is not None:
+        state.timers[task.number] = gives_up
+
+
+def gives_up_at(task: Task) -> float | None:
+    """When the task that waits gives up; None if it never does."""
+    timeout = task.options.timeout
+    return None if timeout is None else task.until + timeout
 
 
 def leave(state: WorkflowState, task: Task) -> None:

@@ -10,6 +10,7 @@ from collections import OrderedDict
 
 import msgspec
 
+from ray_workflows._engine.sources import WAITING
 from ray_workflows._engine.state import Frame, Lifecycle, Phase, Task, WorkflowState
 from ray_workflows._model import events as ev
 from ray_workflows._model.plan import Plan
@@ -201,7 +202,7 @@ def derive(state: WorkflowState, task: Task) -> None:
     tasks = state.tasks
     task.unmet = sum(tasks[number].phase is not Phase.SUCCEEDED for number in task.upstream)
     task.wanted = sum(not tasks[number].is_final for number in task.consumers)
-    if task.phase is Phase.TIMING:
-        state.timers[task.number] = task.until
-    elif task.phase is Phase.EXPECTING and task.options.timeout is not None:
-        state.timers[task.number] = task.until + task.options.timeout
+    source = WAITING.get(task.phase)
+    goes_off = None if source is None else source.goes_off(task)
+    if goes_off is not None:
+        state.timers[task.number] = goes_off
