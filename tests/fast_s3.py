@@ -16,9 +16,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from email.utils import formatdate
+from functools import partial
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape, unescape
+
+from tests.http_server import serve
 
 ROOT = Path(__file__).parents[1]
 PAGE = 1000
@@ -136,56 +139,13 @@ def answer(
     if key not in bucket.objects:
         return 404, {}, b"<Error><Code>NoSuchKey</Code></Error>"
     data, modified = bucket.objects[key]
-    told = {"Last-Modified": modified, "ETag": '"e"'}
+    told = {"Last-Modified": modified, "ETag": '"e"', "Content-Length": str(len(data))}
     if "range" not in headers:
         return 200, told, memoryview(data)
     first, _, last = headers["range"].removeprefix("bytes=").partition("-")
     end = min(int(last) + 1, len(data))
     told["Content-Range"] = f"bytes {first}-{end - 1}/{len(data)}"
     return 206, told, memoryview(data)[int(first) : end]
-
-
-async def converse(
-    bucket: Bucket, delay: float, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-) -> None:
-    """Answer the requests of a connection, one after the other."""
-    while True:
-        try:
-            head = await reader.readuntil(b"\r\n\r\n")
-        except (asyncio.IncompleteReadError, ConnectionError):
-            break
-        first, *lines = head.decode("latin-1").split("\r\n")[:-2]
-        method, target, _ = first.split(" ")
-        pairs = (line.partition(":") for line in lines)
-        headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
-        body = await reader.readexactly(int(headers.get("content-length", 0)))
-        if delay:
-            await asyncio.sleep(delay)
-        status, told, data = answer(bucket, method, target, headers, body)
-        told["Content-Length"] = str(len(data))
-        rows = "".join(f"{name}: {value}\r\n" for name, value in told.items())
-        writer.write(f"HTTP/1.1 {status} OK\r\n{rows}\r\n".encode())
-        if method != "HEAD":
-            writer.write(data)
-        try:
-            await writer.drain()
-        except ConnectionError:
-            break
-    writer.close()
-
-
-async def serve(delay: float) -> None:
-    """Serve until standard input ends."""
-    bucket = Bucket()
-    server = await asyncio.start_server(
-        lambda reader, writer: converse(bucket, delay, reader, writer),
-        "127.0.0.1",
-        0,
-        limit=1 << 20,
-        backlog=1024,
-    )
-    print(server.sockets[0].getsockname()[1], flush=True)
-    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 
 
 @contextmanager
@@ -209,4 +169,5 @@ def fast_s3(delay: float = 0.0) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(float(sys.argv[1]) if len(sys.argv) > 1 else 0.0))
+    delay = float(sys.argv[1]) if len(sys.argv) > 1 else 0.0
+    asyncio.run(serve(partial(answer, Bucket()), delay))

@@ -2,74 +2,81 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import itertools
-import logging
 import os
 import subprocess
 import sys
-import threading
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from tests.http_server import Answer, serve
 
 ROOT = Path(__file__).parents[1]
 NUMBERS = itertools.count(1)
-
-#: How many may wait to be taken: more than there are requests at once.
-CONNECTIONS = 2048
 
 #: What moto takes as credentials: anything.
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test-key", "AWS_SECRET_ACCESS_KEY": "test-secret"}
 
 
-class Serialized:
-    """A WSGI application whose writes happen one after the other.
+def answering(application: Callable[..., Iterable[bytes]]) -> Answer:
+    """What a WSGI application answers, to one request after the other.
 
     moto looks whether an object is there and then writes it, with no lock between the two, so that
-    of several conditional writes at once more than one succeeds. S3 does not do that.
+    of several conditional writes at once more than one would succeed. S3 does not do that.
     """
 
-    def __init__(self, application: Callable[..., Iterable[bytes]]) -> None:
-        self.application = application
-        self.lock = threading.Lock()
+    def answer(
+        method: str, target: str, headers: dict[str, str], body: bytes
+    ) -> tuple[int, dict[str, str], bytes]:
+        path, _, query = target.partition("?")
+        environ = {
+            "REQUEST_METHOD": method,
+            "SCRIPT_NAME": "",
+            "PATH_INFO": unquote_to_bytes(path).decode("latin-1"),
+            "QUERY_STRING": query,
+            "RAW_URI": target,
+            "SERVER_NAME": "127.0.0.1",
+            "SERVER_PORT": "80",
+            "SERVER_PROTOCOL": "HTTP/1.1",
+            "CONTENT_LENGTH": str(len(body)),
+            "CONTENT_TYPE": headers.get("content-type", ""),
+            "wsgi.version": (1, 0),
+            "wsgi.url_scheme": "http",
+            "wsgi.input": io.BytesIO(body),
+            "wsgi.errors": sys.stderr,
+            "wsgi.multithread": False,
+            "wsgi.multiprocess": False,
+            "wsgi.run_once": False,
+        }
+        for name, value in headers.items():
+            if name not in ("content-length", "content-type"):
+                environ["HTTP_" + name.upper().replace("-", "_")] = value
+        started: list[tuple[int, dict[str, str]]] = []
 
-    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        if environ["REQUEST_METHOD"] in ("GET", "HEAD"):
-            return self.application(environ, start_response)
-        # Read before the lock is taken: a client that sends slowly holds up nobody.
-        length = int(environ.get("CONTENT_LENGTH") or 0)
-        if length and "HTTP_TRANSFER_ENCODING" not in environ:
-            import io
+        def start_response(status: str, told: list[tuple[str, str]], *rest: object) -> None:
+            started.append((int(status.split(maxsplit=1)[0]), dict(told)))
 
-            environ["wsgi.input"] = io.BytesIO(environ["wsgi.input"].read(length))
-        with self.lock:
-            return list(self.application(environ, start_response))
+        data = b"".join(application(environ, start_response))
+        return (*started[-1], data)
+
+    return answer
 
 
-def serve() -> None:
+def run() -> None:
     """Serve until standard input ends."""
     from moto.core import serialize
     from moto.server import create_backend_app
-    from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler, make_server
 
-    class Handler(WSGIRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     # Called for every object that is listed: reading a time takes longer than all else of it.
     serialize.parse_to_aware_datetime = lru_cache(serialize.parse_to_aware_datetime)
     # S3 alone: finding out which service of all is meant takes longer than the answer of this one.
-    application = Serialized(create_backend_app("s3"))
-    # There is a connection for each request. What finds no place among those that wait to be taken
-    # is tried again by the system after a second, then two and four, and then the client gives up.
-    ThreadedWSGIServer.request_queue_size = CONNECTIONS
-    server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    print(server.server_port, flush=True)
-    sys.stdin.read()
+    asyncio.run(serve(answering(create_backend_app("s3"))))
 
 
 @contextmanager
@@ -111,4 +118,4 @@ def storage_url(endpoint: str, bucket: str = "") -> str:
 
 
 if __name__ == "__main__":
-    serve()
+    run()
