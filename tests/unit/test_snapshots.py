@@ -7,6 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from ray_workflows._client.outputs import execution_error
+from ray_workflows._client.reader import Reader
 from ray_workflows._client.repairs import repair
 from ray_workflows._codec.journal import NO_LINK, decode_entries, encode_entry, link_of
 from ray_workflows._coordinator.recovery import recover
@@ -24,7 +26,7 @@ from ray_workflows.exceptions import StorageCorruptError
 from ray_workflows.storage import MemoryStorage
 from ray_workflows.testing.builders import OK
 from tests.states import check_same, check_same_lifecycle
-from tests.unit.driver import Driver
+from tests.unit.driver import BOOM, Driver
 from tests.unit.plans import plan
 from tests.unit.test_orphans import PLAN, Coordinator, World
 
@@ -126,6 +128,27 @@ def test_a_signal_or_a_wish_to_cancel_needs_no_tasks(world: World, read: list[in
     whole = recover(world.storage, "w")
     assert whole is not None
     check_same(whole.state, whole_journal(world))
+
+
+def test_the_error_of_a_failed_workflow_needs_no_tasks(world: World, read: list[int]) -> None:
+    owner = Coordinator(world, "owner", auto_resume=False)
+    large = plan(*((f"t{n}", ()) for n in range(RULE.tasks + 1)))
+    owner.loop.ask("w", inp.Submit(large, {}, "i-w", "w"), lambda answer: None)
+    owner.step()
+    for number in range(3):
+        report = inp.AttemptReturned(number, 0, 1, 1.0, 1.0, value=Value(b"value"))
+        owner.loop.report("i-w", [report])
+        owner.step()
+    owner.loop.report("i-w", [inp.AttemptRaised(3, 0, 1, 1.0, 1.0, error=BOOM, retryable=False)])
+    owner.step()
+    row = world.storage.read_catalog("w")
+    assert row is not None
+    assert row.snapshot
+    read.clear()
+    error = execution_error(Reader(world.storage), row)
+    assert min(read) == row.snapshot
+    assert "t3" in str(error)
+    assert "boom" in str(error)
 
 
 def test_a_lifecycle_is_not_enough_for_who_takes_over(world: World) -> None:

@@ -12,12 +12,13 @@ from ray_workflows._client.patience import HERE, Surroundings, watch
 from ray_workflows._client.progress import ProgressDisplay
 from ray_workflows._client.reader import ACTIVE, Reader
 from ray_workflows._client.views import WorkflowView
+from ray_workflows._coordinator.recovery import read_state
 from ray_workflows._coordinator.requests import Watched
 from ray_workflows._engine.lifecycle import TIMED_OUT
 from ray_workflows._model import events as ev
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.status import WorkflowStatus
-from ray_workflows._model.values import Blob, ErrorInfo, Outcome
+from ray_workflows._model.values import Blob, Outcome
 from ray_workflows.exceptions import (
     OutputNotAvailableError,
     StorageCorruptError,
@@ -80,10 +81,12 @@ def workflow_output(reader: Reader, row: CatalogRow) -> Any:
         Exception: the output is an error of the kind that `read_outcome` raises.
     """
     # It is in the last entry, unless something without events came after it: see `repairs`.
-    for after in (row.seq - 1, 0):
-        for event in reversed(History(reader.storage, row, after).events()):
-            if isinstance(event, ev.WorkflowSucceeded):
-                return read_output(reader, row, event.output)
+    for event in reversed(History(reader.storage, row, row.seq - 1).events()):
+        if isinstance(event, ev.WorkflowSucceeded):
+            return read_output(reader, row, event.output)
+    output = read_state(reader.storage, row, whole=False).state.output
+    if output is not None:
+        return read_output(reader, row, output)
     raise StorageCorruptError(
         f"Workflow '{row.workflow_id}' is SUCCESSFUL, but its journal ({row.seq} entries) has no "
         f"output."
@@ -98,10 +101,8 @@ def as_raised(error: WorkflowEndError) -> BaseException:
 
 def execution_error(reader: Reader, row: CatalogRow) -> WorkflowExecutionError:
     """The error of a workflow that has failed, its cause chained."""
-    view = WorkflowView(reader.storage, row)
-    view.read()
-    info: ErrorInfo | None = view.state.error
-    task_id = view.state.failed_task
+    state = read_state(reader.storage, row, whole=False).state
+    info, task_id = state.error, state.failed_task
     reason = f"{info.type_name}: {info.message}" if info is not None else None
     if info is not None and info.type_name == TIMED_OUT:
         return WorkflowTimeoutError(row.workflow_id)
