@@ -235,6 +235,7 @@ class Client:
             yield Pause(self.rng.choice([0.02, 0.5, 2.0]) * self.rng.random())
         for signal_id in self.signals:
             self.send_signal(Signal(self, signal_id))
+        self.world.accepted(self)
 
     def judge_submit(self, answer: Any) -> None:
         if isinstance(answer, TROUBLE):

@@ -42,7 +42,11 @@ GUEST_EVENTS = (
     ev.WorkflowCanceled,
     ev.WorkflowReleased,
     ev.SignalReceived,
+    ev.SignalAcknowledged,
 )
+
+#: What names of signals begin with that are events by HTTP: each has one signal.
+EVENT = "event-"
 
 
 class View:
@@ -210,7 +214,7 @@ class Monitor:
                 journal.done.pop(number, None)
         elif isinstance(event, ev.ErrorCaught) and event.frame is None:
             self.judge_once(journal, event.task, where)
-        elif isinstance(event, (ev.SignalReceived, ev.SignalTaken)):
+        elif isinstance(event, (ev.SignalReceived, ev.SignalTaken, ev.SignalAcknowledged)):
             self.judge_signal(journal, event, where)
         if isinstance(event, (ev.TaskSucceeded, ev.TaskContinued)):
             self.judge_once(journal, event.task, where)
@@ -231,7 +235,10 @@ class Monitor:
         journal.task_ids.update(task_ids)
 
     def judge_signal(
-        self, journal: Journal, event: ev.SignalReceived | ev.SignalTaken, where: str
+        self,
+        journal: Journal,
+        event: ev.SignalReceived | ev.SignalTaken | ev.SignalAcknowledged,
+        where: str,
     ) -> None:
         """Each signal is received once and taken once, first come, first served."""
         received = journal.received.setdefault(event.name, [])
@@ -240,12 +247,16 @@ class Monitor:
                 raise Violation("signals", f"{where}: it is {journal.state.status}")
             if event.signal_id in received:
                 raise Violation("signals", f"{where}: {event.signal_id} was received before")
+            if event.name.startswith(EVENT) and received:
+                raise Violation("signals", f"{where}: {received} was received before")
             received.append(event.signal_id)
             return
         count = journal.taken.get(event.name, 0)
         journal.taken[event.name] = count + 1
         if received[count : count + 1] != [event.signal_id]:
             raise Violation("signals", f"{where}: {event.signal_id} is not the next of {received}")
+        if isinstance(event, ev.SignalAcknowledged):
+            return
         if not journal.state.running:
             raise Violation("signals", f"{where}: nothing runs")
         self.judge_once(journal, event.task, where)

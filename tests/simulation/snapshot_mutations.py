@@ -12,9 +12,7 @@ from ray_workflows._coordinator import loop as loop_module
 from ray_workflows._coordinator.loop import Loop
 from ray_workflows._coordinator.recovery import More, Reading, recover
 from ray_workflows._engine import snapshots as snapshots_module
-from tests.simulation.mutations import MUTATIONS, breaks
-
-__all__ = ["MUTATIONS"]
+from tests.simulation.mutations import breaks
 
 
 @breaks("snapshot")

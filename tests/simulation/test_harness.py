@@ -119,6 +119,23 @@ def test_signals_come_early_late_and_to_those_who_hold_nothing() -> None:
     assert guests > 20
 
 
+def test_events_by_http_are_sent_twice_refused_and_acknowledged() -> None:
+    """What the simulation is to see of events happens in it."""
+    acknowledged = known = others = full = 0
+    for seed in range(60):
+        world = World(seed, trace=True).run()
+        for journal in world.monitor.journals.values():
+            acknowledged += sum(isinstance(e, ev.SignalAcknowledged) for e in journal.events)
+        answers = [line for line in world.lines if " answers Signal event-" in line]
+        known += sum("taken=True" in line for line in answers)
+        others += sum("OtherSignal" in line for line in answers)
+        full += sum("TooManySignals" in line for line in answers)
+    assert acknowledged > 10
+    assert known > 10
+    assert others > 10
+    assert full > 0
+
+
 def errors_in(journal: Journal) -> list[str]:
     return [event.error.type_name for event in journal.events if isinstance(event, ev.TaskFailed)]
 

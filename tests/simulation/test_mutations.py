@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from tests.simulation.mutations import Mutation
+from tests.simulation import event_mutations, snapshot_mutations
+from tests.simulation.mutations import MUTATIONS, Mutation
 from tests.simulation.runner import run_seed
-from tests.simulation.snapshot_mutations import MUTATIONS
 from tests.simulation.violations import Violation
 
 #: A mutation that is not seen within so many seeds counts as missed.
 MAX_SEEDS = 600
+
+#: They add theirs.
+assert snapshot_mutations
+assert event_mutations
 
 
 @pytest.mark.parametrize("name", MUTATIONS)

@@ -20,6 +20,7 @@ from tests.simulation import scripts, shapes
 from tests.simulation.clients import Client, Pause, Put, draw_clients
 from tests.simulation.executor import SimulatedExecutor
 from tests.simulation.faults import Faults
+from tests.simulation.http_events import start_events
 from tests.simulation.io import Job
 from tests.simulation.life import Life, Ticket
 from tests.simulation.monitor import Monitor
@@ -164,6 +165,10 @@ class World:
         return clusters
 
     # -- what other worlds do in other ways ------------------------------------------------
+
+    def accepted(self, client: Client) -> None:
+        """The workflow of a client is durable."""
+        start_events(client)
 
     def new_monitor(self) -> Monitor:
         """What watches the journals."""

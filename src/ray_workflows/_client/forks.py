@@ -10,8 +10,8 @@ from ray_workflows._client.blob_copies import copy_blobs
 from ray_workflows._client.environments import digests_to_run
 from ray_workflows._codec.references import blobs_in
 from ray_workflows._coordinator.recovery import fold
-from ray_workflows._engine.evolve import evolve
 from ray_workflows._engine.fork import fork_history
+from ray_workflows._engine.replay import replay
 from ray_workflows._engine.state import WorkflowState
 from ray_workflows._model import events as ev
 from ray_workflows._model.catalog import CatalogRow
@@ -74,10 +74,8 @@ class Fork:
     @property
     def functions_to_run(self) -> dict[str, Function]:
         """As `functions`, of the tasks that run again."""
-        state = WorkflowState("", "")
-        for event in (self.events[0], *self.events[1]):
-            evolve(state, event)
-        wanted = digests_to_run(state)
+        submitted, history = self.events
+        wanted = digests_to_run(replay("", "", (submitted, *history)))
         return {digest: each for digest, each in self.functions.items() if digest in wanted}
 
     def copy_blobs(self, incarnation: str) -> None:
