@@ -12,17 +12,21 @@ import hmac
 import json
 import logging
 import os
-import re
 import threading
-from collections import OrderedDict, defaultdict
-from collections.abc import Callable
 from typing import Any
 
 from ray_workflows._client import connection
-from ray_workflows._client.http_events import Answer, EventTakenError, HTTPEvents, signal_name
-from ray_workflows._model.answers import OtherSignal, Received, TooManySignals
+from ray_workflows._client.http_events import EventTakenError, HTTPEvents
+from ray_workflows._client.http_requests import (
+    MAX_BODY_BYTES,
+    Refused,
+    read_event,
+    received,
+    wait_seconds,
+    why_refused,
+)
+from ray_workflows._client.http_waiting import News, Takers
 from ray_workflows._model.ids import validate_workflow_id
-from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.common import HTTP_EVENT_PROVIDER_NAME
 from ray_workflows.events import Event, EventListener
 from ray_workflows.exceptions import (
@@ -53,23 +57,14 @@ __all__ = ["HTTPEventProvider", "HTTPListener", "WorkflowEventHandleError"]
 #: Where the provider is found below the address of Ray Serve.
 ROUTE_PREFIX = "/event"
 
-#: How long a request waits for the workflow to take its event, in seconds; and at most, if it says.
-ANSWER_SECONDS, MAX_ANSWER_SECONDS = 30.0, 300.0
-
 #: How long one poll of a listener takes at most, in seconds. Each leaves a line in Serve's log.
 POLL_SECONDS = 300.0
 
 #: Requests that are served at once: senders that wait, and listeners.
 MAX_REQUESTS = 10_000
 
-#: The largest request, in bytes.
-MAX_BODY_BYTES = 1 << 20
-
 #: Events and other signals of one workflow that are kept while no task waits for them.
 MAX_EARLY_EVENTS = 1_000
-
-#: Keys that the provider remembers the listeners of, of all workflows, the oldest leaving first.
-MAX_REMEMBERED = 100_000
 
 #: The variable with the token that requests must carry, for a provider that a listener deploys.
 TOKEN_VARIABLE = "RAY_WORKFLOWS_EVENT_TOKEN"
@@ -84,76 +79,6 @@ class WorkflowEventHandleError(PicklableWorkflowError):
     def __init__(self, workflow_id: str, what_happened: str):
         super().__init__(f"Workflow[id={workflow_id}] HTTP event handle failed: {what_happened}")
         self.workflow_id = workflow_id
-
-
-class Refused(Exception):
-    """A request that is answered with an error."""
-
-    def __init__(self, code: int, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-class Takers:
-    """The tasks whose listeners have asked for events that are not acknowledged yet. Only to tell
-    mistakes: it may forget."""
-
-    def __init__(self) -> None:
-        #: By incarnation and name of the signal: a key may be as large as a request.
-        self.tasks: OrderedDict[tuple[str, str], str] = OrderedDict()
-
-    def take(self, incarnation: str, key: str, task_id: str | None) -> str | None:
-        """Have an event for a task; the task that has it, which is the first that asked. Listeners
-        of users' own do not say for which task they ask."""
-        if task_id is None:
-            return None
-        taker = self.tasks.setdefault((incarnation, signal_name(key)), task_id)
-        if len(self.tasks) > MAX_REMEMBERED:
-            self.tasks.popitem(last=False)
-        return taker
-
-    def forget(self, incarnation: str, key: str) -> None:
-        """The event is acknowledged."""
-        self.tasks.pop((incarnation, signal_name(key)), None)
-
-
-class News:
-    """Wakes those who wait for something about one event of one workflow."""
-
-    def __init__(self) -> None:
-        self.waiting: dict[tuple[str, str], set[asyncio.Event]] = defaultdict(set)
-
-    def tell(self, incarnation: str, key: str) -> None:
-        """Wake all who wait for this event."""
-        for waiter in self.waiting.get((incarnation, key), ()):
-            waiter.set()
-
-    def is_awaited(self, incarnation: str, key: str) -> bool:
-        """Whether a listener or a sender waits for news of this event."""
-        return (incarnation, key) in self.waiting
-
-    async def wait_until(
-        self, incarnation: str, key: str, look: Callable[[], Any], seconds: float
-    ) -> Any:
-        """What ``look`` returns, as soon as it is true, or after some seconds what it then is."""
-        waiter = asyncio.Event()
-        self.waiting[incarnation, key].add(waiter)
-        deadline = asyncio.get_running_loop().time() + seconds
-        try:
-            while True:
-                waiter.clear()
-                found = await asyncio.to_thread(look)
-                left = deadline - asyncio.get_running_loop().time()
-                if found or left <= 0:
-                    return found
-                try:
-                    await asyncio.wait_for(waiter.wait(), left)
-                except asyncio.TimeoutError:
-                    continue
-        finally:
-            self.waiting[incarnation, key].discard(waiter)
-            if not self.waiting[incarnation, key]:
-                del self.waiting[incarnation, key]
 
 
 def find_workflow(workflow_id: str) -> HTTPEvents | None:
@@ -171,57 +96,6 @@ def find_workflow(workflow_id: str) -> HTTPEvents | None:
     return None if row is None else HTTPEvents(connected, row)
 
 
-def read_event(body: bytes) -> tuple[str, bytes]:
-    """Key and payload of a request's body, the payload as canonical JSON.
-
-    Raises:
-        Refused: it has none.
-    """
-    form = '{"event_key": "a-key", "event_payload": ...}'
-    try:
-        event = json.loads(body)
-    except ValueError as error:
-        raise Refused(400, f"The request's body is no JSON ({error}). Send {form}.") from None
-    except RecursionError:
-        raise Refused(400, f"The request's body nests too deep to be read. Send {form}.") from None
-    if not isinstance(event, dict):
-        raise Refused(400, f"The request's body is JSON, but no object. Send {form}.")
-    for field in ("event_key", "event_payload"):
-        if field not in event:
-            raise Refused(400, f"'{field}' field is not found in the request JSON. Send {form}.")
-    key = event["event_key"]
-    if not isinstance(key, str) or not key:
-        raise Refused(400, f"event_key must be a text that is not empty, not {key!r}.")
-    return key, json.dumps(event["event_payload"], sort_keys=True).encode()
-
-
-def wait_seconds(prefer: str) -> float:
-    """How long a request wants to wait: ``Prefer: wait=10``, as in RFC 7240."""
-    wanted = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?(\d+)", prefer)
-    return min(float(wanted[1]), MAX_ANSWER_SECONDS) if wanted else ANSWER_SECONDS
-
-
-def received(answer: Answer, workflow_id: str, key: str) -> Received:
-    """What the workflow answered to an event.
-
-    Raises:
-        Refused: it has not received it.
-    """
-    if isinstance(answer, OtherSignal):
-        raise Refused(
-            409,
-            f"event_key {key!r} was sent with another payload before, which stays. Use another "
-            f"key for another event.",
-        )
-    if isinstance(answer, TooManySignals):
-        raise Refused(
-            429,
-            f"{answer.kept} events and signals are kept for workflow[id={workflow_id}] that no "
-            f"task has taken.",
-        )
-    return answer
-
-
 def used_again(workflow_id: str, key: str, how: str) -> WorkflowEventHandleError:
     """The error of a second task that waits for an event."""
     return WorkflowEventHandleError(
@@ -229,14 +103,6 @@ def used_again(workflow_id: str, key: str, how: str) -> WorkflowEventHandleError
         f"The same event_key {key!r} is used to get payload again, {how}. Wait once, and bind both "
         f"to it, or use another key.",
     )
-
-
-def why_refused(error: SignalRefusedError) -> str:
-    """What the sender of an event hears of a workflow that has ended."""
-    ended = "has finished without it."
-    if error.status == WorkflowStatus.CANCELED:
-        ended = "was canceled without it. It takes events again when it is resumed."
-    return f"Workflow[id={error.workflow_id}] {ended}"
 
 
 def error_response(code: int, message: str) -> JSONResponse:

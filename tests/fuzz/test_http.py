@@ -8,7 +8,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_workflows.http_event_provider import Refused, read_event, wait_seconds
+from ray_workflows._client.http_requests import Refused, read_event, wait_seconds
 from tests.fuzz import attempt, fuzz
 from tests.fuzz.test_arguments import JSON, TEXTS
 

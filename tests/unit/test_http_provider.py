@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ray_workflows._client import http_waiting
 from ray_workflows.exceptions import StorageCorruptError, WorkflowNotFoundError
 from tests.unit.test_http_events import HostInHere, events_of
 from tests.unit.test_orphans import Coordinator, World
@@ -72,7 +73,7 @@ def served(coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch) -> Provide
 
 
 def test_what_it_remembers_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(provider, "MAX_REMEMBERED", 100)
+    monkeypatch.setattr(http_waiting, "MAX_REMEMBERED", 100)
     takers = provider.Takers()
     for number in range(1_000):
         takers.take(f"workflow {number % 300}", f"key {number}", "t")
