@@ -19,7 +19,7 @@ from tests.simulation.clients import TROUBLE, Client, Put
 from tests.simulation.monitor import EVENT, Journal
 
 #: Which part of the worlds has events.
-PART = 0.25
+PART = 0.15
 
 #: A listener whose acknowledgement changes nothing so often, while nothing goes wrong, is stuck.
 MAX_TRIES = 20
