@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import (
     storage_blobs,
     storage_commits,
+    storage_filters,
     storage_latency,
     storage_memory,
     storage_pages,
@@ -36,6 +37,7 @@ from tests.moto import CREDENTIALS
 
 PARTS = {
     "pages": storage_pages,
+    "filters": storage_filters,
     "commits": storage_commits,
     "latency": storage_latency,
     "blobs": storage_blobs,

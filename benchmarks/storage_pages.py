@@ -6,17 +6,9 @@ import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
 
 from benchmarks.storage_parts import Context, Part, judged, medians
-from ray_workflows._model.catalog import (
-    TAGS,
-    CatalogQuery,
-    CatalogRow,
-    Condition,
-    Operator,
-    Tag,
-)
+from ray_workflows._model.catalog import CatalogQuery, CatalogRow, Tag
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.storage.base import Storage
 from ray_workflows.storage.objects.index_keys import entry_key
@@ -31,36 +23,6 @@ from ray_workflows.testing.builders import OK, make_append, make_holder, make_ro
 TARGET_SECONDS = 0.1
 
 FAILED, RUNNING = WorkflowStatus.FAILED, WorkflowStatus.RUNNING
-
-
-def condition(column: str, operator: Operator, text: str = "", **more: Any) -> CatalogQuery:
-    """The newest of those of which this holds."""
-    found = Condition(column, operator, text, **more)
-    return CatalogQuery(limit=100, newest_first=True, conditions=(found,))
-
-
-#: One for each column of a filter: some find one row in a thousand, some nearly all, some none.
-FILTERS = {
-    "id=workflow-00500*": condition("workflow_id", Operator.BEGINS, "workflow-00500"),
-    "id=workflow-*": condition("workflow_id", Operator.BEGINS, "workflow-"),
-    "id=nobody*": condition("workflow_id", Operator.BEGINS, "nobody"),
-    "kind=dag": condition("kind", Operator.IS, "dag"),
-    "kind=actor": condition("kind", Operator.IS, "actor"),
-    "name=rare": condition("name", Operator.IS, "rare"),
-    "name=train*": condition("name", Operator.BEGINS, "train"),
-    "name=nobody*": condition("name", Operator.BEGINS, "nobody"),
-    "queue=gpu": condition("queue", Operator.IS, "gpu"),
-    "parent=workflow-0000000": condition("parent", Operator.IS, "workflow-0000000"),
-    "tag.team=vision": condition(TAGS, Operator.IS, "vision", tag="team"),
-    "tag.team=v*": condition(TAGS, Operator.BEGINS, "v", tag="team"),
-    "tag.rare=true": condition(TAGS, Operator.IS, "true", tag="rare"),
-    "tag.round>5": condition(TAGS, Operator.MORE, "5", number=5.0, tag="round"),
-    "submitted>(all)": condition("submitted_at", Operator.MORE, number=1.7e9 - 1.0),
-    "submitted<(few)": condition("submitted_at", Operator.LESS, number=1.7e9 + 500.0),
-    "ended>(all)": condition("ended_at", Operator.MORE, number=1.0),
-    "ended<(few)": condition("ended_at", Operator.LESS, number=1.7e9 + 500.0),
-    "ended<(none)": condition("ended_at", Operator.LESS, number=1.0),
-}
 
 QUERIES = {
     "100 oldest": CatalogQuery(limit=100),
@@ -149,7 +111,7 @@ def named(lines: Sequence[str], table_scan: str) -> str:
 
 
 def sqlite_indexes(storage: SqliteStorage, query: CatalogQuery) -> str:
-    text, parameters = sqlite_listing(query)
+    text, parameters = sqlite_listing(query, storage.journals.count)
     with storage.journals.home.reader.use() as connection:
         plan = connection.execute(f"EXPLAIN QUERY PLAN {text}", parameters)
         return named([row[3] for row in plan], r"SCAN (catalog|page|found)(?!.*INDEX)")

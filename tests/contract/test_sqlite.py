@@ -462,7 +462,7 @@ def test_sweep_leaves_files_that_are_not_ours(storage):
 @pytest.mark.parametrize("newest_first", [False, True])
 def test_listing_reads_a_page_from_its_index(storage, statuses, index, newest_first):
     query = CatalogQuery(statuses=statuses, newest_first=newest_first)
-    text, parameters = compose_listing(query)
+    text, parameters = compose_listing(query, storage.journals.count)
     with storage.journals.home.reader.use() as connection:
         plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {text}", parameters)]
     uses = [step for step in plan if index in step]

@@ -4,12 +4,13 @@ reads, there is nothing here but names of columns, and operators.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ray_workflows._model.catalog import TAGS, CatalogQuery, Condition, Operator
-from ray_workflows.storage.records import check_limit, decode_cursor
+from ray_workflows.storage.records import Position, check_limit, decode_cursor
 
 #: The kind of nearly all workflows: its rows are not in the index of kinds.
 COMMON_KIND = "dag"
@@ -30,7 +31,7 @@ class Listing:
         self.queries = queries
         self.query = query
         self.mark = mark
-        submitted_at, workflow_id = decode_cursor(query.cursor, newest_first=query.newest_first)
+        submitted_at, workflow_id = first_place(query)
         self.parameters: dict[str, Any] = {
             "submitted_at": submitted_at,
             "workflow_id": workflow_id,
@@ -139,6 +140,22 @@ def is_narrow(conditions: Sequence[Condition]) -> bool:
     """Whether few rows are likely to be what is asked for, whatever their status."""
     return any(each.operator is Operator.IS for each in conditions)
 
+
+def first_place(query: CatalogQuery) -> Position:
+    """Behind which place a listing begins: the cursor, or where the first row can be."""
+    place = decode_cursor(query.cursor, newest_first=query.newest_first)
+    bounds = BEFORE if query.newest_first else BEHIND
+    for each in query.conditions:
+        if each.column == "submitted_at" and each.number is not None and each.operator in bounds:
+            whole = each.operator in (Operator.AT_MOST, Operator.MORE)
+            # All ids of that time are on the same side of it.
+            at = math.nextafter(each.number, math.inf) if whole else each.number
+            place = min(place, (at, "")) if query.newest_first else max(place, (at, ""))
+    return place
+
+
+BEFORE = (Operator.LESS, Operator.AT_MOST)
+BEHIND = (Operator.MORE, Operator.AT_LEAST)
 
 #: The queries that are conditions of a text.
 NAMES = {

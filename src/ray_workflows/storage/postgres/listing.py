@@ -36,7 +36,7 @@ def start(queries: Mapping[str, str], query: CatalogQuery) -> tuple[Listing, lis
     listing = Listing(queries, query, lambda name: f"%({name})s")
     statuses = sorted({status.value for status in query.statuses or WORKFLOWS})
     listing.parameters["statuses"] = statuses
-    more = ["status_is_one"]
+    more = ["status_is_one" if query.statuses else "is_workflow"]
     if query.holders:
         listing.parameters["holders"] = sorted(set(query.holders))
         more.append("holder_is_one")

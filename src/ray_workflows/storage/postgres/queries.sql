@@ -324,6 +324,9 @@ LIMIT %(limit)s;
 -- name: count_page
 SELECT pg_catalog.count(*) FROM {schema}.catalog WHERE true{conditions};
 
+-- name: is_workflow
+catalog.status <> 'NONE';
+
 -- name: status_is_one
 catalog.status = ANY (%(statuses)s::text[]);
 

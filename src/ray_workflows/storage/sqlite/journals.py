@@ -89,17 +89,20 @@ class SqliteJournals(JournalStore):
     def list_catalog(self, query: CatalogQuery) -> Page:
         """One page of rows, oldest or newest submission first."""
         limit = check_limit(query.limit)
-        text, parameters = compose_listing(query)
+        text, parameters = compose_listing(query, self.count)
         with self.home.reader.use() as connection:
             found = fetch_all(connection, text, parameters)
         return make_page(found, limit, self.home.reader.path)
 
     def count_catalog(self, query: CatalogQuery) -> int:
         """How many rows a query finds."""
-        text, parameters = compose_count(query)
+        return self.count(*compose_count(query))
+
+    def count(self, text: str, parameters: dict[str, Any]) -> int:
+        """What a query counts."""
         with self.home.reader.use() as connection:
-            count: int = fetch_all(connection, text, parameters)[0][0]
-        return count
+            found: int = fetch_all(connection, text, parameters)[0][0]
+        return found
 
     def delete(self, workflow_id: str, incarnation: str, expected_seq: int) -> CommitOutcome:
         """Delete a workflow and its blobs, if its journal still ends at ``expected_seq``.

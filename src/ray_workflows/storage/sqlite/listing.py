@@ -3,24 +3,51 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
-from ray_workflows._model.catalog import CatalogQuery
+from ray_workflows._model.catalog import CatalogQuery, Condition, Operator
 from ray_workflows._model.status import WORKFLOWS
 from ray_workflows.storage.listing import Listing, driving_tag, is_narrow
 from ray_workflows.storage.sqlite.connection import QUERIES
 
+#: A column of which fewer rows than this are what is asked for is where to look for them; with
+#: more, they are found sooner in the order of the listing. (SQLite knows neither.)
+MANY = 10_000
 
-def compose_listing(query: CatalogQuery) -> tuple[str, dict[str, Any]]:
+#: How many rows a query finds, with these parameters.
+Count = Callable[[str, dict[str, Any]], int]
+
+
+def compose_listing(query: CatalogQuery, count: Count) -> tuple[str, dict[str, Any]]:
     """The query for a page and one row more, and its parameters."""
     listing, more = start(query)
     tag, others = driving_tag(query.conditions)
+    wide = [each for each in query.conditions if is_wide(each)]
     if tag is not None:
         text = listing.page_by_tag(tag, others, *(more if query.statuses else more[1:]))
     elif query.statuses and not is_narrow(query.conditions):
         text = listing.page("places_by_status", query.conditions, *more[1:])
+    elif wide and not is_narrow(query.conditions):
+        few = any(count(*compose_probe(each)) < MANY for each in wide)
+        places = "places_sorted" if few else "places_in_order"
+        text = listing.page(places, query.conditions, *more)
     else:
         text = listing.page("places", query.conditions, *more)
+    return text, listing.parameters
+
+
+def is_wide(condition: Condition) -> bool:
+    """Whether it may hold of many rows or of few, which an index tells."""
+    prefix = condition.operator is Operator.BEGINS and bool(condition.text)
+    return prefix or condition.column == "ended_at"
+
+
+def compose_probe(condition: Condition) -> tuple[str, dict[str, Any]]:
+    """The query that counts rows of which a condition holds, up to `MANY`."""
+    listing, _ = start(CatalogQuery(conditions=(condition,)))
+    listing.parameters["most"] = MANY
+    text = listing.part("some_rows").replace("{condition}", listing.condition(condition))
     return text, listing.parameters
 
 
@@ -35,7 +62,7 @@ def start(query: CatalogQuery) -> tuple[Listing, list[str]]:
     listing = Listing(QUERIES, query, lambda name: f":{name}")
     statuses = sorted({status.value for status in query.statuses or WORKFLOWS})
     listing.parameters["statuses"] = json.dumps(statuses)
-    more = ["status_is_one"]
+    more = ["status_is_one" if query.statuses else "is_workflow"]
     if query.holders:
         listing.parameters["holders"] = json.dumps(query.holders)
         more.append("holder_is_one")

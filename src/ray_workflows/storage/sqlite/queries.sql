@@ -89,6 +89,25 @@ WHERE (submitted_at, workflow_id) {beyond} (:submitted_at, :workflow_id){conditi
 ORDER BY submitted_at {order}, workflow_id {order}
 LIMIT :limit;
 
+-- name: places_in_order
+-- As places, where many rows are what is asked for: a page of them is soon found in their order.
+SELECT id, submitted_at, workflow_id FROM catalog INDEXED BY catalog_by_submission
+WHERE (submitted_at, workflow_id) {beyond} (:submitted_at, :workflow_id){conditions}
+ORDER BY submitted_at {order}, workflow_id {order}
+LIMIT :limit;
+
+-- name: places_sorted
+-- As places, where few are: they are read from another index, and sorted. Plus keeps SQLite from
+-- passing over all others in their order.
+SELECT id, submitted_at, workflow_id FROM catalog
+WHERE (+submitted_at, +workflow_id) {beyond} (:submitted_at, :workflow_id){conditions}
+ORDER BY +submitted_at {order}, +workflow_id {order}
+LIMIT :limit;
+
+-- name: some_rows
+-- How many rows there are of which a condition holds; no more than `most` are looked at.
+SELECT count(*) FROM (SELECT 1 FROM catalog WHERE {condition} LIMIT :most);
+
 -- name: places_by_status
 -- As places. A page of each status is read from the index, and the pages are merged: one scan would
 -- pass over all rows of the other statuses, or sort all of these.
@@ -125,6 +144,9 @@ LIMIT :limit;
 
 -- name: count_page
 SELECT count(*) FROM catalog WHERE true{conditions};
+
+-- name: is_workflow
+catalog.status <> 'NONE';
 
 -- name: status_is_one
 -- Not by the index of statuses, whose rows would have to be sorted: hence the plus.
