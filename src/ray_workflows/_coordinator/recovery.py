@@ -200,5 +200,5 @@ def read_end(storage: Storage, workflow_id: str) -> CatalogRow | None:
     if row is None or not storage.read_journal(row.incarnation, row.seq):
         return row
     # The row is behind the journal, as it may be where the two are not written as one.
-    recovered = recover(storage, workflow_id)
+    recovered = recover(storage, workflow_id, whole=False)
     return None if recovered is None else recovered.row
