@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from ray_workflows._coordinator import watching
 from ray_workflows._coordinator.requests import Watched, WatchRequest
 from ray_workflows._coordinator.watching import SIT_SECONDS, LongPolls, Seats
 from ray_workflows._coordinator.wire import Poll, Polled
 from ray_workflows._model import inputs as inp
+from ray_workflows._model.catalog import CatalogRow
+from ray_workflows._model.status import WorkflowStatus
+from ray_workflows._model.values import Outcome, Value
 from tests.unit.test_orphans import Coordinator, World
 
 
@@ -66,6 +70,22 @@ def test_a_live_copy_is_not_kept_for_a_client_that_may_be_gone() -> None:
     polls.see("w", Watched(None, live="ref"))
     ((_, watched),) = polls.lists["client"].answered
     assert watched.live is None
+
+
+def test_outputs_that_nobody_comes_for_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What there is no room for is read from the storage by the client, should it come."""
+    monkeypatch.setattr(watching, "KEPT_BYTES", 1000)
+    polls = Polls()
+    names = [f"w{number}" for number in range(50)]
+    for again in range(2):
+        polls.watch("gone", *names)
+        for name in names:
+            row = CatalogRow(name, "i", 1, WorkflowStatus.SUCCESSFUL, "holder", 0.0)
+            polls.see(name, Watched(row, Outcome(Value(bytes(100)))))
+        polled = polls.poll("gone", again).answer()
+        assert [name for name, watched in polled.seen if watched.row is not None] == names
+        kept = [watched.output is not None for _, watched in polled.seen]
+        assert kept == [True] * 10 + [False] * 40
 
 
 def test_what_is_there_is_taken_at_once_and_once() -> None:

@@ -79,6 +79,11 @@ class WaitingPoll:
         self.unknown = False
 
 
+#: How many bytes of outputs wait for the next poll of a client, which may be gone: of what is seen
+#: beyond that, it reads the outputs from the storage.
+KEPT_BYTES = 64 * 1024 * 1024
+
+
 class WatchList:
     """What one client waits for. ``polled_at`` tells whether it is still there, ``life`` which life
     of it is the latest."""
@@ -91,6 +96,8 @@ class WatchList:
         #: it sees for the answer to that, and the ref of the submission may come later.
         self.pending: dict[Watch, WatchRequest] = {}
         self.answered: list[tuple[str, Watched]] = []
+        #: How many bytes of outputs are in there.
+        self.kept_bytes = 0
         #: How often this life was given something.
         self.batches = 0
         #: The poll that waits; an older one is over when another one comes.
@@ -138,6 +145,10 @@ class WatchList:
         if self.pending.get(watch) is not request:
             return  # Another one has taken its place, which sees as much.
         del self.pending[watch]
+        size = output_bytes(watched)
+        if self.kept_bytes + size > KEPT_BYTES:
+            watched, size = msgspec.structs.replace(watched, output=None), 0
+        self.kept_bytes += size
         self.answered.append((request.workflow_id, msgspec.structs.replace(watched, live=None)))
         if self.waiting is not None:
             self.waiting.ready()
@@ -148,9 +159,15 @@ class WatchList:
             return []
         self.waiting = None
         self.polled_at = now
-        taken, self.answered = self.answered, []
+        taken, self.answered, self.kept_bytes = self.answered, [], 0
         self.batches += bool(taken)
         return taken
+
+
+def output_bytes(watched: Watched) -> int:
+    """How many bytes of an output travel with what a watch saw."""
+    value = None if watched.output is None else watched.output.value
+    return len(value.data) if value is not None and isinstance(value.data, bytes) else 0
 
 
 class LongPolls:
