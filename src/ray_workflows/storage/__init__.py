@@ -6,9 +6,12 @@ from ray_workflows._model.catalog import (
     Append,
     CatalogQuery,
     CatalogRow,
+    Condition,
     Holder,
     JournalEntry,
+    Operator,
     Page,
+    matches,
 )
 from ray_workflows._model.values import Blob
 from ray_workflows.storage.base import Storage
@@ -25,13 +28,16 @@ __all__ = [
     "CatalogRow",
     "Checksum",
     "CommitOutcome",
+    "Condition",
     "Holder",
     "Home",
     "JournalEntry",
     "JournalStore",
     "LeaseStore",
     "MemoryStorage",
+    "Operator",
     "Page",
     "SqliteStorage",
     "Storage",
+    "matches",
 ]
