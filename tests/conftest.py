@@ -31,6 +31,8 @@ os.environ.update(LOOPBACK)
 # By default Ray's workers give way to all else: beside busy tests, a coordinator would stand still
 # for a minute and a half.
 os.environ.update({"RAY_worker_niceness": "0"})
+# What waits leaves the coordinators' memory at once, so that all tests bring it back.
+os.environ.update({"RAY_WORKFLOW_EVICT_SECONDS": "0"})
 
 # Else each of some hundred processes compiles for itself what it imports.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -187,9 +187,12 @@ class Life:
                 made = workflow.get_output(wid) if ref is None else ray.get(ref)
             except Exception as error:
                 self.log.add(kinds.ERROR, workflow=wid, verb="read", text=described(error))
-                if self.log_status(wid) in ("FAILED", "CANCELED"):
+                status = self.log_status(wid)
+                if status in ("FAILED", "CANCELED"):
                     self.log.add(kinds.FAILED, workflow=wid, text=described(error))
                     return
+                if status == "RESUMABLE":
+                    self.resume(wid)
                 time.sleep(PAUSE)
             else:
                 break
@@ -198,6 +201,15 @@ class Life:
         if not is_whole(made):
             self.log.add(kinds.DAMAGED, workflow=wid, task=made.task, text="output")
         self.log_status(wid)
+
+    def resume(self, wid: str) -> None:
+        """Do what the error says: with a workflow under which one coordinator after the other was
+        killed none goes on by itself."""
+        self.log.add(kinds.TRY, workflow=wid, verb="resume")
+        try:
+            workflow.resume_async(wid)
+        except Exception as error:
+            self.log.add(kinds.ERROR, workflow=wid, verb="resume", text=described(error))
 
     def log_status(self, wid: str) -> str:
         try:

@@ -14,7 +14,7 @@ from ray_workflows._coordinator.requests import Reply
 from ray_workflows._coordinator.room import Limits
 from ray_workflows._coordinator.watching import LongPolls, Seats
 from ray_workflows._coordinator.workflow import Workflow
-from ray_workflows._engine.commands import next_wake
+from ray_workflows._engine.commands import due_at, next_wake
 from ray_workflows._engine.decision import ACTIVE
 from ray_workflows._model.catalog import Holder
 from ray_workflows._model.status import WorkflowStatus
@@ -81,6 +81,7 @@ class Life:
             probe=world.probe,
             starts=world.starts,
             snapshots=world.snapshots,
+            evicts_after=world.evicts_after,
             on_error=self.met_error,
         )
         #: Its time and the true one when they were compared last.
@@ -227,6 +228,29 @@ class Life:
                 why = self.why_idle(workflow)
             if why:
                 raise Violation("idle", f"{state.workflow_id} in {self.name}: {why}")
+        self.check_evicted()
+
+    def check_evicted(self) -> None:
+        """What is in storage alone has nothing to do before it is woken."""
+        active, eviction = self.loop.active, self.loop.eviction
+        if active.evicted.keys() & active.keys():
+            raise Violation("unexpected", f"{self.name}: in memory, and in storage alone")
+        if active.evicted.next_due() < eviction.waking_at:
+            raise Violation("idle", f"nothing wakes what is in storage alone in {self.name}")
+        if not active.evicted:
+            return
+        # The last one of each id.
+        journals = {each.state.workflow_id: each for each in self.world.monitor.journals.values()}
+        for workflow_id, evicted in active.evicted.items():
+            journal = journals[workflow_id]
+            state = journal.state
+            # Others may have appended, or deleted it: that is looked for.
+            if journal.seq != evicted.seq or state.holder != self.name:
+                continue
+            if due_at(state) != evicted.due_at:
+                raise Violation(
+                    "idle", f"{state.workflow_id} in {self.name} is due at {due_at(state)}"
+                )
 
     def why_idle(self, workflow: Workflow) -> str:
         """What it lacks to go on; nothing if each of its tasks is in flight or waits for its time,
@@ -249,8 +273,8 @@ class Life:
         checked: dict[Workflow, int] = {}
         scanned: dict[WorkflowStatus, int] = {}
         for workflow in loop.active.values():
-            status = workflow.state.status
-            if status in ACTIVE and loop.active.drives(workflow):
+            status = workflow.counted if workflow.reading else workflow.state.status
+            if status in ACTIVE and (workflow.reading or loop.active.drives(workflow)):
                 scanned[status] = scanned.get(status, 0) + 1
             if workflow.busy:
                 continue
@@ -268,9 +292,11 @@ class Life:
                     "one truth", f"{workflow.workflow_id} in {self.name} and its journal: {error}"
                 ) from error
         self.checked = checked
+        for evicted in loop.active.evicted.values():
+            scanned[evicted.status] = scanned.get(evicted.status, 0) + 1
         if {status: n for status, n in loop.room.counts.items() if n} != scanned:
             raise Violation("room", f"{self.name}: counted {loop.room.counts}, not {scanned}")
-        if not loop.room.waiting.keys() <= loop.active.keys():
+        if not loop.room.waiting.keys() <= loop.active.keys() | loop.active.evicted.keys():
             raise Violation("room", f"{self.name}: {loop.room.waiting} wait for ever")
         if len(loop.active.by_incarnation) != sum(
             w.incarnation != "" for w in loop.active.values()

@@ -16,7 +16,7 @@ from ray_workflows._engine.names import assign_task_ids
 from ray_workflows._engine.replay import replay
 from ray_workflows._engine.snapshots import restore, restore_lifecycle
 from ray_workflows._engine.state import WorkflowState
-from ray_workflows._engine.summary import catalog_row
+from ray_workflows._engine.summary import catalog_row, due_at_of
 from ray_workflows._executor.protocol import AttemptRequest
 from ray_workflows._model import events as ev
 from ray_workflows._model.catalog import Append, JournalEntry
@@ -144,7 +144,9 @@ class Monitor:
         except AssertionError as error:
             names = [type(event).__name__ for event in events]
             raise Violation("invariant", f"{where} {names}: {error}") from error
-        row = catalog_row(state, journal.seq, journal.snapshot)
+        # Whoever knows nothing of its tasks does not know when it is due.
+        due_at = None if append.catalog.due_at is None else due_at_of(state)
+        row = catalog_row(state, journal.seq, journal.snapshot, due_at)
         if append.catalog != row:
             raise Violation(
                 "one truth", f"{where}: row {append.catalog} but the journal says {row}"

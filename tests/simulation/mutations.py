@@ -14,16 +14,17 @@ from typing import Any
 import msgspec
 
 from ray_workflows._codec.journal import NO_LINK
-from ray_workflows._coordinator import lease as lease_module
+from ray_workflows._coordinator import active as active_module
 from ray_workflows._coordinator import loop as loop_module
 from ray_workflows._coordinator.clock import SteadyClock
 from ray_workflows._coordinator.commits import Commits
+from ray_workflows._coordinator.eviction import Eviction
+from ray_workflows._coordinator.holdings import Holdings
 from ray_workflows._coordinator.lease import Lease
 from ray_workflows._coordinator.loop import Loop
 from ray_workflows._coordinator.orphans import Orphans
 from ray_workflows._coordinator.requests import Asked
 from ray_workflows._coordinator.room import Room
-from ray_workflows._coordinator.snapshots import RULE
 from ray_workflows._coordinator.starting import Starter
 from ray_workflows._coordinator.workflow import Workflow, answer
 from ray_workflows._engine import attempts as attempts_module
@@ -42,7 +43,6 @@ from ray_workflows._model.commands import CancelAttempt, ReleaseValue, StartAtte
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.storage.base import CommitOutcome
 from ray_workflows.storage.memory import MemoryJournals
-from tests.simulation import world as world_module
 
 Patch = Callable[[Any], None]
 
@@ -462,12 +462,12 @@ def attempts_that_wait_for_their_time_are_forgotten(patch: Any) -> None:
 
 @breaks("room", "stuck", crowded=True)
 def those_that_leave_are_still_counted(patch: Any) -> None:
-    def count(self: Room, workflow: Workflow, status: Any) -> None:
-        if status is not None:
-            original(self, workflow, status)
+    def change(self: Room, workflow_id: str, before: Any, after: Any) -> None:
+        if after is not None:
+            original(self, workflow_id, before, after)
 
-    original = Room.count
-    patch.setattr(Room, "count", count)
+    original = Room.change
+    patch.setattr(Room, "change", change)
 
 
 # -- time ----------------------------------------------------------------------------------
@@ -510,7 +510,7 @@ def entries_after_a_takeover_are_not_linked(patch: Any) -> None:
     patch.setattr(Loop, "take", take)
 
 
-@breaks("start", "one owner")
+@breaks("start", "one owner", "one truth")
 def takeover_without_a_fence(patch: Any) -> None:
     def take(self: Loop, recovered: Any, claim: inp.Claim) -> None:
         workflow = Workflow(recovered.state, recovered.seq, recovered.row, link=recovered.link)
@@ -536,7 +536,7 @@ def takeover_without_a_fence(patch: Any) -> None:
 def takeovers_overlap(patch: Any) -> None:
     """A second one, begun before the first had its answer, replaces what is in hand by then."""
 
-    def replacing(self: Lease) -> Any:
+    def replacing(self: Holdings) -> Any:
         @contextmanager
         def nothing_in_hand() -> Iterator[None]:
             held = self.loop.active.workflows
@@ -548,35 +548,15 @@ def takeovers_overlap(patch: Any) -> None:
 
         return (yield from resumed_in(original(self), nothing_in_hand))
 
-    def once(self: Lease) -> Any:
+    def once(self: Holdings) -> Any:
         yield from replacing(self)
 
-    def take_over(self: Lease) -> Any:
+    def steps(self: Holdings) -> Any:
         self.loop.job("overlap", lambda: once(self)).start(0.005)
         return (yield from replacing(self))
 
-    original = Lease.take_over
-    patch.setattr(Lease, "take_over", take_over)
-
-
-@breaks("stuck", until=12.0, crash_after_step=0.1, commit_late=0.9, late_at_worst=3.0)
-def takeover_happens_once(patch: Any) -> None:
-    """What earlier lives left is looked for when a life begins, and never again, but for what
-    somebody asks about.
-
-    A commit that was on its way when its sender died takes effect before the claim of the next
-    life: the claim is stale, and the workflow is its dead sender's again.
-    """
-
-    def take_over(self: Lease) -> Any:
-        seconds = yield from original(self)
-        return None if self.recovered else seconds
-
-    original = Lease.take_over
-    patch.setattr(Lease, "take_over", take_over)
-    # One seed in hundreds shows it: snapshots, and what is read because of them, only cast other
-    # dice.
-    patch.setattr(world_module, "SNAPSHOTS", [RULE])
+    original = Holdings.steps
+    patch.setattr(Holdings, "steps", steps)
 
 
 @breaks(
@@ -593,17 +573,37 @@ def takeover_happens_once(patch: Any) -> None:
 def earlier_lives_are_forgotten_while_workflows_name_them(patch: Any) -> None:
     """The row of a dead holder goes when it lapses, whatever of its is not claimed yet."""
 
-    def list_rows(storage: Any, query: Any) -> Any:
-        for row in original(storage, query):
-            yield msgspec.structs.replace(row, holder="")
+    def bury(self: Holdings, unnamed: Any, claims: Any) -> None:
+        original(self, self.loop.active.lives or (), claims)
 
-    original = lease_module.list_rows
-    patch.setattr(lease_module, "list_rows", list_rows)
+    original = Holdings.bury
+    patch.setattr(Holdings, "bury", bury)
 
 
 @breaks("stuck")
 def requests_to_cancel_are_not_looked_for(patch: Any) -> None:
-    patch.setattr(lease_module, "TAIL_SECONDS", 1e9)
+    patch.setattr(Holdings, "is_quiet", lambda self, workflow: False)
+
+
+@breaks("idle", "stuck")
+def what_left_memory_is_not_woken(patch: Any) -> None:
+    patch.setattr(Eviction, "wake_in_time", lambda self: None)
+
+
+@breaks("idle", "stuck")
+def when_what_left_memory_is_due_is_forgotten(patch: Any) -> None:
+    patch.setattr(active_module, "due_at", lambda state: float("inf"))
+
+
+@breaks("stuck", "replies", "room")
+def who_asks_about_what_left_memory_finds_it_new(patch: Any) -> None:
+    """A workflow that is brought back is taken for one that nobody has read."""
+
+    def activated(self: Loop, workflow: Workflow, found: Any, claims: Any) -> None:
+        original(self, workflow, None if found and not claims else found, claims)
+
+    original = Loop.activated
+    patch.setattr(Loop, "activated", activated)
 
 
 @breaks("stuck", auto_resume=1.0, until=25.0, crash_after_step=0.03, zombie=0.5, pause=0.005)

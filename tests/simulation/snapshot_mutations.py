@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from ray_workflows._codec.journal import Chain
-from ray_workflows._coordinator import lease as lease_module
+from ray_workflows._coordinator import holdings as holdings_module
 from ray_workflows._coordinator import loop as loop_module
 from ray_workflows._coordinator.loop import Loop
 from ray_workflows._coordinator.recovery import More, Reading, recover
@@ -73,7 +73,7 @@ def a_saved_lifecycle_is_taken_for_the_state(patch: Any) -> None:
         return found
 
     patch.setattr(loop_module, "recover", recover_lifecycle)
-    patch.setattr(lease_module, "recover", recover_lifecycle)
+    patch.setattr(holdings_module, "recover", recover_lifecycle)
 
 
 @breaks("unexpected", "one truth", "replay")

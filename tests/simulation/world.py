@@ -135,6 +135,8 @@ class World:
         #: stays as it was.
         self.starts = Random(f"starts {seed}").choice([1, 2, 5_000])
         self.snapshots = Random(f"snapshots {seed}").choice(SNAPSHOTS)
+        #: After how long at rest workflows leave a coordinator's memory.
+        self.evicts_after = Random(f"evicts {seed}").choice([0.0, 0.5, 10.0])
         self.auto_resume = self.faults.auto_resume > 0.0
         #: Gives each process its own instance.
         self.open_storage = STORAGES[self.storage_kind](self.storage_clock)
@@ -235,7 +237,12 @@ class World:
         return self
 
     def live(self) -> None:
-        self.trace("faults: %s, %s starts", self.faults.describe(), self.starts)
+        self.trace(
+            "faults: %s, %s starts, evicts after %s",
+            self.faults.describe(),
+            self.starts,
+            self.evicts_after,
+        )
         for cluster in self.clusters:
             self.trace("cluster %s: limits %s", cluster.name, cluster.limits)
             self.begin_life(cluster)

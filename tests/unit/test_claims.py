@@ -11,6 +11,7 @@ import pytest
 
 from ray_workflows._coordinator.claims import (
     Claims,
+    ProcessProbe,
     probe_process,
     process_started,
     this_holder,
@@ -34,6 +35,10 @@ def alive(holder: Holder) -> None:
 
 def dead(holder: Holder) -> bool:
     return False
+
+
+def only(name: str) -> ProcessProbe:
+    return lambda holder: holder.holder_id == name
 
 
 RUNNING, PENDING = WorkflowStatus.RUNNING, WorkflowStatus.PENDING
@@ -61,13 +66,27 @@ def test_a_lease_longer_than_any_was_given_before_the_clock_was_set_back(
         Claims([], 50.0),
         Claims([holder("h")], 100.0, probe=alive),
         Claims([holder("h")], 90.0, probe=dead),
-        Claims([holder("h")], 90.0, me=holder("me", "c"), probe=alive),
+        Claims([holder("h"), holder("later", "other")], 90.0, probe=only("later")),
     ],
-    ids=["no row", "lapsed", "process gone", "an earlier life of the asking coordinator"],
+    ids=["no row", "lapsed", "process gone", "another coordinator lives"],
 )
 def test_dead_holders(claims: Claims) -> None:
     assert claims.status(row(RUNNING)) is WorkflowStatus.RESUMABLE
     assert claims.status(row(WorkflowStatus.FAILED)) is WorkflowStatus.FAILED
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        Claims([holder("h")], 90.0, me=holder("me", "c"), probe=dead),
+        Claims([holder("h")], 500.0, me=holder("me", "c"), probe=dead),
+        Claims([holder("h"), holder("later")], 90.0, probe=only("later")),
+    ],
+    ids=["of the one that asks", "of the one that asks, lapsed", "of another one"],
+)
+def test_an_earlier_life_of_a_live_coordinator_is_alive(claims: Claims) -> None:
+    """It goes on with what is due, and need not have claimed what is not."""
+    assert claims.status(row(RUNNING)) is RUNNING
 
 
 def test_a_released_workflow_is_nobodys() -> None:

@@ -120,21 +120,21 @@ def test_room_is_counted_without_looking_at_all() -> None:
     """The law is that of the simulation: what is counted is what a scan would find."""
     room = Room(Limits(max_running=2, max_pending=1))
     assert not any(isinstance(value, dict) and value for value in vars(room).values())
-    workflows = [Workflow(WorkflowState(f"w{n}", f"i{n}"), 0, None) for n in range(3)]
-    room.count(workflows[0], WorkflowStatus.RUNNING)
+    running, successful = WorkflowStatus.RUNNING, WorkflowStatus.SUCCESSFUL
+    room.change("w0", None, running)
     assert room.to_run()
-    room.count(workflows[1], WorkflowStatus.RUNNING)
-    room.count(workflows[1], WorkflowStatus.RUNNING)
+    room.change("w1", None, running)
+    room.change("w1", running, running)
     assert not room.to_run()
-    room.count(workflows[2], WorkflowStatus.PENDING)
+    room.change("w2", None, WorkflowStatus.PENDING)
     assert list(room.waiting) == ["w2"]
     assert not room.to_wait()
     assert room.left(10) == 0
-    room.count(workflows[0], WorkflowStatus.SUCCESSFUL)
+    room.change("w0", running, successful)
     assert room.to_run()
-    for workflow in workflows:
-        room.count(workflow, None)
-        room.count(workflow, None)
+    room.change("w0", successful, None)
+    room.change("w1", running, None)
+    room.change("w2", WorkflowStatus.PENDING, None)
     assert room.to_wait()
     assert room.left(10) == 3
     assert not room.waiting

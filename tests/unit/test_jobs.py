@@ -14,10 +14,10 @@ from ray_workflows._coordinator import host as host_module
 from ray_workflows._coordinator import lease as lease_module
 from ray_workflows._coordinator.claims import LEASE_SECONDS
 from ray_workflows._coordinator.clock import SteadyClock
+from ray_workflows._coordinator.holdings import Holdings
 from ray_workflows._coordinator.host import Coordinator as Host
 from ray_workflows._coordinator.host import Settings
 from ray_workflows._coordinator.jobs import Job, Steps
-from ray_workflows._coordinator.lease import Lease
 from ray_workflows._coordinator.loop import Loop
 from ray_workflows._coordinator.orphans import Orphans
 from ray_workflows._coordinator.workflow import Workflow
@@ -181,7 +181,7 @@ def test_periodic_work_goes_on_after_any_error_of_the_storage(
     assert coordinator.loop.lease_until > world.clock.now
 
 
-@pytest.mark.parametrize(("owner", "name"), [(Lease, "later"), (Orphans, "found")])
+@pytest.mark.parametrize(("owner", "name"), [(Holdings, "end"), (Orphans, "found")])
 def test_periodic_work_goes_on_after_a_bug_of_ours(
     world: World, owner: type, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,7 +191,7 @@ def test_periodic_work_goes_on_after_a_bug_of_ours(
     first.submit("w")
     first.die()
     # Another life of the same actor takes over by its lease, another actor by looking for orphans.
-    second = Coordinator(world, "second", host="here", actor="first" if owner is Lease else None)
+    second = Coordinator(world, "second", host="here", actor="first" if owner is Holdings else None)
     second.submit("other")
     world.pass_time(100.0)
     assert failing.calls

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ray_workflows._coordinator import lease
+from ray_workflows._coordinator import holdings
 from ray_workflows._coordinator.deletion import Deletion
 from ray_workflows._coordinator.recovery import read_end, recover
 from ray_workflows._model import inputs as inp
@@ -30,7 +30,7 @@ def test_who_holds_many_looks_after_them_less_often(
     world.pass_time(60.0)
     usual = world.storage.calls["list_catalog"]
     assert usual > 60
-    monkeypatch.setattr(lease, "ROWS_PER_SECOND", 0.1)
+    monkeypatch.setattr(holdings, "ROWS_PER_SECOND", 0.1)
     world.pass_time(60.0)
     assert 2 <= world.storage.calls["list_catalog"] - usual <= 8
     # What another one leaves is found nevertheless.

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from ray_workflows._coordinator.lease import READ_AT_ONCE
+from ray_workflows._coordinator.holdings import IDLE_SECONDS, READ_AT_ONCE
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.answers import Accepted
+from ray_workflows._model.catalog import Append
 from ray_workflows._model.status import WorkflowStatus
+from ray_workflows.exceptions import StorageUnavailableError
+from ray_workflows.storage.base import CommitOutcome
 from tests.unit.plans import plan
 from tests.unit.test_orphans import Coordinator, World
 
@@ -47,7 +51,7 @@ def submit(coordinator: Slow, workflow_id: str) -> list[Any]:
 
 def finish(coordinator: Slow) -> None:
     end = coordinator.world.clock.now + 2.0
-    while coordinator.world.clock.now < end or not coordinator.lease.recovered:
+    while coordinator.world.clock.now < end or not coordinator.lease.holdings.recovered:
         coordinator.world.clock.now += 0.05
         coordinator.loop.step()
         while coordinator.answers:
@@ -61,11 +65,11 @@ def test_what_is_new_does_not_wait_for_what_is_old(second: Slow) -> None:
         second.loop.step()
         second.come_back()
     assert isinstance(answers[0], Accepted)
-    assert not second.lease.recovered
+    assert not second.lease.holdings.recovered
     # Old ones are driven as they are read.
     while len(second.loop.active) < READ_AT_ONCE:
         second.come_back()
-    assert not second.lease.recovered
+    assert not second.lease.holdings.recovered
     finish(second)
     assert len(second.loop.active) == MANY + 1
 
@@ -83,3 +87,28 @@ def test_what_is_old_is_waited_for(second: Slow) -> None:
     assert "already running" in str(again[0])
     assert canceled == [None]
     assert second.world.status(last)[0] is WorkflowStatus.CANCELED
+
+
+def test_what_takes_effect_after_the_death_of_its_sender_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Earlier lives are looked for again and again: a commit may be on its way for long."""
+    world = World()
+    first = Coordinator(world, "first", auto_resume=False)
+    late: list[Append] = []
+
+    def commit(appends: Sequence[Append]) -> list[CommitOutcome]:
+        late.extend(appends)
+        raise StorageUnavailableError("nobody knows what became of it")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.storage.journals, "commit", commit)
+        first.submit("w")
+        first.die()
+    second = Coordinator(world, "second", actor="first", auto_resume=False)
+    world.pass_time(20.0)
+    assert second.lease.holdings.recovered
+    world.storage.commit(late[:1])
+    assert world.status("w") == (WorkflowStatus.RUNNING, "first")
+    world.pass_time(IDLE_SECONDS + 1.0)
+    assert world.status("w") == (WorkflowStatus.RUNNING, "second")

@@ -212,7 +212,7 @@ def test_a_watch_that_is_withdrawn_is_not_kept() -> None:
     for request in (withdrawn, kept):
         owner.loop.watchers.add(request)
     owner.loop.watchers.withdraw(withdrawn)
-    assert owner.loop.active["w"].watchers == [kept]
+    assert owner.loop.watchers.waiting["w"] == [kept]
     owner.loop.ask("w", inp.Cancel(), lambda answer: None)
     owner.step()
     assert told == ["kept"]

@@ -16,6 +16,7 @@ from ray_workflows._client.launch import start_coordinator
 from ray_workflows._client.reader import Reader
 from ray_workflows._codec.journal import VERSION
 from ray_workflows._coordinator.claims import LEASE_SECONDS
+from ray_workflows._coordinator.eviction import EVICT_SECONDS
 from ray_workflows._coordinator.host import ACTOR_NAME, NAMESPACE, Settings
 from ray_workflows._coordinator.room import UNLIMITED, Limits
 from ray_workflows._environment.interpreter import check_python
@@ -38,6 +39,8 @@ CALL_SECONDS = 90.0
 HEAD_VARIABLE = "RAY_gcs_rpc_server_reconnect_timeout_s"
 #: Names the lease of a coordinator that is started by this process, in seconds.
 LEASE_VARIABLE = "RAY_WORKFLOW_LEASE_SECONDS"
+#: Names after how long at rest workflows leave the memory of such a coordinator, in seconds.
+EVICT_VARIABLE = "RAY_WORKFLOW_EVICT_SECONDS"
 
 
 class Connection(Reader):
@@ -215,25 +218,40 @@ def reachable(storage: Storage) -> Storage:
     return storage
 
 
-def lease_seconds() -> float:
-    """The lease that a coordinator started here is given."""
-    given = os.environ.get(LEASE_VARIABLE, "")
+def seconds_given(variable: str, default: float, least: float, most: float, why: str) -> float:
+    """What a variable of the environment says, in seconds.
+
+    Raises:
+        StorageConfigError: it is no number of seconds, or not from ``least`` to ``most``.
+    """
+    given = os.environ.get(variable, "")
     try:
-        seconds = float(given) if given else LEASE_SECONDS
+        seconds = float(given) if given else default
     except ValueError:
-        seconds = 0.0
-    # Others rely on it that nobody's is longer.
-    if not 1.0 <= seconds <= LEASE_SECONDS:
+        seconds = float("nan")
+    if not least <= seconds <= most:
         raise StorageConfigError(
-            f"${LEASE_VARIABLE} is {given!r}. It must be a number of seconds from 1 to "
-            f"{LEASE_SECONDS:.0f}, or not be set."
+            f"${variable} is {given!r}. {why}: it must be a number of seconds from {least:g} to "
+            f"{most:g}, or not be set."
         )
     return seconds
 
 
+def lease_seconds() -> float:
+    """The lease that a coordinator started here is given."""
+    why = "Others rely on it that no lease is longer"
+    return seconds_given(LEASE_VARIABLE, LEASE_SECONDS, 1.0, LEASE_SECONDS, why)
+
+
+def evict_seconds() -> float:
+    """After how long at rest workflows leave the memory of a coordinator started here."""
+    why = "It says how long workflows that wait stay in memory"
+    return seconds_given(EVICT_VARIABLE, EVICT_SECONDS, 0.0, 86400.0, why)
+
+
 def start(storage: Storage, limits: Limits, auto_resume: bool) -> None:
     """Open the storage and start the coordinator. Called in the cluster."""
-    settings = Settings(limits, auto_resume, lease_seconds())
+    settings = Settings(limits, auto_resume, lease_seconds(), evict_seconds())
     storage.open()
     options: dict[str, Any] = {
         "name": ACTOR_NAME,

@@ -4,30 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from ray_workflows._coordinator.evicted import Evicted, EvictedWorkflows
 from ray_workflows._coordinator.recovery import Recovered
 from ray_workflows._coordinator.room import Room
 from ray_workflows._coordinator.workflow import Workflow
+from ray_workflows._engine.commands import due_at
 from ray_workflows._engine.decision import ACTIVE
 from ray_workflows._engine.state import WorkflowState
 from ray_workflows._model.status import WorkflowStatus
-
-
-class Inheritance:
-    """What earlier lives of a coordinator were driving.
-
-    Attributes:
-        lives: the lives before this one; None until they were looked for. Later ones are no earlier
-            lives: whoever sees them is cut off.
-        unread: ids of workflows of theirs that are known of and not read yet; None before.
-    """
-
-    def __init__(self) -> None:
-        self.lives: list[str] | None = None
-        self.unread: set[str] | None = None
-
-    def may_have(self, workflow_id: str) -> bool:
-        """Whether a workflow may be one that is still to be taken over."""
-        return self.unread is None or workflow_id in self.unread
 
 
 class ActiveWorkflows(Mapping[str, Workflow]):
@@ -35,13 +19,19 @@ class ActiveWorkflows(Mapping[str, Workflow]):
 
     Args:
         holder_id: the coordinator.
-        room: counts those that are driven here.
+        room: counts those that are driven here, and those that were and are in storage alone.
+
+    Attributes:
+        evicted: what is driven here, and in storage alone.
+        lives: the ids of earlier lives of the coordinator; None until they were looked for. Later
+            ones are no earlier lives: whoever sees them is cut off.
     """
 
     def __init__(self, holder_id: str, room: Room) -> None:
         self.holder_id = holder_id
         self.room = room
-        self.inheritance = Inheritance()
+        self.evicted = EvictedWorkflows()
+        self.lives: list[str] | None = None
         self.workflows: dict[str, Workflow] = {}
         self.by_incarnation: dict[str, Workflow] = {}
 
@@ -56,6 +46,9 @@ class ActiveWorkflows(Mapping[str, Workflow]):
 
     def hold(self, workflow: Workflow) -> None:
         """Keep a workflow in memory."""
+        evicted = self.evicted.take(workflow.workflow_id)
+        if evicted is not None:
+            workflow.counted = evicted.status
         self.workflows[workflow.workflow_id] = workflow
         self.index(workflow)
 
@@ -69,8 +62,16 @@ class ActiveWorkflows(Mapping[str, Workflow]):
         if kept:
             del self.workflows[workflow.workflow_id]
             self.unindex(workflow)
-        self.room.count(workflow, None)
+        self.count_as(workflow, None)
         return kept
+
+    def evict(self, workflow: Workflow) -> None:
+        """Keep a workflow that is driven here in storage alone."""
+        del self.workflows[workflow.workflow_id]
+        self.unindex(workflow)
+        state = workflow.state
+        evicted = Evicted(workflow.seq, due_at(state), state.status)
+        self.evicted.add(workflow.workflow_id, evicted)
 
     def become(self, workflow: Workflow, found: Recovered | None) -> None:
         """A workflow is what was read; None if there is nothing, or nothing was read yet."""
@@ -95,10 +96,18 @@ class ActiveWorkflows(Mapping[str, Workflow]):
             del self.by_incarnation[workflow.incarnation]
 
     def count(self, workflow: Workflow) -> None:
-        """Count it among those that run or wait, if it is driven here."""
+        """Count it among those that run or wait, if it is driven here. One that is being read is
+        what it was."""
+        if workflow.reading:
+            return
         status = workflow.state.status
         counts = status in ACTIVE and self.drives(workflow)
-        self.room.count(workflow, status if counts else None)
+        self.count_as(workflow, status if counts else None)
+
+    def count_as(self, workflow: Workflow, status: WorkflowStatus | None) -> None:
+        """Count it with a status; None: it is not in hand any more."""
+        self.room.change(workflow.workflow_id, workflow.counted, status)
+        workflow.counted = status
 
     def drives(self, workflow: Workflow) -> bool:
         """Whether this coordinator acts on what the workflow asks for: it is ours, and open or has
@@ -119,4 +128,8 @@ class ActiveWorkflows(Mapping[str, Workflow]):
         """Whether a workflow is to be driven, by us or by an earlier life."""
         if state.status not in ACTIVE or state.released:
             return False
-        return state.holder == self.holder_id or state.holder in (self.inheritance.lives or ())
+        return self.is_ours(state.holder)
+
+    def is_ours(self, holder_id: str) -> bool:
+        """Whether a holder is this coordinator or an earlier life of it."""
+        return holder_id == self.holder_id or holder_id in (self.lives or ())

@@ -73,10 +73,9 @@ def probe_process(holder: Holder) -> bool | None:
 class Claims:
     """The holders as read at one moment: answers for each workflow whether its holder lives.
 
-    ``me``: the coordinator that asks, about what is not in its hands and so not driven by it or
-    by its earlier lives. ``cluster``: the
-    coordinator of the cluster of a reader who asks; Ray restarts it for ever, and it goes on with
-    what its earlier lives were driving, so these count as alive.
+    What earlier lives of a live coordinator were driving is its to go on with, when it is due: they
+    count as alive. ``me``: the coordinator that asks. ``cluster``: the coordinator of the cluster
+    of a reader who asks; Ray restarts it for ever.
     """
 
     def __init__(
@@ -91,7 +90,8 @@ class Claims:
         self.holders = {holder.holder_id: holder for holder in holders}
         self.now = now
         self.me = me
-        self.cluster = cluster
+        #: Coordinators that are alive whatever their leases say.
+        self.sure = {cluster, me.coordinator if me is not None else None} - {None}
         self.probe = probe
 
     def former_lives(self) -> list[str]:
@@ -110,15 +110,20 @@ class Claims:
         return holder is not None and holder.lease_until <= self.now
 
     def is_alive(self, holder_id: str) -> bool:
-        """Whether the holder may still be driving its workflows."""
+        """Whether the holder, or a later life of it, may still be driving its workflows."""
         holder = self.holders.get(holder_id)
         if holder is None:
             return False
-        if holder.coordinator == self.cluster:
+        if holder.coordinator in self.sure or self.may_run(holder):
             return True
-        if self.me is not None and holder.coordinator == self.me.coordinator:
-            # Ray runs an actor in one process at a time: that life is over, or it is this one.
-            return False
+        return any(
+            self.may_run(each)
+            for each in self.holders.values()
+            if each.coordinator == holder.coordinator
+        )
+
+    def may_run(self, holder: Holder) -> bool:
+        """Whether the process of a holder may still be there."""
         exists = self.probe(holder)
         if exists is False or holder.lease_until <= self.now:
             return False

@@ -60,8 +60,7 @@ class Deletion:
         if self.is_over():
             return
         workflow = loop.active.get(self.workflow_id)
-        unread = loop.active.inheritance.may_have(self.workflow_id)
-        if unread or (workflow is not None and workflow.busy):
+        if loop.active.lives is None or (workflow is not None and workflow.busy):
             loop.after(SOON, self.begin)
             return
         if workflow is not None and self.incarnation not in ("", workflow.incarnation):

@@ -24,6 +24,7 @@ from ray_workflows._codec.messages import Message
 from ray_workflows._coordinator.claims import LEASE_SECONDS, this_holder
 from ray_workflows._coordinator.clock import SteadyClock
 from ray_workflows._coordinator.deletion import Deletion
+from ray_workflows._coordinator.eviction import EVICT_SECONDS
 from ray_workflows._coordinator.hung import HungCalls
 from ray_workflows._coordinator.io import Inbox, ThreadIo, work_off
 from ray_workflows._coordinator.jobs import Steps
@@ -130,6 +131,7 @@ class Settings(msgspec.Struct, frozen=True):
     limits: Limits = Limits()
     auto_resume: bool = False
     lease_seconds: float = LEASE_SECONDS
+    evict_seconds: float = EVICT_SECONDS
 
 
 class Coordinator:
@@ -165,6 +167,7 @@ class Coordinator:
             elapsed=elapsed,
             new_id=lambda: uuid.uuid4().hex,
             limits=settings.limits,
+            evicts_after=settings.evict_seconds,
             on_error=self.met_error,
         )
         self.lease = Lease(self.loop, settings.lease_seconds)
@@ -200,7 +203,7 @@ class Coordinator:
         """Have the storage say when there is something to look for."""
         try:
             yield lambda: self.storage.listen(
-                self.holder.holder_id, lambda: self.inbox.put(self.lease.look)
+                self.holder.holder_id, lambda: self.inbox.put(self.lease.holdings.look)
             )
         except StorageUnavailableError:
             return LEASE_SECONDS
@@ -484,7 +487,7 @@ class Coordinator:
             "holder": self.holder,
             "storage_error": self.loop.store.error,
             "unexpected_error": repr(self.broken) if self.broken else None,
-            "workflows": len(self.loop.active),
+            "workflows": len(self.loop.active) + len(self.loop.active.evicted),
             "waiting": self.seats.taken,
         }
 

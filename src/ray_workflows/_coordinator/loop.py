@@ -12,11 +12,14 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import islice
+from typing import Any
 
 from ray_workflows._codec.journal import encode_entry, link_of
 from ray_workflows._coordinator.active import ActiveWorkflows
 from ray_workflows._coordinator.claims import Claims, ProcessProbe, probe_process
 from ray_workflows._coordinator.commits import Commits
+from ray_workflows._coordinator.eviction import EVICT_SECONDS, Eviction
 from ray_workflows._coordinator.io import Io
 from ray_workflows._coordinator.jobs import Job, Steps
 from ray_workflows._coordinator.quarantine import Quarantine
@@ -33,7 +36,7 @@ from ray_workflows._engine.decide import ASKED_OF_LIFECYCLE, decide
 from ray_workflows._engine.decision import ACTIVE, Surroundings
 from ray_workflows._engine.evolve import evolve
 from ray_workflows._engine.state import WorkflowState
-from ray_workflows._engine.summary import catalog_row
+from ray_workflows._engine.summary import catalog_row, due_at_of
 from ray_workflows._executor.protocol import Executor, News
 from ray_workflows._executor.timers import TimerQueue, log_failure
 from ray_workflows._model import events as ev
@@ -45,6 +48,9 @@ from ray_workflows.exceptions import CoordinatorUnavailableError, StorageCorrupt
 from ray_workflows.storage.base import Storage
 
 logger = logging.getLogger(__name__)
+
+#: Pending workflows that are read before it is their turn.
+NEXT = 32
 
 
 class Loop:
@@ -63,6 +69,7 @@ class Loop:
         limits: how many workflows may run and wait.
         starts: how many commands are started in one step.
         snapshots: when the states of workflows are saved.
+        evicts_after: how long a workflow is at rest before it leaves memory, in seconds.
         on_error: takes errors of ours that were survived.
     """
 
@@ -80,6 +87,7 @@ class Loop:
         probe: ProcessProbe = probe_process,
         starts: int = STARTS,
         snapshots: SnapshotRule = RULE,
+        evicts_after: float = EVICT_SECONDS,
         on_error: Callable[[str, Exception], None] = log_failure,
     ) -> None:
         self.storage = storage
@@ -97,7 +105,7 @@ class Loop:
         self.store = Store(storage, io, self.after, elapsed)
         self.room = Room(limits)
         self.active = ActiveWorkflows(self.holder_id, self.room)
-        self.watchers = Watchers(self.active, executor, self.after, self.touch)
+        self.watchers = Watchers(self.active, executor, self.after, self.touch, self.find)
         #: What something came in for.
         self.dirty: dict[int, Workflow] = {}
         self.commits = Commits(self.store, self.after, self.guard, self.applied, self.overtaken)
@@ -105,6 +113,9 @@ class Loop:
             executor, self.timers, clock, self.guard, self.may_start, self.wake, starts
         )
         self.quarantine = Quarantine(self.store, self.commits, clock, new_id, self.guard, self.drop)
+        self.eviction = Eviction(
+            self.active, self.timers, clock, self.evict, self.bring_back, evicts_after
+        )
         #: Until when the lease holds, by `elapsed`: only then attempts are started.
         self.lease_until = float("-inf")
 
@@ -149,11 +160,14 @@ class Loop:
     def put(self, workflow_id: str, asked: Asked) -> None:
         if self.is_over(asked):
             return
-        if self.active.inheritance.unread is None:
+        if self.active.lives is None:
             # Nobody knows what is ours.
             self.after(SOON, lambda: self.ask(workflow_id, *asked))
             return
         workflow = self.active.get(workflow_id)
+        if workflow is None and workflow_id in self.active.evicted:
+            self.bring_back(workflow_id, asked)
+            return
         if workflow is None:
             workflow = self.open(workflow_id, asked.input)
         workflow.inbox.append(asked)
@@ -193,10 +207,38 @@ class Loop:
         # What is submitted is most likely new: if it is not, the commit is stale, and then it is
         # read. Not while the storage is away: whoever hears of that must not find it created when
         # the storage returns.
-        new = isinstance(input, inp.Submit) and self.store.error is None
-        if new and not self.active.inheritance.may_have(workflow_id):
+        if isinstance(input, inp.Submit) and self.store.error is None:
             workflow.covered = 1
         return workflow
+
+    def bring_back(self, workflow_id: str, *inputs: inp.Input | Asked) -> None:
+        """Read a workflow that is in storage alone, and decide on what came in for it."""
+        if workflow_id in self.active:
+            return
+        workflow = Workflow(WorkflowState(workflow_id, ""), 0, None)
+        # It counts as what it was, until it was read.
+        workflow.reading = True
+        self.active.hold(workflow)
+        workflow.inbox.extend(inputs)
+        # It is ours: it waits for the storage as others do that are in memory.
+        call = partial(self.store.call, what=f"Workflow '{workflow_id}'")
+        self.read(workflow, call, whole=True)
+
+    def find(self, workflow_id: str) -> None:
+        """Look in the storage whether a workflow is one of ours that is not in memory."""
+
+        def found(row: CatalogRow | Exception | None) -> None:
+            if workflow_id in self.active:
+                self.touch(self.active[workflow_id])
+            elif isinstance(row, CatalogRow) and row.status in ACTIVE and not row.released:
+                if self.active.is_ours(row.holder):
+                    self.bring_back(workflow_id)
+                else:
+                    self.watchers.turn_away(workflow_id)
+            else:
+                self.watchers.turn_away(workflow_id)
+
+        self.io.call(lambda: self.storage.read_catalog(workflow_id), found)
 
     def take(self, recovered: Recovered, claim: inp.Claim) -> None:
         """Begin to drive what nobody drives."""
@@ -217,44 +259,66 @@ class Loop:
             # Decide now: the next one counts how many run and wait.
             self.advance(workflow)
 
+    def evict(self, workflow: Workflow) -> None:
+        """Keep a workflow at rest in storage alone."""
+        self.forget(workflow)
+        self.executor.forget(workflow.incarnation)
+        self.active.evict(workflow)
+
     def drop(self, workflow: Workflow) -> None:
         """Let go of a workflow. What was asked meanwhile is asked again."""
         if self.active.remove(workflow):
             # Whoever waits for the output has the live copy of it now.
             self.watchers.notify(workflow, settled=True)
             self.executor.forget(workflow.incarnation)
-        self.dirty.pop(id(workflow), None)
-        self.starter.forget(workflow)
+        self.forget(workflow)
         asked = [each for each in workflow.inbox if isinstance(each, Asked)]
         workflow.inbox.clear()
         for each in asked:
             self.ask(workflow.workflow_id, *each)
         self.admit()
 
+    def forget(self, workflow: Workflow) -> None:
+        """Nothing is to happen any more on account of what is in memory of a workflow."""
+        self.dirty.pop(id(workflow), None)
+        self.starter.forget(workflow)
+        self.eviction.forget(workflow)
+
     # -- reading ---------------------------------------------------------------------------
 
     def activate(self, workflow: Workflow, *, whole: bool = False) -> None:
         """Read a workflow that is not driven here, and who drives it. ``whole``: with its tasks,
         whatever is asked."""
-        self.active.become(workflow, None)
+        self.read(workflow, self.io.call, whole=whole)
+
+    def read(
+        self,
+        workflow: Workflow,
+        call: Callable[[Callable[[], Any], Callable[[Any], None]], None],
+        *,
+        whole: bool,
+    ) -> None:
         workflow.reading = True
+        self.active.become(workflow, None)
         workflow.live = False
         workflow.covered = len(workflow.inbox)
         inbox = workflow.inbox
         whole = whole or not inbox or not all(map(is_about_lifecycle, inbox))
 
-        def work() -> tuple[Recovered | None, Claims]:
-            recovered = recover(self.storage, workflow.workflow_id, whole=whole)
-            return recovered, self.read_claims()
+        def work() -> tuple[Recovered | None, Claims | None]:
+            found = recover(self.storage, workflow.workflow_id, whole=whole)
+            if found is not None and self.active.may_take(found.state):
+                return found, None
+            return found, self.read_claims()
 
-        def then(result: tuple[Recovered | None, Claims] | Exception) -> None:
+        def then(result: tuple[Recovered | None, Claims | None] | Exception) -> None:
             workflow.reading = False
             if isinstance(result, Exception):
                 self.refuse_all(workflow, result)
             else:
                 self.activated(workflow, *result)
 
-        self.io.call(work, lambda result: self.guard(workflow, lambda _: then(result)))
+        call(work, lambda result: self.guard(workflow, lambda _: then(result)))
 
     def read_claims(self) -> Claims:
         """The coordinators as they are now. Blocks: call it through `Io`."""
@@ -269,21 +333,23 @@ class Loop:
             answer(each.reply, error)
         self.drop(workflow)
 
-    def activated(self, workflow: Workflow, found: Recovered | None, claims: Claims) -> None:
-        """A workflow was read."""
+    def activated(self, workflow: Workflow, found: Recovered | None, claims: Claims | None) -> None:
+        """A workflow was read, and the claims if it is not ours to take."""
         self.active.become(workflow, found)
-        workflow.driven_elsewhere = found is not None and claims.status(found.row) in ACTIVE
+        workflow.driven_elsewhere = (
+            found is not None and claims is not None and claims.status(found.row) in ACTIVE
+        )
         if self.active.may_take(workflow.state):
             if not workflow.whole:
                 self.activate(workflow, whole=True)
                 return
-            # It was not heard of yet, or took effect after it was given up.
+            # It was in storage alone, or not heard of yet, or took effect after it was given up.
             workflow.driven_elsewhere = False
             workflow.put_first(inp.Claim())
             if self.active.drives(workflow):
                 self.starter.add(workflow, commands(workflow.state))
-        elif workflow.watchers:
-            self.watchers.turn_away(workflow)
+        else:
+            self.watchers.turn_away(workflow.workflow_id)
         self.touch(workflow)
 
     def verify(self, workflow: Workflow) -> None:
@@ -395,7 +461,7 @@ class Loop:
         workflow.covered = 0
         workflow.inbox = deque(each for each in workflow.inbox if isinstance(each, Asked))
         self.starter.forget(workflow)
-        self.room.count(workflow, None)
+        self.active.count_as(workflow, None)
         self.quarantine.release(workflow, row, error)
 
     def let_go(self, row: CatalogRow, error: Exception) -> None:
@@ -510,7 +576,9 @@ class Loop:
             expected_seq=workflow.seq,
             commit_id=self.new_id(),
             entry=entry,
-            catalog=catalog_row(state, seq, unsaved.snapshot),
+            catalog=catalog_row(
+                state, seq, unsaved.snapshot, due_at_of(state) if workflow.whole else None
+            ),
         )
         return Pending(append, deltas, inputs, answers, unsaved)
 
@@ -579,20 +647,29 @@ class Loop:
             self.starter.set_alarm(workflow, at)
         # Siblings of a failed task may still commit what a resume need not run again.
         self.watchers.notify(workflow, settled=workflow.settled)
+        self.eviction.rests(workflow)
         self.admit()
 
     def admit(self) -> None:
         """Start pending workflows while there is room."""
         waiting = self.room.waiting
         while waiting and self.room.to_run():
+            self.bring_back_next()
             workflow = self.active.get(next(iter(waiting)))
             if workflow is not None and workflow.busy:
-                return  # Its submission is on its way: it asks again when that is durable.
+                # Its submission is on its way, or it is being read: then it asks again.
+                return
             del waiting[next(iter(waiting))]
             if workflow is not None:
                 workflow.inbox.append(inp.Start())
                 # Room is counted by status: decide now, so that the next one sees it taken.
                 self.advance(workflow)
+
+    def bring_back_next(self) -> None:
+        """Read what is next to be started, if it is in storage alone."""
+        for workflow_id in list(islice(self.room.waiting, NEXT)):
+            if workflow_id in self.active.evicted:
+                self.bring_back(workflow_id)
 
 
 def is_about_lifecycle(each: inp.Input | Asked) -> bool:

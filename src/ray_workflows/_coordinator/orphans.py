@@ -12,9 +12,10 @@ import msgspec
 
 from ray_workflows._coordinator.claims import LEASE_SECONDS, RENEW_SECONDS, Claims
 from ray_workflows._coordinator.jobs import Steps
-from ray_workflows._coordinator.lease import ACTIVE, Lease, list_rows
+from ray_workflows._coordinator.lease import Lease
 from ray_workflows._coordinator.loop import Loop
-from ray_workflows._coordinator.recovery import Recovered, recover
+from ray_workflows._coordinator.recovery import Recovered, list_rows, recover
+from ray_workflows._engine.decision import ACTIVE
 from ray_workflows._model import events as ev
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.catalog import CatalogQuery, CatalogRow, Holder, Page
@@ -112,7 +113,7 @@ class Orphans:
     def steps(self) -> Steps:
         loop = self.loop
         room = loop.room.left(AT_ONCE)
-        if not self.lease.recovered or not room:
+        if not self.lease.holdings.recovered or not room:
             return LOOK_SECONDS
         held = frozenset(loop.active)
         walks = loop.elapsed() >= self.walk_at
@@ -186,7 +187,7 @@ class Orphans:
         """Read who is dead, and up to ``room`` workflows of theirs, or of the walk's next page."""
         storage, holders = self.loop.storage, self.loop.storage.read_holders()
         # What this coordinator and its earlier lives hold is the lease's to look after.
-        ours = {self.loop.holder_id, *(self.loop.active.inheritance.lives or ())}
+        ours = {self.loop.holder_id, *(self.loop.active.lives or ())}
         others = [holder for holder in holders if holder.holder_id not in ours]
         self.notice(others)
         suspects = frozenset(holder.holder_id for holder in others if self.is_suspect(holder))

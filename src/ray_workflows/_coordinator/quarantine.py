@@ -12,7 +12,7 @@ from ray_workflows._coordinator.commits import Commits, Guard
 from ray_workflows._coordinator.store import Store
 from ray_workflows._coordinator.workflow import Pending, Workflow
 from ray_workflows._model import events as ev
-from ray_workflows._model.catalog import Append, CatalogRow
+from ray_workflows._model.catalog import NEVER, Append, CatalogRow
 from ray_workflows._model.errors import error_info, name_of, text_of
 from ray_workflows._model.status import WorkflowStatus
 
@@ -94,6 +94,10 @@ def end_of_our_part(row: CatalogRow, error: Exception, *, at: float, commit_id: 
             [ev.WorkflowReleased(at=at, error=info)], row.workflow_id, row.incarnation, row.seq + 1
         ),
         catalog=msgspec.structs.replace(
-            row, seq=row.seq + 1, released=True, error=f"{info.type_name}: {info.message}"
+            row,
+            seq=row.seq + 1,
+            released=True,
+            error=f"{info.type_name}: {info.message}",
+            due_at=NEVER,
         ),
     )

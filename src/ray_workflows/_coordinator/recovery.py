@@ -3,8 +3,10 @@ on. No other recovery."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
+
+import msgspec
 
 from ray_workflows._codec.journal import NO_LINK
 from ray_workflows._coordinator.snapshots import NOTHING, Unsaved, saved_in
@@ -12,8 +14,8 @@ from ray_workflows._engine.evolve import evolve
 from ray_workflows._engine.lifecycle import evolve_lifecycle
 from ray_workflows._engine.snapshots import restore
 from ray_workflows._engine.state import WorkflowState
-from ray_workflows._engine.summary import catalog_row
-from ray_workflows._model.catalog import CatalogRow, JournalEntry
+from ray_workflows._engine.summary import catalog_row, due_at_of
+from ray_workflows._model.catalog import CatalogQuery, CatalogRow, JournalEntry
 from ray_workflows._model.events import AnyEvent, Event, StateSaved
 from ray_workflows.exceptions import StorageCorruptError, WorkflowNotFoundError
 from ray_workflows.storage.base import Storage
@@ -36,7 +38,8 @@ class Recovered:
         *,
         whole: bool = True,
     ) -> None:
-        self.row = catalog_row(state, seq, unsaved.snapshot)
+        due_at = due_at_of(state) if whole else None
+        self.row = catalog_row(state, seq, unsaved.snapshot, due_at)
         self.state = state
         self.seq = seq
         self.link = link
@@ -202,3 +205,17 @@ def read_end(storage: Storage, workflow_id: str) -> CatalogRow | None:
     # The row is behind the journal, as it may be where the two are not written as one.
     recovered = recover(storage, workflow_id, whole=False)
     return None if recovered is None else recovered.row
+
+
+def list_rows(
+    storage: Storage, query: CatalogQuery, damaged: list[str] | None = None
+) -> Iterator[CatalogRow]:
+    """All rows of a query, page by page. ``damaged`` gets what is wrong with those left out."""
+    while True:
+        page = storage.list_catalog(query)
+        if damaged is not None:
+            damaged += page.damaged
+        yield from page.rows
+        if page.cursor is None:
+            return
+        query = msgspec.structs.replace(query, cursor=page.cursor)

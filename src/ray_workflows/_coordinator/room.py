@@ -6,7 +6,6 @@ from collections import Counter
 
 import msgspec
 
-from ray_workflows._coordinator.workflow import Workflow
 from ray_workflows._model.status import WorkflowStatus
 
 UNLIMITED = -1
@@ -29,20 +28,21 @@ class Room:
         #: Ids of pending workflows in the order in which they came.
         self.waiting: dict[str, None] = {}
 
-    def count(self, workflow: Workflow, status: WorkflowStatus | None) -> None:
-        """Count a workflow that has this status now; None: it is not in hand any more."""
-        if workflow.counted is status:
+    def change(
+        self, workflow_id: str, before: WorkflowStatus | None, after: WorkflowStatus | None
+    ) -> None:
+        """A workflow that was counted with a status has another one; None: it is not in hand."""
+        if before is after:
             return
-        if workflow.counted is not None:
-            self.counts[workflow.counted] -= 1
-        if status is not None:
-            self.counts[status] += 1
-        workflow.counted = status
-        if status is WorkflowStatus.PENDING:
+        if before is not None:
+            self.counts[before] -= 1
+        if after is not None:
+            self.counts[after] += 1
+        if after is WorkflowStatus.PENDING:
             # It has its turn after those that wait already.
-            self.waiting[workflow.workflow_id] = None
+            self.waiting[workflow_id] = None
         else:
-            self.waiting.pop(workflow.workflow_id, None)
+            self.waiting.pop(workflow_id, None)
 
     def to_run(self) -> bool:
         """Whether one more workflow may run."""

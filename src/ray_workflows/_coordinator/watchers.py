@@ -14,13 +14,16 @@ SOON = 0.02
 
 
 class Watchers:
-    """Answers watches, each once.
+    """Answers watches, each once. They are kept by the id of the workflow, which may be in storage
+    alone meanwhile.
 
     Args:
         active: the workflows in memory.
         executor: has live copies of outputs.
         after: has something done after some seconds.
         touch: has a workflow looked at.
+        find: looks in the storage for a workflow that is not in memory. It is brought into memory
+            if it is driven here; if not, `turn_away` is called.
     """
 
     def __init__(
@@ -29,44 +32,64 @@ class Watchers:
         executor: Executor,
         after: Callable[[float, Callable[[], None]], None],
         touch: Callable[[Workflow], None],
+        find: Callable[[str], None],
     ) -> None:
         self.active = active
         self.executor = executor
         self.after = after
         self.touch = touch
+        self.find = find
+        #: Those that are not answered, by the id of their workflow.
+        self.waiting: dict[str, list[WatchRequest]] = {}
 
     def add(self, watch: WatchRequest) -> None:
-        """Answer when a workflow has gone on, or is settled; at once if it is not driven here."""
-        workflow = self.active.get(watch.workflow_id)
-        if workflow is not None and (workflow.reading or self.active.drives(workflow)):
-            workflow.watchers.append(watch)
-            self.touch(workflow)
-        elif self.active.inheritance.may_have(watch.workflow_id):
+        """Answer when a workflow has gone on, or is settled; soon if it is not driven here."""
+        workflow_id = watch.workflow_id
+        workflow = self.active.get(workflow_id)
+        if self.active.lives is None:
             # Whoever asks about a workflow that is about to be taken over must not hear that it is
             # nobody's.
             self.after(SOON, lambda: self.add(watch))
+        elif workflow is None:
+            self.waiting.setdefault(workflow_id, []).append(watch)
+            evicted = self.active.evicted.get(workflow_id)
+            if evicted is None or (watch.after is not None and watch.after < evicted.seq):
+                self.find(workflow_id)
+        elif workflow.reading or self.active.drives(workflow):
+            self.waiting.setdefault(workflow_id, []).append(watch)
+            self.touch(workflow)
         else:
             answer(watch.reply, Watched(None))
 
     def withdraw(self, watch: WatchRequest) -> None:
         """Nobody waits any more for what a watch sees."""
-        workflow = self.active.get(watch.workflow_id)
-        if workflow is not None and watch in workflow.watchers:
-            workflow.watchers.remove(watch)
+        waiting = self.waiting.get(watch.workflow_id, [])
+        if watch in waiting:
+            waiting.remove(watch)
+            self.keep(watch.workflow_id, waiting)
 
     def notify(self, workflow: Workflow, *, settled: bool) -> None:
         """Answer those who watch a workflow, if there is what they watch for."""
+        waiting = self.waiting.get(workflow.workflow_id)
+        if not waiting:
+            return
         kept = []
-        for watcher in workflow.watchers:
-            grown = watcher.after is not None and workflow.seq > watcher.after
+        for watch in waiting:
+            grown = watch.after is not None and workflow.seq > watch.after
             if settled or grown:
-                answer(watcher.reply, workflow.seen(self.executor))
+                answer(watch.reply, workflow.seen(self.executor))
             else:
-                kept.append(watcher)
-        workflow.watchers = kept
+                kept.append(watch)
+        self.keep(workflow.workflow_id, kept)
 
-    def turn_away(self, workflow: Workflow) -> None:
+    def turn_away(self, workflow_id: str) -> None:
         """It is not driven here: there is nothing to wait for."""
-        watchers, workflow.watchers = workflow.watchers, []
-        for watcher in watchers:
-            answer(watcher.reply, Watched(None))
+        for watch in self.waiting.pop(workflow_id, []):
+            answer(watch.reply, Watched(None))
+
+    def keep(self, workflow_id: str, waiting: list[WatchRequest]) -> None:
+        """So many still wait."""
+        if waiting:
+            self.waiting[workflow_id] = waiting
+        else:
+            self.waiting.pop(workflow_id, None)

@@ -9,7 +9,7 @@ import msgspec
 
 from ray_workflows._codec.journal import NO_LINK
 from ray_workflows._coordinator.recovery import Recovered
-from ray_workflows._coordinator.requests import Asked, Reply, Watched, WatchRequest
+from ray_workflows._coordinator.requests import Asked, Reply, Watched
 from ray_workflows._coordinator.snapshots import NOTHING, Unsaved
 from ray_workflows._engine.state import Phase, Task, WorkflowState
 from ray_workflows._executor.protocol import AttemptRequest, Executor, Scene
@@ -92,7 +92,6 @@ class Workflow:
         "seq",
         "state",
         "unsaved",
-        "watchers",
         "whole",
     )
 
@@ -141,7 +140,6 @@ class Workflow:
         self.alarm_at = 0.0
         #: Attempts whose time has not come, by task.
         self.delayed: dict[int, Timer] = {}
-        self.watchers: list[WatchRequest] = []
         self.scenes: dict[tuple[int, int, int, str], Scene] = {}
         self.scenes_of = state.functions
 
@@ -149,6 +147,13 @@ class Workflow:
     def busy(self) -> bool:
         """Whether nothing can be decided now."""
         return self.pending is not None or self.reading
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing of it is on its way, or waits to be started or decided."""
+        return not (
+            self.busy or self.doubtful or self.inbox or self.commands or self.flying or self.delayed
+        )
 
     @property
     def settled(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ray_workflows._engine.decision import ACTIVE
 from ray_workflows._engine.signals import can_deliver
 from ray_workflows._engine.state import Task, WorkflowState
+from ray_workflows._model.catalog import NEVER
 from ray_workflows._model.commands import Command, StartAttempt, WakeAt
 
 
@@ -48,3 +49,14 @@ def next_wake(state: WorkflowState) -> float | None:
     if state.deadline is not None:
         moments.append(state.deadline)
     return min(moments, default=None)
+
+
+def due_at(state: WorkflowState) -> float:
+    """When its coordinator has to act if nothing comes in, in seconds since 1970: 0 for at once, or
+    `NEVER`."""
+    if state.status not in ACTIVE or state.released:
+        return NEVER
+    if state.running and (state.active or can_deliver(state)):
+        return 0.0
+    at = next_wake(state)
+    return NEVER if at is None else at

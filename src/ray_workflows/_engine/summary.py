@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from ray_workflows._engine.state import Lifecycle
+from ray_workflows._engine.commands import due_at
+from ray_workflows._engine.decision import ACTIVE
+from ray_workflows._engine.state import Lifecycle, WorkflowState
 from ray_workflows._model.catalog import CatalogRow
 
 
-def catalog_row(state: Lifecycle, seq: int, snapshot: int = 0) -> CatalogRow:
-    """The summary after the journal's entry number ``seq``; ``snapshot`` is the number of the last
-    entry with a snapshot, 0 if there is none."""
+def catalog_row(
+    state: Lifecycle, seq: int, snapshot: int = 0, due_at: float | None = None
+) -> CatalogRow:
+    """The summary after the journal's entry number ``seq``.
+
+    ``snapshot``: the number of the last entry with a snapshot, 0 if there is none. ``due_at``: as
+    `due_at_of` a state with its tasks.
+    """
     error = state.error
     return CatalogRow(
         workflow_id=state.workflow_id,
@@ -24,6 +31,12 @@ def catalog_row(state: Lifecycle, seq: int, snapshot: int = 0) -> CatalogRow:
         error=None if error is None else f"{error.type_name}: {error.message}",
         released=state.released,
         name=state.name,
+        due_at=due_at,
         tags=state.tags,
         snapshot=snapshot,
     )
+
+
+def due_at_of(state: WorkflowState) -> float | None:
+    """The ``due_at`` of the row of a state with its tasks."""
+    return due_at(state) or None if state.status in ACTIVE else None

@@ -11,6 +11,9 @@ import msgspec
 
 from ray_workflows._model.status import WorkflowStatus
 
+#: The ``due_at`` of a workflow that goes on when it is asked to, and not by time.
+NEVER = float("inf")
+
 #: The kinds of workflows.
 DAG = "dag"
 KINDS = (DAG, "function", "actor", "schedule")
@@ -30,8 +33,9 @@ class CatalogRow(msgspec.Struct, frozen=True):
     and in this order. A new one comes last and has a default, which rows of before have then.
 
     ``kind`` is what runs (`KINDS`), and ``name`` what its root function is called. ``parent`` is
-    the id of the workflow that started it. ``due_at``: when it is to be woken, if nothing happens
-    before.
+    the id of the workflow that started it. ``due_at``: when its coordinator has to act if nothing
+    happens before, `NEVER` if it need not; None if it has something to do now, has ended, or is a
+    row of 0.1.0.
     """
 
     workflow_id: str

@@ -1,0 +1,248 @@
+"""What a coordinator holds, by the catalog: what earlier lives of it were driving is taken over,
+and what others did to its workflows is noticed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from functools import partial
+
+from ray_workflows._coordinator.claims import LEASE_SECONDS, Claims
+from ray_workflows._coordinator.eviction import EVICT_SECONDS
+from ray_workflows._coordinator.jobs import Steps
+from ray_workflows._coordinator.loop import Loop
+from ray_workflows._coordinator.recovery import Recovered, recover
+from ray_workflows._coordinator.workflow import Workflow
+from ray_workflows._engine.decision import ACTIVE
+from ray_workflows._model import inputs as inp
+from ray_workflows._model.catalog import CatalogQuery, CatalogRow, Page
+from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError, is_transient
+
+logger = logging.getLogger(__name__)
+
+#: How often it is looked after what is held, in seconds; and if there is nothing in hand.
+LOOK_SECONDS, IDLE_SECONDS = 1.0, LEASE_SECONDS
+
+#: Rows of the catalog that may be read in a second to look after what is held: at 7 microseconds
+#: each, 1.5 % of a core. Who holds more looks less often; PostgreSQL says when there is something.
+ROWS_PER_SECOND = 2_000.0
+
+#: Workflows that are read before they are taken into hand, and the next ones read.
+READ_AT_ONCE = 50
+
+#: What was found of workflows that are ours and not in hand.
+Found = list[tuple[CatalogRow, "Recovered | Exception"]]
+
+
+class Look:
+    """One look through all open workflows that are ours.
+
+    Attributes:
+        ends: of those that are driven in memory and quiet, where their journals ended.
+        listed: those of them that the catalog has as ours.
+        named: the holders that rows name.
+        rows: how many rows were read.
+    """
+
+    def __init__(self, ends: dict[str, int]) -> None:
+        self.ends = ends
+        self.listed: set[str] = set()
+        self.named: set[str] = set()
+        self.rows = 0
+
+
+class Holdings:
+    """Looks through the catalog for what is ours, again and again.
+
+    What is not in hand is taken: an earlier life was driving it, its submission seemed to have
+    failed, or a claim of ours took effect late. Of what is in hand, others may have appended to
+    the journal, or have taken it over while this coordinator was away.
+    """
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self.started = False
+        #: All that earlier lives were driving was found once.
+        self.recovered = False
+        #: The number of the look, and when the last one ended.
+        self.round = 0
+        self.looked_at = float("-inf")
+        #: When the holders were read last.
+        self.claims_at = float("-inf")
+        self.looking = loop.job("look after what is held", self.steps)
+
+    def start(self) -> None:
+        """Look now, and from now on."""
+        self.started = True
+        self.looking.start()
+
+    def look(self) -> None:
+        """Look now: somebody may have appended to a journal."""
+        if self.started:
+            self.looked_at = float("-inf")
+            self.looking.hurry()
+
+    def steps(self) -> Steps:
+        loop, active = self.loop, self.loop.active
+        ends = {w.workflow_id: w.seq for w in active.values() if self.is_quiet(w)}
+        idle = self.recovered and not ends and not active.evicted
+        if idle and loop.elapsed() - self.looked_at < IDLE_SECONDS:
+            return LOOK_SECONDS
+        look = Look(ends)
+        self.round += 1
+        try:
+            claims = None
+            if loop.elapsed() - self.claims_at >= IDLE_SECONDS:
+                claims = yield loop.read_claims
+                self.claims_at = loop.elapsed()
+                self.find_lives(claims)
+            cursor = None
+            while True:
+                page: Page = yield partial(self.list_page, cursor)
+                new = [row for row in page.rows if self.is_new(look, row)]
+                for start in range(0, len(new), READ_AT_ONCE):
+                    found = yield partial(self.read_some, new[start : start + READ_AT_ONCE])
+                    loop.store.answered()
+                    for row, recovered in found:
+                        self.try_to_take(row, recovered)
+                cursor = page.cursor
+                if cursor is None:
+                    break
+            if claims is not None:
+                unnamed = [each for each in active.lives or () if each not in look.named]
+                yield partial(self.bury, unnamed, claims)
+        except StorageUnavailableError as error:
+            loop.store.failed(error, "Recovery")
+            return loop.store.pause
+        except StorageCorruptError as error:
+            logger.error("What is held is not looked after: %s", error)
+            self.recovered = True
+            active.lives = active.lives or []
+            return IDLE_SECONDS
+        loop.store.answered()
+        self.end(look)
+        return max(LOOK_SECONDS, look.rows / ROWS_PER_SECOND)
+
+    def find_lives(self, claims: Claims) -> None:
+        """Learn which were earlier lives. One that shows up later and is not dead is none: whoever
+        sees a later life is cut off."""
+        lives = self.loop.active.lives
+        former = claims.former_lives()
+        if lives is None:
+            self.loop.active.lives = former
+        else:
+            lives += [each for each in former if each not in lives and claims.lapsed(each)]
+
+    def is_new(self, look: Look, row: CatalogRow) -> bool:
+        """Whether a row is of a workflow that is not in hand. What others did to one that is, is
+        looked at."""
+        if row.released:
+            return False
+        active, workflow_id = self.loop.active, row.workflow_id
+        look.rows += 1
+        look.named.add(row.holder)
+        workflow, evicted = active.get(workflow_id), active.evicted.get(workflow_id)
+        if workflow is not None:
+            look.listed.add(workflow_id)
+            if row.seq > workflow.seq and self.is_quiet(workflow):
+                self.loop.verify(workflow)
+        elif evicted is not None:
+            evicted.round = self.round
+            if row.seq > evicted.seq:
+                self.loop.bring_back(workflow_id)
+        elif self.rests(row):
+            self.loop.eviction.inherit(row, self.round)
+        else:
+            return True
+        return False
+
+    def rests(self, row: CatalogRow) -> bool:
+        """Whether there is nothing to do for a workflow that is not in hand."""
+        return (
+            row.due_at is not None
+            and row.due_at > self.loop.clock() + EVICT_SECONDS
+            and self.loop.storage.lists_current_rows
+        )
+
+    def end(self, look: Look) -> None:
+        """What is not listed as ours any more was taken over, canceled or deleted by somebody who
+        thought us dead."""
+        loop, active = self.loop, self.loop.active
+        self.recovered = True
+        self.looked_at = loop.elapsed()
+        for workflow_id, seq in look.ends.items():
+            workflow = active.get(workflow_id)
+            if workflow is None or workflow_id in look.listed:
+                continue
+            # One that has gone on since knows its end.
+            if self.is_quiet(workflow) and workflow.seq == seq:
+                loop.verify(workflow)
+        for workflow_id, evicted in list(active.evicted.items()):
+            if evicted.round < self.round:
+                loop.bring_back(workflow_id)
+        loop.admit()
+
+    def is_quiet(self, workflow: Workflow) -> bool:
+        """Whether it is driven, and its state is what was last read or committed."""
+        return not workflow.busy and not workflow.settled and self.loop.active.drives(workflow)
+
+    # -- what blocks -----------------------------------------------------------------------
+
+    def list_page(self, cursor: str | None) -> Page:
+        """A page of open workflows that name us or an earlier life."""
+        active = self.loop.active
+        query = CatalogQuery(
+            statuses=ACTIVE, holders=(*(active.lives or ()), active.holder_id), cursor=cursor
+        )
+        return self.loop.storage.list_catalog(query)
+
+    def bury(self, unnamed: Iterable[str], claims: Claims) -> None:
+        """Remove the rows of earlier lives that no workflow names. A live lease is nobody's who is
+        dead, whatever we take it for; and what is still named by a workflow, in hand or not, the
+        next life must know for a life of ours."""
+        for holder_id in unnamed:
+            if claims.lapsed(holder_id):
+                self.loop.storage.remove_holder(holder_id)
+
+    def read_some(self, rows: list[CatalogRow]) -> Found:
+        """Read workflows back."""
+        found: Found = []
+        for row in rows:
+            try:
+                recovered = recover(self.loop.storage, row.workflow_id)
+            except Exception as error:
+                if is_transient(error):
+                    raise
+                found.append((row, error))
+                continue
+            if recovered is not None:
+                found.append((row, recovered))
+        return found
+
+    # -- taking ----------------------------------------------------------------------------
+
+    def try_to_take(self, row: CatalogRow, recovered: Recovered | Exception) -> None:
+        """As `take`; one that meets a bug is let go of."""
+        try:
+            self.take(row, recovered)
+        except Exception as error:
+            self.loop.on_error(f"Taking over workflow '{row.workflow_id}'", error)
+            self.loop.let_go(row, error)
+
+    def take(self, row: CatalogRow, recovered: Recovered | Exception) -> None:
+        """Take into hand what was found; let go of what can't be read."""
+        loop = self.loop
+        known = loop.active.get(row.workflow_id)
+        if known is not None:
+            # It came into hand meanwhile, and maybe by an older reading.
+            older = isinstance(recovered, Recovered) and recovered.seq > known.seq
+            if older and loop.active.drives(known):
+                loop.verify(known)
+        elif row.workflow_id in loop.active.evicted:
+            return
+        elif isinstance(recovered, Exception):
+            logger.error("Workflow '%s' is not taken over: %s", row.workflow_id, recovered)
+            loop.let_go(row, recovered)
+        elif loop.active.may_take(recovered.state):
+            loop.take(recovered, inp.Claim())
