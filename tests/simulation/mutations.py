@@ -205,7 +205,7 @@ def recovery_wakes_for_no_timer(patch: Any) -> None:
     patch.setattr(loop_module, "next_wake", lambda state: None)
 
 
-@breaks("invariant", "unexpected", until=20.0, value_lost=0.5, worker_crash=0.4)
+@breaks("invariant", "snapshot", "unexpected", until=20.0, value_lost=0.5, worker_crash=0.4)
 def resume_forgets_that_inputs_were_lost(patch: Any) -> None:
     def apply_workflow_resumed(state: Any, event: ev.WorkflowResumed, deltas: Any) -> None:
         failed = [task for task in state.tasks.values() if task.phase is Phase.FAILED]
@@ -630,8 +630,8 @@ def storage_appends_anywhere(patch: Any) -> None:
 
 @breaks("one truth")
 def catalog_rows_lag(patch: Any) -> None:
-    def catalog_row(state: Any, seq: int, snapshot: int) -> Any:
-        row = original(state, seq, snapshot)
+    def catalog_row(*about: Any) -> Any:
+        row = original(*about)
         return msgspec.structs.replace(row, status=WorkflowStatus.RUNNING)
 
     original = loop_module.catalog_row
