@@ -11,8 +11,9 @@ import msgspec
 
 from ray_workflows._model.status import WorkflowStatus
 
-#: The ``due_at`` of a workflow that goes on when it is asked to, and not by time.
-NEVER = float("inf")
+#: The ``due_at`` of a workflow that goes on when it is asked to, and not by time: the end of the year
+#: 9999. Infinity is no number in JSON.
+NEVER = 253402300799.0
 
 #: The kinds of workflows.
 DAG = "dag"

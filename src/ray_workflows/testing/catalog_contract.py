@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from ray_workflows._model.catalog import CatalogQuery, CatalogRow
+from ray_workflows._model.catalog import NEVER, CatalogQuery, CatalogRow
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.storage.parts import JournalStore
 from ray_workflows.testing.builders import OK, fill, list_ids, make_append
@@ -119,6 +119,23 @@ class CatalogContract:
             after.catalog,
             *(append.catalog for append in appends),
         ]
+
+    @pytest.mark.parametrize("due_at", [6.0, NEVER, None])
+    def test_when_it_is_due_alone_can_change(
+        self, journals: JournalStore, due_at: float | None
+    ) -> None:
+        """New, of one workflow, and of several that go on in one commit."""
+        running: dict[str, Any] = {"status": RUNNING, "holder": "h"}
+        for name in "abc":
+            fill(journals, name, 2, due_at=5.0, **running)
+        appends = [make_append("new", 0, due_at=due_at, **running)]
+        assert journals.commit(appends) == [OK]
+        appends.append(make_append("a", 2, due_at=due_at, **running))
+        assert journals.commit(appends[1:]) == [OK]
+        appends += [make_append(name, 2, due_at=due_at, **running) for name in "bc"]
+        assert journals.commit(appends[2:]) == [OK, OK]
+        for append in appends:
+            assert journals.read_catalog(append.workflow_id) == append.catalog
 
     def test_stored_metadata_is_nobodys_object(self, journals: JournalStore) -> None:
         """Changing what was given or what was read does not change what is stored."""
