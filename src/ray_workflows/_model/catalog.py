@@ -11,7 +11,7 @@ import msgspec
 
 from ray_workflows._model.status import WorkflowStatus
 
-#: The ``due_at`` of a workflow that goes on when it is asked to, and not by time: the end of the year
+#: The ``due_at`` of a workflow that goes on when it is asked to, and not by time: the end of year
 #: 9999. Infinity is no number in JSON.
 NEVER = 253402300799.0
 
