@@ -6,8 +6,8 @@ import pickle
 from typing import Any
 
 from ray_workflows._codec.envelope import unseal
-from ray_workflows._environment.store import WORKFLOWS
 from ray_workflows._model.catalog import CatalogQuery, CatalogRow
+from ray_workflows._model.status import WORKFLOWS
 from ray_workflows._model.values import Value
 from ray_workflows.storage import Storage
 from ray_workflows.storage.histories import History
