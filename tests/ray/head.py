@@ -1,4 +1,4 @@
-"""A cluster as people start it, ``ray start --head``, with a dashboard and a Ray Client server."""
+"""A cluster as people start it, ``ray start --head``, with what takes jobs and Ray Clients."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from tests.ray.processes import DriverProcess
 START = """
     import sys
     from ray.scripts.scripts import main
+    from tests.ray.start import with_jobs
     sys.argv = ["ray", "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=2",
                 "--node-ip-address=127.0.0.1", "--port=0", "--ray-client-server-port={client}",
                 "--include-dashboard=true", "--dashboard-host=127.0.0.1",
                 "--dashboard-port={dashboard}", "--dashboard-agent-listen-port={agent}"]
-    main()
+    with with_jobs():
+        main()
 """
 
 #: Otherwise Ray takes tokens if this user has one, and wants all that joins to be told so.

@@ -21,6 +21,9 @@ exec tail --pid=$PPID -f /dev/null
 
 AGENT_OPTION = "--dashboard_agent_command="
 
+#: Of the dashboard, which otherwise has ten processes: takes jobs, and finds the head for them.
+JOBS_ALONE = "--modules-to-load=JobHead,NodeHead"
+
 
 @contextmanager
 def few_processes() -> Iterator[None]:
@@ -34,9 +37,6 @@ def few_processes() -> Iterator[None]:
 
     start_process = services.start_ray_process
 
-    def nothing(*args: Any, **kwargs: Any) -> None:
-        pass
-
     def start(command: list[str], *args: Any, **kwargs: Any) -> Any:
         return start_process([*map(without_agent, command)], *args, **kwargs)
 
@@ -45,6 +45,29 @@ def few_processes() -> Iterator[None]:
             patched.enter_context(patch.object(Node, name, nothing))
         patched.enter_context(patch.object(services, "start_ray_process", start))
         yield
+
+
+@contextmanager
+def with_jobs() -> Iterator[None]:
+    """Ray starts a dashboard that takes jobs alone, and neither log monitor nor autoscaler."""
+    from ray._private import ray_constants, services
+    from ray._private.node import Node
+
+    start_process = services.start_ray_process
+
+    def start(command: list[str], process_type: str, *args: Any, **kwargs: Any) -> Any:
+        jobs = [JOBS_ALONE] if process_type == ray_constants.PROCESS_TYPE_DASHBOARD else []
+        return start_process([*command, *jobs], process_type, *args, **kwargs)
+
+    with ExitStack() as patched:
+        for name in ("start_log_monitor", "start_monitor"):
+            patched.enter_context(patch.object(Node, name, nothing))
+        patched.enter_context(patch.object(services, "start_ray_process", start))
+        yield
+
+
+def nothing(*args: Any, **kwargs: Any) -> None:
+    """Instead of starting a process."""
 
 
 def without_agent(argument: str) -> str:

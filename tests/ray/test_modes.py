@@ -70,13 +70,17 @@ STOPPED = """
 
 
 def test_a_workflow_outlives_its_job(head: Head, tmp_path: Path, marks: Marks, gate: Gate) -> None:
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
     script = tmp_path / "stopped.py"
     code = STOPPED.format(marks=marks.directory, gate=gate.path)
     script.write_text(textwrap.dedent(code))
-    entry = [sys.executable, str(script)]
-    cli(head, "job", "submit", "--no-wait", "--submission-id=s", "--", *entry, cwd=tmp_path)
+    # What the command line calls, without its start.
+    jobs = JobSubmissionClient(head.dashboard)
+    jobs.submit_job(entrypoint=shlex.join([sys.executable, str(script)]), submission_id="s")
     marks.wait_for("held")
-    cli(head, "job", "stop", "s", cwd=tmp_path)
+    jobs.stop_job("s")
+    wait_until(lambda: jobs.get_job_status("s") == JobStatus.STOPPED, "the job is stopped")
     # Another driver, which joins this machine's cluster, runs the examples and sees it.
     headings = ("A cluster that is there", "Several drivers at once", "A workflow inside a task")
     blocks = [block for heading in headings for block in python_blocks(RUNNING, heading)]
