@@ -33,6 +33,9 @@ os.environ.update(LOOPBACK)
 os.environ.update({"RAY_worker_niceness": "0"})
 # What waits leaves the coordinators' memory at once, so that all tests bring it back.
 os.environ.update({"RAY_WORKFLOW_EVICT_SECONDS": "0"})
+# By default Ray ends workers beyond the number of processors after a second without work, and the
+# next test starts others: 1.5 s of a processor each.
+os.environ.update({"RAY_idle_worker_killing_time_threshold_ms": "60000"})
 
 # Else each of some hundred processes compiles for itself what it imports.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
