@@ -38,11 +38,8 @@ class Unpicklable:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_behind(request: pytest.FixtureRequest, storage_dir: Path) -> Iterator[None]:
+def nothing_left_behind(storage_dir: Path) -> Iterator[None]:
     """No row, no blob directory and no broken actor, whatever the test did."""
-    if request.node.get_closest_marker("own_cluster"):
-        yield
-        return
 
     def snapshot() -> tuple[int, set[str]]:
         blobs = storage_dir / "blobs"
@@ -428,28 +425,3 @@ def test_a_storage_that_cannot_be_used_starts_nothing(tmp_path: Path) -> None:
     assert text.count("refused") == 5, text
     assert "full: Workflow queue has been full" in text
     assert "all right" in text
-
-
-@pytest.mark.own_cluster
-def test_pending_workflows(tmp_path: Path) -> None:
-    code = f"""
-        import ray, ray_workflows as workflow
-        from tests.ray.marks import Gate, Marks
-        from tests.ray.test_crashes import held, step
-        from tests.ray.start import start_cluster
-        start_cluster(num_cpus=2)
-        workflow.init({str(tmp_path / "store")!r}, max_running_workflows=1)
-        gate, marks = Gate({str(tmp_path / "gate")!r}), Marks({str(tmp_path / "marks")!r})
-        first = workflow.run_async(held.bind(marks, gate, 1), workflow_id="first")
-        others = [workflow.run_async(step.bind(marks, i, None), workflow_id=str(i))
-                  for i in range(3)]
-        assert workflow.list_all("PENDING") == [(str(i), "PENDING") for i in range(3)]
-        workflow.cancel("1")
-        assert workflow.get_status("1") == "CANCELED"
-        gate.open()
-        assert ray.get([others[0], others[2]]) == [0, 2]
-        assert marks.count("step-1") == 0
-        print("all right", flush=True)
-    """
-    with DriverProcess(tmp_path, code) as driver:
-        assert "all right" in driver.wait()

@@ -119,11 +119,13 @@ def test_bad_forks(wid: str, marks: Marks, storage_dir: Path) -> None:
 
 
 @pytest.mark.own_cluster
-def test_a_fork_survives_the_cluster_and_waits_for_room(tmp_path: Path) -> None:
+def test_workflows_and_forks_wait_for_room_and_survive_the_cluster(tmp_path: Path) -> None:
+    """Forks have no room of their own, and a workflow that waits can be canceled."""
     code = """
         import os, ray
         import ray_workflows as workflow
         from tests.ray.marks import Gate, Marks
+        from tests.ray.test_crashes import held, step
         from tests.ray.test_fork import build, named
         from tests.ray.start import start_cluster
 
@@ -131,12 +133,25 @@ def test_a_fork_survives_the_cluster_and_waits_for_room(tmp_path: Path) -> None:
         workflow.init({store!r}, max_running_workflows=1)
         marks = Marks({marks!r})
 
+        def wait_in_a_queue():
+            gate, marks = Gate({gate!r} + "-first"), Marks({marks!r} + "-pending")
+            first = workflow.run_async(held.bind(marks, gate, 1), workflow_id="first")
+            others = [workflow.run_async(step.bind(marks, i, None), workflow_id=str(i))
+                      for i in range(3)]
+            assert workflow.list_all("PENDING") == [(str(i), "PENDING") for i in range(3)]
+            workflow.cancel("1")
+            assert workflow.get_status("1") == "CANCELED"
+            gate.open()
+            assert ray.get([first, others[0], others[2]]) == [1, 0, 2]
+            assert marks.count("step-1") == 0
+
         @ray.remote
         def hold(marks, gate):
             marks.add("hold")
             gate.wait()
 
         if not os.path.exists({gate!r}):
+            wait_in_a_queue()
             workflow.run(build(marks), workflow_id="origin")
             workflow.run_async(hold.bind(marks, Gate({gate!r})), workflow_id="holds")
             marks.wait_for("hold")
