@@ -105,11 +105,11 @@ def test_a_touch_overlooks_no_column() -> None:
 
 def test_a_column_that_is_added_changes_no_checksum() -> None:
     """Rows that were written before it keep theirs."""
-    values = list(encode_row(make_row("w", "i", 1), str).values())[:-1]
+    values = encode_row(make_row("w", "i", 1), str)[:-1]
     alone = xxhash.xxh3_64_hexdigest(msgspec.msgpack.encode(values[:12]))
     assert checksum_of(values) == alone
     row = make_row("w", "i", 1, name="f")
-    assert encode_row(row, str)["digest"] != encode_row(make_row("w", "i", 1), str)["digest"]
+    assert encode_row(row, str)[-1] != encode_row(make_row("w", "i", 1), str)[-1]
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -26,6 +26,9 @@ COLUMNS = CatalogRow.__struct_fields__
 
 #: So many columns a row had before others could be added.
 FIRST_COLUMNS = 12
+
+#: What `encode_row` gives, by name.
+STORED = (*COLUMNS, "digest")
 
 #: The first one that a row need not be given.
 FIRST_OPTIONAL = COLUMNS.index("started_at")
@@ -61,16 +64,15 @@ def make_page(found: Sequence[tuple[Any, ...]], limit: int, where: str) -> Page:
     return Page(tuple(rows), encode_cursor(position), tuple(damaged))
 
 
-def encode_row(row: CatalogRow, clean: Callable[[str], str]) -> dict[str, Any]:
-    """A row as SQL backends store it, by column, and ``digest``, by which `decode_row` can tell
-    damage: the row's ``seq``, a colon, and a checksum.
+def encode_row(row: CatalogRow, clean: Callable[[str], str]) -> list[Any]:
+    """A row as SQL backends store it: its columns in their order, and last a digest, by which
+    `decode_row` can tell damage: the row's ``seq``, a colon, and a checksum.
 
     ``clean`` makes of a text, such as that of an error, one that the backend can store.
     """
     values = stored_values(row, clean)
-    encoded = dict(zip(COLUMNS, values, strict=True))
-    encoded["digest"] = f"{row.seq}:{checksum_of(values)}"
-    return encoded
+    values.append(f"{row.seq}:{checksum_of(values)}")
+    return values
 
 
 def stored_values(row: CatalogRow, clean: Callable[[str], str]) -> list[Any]:
@@ -81,9 +83,9 @@ def stored_values(row: CatalogRow, clean: Callable[[str], str]) -> list[Any]:
         row.seq,
         row.status.value,
         row.holder,
-        row.submitted_at,
-        row.started_at,
-        row.ended_at,
+        float(row.submitted_at),
+        None if row.started_at is None else float(row.started_at),
+        None if row.ended_at is None else float(row.ended_at),
         json.dumps(row.metadata) if row.metadata else "{}",
         row.plan_digest,
         None if row.error is None else clean(row.error),
@@ -93,26 +95,33 @@ def stored_values(row: CatalogRow, clean: Callable[[str], str]) -> list[Any]:
         row.queue,
         row.priority,
         row.parent,
-        row.due_at,
+        None if row.due_at is None else float(row.due_at),
         json.dumps(row.tags) if row.tags else "{}",
         row.snapshot,
     ]
 
 
-def checksum_of(values: Iterable[Any]) -> str:
-    """The checksum of the columns of a row, whatever a damaged one has in them.
+def checksum_of(values: Sequence[Any]) -> str:
+    """The checksum of the columns of a row.
 
     Last ones that have their defaults don't count: rows of before a column was there keep theirs.
     """
-    columns = list(values)
-    for place in TIMES:
-        if columns[place] is not None:
-            columns[place] = float(columns[place])
-    columns[RELEASED] = bool(columns[RELEASED])
-    while len(columns) > FIRST_COLUMNS and columns[-1] == DEFAULTS[len(columns) - 1]:
-        del columns[-1]
-    checksum: str = xxhash.xxh3_64_hexdigest(ROW_ENCODER.encode(columns))
+    end = len(values)
+    while end > FIRST_COLUMNS and values[end - 1] == DEFAULTS[end - 1]:
+        end -= 1
+    checksum: str = xxhash.xxh3_64_hexdigest(ROW_ENCODER.encode(values[:end]))
     return checksum
+
+
+def as_written(columns: Sequence[Any]) -> list[Any]:
+    """The columns of a row that was read, whatever a damaged one has in them, with the types that
+    they were written with."""
+    values = list(columns)
+    for place in TIMES:
+        if values[place] is not None:
+            values[place] = float(values[place])
+    values[RELEASED] = bool(values[RELEASED])
+    return values
 
 
 class DamagedRowError(StorageCorruptError):
@@ -151,7 +160,7 @@ def decode_row(row: tuple[Any, ...], *, where: str) -> CatalogRow:
         known, _, checksum = digest.partition(":")
         if digest and int(known) == stored_seq:
             stored = [*columns[:2], stored_seq, *columns[3:]]
-            if checksum_of(stored) != checksum:
+            if checksum_of(as_written(stored)) != checksum:
                 raise ValueError("it does not match its checksum")
             return row_of(columns)
         # Nothing vouches for what is in it.

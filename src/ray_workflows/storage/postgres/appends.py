@@ -13,7 +13,7 @@ import msgspec
 
 from ray_workflows._model.catalog import Append, CatalogRow
 from ray_workflows.storage.base import CommitOutcome
-from ray_workflows.storage.rows import COLUMNS, DEFAULTS, FIRST_OPTIONAL, encode_row
+from ray_workflows.storage.rows import COLUMNS, DEFAULTS, FIRST_OPTIONAL, STORED, encode_row
 
 #: How much one statement carries, in bytes of entries. A transaction has as many as it needs.
 STATEMENT_BYTES = 8 * 1024 * 1024
@@ -157,7 +157,7 @@ def make_query(
         }
         if after[0] is not None:
             return "append_entry", {**parameters, "after": after[0]}
-        return "advance_one", {**encode_row(append.catalog, clean), **parameters}
+        return "advance_one", {**named_row(append.catalog), **parameters}
     parameters = {
         "incarnations": encode_texts([append.incarnation for append in appends]),
         "seqs": "{" + ",".join([str(append.catalog.seq) for append in appends]) + "}",
@@ -202,9 +202,14 @@ SENT = {
 UNSENT = dict(zip(COLUMNS[FIRST_OPTIONAL:], DEFAULTS[FIRST_OPTIONAL:], strict=True))
 
 
+def named_row(row: CatalogRow) -> dict[str, Any]:
+    """A row as it is stored, by column."""
+    return dict(zip(STORED, encode_row(row, clean), strict=True))
+
+
 def encode_sent(row: CatalogRow) -> dict[str, Any]:
     """A row as ``commit_appends`` takes it."""
-    encoded = encode_row(row, clean)
+    encoded = named_row(row)
     return {
         short: encoded[name]
         for name, short in SENT.items()
