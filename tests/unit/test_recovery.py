@@ -51,7 +51,7 @@ def submit(coordinator: Slow, workflow_id: str) -> list[Any]:
 
 def finish(coordinator: Slow) -> None:
     end = coordinator.world.clock.now + 2.0
-    while coordinator.world.clock.now < end or not coordinator.lease.holdings.recovered:
+    while coordinator.world.clock.now < end or not coordinator.loop.active.listed:
         coordinator.world.clock.now += 0.05
         coordinator.loop.step()
         while coordinator.answers:
@@ -65,11 +65,11 @@ def test_what_is_new_does_not_wait_for_what_is_old(second: Slow) -> None:
         second.loop.step()
         second.come_back()
     assert isinstance(answers[0], Accepted)
-    assert not second.lease.holdings.recovered
+    assert not second.loop.active.listed
     # Old ones are driven as they are read.
     while len(second.loop.active) < READ_AT_ONCE:
         second.come_back()
-    assert not second.lease.holdings.recovered
+    assert not second.loop.active.listed
     finish(second)
     assert len(second.loop.active) == MANY + 1
 
@@ -107,7 +107,7 @@ def test_what_takes_effect_after_the_death_of_its_sender_is_found(
         first.die()
     second = Coordinator(world, "second", actor="first", auto_resume=False)
     world.pass_time(20.0)
-    assert second.lease.holdings.recovered
+    assert second.loop.active.listed
     world.storage.commit(late[:1])
     assert world.status("w") == (WorkflowStatus.RUNNING, "first")
     world.pass_time(IDLE_SECONDS + 1.0)

@@ -25,6 +25,7 @@ class ActiveWorkflows(Mapping[str, Workflow]):
         evicted: what is driven here, and in storage alone.
         lives: the ids of earlier lives of the coordinator; None until they were looked for. Later
             ones are no earlier lives: whoever sees them is cut off.
+        listed: whether the catalog was looked through for what is ours.
     """
 
     def __init__(self, holder_id: str, room: Room) -> None:
@@ -32,6 +33,7 @@ class ActiveWorkflows(Mapping[str, Workflow]):
         self.room = room
         self.evicted = EvictedWorkflows()
         self.lives: list[str] | None = None
+        self.listed = False
         self.workflows: dict[str, Workflow] = {}
         self.by_incarnation: dict[str, Workflow] = {}
 

@@ -63,8 +63,6 @@ class Holdings:
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
         self.started = False
-        #: All that earlier lives were driving was found once.
-        self.recovered = False
         #: The number of the look, and when the last one ended.
         self.round = 0
         self.looked_at = float("-inf")
@@ -86,7 +84,7 @@ class Holdings:
     def steps(self) -> Steps:
         loop, active = self.loop, self.loop.active
         ends = {w.workflow_id: w.seq for w in active.values() if self.is_quiet(w)}
-        idle = self.recovered and not ends and not active.evicted
+        idle = active.listed and not ends and not active.evicted
         if idle and loop.elapsed() - self.looked_at < IDLE_SECONDS:
             return LOOK_SECONDS
         look = Look(ends)
@@ -117,8 +115,8 @@ class Holdings:
             return loop.store.pause
         except StorageCorruptError as error:
             logger.error("What is held is not looked after: %s", error)
-            self.recovered = True
             active.lives = active.lives or []
+            self.found_all()
             return IDLE_SECONDS
         loop.store.answered()
         self.end(look)
@@ -169,8 +167,8 @@ class Holdings:
         """What is not listed as ours any more was taken over, canceled or deleted by somebody who
         thought us dead."""
         loop, active = self.loop, self.loop.active
-        self.recovered = True
         self.looked_at = loop.elapsed()
+        self.found_all()
         for workflow_id, seq in look.ends.items():
             workflow = active.get(workflow_id)
             if workflow is None or workflow_id in look.listed:
@@ -182,6 +180,12 @@ class Holdings:
             if evicted.round < self.round:
                 loop.bring_back(workflow_id)
         loop.admit()
+
+    def found_all(self) -> None:
+        """All that earlier lives were driving was found, or can't be."""
+        if not self.loop.active.listed:
+            self.loop.active.listed = True
+            self.loop.watchers.listed()
 
     def is_quiet(self, workflow: Workflow) -> bool:
         """Whether it is driven, and its state is what was last read or committed."""

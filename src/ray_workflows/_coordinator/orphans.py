@@ -113,7 +113,7 @@ class Orphans:
     def steps(self) -> Steps:
         loop = self.loop
         room = loop.room.left(AT_ONCE)
-        if not self.lease.holdings.recovered or not room:
+        if not self.loop.active.listed or not room:
             return LOOK_SECONDS
         held = frozenset(loop.active)
         walks = loop.elapsed() >= self.walk_at

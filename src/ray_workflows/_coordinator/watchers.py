@@ -53,13 +53,22 @@ class Watchers:
         elif workflow is None:
             self.waiting.setdefault(workflow_id, []).append(watch)
             evicted = self.active.evicted.get(workflow_id)
-            if evicted is None or (watch.after is not None and watch.after < evicted.seq):
+            if evicted is None:
+                if self.active.listed:
+                    self.find(workflow_id)
+            elif watch.after is not None and watch.after < evicted.seq:
                 self.find(workflow_id)
         elif workflow.reading or self.active.drives(workflow):
             self.waiting.setdefault(workflow_id, []).append(watch)
             self.touch(workflow)
         else:
             answer(watch.reply, Watched(None))
+
+    def listed(self) -> None:
+        """It is known what is ours: look for what is watched and not among that."""
+        for workflow_id in self.waiting:
+            if workflow_id not in self.active and workflow_id not in self.active.evicted:
+                self.find(workflow_id)
 
     def withdraw(self, watch: WatchRequest) -> None:
         """Nobody waits any more for what a watch sees."""
