@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from ray_workflows._model.catalog import CatalogQuery
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.exceptions import (
     StorageConfigError,
@@ -136,13 +135,14 @@ def test_sweep_and_creation_exclude_each_other(combined, monkeypatch, bucket):
 def test_interrupted_sweep_is_finished_by_the_next(combined, blobs_are_gone, bucket):
     combined.write_blob("i", "k", [b"x"])
     assert combined.commit([take("i", combined.now())]) == [OK]
-    assert list_ids(combined) == [sweep_id("i")]
-    assert list_ids(combined, statuses=tuple(WorkflowStatus.non_terminating_status())) == []
+    # It is no workflow.
+    assert list_ids(combined, statuses=(WorkflowStatus.NONE,)) == [sweep_id("i")]
+    assert list_ids(combined) == []
     if blobs_are_gone:
         bucket.delete_blobs("i")
     assert combined.sweep(3600.0) == 1
     assert combined.find_blob("i", "k") is None
-    assert combined.list_catalog(CatalogQuery()).rows == ()
+    assert list_ids(combined, statuses=(WorkflowStatus.NONE,)) == []
 
 
 def test_blobs_of_one_storage_are_not_rubbish_of_another(combined, db, bucket):

@@ -28,6 +28,7 @@ ARGUMENTS = {
     "WorkflowStillActiveError": ("DELETE", "w"),
     "WorkflowCopyError": (["w"], "why"),
     "PayloadCodecError": ("zlib", "why"),
+    "InvalidFilterError": ("stats", 3, "why"),
     "OutputNotAvailableError": ("w", None, "it is gone."),
 }
 

@@ -10,7 +10,7 @@ import pytest
 from ray_workflows._coordinator.deletion import Deletion
 from ray_workflows._coordinator.loop import Loop
 from ray_workflows._model import inputs as inp
-from ray_workflows._model.answers import Accepted, Stopped
+from ray_workflows._model.answers import Accepted, Received, Stopped
 from ray_workflows._model.plan import EnvironmentChange
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import ErrorInfo, Value
@@ -104,7 +104,7 @@ def test_what_waited_for_a_commit_is_not_done(
     world.pass_time(PATIENCE + 1.0)
     monkeypatch.setattr(world.storage, "commit", commit)
     world.pass_time(5.0)
-    assert kept == [None]
+    assert kept == [Received()]
     assert [type(answer) for answer in answers] == [CoordinatorUnavailableError]
     assert row_of(world, "w").status is WorkflowStatus.RUNNING
     assert row_of(world, "w").seq == 2
