@@ -169,5 +169,6 @@ class Plan(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def name(self) -> str:
-        """What the function is called whose result is the result of the plan."""
-        return self.functions[self.tasks[self.output].function].name
+        """What the function is called whose result is the result of the plan, without its module:
+        a script's would be ``__main__``."""
+        return self.functions[self.tasks[self.output].function].name.rpartition(".")[2]
