@@ -13,6 +13,8 @@ from ray_workflows._coordinator.requests import Watched, WatchRequest
 from ray_workflows._coordinator.room import Limits
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.answers import Received
+from ray_workflows._model.catalog import CatalogQuery
+from ray_workflows._model.listing import info_of
 from ray_workflows._model.plan import SIGNAL, TIMER, Plan
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Value
@@ -260,3 +262,14 @@ def test_what_is_kept_of_them_is_bounded() -> None:
     workflows.add("v", Evicted(1, 5.0, RUNNING))
     assert workflows.due(4.0) == []
     assert workflows.due(5.0) == ["v"]
+
+
+def test_a_listing_says_when_it_is_due(world: World, owner: Coordinator) -> None:
+    """None for what no time wakes, and for what has something to do now."""
+    begin = world.clock.now
+    submit(owner, "sleeps", SLEEPS)
+    submit(owner, "expects", EXPECTS)
+    submit(owner, "runs", PLAN)
+    rows = world.storage.list_catalog(CatalogQuery()).rows
+    due = {row.workflow_id: info_of(row, row.status).due_at for row in rows}
+    assert due == {"sleeps": begin + 100.0, "expects": None, "runs": None}

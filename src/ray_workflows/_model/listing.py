@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from ray_workflows._model.catalog import CatalogRow, Tag
+from ray_workflows._model.catalog import NEVER, CatalogRow, Tag
 from ray_workflows._model.status import WorkflowStatus
 
 
@@ -28,7 +28,8 @@ class WorkflowInfo(msgspec.Struct, frozen=True):
         submitted_at: when it was submitted.
         started_at: when it was started.
         ended_at: when it ended.
-        due_at: when it is to be woken, if nothing happens before.
+        due_at: when it is to be woken, if nothing happens before; None: not by time alone, or it
+            has something to do now.
         error: the first line of it and its type, if it failed.
     """
 
@@ -51,7 +52,8 @@ class WorkflowInfo(msgspec.Struct, frozen=True):
 def info_of(row: CatalogRow, status: WorkflowStatus) -> WorkflowInfo:
     """A row with the status that users see."""
     columns = {name: getattr(row, name) for name in WorkflowInfo.__struct_fields__}
-    return WorkflowInfo(**{**columns, "status": status})
+    due_at = None if row.due_at == NEVER else row.due_at
+    return WorkflowInfo(**{**columns, "status": status, "due_at": due_at})
 
 
 class WorkflowPage(msgspec.Struct, frozen=True):

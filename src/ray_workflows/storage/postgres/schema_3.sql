@@ -24,7 +24,6 @@ CREATE INDEX catalog_by_parent ON {schema}.catalog (parent, submitted_at, workfl
     WHERE parent <> '';
 CREATE INDEX catalog_by_end ON {schema}.catalog (ended_at, submitted_at, workflow_id)
     WHERE ended_at IS NOT NULL;
-CREATE INDEX catalog_by_due_time ON {schema}.catalog (holder, due_at) WHERE due_at IS NOT NULL;
 
 -- The tags of each row, to find rows by. A number has no text, and a text no number.
 CREATE TABLE {schema}.catalog_tags (

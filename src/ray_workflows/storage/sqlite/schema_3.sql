@@ -19,7 +19,6 @@ CREATE INDEX catalog_by_queue ON catalog (queue, submitted_at, workflow_id) WHER
 CREATE INDEX catalog_by_parent ON catalog (parent, submitted_at, workflow_id) WHERE parent <> '';
 CREATE INDEX catalog_by_end ON catalog (ended_at, submitted_at, workflow_id)
     WHERE ended_at IS NOT NULL;
-CREATE INDEX catalog_by_due_time ON catalog (holder, due_at) WHERE due_at IS NOT NULL;
 
 -- The tags of each row, to find rows by. A number has no text, and a text no number.
 CREATE TABLE catalog_tags (
