@@ -31,8 +31,8 @@ os.environ.update(LOOPBACK)
 # By default Ray's workers give way to all else: beside busy tests, a coordinator would stand still
 # for a minute and a half.
 os.environ.update({"RAY_worker_niceness": "0"})
-# What waits leaves the coordinators' memory at once, so that all tests bring it back.
-os.environ.update({"RAY_WORKFLOW_EVICT_SECONDS": "0"})
+# What waits leaves the coordinators' memory soon, so that many tests bring it back.
+os.environ.update({"RAY_WORKFLOW_EVICT_SECONDS": "0.5"})
 # By default Ray ends workers beyond the number of processors after a second without work, and the
 # next test starts others: 1.5 s of a processor each.
 os.environ.update({"RAY_idle_worker_killing_time_threshold_ms": "60000"})

@@ -81,8 +81,8 @@ class WorkflowEventHandleError(PicklableWorkflowError):
         self.workflow_id = workflow_id
 
 
-def find_workflow(workflow_id: str) -> HTTPEvents | None:
-    """The events of a workflow of this cluster.
+def find_workflow(workflow_id: str) -> Any:
+    """The events of a workflow of this cluster, as `HTTPEvents`; None if there is no such workflow.
 
     Raises:
         CoordinatorUnavailableError: there are no workflows here.

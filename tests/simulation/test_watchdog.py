@@ -51,12 +51,12 @@ def reports_are_kept(patch: pytest.MonkeyPatch) -> None:
 
 
 def what_waits_for_room_is_forgotten(patch: pytest.MonkeyPatch) -> None:
-    def count(self: Room, workflow: Any, status: Any) -> None:
-        original(self, workflow, status)
+    def change(self: Room, workflow_id: str, before: Any, after: Any) -> None:
+        original(self, workflow_id, before, after)
         self.waiting.clear()
 
-    original = Room.count
-    patch.setattr(Room, "count", count)
+    original = Room.change
+    patch.setattr(Room, "change", change)
 
 
 BROKEN: dict[str, Break] = {

@@ -80,11 +80,10 @@ def test_dead_holders(claims: Claims) -> None:
     [
         Claims([holder("h")], 90.0, me=holder("me", "c"), probe=dead),
         Claims([holder("h")], 500.0, me=holder("me", "c"), probe=dead),
-        Claims([holder("h"), holder("later")], 90.0, probe=only("later")),
     ],
-    ids=["of the one that asks", "of the one that asks, lapsed", "of another one"],
+    ids=["of the one that asks", "of the one that asks, lapsed"],
 )
-def test_an_earlier_life_of_a_live_coordinator_is_alive(claims: Claims) -> None:
+def test_an_earlier_life_of_who_asks_is_alive(claims: Claims) -> None:
     """It goes on with what is due, and need not have claimed what is not."""
     assert claims.status(row(RUNNING)) is RUNNING
 

@@ -73,9 +73,9 @@ def probe_process(holder: Holder) -> bool | None:
 class Claims:
     """The holders as read at one moment: answers for each workflow whether its holder lives.
 
-    What earlier lives of a live coordinator were driving is its to go on with, when it is due: they
-    count as alive. ``me``: the coordinator that asks. ``cluster``: the coordinator of the cluster
-    of a reader who asks; Ray restarts it for ever.
+    ``me``: the coordinator that asks. ``cluster``: the coordinator of the cluster of a reader who
+    asks; Ray restarts it for ever. What their earlier lives were driving they go on with when it is
+    due: these count as alive.
     """
 
     def __init__(
@@ -110,17 +110,11 @@ class Claims:
         return holder is not None and holder.lease_until <= self.now
 
     def is_alive(self, holder_id: str) -> bool:
-        """Whether the holder, or a later life of it, may still be driving its workflows."""
+        """Whether the holder may still be driving its workflows."""
         holder = self.holders.get(holder_id)
         if holder is None:
             return False
-        if holder.coordinator in self.sure or self.may_run(holder):
-            return True
-        return any(
-            self.may_run(each)
-            for each in self.holders.values()
-            if each.coordinator == holder.coordinator
-        )
+        return holder.coordinator in self.sure or self.may_run(holder)
 
     def may_run(self, holder: Holder) -> bool:
         """Whether the process of a holder may still be there."""

@@ -76,7 +76,7 @@ class Eviction:
         return (
             workflow.is_idle
             and self.active.drives(workflow)
-            and due_at(workflow.state) > self.clock() + self.seconds
+            and due_at(workflow.state) > self.clock() + max(self.seconds, 2 * AHEAD_SECONDS)
         )
 
     def evict_some(self) -> None:
