@@ -75,19 +75,6 @@ def test_dead_holders(claims: Claims) -> None:
     assert claims.status(row(WorkflowStatus.FAILED)) is WorkflowStatus.FAILED
 
 
-@pytest.mark.parametrize(
-    "claims",
-    [
-        Claims([holder("h")], 90.0, me=holder("me", "c"), probe=dead),
-        Claims([holder("h")], 500.0, me=holder("me", "c"), probe=dead),
-    ],
-    ids=["of the one that asks", "of the one that asks, lapsed"],
-)
-def test_an_earlier_life_of_who_asks_is_alive(claims: Claims) -> None:
-    """It goes on with what is due, and need not have claimed what is not."""
-    assert claims.status(row(RUNNING)) is RUNNING
-
-
 def test_a_released_workflow_is_nobodys() -> None:
     claims = Claims([holder("h")], 50.0, probe=alive)
     assert claims.status(row(RUNNING, released=True)) is WorkflowStatus.RESUMABLE

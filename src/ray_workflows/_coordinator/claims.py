@@ -90,8 +90,7 @@ class Claims:
         self.holders = {holder.holder_id: holder for holder in holders}
         self.now = now
         self.me = me
-        #: Coordinators that are alive whatever their leases say.
-        self.sure = {cluster, me.coordinator if me is not None else None} - {None}
+        self.cluster = cluster
         self.probe = probe
 
     def former_lives(self) -> list[str]:
@@ -114,7 +113,12 @@ class Claims:
         holder = self.holders.get(holder_id)
         if holder is None:
             return False
-        return holder.coordinator in self.sure or self.may_run(holder)
+        if holder.coordinator == self.cluster:
+            return True
+        if self.me is not None and holder.coordinator == self.me.coordinator:
+            # What earlier lives were driving is this one's to take.
+            return holder_id == self.me.holder_id
+        return self.may_run(holder)
 
     def may_run(self, holder: Holder) -> bool:
         """Whether the process of a holder may still be there."""
