@@ -156,9 +156,11 @@ class Holdings:
         return False
 
     def rests(self, row: CatalogRow) -> bool:
-        """Whether there is nothing to do for a workflow that is not in hand."""
+        """Whether there is nothing to do for a workflow that is not in hand. What names an earlier
+        life is claimed: for all others it is nobody's when that life's lease has lapsed."""
         return (
-            row.due_at is not None
+            row.holder == self.loop.holder_id
+            and row.due_at is not None
             and row.due_at > self.loop.clock() + EVICT_SECONDS
             and self.loop.storage.lists_current_rows
         )
