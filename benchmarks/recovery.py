@@ -94,7 +94,7 @@ def make_plan(size: int) -> Plan:
 
 
 def write_loop(storage: Storage, turns: int) -> Author:
-    """A workflow that continues with itself so many times."""
+    """A workflow that continues with itself ``turns`` times."""
     author, plan = Author(storage, "loop"), make_plan(1)
     author.decide(inp.Submit(plan=plan, metadata={}))
     for number in range(turns):
@@ -108,7 +108,7 @@ def write_loop(storage: Storage, turns: int) -> Author:
 
 
 def write_tasks(storage: Storage, size: int) -> Author:
-    """A workflow of so many tasks, half of which are done."""
+    """A workflow of ``size`` tasks, half of which are done."""
     author = Author(storage, "tasks")
     author.decide(inp.Submit(plan=make_plan(size), metadata={}))
     for first in range(0, size // 2, GROUP):

@@ -8,7 +8,8 @@ import pytest
 
 from ray_workflows._coordinator.deletion import Deletion
 from ray_workflows._coordinator.evicted import MAX_STALE, NEVER, Evicted, EvictedWorkflows
-from ray_workflows._coordinator.eviction import AHEAD_SECONDS, AT_ONCE, EVICT_SECONDS
+from ray_workflows._coordinator.eviction import AHEAD_SECONDS, AT_ONCE, EVICT_SECONDS, READ_AT_ONCE
+from ray_workflows._coordinator.holdings import Look
 from ray_workflows._coordinator.requests import Watched, WatchRequest
 from ray_workflows._coordinator.room import Limits
 from ray_workflows._model import inputs as inp
@@ -262,8 +263,8 @@ def test_what_is_kept_of_them_is_bounded() -> None:
     workflows.add("w", Evicted(1, NEVER, RUNNING))
     assert workflows.next_due() == NEVER
     workflows.add("v", Evicted(1, 5.0, RUNNING))
-    assert workflows.due(4.0) == []
-    assert workflows.due(5.0) == ["v"]
+    assert workflows.due(4.0, 9) == []
+    assert workflows.due(5.0, 9) == ["v"]
 
 
 def test_a_listing_says_when_it_is_due(world: World, owner: Coordinator) -> None:
@@ -275,3 +276,44 @@ def test_a_listing_says_when_it_is_due(world: World, owner: Coordinator) -> None
     rows = world.storage.list_catalog(CatalogQuery()).rows
     due = {row.workflow_id: info_of(row, row.status).due_at for row in rows}
     assert due == {"sleeps": begin + 100.0, "expects": None, "runs": None}
+
+
+def test_many_that_are_due_are_read_some_at_a_time(world: World, owner: Coordinator) -> None:
+    """The lease is renewed by the threads that read them."""
+    ids = [f"w{number}" for number in range(3 * READ_AT_ONCE)]
+    for workflow_id in ids:
+        submit(owner, workflow_id, SLEEPS)
+    world.pass_time(2 * EVICT_SECONDS)
+    assert len(evicted(owner)) == len(ids)
+    world.clock.now += 100.0
+    answers = len(owner.answers)
+    owner.loop.step()
+    assert len(owner.answers) - answers <= READ_AT_ONCE + 5
+    world.pass_time(5.0)
+    assert {world.status(each)[0] for each in ids} == {WorkflowStatus.SUCCESSFUL}
+
+
+def test_what_left_memory_during_a_look_stays_there(world: World, owner: Coordinator) -> None:
+    """Its page may have been read before; what was gone from the catalog is looked at."""
+    submit(owner, "before", EXPECTS)
+    submit(owner, "during", EXPECTS)
+    world.pass_time(1.0)
+    owner.loop.evict(owner.loop.active["before"])
+    owner.loop.active.looks += 1
+    owner.loop.evict(owner.loop.active["during"])
+    owner.lease.holdings.end(Look({}))
+    assert (in_memory(owner), evicted(owner)) == (["before"], ["during"])
+
+
+def test_a_workflow_that_has_ended_does_not_come_back(world: World, owner: Coordinator) -> None:
+    """By a page of the catalog that was read before."""
+    submit(owner, "w", EXPECTS)
+    world.pass_time(2 * EVICT_SECONDS)
+    page = owner.lease.holdings.list_page(None)
+    assert ask(owner, "w", inp.Cancel()) is None
+    new = [row for row in page.rows if owner.lease.holdings.is_new(Look({}), row)]
+    for row, recovered in owner.lease.holdings.read_some(new):
+        owner.lease.holdings.try_to_take(row, recovered)
+    owner.step()
+    assert (in_memory(owner), evicted(owner)) == ([], [])
+    assert not +owner.loop.room.counts

@@ -10,7 +10,7 @@ from ray_workflows._codec.journal import Chain, encode_entry
 from ray_workflows._coordinator.recovery import fold
 from ray_workflows._coordinator.snapshots import saved_in
 from ray_workflows._engine.state import WorkflowState
-from ray_workflows._engine.summary import catalog_row, due_at_of
+from ray_workflows._engine.summary import catalog_row, due_at_of, is_row_of
 from ray_workflows._model.catalog import Append, CatalogRow
 from ray_workflows.exceptions import StorageCorruptError, WorkflowNotFoundError
 from ray_workflows.storage import Storage
@@ -51,8 +51,7 @@ def repair(storage: Storage, workflow_id: str) -> CatalogRow | None:
         snapshot = entry.seq if saved_in(events) else snapshot
     if not chain.seq or chain.seq < known:
         raise not_repaired(workflow_id, f"its journal ends with entry {chain.seq} of {known}")
-    # When it is due need not be in a row.
-    if row and row == catalog_row(state, chain.seq, snapshot, row.due_at):
+    if row is not None and is_row_of(row, catalog_row(state, chain.seq, snapshot)):
         return row if relisted else None
     seq = chain.seq + 1
     repaired = catalog_row(state, seq, snapshot, due_at_of(state))

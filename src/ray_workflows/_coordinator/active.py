@@ -26,6 +26,7 @@ class ActiveWorkflows(Mapping[str, Workflow]):
         lives: the ids of earlier lives of the coordinator; None until they were looked for. Later
             ones are no earlier lives: whoever sees them is cut off.
         listed: whether the catalog was looked through for what is ours.
+        looks: how often that was begun.
     """
 
     def __init__(self, holder_id: str, room: Room) -> None:
@@ -34,6 +35,7 @@ class ActiveWorkflows(Mapping[str, Workflow]):
         self.evicted = EvictedWorkflows()
         self.lives: list[str] | None = None
         self.listed = False
+        self.looks = 0
         self.workflows: dict[str, Workflow] = {}
         self.by_incarnation: dict[str, Workflow] = {}
 
@@ -72,7 +74,7 @@ class ActiveWorkflows(Mapping[str, Workflow]):
         del self.workflows[workflow.workflow_id]
         self.unindex(workflow)
         state = workflow.state
-        evicted = Evicted(workflow.seq, due_at(state), state.status)
+        evicted = Evicted(workflow.seq, due_at(state), state.status, self.looks)
         self.evicted.add(workflow.workflow_id, evicted)
 
     def become(self, workflow: Workflow, found: Recovered | None) -> None:

@@ -63,7 +63,7 @@ class Deletion:
         if loop.active.lives is None or (workflow is not None and workflow.busy):
             loop.after(SOON, self.begin)
             return
-        if self.workflow_id in loop.active.evicted:
+        if not self.incarnation and self.workflow_id in loop.active.evicted:
             answer(self.reply, self.still_active())
             return
         if workflow is not None and self.incarnation not in ("", workflow.incarnation):

@@ -21,13 +21,13 @@ class Evicted(msgspec.Struct, gc=False):
         seq: the number of the last entry of its journal that we know of.
         due_at: when it is to be woken, in seconds since 1970; `NEVER`.
         status: as what `Room` counts it.
-        round: in which look through the catalog it was seen last.
+        look: the number of the look through the catalog in which it was seen last, or left memory.
     """
 
     seq: int
     due_at: float
     status: WorkflowStatus
-    round: int = 0
+    look: int = 0
 
 
 class EvictedWorkflows(Mapping[str, Evicted]):
@@ -75,9 +75,9 @@ class EvictedWorkflows(Mapping[str, Evicted]):
             heapq.heappop(self.heap)
         return self.heap[0][0] if self.heap else NEVER
 
-    def due(self, by: float) -> list[str]:
-        """Those that are to be woken by a time, each once."""
-        found = []
-        while self.next_due() <= by:
+    def due(self, by: float, at_most: int) -> list[str]:
+        """Those that are to be woken by a time, the first ones, each once."""
+        found: list[str] = []
+        while len(found) < at_most and self.next_due() <= by:
             found.append(heapq.heappop(self.heap)[1])
         return found

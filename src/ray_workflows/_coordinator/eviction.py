@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 
 from ray_workflows._coordinator.active import ActiveWorkflows
-from ray_workflows._coordinator.evicted import Evicted
 from ray_workflows._coordinator.workflow import Workflow
 from ray_workflows._engine.commands import due_at
 from ray_workflows._engine.values import unstored
 from ray_workflows._executor.timers import Timer, TimerQueue
-from ray_workflows._model.catalog import NEVER, CatalogRow
+from ray_workflows._model.catalog import NEVER
 
 #: How long a workflow has been at rest before it leaves memory, in seconds. One that is to be
 #: woken sooner than that stays.
@@ -19,8 +19,12 @@ EVICT_SECONDS = 10.0
 #: How long before it is due a workflow is read, in seconds.
 AHEAD_SECONDS = 0.1
 
-#: How many leave memory, or come back, in one step of the loop.
+#: How many leave memory in one step of the loop.
 AT_ONCE = 1_000
+
+#: How many that are due are being read at once, and how soon it is looked for the next ones, in
+#: seconds.
+READ_AT_ONCE, SOON_SECONDS = 100, 0.02
 
 
 class Eviction:
@@ -58,6 +62,8 @@ class Eviction:
         #: Wakes the first one that is in storage alone, and when.
         self.waking: Timer | None = None
         self.waking_at = NEVER
+        #: Those that were due and are being read.
+        self.coming: list[str] = []
 
     def rests(self, workflow: Workflow) -> None:
         """There is nothing to do for a workflow now."""
@@ -83,7 +89,7 @@ class Eviction:
         """Take out of memory what was at rest for long enough."""
         self.evicting = None
         latest = self.timers.clock() - self.seconds
-        for workflow, since in list(self.resting.values())[:AT_ONCE]:
+        for workflow, since in list(islice(self.resting.values(), AT_ONCE)):
             if since > latest:
                 break
             del self.resting[id(workflow)]
@@ -95,14 +101,6 @@ class Eviction:
             _, since = next(iter(self.resting.values()))
             self.evicting = self.timers.after(since - latest, self.evict_some)
 
-    def inherit(self, row: CatalogRow, round: int) -> None:
-        """Leave a workflow that is ours by now where it is: in storage alone."""
-        assert row.due_at is not None
-        evicted = Evicted(row.seq, row.due_at, row.status, round)
-        self.active.evicted.add(row.workflow_id, evicted)
-        self.active.room.change(row.workflow_id, None, row.status)
-        self.wake_in_time()
-
     def wake_in_time(self) -> None:
         """See to it that the first one is woken that is due."""
         at = self.active.evicted.next_due()
@@ -112,8 +110,16 @@ class Eviction:
             self.waking = self.timers.after(at - AHEAD_SECONDS - self.clock(), self.wake_some)
 
     def wake_some(self) -> None:
-        """Read those that are due soon."""
+        """Read those that are due soon; when there are many, the next ones when these are read: the
+        lease and what is asked are read and written by the same threads."""
         self.waking, self.waking_at = None, NEVER
-        for workflow_id in self.active.evicted.due(self.clock() + AHEAD_SECONDS):
+        active, by = self.active, self.clock() + AHEAD_SECONDS
+        self.coming = [each for each in self.coming if each in active and active[each].reading]
+        for workflow_id in active.evicted.due(by, READ_AT_ONCE - len(self.coming)):
             self.bring_back(workflow_id)
-        self.wake_in_time()
+            self.coming.append(workflow_id)
+        if active.evicted.next_due() <= by:
+            self.waking_at = active.evicted.next_due()
+            self.waking = self.timers.after(SOON_SECONDS, self.wake_some)
+        else:
+            self.wake_in_time()

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from functools import partial
 
 from ray_workflows._coordinator.claims import LEASE_SECONDS, Claims
-from ray_workflows._coordinator.eviction import EVICT_SECONDS
 from ray_workflows._coordinator.jobs import Steps
 from ray_workflows._coordinator.loop import Loop
 from ray_workflows._coordinator.recovery import Recovered, recover
@@ -63,8 +62,7 @@ class Holdings:
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
         self.started = False
-        #: The number of the look, and when the last one ended.
-        self.round = 0
+        #: When the last look ended.
         self.looked_at = float("-inf")
         #: When the holders were read last.
         self.claims_at = float("-inf")
@@ -88,7 +86,7 @@ class Holdings:
         if idle and loop.elapsed() - self.looked_at < IDLE_SECONDS:
             return LOOK_SECONDS
         look = Look(ends)
-        self.round += 1
+        active.looks += 1
         try:
             claims = None
             if loop.elapsed() - self.claims_at >= IDLE_SECONDS:
@@ -146,24 +144,10 @@ class Holdings:
             if row.seq > workflow.seq and self.is_quiet(workflow):
                 self.loop.verify(workflow)
         elif evicted is not None:
-            evicted.round = self.round
+            evicted.look = active.looks
             if row.seq > evicted.seq:
                 self.loop.bring_back(workflow_id)
-        elif self.rests(row):
-            self.loop.eviction.inherit(row, self.round)
-        else:
-            return True
-        return False
-
-    def rests(self, row: CatalogRow) -> bool:
-        """Whether there is nothing to do for a workflow that is not in hand. What names an earlier
-        life is claimed: for all others it is nobody's when that life's lease has lapsed."""
-        return (
-            row.holder == self.loop.holder_id
-            and row.due_at is not None
-            and row.due_at > self.loop.clock() + EVICT_SECONDS
-            and self.loop.storage.lists_current_rows
-        )
+        return workflow is None and evicted is None
 
     def end(self, look: Look) -> None:
         """What is not listed as ours any more was taken over, canceled or deleted by somebody who
@@ -179,7 +163,7 @@ class Holdings:
             if self.is_quiet(workflow) and workflow.seq == seq:
                 loop.verify(workflow)
         for workflow_id, evicted in list(active.evicted.items()):
-            if evicted.round < self.round:
+            if evicted.look < active.looks:
                 loop.bring_back(workflow_id)
         loop.admit()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from ray_workflows._engine.commands import due_at
 from ray_workflows._engine.decision import ACTIVE
 from ray_workflows._engine.state import Lifecycle, WorkflowState
@@ -35,6 +37,13 @@ def catalog_row(
         tags=state.tags,
         snapshot=snapshot,
     )
+
+
+def is_row_of(row: CatalogRow, said: CatalogRow) -> bool:
+    """Whether a row is what its journal says: ``said``. Not every writer knew when it is due, and
+    0.1.0 knew no name."""
+    name = said.name if row.name else ""
+    return row == msgspec.structs.replace(said, due_at=row.due_at, name=name)
 
 
 def due_at_of(state: WorkflowState) -> float | None:

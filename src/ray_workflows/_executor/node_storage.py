@@ -126,10 +126,6 @@ class NodeJournals(NodePart, JournalStore):
         """Whether the storage does, where it is."""
         return self.home.is_here and self.storage.journals.commits_at_once
 
-    @property
-    def lists_current_rows(self) -> bool:
-        return self.storage.journals.lists_current_rows
-
     def commit(self, appends: Sequence[Append]) -> list[CommitOutcome]:
         return self.home.call(self.storage.journals.commit, appends)
 

@@ -21,6 +21,7 @@ from ray_workflows._codec.references import stored_parts
 from ray_workflows._coordinator.claims import LEASE_SECONDS
 from ray_workflows._coordinator.recovery import Recovered, read_state, recover
 from ray_workflows._engine.snapshots import save
+from ray_workflows._engine.summary import is_row_of
 from ray_workflows._environment import store
 from ray_workflows._environment.packages import item_name
 from ray_workflows._model.catalog import CatalogRow
@@ -310,7 +311,7 @@ def check_journal(storage: Storage, row: CatalogRow, shared: Shared) -> str:
     found = recover(storage, row.workflow_id)
     if found is None or found.row.incarnation != row.incarnation:
         return ""  # Deleted since.
-    if found.seq == row.seq and found.row != row:
+    if found.seq == row.seq and not is_row_of(row, found.row):
         return f"The catalog says {row.status}, its journal {found.row.status}, or other details."
     if found.row.snapshot and not is_what_all_entries_say(storage, found):
         return (

@@ -192,11 +192,6 @@ class Storage(JournalStore, BlobStore, LeaseStore, Home):
         """As the journals do."""
         return self.journals.commits_at_once
 
-    @property
-    def lists_current_rows(self) -> bool:
-        """As the journals do."""
-        return self.journals.lists_current_rows
-
     def commit(self, appends: Sequence[Append]) -> list[CommitOutcome]:
         """As the journals do."""
         return self.journals.commit(appends)

@@ -123,12 +123,6 @@ class JournalStore(Part):
         disk of this machine: the coordinator then does nothing else meanwhile."""
         return False
 
-    @property
-    def lists_current_rows(self) -> bool:
-        """Whether `list_catalog` gives each row as the last commit wrote it. If not, ``seq`` and
-        ``due_at`` may be those of an earlier one."""
-        return True
-
     @abstractmethod
     def commit(self, appends: Sequence[Append]) -> list[CommitOutcome]:
         """Append to several journals at once and say, for each, what became of it.

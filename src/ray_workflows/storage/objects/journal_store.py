@@ -303,11 +303,6 @@ class ObjectsJournals(JournalStore):
             # The clock of a directory takes a write, and a disk that is read-only can be read.
             return False
 
-    @property
-    def lists_current_rows(self) -> bool:
-        """No: the index has what a workflow was when its status changed last."""
-        return False
-
     def list_catalog(self, query: CatalogQuery) -> Page:
         """One page of rows. Of a workflow in the hands of a live coordinator, ``seq`` may be that
         of its last change of status or by another process."""
