@@ -113,14 +113,20 @@ def test_work_goes_on_while_the_head_does_not_answer(tmp_path: Path, marks: Mark
         cluster.call(begin_both, marks, gates)
         for name in ("secret", "plain"):
             marks.wait_for(name, seconds=30.0)
+            # A worker's first call of the coordinator needs the head. Then it says that it runs.
+            wait_until(lambda name=name: count(url, name, "RUNNING") == 1, f"{name} runs")
         servers = [pid for pid in cluster.pids() if comm(pid) == "gcs_server"]
         with stopped(servers):
             gates[0].open()
-            wait_until(lambda: succeeded(url, "secret") == 1, "its first task is committed")
+            wait_until(
+                lambda: count(url, "secret", "SUCCESSFUL") == 1, "its first task is committed"
+            )
             gates[1].open()
             # Ray waits for the head for a minute, and then ends processes.
-            wait_until(lambda: succeeded(url, "plain") == 1, "the other is committed", 40.0)
-            assert succeeded(url, "secret") == 1
+            wait_until(
+                lambda: count(url, "plain", "SUCCESSFUL") == 1, "the other is committed", 40.0
+            )
+            assert count(url, "secret", "SUCCESSFUL") == 1
 
 
 def comm(pid: int) -> str:
@@ -128,12 +134,12 @@ def comm(pid: int) -> str:
     return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
-def succeeded(url: str, workflow_id: str) -> int:
-    """How many tasks of a workflow have succeeded, as the storage says. No cluster is asked."""
+def count(url: str, workflow_id: str, status: str) -> int:
+    """How many tasks of a workflow have a status, as the storage says. No cluster is asked."""
     storage = SqliteStorage(url)
     storage.open()
     try:
         tasks = get_tasks(Reader(storage), workflow_id)
     finally:
         storage.close()
-    return sum(task.status == "SUCCESSFUL" for task in tasks)
+    return sum(task.status == status for task in tasks)
