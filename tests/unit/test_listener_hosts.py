@@ -80,5 +80,19 @@ def test_whose_host_died_is_soon_with_few_others_and_never_with_a_new_one() -> N
     assert actors.started <= 2 ** (MAX_SPLITS + 1)
 
 
+def test_nobody_shares_the_host_of_a_guilty_one_again_and_again() -> None:
+    actors = Actors()
+    mates = set(range(1, 1_000))
+    tries = 0
+    # A host that both have is one that dies again: then both draw again.
+    while mates and tries < MAX_SPLITS:
+        tries += 1
+        for task in (0, *mates):
+            actors.listen("environment", (task, tries), task, tries)
+        guilty = actors.hosts.calls[0, tries]
+        mates = {task for task in mates if actors.hosts.calls[task, tries] is guilty}
+    assert not mates
+
+
 def test_what_is_no_listener_is_passed_over() -> None:
     ListenerHosts(lambda actor: None).ended("a Ray task", died=True)

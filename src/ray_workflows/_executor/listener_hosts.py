@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import zlib
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -80,8 +80,10 @@ def share(request: AttemptRequest) -> str:
 
     All share one at first. Where it dies, nobody knows whose fault that was: each next attempt goes
     to one of twice as many, so that the guilty one is soon with few others, and never with a new
-    one.
+    one. Each attempt draws anew, so that none shares the host of the guilty one again and again.
     """
     splits = min(request.attempt - 1, MAX_SPLITS)
-    number = zlib.crc32(f"{request.incarnation} {request.task}".encode()) % (1 << splits)
-    return f"{splits}-{number}"
+    # No checksum: those of two listeners would differ in the same bits at each attempt.
+    text = f"{request.incarnation} {request.task} {request.attempt}"
+    drawn = hashlib.blake2b(text.encode(), digest_size=1).digest()[0]
+    return f"{splits}-{drawn % (1 << splits)}"
