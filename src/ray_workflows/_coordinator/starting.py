@@ -115,7 +115,7 @@ class Starter:
         request = workflow.attempt_request(command)
         if request is not None:
             flying[task] = attempt
-            # What is stored is waited for.
+            # A stored result is committed before others run on it.
             followers = () if request.checkpoint else workflow.followers(request)
             self.executor.start(request, followers)
 

@@ -11,13 +11,14 @@ from ray_workflows._codec.journal import NO_LINK
 from ray_workflows._coordinator.recovery import Recovered
 from ray_workflows._coordinator.requests import Asked, Reply, Watched
 from ray_workflows._coordinator.snapshots import NOTHING, Unsaved
-from ray_workflows._engine.state import Phase, Task, WorkflowState
+from ray_workflows._engine.commands import followers
+from ray_workflows._engine.state import Task, WorkflowState
 from ray_workflows._executor.protocol import AttemptRequest, Executor, Scene
 from ray_workflows._executor.timers import Timer
 from ray_workflows._model.catalog import Append, CatalogRow
 from ray_workflows._model.commands import Command, StartAttempt
 from ray_workflows._model.inputs import AttemptReport, Input
-from ray_workflows._model.plan import FUNCTION, Environment, Package
+from ray_workflows._model.plan import Environment, Package
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Blob, Outcome, Value
 
@@ -259,23 +260,14 @@ class Workflow:
         )
 
     def followers(self, request: AttemptRequest) -> Iterator[AttemptRequest]:
-        """Attempts that this one alone makes ready, and so on, where the result in between is not
-        stored and nobody else takes it: they need not wait for a commit."""
+        """Requests for the attempts that may be fused to this one, in their order."""
         tasks = self.state.tasks
         task = tasks[request.task]
-        while not request.checkpoint and len(task.consumers) == 1:
-            follower = tasks[task.consumers[0]]
+        for follower in followers(self.state, task):
             upstream = follower.upstream
-            position = upstream.index(task.number)
-            if (
-                follower.unmet != 1
-                or follower.phase is not Phase.WAITING
-                or follower.options.kind != FUNCTION
-                or position in follower.spec.nested
-            ):
-                return
             value = Value(Blob(request.fused_key, 0, ""))
             inputs = [tasks[number].outcome for number in upstream]
+            position = upstream.index(task.number)
             inputs[position] = Outcome(value).wrap_if(task.options.catch_exceptions)
             attempt = follower.attempts + 1
             request = self.request(follower, request.epoch, attempt, upstream, inputs)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from ray_workflows._engine.decision import ACTIVE
 from ray_workflows._engine.signals import can_deliver
-from ray_workflows._engine.state import Task, WorkflowState
+from ray_workflows._engine.state import Phase, Task, WorkflowState
 from ray_workflows._model.catalog import NEVER
 from ray_workflows._model.commands import Command, StartAttempt, WakeAt
+from ray_workflows._model.plan import FUNCTION
 
 
 def start_attempt(state: WorkflowState, task: Task) -> StartAttempt:
@@ -31,6 +34,23 @@ def commands(state: WorkflowState) -> list[Command]:
         moments.add(0.0)
     due += [WakeAt(at) for at in sorted(moments)]
     return due
+
+
+def followers(state: WorkflowState, task: Task) -> Iterator[Task]:
+    """The tasks that can run right after a task in the same worker, each on the result of the one
+    before: that result is not stored and has no other consumer, and the follower lacks no other
+    input. Nothing needs to be committed in between."""
+    while not state.checkpoints(task) and len(task.consumers) == 1:
+        follower = state.tasks[task.consumers[0]]
+        if (
+            follower.unmet != 1
+            or follower.phase is not Phase.WAITING
+            or follower.options.kind != FUNCTION
+            or follower.upstream.index(task.number) in follower.spec.nested
+        ):
+            return
+        yield follower
+        task = follower
 
 
 def is_to_be_canceled(state: WorkflowState) -> bool:
