@@ -1,4 +1,4 @@
-"""Which tasks may run right after another one, in the same worker and without a commit in between."""
+"""Which tasks may run right after another one, in the same worker, with no commit in between."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UNSTORED = {"checkpoint": False}
         pytest.param(
             plan(("a", (), UNSTORED), ("b", (0,)), ("c", (1,))),
             ["b"],
-            id="one in between is stored",
+            id="one is stored",
         ),
         pytest.param(
             plan(("a", (), UNSTORED), ("b", (0,)), ("c", (0,)), ("d", (1, 2))),
