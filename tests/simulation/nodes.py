@@ -353,7 +353,10 @@ class ClusterOfLife:
     def prepare(self, scene: Scene) -> None:
         """Nothing here needs anything."""
         self.head()
-        self.prepared.add(scene.shape)
+
+    def keep(self, shape: str, needs: None) -> None:
+        """It was asked."""
+        self.prepared.add(shape)
 
     def is_prepared(self, shape: str) -> bool:
         """Whether it was asked."""

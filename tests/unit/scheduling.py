@@ -96,7 +96,9 @@ class Cluster:
 
     def prepare(self, scene: Scene) -> None:
         self.head()
-        self.prepared.add(scene.shape)
+
+    def keep(self, shape: str, needs: None) -> None:
+        self.prepared.add(shape)
 
     def is_prepared(self, shape: str) -> bool:
         return shape in self.prepared

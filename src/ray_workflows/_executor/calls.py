@@ -58,8 +58,10 @@ class Calls:
         #: Ray functions with their options, by shape, name and `max_calls`.
         self.remotes: dict[tuple[str, str, int], Any] = {}
 
-    def prepare(self, scene: Scene) -> None:
-        """Find what attempts of a shape need: values of secrets, the bundles of a placement group.
+    def prepare(self, scene: Scene) -> Needs:
+        """What attempts of a shape need: values of secrets, the bundles of a placement group.
+
+        Changes nothing here: it runs without the executor's lock, beside all other methods.
 
         Raises:
             LookupError: this cluster does not have the value of a secret.
@@ -73,10 +75,15 @@ class Calls:
             if isinstance(group, PlacementGroup):
                 # Ray looks them up when it is called, and keeps them in this object.
                 _ = group.bundle_specs
-        packages = packages_for(scene.environment, runtime_env)
+        return Needs(options, runtime_env, packages_for(scene.environment, runtime_env))
+
+    def keep(self, shape: str, needs: Needs) -> None:
+        """Remember what attempts of a shape need. It is there at least until the next shape's is
+        kept: until then, what waits of this shape is sent."""
         if len(self.needs) >= MAX_REMOTES:
-            self.needs.clear()
-        self.needs[scene.shape] = Needs(options, runtime_env, packages)
+            # The oldest one alone: all others that wait would have to ask the head again.
+            del self.needs[next(iter(self.needs))]
+        self.needs[shape] = needs
 
     def is_prepared(self, shape: str) -> bool:
         """Whether attempts of a shape can be sent."""

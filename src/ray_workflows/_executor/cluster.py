@@ -31,17 +31,21 @@ Aside = Callable[[Callable[[], Any], Callable[[Any], None]], None]
 
 class Cluster(Protocol):
     """The cluster, as the executor uses it. What asks Ray's head may take as long as the head is
-    away: the executor's lock is not held then, and the loop does not wait."""
+    away: the executor's lock is not held then, and the loop does not wait. All other methods are
+    called with the lock held: they alone change what is kept here."""
 
     def nodes(self) -> list[dict[str, float]]:
         """The resources of each live node, whether they are free or not. Asks the head."""
 
-    def prepare(self, scene: Scene) -> None:
-        """Find what attempts of a shape need before they are sent. Asks the head.
+    def prepare(self, scene: Scene) -> Any:
+        """What attempts of a shape need, for `keep`. Asks the head, and changes nothing here.
 
         Raises:
             Exception: why none of them can be sent.
         """
+
+    def keep(self, shape: str, needs: Any) -> None:
+        """Remember what attempts of a shape need: they can be sent."""
 
     def is_prepared(self, shape: str) -> bool:
         """Whether attempts of a shape can be sent."""

@@ -153,7 +153,9 @@ class Dispatch:
         with self.lock:
             self.preparing.discard(shape)
             lane = self.lanes.get(shape)
-            if lane is not None and isinstance(result, Exception):
+            if not isinstance(result, Exception):
+                self.cluster.keep(shape, result)
+            elif lane is not None:
                 self.unprepared(lane.take_all(), result)
             self.pump(shape)
 
