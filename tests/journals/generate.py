@@ -28,8 +28,9 @@ from ray_workflows._engine.summary import catalog_row
 from ray_workflows._model import events as ev
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.catalog import Append, CatalogQuery
+from ray_workflows._model.outbox import Message
 from ray_workflows._model.plan import LISTENER, SIGNAL
-from ray_workflows._model.values import ErrorInfo
+from ray_workflows._model.values import ErrorInfo, Value
 from ray_workflows.storage import SqliteStorage
 from ray_workflows.testing.builders import OK
 from tests.journals.golden import DIRECTORY, dump
@@ -336,6 +337,18 @@ def with_tags(storage: SqliteStorage) -> None:
     save(storage, story)
 
 
+def with_messages(storage: SqliteStorage) -> None:
+    """A task that starts two workflows: one is there, and the id of the other is in use."""
+    story = Driver(plan(("first", ())), workflow_id="messages", incarnation="i-messages")
+    messages = [Message(f"i-messages-0-{n}", f"child-{n}", Value(b"{}")) for n in range(2)]
+    value = ValueWriter(storage, "i-messages").write(1, key="first", where="first")
+    story.report(inp.AttemptReturned, "first", value=value, messages=tuple(messages))
+    story.send(inp.Delivered("i-messages-0-0"))
+    refusal = ErrorInfo("WorkflowAlreadyExistsError", "Workflow[id=child-1] exists.")
+    story.send(inp.Delivered("i-messages-0-1", refusal))
+    save(storage, story)
+
+
 def wait(task: str, name: str, **options: object) -> tuple[str, tuple[int, ...], dict[str, object]]:
     return task, (), {"kind": SIGNAL, "signal": name, **options}
 
@@ -459,6 +472,7 @@ def write_by_hand(release: Path) -> None:
         with_signals(storage)
         with_snapshots(storage)
         with_tags(storage)
+        with_messages(storage)
         dump_all(storage, release, leave=True)
         storage.close()
 

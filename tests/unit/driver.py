@@ -38,6 +38,8 @@ class Driver:
         incarnation: str = "i1",
         now: float = 1000.0,
         tags: dict[str, Tag] | None = None,
+        parent: str = "",
+        can_wait: bool = True,
     ) -> None:
         self.state = WorkflowState(workflow_id, incarnation)
         self.journal: list[Event] = []
@@ -50,9 +52,15 @@ class Driver:
         self.answer: object = None
         self.send(
             inp.Submit(
-                plan=plan, metadata={}, timeout=timeout, history=history or None, tags=tags or {}
+                plan=plan,
+                metadata={},
+                timeout=timeout,
+                history=history or None,
+                tags=tags or {},
+                parent=parent,
             ),
             can_run=start,
+            can_wait=can_wait,
         )
 
     def send(self, input: inp.Input, holder: str = "h1", **around: bool) -> list[Event]:

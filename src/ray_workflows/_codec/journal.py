@@ -47,8 +47,8 @@ PlainEvents = list[list[Any]]
 UPCASTERS: dict[int, Callable[[PlainEvents], PlainEvents]] = {
     # 2: signals, as events and as a kind of task. What version 1 knows means the same.
     1: lambda events: events,
-    # 3: the header, tasks that no node can hold, and signals that a listener has had. What version
-    # 2 knows means the same.
+    # 3: the header, tasks that no node can hold, signals that a listener has had, snapshots, tags,
+    # and messages to others. What version 2 knows means the same.
     2: lambda events: events,
 }
 

@@ -31,9 +31,20 @@ def reported_task(state: WorkflowState, report: inp.AttemptNews) -> Task | None:
         or report.attempt != task.attempts + 1
         or state.status is WorkflowStatus.CANCELED
         or state.released
+        or state.ending is not None
     ):
         return None
     return task
+
+
+def succeeded_task(
+    state: WorkflowState, report: inp.AttemptReturned | inp.AttemptReturnedPlan
+) -> Task | None:
+    """As `reported_task`, of one that succeeded. What it sends is sent by a workflow that is open:
+    a task that comes too late for that runs again, if the workflow is resumed."""
+    if report.messages and state.status not in ACTIVE:
+        return None
+    return reported_task(state, report)
 
 
 def on_attempt_runs(state: WorkflowState, input: inp.AttemptRuns, now: float) -> Events:
@@ -58,7 +69,7 @@ def on_found_unplaceable(state: WorkflowState, input: inp.FoundUnplaceable, now:
 
 
 def on_attempt_returned(state: WorkflowState, input: inp.AttemptReturned, now: float) -> Events:
-    task = reported_task(state, input)
+    task = succeeded_task(state, input)
     if task is None:
         return []
     succeeded = ev.TaskSucceeded(
@@ -70,6 +81,7 @@ def on_attempt_returned(state: WorkflowState, input: inp.AttemptReturned, now: f
         ended_at=input.ended_at,
         node=input.node,
         metadata=input.metadata,
+        messages=input.messages,
     )
     if not task.is_output:
         # Most are not: nothing else follows.
@@ -80,7 +92,7 @@ def on_attempt_returned(state: WorkflowState, input: inp.AttemptReturned, now: f
 def on_attempt_returned_plan(
     state: WorkflowState, input: inp.AttemptReturnedPlan, now: float
 ) -> Events:
-    task = reported_task(state, input)
+    task = succeeded_task(state, input)
     if task is None:
         return []
     return [
@@ -95,6 +107,7 @@ def on_attempt_returned_plan(
             ended_at=input.ended_at,
             node=input.node,
             metadata=input.metadata,
+            messages=input.messages,
         )
     ]
 

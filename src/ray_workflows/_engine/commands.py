@@ -8,7 +8,7 @@ from ray_workflows._engine.decision import ACTIVE
 from ray_workflows._engine.signals import can_deliver
 from ray_workflows._engine.state import Phase, Task, WorkflowState
 from ray_workflows._model.catalog import NEVER
-from ray_workflows._model.commands import Command, StartAttempt, WakeAt
+from ray_workflows._model.commands import Command, Deliver, StartAttempt, WakeAt
 from ray_workflows._model.plan import FUNCTION
 
 
@@ -20,13 +20,15 @@ def start_attempt(state: WorkflowState, task: Task) -> StartAttempt:
 
 
 def commands(state: WorkflowState) -> list[Command]:
-    """Every command that is due: attempts of active tasks, each time at which timers go off, and at
-    once if a signal can be taken or somebody asked to cancel."""
+    """Every command that is due: messages that are not delivered, attempts of active tasks, each
+    time at which timers go off, and at once if a signal can be taken or somebody asked to
+    cancel."""
+    due = deliveries(state)
     if is_to_be_canceled(state):
-        return [WakeAt(0.0)]
+        return [*due, WakeAt(0.0)]
     if not state.running:
-        return []
-    due: list[Command] = [start_attempt(state, state.tasks[number]) for number in state.active]
+        return due
+    due += [start_attempt(state, state.tasks[number]) for number in state.active]
     moments = set(state.timers.values())
     if state.deadline is not None:
         moments.add(state.deadline)
@@ -53,6 +55,13 @@ def followers(state: WorkflowState, task: Task) -> Iterator[Task]:
         task = follower
 
 
+def deliveries(state: WorkflowState) -> list[Command]:
+    """The commands for the messages that are not delivered."""
+    if state.status not in ACTIVE or state.released:
+        return []
+    return [Deliver(message) for message in state.outbox.values()]
+
+
 def is_to_be_canceled(state: WorkflowState) -> bool:
     """Whether somebody has asked for it, and nothing else is to be done."""
     return state.cancel_requested and state.status in ACTIVE and not state.released
@@ -76,7 +85,7 @@ def due_at(state: WorkflowState) -> float:
     `NEVER`."""
     if state.status not in ACTIVE or state.released:
         return NEVER
-    if state.running and (state.active or can_deliver(state)):
+    if state.outbox or (state.running and (state.active or can_deliver(state))):
         return 0.0
     at = next_wake(state)
     return NEVER if at is None else at

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ray_workflows._engine import attempts, lifecycle, waits
+from ray_workflows._engine import attempts, lifecycle, outbox, waits
 from ray_workflows._engine.decision import Decision, Events, Surroundings
 from ray_workflows._engine.state import Lifecycle, WorkflowState
 from ray_workflows._model import inputs as inp
@@ -23,8 +23,10 @@ def decide(
     """
     handler = REPORTED.get(type(input))
     if handler is not None:
-        return Decision(handler(state, input, now))
-    return ASKED[type(input)](state, input, now, around)
+        decision = Decision(handler(state, input, now))
+    else:
+        decision = ASKED[type(input)](state, input, now, around)
+    return outbox.keep_end(state, decision, now, around) if decision.events else decision
 
 
 #: What is asked, and depends on no task of the workflow.
@@ -51,6 +53,7 @@ ASKED: dict[type[inp.Input], Callable[[WorkflowState, Any, float, Surroundings],
 #: What is heard of attempts and of time.
 REPORTED: dict[type[inp.Input], Callable[[WorkflowState, Any, float], Events]] = {
     inp.Wake: waits.on_wake,
+    inp.Delivered: outbox.on_delivered,
     inp.AttemptRuns: attempts.on_attempt_runs,
     inp.FoundUnplaceable: attempts.on_found_unplaceable,
     inp.AttemptReturned: attempts.on_attempt_returned,

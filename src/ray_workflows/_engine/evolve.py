@@ -10,8 +10,8 @@ from collections.abc import Callable
 from itertools import takewhile
 from typing import Any
 
-from ray_workflows._engine import lifecycle
-from ray_workflows._engine.commands import commands, start_attempt
+from ray_workflows._engine import lifecycle, outbox
+from ray_workflows._engine.commands import commands, deliveries, start_attempt
 from ray_workflows._engine.names import register_task_ids
 from ray_workflows._engine.signals import keep, restart, take
 from ray_workflows._engine.sources import SOURCES, WAITING
@@ -20,6 +20,7 @@ from ray_workflows._model import events as ev
 from ray_workflows._model.commands import (
     CancelAttempt,
     Command,
+    Deliver,
     ReleaseValue,
     Settle,
     WakeAt,
@@ -92,6 +93,7 @@ def apply_workflow_resumed(
             # An input may have been lost since.
             if not task.unmet:
                 activate(state, task, event.at)
+    deltas += deliveries(state)
 
 
 def apply_workflow_canceled(
@@ -103,6 +105,8 @@ def apply_workflow_canceled(
 
 
 def stop_attempts(state: WorkflowState, deltas: list[Command]) -> None:
+    if state.ending is not None:
+        return  # They were stopped when the end was kept.
     for number in state.active:
         # When it is resumed, what the stopped attempt still reports is about the past.
         state.tasks[number].attempts += 1
@@ -130,6 +134,13 @@ def apply_workflow_failed(
     # Attempts in flight go on: what they commit need not run again when it is resumed.
     lifecycle.apply_workflow_failed(state, event)
     deltas.append(Settle())
+
+
+def apply_workflow_ending(
+    state: WorkflowState, event: ev.WorkflowEnding, deltas: list[Command]
+) -> None:
+    stop_attempts(state, deltas)
+    outbox.apply_workflow_ending(state, event)
 
 
 def apply_workflow_timed_out(
@@ -185,6 +196,9 @@ def apply_task_succeeded(
     state: WorkflowState, event: ev.TaskSucceeded, deltas: list[Command]
 ) -> None:
     task = state.tasks[event.task]
+    if event.messages:
+        send(state, event, deltas)
+        store_results(state, task.frame)
     resolve(state, task, Outcome(value=event.value), event.at, deltas)
 
 
@@ -215,14 +229,22 @@ def apply_task_continued(
         checkpoint=checkpoint,
         stored=stored,
     )
-    if not all(SOURCES[option.kind].repeats for option in event.plan.options):
-        for around in takewhile(lambda around: not around.stored, state.frames_around(opened)):
-            around.stored = True
+    if event.messages:
+        send(state, event, deltas)
+    if event.messages or not all(SOURCES[each.kind].repeats for each in event.plan.options):
+        store_results(state, opened)
     for number in range(opened.first, opened.first + len(event.plan.tasks)):
         fresh = state.tasks[number]
         if not fresh.unmet:
             activate(state, fresh, event.at)
             announce(state, fresh, deltas)
+
+
+def store_results(state: WorkflowState, frame: Frame) -> None:
+    """What was done in a frame is not to be done again: its result is stored, and those of the
+    frames around it."""
+    for around in takewhile(lambda around: not around.stored, state.frames_around(frame)):
+        around.stored = True
 
 
 def apply_task_failed(state: WorkflowState, event: ev.TaskFailed, deltas: list[Command]) -> None:
@@ -288,6 +310,21 @@ def apply_signal_acknowledged(
     state: WorkflowState, event: ev.SignalAcknowledged, deltas: list[Command]
 ) -> None:
     lifecycle.apply_signal_acknowledged(state, event)
+
+
+# -- the outbox ----------------------------------------------------------------------------
+
+
+def send(
+    state: WorkflowState, event: ev.TaskSucceeded | ev.TaskContinued, deltas: list[Command]
+) -> None:
+    """A task has messages for others."""
+    outbox.apply_messages(state, event)
+    deltas += [Deliver(message) for message in event.messages]
+
+
+def apply_delivered(state: WorkflowState, event: ev.Delivered, deltas: list[Command]) -> None:
+    outbox.apply_delivered(state, event)
 
 
 # -- frames --------------------------------------------------------------------------------
@@ -436,4 +473,6 @@ APPLIERS: dict[type[ev.Event], Callable[[WorkflowState, Any, list[Command]], Non
     ev.SignalTaken: apply_signal_taken,
     ev.SignalAcknowledged: apply_signal_acknowledged,
     ev.StateSaved: apply_state_saved,
+    ev.WorkflowEnding: apply_workflow_ending,
+    ev.Delivered: apply_delivered,
 }

@@ -3,7 +3,8 @@
 The new workflow has the same plan. Of the old one's events it takes the results of all tasks but
 the one it starts from and those downstream; tasks get new numbers where continuations fall away.
 A signal that a kept task took is its result. Those that nobody took were sent to the old workflow:
-a signal is taken once, and so the new one waits for its own.
+a signal is taken once, and so the new one waits for its own. What a kept task has sent was sent
+once, by the old one.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ class History:
                 frame_number += 1
             elif isinstance(event, ev.TaskContinued):
                 if frame_number in self.open_frames or self.keeps(event.task):
-                    self.keep(event, first=self.state.next_task)
+                    self.keep(event, first=self.state.next_task, messages=())
                     self.enter(frame_number, first=self.kept[-1].first)  # type: ignore[attr-defined]
                 frame_number += 1
             elif isinstance(event, ev.TaskFailed):
@@ -161,7 +162,9 @@ class History:
                 value = self.signals.pop((event.name, event.signal_id))
                 if self.keeps(event.task):
                     self.keep(result_of_signal(event, value))
-            elif isinstance(event, (ev.TaskSucceeded, ev.AttemptFailed)) and self.keeps(event.task):
+            elif isinstance(event, ev.TaskSucceeded) and self.keeps(event.task):
+                self.keep(event, messages=())
+            elif isinstance(event, ev.AttemptFailed) and self.keeps(event.task):
                 self.keep(event)
         self.lose_unstored()
         return self.kept

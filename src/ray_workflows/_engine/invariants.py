@@ -51,13 +51,16 @@ def check(state: WorkflowState) -> None:
         assert state.output.stored
     if state.output is not None:
         assert not state.tasks
+    # Nobody would deliver what a workflow that has ended has to deliver.
+    assert not state.outbox or state.status in WorkflowStatus.non_terminating_status()
+    assert state.ending is None or state.outbox
     runs = state.status is WorkflowStatus.RUNNING
     assert (state.deadline is not None) == (runs and state.timeout is not None)
     if state.status in WorkflowStatus.non_terminating_status():
         assert state.ended_at is None
-        assert state.output is None
+        assert state.output is None or state.ending is not None
         # Progress is possible: something runs, a timer runs, or a signal may come.
-        goes_on = state.active or state.timers or state.waits
+        goes_on = state.active or state.timers or state.waits or state.outbox
         assert not started or goes_on or state.released, "stuck"
 
 

@@ -12,6 +12,11 @@ import msgspec
 
 from ray_workflows._engine.decision import ACTIVE, SETTLED, Decision, Events, Surroundings
 from ray_workflows._engine.names import assign_task_ids
+from ray_workflows._engine.outbox import (
+    apply_delivered,
+    apply_messages,
+    apply_workflow_ending,
+)
 from ray_workflows._engine.signals import (
     has_another,
     has_been_taken,
@@ -77,7 +82,7 @@ def on_submit(
 ) -> Decision:
     if state.status is not WorkflowStatus.NONE:
         return on_submit_again(state, input, now, around)
-    if not around.can_run and not around.can_wait:
+    if not around.can_run and not around.can_wait and not input.parent:
         return Decision([], no_room())
     events: Events = [
         ev.WorkflowSubmitted(
@@ -89,6 +94,7 @@ def on_submit(
             request_id=input.request_id,
             timeout=input.timeout,
             tags=input.tags,
+            parent=input.parent,
         )
     ]
     history = input.history or ()
@@ -162,6 +168,9 @@ def resumed(
     accepted: Accepted,
 ) -> Decision:
     """The workflow goes on here."""
+    if state.ending is not None:
+        # To its end, which waits for nothing but its messages.
+        return Decision([ev.WorkflowClaimed(at=now, holder=around.holder)], accepted)
     if not around.can_run and not around.can_wait:
         return Decision([], no_room())
     events: Events = [
@@ -180,7 +189,7 @@ def resumed(
 def on_cancel(state: Lifecycle, input: inp.Cancel, now: float, around: Surroundings) -> Decision:
     if not is_there(state, input.incarnation):
         return Decision([], WorkflowNotFoundError(state.workflow_id))
-    if state.status is WorkflowStatus.CANCELED:
+    if state.status is WorkflowStatus.CANCELED or isinstance(state.ending, ev.WorkflowCanceled):
         return Decision([])
     if around.driven_elsewhere and is_driven(state, around):
         # Whoever drives it does it.
@@ -260,7 +269,8 @@ def on_claim(state: WorkflowState, input: inp.Claim, now: float, around: Surroun
     events: Events = []
     if state.holder != around.holder or state.released:
         waits = state.status is WorkflowStatus.RUNNING and not around.can_run
-        if input.may_wait and waits and not state.cancel_requested:
+        goes_on = state.ending is None and not state.cancel_requested
+        if input.may_wait and waits and goes_on:
             events.append(ev.WorkflowResumed(at=now, holder=around.holder))
         else:
             events.append(ev.WorkflowClaimed(at=now, holder=around.holder))
@@ -306,6 +316,7 @@ def apply_workflow_submitted(state: Lifecycle, event: ev.WorkflowSubmitted) -> N
     state.request_id = event.request_id
     state.name = event.plan.name
     state.tags = event.tags
+    state.parent = event.parent
     state.plan_digest = event.plan.digest
     state.environment = event.plan.environment
     state.timeout = event.timeout
@@ -391,6 +402,7 @@ def settle(state: Lifecycle, status: WorkflowStatus, at: float) -> None:
     state.status = status
     state.ended_at = at
     state.deadline = None
+    state.ending = None
 
 
 def apply_tags_set(state: Lifecycle, event: ev.TagsSet) -> None:
@@ -424,4 +436,8 @@ APPLIERS: dict[type[ev.Event], Callable[[Lifecycle, Any], None]] = {
     ev.SignalReceived: apply_signal_received,
     ev.SignalTaken: apply_signal_taken,
     ev.SignalAcknowledged: apply_signal_acknowledged,
+    ev.TaskSucceeded: apply_messages,
+    ev.TaskContinued: apply_messages,
+    ev.Delivered: apply_delivered,
+    ev.WorkflowEnding: apply_workflow_ending,
 }

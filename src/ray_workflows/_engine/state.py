@@ -13,6 +13,8 @@ from typing import Any
 import msgspec
 
 from ray_workflows._model.catalog import Tag
+from ray_workflows._model.events import End
+from ray_workflows._model.outbox import Message
 from ray_workflows._model.plan import Environment, Function, Plan
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import ErrorInfo, Outcome, Value
@@ -213,6 +215,12 @@ class Lifecycle(msgspec.Struct, array_like=True, eq=False):
     #: What the function is called whose result is the workflow's.
     name: str = ""
     tags: dict[str, Tag] = {}
+    #: The workflow that started it.
+    parent: str = ""
+    #: By id, the messages that are not delivered. A workflow that has ended has none.
+    outbox: dict[str, Message] = {}
+    #: How it ends, once they are.
+    ending: End | None = None
 
     def is_known(self, request_id: str) -> bool:
         """Whether it is here, or goes on, by this request."""
@@ -221,7 +229,7 @@ class Lifecycle(msgspec.Struct, array_like=True, eq=False):
     @property
     def running(self) -> bool:
         """Whether attempts may be started."""
-        return self.status is WorkflowStatus.RUNNING and not self.released
+        return self.status is WorkflowStatus.RUNNING and not self.released and self.ending is None
 
 
 class WorkflowState(Lifecycle, eq=False):

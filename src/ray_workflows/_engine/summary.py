@@ -33,6 +33,7 @@ def catalog_row(
         error=None if error is None else f"{error.type_name}: {error.message}",
         released=state.released,
         name=state.name,
+        parent=state.parent,
         due_at=due_at,
         tags=state.tags,
         snapshot=snapshot,

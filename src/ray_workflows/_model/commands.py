@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import msgspec
 
+from ray_workflows._model.outbox import Message
 from ray_workflows._model.values import Value
 
 
@@ -37,6 +38,12 @@ class ReleaseValue(Command, frozen=True):
     """One task's hold on a value ends: no consumer will ask for it again on its account."""
 
     value: Value
+
+
+class Deliver(Command, frozen=True):
+    """Bring a message to its target, which takes it once, however often it comes."""
+
+    message: Message
 
 
 class Settle(Command, frozen=True):

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from ray_workflows._model.catalog import Tag
+from ray_workflows._model.outbox import Message
 from ray_workflows._model.plan import EnvironmentChange, Plan
 from ray_workflows._model.values import ErrorInfo, Outcome, Value
 
@@ -25,7 +26,7 @@ class WorkflowSubmitted(Event, frozen=True, tag="workflow-submitted"):
     """The workflow exists: acknowledged and durable. It is pending until it is started.
 
     ``task_ids`` are the ids of the plan's tasks, which are numbered from 0. ``timeout`` is how
-    long it may run from each start, in seconds.
+    long it may run from each start, in seconds. ``parent``: the workflow that started it.
     """
 
     plan: Plan
@@ -35,6 +36,7 @@ class WorkflowSubmitted(Event, frozen=True, tag="workflow-submitted"):
     request_id: str = ""
     timeout: float | None = None
     tags: dict[str, Tag] = {}
+    parent: str = ""
 
 
 class WorkflowClaimed(Event, frozen=True, tag="workflow-claimed"):
@@ -130,7 +132,7 @@ class AttemptFailed(Event, frozen=True, tag="attempt-failed"):
 
 class TaskSucceeded(Event, frozen=True, tag="task-succeeded"):
     """The one committed result of a task. ``metadata``, here and below: what the task has added to
-    the metadata that it was given."""
+    the metadata that it was given. ``messages``: what it sends to others, once this is durable."""
 
     task: int
     attempt: int
@@ -139,6 +141,7 @@ class TaskSucceeded(Event, frozen=True, tag="task-succeeded"):
     ended_at: float = 0.0
     node: str = ""
     metadata: dict[str, Any] | None = None
+    messages: tuple[Message, ...] = ()
 
 
 class TaskContinued(Event, frozen=True, tag="task-continued"):
@@ -156,6 +159,7 @@ class TaskContinued(Event, frozen=True, tag="task-continued"):
     ended_at: float = 0.0
     node: str = ""
     metadata: dict[str, Any] | None = None
+    messages: tuple[Message, ...] = ()
 
 
 class TaskFailed(Event, frozen=True, tag="task-failed"):
@@ -237,6 +241,23 @@ class TagsSet(Event, frozen=True, tag="tags-set"):
     tags: dict[str, Tag]
 
 
+#: How a workflow ends.
+End = WorkflowSucceeded | WorkflowFailed | WorkflowTimedOut | WorkflowCanceled
+
+
+class WorkflowEnding(Event, frozen=True, tag="workflow-ending"):
+    """Its attempts are stopped, and ``end`` follows when its messages are delivered."""
+
+    end: End
+
+
+class Delivered(Event, frozen=True, tag="delivered"):
+    """The target of a message knows it. ``refusal``: or it refuses it, for ever, and why."""
+
+    message_id: str
+    refusal: ErrorInfo | None = None
+
+
 AnyEvent = (
     WorkflowSubmitted
     | WorkflowClaimed
@@ -261,4 +282,6 @@ AnyEvent = (
     | SignalAcknowledged
     | StateSaved
     | TagsSet
+    | WorkflowEnding
+    | Delivered
 )

@@ -9,6 +9,7 @@ import msgspec
 
 from ray_workflows._model.catalog import Tag
 from ray_workflows._model.events import Event
+from ray_workflows._model.outbox import Message
 from ray_workflows._model.plan import EnvironmentChange, Plan
 from ray_workflows._model.values import ErrorInfo, Value
 
@@ -28,7 +29,8 @@ class Submit(Asked, frozen=True):
     ``incarnation``: of the new one. ``history``: what a fork knows of its tasks from the start, as
     `fork_history` made it; a fork goes on with nothing that is there. ``change``: how a stored one
     goes on. ``asks_first``: its driver wants to look at that before. ``changes``: the incarnation
-    that the driver has looked at, if it has.
+    that the driver has looked at, if it has. ``parent``: the workflow that starts it; it has room,
+    because that one was given room.
     """
 
     plan: Plan
@@ -41,6 +43,7 @@ class Submit(Asked, frozen=True):
     asks_first: bool = False
     changes: str = ""
     tags: dict[str, Tag] = {}
+    parent: str = ""
 
 
 class Resume(Asked, frozen=True):
@@ -119,6 +122,13 @@ class Release(Input, frozen=True):
     error: ErrorInfo
 
 
+class Delivered(Input, frozen=True):
+    """The target of a message has answered; ``refusal``: that it does not take it, ever."""
+
+    message_id: str
+    refusal: ErrorInfo | None = None
+
+
 class Wake(Input, frozen=True):
     """Time has passed: timers that are due go off, and signals that were kept are taken."""
 
@@ -154,11 +164,13 @@ class AttemptReport(AttemptNews, frozen=True):
 
 
 class AttemptReturned(AttemptReport, frozen=True, tag=True):
-    """The task returned a value. ``metadata``, here and below: what it has added to its own."""
+    """The task returned a value. ``metadata``, here and below: what it has added to its own.
+    ``messages``: what it sends to others."""
 
     value: Value
     node: str = ""
     metadata: dict[str, Any] | None = None
+    messages: tuple[Message, ...] = ()
 
 
 class AttemptReturnedPlan(AttemptReport, frozen=True, tag=True):
@@ -167,6 +179,7 @@ class AttemptReturnedPlan(AttemptReport, frozen=True, tag=True):
     plan: Plan
     node: str = ""
     metadata: dict[str, Any] | None = None
+    messages: tuple[Message, ...] = ()
 
 
 class AttemptRaised(AttemptReport, frozen=True, tag=True):

@@ -1,0 +1,73 @@
+"""The outbox: what a workflow sends to others, from the commit of the task that sends it until the
+target knows it.
+
+Only the holder of an open workflow delivers. So a workflow does not end before its messages are
+delivered: its end is kept as what is to follow. Whoever reads that it has ended knows that all it
+has started is there, and nobody ever looks for messages in workflows that have ended.
+"""
+
+from __future__ import annotations
+
+from ray_workflows._engine.decision import Decision, Events, Surroundings
+from ray_workflows._engine.state import Lifecycle, WorkflowState
+from ray_workflows._model import events as ev
+from ray_workflows._model import inputs as inp
+
+ENDS = (ev.WorkflowSucceeded, ev.WorkflowFailed, ev.WorkflowTimedOut, ev.WorkflowCanceled)
+
+
+def on_delivered(state: WorkflowState, input: inp.Delivered, now: float) -> Events:
+    if input.message_id not in state.outbox:
+        return []
+    delivered = ev.Delivered(at=now, message_id=input.message_id, refusal=input.refusal)
+    if state.ending is None or len(state.outbox) > 1:
+        return [delivered]
+    return [delivered, with_time(state.ending, now)]
+
+
+def with_time(end: ev.End, now: float) -> ev.End:
+    """The end that was kept, as what happens now."""
+    return type(end)(now, *[getattr(end, name) for name in end.__struct_fields__[1:]])
+
+
+def keep_end(state: Lifecycle, decision: Decision, now: float, around: Surroundings) -> Decision:
+    """The decision, with the end of a workflow kept for later while there are messages to deliver.
+    One that nobody drives is taken over for that."""
+    events = decision.events
+    end = events[-1]
+    if not isinstance(end, ENDS) or not has_messages(state, events):
+        return decision
+    kept: Events = [*events[:-1], ev.WorkflowEnding(at=now, end=end)]
+    if state.holder != around.holder or state.released:
+        kept.insert(0, ev.WorkflowClaimed(at=now, holder=around.holder))
+    return Decision(kept, decision.answer)
+
+
+def has_messages(state: Lifecycle, events: Events) -> bool:
+    """Whether there are messages to deliver after these events."""
+    left = set(state.outbox)
+    for event in events:
+        if isinstance(event, ev.Delivered):
+            left.discard(event.message_id)
+        elif isinstance(event, (ev.TaskSucceeded, ev.TaskContinued)):
+            left.update(message.message_id for message in event.messages)
+    return bool(left)
+
+
+# -- applied -------------------------------------------------------------------------------
+
+
+def apply_messages(state: Lifecycle, event: ev.TaskSucceeded | ev.TaskContinued) -> None:
+    for message in event.messages:
+        state.outbox[message.message_id] = message
+
+
+def apply_delivered(state: Lifecycle, event: ev.Delivered) -> None:
+    del state.outbox[event.message_id]
+
+
+def apply_workflow_ending(state: Lifecycle, event: ev.WorkflowEnding) -> None:
+    state.ending = event.end
+    state.cancel_requested = False
+    if isinstance(event.end, ev.WorkflowSucceeded):
+        state.output = event.end.output
