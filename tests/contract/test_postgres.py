@@ -478,6 +478,19 @@ def test_owners_are_told_of_what_others_append(storage, owner):
     assert not news.acquire(timeout=0.2)
 
 
+def test_owners_are_told_of_what_their_earlier_lives_hold(storage, schema_url):
+    owner = PostgresStorage(schema_url)
+    news = threading.Semaphore(0)
+    try:
+        owner.listen("h2", news.release, ["h1"])
+        assert news.acquire(timeout=HANG_SECONDS)
+        storage.listen("h3", lambda: None)
+        fill(storage, "w")
+        assert news.acquire(timeout=HANG_SECONDS)
+    finally:
+        owner.close()
+
+
 def test_listening_goes_on_after_the_connection_was_lost(storage, owner, admin, monkeypatch):
     owner, news = owner
     monkeypatch.setattr(postgres_news, "RETRY_SECONDS", 0.05)

@@ -241,16 +241,34 @@ class Life:
             return
         # The last one of each id.
         journals = {each.state.workflow_id: each for each in self.world.monitor.journals.values()}
+        named: list[str] = []
         for workflow_id, evicted in active.evicted.items():
             journal = journals[workflow_id]
             state = journal.state
             # Others may have appended, or deleted it: that is looked for.
-            if journal.seq != evicted.seq or state.holder != self.name:
+            if journal.seq != evicted.seq or not active.is_ours(state.holder):
                 continue
-            if due_at(state) != evicted.due_at:
+            if state.holder != self.name:
+                named.append(state.holder)
+            # What may be older than its journal is read sooner.
+            late = evicted.due_at > due_at(state)
+            if late or (state.holder == self.name and evicted.due_at != due_at(state)):
                 raise Violation(
                     "idle", f"{state.workflow_id} in {self.name} is due at {due_at(state)}"
                 )
+        self.check_leases(set(named))
+
+    def check_leases(self, named: set[str]) -> None:
+        """What earlier lives left at rest is held as long as this one lives, for all others."""
+        if not named or self.world.storage_clock_set:
+            return
+        rows = {each.holder_id: each for each in self.world.storage.read_holders()}
+        for holder_id in sorted(named):
+            row, mine = rows.get(holder_id), rows[self.name]
+            if row is None or row.lease_until < mine.lease_until - 1.0:
+                raise Violation("lease", f"{self.name} does not renew the lease of {holder_id}")
+            if row.pid != self.holder.pid and mine.lease_until > row.lease_until:
+                raise Violation("lease", f"{holder_id} names another process than {self.name}")
 
     def why_idle(self, workflow: Workflow) -> str:
         """What it lacks to go on; nothing if each of its tasks is in flight or waits for its time,

@@ -559,25 +559,44 @@ def takeovers_overlap(patch: Any) -> None:
     patch.setattr(Holdings, "steps", steps)
 
 
-@breaks(
-    "stuck",
-    until=40.0,
-    crash_after_step=0.03,
-    commit_late=0.3,
-    late_at_worst=1.0,
-    hang=0.1,
-    hang_forever=0.02,
-    slowness=4.0,
-    corrupt=0.0,
-)
+@breaks("lease")
 def earlier_lives_are_forgotten_while_workflows_name_them(patch: Any) -> None:
-    """The row of a dead holder goes when it lapses, whatever of its is not claimed yet."""
+    """Their leases are not renewed any more, and their rows go, whatever is not claimed yet."""
 
-    def bury(self: Holdings, unnamed: Any, claims: Any) -> None:
-        original(self, self.loop.active.lives or (), claims)
+    def end(self: Holdings, look: Any) -> None:
+        look.named.clear()
+        original(self, look)
 
-    original = Holdings.bury
-    patch.setattr(Holdings, "bury", bury)
+    original = Holdings.end
+    patch.setattr(Holdings, "end", end)
+
+
+@breaks("stuck", "idle", "replies")
+def what_an_earlier_life_left_at_rest_is_not_claimed(patch: Any) -> None:
+    def put_first(self: Workflow, input: Any) -> None:
+        if not isinstance(input, inp.Claim) or self.state.holder == "":
+            original(self, input)
+
+    original = Workflow.put_first
+    patch.setattr(Workflow, "put_first", put_first)
+
+
+@breaks("stuck", "idle")
+def when_what_an_earlier_life_left_is_due_is_forgotten(patch: Any) -> None:
+    def leave(self: Any, row: Any, due_at: float) -> None:
+        original(self, row, float("inf"))
+
+    original = active_module.ActiveWorkflows.leave
+    patch.setattr(active_module.ActiveWorkflows, "leave", leave)
+
+
+@breaks("lease")
+def leases_of_earlier_lives_lapse(patch: Any) -> None:
+    def keep(self: Lease, holder_ids: Any) -> None:
+        original(self, [each for each in holder_ids if each == self.holder.holder_id])
+
+    original = Lease.keep
+    patch.setattr(Lease, "keep", keep)
 
 
 @breaks("stuck")

@@ -76,7 +76,7 @@ def a_saved_lifecycle_is_taken_for_the_state(patch: Any) -> None:
     patch.setattr(holdings_module, "recover", recover_lifecycle)
 
 
-@breaks("unexpected", "one truth", "replay", "durable")
+@breaks("unexpected", "one truth", "replay", "durable", "start")
 def what_was_overtaken_is_kept(patch: Any) -> None:
     original = Loop.reload
 

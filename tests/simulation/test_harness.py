@@ -122,7 +122,7 @@ def test_signals_come_early_late_and_to_those_who_hold_nothing() -> None:
 def test_events_by_http_are_sent_twice_refused_and_acknowledged() -> None:
     """What the simulation is to see of events happens in it."""
     acknowledged = known = others = full = 0
-    for seed in range(60):
+    for seed in range(80):
         world = World(seed, trace=True).run()
         for journal in world.monitor.journals.values():
             acknowledged += sum(isinstance(e, ev.SignalAcknowledged) for e in journal.events)

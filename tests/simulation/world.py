@@ -148,6 +148,8 @@ class World:
         self.lives: list[Life] = []
         self.crashes = 0
         self.steps_taken = 0
+        #: Whether the storage's clock was set: then leases say nothing for a while.
+        self.storage_clock_set = False
         self.failure: Violation | None = None
         self.steps = 0
         self.calm = False
@@ -346,6 +348,7 @@ class World:
         if die.random() < faults.storage_clock_step:
             seconds = die.choice([-STEP_SECONDS, STEP_SECONDS])
             self.storage_clock.wrong += seconds
+            self.storage_clock_set = True
             self.trace("the clock of the storage is set by %+.0f s", seconds)
 
     def after_step(self, life: Life) -> None:
@@ -374,7 +377,10 @@ class World:
         hosts = [cluster.host for cluster in self.clusters]
         if hosts.count(holder.host) < 2:
             return None
-        return any(life.exists and life.name == holder.holder_id for life in self.lives)
+        process = (holder.coordinator, holder.pid)
+        return any(
+            life.exists and (life.cluster.name, life.holder.pid) == process for life in self.lives
+        )
 
     # -- clients ---------------------------------------------------------------------------
 

@@ -4,7 +4,8 @@ one that raises."""
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -245,9 +246,13 @@ class ReluctantJournals(MemoryJournals):
         self.refusals: queue.SimpleQueue[Exception] = queue.SimpleQueue()
         for _ in range(2):
             self.refusals.put(error)
+        self.refused = threading.Event()
 
-    def listen(self, holder_id: str, on_news: Callable[[], None]) -> None:
+    def listen(
+        self, holder_id: str, on_news: Callable[[], None], lives: Sequence[str] = ()
+    ) -> None:
         if not self.refusals.empty():
+            self.refused.set()
             raise self.refusals.get()
 
 
@@ -271,7 +276,7 @@ def test_a_coordinator_answers_whose_storage_refuses_to_listen(
     host = Host(storage, Settings(), "0")
     assert RayError.from_ray_exception is error_without_user_code
     assert isinstance(host.cancel("nothing"), WorkflowNotFoundError)
-    assert journals.refusals.qsize() < 2
+    assert journals.refused.wait(HANG_SECONDS)
     assert isinstance(host.loop.clock, SteadyClock)
     assert host.loop.elapsed is elapsed
     # Whatever else is brought to its thread.

@@ -61,6 +61,7 @@ class World:
         self.clock = VirtualClock()
         self.storage = CountingStorage(self.clock)
         self.ids = itertools.count()
+        self.pids = itertools.count(1)
         self.living: list[Coordinator] = []
 
     def pass_time(self, seconds: float) -> None:
@@ -93,7 +94,7 @@ class Coordinator:
         actor: str | None = None,
     ) -> None:
         self.world = world
-        self.holder = Holder(name, actor or name, host or name, 1, 1)
+        self.holder = Holder(name, actor or name, host or name, next(world.pids), 1)
         self.gone = False
         self.loop = Loop(
             world.storage,
@@ -127,7 +128,7 @@ class Coordinator:
     def probe(self, holder: Holder) -> bool | None:
         if holder.host != self.holder.host:
             return None
-        return any(one.holder.holder_id == holder.holder_id for one in self.world.living)
+        return any(one.holder.pid == holder.pid for one in self.world.living)
 
     def step(self) -> None:
         self.loop.step()

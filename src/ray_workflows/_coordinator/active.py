@@ -11,6 +11,7 @@ from ray_workflows._coordinator.workflow import Workflow
 from ray_workflows._engine.commands import due_at
 from ray_workflows._engine.decision import ACTIVE
 from ray_workflows._engine.state import WorkflowState
+from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.status import WorkflowStatus
 
 
@@ -25,6 +26,7 @@ class ActiveWorkflows(Mapping[str, Workflow]):
         evicted: what is driven here, and in storage alone.
         lives: the ids of earlier lives of the coordinator; None until they were looked for. Later
             ones are no earlier lives: whoever sees them is cut off.
+        kept: those of them that workflows may name, whose leases are renewed.
         listed: whether the catalog was looked through for what is ours.
         looks: how often that was begun.
     """
@@ -34,6 +36,7 @@ class ActiveWorkflows(Mapping[str, Workflow]):
         self.room = room
         self.evicted = EvictedWorkflows()
         self.lives: list[str] | None = None
+        self.kept: tuple[str, ...] = ()
         self.listed = False
         self.looks = 0
         self.workflows: dict[str, Workflow] = {}
@@ -76,6 +79,11 @@ class ActiveWorkflows(Mapping[str, Workflow]):
         state = workflow.state
         evicted = Evicted(workflow.seq, due_at(state), state.status, self.looks)
         self.evicted.add(workflow.workflow_id, evicted)
+
+    def leave(self, row: CatalogRow, due_at: float) -> None:
+        """Leave what an earlier life was driving in storage, where it is at rest."""
+        self.evicted.add(row.workflow_id, Evicted(row.seq, due_at, row.status, self.looks))
+        self.room.change(row.workflow_id, None, row.status)
 
     def become(self, workflow: Workflow, found: Recovered | None) -> None:
         """A workflow is what was read; None if there is nothing, or nothing was read yet."""
@@ -128,8 +136,8 @@ class ActiveWorkflows(Mapping[str, Workflow]):
             )
         )
 
-    def may_take(self, state: WorkflowState) -> bool:
-        """Whether a workflow is to be driven, by us or by an earlier life."""
+    def may_take(self, state: WorkflowState | CatalogRow) -> bool:
+        """Whether a workflow is to be driven by us, as we or an earlier life were doing."""
         if state.status not in ACTIVE or state.released:
             return False
         return self.is_ours(state.holder)

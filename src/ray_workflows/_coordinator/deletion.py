@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ray_workflows._coordinator.claims import Claims
-from ray_workflows._coordinator.loop import Loop
+from ray_workflows._coordinator.loop import SOON, Loop
 from ray_workflows._coordinator.recovery import read_end
 from ray_workflows._coordinator.requests import Reply
-from ray_workflows._coordinator.watchers import SOON
 from ray_workflows._coordinator.workflow import answer
 from ray_workflows._engine.decision import ACTIVE
 from ray_workflows._model.catalog import CatalogRow
@@ -103,7 +102,7 @@ class Deletion:
             # It was there once if it has a name, and somebody has deleted it, as was wanted.
             gone = None if self.incarnation else WorkflowNotFoundError(self.workflow_id)
             answer(self.reply, gone)
-        elif claims.status(row) in ACTIVE:
+        elif claims.status(row) in ACTIVE or self.loop.active.may_take(row):
             answer(self.reply, self.still_active())
         else:
             self.incarnation = row.incarnation

@@ -19,7 +19,7 @@ class Evicted(msgspec.Struct, gc=False):
 
     Attributes:
         seq: the number of the last entry of its journal that we know of.
-        due_at: when it is to be woken, in seconds since 1970; `NEVER`.
+        due_at: when it is to be woken, or read for another reason, in seconds since 1970; `NEVER`.
         status: as what `Room` counts it.
         look: the number of the look through the catalog in which it was seen last, or left memory.
     """

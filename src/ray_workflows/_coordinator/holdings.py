@@ -1,11 +1,11 @@
-"""What a coordinator holds, by the catalog: what earlier lives of it were driving is taken over,
-and what others did to its workflows is noticed.
+"""What a coordinator holds, by the catalog: what earlier lives of it were driving is taken over, or
+left at rest in storage; and what others did to its workflows is noticed.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from ray_workflows._coordinator.claims import LEASE_SECONDS, Claims
@@ -30,6 +30,11 @@ ROWS_PER_SECOND = 2_000.0
 #: Workflows that are read before they are taken into hand, and the next ones read.
 READ_AT_ONCE = 50
 
+#: With more earlier lives than this, all that they were driving is claimed, so that their leases
+#: need not be renewed for ever; and so many workflows at rest are claimed in a second.
+MAX_LIVES = 8
+CLAIMS_PER_SECOND = 300.0
+
 #: What was found of workflows that are ours and not in hand.
 Found = list[tuple[CatalogRow, "Recovered | Exception"]]
 
@@ -42,6 +47,7 @@ class Look:
         listed: those of them that the catalog has as ours.
         named: the holders that rows name.
         rows: how many rows were read.
+        reviewed: how many workflows at rest are to be read nevertheless.
     """
 
     def __init__(self, ends: dict[str, int]) -> None:
@@ -49,6 +55,7 @@ class Look:
         self.listed: set[str] = set()
         self.named: set[str] = set()
         self.rows = 0
+        self.reviewed = 0
 
 
 class Holdings:
@@ -57,10 +64,18 @@ class Holdings:
     What is not in hand is taken: an earlier life was driving it, its submission seemed to have
     failed, or a claim of ours took effect late. Of what is in hand, others may have appended to
     the journal, or have taken it over while this coordinator was away.
+
+    What an earlier life was driving, and is at rest, is left in storage: it is claimed when it
+    comes back. Until then the lease of that life is renewed, and it counts as evicted by us.
+
+    Args:
+        loop: drives what is found.
+        keep: renews the leases of these holders, and blocks.
     """
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, keep: Callable[[Iterable[str]], None]) -> None:
         self.loop = loop
+        self.keep = keep
         self.started = False
         #: When the last look ended.
         self.looked_at = float("-inf")
@@ -91,12 +106,15 @@ class Holdings:
             claims = None
             if loop.elapsed() - self.claims_at >= IDLE_SECONDS:
                 claims = yield loop.read_claims
-                self.claims_at = loop.elapsed()
                 self.find_lives(claims)
+                yield partial(self.keep, active.kept)
+                self.claims_at = loop.elapsed()
             cursor = None
             while True:
                 page: Page = yield partial(self.list_page, cursor)
                 new = [row for row in page.rows if self.is_new(look, row)]
+                new = [row for row in new if not self.leave(look, row)]
+                loop.eviction.wake_in_time()
                 for start in range(0, len(new), READ_AT_ONCE):
                     found = yield partial(self.read_some, new[start : start + READ_AT_ONCE])
                     loop.store.answered()
@@ -123,12 +141,14 @@ class Holdings:
     def find_lives(self, claims: Claims) -> None:
         """Learn which were earlier lives. One that shows up later and is not dead is none: whoever
         sees a later life is cut off."""
-        lives = self.loop.active.lives
-        former = claims.former_lives()
-        if lives is None:
-            self.loop.active.lives = former
+        active, found = self.loop.active, claims.former_lives()
+        if active.lives is None:
+            active.lives = []
         else:
-            lives += [each for each in former if each not in lives and claims.lapsed(each)]
+            known = active.lives
+            found = [each for each in found if each not in known and claims.lapsed(each)]
+        active.lives += found
+        active.kept += tuple(found)
 
     def is_new(self, look: Look, row: CatalogRow) -> bool:
         """Whether a row is of a workflow that is not in hand. What others did to one that is, is
@@ -149,11 +169,25 @@ class Holdings:
                 self.loop.bring_back(workflow_id)
         return workflow is None and evicted is None
 
+    def leave(self, look: Look, row: CatalogRow) -> bool:
+        """Leave in storage what an earlier life was driving and is at rest; False if it is not."""
+        loop, active, due_at = self.loop, self.loop.active, row.due_at
+        now = loop.clock()
+        if due_at is None or due_at <= now or row.holder == active.holder_id:
+            return False
+        if not loop.storage.lists_current_rows or len(active.lives or ()) > MAX_LIVES:
+            # A row may be older than its journal; or its life is to be named no longer.
+            look.reviewed += 1
+            due_at = min(due_at, now + look.reviewed / CLAIMS_PER_SECOND)
+        active.leave(row, due_at)
+        return True
+
     def end(self, look: Look) -> None:
         """What is not listed as ours any more was taken over, canceled or deleted by somebody who
         thought us dead."""
         loop, active = self.loop, self.loop.active
         self.looked_at = loop.elapsed()
+        active.kept = tuple(each for each in active.lives or () if each in look.named)
         self.found_all()
         for workflow_id, seq in look.ends.items():
             workflow = active.get(workflow_id)

@@ -29,7 +29,7 @@ from ray_workflows._coordinator.hung import HungCalls
 from ray_workflows._coordinator.io import Inbox, ThreadIo, work_off
 from ray_workflows._coordinator.jobs import Steps
 from ray_workflows._coordinator.lease import Lease
-from ray_workflows._coordinator.loop import Loop
+from ray_workflows._coordinator.loop import SOON, Loop
 from ray_workflows._coordinator.orphans import Orphans
 from ray_workflows._coordinator.requests import (
     Reply,
@@ -201,9 +201,12 @@ class Coordinator:
 
     def listen(self) -> Steps:
         """Have the storage say when there is something to look for."""
+        lives = self.loop.active.lives
+        if lives is None:
+            return SOON
         try:
             yield lambda: self.storage.listen(
-                self.holder.holder_id, lambda: self.inbox.put(self.lease.holdings.look)
+                self.holder.holder_id, lambda: self.inbox.put(self.lease.holdings.look), lives
             )
         except StorageUnavailableError:
             return LEASE_SECONDS

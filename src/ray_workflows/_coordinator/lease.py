@@ -1,8 +1,13 @@
-"""A coordinator's lease, which is renewed as long as it lives; and blobs that are swept."""
+"""A coordinator's lease, which is renewed as long as it lives, with those of its earlier lives; and
+blobs that are swept.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
+
+import msgspec
 
 from ray_workflows._coordinator.claims import LEASE_SECONDS, RENEW_SECONDS
 from ray_workflows._coordinator.holdings import Holdings
@@ -29,7 +34,7 @@ class Lease:
         self.holder = loop.holder
         self.seconds = seconds
         self.renew_seconds = seconds * RENEW_SECONDS / LEASE_SECONDS
-        self.holdings = Holdings(loop)
+        self.holdings = Holdings(loop, self.keep)
         self.renewing = loop.job("renew the lease", self.renew)
         self.sweeping = loop.job("sweep blobs", self.sweep)
 
@@ -40,9 +45,10 @@ class Lease:
 
     def renew(self) -> Steps:
         loop = self.loop
-        asked_at = loop.elapsed()
+        asked_at, kept = loop.elapsed(), loop.active.kept
         try:
-            yield lambda: loop.storage.renew_holder(self.holder, self.seconds)
+            # Ours last: it lasts no longer than those of earlier lives.
+            yield lambda: self.keep((*kept, loop.holder_id))
         except Exception as error:
             loop.store.failed(error, "The lease")
             return min(loop.store.pause, self.renew_seconds)
@@ -58,6 +64,13 @@ class Lease:
                     loop.verify(workflow)
         loop.lease_until = asked_at + self.seconds
         return self.renew_seconds
+
+    def keep(self, holder_ids: Iterable[str]) -> None:
+        """Renew leases. Those of earlier lives name this process: for all others, what an earlier
+        life was driving is in the hands of one that lives. Blocks."""
+        for holder_id in holder_ids:
+            holder = msgspec.structs.replace(self.holder, holder_id=holder_id)
+            self.loop.storage.renew_holder(holder, self.seconds)
 
     def sweep(self) -> Steps:
         """Remove blobs of submissions that never arrived, of interrupted deletions, and what

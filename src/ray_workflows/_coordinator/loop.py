@@ -29,7 +29,7 @@ from ray_workflows._coordinator.room import Limits, Room
 from ray_workflows._coordinator.snapshots import RULE, SnapshotRule, next_snapshot
 from ray_workflows._coordinator.starting import STARTS, Starter
 from ray_workflows._coordinator.store import Store
-from ray_workflows._coordinator.watchers import SOON, Watchers
+from ray_workflows._coordinator.watchers import Watchers
 from ray_workflows._coordinator.workflow import Answer, Pending, Workflow, answer
 from ray_workflows._engine.commands import commands, next_wake
 from ray_workflows._engine.decide import ASKED_OF_LIFECYCLE, decide
@@ -48,6 +48,9 @@ from ray_workflows.exceptions import CoordinatorUnavailableError, StorageCorrupt
 from ray_workflows.storage.base import Storage
 
 logger = logging.getLogger(__name__)
+
+#: Pause before what came too early is looked at again, in seconds.
+SOON = 0.02
 
 #: Pending workflows that are read before it is their turn.
 NEXT = 32
@@ -105,7 +108,7 @@ class Loop:
         self.store = Store(storage, io, self.after, elapsed)
         self.room = Room(limits)
         self.active = ActiveWorkflows(self.holder_id, self.room)
-        self.watchers = Watchers(self.active, executor, self.after, self.touch, self.find)
+        self.watchers = Watchers(self.active, executor, self.touch, self.find)
         #: What something came in for.
         self.dirty: dict[int, Workflow] = {}
         self.commits = Commits(self.store, self.after, self.guard, self.applied, self.overtaken)
@@ -230,11 +233,8 @@ class Loop:
         def found(row: CatalogRow | Exception | None) -> None:
             if workflow_id in self.active:
                 self.touch(self.active[workflow_id])
-            elif isinstance(row, CatalogRow) and row.status in ACTIVE and not row.released:
-                if self.active.is_ours(row.holder):
-                    self.bring_back(workflow_id)
-                else:
-                    self.watchers.turn_away(workflow_id)
+            elif isinstance(row, CatalogRow) and self.active.may_take(row):
+                self.bring_back(workflow_id)
             else:
                 self.watchers.turn_away(workflow_id)
 

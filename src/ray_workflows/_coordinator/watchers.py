@@ -9,9 +9,6 @@ from ray_workflows._coordinator.requests import Watched, WatchRequest
 from ray_workflows._coordinator.workflow import Workflow, answer
 from ray_workflows._executor.protocol import Executor
 
-#: Pause before what came too early is looked at again, in seconds.
-SOON = 0.02
-
 
 class Watchers:
     """Answers watches, each once. They are kept by the id of the workflow, which may be in storage
@@ -20,7 +17,6 @@ class Watchers:
     Args:
         active: the workflows in memory.
         executor: has live copies of outputs.
-        after: has something done after some seconds.
         touch: has a workflow looked at.
         find: looks in the storage for a workflow that is not in memory. It is brought into memory
             if it is driven here; if not, `turn_away` is called.
@@ -30,13 +26,11 @@ class Watchers:
         self,
         active: ActiveWorkflows,
         executor: Executor,
-        after: Callable[[float, Callable[[], None]], None],
         touch: Callable[[Workflow], None],
         find: Callable[[str], None],
     ) -> None:
         self.active = active
         self.executor = executor
-        self.after = after
         self.touch = touch
         self.find = find
         #: Those that are not answered, by the id of their workflow.
@@ -46,18 +40,11 @@ class Watchers:
         """Answer when a workflow has gone on, or is settled; soon if it is not driven here."""
         workflow_id = watch.workflow_id
         workflow = self.active.get(workflow_id)
-        if self.active.lives is None:
-            # Whoever asks about a workflow that is about to be taken over must not hear that it is
-            # nobody's.
-            self.after(SOON, lambda: self.add(watch))
-        elif workflow is None:
+        if workflow is None:
             self.waiting.setdefault(workflow_id, []).append(watch)
-            evicted = self.active.evicted.get(workflow_id)
-            if evicted is None:
-                if self.active.listed:
-                    self.find(workflow_id)
-            elif watch.after is not None and watch.after < evicted.seq:
-                self.find(workflow_id)
+            # Before all is listed that is ours, what is about to be taken over seems nobody's.
+            if self.active.listed:
+                self.look(workflow_id, [watch])
         elif workflow.reading or self.active.drives(workflow):
             self.waiting.setdefault(workflow_id, []).append(watch)
             self.touch(workflow)
@@ -65,10 +52,18 @@ class Watchers:
             answer(watch.reply, Watched(None))
 
     def listed(self) -> None:
-        """It is known what is ours: look for what is watched and not among that."""
-        for workflow_id in self.waiting:
-            if workflow_id not in self.active and workflow_id not in self.active.evicted:
-                self.find(workflow_id)
+        """It is known what is ours: look for what is watched and not in memory."""
+        for workflow_id, watches in self.waiting.items():
+            if workflow_id not in self.active:
+                self.look(workflow_id, watches)
+
+    def look(self, workflow_id: str, watches: list[WatchRequest]) -> None:
+        """Look for a workflow that is not in memory, unless there is nothing to see of it yet."""
+        evicted = self.active.evicted.get(workflow_id)
+        if evicted is None or any(
+            each.after is not None and each.after < evicted.seq for each in watches
+        ):
+            self.find(workflow_id)
 
     def withdraw(self, watch: WatchRequest) -> None:
         """Nobody waits any more for what a watch sees."""

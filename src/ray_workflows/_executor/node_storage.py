@@ -126,6 +126,10 @@ class NodeJournals(NodePart, JournalStore):
         """Whether the storage does, where it is."""
         return self.home.is_here and self.storage.journals.commits_at_once
 
+    @property
+    def lists_current_rows(self) -> bool:
+        return self.storage.journals.lists_current_rows
+
     def commit(self, appends: Sequence[Append]) -> list[CommitOutcome]:
         return self.home.call(self.storage.journals.commit, appends)
 
@@ -150,10 +154,12 @@ class NodeJournals(NodePart, JournalStore):
     def sweep(self, grace_seconds: float) -> int:
         return self.home.call(self.storage.sweep, grace_seconds)
 
-    def listen(self, holder_id: str, on_news: Callable[[], None]) -> None:
+    def listen(
+        self, holder_id: str, on_news: Callable[[], None], lives: Sequence[str] = ()
+    ) -> None:
         # Nobody elsewhere could call back here.
         if self.home.is_here:
-            self.storage.journals.listen(holder_id, on_news)
+            self.storage.journals.listen(holder_id, on_news, lives)
 
 
 class NodeBlobs(NodePart, BlobStore):

@@ -192,6 +192,11 @@ class Storage(JournalStore, BlobStore, LeaseStore, Home):
         """As the journals do."""
         return self.journals.commits_at_once
 
+    @property
+    def lists_current_rows(self) -> bool:
+        """As the journals do."""
+        return self.journals.lists_current_rows
+
     def commit(self, appends: Sequence[Append]) -> list[CommitOutcome]:
         """As the journals do."""
         return self.journals.commit(appends)
@@ -216,9 +221,11 @@ class Storage(JournalStore, BlobStore, LeaseStore, Home):
         """As the journals do."""
         return self.journals.count_catalog(query)
 
-    def listen(self, holder_id: str, on_news: Callable[[], None]) -> None:
+    def listen(
+        self, holder_id: str, on_news: Callable[[], None], lives: Sequence[str] = ()
+    ) -> None:
         """As the journals do."""
-        self.journals.listen(holder_id, on_news)
+        self.journals.listen(holder_id, on_news, lives)
 
     # -- blobs -----------------------------------------------------------------------------
 

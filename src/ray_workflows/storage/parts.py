@@ -123,6 +123,12 @@ class JournalStore(Part):
         disk of this machine: the coordinator then does nothing else meanwhile."""
         return False
 
+    @property
+    def lists_current_rows(self) -> bool:
+        """Whether `list_catalog` gives each row as the last commit wrote it. If not, ``seq`` and
+        ``due_at`` may be those of an earlier one."""
+        return True
+
     @abstractmethod
     def commit(self, appends: Sequence[Append]) -> list[CommitOutcome]:
         """Append to several journals at once and say, for each, what became of it.
@@ -201,8 +207,11 @@ class JournalStore(Part):
         """
         return 0
 
-    def listen(self, holder_id: str, on_news: Callable[[], None]) -> None:
+    def listen(
+        self, holder_id: str, on_news: Callable[[], None], lives: Sequence[str] = ()
+    ) -> None:
         """Call back, on any thread, when somebody else may have appended to a holder's journal.
+        ``lives``: holders that it was before, and whose journals it looks after.
 
         Only to be sooner: the holder looks at the ends of its journals every second anyhow. The
         default never calls back. The process drives workflows as ``holder_id`` from now on;

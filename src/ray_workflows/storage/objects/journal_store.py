@@ -77,6 +77,11 @@ class ObjectsJournals(JournalStore):
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.home, self.blobs)
 
+    @property
+    def lists_current_rows(self) -> bool:
+        """No: who died between the two has written to a journal and not to the index."""
+        return False
+
     def commit(self, appends: Sequence[Append]) -> list[CommitOutcome]:
         """Append to several journals at once; see `Storage.commit`."""
         appends = list(appends)

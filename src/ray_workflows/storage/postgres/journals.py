@@ -210,8 +210,10 @@ class PostgresJournals(JournalStore):
             self.blobs.delete_blobs(incarnation)
         return len(buried)
 
-    def listen(self, holder_id: str, on_news: Callable[[], None]) -> None:
+    def listen(
+        self, holder_id: str, on_news: Callable[[], None], lives: Sequence[str] = ()
+    ) -> None:
         """Call back when another process that listens has appended to a journal of the holder."""
         if self.home.listener is not None:
             self.home.listener.stop()
-        self.home.listener = Listener(self.home.pool, holder_id, on_news)
+        self.home.listener = Listener(self.home.pool, holder_id, on_news, lives)

@@ -9,7 +9,7 @@ import hashlib
 import logging
 import select
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import psycopg
 
@@ -35,10 +35,13 @@ def channel_of(schema: str) -> str:
 class Listener:
     """A thread with a connection of its own that calls back when a holder has news."""
 
-    def __init__(self, pool: Pool, holder_id: str, on_news: Callable[[], None]) -> None:
+    def __init__(
+        self, pool: Pool, holder_id: str, on_news: Callable[[], None], lives: Sequence[str]
+    ) -> None:
         self.pool = pool
         self.channel = channel_of(pool.target.schema)
         self.holder_id = holder_id
+        self.ours = {holder_id, *lives}
         self.on_news = on_news
         self.stopping = threading.Event()
         #: A word for us was among what the server sent.
@@ -83,5 +86,5 @@ class Listener:
 
     def hear(self, notify: psycopg.Notify) -> None:
         """Take one word; called by the connection."""
-        if notify.payload == self.holder_id:
+        if notify.payload in self.ours:
             self.heard = True
