@@ -204,6 +204,8 @@ class Monitor:
                 raise Violation("settled", f"{where}: it was {state.status}")
         elif isinstance(event, (ev.WorkflowCanceled, ev.CancelRequested)):
             journal.cancel_noted = True
+        elif isinstance(event, ev.WorkflowEnding):
+            self.judge(journal, event.end, holder_id, where)
         elif isinstance(event, ev.WorkflowReleased):
             # Coordinators die often here: a workflow may look like what they died of.
             if event.error.type_name not in ("StorageCorruptError", "WorkflowNotResumableError"):

@@ -48,25 +48,29 @@ Patch = Callable[[Any], None]
 
 
 class Mutation(msgspec.Struct):
-    """``kinds``: the violations it may show as. ``trouble`` and ``crowded``: as for `World`."""
+    """``kinds``: the violations it may show as. ``trouble`` and ``crowded``: as for `World`.
+    ``world``: in which kind of world it shows."""
 
     patch: Patch
     kinds: tuple[str, ...]
     trouble: dict[str, float]
     crowded: bool
+    world: str = "engine"
 
 
 MUTATIONS: dict[str, Mutation] = {}
 
 
-def breaks(*kinds: str, crowded: bool = False, **trouble: float) -> Callable[[Patch], Patch]:
+def breaks(
+    *kinds: str, crowded: bool = False, world: str = "engine", **trouble: float
+) -> Callable[[Patch], Patch]:
     """Register a mutation, with the kinds of violation it may show as and where to look. What
     would be stuck in the end may show sooner as idle."""
     if "stuck" in kinds:
         kinds = (*kinds, "idle")
 
     def register(patch: Patch) -> Patch:
-        MUTATIONS[patch.__name__] = Mutation(patch, kinds, trouble, crowded)
+        MUTATIONS[patch.__name__] = Mutation(patch, kinds, trouble, crowded, world)
         return patch
 
     return register

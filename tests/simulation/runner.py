@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from tests.simulation.violations import Violation
 from tests.simulation.world import World
 from tests.simulation.world_of_drivers import WorldOfDrivers
+from tests.simulation.world_of_parents import WorldOfParents
 from tests.simulation.world_of_workers import WorldOfWorkers
 
 #: Kinds of worlds, by the names that the command line has for them.
@@ -14,6 +15,7 @@ WORLDS: dict[str, type[World]] = {
     "engine": World,
     "workers": WorldOfWorkers,
     "drivers": WorldOfDrivers,
+    "parents": WorldOfParents,
 }
 
 

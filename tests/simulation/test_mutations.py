@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.simulation import event_mutations, snapshot_mutations
+from tests.simulation import event_mutations, outbox_mutations, snapshot_mutations
 from tests.simulation.mutations import MUTATIONS, Mutation
 from tests.simulation.runner import run_seed
 from tests.simulation.violations import Violation
@@ -15,6 +15,7 @@ MAX_SEEDS = 600
 #: They add theirs.
 assert snapshot_mutations
 assert event_mutations
+assert outbox_mutations
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
@@ -34,7 +35,7 @@ def first_violation(mutation: Mutation) -> tuple[Violation | None, int]:
     """What the simulation sees first, and after how many seeds."""
     for seed in range(MAX_SEEDS):
         try:
-            run_seed(seed, trouble=mutation.trouble, crowded=mutation.crowded)
+            run_seed(seed, trouble=mutation.trouble, crowded=mutation.crowded, world=mutation.world)
         except Violation as violation:
             return violation, seed + 1
     return None, MAX_SEEDS

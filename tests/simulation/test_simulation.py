@@ -62,6 +62,16 @@ def test_promises_hold_on_objects(chunk: int, monkeypatch: pytest.MonkeyPatch) -
         run_seed(seed)
 
 
+@pytest.mark.parametrize("chunk", range(4))
+@pytest.mark.parametrize("storage", ["memory", "objects"])
+def test_what_tasks_start_is_there_once_if_they_are_done(
+    chunk: int, storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(World, "storage_kind", storage)
+    for seed in range(6_000_000 + chunk * CHUNK, 6_000_000 + (chunk + 1) * CHUNK):
+        run_seed(seed, world="parents")
+
+
 def test_a_failing_seed_says_how_to_see_it_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

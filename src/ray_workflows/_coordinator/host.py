@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 import ray
 
-from ray_workflows._codec.journal import VERSION, decode_plan, events_from
+from ray_workflows._codec.journal import VERSION
 from ray_workflows._codec.messages import Message
 from ray_workflows._coordinator.claims import LEASE_SECONDS, this_holder
 from ray_workflows._coordinator.clock import SteadyClock
@@ -38,6 +38,7 @@ from ray_workflows._coordinator.requests import (
     Watched,
     WatchRequest,
     seconds_more,
+    submit_input,
 )
 from ray_workflows._coordinator.room import Limits
 from ray_workflows._coordinator.watching import SIT_SECONDS, LongPolls, Seats
@@ -98,23 +99,6 @@ HEAD_THREADS = 2
 
 #: The concurrency group of what workers report.
 REPORTS = "reports"
-
-
-def submit_input(submission: Submission) -> inp.Submit:
-    """What a driver submits, as the engine takes it."""
-    fork = submission.fork
-    return inp.Submit(
-        plan=decode_plan(submission.plan),
-        metadata=submission.metadata,
-        incarnation=submission.incarnation,
-        request_id=submission.request_id,
-        timeout=submission.timeout,
-        history=None if fork is None else tuple(events_from(fork)),
-        change=submission.change,
-        asks_first=submission.change is None,
-        changes=submission.changes,
-        tags=submission.tags,
-    )
 
 
 #: Steps of the loop in a row that may raise: a process in which nothing succeeds any more is

@@ -22,6 +22,7 @@ from ray_workflows._coordinator.commits import Commits
 from ray_workflows._coordinator.eviction import EVICT_SECONDS, Eviction
 from ray_workflows._coordinator.io import Io
 from ray_workflows._coordinator.jobs import Job, Steps
+from ray_workflows._coordinator.outbox import Deliveries
 from ray_workflows._coordinator.quarantine import Quarantine
 from ray_workflows._coordinator.recovery import More, Recovered, read_more, recover
 from ray_workflows._coordinator.requests import Asked, Reply
@@ -112,8 +113,16 @@ class Loop:
         #: What something came in for.
         self.dirty: dict[int, Workflow] = {}
         self.commits = Commits(self.store, self.after, self.guard, self.applied, self.overtaken)
+        self.deliveries = Deliveries(self.store, self.after, self.ask, self.report)
         self.starter = Starter(
-            executor, self.timers, clock, self.guard, self.may_start, self.wake, starts
+            executor,
+            self.timers,
+            clock,
+            self.guard,
+            self.may_start,
+            self.wake,
+            self.deliveries.deliver,
+            starts,
         )
         self.quarantine = Quarantine(self.store, self.commits, clock, new_id, self.guard, self.drop)
         self.eviction = Eviction(
@@ -183,8 +192,8 @@ class Loop:
         answer(asked.reply, CoordinatorUnavailableError("The request came too late."))
         return True
 
-    def report(self, incarnation: str, reports: Iterable[News]) -> None:
-        """Take what is heard of attempts."""
+    def report(self, incarnation: str, reports: Iterable[News | inp.Delivered]) -> None:
+        """Take what is heard of attempts, and of messages."""
         workflow = self.active.by_incarnation.get(incarnation)
         if workflow is not None:
             workflow.inbox.extend(reports)
@@ -350,6 +359,10 @@ class Loop:
                 self.starter.add(workflow, commands(workflow.state))
         else:
             self.watchers.turn_away(workflow.workflow_id)
+            if workflow.state.outbox and not workflow.whole:
+                # It may be taken over, to deliver its messages.
+                self.activate(workflow, whole=True)
+                return
         self.touch(workflow)
 
     def verify(self, workflow: Workflow) -> None:

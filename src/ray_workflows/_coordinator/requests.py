@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from ray_workflows._codec.journal import decode_plan, events_from
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.answers import Accepted, Finished
 from ray_workflows._model.catalog import CatalogRow, Tag
@@ -42,6 +43,23 @@ class Submission(msgspec.Struct, frozen=True):
     def size(self) -> int:
         """How many bytes are to be read."""
         return len(self.plan) + len(self.fork or b"")
+
+
+def submit_input(submission: Submission) -> inp.Submit:
+    """What a driver submits, as the engine takes it."""
+    fork = submission.fork
+    return inp.Submit(
+        plan=decode_plan(submission.plan),
+        metadata=submission.metadata,
+        incarnation=submission.incarnation,
+        request_id=submission.request_id,
+        timeout=submission.timeout,
+        history=None if fork is None else tuple(events_from(fork)),
+        change=submission.change,
+        asks_first=submission.change is None,
+        changes=submission.changes,
+        tags=submission.tags,
+    )
 
 
 def seconds_more(submissions: Iterable[Submission]) -> float:

@@ -12,10 +12,12 @@ from ray_workflows._executor.timers import TimerQueue
 from ray_workflows._model.commands import (
     CancelAttempt,
     Command,
+    Deliver,
     ReleaseValue,
     StartAttempt,
     WakeAt,
 )
+from ray_workflows._model.outbox import Message
 
 #: Commands that are started in one step: so many are begun within 20 to 40 ms; of attempts of no
 #: time smaller batches would be made.
@@ -32,6 +34,7 @@ class Starter:
         guard: calls what may raise for one workflow.
         may_start: whether attempts of a workflow may be started now.
         wake: called when a workflow's alarm goes off.
+        deliver: brings a message of a workflow to its target.
         at_once: how many commands are started in a step.
     """
 
@@ -43,6 +46,7 @@ class Starter:
         guard: Guard,
         may_start: Callable[[Workflow], bool],
         wake: Callable[[Workflow], None],
+        deliver: Callable[[Workflow, Message], None],
         at_once: int,
     ) -> None:
         self.executor = executor
@@ -51,6 +55,7 @@ class Starter:
         self.guard = guard
         self.may_start = may_start
         self.wake = wake
+        self.deliver = deliver
         self.at_once = at_once
         #: Workflows with commands that are not started.
         self.waiting: dict[int, Workflow] = {}
@@ -94,6 +99,8 @@ class Starter:
             self.executor.release(workflow.incarnation, command.value)
         elif isinstance(command, WakeAt):
             self.set_alarm(workflow, command.at)
+        elif isinstance(command, Deliver) and self.may_start(workflow):
+            self.deliver(workflow, command.message)
 
     def delay(self, workflow: Workflow, command: StartAttempt, seconds: float) -> None:
         """Start an attempt after a while, as the last one of its task that was asked for."""

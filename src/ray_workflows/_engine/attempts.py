@@ -37,16 +37,6 @@ def reported_task(state: WorkflowState, report: inp.AttemptNews) -> Task | None:
     return task
 
 
-def succeeded_task(
-    state: WorkflowState, report: inp.AttemptReturned | inp.AttemptReturnedPlan
-) -> Task | None:
-    """As `reported_task`, of one that succeeded. What it sends is sent by a workflow that is open:
-    a task that comes too late for that runs again, if the workflow is resumed."""
-    if report.messages and state.status not in ACTIVE:
-        return None
-    return reported_task(state, report)
-
-
 def on_attempt_runs(state: WorkflowState, input: inp.AttemptRuns, now: float) -> Events:
     if reported_task(state, input) is None:
         return []
@@ -69,9 +59,11 @@ def on_found_unplaceable(state: WorkflowState, input: inp.FoundUnplaceable, now:
 
 
 def on_attempt_returned(state: WorkflowState, input: inp.AttemptReturned, now: float) -> Events:
-    task = succeeded_task(state, input)
+    task = reported_task(state, input)
     if task is None:
         return []
+    if input.messages and state.status not in ACTIVE:
+        return [too_late_to_send(input, now)]
     succeeded = ev.TaskSucceeded(
         at=now,
         task=task.number,
@@ -92,9 +84,11 @@ def on_attempt_returned(state: WorkflowState, input: inp.AttemptReturned, now: f
 def on_attempt_returned_plan(
     state: WorkflowState, input: inp.AttemptReturnedPlan, now: float
 ) -> Events:
-    task = succeeded_task(state, input)
+    task = reported_task(state, input)
     if task is None:
         return []
+    if input.messages and state.status not in ACTIVE:
+        return [too_late_to_send(input, now)]
     return [
         ev.TaskContinued(
             at=now,
@@ -186,6 +180,26 @@ def attempt_failed(
         retry_at=retry_at,
         started_at=report.started_at,
         why=why,
+        node=report.node,
+    )
+
+
+def too_late_to_send(
+    report: inp.AttemptReturned | inp.AttemptReturnedPlan, now: float
+) -> ev.AttemptFailed:
+    """The task runs again if the workflow is resumed: only one that is open delivers messages."""
+    return ev.AttemptFailed(
+        at=now,
+        task=report.task,
+        attempt=report.attempt,
+        error=ErrorInfo(
+            type_name="WorkflowExecutionError",
+            message="The workflow had failed before it could start what the task wanted to start.",
+        ),
+        charged=False,
+        retry_at=now,
+        started_at=report.started_at,
+        why=AttemptOutcome.CANCELED,
         node=report.node,
     )
 

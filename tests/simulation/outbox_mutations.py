@@ -1,0 +1,63 @@
+"""Broken outboxes, registered beside the other mutations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from ray_workflows._coordinator.outbox import Deliveries
+from ray_workflows._engine import attempts as attempts_module
+from ray_workflows._engine import commands as commands_module
+from ray_workflows._engine import outbox as outbox_module
+from ray_workflows._model.status import WorkflowStatus
+from tests.simulation.mutations import breaks
+
+
+@breaks("stuck", "replies", world="parents")
+def what_is_not_delivered_is_forgotten_by_a_crash(patch: Any) -> None:
+    patch.setattr(commands_module, "deliveries", lambda state: [])
+
+
+@breaks("children", world="parents")
+def a_message_has_another_id_each_time(patch: Any) -> None:
+    original = Deliveries.read
+
+    def read(self: Any, sender: str, incarnation: str, message: Any) -> Any:
+        submission = original(self, sender, incarnation, message)
+        return msgspec.structs.replace(
+            submission, request_id=f"{submission.request_id} {id(self)}", history=None
+        )
+
+    patch.setattr(Deliveries, "read", read)
+
+
+@breaks("children", world="parents")
+def a_message_goes_into_a_workflow_that_is_there(patch: Any) -> None:
+    original = Deliveries.read
+
+    def read(self: Any, *arguments: Any) -> Any:
+        return msgspec.structs.replace(original(self, *arguments), history=None)
+
+    patch.setattr(Deliveries, "read", read)
+
+
+@breaks("invariant", world="parents")
+def a_workflow_ends_before_its_messages_are_delivered(patch: Any) -> None:
+    patch.setattr(outbox_module, "keep_end", lambda state, decision, now, around: decision)
+
+
+@breaks("invariant", "children", world="parents")
+def what_has_failed_sends_messages(patch: Any) -> None:
+    patch.setattr(attempts_module, "ACTIVE", [*attempts_module.ACTIVE, WorkflowStatus.FAILED])
+
+
+@breaks("children", "unexpected", "stuck", world="parents")
+def a_message_is_said_to_be_delivered_when_it_is_sent(patch: Any) -> None:
+    original = Deliveries.send
+
+    def send(self: Any, incarnation: str, message: Any, input: Any) -> None:
+        self.report(incarnation, [outbox_module.inp.Delivered(message.message_id)])
+        original(self, incarnation, message, input)
+
+    patch.setattr(Deliveries, "send", send)

@@ -1,0 +1,117 @@
+"""A world whose tasks start workflows: each exists if and only if the result of its task is
+committed, and it is made once."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import msgspec
+
+from ray_workflows._codec.journal import encode_plan
+from ray_workflows._coordinator.requests import Submission
+from ray_workflows._executor.protocol import AttemptRequest
+from ray_workflows._model import events as ev
+from ray_workflows._model import inputs as inp
+from ray_workflows._model.outbox import Message
+from ray_workflows._model.plan import TaskOptions
+from ray_workflows._model.status import WorkflowStatus
+from ray_workflows._model.values import Value
+from tests.simulation.executor import SimulatedExecutor
+from tests.simulation.life import Life
+from tests.simulation.monitor import Journal, Monitor
+from tests.simulation.scripts import Script, build
+from tests.simulation.violations import Violation
+from tests.simulation.world import World
+
+#: One message of so many goes to an id that others send to, too, and one is large.
+SHARED, LARGE = 4, 3
+
+
+def messages_of(request: AttemptRequest, maker: str, life: Life) -> tuple[Message, ...]:
+    """What the attempt of a task sends, as a worker makes it: of every second task."""
+    message_id = f"{request.incarnation}-{request.task}-0"
+    die = zlib.crc32(f"{request.workflow_id} {request.task_id}".encode())
+    if die % 2 or not request.workflow_id.startswith("wf"):
+        # What was started starts nothing: there has to be an end.
+        return ()
+    target = "shared" if die // 2 % SHARED == 0 else f"child-of-{message_id}"
+    plan = build([(Script(f"child{die}"), TaskOptions(), ())])
+    submission = Submission(
+        target, f"{maker}-child", msgspec.Raw(encode_plan(plan)), {}, None, message_id
+    )
+    data = msgspec.msgpack.encode(submission)
+    if die // 2 % LARGE:
+        return (Message(message_id, target, Value(data)),)
+    blob = life.storage.write_blob(request.incarnation, f"{maker}-message", [data])
+    return (Message(message_id, target, Value(blob)),)
+
+
+class ParentsExecutor(SimulatedExecutor):
+    """Attempts that succeed start workflows."""
+
+    def run_with_inputs(self, request: AttemptRequest, *arguments: Any) -> Any:
+        messages = messages_of(request, self.maker(request), self.life)
+        if messages and not request.checkpoint:
+            # As in a worker: what has sent something is not made again.
+            request = msgspec.structs.replace(request, checkpoint=True)
+        report, objects = super().run_with_inputs(request, *arguments)
+        if isinstance(report, (inp.AttemptReturned, inp.AttemptReturnedPlan)):
+            report = msgspec.structs.replace(report, messages=messages)
+        return report, objects
+
+
+class MonitorOfParents(Monitor):
+    """Knows which messages were committed, and what was made of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: By the ids of messages: the incarnation of the sender, and of what was started.
+        self.sent: dict[str, str] = {}
+        self.begun: dict[str, str] = {}
+
+    def judge(self, journal: Journal, event: Any, holder_id: str, where: str) -> None:
+        super().judge(journal, event, holder_id, where)
+        if isinstance(event, (ev.TaskSucceeded, ev.TaskContinued)):
+            for message in event.messages:
+                if message.message_id in self.sent:
+                    raise Violation("children", f"{where}: {message.message_id} is sent again")
+                self.sent[message.message_id] = journal.state.incarnation
+        elif isinstance(event, ev.WorkflowSubmitted) and event.parent:
+            if event.request_id not in self.sent:
+                raise Violation("children", f"{where}: nobody has started it")
+            if event.request_id in self.begun:
+                raise Violation("children", f"{where}: {event.request_id} was there")
+            self.begun[event.request_id] = journal.state.incarnation
+        elif isinstance(event, ev.Delivered):
+            begun = event.message_id in self.begun
+            if begun == (event.refusal is not None):
+                raise Violation("children", f"{where}: begun is {begun}, {event.refusal}")
+
+    def check_end(self) -> None:
+        """All that was sent by workflows that have ended is there, or its id is in use."""
+        for message_id, incarnation in self.sent.items():
+            journal = self.journals[incarnation]
+            ended = journal.state.status not in WorkflowStatus.non_terminating_status()
+            refused = any(
+                isinstance(event, ev.Delivered) and event.message_id == message_id and event.refusal
+                for event in journal.events
+            )
+            if ended and message_id not in self.begun and not refused:
+                raise Violation("children", f"{message_id} of {incarnation} was never begun")
+
+
+class WorldOfParents(World):
+    """See the module."""
+
+    monitor: MonitorOfParents
+
+    def new_monitor(self) -> MonitorOfParents:
+        return MonitorOfParents()
+
+    def executor_for(self, life: Life) -> Any:
+        return ParentsExecutor(self, life)
+
+    def check_end(self) -> None:
+        super().check_end()
+        self.monitor.check_end()
