@@ -25,7 +25,7 @@ from ray_workflows._engine.decide import decide
 from ray_workflows._engine.decision import Surroundings
 from ray_workflows._engine.evolve import evolve
 from ray_workflows._engine.state import WorkflowState
-from ray_workflows._engine.summary import catalog_row
+from ray_workflows._engine.summary import catalog_row, due_at_of
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.catalog import Append
 from ray_workflows._model.plan import Function, Plan, TaskOptions, TaskSpec
@@ -46,8 +46,9 @@ BATCH = 500
 class Author:
     """Writes a journal as a coordinator does."""
 
-    def __init__(self, storage: Storage, workflow_id: str) -> None:
+    def __init__(self, storage: Storage, workflow_id: str, holder: str = "writer") -> None:
         self.storage = storage
+        self.holder = holder
         self.state = WorkflowState(workflow_id, uuid.uuid4().hex)
         self.seq = 0
         self.link = NO_LINK
@@ -60,7 +61,7 @@ class Author:
         events = []
         state, now = self.state, time.time()
         for each in inputs:
-            for event in decide(state, each, now, Surroundings("writer")).events:
+            for event in decide(state, each, now, Surroundings(self.holder)).events:
                 evolve(state, event)
                 events.append(event)
         saved = next_snapshot(RULE, self.unsaved, state, now)
@@ -71,7 +72,7 @@ class Author:
         entry = encode_entry(events, *where, self.seq, self.link)
         self.link = link_of(entry)
         self.unsaved = self.unsaved.after(self.seq, len(entry), saved)
-        row = catalog_row(state, self.seq, self.unsaved.snapshot)
+        row = catalog_row(state, self.seq, self.unsaved.snapshot, due_at_of(state))
         self.waiting.append(Append(*where, self.seq - 1, uuid.uuid4().hex, entry, row))
         self.written += len(entry)
         if len(self.waiting) == BATCH:

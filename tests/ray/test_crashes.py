@@ -110,6 +110,28 @@ def test_timers_and_listeners_survive_the_coordinator(wid: str, marks: Marks) ->
     assert 3 <= time.time() - started < 60
 
 
+def test_what_sleeps_is_left_alone_when_the_coordinator_dies(
+    wid: str, marks: Marks, gate: Gate
+) -> None:
+    def journal_end(workflow_id: str) -> int:
+        row = connect().storage.read_catalog(workflow_id)
+        assert row is not None
+        return row.seq
+
+    workflow.run_async(workflow.sleep(3600.0), workflow_id=f"{wid}-asleep")
+    runs = workflow.run_async(held.bind(marks, gate, 1), workflow_id=wid)
+    marks.wait_for("held")
+    before = journal_end(f"{wid}-asleep")
+    kill_coordinator()
+    wait_until(lambda: marks.counts()["held"] == 2, "what was in flight runs again")
+    gate.open()
+    assert ray.get(runs) == 1
+    assert journal_end(f"{wid}-asleep") == before
+    assert workflow.get_status(f"{wid}-asleep") == workflow.RUNNING
+    workflow.cancel(f"{wid}-asleep")
+    assert workflow.get_status(f"{wid}-asleep") == workflow.CANCELED
+
+
 def test_values_without_checkpoint_are_computed_again(wid: str, marks: Marks, gate: Gate) -> None:
     unstored = step.options(**workflow.options(checkpoint=False))
     node = unstored.bind(marks, 1, unstored.bind(marks, 0, None))
