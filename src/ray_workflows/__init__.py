@@ -34,6 +34,7 @@ from ray_workflows.api import (
     set_metadata,
     set_tags,
     signal,
+    start,
 )
 from ray_workflows.bulk import (
     BulkResult,
@@ -172,6 +173,7 @@ __all__ = [
     "signal",
     "signal_many",
     "sleep",
+    "start",
     "wait_for_event",
     "wait_for_signal",
 ]

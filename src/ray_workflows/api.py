@@ -27,7 +27,7 @@ from ray_workflows._arguments import (
     parse_wishes,
 )
 from ray_workflows._capture.execute import execute_dag
-from ray_workflows._client import connection, copies, workflows
+from ray_workflows._client import children, connection, copies, workflows
 from ray_workflows._environment import secrets
 from ray_workflows._executor.context import CurrentTask, add_metadata, current_attempt, current_task
 from ray_workflows._model.catalog import Tag
@@ -192,6 +192,66 @@ def run_async(
         An ObjectRef of the output, ready when the workflow is.
     """
     return workflows.run_async(
+        dag,
+        args,
+        kwargs,
+        workflow_id,
+        validate_metadata(metadata),
+        validate_tags(tags),
+        validate_timeout(timeout),
+    )
+
+
+def start(
+    dag: DAGNode,
+    *args: Any,
+    workflow_id: str | None = None,
+    metadata: dict[str, Any] | None = None,
+    tags: dict[str, Tag] | None = None,
+    timeout: float | timedelta | None = None,
+    **kwargs: Any,
+) -> str:
+    """Start a workflow from inside a task: it exists if and only if the task succeeds.
+
+    Nothing is visible before the result of the task is durable. An attempt that fails, or that is
+    lost with its worker, starts nothing, and what a later attempt starts is started once. The
+    workflow is independent then: its end is not waited for, and canceling the one that started it
+    does not stop it.
+
+    Args:
+        dag: as in `run`.
+        args: as in `run`.
+        workflow_id: an id that is not in use: where one is, nothing is started, and the journal of
+            this workflow and the log of the coordinator say so. Default: one that is made of the
+            task, the same in each attempt.
+        metadata: as in `run`.
+        tags: as in `run`.
+        timeout: as in `run`.
+        kwargs: as in `run`.
+
+    Returns:
+        The id of the workflow, for `get_output` and the other verbs, once the task has succeeded.
+
+    Raises:
+        RuntimeError: no task is running here; use `run_async`.
+        TypeError: as in `run`.
+        ValueError: as in `run`, or the id is that of this workflow, or was given in this task
+            before.
+
+    Examples:
+        >>> import ray, ray_workflows as workflow
+        >>> @ray.remote
+        ... def ship(order):
+        ...     return f"{order} is shipped"
+        >>> @ray.remote
+        ... def pay(order):
+        ...     return workflow.start(ship.bind(order), workflow_id=f"ship-{order}")
+        >>> workflow.run(pay.bind("A7"))
+        'ship-A7'
+        >>> workflow.get_output("ship-A7")
+        'A7 is shipped'
+    """
+    return children.start(
         dag,
         args,
         kwargs,

@@ -132,8 +132,9 @@ class BatchRun:
 
     def hand_on(self, attempt: AttemptRun, report: AnyReport) -> dict[str, Any]:
         """What the next member gets of this one, which it is to get from here."""
-        if not isinstance(report, AttemptReturned):
-            # Those that follow are not to run: on an error, or on a continuation still to come.
+        if not isinstance(report, AttemptReturned) or report.messages:
+            # Those that follow are not to run: on an error, on a continuation still to come, or on
+            # a result that is stored because of what goes with it.
             self.end = self.next
             return {}
         if self.next < self.end and attempt.kept is not None:

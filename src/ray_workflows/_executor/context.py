@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -15,15 +15,25 @@ attempt: ContextVar[running | None] = ContextVar("ray_workflows_attempt", defaul
 awaits_coroutines: ContextVar[bool] = ContextVar("ray_workflows_awaits", default=False)
 
 
+class Outgoing(NamedTuple):
+    """A message that user code sends if its attempt succeeds; see `Message`."""
+
+    message_id: str
+    target: str
+    body: bytes
+
+
 class running:
     """Scope of the user code of one attempt. A class: a generator takes three times as long."""
 
-    __slots__ = ("metadata", "request", "token")
+    __slots__ = ("metadata", "outgoing", "request", "token")
 
     def __init__(self, request: AttemptRequest) -> None:
         self.request = request
         #: What user code has added to the metadata of its task.
         self.metadata: dict[str, Any] | None = None
+        #: What user code sends to others.
+        self.outgoing: list[Outgoing] = []
 
     def __enter__(self) -> running:
         self.token = attempt.set(self)

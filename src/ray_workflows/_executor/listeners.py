@@ -80,7 +80,7 @@ async def awaited(
         result = function(*args, **kwargs)
         if inspect.isawaitable(result):
             result = await result
-    run.metadata = scope.metadata
+    run.metadata, run.outgoing = scope.metadata, scope.outgoing
     return result
 
 

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Hashable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -33,6 +34,7 @@ from ray_workflows._executor.protocol import ENCODER, AnyReport, AttemptRequest
 from ray_workflows._executor.running import RunningAttempt
 from ray_workflows._model import inputs as inp
 from ray_workflows._model.errors import error_info, name_of, text_of
+from ray_workflows._model.outbox import Message
 from ray_workflows._model.plan import Environment, Plan
 from ray_workflows._model.values import INLINE_LIMIT, Blob, ErrorInfo, Outcome, Value
 from ray_workflows.exceptions import (
@@ -118,6 +120,8 @@ class AttemptRun:
         self.started_at = self.process.time()
         #: What user code has added to the metadata of its task.
         self.metadata: dict[str, Any] | None = None
+        #: What user code sends to others.
+        self.outgoing: list[context.Outgoing] = []
         self.made: dict[str, Any] = {}
         #: A result that the next member of the batch takes from here.
         self.kept: Pickled | None = None
@@ -209,7 +213,10 @@ class AttemptRun:
         if isinstance(result, DAGNode):
             plan = self.patiently(lambda: self.capture(result))
             report = inp.AttemptReturnedPlan(
-                **self.identity(ended_at), plan=plan, metadata=self.metadata
+                **self.identity(ended_at),
+                plan=plan,
+                metadata=self.metadata,
+                messages=self.write_messages(),
             )
             # Names and options of tasks are the user's texts: what can't be sent is this one's.
             ENCODER.encode(report)
@@ -219,7 +226,23 @@ class AttemptRun:
             *(request.task, request.epoch, request.attempt, self.started_at, ended_at, value),
             self.process.node_id,
             self.metadata,
+            self.write_messages() if self.outgoing else (),
         )
+
+    def write_messages(self) -> tuple[Message, ...]:
+        """What user code sends, the large of it in blobs."""
+        messages, room = [], INLINE_LIMIT
+        for number, (message_id, target, body) in enumerate(self.outgoing):
+            data: bytes | Blob = body
+            room -= len(body)
+            if room < 0:
+                key = f"{self.blob_prefix}-message-{number}"
+                data = self.patiently(partial(self.write_bytes, key, body))
+            messages.append(Message(message_id, target, Value(data)))
+        return tuple(messages)
+
+    def write_bytes(self, key: str, data: bytes) -> Blob:
+        return self.storage.write_blob(self.request.incarnation, key, [data])
 
     def capture(self, node: DAGNode) -> Plan:
         """The plan of a continuation, stored as far as it has to be."""
@@ -241,12 +264,14 @@ class AttemptRun:
         request = self.request
         where = f"result of task '{request.task_id}'"
         pickled = pickle_value(result, where=where)
-        plain = self.writer.write_plain(pickled) if request.checkpoint else None
+        # What has sent something is not to be done again.
+        checkpoint = request.checkpoint or bool(self.outgoing)
+        plain = self.writer.write_plain(pickled) if checkpoint else None
         if plain is not None:
             # Most results are such, and need no key.
             return plain
         key = self.result_key
-        if not request.checkpoint:
+        if not checkpoint:
             if request.fused:
                 self.kept = pickled
             else:
@@ -422,7 +447,7 @@ def run_attempt(run: AttemptRun) -> AnyReport:
         function, args, kwargs = run.loaded()
         with context.running(run.request) as scope:
             result = function(*args, **kwargs)
-        run.metadata = scope.metadata
+        run.metadata, run.outgoing = scope.metadata, scope.outgoing
         del args, kwargs
         return run.returned(result)
     except BaseException as error:
