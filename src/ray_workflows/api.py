@@ -216,7 +216,7 @@ def start(
     Nothing is visible before the result of the task is durable. An attempt that fails, or that is
     lost with its worker, starts nothing, and what a later attempt starts is started once. The
     workflow is independent then: its end is not waited for, and canceling the one that started it
-    does not stop it.
+    does not stop it. The task has to end within 24 hours after this call.
 
     Args:
         dag: as in `run`.

@@ -1,0 +1,108 @@
+"""Workflows that tasks start, on a real cluster: they exist if and only if the task succeeds."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import numpy as np
+import pytest
+import ray
+
+import ray_workflows as workflow
+from ray_workflows._client.connection import connect
+from ray_workflows._model import events as ev
+from ray_workflows.storage.histories import History
+from tests.ray.marks import Marks
+from tests.ray.test_crashes import coordinator_pid
+
+
+@ray.remote
+def work(marks: Marks, name: str, data):
+    marks.add(name)
+    return name, float(np.sum(data)), workflow.current().workflow_id
+
+
+@ray.remote
+def starts(marks: Marks, ids: list[str | None], data, failures: int = 0):
+    """Starts a workflow for each id; fails after that, that many times."""
+    started = [
+        workflow.start(work.bind(marks, f"child-{n}", data), workflow_id=each, tags={"n": n})
+        for n, each in enumerate(ids)
+    ]
+    marks.add("starts")
+    if marks.count("starts") <= failures:
+        raise ValueError("not yet")
+    return started
+
+
+@ray.remote
+def after(marks: Marks, started, pid: int):
+    marks.add("after")
+    if pid and marks.count("after") == 1:
+        os.kill(pid, signal.SIGKILL)
+    return started
+
+
+def children(wid: str) -> list[str]:
+    return sorted(row.workflow_id for row in workflow.list_workflows(f'parent="{wid}"'))
+
+
+def test_a_child_exists_if_its_task_succeeds(wid: str, marks: Marks) -> None:
+    once = starts.options(max_retries=1, retry_exceptions=True)
+    first = f"{wid} first"
+    data = np.ones(50_000)  # Too large for the submission to ride in the event.
+    started = workflow.run(once.bind(marks, [first, None], data, 1), workflow_id=wid)
+    assert started[0] == first
+    outputs = [workflow.get_output(each) for each in started]
+    assert outputs == [(f"child-{n}", 50_000.0, each) for n, each in enumerate(started)]
+    assert marks.counts() == {"child-0": 1, "child-1": 1, "starts": 2}
+    assert children(wid) == sorted(started)
+    assert children(first) == []
+    # A copy of what the task has done starts nothing.
+    fork = workflow.fork(wid, "starts")
+    workflow.get_output(fork)
+    assert marks.counts()["child-0"] == 1
+    # The id was in use, and the other one is made of the new workflow.
+    assert len(children(fork)) == 1
+
+
+def test_a_task_that_fails_starts_nothing(wid: str, marks: Marks) -> None:
+    with pytest.raises(workflow.WorkflowExecutionError):
+        workflow.run(starts.bind(marks, [f"{wid} child"], 1, 9), workflow_id=wid)
+    assert children(wid) == []
+    with pytest.raises(workflow.WorkflowNotFoundError):
+        workflow.get_status(f"{wid} child")
+
+
+def test_an_id_that_is_in_use_is_left_alone(wid: str, marks: Marks) -> None:
+    workflow.run(work.bind(marks, "before", 1), workflow_id=f"{wid} child")
+    workflow.run(starts.bind(marks, [f"{wid} child"], 1), workflow_id=wid)
+    assert marks.count("child-0") == 0
+    storage = connect().storage
+    row = storage.read_catalog(wid)
+    assert row is not None
+    (told,) = [e for e in History(storage, row).events() if isinstance(e, ev.Delivered)]
+    assert told.refusal is not None
+    assert told.refusal.type_name == "WorkflowAlreadyExistsError"
+
+
+def test_a_coordinator_that_is_killed_starts_what_was_committed(wid: str, marks: Marks) -> None:
+    """It is killed when the result is committed, with children on their way or just begun: each is
+    there, and none was made twice."""
+    ids = [f"{wid} {n}" for n in range(20)]
+    dag = after.bind(marks, starts.bind(marks, ids, 1), coordinator_pid())
+    assert workflow.run(dag, workflow_id=wid) == ids
+    for n, each in enumerate(ids):
+        assert workflow.get_output(each)[2] == each
+        assert marks.count(f"child-{n}") >= 1
+    assert children(wid) == sorted(ids)
+
+
+def test_what_cannot_be_started(wid: str, marks: Marks) -> None:
+    with pytest.raises(RuntimeError, match="run_async"):
+        workflow.start(work.bind(marks, "outside", 1))
+    for ids in (["twice", "twice"], [f"{wid} own"]):
+        with pytest.raises(workflow.WorkflowExecutionError) as raised:
+            workflow.run(starts.bind(marks, ids, 1), workflow_id=ids[0])
+        assert "id of its own" in str(raised.value.__cause__)
