@@ -59,12 +59,13 @@ def test_a_child_exists_if_its_task_succeeds(wid: str, marks: Marks) -> None:
     assert marks.counts() == {"child-0": 1, "child-1": 1, "starts": 2}
     assert children(wid) == sorted(started)
     assert children(first) == []
-    # A copy of what the task has done starts nothing.
-    fork = workflow.fork(wid, "starts")
-    workflow.get_output(fork)
-    assert marks.counts()["child-0"] == 1
-    # The id was in use, and the other one is made of the new workflow.
-    assert len(children(fork)) == 1
+    # The task runs again in a fork: one id is in use, the other is made of the new workflow.
+    (task,) = workflow.get_tasks(wid)
+    fork = workflow.fork(wid, task.task_id)
+    (_, other) = workflow.get_output(fork)
+    assert children(fork) == [other]
+    assert workflow.get_output(other)[2] == other
+    assert marks.count("child-0") == 1
 
 
 def test_a_task_that_fails_starts_nothing(wid: str, marks: Marks) -> None:
