@@ -100,6 +100,22 @@ def test_a_coordinator_that_is_killed_starts_what_was_committed(wid: str, marks:
     assert children(wid) == sorted(ids)
 
 
+def test_each_turn_of_a_loop_starts_its_own(wid: str, marks: Marks) -> None:
+    @ray.remote(num_cpus=0, **workflow.options(checkpoint=False))
+    def turn(left: int):
+        workflow.start(turned.bind(marks, left), workflow_id=f"{wid}-{left}")
+        return workflow.continuation(turn.bind(left - 1)) if left else "end"
+
+    @ray.remote(num_cpus=0)
+    def turned(marks: Marks, left: int):
+        marks.add(f"{left}")
+        return left
+
+    assert workflow.run(turn.bind(2), workflow_id=wid) == "end"
+    assert [workflow.get_output(f"{wid}-{left}") for left in range(3)] == [0, 1, 2]
+    assert marks.counts() == {"0": 1, "1": 1, "2": 1}
+
+
 def test_what_cannot_be_started(wid: str, marks: Marks) -> None:
     with pytest.raises(RuntimeError, match="run_async"):
         workflow.start(work.bind(marks, "outside", 1))
