@@ -72,6 +72,20 @@ def test_a_live_copy_is_not_kept_for_a_client_that_may_be_gone() -> None:
     assert watched.live is None
 
 
+def test_a_repeated_poll_that_took_nothing_does_not_say_that_it_did() -> None:
+    """Ray repeats a call: of two, the one that took the answer may not be the one that is heard."""
+    polls = Polls()
+    polls.watch("client", "w")
+    first, repeated = polls.poll("client", 0), polls.poll("client", 0)
+    assert first.ready
+    polls.see("w")
+    assert seen(repeated.answer()) == ["w"]
+    late = first.answer()
+    assert (seen(late), late.batches) == ([], 0)
+    # So it is asked for again.
+    assert polls.poll("client", late.batches).answer().unknown
+
+
 def test_outputs_that_nobody_comes_for_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """What there is no room for is read from the storage by the client, should it come."""
     monkeypatch.setattr(watching, "KEPT_BYTES", 1000)

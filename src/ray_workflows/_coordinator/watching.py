@@ -289,6 +289,11 @@ class LongPolls:
             if waiting.seated:
                 self.seats.give_back()
             watches = self.lists.get(waiting.poll.client)
+            replaced = watches is not None and watches.waiting is not waiting
             seen = [] if watches is None else watches.take(waiting, self.clock())
             batches = 0 if watches is None else watches.batches
+            if replaced and not waiting.unknown:
+                # Ray may have repeated the call, and the other one took what there was: this answer
+                # must not say that the client has it.
+                batches = waiting.poll.batches or 0
         return Polled(self.holder_id, seen, waiting.turned_away, waiting.unknown, batches)
