@@ -26,7 +26,7 @@ from ray_workflows._engine.decision import Surroundings
 from ray_workflows._engine.evolve import evolve
 from ray_workflows._engine.state import WorkflowState
 from ray_workflows._engine.summary import catalog_row, due_at_of
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.catalog import Append
 from ray_workflows._model.plan import Function, Plan, TaskOptions, TaskSpec
 from ray_workflows._model.values import Value

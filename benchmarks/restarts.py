@@ -22,14 +22,14 @@ from typing import Any
 import msgspec
 
 from benchmarks.recovery import ARGUMENTS, BATCH, Author, make_plan
-from ray_workflows._coordinator.claims import LEASE_SECONDS, this_holder
+from ray_workflows._coordinator.admission import Limits
 from ray_workflows._coordinator.clock import SteadyClock
-from ray_workflows._coordinator.io import Inbox, ThreadIo, work_off
 from ray_workflows._coordinator.lease import Lease
+from ray_workflows._coordinator.liveness import LEASE_SECONDS, this_holder
 from ray_workflows._coordinator.loop import Loop
-from ray_workflows._coordinator.room import Limits
+from ray_workflows._coordinator.offload import Inbox, ThreadIo, work_off
 from ray_workflows._elapsed import elapsed
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.catalog import CatalogQuery
 from ray_workflows._model.plan import TIMER, Function, Plan, TaskOptions, TaskSpec
 from ray_workflows._model.status import WorkflowStatus

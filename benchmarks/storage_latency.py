@@ -16,10 +16,10 @@ from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.storage.base import Storage
 from ray_workflows.storage.objects import ObjectStorage
 from ray_workflows.testing.builders import OK, make_append, make_holder
-from tests.fast_s3 import fast_s3
-from tests.moto import CREDENTIALS, storage_url
-from tests.proxy import Proxy
 from tests.ray.processes import DriverProcess
+from tests.support.fast_s3 import fast_s3
+from tests.support.moto import CREDENTIALS, storage_url
+from tests.support.proxy import Proxy
 
 LATENCY = 0.05
 TARGET_SECONDS = 3.0

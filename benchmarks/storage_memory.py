@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.storage_parts import Context, Part, judged, seconds
-from tests.children import child, receive
-from tests.fast_s3 import fast_s3
-from tests.memory import watched
-from tests.moto import storage_url
 from tests.ray.processes import DriverProcess, descendants
 from tests.ray.test_large_values import CODE, write_and_read
+from tests.support.children import child, receive
+from tests.support.fast_s3 import fast_s3
+from tests.support.memory import watched
+from tests.support.moto import storage_url
 
 TARGET_BYTES = 1_000_000_000
 

@@ -19,9 +19,9 @@ from ray_workflows.storage.base import Storage
 from ray_workflows.storage.objects import ObjectStorage, SharedStorage
 from ray_workflows.storage.postgres import PostgresStorage
 from ray_workflows.storage.sqlite import SqliteStorage
-from tests.fast_s3 import fast_s3
-from tests.moto import storage_url
-from tests.postgres import VARIABLE, PostgresServer
+from tests.support.fast_s3 import fast_s3
+from tests.support.moto import storage_url
+from tests.support.postgres import VARIABLE, PostgresServer
 
 
 @dataclass

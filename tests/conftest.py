@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.directories import remove_directories, remove_left, short_directory
-from tests.disks import unmount_left
 from tests.ray.processes import LOOPBACK
-from tests.units import SharingOut, tell_units
+from tests.support.directories import remove_directories, remove_left, short_directory
+from tests.support.disks import unmount_left
+from tests.support.units import SharingOut, tell_units
 
 # Before the first test module imports them.
 pytest.register_assert_rewrite("ray_workflows.testing")
@@ -110,7 +110,7 @@ def storage_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def postgres_url() -> Iterator[str]:
     """A database of a real server. Tests keep to a schema of their own."""
     try:
-        from tests.postgres import VARIABLE, PostgresServer, installation
+        from tests.support.postgres import VARIABLE, PostgresServer, installation
     except ImportError:
         if "CI" in os.environ:
             raise

@@ -10,17 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from tests import directories
-from tests.directories import remove_directories, remove_left, short_directory
-from tests.disks import small_disk, unmount_left
+from tests.support import directories
+from tests.support.directories import remove_directories, remove_left, short_directory
+from tests.support.disks import small_disk, unmount_left
 
 ROOT = Path(__file__).parents[1]
 
 #: Makes a directory in the place of a test run, says so, and waits to be killed.
-RUN = "from tests.directories import short_directory; print(short_directory(), flush=True); input()"
+RUN = """
+from tests.support.directories import short_directory
+print(short_directory(), flush=True)
+input()
+"""
 DISK = """
 from pathlib import Path
-from tests.disks import small_disk
+from tests.support.disks import small_disk
 with small_disk(Path({path!r})):
     print("mounted", flush=True)
     input()

@@ -16,7 +16,7 @@ from ray_workflows._engine.evolve import evolve
 from ray_workflows._engine.state import WorkflowState
 from ray_workflows._engine.summary import catalog_row
 from ray_workflows._environment.snapshot import take_snapshot
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.catalog import Append
 from ray_workflows._model.plan import Plan
 from ray_workflows.storage import Storage

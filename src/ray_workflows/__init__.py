@@ -1,7 +1,7 @@
 """Durable workflows on Ray: ``import ray_workflows as workflow``."""
 
 from ray_workflows import common, event_listener, workflow_context  # noqa: F401
-from ray_workflows._executor.context import CurrentTask
+from ray_workflows._executor.worker.context import CurrentTask
 from ray_workflows._model.environment import EnvironmentInfo
 from ray_workflows._model.listing import WorkflowInfo, WorkflowPage
 from ray_workflows._model.status import WorkflowStatus

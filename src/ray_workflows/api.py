@@ -29,7 +29,12 @@ from ray_workflows._arguments import (
 from ray_workflows._capture.execute import execute_dag
 from ray_workflows._client import children, connection, copies, workflows
 from ray_workflows._environment import secrets
-from ray_workflows._executor.context import CurrentTask, add_metadata, current_attempt, current_task
+from ray_workflows._executor.worker.context import (
+    CurrentTask,
+    add_metadata,
+    current_attempt,
+    current_task,
+)
 from ray_workflows._model.catalog import Tag
 from ray_workflows._model.environment import EnvironmentInfo
 from ray_workflows._model.filters import parse_filter

@@ -15,7 +15,7 @@ from ray.dag import DAGNode
 
 from ray_workflows._arguments import check_flag, to_float
 from ray_workflows._capture.options import write_label
-from ray_workflows._executor.context import awaits_coroutines
+from ray_workflows._executor.worker.context import awaits_coroutines
 from ray_workflows._model.ids import validate_signal_text
 from ray_workflows._model.plan import LISTENER, SIGNAL, TIMER
 from ray_workflows._ray.private import LABELS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ray_workflows._executor.context import current_task
+from ray_workflows._executor.worker.context import current_task
 
 __all__ = ["get_current_task_id", "get_current_workflow_id", "get_name", "in_workflow_execution"]
 

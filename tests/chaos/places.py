@@ -10,10 +10,10 @@ from pathlib import Path
 
 from ray_workflows.storage.objects import ObjectStorage
 from tests.chaos.faults import KILL, KINDS, STOP, Fault, Kind, command_of
-from tests.moto import CREDENTIALS, s3_server, storage_url
-from tests.postgres import PostgresServer
 from tests.ray.processes import descendants
-from tests.stored import in_bucket, in_files, in_postgres, in_sqlite
+from tests.support.moto import CREDENTIALS, s3_server, storage_url
+from tests.support.postgres import PostgresServer
+from tests.support.stored import in_bucket, in_files, in_postgres, in_sqlite
 
 SCHEMA = "chaos"
 
@@ -98,7 +98,9 @@ def place(kind: str, directory: Path) -> Iterator[Place]:
     elif kind == "s3":
         os.environ.update(CREDENTIALS)
         with s3_server() as endpoint:
-            pids = [pid for pid in descendants(os.getpid()) if "tests.moto" in command_of(pid)]
+            pids = [
+                pid for pid in descendants(os.getpid()) if "tests.support.moto" in command_of(pid)
+            ]
             url = storage_url(endpoint)
             yield Place(url, lambda: in_bucket(ObjectStorage(url)), pids=pids, put_once=True)
     else:

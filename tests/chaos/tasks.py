@@ -12,7 +12,7 @@ import numpy as np
 import ray
 
 import ray_workflows as workflow
-from ray_workflows._executor.context import current_attempt
+from ray_workflows._executor.worker.context import current_attempt
 from tests.chaos import log as kinds
 from tests.chaos.log import Log
 from tests.chaos.stories import ALWAYS, CAUGHT, NOTHING, Broken, Step, carry, mix, nested_id

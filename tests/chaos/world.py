@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from ray_workflows._client.connection import LEASE_VARIABLE
-from ray_workflows._environment.store import collect
+from ray_workflows._environment.shared_items import collect
 from ray_workflows._model.values import Value
 from ray_workflows.storage.urls import storage_from_url
 from tests.chaos import log as kinds
@@ -24,10 +24,10 @@ from tests.chaos.journals import read_journals, read_value
 from tests.chaos.log import Log
 from tests.chaos.places import Place
 from tests.chaos.stories import number_of, story
-from tests.moto import CREDENTIALS
 from tests.ray.clusters import Cluster, use
 from tests.ray.head import AUTH_MODE
 from tests.ray.processes import DriverProcess, descendants, is_running
+from tests.support.moto import CREDENTIALS
 
 #: How long the healing may take, in seconds: so long nothing is found missing.
 HEAL_SECONDS = 240.0

@@ -9,9 +9,9 @@ import msgspec
 
 from ray_workflows._capture.values import ValueWriter
 from ray_workflows._codec.journal import encode_entry
-from ray_workflows._coordinator.claims import LEASE_SECONDS, this_holder
+from ray_workflows._coordinator.liveness import LEASE_SECONDS, this_holder
 from ray_workflows._engine.summary import catalog_row
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.catalog import Append, CatalogRow
 from ray_workflows._model.plan import Environment, Plan
 from ray_workflows.storage import SqliteStorage

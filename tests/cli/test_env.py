@@ -10,11 +10,12 @@ import pytest
 
 from ray_workflows._client.environments import Remembered, Wishes, missing
 from ray_workflows._client.reader import Reader
-from ray_workflows._environment import packages, record
-from ray_workflows._environment import store as shared
-from ray_workflows._environment.archive import file_digest
+from ray_workflows._environment import record
+from ray_workflows._environment import shared_items as shared
+from ray_workflows._environment.code import packages
+from ray_workflows._environment.code.archive import file_digest
 from ray_workflows._environment.snapshot import keep_record
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.plan import Environment, EnvironmentChange
 from ray_workflows._ray import private
 from ray_workflows.cli import checks

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.catalog import CatalogQuery
 from ray_workflows._model.values import ErrorInfo
 from ray_workflows.storage.sqlite.journals import SqliteJournals

@@ -9,7 +9,7 @@ import pytest
 
 from ray_workflows._client import removal
 from ray_workflows._client.reader import Reader
-from ray_workflows._coordinator.claims import LEASE_SECONDS, this_host
+from ray_workflows._coordinator.liveness import LEASE_SECONDS, this_host
 from ray_workflows.cli.parameters import parse_duration
 from ray_workflows.exceptions import StorageUnavailableError, WorkflowStillActiveError
 from ray_workflows.testing.builders import OK, list_ids, make_append, make_holder

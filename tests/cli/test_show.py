@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from tests.cli.conftest import Cli
 from tests.cli.store import STEP, Store
 from tests.unit.plans import plan

@@ -21,7 +21,7 @@ from ray_workflows._codec.journal import NO_LINK, encode_entry, link_of
 from ray_workflows._coordinator.recovery import recover
 from ray_workflows._engine.replay import replay
 from ray_workflows._engine.summary import catalog_row
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.catalog import Append
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.exceptions import StorageCorruptError, WorkflowNotFoundError

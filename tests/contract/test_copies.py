@@ -25,7 +25,7 @@ from ray_workflows._codec.envelope import seal
 from ray_workflows._codec.journal import decode_entries, encode_entry
 from ray_workflows._codec.references import blobs_in
 from ray_workflows._engine.summary import catalog_row
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Value
 from ray_workflows.exceptions import (
@@ -42,8 +42,8 @@ from ray_workflows.storage.objects import ObjectStorage, SharedStorage
 from ray_workflows.storage.urls import storage_from_url
 from ray_workflows.testing.builders import OK, list_ids, make_append, make_holder
 from tests.cli.store import Store
-from tests.moto import CREDENTIALS, s3_server, storage_url
-from tests.put_once import Crash, Interrupted, MemoryObjectStorage, MemoryOperations
+from tests.support.moto import CREDENTIALS, s3_server, storage_url
+from tests.support.put_once import Crash, Interrupted, MemoryObjectStorage, MemoryOperations
 
 KINDS = ("sqlite", "postgres", "s3", "shared", "combined")
 

@@ -23,7 +23,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from ray_workflows._coordinator.claims import Claims
+from ray_workflows._coordinator.liveness import Claims
 from ray_workflows._model.catalog import CatalogQuery, Holder
 from ray_workflows.exceptions import StorageCorruptError
 from ray_workflows.storage import SqliteStorage, Storage
@@ -35,7 +35,7 @@ from ray_workflows.storage.rows import COLUMNS
 from ray_workflows.storage.sqlite import connection as database
 from tests.contract.damage import Layout, Piece, damages, fill, judge, put, reads, result
 from tests.journals.golden import DIRECTORY, look_as_then, seen_of, unpack
-from tests.put_once import MemoryObjectStorage, MemoryOperations
+from tests.support.put_once import MemoryObjectStorage, MemoryOperations
 
 #: Accidents for each layout in a test run. More by hand: $RAY_WORKFLOWS_DAMAGES.
 COUNT = int(os.environ.get("RAY_WORKFLOWS_DAMAGES", "150"))

@@ -19,8 +19,8 @@ from ray_workflows.storage import SqliteStorage, Storage
 from ray_workflows.storage.objects import SharedStorage
 from ray_workflows.storage.postgres import PostgresStorage
 from ray_workflows.testing.builders import OK, fill, make_append, state
-from tests.disks import SmallDisk, small_disk
-from tests.postgres import PostgresServer, installation
+from tests.support.disks import SmallDisk, small_disk
+from tests.support.postgres import PostgresServer, installation
 
 pytestmark = pytest.mark.administrator
 

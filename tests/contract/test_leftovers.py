@@ -17,8 +17,8 @@ from ray_workflows.storage.objects import ObjectStorage, SharedStorage
 from ray_workflows.storage.objects import deletion as burial
 from ray_workflows.storage.urls import storage_from_url
 from ray_workflows.testing.builders import OK, fill, list_ids, make_append
-from tests.moto import CREDENTIALS, s3_server, storage_url
-from tests.stored import in_bucket, in_files, in_postgres, in_sqlite
+from tests.support.moto import CREDENTIALS, s3_server, storage_url
+from tests.support.stored import in_bucket, in_files, in_postgres, in_sqlite
 
 KINDS = ("sqlite", "postgres", "s3", "shared", "combined")
 

@@ -35,8 +35,8 @@ from ray_workflows.testing.builders import (
     make_holder,
     state,
 )
-from tests.http_proxy import HttpProxy, Once
-from tests.moto import CREDENTIALS, s3_server, storage_url
+from tests.support.http_proxy import HttpProxy, Once
+from tests.support.moto import CREDENTIALS, s3_server, storage_url
 
 # Children come from a server: a real process, without forking this one and its threads.
 PROCESSES = multiprocessing.get_context("forkserver")

@@ -32,9 +32,9 @@ from ray_workflows.testing.builders import (
     make_append,
     state,
 )
-from tests.children import HANG_SECONDS, child, receive
 from tests.contract.schemas import TABLES, count, schema_of, with_parameter
 from tests.ray.marks import wait_until
+from tests.support.children import HANG_SECONDS, child, receive
 
 
 @pytest.fixture

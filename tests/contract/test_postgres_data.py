@@ -20,15 +20,15 @@ from ray_workflows.storage.postgres import PostgresStorage
 from ray_workflows.storage.postgres import blobs as postgres_blobs
 from ray_workflows.storage.postgres.appends import Ends, make_statements
 from ray_workflows.storage.postgres.listing import compose_listing
-from ray_workflows.storage.records import encode_cursor
+from ray_workflows.storage.validation import encode_cursor
 from ray_workflows.testing.builders import (
     OK,
     STALE,
     make_append,
 )
-from tests.children import HANG_SECONDS, child, receive
 from tests.contract.schemas import count, schema_of, with_parameter
 from tests.ray.marks import wait_until
+from tests.support.children import HANG_SECONDS, child, receive
 
 
 @pytest.fixture

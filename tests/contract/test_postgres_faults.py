@@ -36,9 +36,9 @@ from ray_workflows.testing.builders import (
     make_holder,
     state,
 )
-from tests.postgres import GUARDED, PostgresServer
-from tests.proxy import Proxy
 from tests.ray.marks import wait_until
+from tests.support.postgres import GUARDED, PostgresServer
+from tests.support.proxy import Proxy
 
 SECRET = "s3cr3t-w0rd"
 NUMBERS = itertools.count(1)

@@ -25,8 +25,8 @@ from ray_workflows.testing.builders import (
     make_append,
     make_holder,
 )
-from tests.put_once import Crash, MemoryObjectStorage, MemoryOperations
-from tests.put_once_world import (
+from tests.support.put_once import Crash, MemoryObjectStorage, MemoryOperations
+from tests.support.put_once_world import (
     CASES,
     DAY,
     FAILED,

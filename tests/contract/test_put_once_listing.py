@@ -37,8 +37,8 @@ from ray_workflows.testing.builders import (
     state,
 )
 from ray_workflows.testing.clock import VirtualClock
-from tests.put_once import Crash, MemoryObjectStorage, MemoryOperations
-from tests.put_once_world import (
+from tests.support.put_once import Crash, MemoryObjectStorage, MemoryOperations
+from tests.support.put_once_world import (
     CASES,
     DAY,
     FAILED,

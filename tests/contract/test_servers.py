@@ -9,7 +9,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests import postgres
+from tests.support import postgres
 
 
 @pytest.mark.parametrize("version", [16, 18])

@@ -37,12 +37,12 @@ from ray_workflows.testing.builders import (
     make_append,
     state,
 )
-from tests.put_once import Interrupted
+from tests.support.put_once import Interrupted
 
 # Children come from a server that has imported what they need: a real process in milliseconds.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
-    ["pytest", "ray_workflows.storage.objects.directory", "tests.put_once"]
+    ["pytest", "ray_workflows.storage.objects.directory", "tests.support.put_once"]
 )
 
 RUNNING, SUCCESSFUL = WorkflowStatus.RUNNING, WorkflowStatus.SUCCESSFUL

@@ -37,8 +37,8 @@ from ray_workflows.testing.builders import (
     make_append,
     state,
 )
-from tests.children import HANG_SECONDS, child, receive
-from tests.files import tree
+from tests.support.children import HANG_SECONDS, child, receive
+from tests.support.files import tree
 
 
 class TestSqliteStorage(StorageContract):

@@ -26,8 +26,8 @@ from ray_workflows.testing.builders import (
     make_holder,
     state,
 )
-from tests.children import child, receive
-from tests.files import tree
+from tests.support.children import child, receive
+from tests.support.files import tree
 
 
 @pytest.fixture

@@ -34,8 +34,8 @@ from ray_workflows.storage.objects.records import (
     decode,
     unpack_row,
 )
-from ray_workflows.storage.records import decode_cursor
 from ray_workflows.storage.rows import decode_row
+from ray_workflows.storage.validation import decode_cursor
 from tests.fuzz import attempt, fuzz
 from tests.unit.test_codec import EVENTS
 

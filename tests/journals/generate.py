@@ -26,7 +26,7 @@ from ray_workflows._codec.journal import DECODER, NO_LINK, Chain, encode_entry, 
 from ray_workflows._engine import snapshots
 from ray_workflows._engine.summary import catalog_row
 from ray_workflows._model import events as ev
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.catalog import Append, CatalogQuery
 from ray_workflows._model.outbox import Message
 from ray_workflows._model.plan import LISTENER, SIGNAL

@@ -22,7 +22,7 @@ from ray_workflows._engine.snapshots import SavedFrame, SavedTask, SavedTasks, r
 from ray_workflows._engine.state import Lifecycle, WorkflowState
 from ray_workflows._engine.summary import catalog_row, is_row_of
 from ray_workflows._model import events as ev
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.plan import Environment, Function, Plan, TaskOptions, TaskSpec
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Blob, ErrorInfo, Outcome, Value
@@ -30,7 +30,12 @@ from ray_workflows.exceptions import StorageCorruptError
 from ray_workflows.storage import MemoryStorage, SqliteStorage
 from ray_workflows.testing.builders import OK, make_append
 from tests.journals.golden import DIRECTORY, load, look, look_as_then, unpack
-from tests.states import check_same, check_same_lifecycle, check_saved_lifecycle, check_snapshot
+from tests.support.states import (
+    check_same,
+    check_same_lifecycle,
+    check_saved_lifecycle,
+    check_snapshot,
+)
 
 FILES = sorted(DIRECTORY.glob("*/*.json"))
 NAMES = [str(path.relative_to(DIRECTORY)) for path in FILES]

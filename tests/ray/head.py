@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tests.ports import free_ports
 from tests.ray.processes import DriverProcess
+from tests.support.ports import free_ports
 
 # In the foreground, so that what it starts are its descendants, to be killed with it.
 START = """

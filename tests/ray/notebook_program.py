@@ -11,9 +11,9 @@ import nbformat
 from jupyter_client import KernelManager
 from nbclient import NotebookClient
 
-from tests.directories import short_directory
 from tests.ray.marks import wait_until
 from tests.ray.processes import is_running
+from tests.support.directories import short_directory
 
 
 class Kernel:

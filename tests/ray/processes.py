@@ -11,8 +11,8 @@ import textwrap
 from pathlib import Path
 from types import TracebackType
 
-from tests.directories import short_directory
 from tests.ray.marks import wait_until
+from tests.support.directories import short_directory
 
 #: Makes Ray listen on 127.0.0.1 only; `_node_ip_address` alone does not, Ray replaces it.
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}

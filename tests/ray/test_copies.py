@@ -12,10 +12,10 @@ import pytest
 import ray
 
 import ray_workflows as workflow
-from tests.moto import CREDENTIALS, s3_server, storage_url
 from tests.ray.clusters import Cluster, use
 from tests.ray.marks import Gate, Marks
 from tests.ray.processes import OWN_CODE
+from tests.support.moto import CREDENTIALS, s3_server, storage_url
 
 TARGETS = ("s3", "postgres", "shared")
 

@@ -16,8 +16,8 @@ import pytest
 import ray
 
 import ray_workflows as workflow
-from tests.ports import free_port
 from tests.ray.marks import Gate, Marks, wait_until
+from tests.support.ports import free_port
 
 try:
     from ray import serve

@@ -14,10 +14,10 @@ from ray_workflows._capture.functions import function_digest
 from ray_workflows._capture.objects import identity_of
 from ray_workflows._capture.pickling import Pickled
 from ray_workflows._capture.values import ValueWriter
-from ray_workflows._executor.process import HERE
 from ray_workflows._executor.protocol import AttemptRequest, Scene
-from ray_workflows._executor.worker import AttemptRun
-from ray_workflows._model.inputs import AttemptLostInput
+from ray_workflows._executor.worker.attempt import AttemptRun
+from ray_workflows._executor.worker.process import HERE
+from ray_workflows._model.messages import AttemptLostInput
 from ray_workflows._model.plan import Environment, Function, Plan, TaskOptions
 from ray_workflows.storage import MemoryStorage
 from tests.unit.test_payload_codec import Salted

@@ -25,12 +25,12 @@ from ray_workflows._client.patience import Patience
 from ray_workflows._model.events import WorkflowSucceeded
 from ray_workflows.storage.histories import History
 from ray_workflows.storage.urls import storage_from_url
-from tests.children import child, receive
-from tests.fast_s3 import fast_s3
-from tests.memory import own_bytes, watched
-from tests.moto import CREDENTIALS, storage_url
 from tests.ray.marks import Gate
 from tests.ray.processes import DriverProcess, descendants
+from tests.support.children import child, receive
+from tests.support.fast_s3 import fast_s3
+from tests.support.memory import own_bytes, watched
+from tests.support.moto import CREDENTIALS, storage_url
 
 SIZE = 400_000_000
 

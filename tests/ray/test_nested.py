@@ -10,8 +10,8 @@ import ray
 
 import ray_workflows as workflow
 from ray_workflows._client.connection import connect
-from ray_workflows._coordinator.host import SEATS, VERB_THREADS
-from ray_workflows._coordinator.wire import decode_watched
+from ray_workflows._coordinator.actor import SEATS, VERB_THREADS
+from ray_workflows._coordinator.protocol import decode_watched
 from tests.conftest import CLUSTER_CPUS
 from tests.ray.marks import Gate, Marks, wait_until
 from tests.ray.test_crashes import held

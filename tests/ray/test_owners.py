@@ -15,17 +15,17 @@ import ray
 
 import ray_workflows as workflow
 from ray_workflows._client.connection import LEASE_VARIABLE
-from ray_workflows._coordinator.claims import LEASE_SECONDS
+from ray_workflows._coordinator.liveness import LEASE_SECONDS
 from ray_workflows._model import events as ev
 from ray_workflows._model.catalog import CatalogRow, Holder
 from ray_workflows.storage import Storage
 from ray_workflows.storage.histories import History
 from ray_workflows.storage.urls import storage_from_url
-from tests.moto import CREDENTIALS, s3_server, storage_url
 from tests.ray.clusters import Cluster, here, stop_coordinator, stopped, use
 from tests.ray.marks import Gate, Marks, wait_until
 from tests.ray.processes import is_running
 from tests.ray.test_crashes import chain
+from tests.support.moto import CREDENTIALS, s3_server, storage_url
 
 #: The lease of the coordinators, in seconds: short, so that nobody has to wait for 15 s.
 LEASE = 3.0

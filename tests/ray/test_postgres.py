@@ -38,7 +38,7 @@ PROLOGUE = """
 @pytest.fixture(scope="module")
 def server() -> Iterator:
     try:
-        from tests.postgres import GUARDED, PostgresServer
+        from tests.support.postgres import GUARDED, PostgresServer
     except ImportError:
         pytest.skip("psycopg is not installed")
     import psycopg
@@ -52,7 +52,7 @@ def server() -> Iterator:
 
 @pytest.fixture
 def prologue(server, marks: Marks, gate: Gate, request) -> str:
-    from tests.postgres import GUARDED
+    from tests.support.postgres import GUARDED
 
     url = (
         f"postgresql://{GUARDED}:{SECRET}@127.0.0.1:{server.port}/postgres"

@@ -9,9 +9,9 @@ import pytest
 import ray
 
 from ray_workflows._environment.attempts import packages_for, runtime_env_for
-from ray_workflows._environment.packages import from_files
-from ray_workflows._executor import rack as racks
-from ray_workflows._executor.rack import AGAIN_VARIABLE, Rack
+from ray_workflows._environment.code.packages import from_files
+from ray_workflows._executor.scheduling import package_cache as racks
+from ray_workflows._executor.scheduling.package_cache import AGAIN_VARIABLE, Rack
 from ray_workflows._model.plan import Environment, Package
 from ray_workflows._ray.private import delete_key, get_key, has_key
 from ray_workflows.storage import SqliteStorage
@@ -74,7 +74,8 @@ def test_a_worker_in_a_container_unpacks_what_ray_does_not(
     def where() -> list[object]:
         import sys
 
-        from ray_workflows._environment import attempts, capture
+        from ray_workflows._environment import attempts
+        from ray_workflows._environment.code import capture
 
         attempts.prefer_packages()
         attempts.prefer_packages()

@@ -15,9 +15,9 @@ import ray
 
 import ray_workflows as workflow
 from ray_workflows._coordinator.recovery import recover
-from ray_workflows._environment import store
-from ray_workflows._environment.archive import pack
-from ray_workflows._environment.packages import item_name
+from ray_workflows._environment import shared_items
+from ray_workflows._environment.code.archive import pack
+from ray_workflows._environment.code.packages import item_name
 from ray_workflows._model.plan import Package
 from ray_workflows._ray import private
 from ray_workflows.storage import SqliteStorage
@@ -174,7 +174,7 @@ def test_a_missing_package(wid: str, gate: Gate, tmp_path: Path, storage_dir: Pa
     other = workflow.run_async(plain.bind(first.bind(gate)), workflow_id=f"{wid}-other")
     storage = SqliteStorage(storage_dir)
     (package,) = packages_of(storage, wid)
-    path = storage_dir / "blobs" / package.incarnation / store.KEY
+    path = storage_dir / "blobs" / package.incarnation / shared_items.KEY
     whole = path.read_bytes()
     path.unlink()
     gate.open()

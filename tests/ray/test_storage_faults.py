@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.disks import small_disk
-from tests.http_proxy import HttpProxy, Once
-from tests.moto import CREDENTIALS, s3_server, storage_url
-from tests.proxy import Proxy
 from tests.ray.marks import Gate, Marks
 from tests.ray.processes import DriverProcess
+from tests.support.disks import small_disk
+from tests.support.http_proxy import HttpProxy, Once
+from tests.support.moto import CREDENTIALS, s3_server, storage_url
+from tests.support.proxy import Proxy
 
 
 class Fault(NamedTuple):

@@ -13,9 +13,9 @@ from ray_workflows._capture.values import ValueReader
 from ray_workflows._client.outputs import await_output
 from ray_workflows._client.patience import PING_SECONDS
 from ray_workflows._client.reader import Reader
+from ray_workflows._coordinator.long_polls import SIT_SECONDS
+from ray_workflows._coordinator.protocol import encode_watched
 from ray_workflows._coordinator.requests import Watched, WatchRequest
-from ray_workflows._coordinator.watching import SIT_SECONDS
-from ray_workflows._coordinator.wire import encode_watched
 from tests.simulation.fibers import Fiber
 
 if TYPE_CHECKING:

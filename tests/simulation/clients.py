@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ray_workflows._coordinator.claims import Claims
 from ray_workflows._coordinator.deletion import Deletion
+from ray_workflows._coordinator.liveness import Claims
 from ray_workflows._coordinator.loop import Loop
 from ray_workflows._coordinator.requests import Reply, Watched, WatchRequest
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.answers import Accepted, Finished, Received
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.status import WorkflowStatus

@@ -12,8 +12,8 @@ from ray_workflows._client import patience as patience_module
 from ray_workflows._client import waiter as waiter_module
 from ray_workflows._client.outputs import Awaited
 from ray_workflows._client.waiter import Seen, UnopenedValues, Waiter
-from ray_workflows._coordinator.watching import LongPolls, Seats, WatchList
-from ray_workflows._coordinator.wire import Poll
+from ray_workflows._coordinator.long_polls import LongPolls, Seats, WatchList
+from ray_workflows._coordinator.protocol import Poll
 from tests.simulation.mutations import Mutation, Patch
 
 MUTATIONS: dict[str, Mutation] = {}

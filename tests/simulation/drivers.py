@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ray_workflows._client.reader import ACTIVE
 from ray_workflows._client.waiter import OutputError, UnopenedValues, Waiter
-from ray_workflows._coordinator.watching import SIT_SECONDS
-from ray_workflows._coordinator.wire import ENCODER, POLL, POLLED, OutputWanted
+from ray_workflows._coordinator.long_polls import SIT_SECONDS
+from ray_workflows._coordinator.protocol import ENCODER, POLL, POLLED, OutputWanted
 from ray_workflows._model.answers import Accepted, Finished
 from ray_workflows._model.catalog import (
     Append,

@@ -9,7 +9,7 @@ from ray_workflows._engine import evolve as evolve_module
 from ray_workflows._engine import lifecycle as lifecycle_module
 from ray_workflows._engine.decision import Decision
 from ray_workflows._model import events as ev
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from tests.simulation.mutations import breaks
 
 

@@ -9,7 +9,7 @@ import msgspec
 
 from ray_workflows._executor.inline import Flight, InlineExecutor
 from ray_workflows._executor.protocol import AnyReport, AttemptRequest, News
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.plan import LISTENER
 from ray_workflows._model.values import Blob, ErrorInfo, Outcome, Value
 from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.answers import OtherSignal, Received, TooManySignals
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Value

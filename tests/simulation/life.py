@@ -6,13 +6,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ray_workflows._coordinator.admission import Limits
 from ray_workflows._coordinator.clock import SteadyClock
+from ray_workflows._coordinator.failover import Orphans
 from ray_workflows._coordinator.lease import Lease
+from ray_workflows._coordinator.long_polls import LongPolls, Seats
 from ray_workflows._coordinator.loop import Loop
-from ray_workflows._coordinator.orphans import Orphans
 from ray_workflows._coordinator.requests import Reply
-from ray_workflows._coordinator.room import Limits
-from ray_workflows._coordinator.watching import LongPolls, Seats
 from ray_workflows._coordinator.workflow import Workflow
 from ray_workflows._engine.commands import due_at, next_wake
 from ray_workflows._engine.decision import ACTIVE
@@ -21,7 +21,7 @@ from ray_workflows._model.status import WorkflowStatus
 from tests.simulation.io import SimulatedIo
 from tests.simulation.storage import FaultyStorage
 from tests.simulation.violations import Violation
-from tests.states import check_same
+from tests.support.states import check_same
 
 if TYPE_CHECKING:
     from tests.simulation.world import Cluster, World

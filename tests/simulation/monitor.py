@@ -26,7 +26,7 @@ from ray_workflows._model.values import Blob, Outcome
 from ray_workflows.exceptions import StorageCorruptError
 from tests.simulation import scripts
 from tests.simulation.violations import Violation
-from tests.states import (
+from tests.support.states import (
     check_same,
     check_same_lifecycle,
     check_saved_lifecycle,

@@ -16,15 +16,15 @@ import msgspec
 from ray_workflows._codec.journal import NO_LINK
 from ray_workflows._coordinator import active as active_module
 from ray_workflows._coordinator import loop as loop_module
+from ray_workflows._coordinator.admission import Room
 from ray_workflows._coordinator.clock import SteadyClock
 from ray_workflows._coordinator.commits import Commits
 from ray_workflows._coordinator.eviction import Eviction
+from ray_workflows._coordinator.failover import Orphans
 from ray_workflows._coordinator.holdings import Holdings
 from ray_workflows._coordinator.lease import Lease
 from ray_workflows._coordinator.loop import Loop
-from ray_workflows._coordinator.orphans import Orphans
 from ray_workflows._coordinator.requests import Asked
-from ray_workflows._coordinator.room import Room
 from ray_workflows._coordinator.starting import Starter
 from ray_workflows._coordinator.workflow import Workflow, answer
 from ray_workflows._engine import attempts as attempts_module
@@ -36,7 +36,7 @@ from ray_workflows._engine import signals as signals_module
 from ray_workflows._engine import waits as waits_module
 from ray_workflows._engine.state import Phase, WorkflowState
 from ray_workflows._model import events as ev
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.answers import Accepted
 from ray_workflows._model.catalog import JournalEntry
 from ray_workflows._model.commands import CancelAttempt, ReleaseValue, StartAttempt, WakeAt

@@ -21,12 +21,12 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from ray_workflows._executor.batch import Home, Load
-from ray_workflows._executor.carriers import Brought, SentBatch
-from ray_workflows._executor.carry import run_loads
-from ray_workflows._executor.event_loops import OneLoop
-from ray_workflows._executor.listeners import listen
 from ray_workflows._executor.protocol import Scene
+from ray_workflows._executor.scheduling.slots import Brought, SentBatch
+from ray_workflows._executor.worker.batch import Home, Load
+from ray_workflows._executor.worker.event_loops import OneLoop
+from ray_workflows._executor.worker.listeners import listen
+from ray_workflows._executor.worker.loop import run_loads
 from tests.simulation.processes import Calls, CoordinatorHandle, Objects, SimulatedProcess
 from tests.simulation.violations import Violation
 from tests.simulation.work import HERE

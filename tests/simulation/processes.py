@@ -15,9 +15,9 @@ import ray
 from ray.exceptions import ObjectLostError, OwnerDiedError
 
 from ray_workflows._capture.pickling import Pickled
-from ray_workflows._executor.batch import Load, pack_loads
 from ray_workflows._executor.protocol import AttemptRequest, decode_report
-from ray_workflows._executor.watch import LOOK_SECONDS, Watched
+from ray_workflows._executor.worker.batch import Load, pack_loads
+from ray_workflows._executor.worker.watchdog import LOOK_SECONDS, Watched
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageUnavailableError
 from ray_workflows.storage.base import Storage

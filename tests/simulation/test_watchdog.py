@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from ray_workflows._coordinator.admission import Room
 from ray_workflows._coordinator.loop import Loop
-from ray_workflows._coordinator.room import Room
 from ray_workflows._coordinator.starting import Starter
 from tests.simulation.runner import WORLDS, run_seed
 from tests.simulation.violations import Violation

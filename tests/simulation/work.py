@@ -16,8 +16,8 @@ from ray_workflows._capture.options import write_label
 from ray_workflows._capture.pickling import pickle_value
 from ray_workflows._capture.values import ValueReader, ValueWriter
 from ray_workflows._codec.envelope import seal
-from ray_workflows._executor import context
 from ray_workflows._executor.protocol import AttemptRequest
+from ray_workflows._executor.worker import context
 from ray_workflows._model.plan import ENGINE_KINDS, LISTENER, Environment, Plan, TaskOptions
 from ray_workflows._model.values import Outcome
 from ray_workflows.storage.base import Storage

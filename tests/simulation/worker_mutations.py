@@ -5,18 +5,18 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
-from ray_workflows._executor import batch as batch_module
-from ray_workflows._executor import context
-from ray_workflows._executor import dispatch as dispatch_module
 from ray_workflows._executor import failures as failures_module
-from ray_workflows._executor import lanes as lanes_module
-from ray_workflows._executor.dispatch import Dispatch
+from ray_workflows._executor.executor import RayExecutor
 from ray_workflows._executor.failures import failure
-from ray_workflows._executor.lanes import Flight
-from ray_workflows._executor.ray_tasks import RayExecutor
-from ray_workflows._executor.worker import AttemptRun
+from ray_workflows._executor.scheduling import dispatch as dispatch_module
+from ray_workflows._executor.scheduling import queues as lanes_module
+from ray_workflows._executor.scheduling.dispatch import Dispatch
+from ray_workflows._executor.scheduling.queues import Flight
+from ray_workflows._executor.worker import batch as batch_module
+from ray_workflows._executor.worker import context
+from ray_workflows._executor.worker.attempt import AttemptRun
 from ray_workflows._model import errors as errors_module
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from tests.simulation import repeated
 from tests.simulation.mutations import Mutation, Patch
 from tests.simulation.scripts import Script

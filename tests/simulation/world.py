@@ -15,7 +15,6 @@ from ray_workflows._model.values import Blob, ErrorInfo, Outcome
 from ray_workflows.storage.base import CommitOutcome, Storage
 from ray_workflows.storage.memory import MemoryStorage
 from ray_workflows.testing.clock import VirtualClock
-from tests.put_once import MemoryObjectStorage, MemoryOperations
 from tests.simulation import scripts, shapes
 from tests.simulation.clients import Client, Pause, Put, draw_clients
 from tests.simulation.executor import SimulatedExecutor
@@ -27,6 +26,7 @@ from tests.simulation.monitor import Monitor
 from tests.simulation.oracle import Expected, expect
 from tests.simulation.storage import LateCommit
 from tests.simulation.violations import Violation
+from tests.support.put_once import MemoryObjectStorage, MemoryOperations
 
 #: After the trouble ends, everything has to end within this many virtual seconds.
 PATIENCE = 400.0

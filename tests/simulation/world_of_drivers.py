@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 from ray_workflows._client import waiter as waiter_module
-from ray_workflows._coordinator.watching import SIT_SECONDS
+from ray_workflows._coordinator.long_polls import SIT_SECONDS
 from ray_workflows._model import events as ev
 from ray_workflows._model.answers import Accepted, Finished
 from ray_workflows._model.status import WorkflowStatus

@@ -12,7 +12,7 @@ from ray_workflows._codec.journal import encode_plan
 from ray_workflows._coordinator.requests import Submission
 from ray_workflows._executor.protocol import AttemptRequest
 from ray_workflows._model import events as ev
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.outbox import Message
 from ray_workflows._model.plan import TaskOptions
 from ray_workflows._model.status import WorkflowStatus

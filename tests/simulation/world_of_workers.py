@@ -12,13 +12,13 @@ from typing import Any
 
 from ray.exceptions import RpcError
 
-from ray_workflows._codec.messages import opened
-from ray_workflows._executor.batch import Load
-from ray_workflows._executor.invariants import check as check_scheduling
-from ray_workflows._executor.placement import LOOK_SECONDS
+from ray_workflows._codec.transport import opened
+from ray_workflows._executor.executor import RayExecutor
 from ray_workflows._executor.protocol import AttemptRequest, decode_batch
-from ray_workflows._executor.ray_tasks import RayExecutor
-from ray_workflows._model.inputs import AttemptRuns
+from ray_workflows._executor.scheduling.invariants import check as check_scheduling
+from ray_workflows._executor.scheduling.placement import LOOK_SECONDS
+from ray_workflows._executor.worker.batch import Load
+from ray_workflows._model.messages import AttemptRuns
 from ray_workflows._model.plan import Plan
 from ray_workflows._model.values import Blob, ErrorInfo, Outcome
 from tests.simulation import shapes, work

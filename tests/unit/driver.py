@@ -12,13 +12,13 @@ from ray_workflows._engine.evolve import evolve
 from ray_workflows._engine.invariants import check
 from ray_workflows._engine.replay import replay
 from ray_workflows._engine.state import WorkflowState
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.catalog import Tag
 from ray_workflows._model.commands import CancelAttempt, Command, StartAttempt
 from ray_workflows._model.events import Event
 from ray_workflows._model.plan import Plan
 from ray_workflows._model.values import Blob, ErrorInfo, Value
-from tests.states import check_same, check_snapshot
+from tests.support.states import check_same, check_snapshot
 
 #: Snapshots are compared up to this many events: each comparison looks at the whole state.
 SNAPSHOTS = 200

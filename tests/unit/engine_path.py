@@ -24,7 +24,7 @@ from ray_workflows._engine.evolve import evolve
 from ray_workflows._engine.replay import replay
 from ray_workflows._engine.state import WorkflowState
 from ray_workflows._engine.summary import catalog_row
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.catalog import JournalEntry
 from ray_workflows._model.commands import Command, StartAttempt
 from ray_workflows._model.events import Event

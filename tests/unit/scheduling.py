@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from ray_workflows._codec.messages import message, opened
-from ray_workflows._executor.invariants import check
+from ray_workflows._codec.transport import message, opened
+from ray_workflows._executor.executor import RayExecutor
 from ray_workflows._executor.protocol import (
     ENCODER,
     AttemptRequest,
@@ -16,8 +16,8 @@ from ray_workflows._executor.protocol import (
     Scene,
     decode_batch,
 )
-from ray_workflows._executor.ray_tasks import RayExecutor
-from ray_workflows._model.inputs import AttemptNews, AttemptReturned
+from ray_workflows._executor.scheduling.invariants import check
+from ray_workflows._model.messages import AttemptNews, AttemptReturned
 from ray_workflows._model.plan import Environment, Function, TaskOptions
 from ray_workflows._model.values import Outcome, Value
 

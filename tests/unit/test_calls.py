@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from ray_workflows._executor import calls
-from ray_workflows._executor.calls import Calls
+from ray_workflows._executor import ray_cluster
 from ray_workflows._executor.protocol import Scene
+from ray_workflows._executor.ray_cluster import Calls
 from ray_workflows.storage.memory import MemoryStorage
 from tests.unit.scheduling import RayTask, Scheduling, attempt, scene
 
@@ -72,7 +72,7 @@ def test_what_other_shapes_need_may_be_looked_up_while_a_ray_task_is_submitted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Look-ups run on threads of their own, without the executor's lock."""
-    monkeypatch.setattr(calls, "MAX_REMOTES", 1)
+    monkeypatch.setattr(ray_cluster, "MAX_REMOTES", 1)
     world = World(slots=8)
     for task, each in enumerate(shapes(4)):
         world.start(attempt(each, task))
@@ -91,7 +91,7 @@ def test_of_shapes_that_wait_only_the_oldest_is_looked_up_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As many as are remembered wait for slots when one more comes."""
-    monkeypatch.setattr(calls, "MAX_REMOTES", 3)
+    monkeypatch.setattr(ray_cluster, "MAX_REMOTES", 3)
     world = World(slots=8)
     first, *others, last = shapes(4)
     for task, each in enumerate((first, *others, last)):

@@ -12,10 +12,6 @@ import pytest
 
 from ray_workflows._capture.pickling import pickle_value
 from ray_workflows._codec.envelope import seal
-from ray_workflows._executor import carry
-from ray_workflows._executor.batch import Home, Load, WireReport, pack_loads
-from ray_workflows._executor.carry import CarrierRun
-from ray_workflows._executor.dispatch import Dispatch
 from ray_workflows._executor.protocol import (
     AttemptRequest,
     BatchReport,
@@ -23,6 +19,10 @@ from ray_workflows._executor.protocol import (
     decode_report,
     encode_batch,
 )
+from ray_workflows._executor.scheduling.dispatch import Dispatch
+from ray_workflows._executor.worker import loop
+from ray_workflows._executor.worker.batch import Home, Load, WireReport, pack_loads
+from ray_workflows._executor.worker.loop import CarrierRun
 from ray_workflows._model.plan import Environment, Function, TaskOptions
 from ray_workflows._model.values import Value
 from ray_workflows.storage.memory import MemoryStorage
@@ -148,7 +148,7 @@ def test_what_nobody_has_confirmed_is_said_again() -> None:
 
 
 def test_what_waits_behind_a_long_batch_is_handed_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(carry, "LATE_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "LATE_SECONDS", 0.0)
     coordinator = Coordinator("later", [])
 
     def wait() -> None:
@@ -178,7 +178,7 @@ def test_a_last_member_that_takes_long_holds_no_results_back() -> None:
         if len(ran) == 3:
             # Once is enough.
             for _ in range(2):
-                run.check(time.monotonic() + carry.LATE_SECONDS)
+                run.check(time.monotonic() + loop.LATE_SECONDS)
                 told.append(coordinator.returned.pop(1, None))
 
     hooks[1] = take_long

@@ -9,7 +9,7 @@ import sys
 import msgspec
 import pytest
 
-from ray_workflows._coordinator.claims import (
+from ray_workflows._coordinator.liveness import (
     Claims,
     ProcessProbe,
     probe_process,

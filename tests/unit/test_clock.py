@@ -7,13 +7,13 @@ import time
 import pytest
 
 from ray_workflows._coordinator.clock import SLEW, SteadyClock
-from ray_workflows._coordinator.orphans import WALK_SECONDS
+from ray_workflows._coordinator.failover import WALK_SECONDS
 from ray_workflows._model.catalog import Holder
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.storage.objects.home import ObjectsHome
 from ray_workflows.storage.objects.index_keys import short_hash
 from ray_workflows.testing.clock import VirtualClock
-from tests.put_once import MemoryOperations
+from tests.support.put_once import MemoryOperations
 from tests.unit.test_orphans import LEASE, Coordinator, World
 
 RUNNING = WorkflowStatus.RUNNING

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from ray_workflows._environment import archive, capture, modules, packages, snapshot, sources
+from ray_workflows._environment import snapshot
+from ray_workflows._environment.code import archive, capture, modules, packages, sources
 from ray_workflows._environment.compare import Here, changed_modules, diff, obstacles
 from ray_workflows._environment.record import Module, Record, decode, encode
 from ray_workflows.exceptions import PackageTooLargeError

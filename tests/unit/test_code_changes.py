@@ -21,8 +21,9 @@ from ray_workflows._client.environments import (
     present_functions,
 )
 from ray_workflows._client.forks import Fork
-from ray_workflows._environment import packages, snapshot
-from ray_workflows._environment.archive import file_digest
+from ray_workflows._environment import snapshot
+from ray_workflows._environment.code import packages
+from ray_workflows._environment.code.archive import file_digest
 from ray_workflows._environment.record import Module
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.plan import Environment, EnvironmentChange, Function, Plan

@@ -10,7 +10,7 @@ import pytest
 from ray_workflows._engine.commands import commands
 from ray_workflows._engine.lifecycle import TIMED_OUT
 from ray_workflows._model import events as ev
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.commands import ReleaseValue, StartAttempt, WakeAt
 from ray_workflows._model.plan import Backoff
 from ray_workflows._model.status import WorkflowStatus

@@ -16,10 +16,11 @@ from ray_workflows._codec.journal import encode_entry
 from ray_workflows._codec.references import blobs_in
 from ray_workflows._coordinator.workflow import Workflow
 from ray_workflows._engine.summary import catalog_row
-from ray_workflows._environment import packages, store
+from ray_workflows._environment import shared_items
 from ray_workflows._environment.attempts import packages_for, runtime_env_for
+from ray_workflows._environment.code import packages
 from ray_workflows._executor.protocol import Scene
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.catalog import Append, CatalogQuery
 from ray_workflows._model.plan import Environment, EnvironmentChange, Function, Package
 from ray_workflows._model.status import WorkflowStatus
@@ -163,12 +164,12 @@ def test_what_brings_packages_is_given_to_ray_again(
 def test_items_are_copied_under_their_incarnation() -> None:
     """Which journals name, also where the same contents are already."""
     source, target = MemoryStorage(name="copy-source"), MemoryStorage(name="copy-target")
-    item = store.keep(source, "package/a", lambda: [b"code"])
-    other = store.keep(target, "package/a", lambda: [b"code"])
+    item = shared_items.keep(source, "package/a", lambda: [b"code"])
+    other = shared_items.keep(target, "package/a", lambda: [b"code"])
     for _ in range(2):
-        store.copy_item(source, target, item, ("w", "1-a"))
+        shared_items.copy_item(source, target, item, ("w", "1-a"))
         assert bytes(target.read_blob(item.incarnation, item.blob)) == b"code"
-    assert store.find(target, "package/a") == other
+    assert shared_items.find(target, "package/a") == other
     # Both, and what says that the workflow uses the copy.
     assert len(target.list_catalog(CatalogQuery(statuses=(WorkflowStatus.NONE,))).rows) == 3
 
@@ -188,9 +189,9 @@ def test_large_packages_are_never_whole_in_memory(tmp_path: Path) -> None:
     try:
         package = packages.from_directory(source, str(project), ())
         assert package.blob.size > 20 * MIB
-        item = store.find(source, packages.item_name(package))
+        item = shared_items.find(source, packages.item_name(package))
         assert item is not None
-        store.copy_item(source, target, item, ("w", "1-a"))
+        shared_items.copy_item(source, target, item, ("w", "1-a"))
         _, most = tracemalloc.get_traced_memory()
         assert most < 16 * MIB, most
         # Ray takes it whole, so it is once.

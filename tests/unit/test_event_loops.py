@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ray_workflows._executor.event_loops import Loops, UserError
+from ray_workflows._executor.worker.event_loops import Loops, UserError
 
 #: A hang is a failure.
 SECONDS = 60.0

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
+from ray_workflows._coordinator.admission import Limits
 from ray_workflows._coordinator.deletion import Deletion
 from ray_workflows._coordinator.evicted import MAX_STALE, NEVER, Evicted, EvictedWorkflows
 from ray_workflows._coordinator.eviction import AHEAD_SECONDS, AT_ONCE, EVICT_SECONDS, READ_AT_ONCE
 from ray_workflows._coordinator.holdings import Look
 from ray_workflows._coordinator.requests import Watched, WatchRequest
-from ray_workflows._coordinator.room import Limits
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.answers import Received
 from ray_workflows._model.catalog import CatalogQuery
 from ray_workflows._model.listing import info_of

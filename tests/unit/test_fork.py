@@ -9,7 +9,7 @@ import pytest
 from ray_workflows._engine.commands import commands
 from ray_workflows._engine.fork import fork_history
 from ray_workflows._engine.state import Phase
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.commands import StartAttempt
 from ray_workflows._model.status import WorkflowStatus
 from tests.unit.driver import Driver

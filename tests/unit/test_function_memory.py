@@ -15,10 +15,10 @@ import ray
 from ray_workflows._capture.classes import OWN
 from ray_workflows._capture.dag import capture_plan
 from ray_workflows._capture.values import ValueWriter
-from ray_workflows._executor import worker
-from ray_workflows._executor.functions import FunctionCache, Loaded
 from ray_workflows._executor.protocol import AttemptRequest, Scene
-from ray_workflows._executor.worker import AttemptRun
+from ray_workflows._executor.worker import attempt as attempt_module
+from ray_workflows._executor.worker.attempt import AttemptRun
+from ray_workflows._executor.worker.function_cache import FunctionCache, Loaded
 from ray_workflows._model.plan import Environment, Plan, TaskOptions
 from ray_workflows.storage import MemoryStorage
 from ray_workflows.storage.base import Storage
@@ -87,7 +87,7 @@ def test_a_capture_copies_a_function_a_few_times() -> None:
 @pytest.fixture
 def cache(monkeypatch: pytest.MonkeyPatch) -> FunctionCache:
     cache = FunctionCache(max_functions=256, max_bytes=4 * SIZE)
-    monkeypatch.setattr(worker, "function_cache", cache)
+    monkeypatch.setattr(attempt_module, "function_cache", cache)
     return cache
 
 

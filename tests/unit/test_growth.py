@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from ray_workflows._coordinator.room import Limits, Room
+from ray_workflows._coordinator.admission import Limits, Room
 from ray_workflows._coordinator.workflow import Workflow
 from ray_workflows._engine.state import WorkflowState
 from ray_workflows._executor.timers import MAX_CANCELLED
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.answers import Received
-from ray_workflows._model.inputs import AttemptCrashed
+from ray_workflows._model.messages import AttemptCrashed
 from ray_workflows._model.plan import SIGNAL, TIMER, Backoff, Plan
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import ErrorInfo, Value

@@ -12,8 +12,8 @@ import pytest
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.http_events import EventTakenError, HTTPEvents, signal_name
 from ray_workflows._client.signals import blob_key
-from ray_workflows._coordinator.host import Coordinator as Host
-from ray_workflows._model import inputs as inp
+from ray_workflows._coordinator.actor import Coordinator as Host
+from ray_workflows._model import messages as inp
 from ray_workflows._model.answers import OtherSignal, Received, TooManySignals
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import (

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from ray_workflows._coordinator import host
-from ray_workflows._coordinator.host import Coordinator as Host
+from ray_workflows._coordinator import actor
+from ray_workflows._coordinator.actor import Coordinator as Host
 from ray_workflows._coordinator.hung import HUNG_SECONDS, LOOK_SECONDS, HungCalls
 from tests.unit.test_orphans import Coordinator, World
 
@@ -88,7 +88,7 @@ def test_a_process_that_was_stopped_for_long_goes_on(
 
 def test_a_worker_is_answered_though_nothing_comes_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """It kept one of the threads for reports for ever."""
-    monkeypatch.setattr(host, "WORKER_SECONDS", 0.01)
+    monkeypatch.setattr(actor, "WORKER_SECONDS", 0.01)
     asked: queue.SimpleQueue[Any] = queue.SimpleQueue()
     executor = SimpleNamespace(batch_done=lambda wire, answer: asked.put(answer))
     report: Any = SimpleNamespace(executor=executor)

@@ -12,7 +12,7 @@ import ray_workflows as workflow
 from ray_workflows._client import removal
 from ray_workflows._client.reader import Reader
 from ray_workflows._client.reads import get_metadata, get_status, list_all, stored_output
-from ray_workflows._environment import store
+from ray_workflows._environment import shared_items
 from ray_workflows._model.ids import validate_signal_text, validate_workflow_id
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.cli.main import main
@@ -29,7 +29,7 @@ def item(tmp_path: Path) -> SqliteStorage:
     """A storage with a package, as submissions store it."""
     storage = SqliteStorage(tmp_path)
     storage.open()
-    store.keep(storage, "package/abc", lambda: [b"code"])
+    shared_items.keep(storage, "package/abc", lambda: [b"code"])
     assert storage.commit([take("i-swept", storage.now())]) == [OK]
     return storage
 
@@ -48,7 +48,7 @@ def test_what_the_library_stores_is_no_workflow(item: SqliteStorage) -> None:
         with pytest.raises(InvalidWorkflowIdError, match="begins with 'ray_workflows/'"):
             verb()
     assert removal.prune(reader, 0.0, None, 0) == []
-    assert store.find(item, "package/abc") is not None
+    assert shared_items.find(item, "package/abc") is not None
     item.close()
 
 
@@ -62,7 +62,7 @@ def test_commands_refuse_it(
         main([command, ITEM, *more, *where])
     assert ended.value.code != 0
     assert "begins with 'ray_workflows/'" in capsys.readouterr().err
-    assert store.find(item, "package/abc") is not None
+    assert shared_items.find(item, "package/abc") is not None
     item.close()
 
 

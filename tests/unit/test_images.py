@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_workflows._environment import images
+from ray_workflows._environment.code import images
 from ray_workflows._ray import private
 
 URI = "gcs://ray_workflows_images.zip"

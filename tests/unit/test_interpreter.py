@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from ray_workflows._environment import interpreter
 from ray_workflows._environment.attempts import runtime_env_for
+from ray_workflows._environment.code import interpreter
 from ray_workflows._environment.snapshot import own_runtime_env
 from ray_workflows._model.plan import Environment
 

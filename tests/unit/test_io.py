@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from ray_workflows._coordinator.io import Inbox, ThreadIo, work_off
-from ray_workflows._coordinator.store import SMALL_APPENDS, SMALL_BYTES, is_small
+from ray_workflows._coordinator.offload import Inbox, ThreadIo, work_off
+from ray_workflows._coordinator.retrying_storage import SMALL_APPENDS, SMALL_BYTES, is_small
 from ray_workflows._model.catalog import Append
 from ray_workflows.storage import SqliteStorage
 from ray_workflows.testing.builders import make_append

@@ -11,19 +11,19 @@ from typing import Any
 import pytest
 from ray.exceptions import RayError
 
-from ray_workflows._coordinator import host as host_module
+from ray_workflows._coordinator import actor as host_module
 from ray_workflows._coordinator import lease as lease_module
-from ray_workflows._coordinator.claims import LEASE_SECONDS
+from ray_workflows._coordinator.actor import Coordinator as Host
+from ray_workflows._coordinator.actor import Settings
 from ray_workflows._coordinator.clock import SteadyClock
+from ray_workflows._coordinator.failover import Orphans
 from ray_workflows._coordinator.holdings import Holdings
-from ray_workflows._coordinator.host import Coordinator as Host
-from ray_workflows._coordinator.host import Settings
 from ray_workflows._coordinator.jobs import Job, Steps
+from ray_workflows._coordinator.liveness import LEASE_SECONDS
 from ray_workflows._coordinator.loop import Loop
-from ray_workflows._coordinator.orphans import Orphans
 from ray_workflows._coordinator.workflow import Workflow
 from ray_workflows._elapsed import elapsed
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._ray.errors import error_without_user_code
 from ray_workflows.exceptions import StorageUnavailableError, WorkflowNotFoundError

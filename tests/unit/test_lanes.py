@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ray_workflows._executor.lanes import (
+from ray_workflows._executor.protocol import AttemptRequest, Scene, decode_batch, encode_batch
+from ray_workflows._executor.scheduling.queues import (
     AT_ONCE,
     MAX_IN_FLIGHT,
     SMOOTHING,
@@ -14,7 +15,6 @@ from ray_workflows._executor.lanes import (
     Lane,
     least,
 )
-from ray_workflows._executor.protocol import AttemptRequest, Scene, decode_batch, encode_batch
 from ray_workflows._model.plan import Environment, Function, TaskOptions
 from ray_workflows._model.values import Value
 

@@ -9,7 +9,7 @@ import pytest
 from ray_workflows._coordinator import holdings
 from ray_workflows._coordinator.deletion import Deletion
 from ray_workflows._coordinator.recovery import read_end, recover
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.status import WorkflowStatus
 from tests.unit.test_orphans import Coordinator, World

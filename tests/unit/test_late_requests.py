@@ -9,7 +9,7 @@ import pytest
 
 from ray_workflows._coordinator.deletion import Deletion
 from ray_workflows._coordinator.loop import Loop
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.answers import Accepted, Received, Stopped
 from ray_workflows._model.plan import EnvironmentChange
 from ray_workflows._model.status import WorkflowStatus

@@ -11,7 +11,7 @@ import pytest
 
 from ray_workflows._codec.journal import Chain
 from ray_workflows._model import events as ev
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.answers import Received
 from ray_workflows._model.values import Value
 from ray_workflows.exceptions import SignalRefusedError, WorkflowNotFoundError

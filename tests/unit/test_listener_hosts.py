@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray_workflows._executor.listener_hosts import MAX_IDLE, MAX_SPLITS, ListenerHosts
+from ray_workflows._executor.scheduling.listener_hosts import MAX_IDLE, MAX_SPLITS, ListenerHosts
 from tests.unit.scheduling import attempt, scene
 
 

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from ray_workflows._coordinator import holdings
-from ray_workflows._coordinator.claims import LEASE_SECONDS, Claims
+from ray_workflows._coordinator.admission import Limits
 from ray_workflows._coordinator.deletion import Deletion
 from ray_workflows._coordinator.eviction import EVICT_SECONDS
+from ray_workflows._coordinator.liveness import LEASE_SECONDS, Claims
 from ray_workflows._coordinator.requests import Watched, WatchRequest
-from ray_workflows._coordinator.room import Limits
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.answers import Received
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.status import WorkflowStatus

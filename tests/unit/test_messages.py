@@ -6,15 +6,15 @@ import re
 
 import pytest
 
-from ray_workflows._codec.messages import message, opened
-from ray_workflows._coordinator.requests import Submitted, Watched
-from ray_workflows._coordinator.wire import (
+from ray_workflows._codec.transport import message, opened
+from ray_workflows._coordinator.protocol import (
     decode_submitted,
     decode_watched,
     encode_submitted,
     encode_watched,
 )
-from ray_workflows._executor.batch import pack_loads, unpack_loads
+from ray_workflows._coordinator.requests import Submitted, Watched
+from ray_workflows._executor.worker.batch import pack_loads, unpack_loads
 from ray_workflows._model.answers import Accepted, Finished, Stopped
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.status import WorkflowStatus

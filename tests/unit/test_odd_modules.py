@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from ray_workflows._environment import beside, capture, loaded, modules, zipped
+from ray_workflows._environment.code import beside, capture, loaded, modules, zipped
 from ray_workflows._environment.compare import look
 
 #: What was asked of odd things. They raise only what others expect, pytest among them.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_workflows._ray import order
+from ray_workflows._ray import sitecustomize_template
 
 PACKAGES = ["/s/runtime_resources/py_modules_files/a", "/s/runtime_resources/py_modules_files/b"]
 
@@ -25,7 +25,7 @@ PACKAGES = ["/s/runtime_resources/py_modules_files/a", "/s/runtime_resources/py_
     ],
 )
 def test_what_ray_puts_first_comes_after_the_packages(path: list[str], expected: list[str]) -> None:
-    assert order.packages_first(path, ["/job"]) == expected
+    assert sitecustomize_template.packages_first(path, ["/job"]) == expected
 
 
 @pytest.mark.parametrize("worker", [True, False])
@@ -34,9 +34,11 @@ def test_it_is_imported_before_the_one_that_is_installed(tmp_path: Path, worker:
     package, other, installed = (tmp_path / name for name in ("package", "other", "installed"))
     for directory in (package, other, installed):
         directory.mkdir()
-        shutil.copy(order.__file__, directory / f"{order.NAME}.py")
-    (installed / f"{order.NAME}.py").write_text("print('installed')\n")
-    script = tmp_path / (order.WORKER if worker else "main.py")
+        shutil.copy(
+            sitecustomize_template.__file__, directory / f"{sitecustomize_template.NAME}.py"
+        )
+    (installed / f"{sitecustomize_template.NAME}.py").write_text("print('installed')\n")
+    script = tmp_path / (sitecustomize_template.WORKER if worker else "main.py")
     script.write_text(
         "import sys, sitecustomize\n"
         "print(sitecustomize.__file__, [type(finder).__name__ for finder in sys.meta_path][:1])\n"
@@ -61,4 +63,4 @@ def test_what_it_asks_of_ray() -> None:
 
     assert hasattr(worker.Worker(), "_cached_job_id")
     assert hasattr(CoreWorker, "get_job_config")
-    assert Path(str(default_worker.__file__)).name == order.WORKER
+    assert Path(str(default_worker.__file__)).name == sitecustomize_template.WORKER

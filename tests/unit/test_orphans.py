@@ -10,12 +10,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from ray_workflows._coordinator import orphans as module
+from ray_workflows._coordinator import failover as module
+from ray_workflows._coordinator.admission import Limits
+from ray_workflows._coordinator.failover import Orphans
 from ray_workflows._coordinator.lease import Lease
 from ray_workflows._coordinator.loop import Loop
-from ray_workflows._coordinator.orphans import Orphans
-from ray_workflows._coordinator.room import Limits
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.catalog import Holder, JournalEntry
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.exceptions import StorageUnavailableError

@@ -10,7 +10,7 @@ from ray_workflows._engine.commands import commands, due_at
 from ray_workflows._engine.fork import fork_history
 from ray_workflows._engine.summary import catalog_row
 from ray_workflows._model import events as ev
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.commands import Command, Deliver, StartAttempt
 from ray_workflows._model.outbox import Message
 from ray_workflows._model.status import WorkflowStatus

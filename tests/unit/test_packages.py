@@ -9,7 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from ray_workflows._environment import packages, store
+from ray_workflows._environment import shared_items
+from ray_workflows._environment.code import packages
 from ray_workflows._model.plan import Package
 from ray_workflows.exceptions import StorageCorruptError
 from ray_workflows.storage import MemoryStorage, SqliteStorage, Storage
@@ -23,8 +24,8 @@ def test_a_package_of_any_name_is_found_again(monkeypatch: pytest.MonkeyPatch) -
     package = packages.fetch(storage, uri, packages.digest_in(uri), None)
     assert package.uri == uri
     name = packages.item_name(package)
-    assert name == f"{store.PACKAGE}/{hashlib.sha256(data).hexdigest()[:32]}"
-    item = store.find(storage, name)
+    assert name == f"{shared_items.PACKAGE}/{hashlib.sha256(data).hexdigest()[:32]}"
+    item = shared_items.find(storage, name)
     assert item is not None
     assert item.incarnation == package.incarnation
     assert storage.read_blob(package.incarnation, package.blob) == data
@@ -43,21 +44,21 @@ class Place:
 
     def read(self, incarnation: str) -> bytes:
         if self.directory is not None:
-            return (self.directory / "blobs" / incarnation / store.KEY).read_bytes()
-        return self.storage.blobs.home.blobs[incarnation][store.KEY].data
+            return (self.directory / "blobs" / incarnation / shared_items.KEY).read_bytes()
+        return self.storage.blobs.home.blobs[incarnation][shared_items.KEY].data
 
     def replace(self, incarnation: str, data: bytes | None) -> None:
         """Put other bytes in the place of an item's, or none."""
         if self.directory is not None:
-            path = self.directory / "blobs" / incarnation / store.KEY
+            path = self.directory / "blobs" / incarnation / shared_items.KEY
             path.unlink()
             if data is not None:
                 path.write_bytes(data)
             return
         blobs = self.storage.blobs.home.blobs[incarnation]
-        stored = blobs.pop(store.KEY)
+        stored = blobs.pop(shared_items.KEY)
         if data is not None:
-            blobs[store.KEY] = msgspec.structs.replace(stored, data=data)
+            blobs[shared_items.KEY] = msgspec.structs.replace(stored, data=data)
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -115,7 +116,7 @@ def test_a_damaged_package_is_never_used_and_is_mended_by_who_has_the_same_files
         bring(place, package)
     assert not cluster
     # It names what it is, and the key of the bytes.
-    for part in (packages.item_name(package), package.incarnation, store.KEY):
+    for part in (packages.item_name(package), package.incarnation, shared_items.KEY):
         assert part in str(caught.value)
     # Whoever has the same files stores them again, in the same place.
     assert keep(place, code) == package
@@ -136,7 +137,7 @@ def test_a_package_that_was_put_back_is_used_as_it_is(
     with monkeypatch.context() as patched:
         patched.setattr(type(place.storage), "write_blob", None)
         assert keep(place, code) == package
-    item = store.find(place.storage, packages.item_name(package))
+    item = shared_items.find(place.storage, packages.item_name(package))
     assert item is not None
     assert not item.damaged
 
@@ -144,10 +145,10 @@ def test_a_package_that_was_put_back_is_used_as_it_is(
 def test_files_that_pack_otherwise_take_the_place_of_damaged_ones(place: Place) -> None:
     """Another zlib makes other bytes of the same files: the workflows of before stay damaged, those
     that come now are not."""
-    before = store.keep(place.storage, "package/a", lambda: [b"packed"])
+    before = shared_items.keep(place.storage, "package/a", lambda: [b"packed"])
     place.replace(before.incarnation, None)
-    store.note_damage(place.storage, "package/a", before.incarnation)
-    after = store.keep(place.storage, "package/a", lambda: [b"packed otherwise"])
+    shared_items.note_damage(place.storage, "package/a", before.incarnation)
+    after = shared_items.keep(place.storage, "package/a", lambda: [b"packed otherwise"])
     assert bytes(place.storage.read_blob(after.incarnation, after.blob)) == b"packed otherwise"
     with pytest.raises(StorageCorruptError):
         place.storage.read_blob(before.incarnation, before.blob)
@@ -155,9 +156,9 @@ def test_files_that_pack_otherwise_take_the_place_of_damaged_ones(place: Place) 
 
 def test_a_copy_mends_what_is_damaged_where_it_goes(place: Place) -> None:
     source, user = MemoryStorage(), ("w", "i")
-    item = store.keep(source, "package/a", lambda: [b"packed"])
-    store.copy_item(source, place.storage, item, user)
+    item = shared_items.keep(source, "package/a", lambda: [b"packed"])
+    shared_items.copy_item(source, place.storage, item, user)
     place.replace(item.incarnation, b"other!")
-    store.note_damage(place.storage, "package/a", item.incarnation)
-    store.copy_item(source, place.storage, item, user)
+    shared_items.note_damage(place.storage, "package/a", item.incarnation)
+    shared_items.copy_item(source, place.storage, item, user)
     assert bytes(place.storage.read_blob(item.incarnation, item.blob)) == b"packed"

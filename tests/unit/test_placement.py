@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from ray_workflows._executor.placement import why_unplaceable
+from ray_workflows._executor.executor import RayExecutor
 from ray_workflows._executor.protocol import AttemptRequest, News, Scene
-from ray_workflows._executor.ray_tasks import RayExecutor
-from ray_workflows._model.inputs import FoundUnplaceable
+from ray_workflows._executor.scheduling.placement import why_unplaceable
+from ray_workflows._model.messages import FoundUnplaceable
 from ray_workflows._model.plan import LISTENER, Environment, Function, TaskOptions
 from ray_workflows._model.values import Value
 from tests.unit.test_task_states import CHAIN, Driver, states

@@ -13,7 +13,7 @@ from ray_workflows._coordinator.active import ActiveWorkflows
 from ray_workflows._coordinator.deletion import Deletion
 from ray_workflows._coordinator.loop import Loop
 from ray_workflows._engine.state import WorkflowState
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.answers import Accepted, Received
 from ray_workflows._model.catalog import Append, CatalogRow, JournalEntry
 from ray_workflows._model.status import WorkflowStatus

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from ray.exceptions import RayTaskError
 
-from ray_workflows._executor import rack as racks
-from ray_workflows._executor.rack import Rack
+from ray_workflows._executor.scheduling import package_cache as racks
+from ray_workflows._executor.scheduling.package_cache import Rack
 from ray_workflows._model.plan import Package
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageCorruptError

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ray_workflows._coordinator.holdings import IDLE_SECONDS, READ_AT_ONCE
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.answers import Accepted
 from ray_workflows._model.catalog import Append
 from ray_workflows._model.status import WorkflowStatus

@@ -12,7 +12,7 @@ import pytest
 from ray_workflows._codec.journal import decode_entries
 from ray_workflows._engine.state import WorkflowState
 from ray_workflows._model import events as ev
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.answers import Accepted
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.exceptions import WorkflowAlreadyRunningError

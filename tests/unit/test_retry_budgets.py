@@ -6,7 +6,7 @@ import pytest
 
 from ray_workflows._capture.options import retry_options
 from ray_workflows._engine.retry import FIRST_FLOOR, LONGEST_FLOOR
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.plan import Backoff
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import ErrorInfo

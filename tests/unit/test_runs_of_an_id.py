@@ -13,7 +13,7 @@ import pytest
 import ray_workflows as workflow
 from ray_workflows._client import workflows
 from ray_workflows._client.connection import Connection
-from ray_workflows._coordinator.wire import SENT
+from ray_workflows._coordinator.protocol import SENT
 from ray_workflows.exceptions import WorkflowNotFoundError
 from ray_workflows.storage import MemoryStorage
 from ray_workflows.testing.builders import fill, incarnation_of

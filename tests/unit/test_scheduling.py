@@ -16,10 +16,10 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from ray_workflows._executor import dispatch
-from ray_workflows._executor.lanes import TARGET_SECONDS
 from ray_workflows._executor.protocol import AttemptRequest
-from ray_workflows._model.inputs import AttemptCrashed, Crash
+from ray_workflows._executor.scheduling import dispatch
+from ray_workflows._executor.scheduling.queues import TARGET_SECONDS
+from ray_workflows._model.messages import AttemptCrashed, Crash
 from ray_workflows.exceptions import PackageTooLargeError, StorageCorruptError, WorkflowError
 from tests.unit.scheduling import Scheduling, attempt, chain, scene
 

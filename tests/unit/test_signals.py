@@ -11,7 +11,7 @@ from ray_workflows._engine.commands import commands
 from ray_workflows._engine.fork import fork_history
 from ray_workflows._engine.signals import REMEMBERED
 from ray_workflows._model import events as ev
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.commands import WakeAt
 from ray_workflows._model.plan import SIGNAL, Plan
 from ray_workflows._model.values import Blob, Value

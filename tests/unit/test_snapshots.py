@@ -16,7 +16,7 @@ from ray_workflows._coordinator.snapshots import NOTHING, RULE, Unsaved, next_sn
 from ray_workflows._engine import snapshots
 from ray_workflows._engine.replay import replay
 from ray_workflows._engine.summary import catalog_row
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.answers import Received
 from ray_workflows._model.catalog import Append
 from ray_workflows._model.status import WorkflowStatus
@@ -25,7 +25,7 @@ from ray_workflows.cli.checks import Shared, check_journal
 from ray_workflows.exceptions import StorageCorruptError
 from ray_workflows.storage import MemoryStorage
 from ray_workflows.testing.builders import OK
-from tests.states import check_same, check_same_lifecycle
+from tests.support.states import check_same, check_same_lifecycle
 from tests.unit.driver import BOOM, Driver
 from tests.unit.plans import plan
 from tests.unit.test_orphans import PLAN, Coordinator, World

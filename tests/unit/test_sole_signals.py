@@ -6,7 +6,7 @@ import pytest
 
 from ray_workflows._engine.signals import REMEMBERED
 from ray_workflows._model import events as ev
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.answers import OtherSignal, Received, TooManySignals
 from ray_workflows._model.values import Value
 from ray_workflows.exceptions import SignalRefusedError, WorkflowNotFoundError

@@ -17,7 +17,7 @@ import pytest
 from ray_workflows._capture import source_lines
 from ray_workflows._capture.functions import write_function
 from ray_workflows._capture.values import ValueReader, ValueWriter
-from ray_workflows._model.inputs import AttemptRaised
+from ray_workflows._model.messages import AttemptRaised
 from ray_workflows._model.plan import Function
 from ray_workflows._model.values import Value
 from ray_workflows.storage.memory import MemoryStorage

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from ray_workflows._executor.protocol import AttemptRequest
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.answers import Accepted
-from ray_workflows._model.inputs import AttemptReturned
+from ray_workflows._model.messages import AttemptReturned
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Value
 from tests.unit.plans import plan

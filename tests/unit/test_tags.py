@@ -10,7 +10,7 @@ from ray_workflows._client import reads
 from ray_workflows._client.reader import Reader
 from ray_workflows._engine.summary import catalog_row
 from ray_workflows._model import events as ev
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.filters import parse_filter
 from ray_workflows._model.status import WORKFLOWS, WorkflowStatus
 from ray_workflows._model.tags import MAX_TAGS, validate_tags

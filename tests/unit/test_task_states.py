@@ -7,9 +7,9 @@ import pytest
 from ray_workflows._client.reader import Reader
 from ray_workflows._client.reads import get_metadata, get_tasks
 from ray_workflows._codec.journal import encode_entry
-from ray_workflows._coordinator.claims import this_holder
+from ray_workflows._coordinator.liveness import this_holder
 from ray_workflows._engine.summary import catalog_row
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.catalog import Append
 from ray_workflows._model.plan import LISTENER, SIGNAL, TIMER, Backoff
 from ray_workflows._model.tasks import AttemptOutcome, TaskInfo, TaskStatus

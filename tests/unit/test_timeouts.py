@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from ray_workflows._executor.batch import BatchRun, Home
 from ray_workflows._executor.protocol import AttemptRequest
-from ray_workflows._executor.watch import LOOK_SECONDS, Watched
+from ray_workflows._executor.worker.batch import BatchRun, Home
+from ray_workflows._executor.worker.watchdog import LOOK_SECONDS, Watched
 from ray_workflows._model.values import Blob, Value
 from ray_workflows.exceptions import StorageUnavailableError
 from ray_workflows.storage.base import Storage

@@ -13,8 +13,8 @@ from ray import cloudpickle
 from ray_workflows._capture.pickling import pickle_value
 from ray_workflows._capture.values import Brought, ValueReader, ValueWriter
 from ray_workflows._codec.placeholders import UPSTREAM_REF, UPSTREAM_VALUE
-from ray_workflows._executor.worker import AttemptRun
-from ray_workflows._model.inputs import AttemptReturned
+from ray_workflows._executor.worker.attempt import AttemptRun
+from ray_workflows._model.messages import AttemptReturned
 from ray_workflows._model.values import Blob, Outcome
 from ray_workflows.storage.memory import MemoryStorage
 from tests.unit.kinds_of_values import VALUES, described

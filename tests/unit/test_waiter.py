@@ -17,12 +17,11 @@ from ray_workflows._client.outputs import Awaited
 from ray_workflows._client.reader import Reader
 from ray_workflows._client.waiter import Waiter
 from ray_workflows._codec.journal import VERSION, encode_plan
-from ray_workflows._coordinator import host as host_module
-from ray_workflows._coordinator.host import Coordinator as Host
-from ray_workflows._coordinator.host import Settings
-from ray_workflows._coordinator.requests import Submission, Watched
-from ray_workflows._coordinator.watching import SIT_SECONDS
-from ray_workflows._coordinator.wire import (
+from ray_workflows._coordinator import actor as host_module
+from ray_workflows._coordinator.actor import Coordinator as Host
+from ray_workflows._coordinator.actor import Settings
+from ray_workflows._coordinator.long_polls import SIT_SECONDS
+from ray_workflows._coordinator.protocol import (
     ENCODER,
     POLLED,
     OutputWanted,
@@ -31,6 +30,7 @@ from ray_workflows._coordinator.wire import (
     Submissions,
     decode_submitted,
 )
+from ray_workflows._coordinator.requests import Submission, Watched
 from ray_workflows._model.answers import Accepted
 from ray_workflows._model.plan import TIMER
 from ray_workflows.exceptions import StorageConfigError, WorkflowNotFoundError

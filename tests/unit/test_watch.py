@@ -6,7 +6,7 @@ import threading
 import time
 import weakref
 
-from ray_workflows._executor.watch import Watch
+from ray_workflows._executor.worker.watchdog import Watch
 
 #: How long to wait for what happens within a moment.
 PATIENCE_SECONDS = 10.0

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from ray_workflows._coordinator import watching
+from ray_workflows._coordinator import long_polls
+from ray_workflows._coordinator.long_polls import SIT_SECONDS, LongPolls, Seats
+from ray_workflows._coordinator.protocol import Poll, Polled
 from ray_workflows._coordinator.requests import Watched, WatchRequest
-from ray_workflows._coordinator.watching import SIT_SECONDS, LongPolls, Seats
-from ray_workflows._coordinator.wire import Poll, Polled
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Outcome, Value
@@ -88,7 +88,7 @@ def test_a_repeated_poll_that_took_nothing_does_not_say_that_it_did() -> None:
 
 def test_outputs_that_nobody_comes_for_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """What there is no room for is read from the storage by the client, should it come."""
-    monkeypatch.setattr(watching, "KEPT_BYTES", 1000)
+    monkeypatch.setattr(long_polls, "KEPT_BYTES", 1000)
     polls = Polls()
     names = [f"w{number}" for number in range(50)]
     for again in range(2):

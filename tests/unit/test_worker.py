@@ -18,16 +18,16 @@ import ray_workflows as workflow
 from ray_workflows._capture.values import ValueReader, ValueWriter
 from ray_workflows._codec.envelope import seal
 from ray_workflows._codec.placeholders import UPSTREAM_VALUE, placeholder
-from ray_workflows._executor.context import current_task
-from ray_workflows._executor.event_loops import OneLoop
-from ray_workflows._executor.listeners import run_listener
 from ray_workflows._executor.protocol import AnyReport, decode_batch, encode_batch
-from ray_workflows._executor.worker import (
+from ray_workflows._executor.worker.attempt import (
     LONGEST_PAUSE_SECONDS,
     PATIENCE_SECONDS,
     AttemptRun,
 )
-from ray_workflows._model.inputs import (
+from ray_workflows._executor.worker.context import current_task
+from ray_workflows._executor.worker.event_loops import OneLoop
+from ray_workflows._executor.worker.listeners import run_listener
+from ray_workflows._model.messages import (
     AttemptCrashed,
     AttemptLostInput,
     AttemptLostStorage,

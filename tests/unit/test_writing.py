@@ -16,8 +16,8 @@ from ray_workflows.storage.files import direct_io as writing
 from ray_workflows.storage.files.blobs import BlobFiles
 from ray_workflows.storage.files.direct_io import BLOCK_BYTES, BUFFER_BYTES, FileWriter
 from ray_workflows.storage.parts import Home
-from ray_workflows.storage.records import slices
-from tests.disks import small_disk
+from ray_workflows.storage.validation import slices
+from tests.support.disks import small_disk
 
 MIB = 1024 * 1024
 

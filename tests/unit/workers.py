@@ -14,14 +14,14 @@ from ray import cloudpickle
 
 from ray_workflows._capture.pickling import pickle_value
 from ray_workflows._codec.envelope import seal
-from ray_workflows._executor.batch import BatchRun, Home
 from ray_workflows._executor.protocol import (
     AnyReport,
     AttemptRequest,
     Scene,
     decode_report,
 )
-from ray_workflows._executor.watch import Watch
+from ray_workflows._executor.worker.batch import BatchRun, Home
+from ray_workflows._executor.worker.watchdog import Watch
 from ray_workflows._model.plan import Environment, Function, TaskOptions
 from ray_workflows._model.values import Outcome, Value
 from ray_workflows.storage.base import Storage

@@ -17,8 +17,8 @@ from importlib.machinery import ModuleSpec
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-from ray_workflows._environment.loaded import names_in, names_of_class
-from ray_workflows._environment.modules import find_spec
+from ray_workflows._environment.code.loaded import names_in, names_of_class
+from ray_workflows._environment.code.modules import find_spec
 
 #: The module that the script of a process is, whatever that is.
 SCRIPT = "__main__"

@@ -9,8 +9,8 @@ from ray.dag import DAGNode
 
 from ray_workflows._capture.dag import check_root
 from ray_workflows._client.connection import connect
-from ray_workflows._client.drafts import Drafts
-from ray_workflows._executor import context
+from ray_workflows._client.submissions import Drafts
+from ray_workflows._executor.worker import context
 from ray_workflows._model.catalog import Tag
 from ray_workflows._model.ids import validate_workflow_id
 

@@ -27,7 +27,7 @@ from ray_workflows._capture.code_parts import (
 from ray_workflows._capture.upgrade import present_version
 from ray_workflows._client.environments import CURRENT, Remembered, recorded_code
 from ray_workflows._codec.envelope import unseal
-from ray_workflows._environment import capture
+from ray_workflows._environment.code import capture
 from ray_workflows._environment.compare import changed_modules
 from ray_workflows._model.plan import EnvironmentChange, Function
 from ray_workflows._model.values import Blob

@@ -15,11 +15,11 @@ from ray_workflows._capture.values import ValueReader
 from ray_workflows._client.launch import start_coordinator
 from ray_workflows._client.reader import Reader
 from ray_workflows._codec.journal import VERSION
-from ray_workflows._coordinator.claims import LEASE_SECONDS
+from ray_workflows._coordinator.actor import ACTOR_NAME, NAMESPACE, Settings
+from ray_workflows._coordinator.admission import UNLIMITED, Limits
 from ray_workflows._coordinator.eviction import EVICT_SECONDS
-from ray_workflows._coordinator.host import ACTOR_NAME, NAMESPACE, Settings
-from ray_workflows._coordinator.room import UNLIMITED, Limits
-from ray_workflows._environment.interpreter import check_python
+from ray_workflows._coordinator.liveness import LEASE_SECONDS
+from ray_workflows._environment.code.interpreter import check_python
 from ray_workflows._executor.node_storage import NodeStorage
 from ray_workflows._ray.cluster import call_inside, is_outside
 from ray_workflows._version import __version__

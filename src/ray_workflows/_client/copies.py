@@ -22,9 +22,9 @@ from ray_workflows._client.reader import ACTIVE, Reader
 from ray_workflows._client.removal import by_lease_alone
 from ray_workflows._codec.journal import Chain
 from ray_workflows._codec.references import blobs_in
-from ray_workflows._coordinator.claims import this_holder
-from ray_workflows._environment import store
-from ray_workflows._environment.packages import item_name
+from ray_workflows._coordinator.liveness import this_holder
+from ray_workflows._environment import shared_items
+from ray_workflows._environment.code.packages import item_name
 from ray_workflows._model import events as ev
 from ray_workflows._model.catalog import Append, CatalogRow, JournalEntry
 from ray_workflows._model.events import Event
@@ -131,13 +131,13 @@ class Copying:
         user = (row.workflow_id, row.incarnation)
         for environment in environments_in(events):
             for package in environment.packages:
-                item = store.Item(item_name(package), package.incarnation, package.blob)
-                store.copy_item(source, target, item, user)
-            name = f"{store.DOCUMENT}/{environment.record}"
-            document = store.find(source, name) if environment.record else None
+                item = shared_items.Item(item_name(package), package.incarnation, package.blob)
+                shared_items.copy_item(source, target, item, user)
+            name = f"{shared_items.DOCUMENT}/{environment.record}"
+            document = shared_items.find(source, name) if environment.record else None
             if document is not None:
                 data = source.read_blob(document.incarnation, document.blob)
-                store.keep(target, name, partial(list, [data]), document.mentions, user)
+                shared_items.keep(target, name, partial(list, [data]), document.mentions, user)
 
     def check_source(self, row: CatalogRow) -> None:
         """Raise for what is no workflow at rest."""

@@ -22,7 +22,9 @@ from ray_workflows._client.outputs import read_row
 from ray_workflows._client.reader import Reader
 from ray_workflows._coordinator.recovery import fold
 from ray_workflows._engine.state import Phase, Task, WorkflowState
-from ray_workflows._environment import capture, hooks, secrets, snapshot, store
+from ray_workflows._environment import secrets, shared_items, snapshot
+from ray_workflows._environment.code import capture, hooks
+from ray_workflows._environment.code.modules import Reached, roots
 from ray_workflows._environment.compare import (
     changed_modules,
     diff,
@@ -30,7 +32,6 @@ from ray_workflows._environment.compare import (
     obstacles,
     other_versions,
 )
-from ray_workflows._environment.modules import Reached, roots
 from ray_workflows._environment.record import Record, decode
 from ray_workflows._model import events as ev
 from ray_workflows._model.catalog import CatalogRow
@@ -72,11 +73,13 @@ class Remembered:
         #: Why the document about its environment can't be read.
         self.damage: StorageCorruptError | None = None
         try:
-            item = store.find(storage, f"{store.DOCUMENT}/{record}") if record else None
+            item = (
+                shared_items.find(storage, f"{shared_items.DOCUMENT}/{record}") if record else None
+            )
             if item is not None:
                 with (
                     unless_deleted(storage, row),
-                    store.noting_damage(storage, item.name, item.incarnation),
+                    shared_items.noting_damage(storage, item.name, item.incarnation),
                 ):
                     self.record = decode(storage.read_blob(item.incarnation, item.blob))
         except StorageCorruptError as error:

@@ -13,7 +13,7 @@ from ray_workflows._capture.values import ValueWriter
 from ray_workflows._client import old_events
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.signals import NOTHING, blob_key
-from ray_workflows._coordinator.wire import ENCODER, Sent, SentEvent
+from ray_workflows._coordinator.protocol import ENCODER, Sent, SentEvent
 from ray_workflows._model.answers import OtherSignal, Received, TooManySignals
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.ids import validate_signal_text

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray import cloudpickle
 
-from ray_workflows._coordinator.host import coordinator_class
+from ray_workflows._coordinator.actor import coordinator_class
 from ray_workflows._ray.private import JOB_CONFIG_VARIABLE
 from ray_workflows.exceptions import CoordinatorUnavailableError
 

@@ -19,8 +19,8 @@ import ray
 
 from ray_workflows._client.connection import CALL_SECONDS, Connection, find_coordinator
 from ray_workflows._client.reader import ACTIVE, Reader
+from ray_workflows._coordinator.protocol import decode_watched
 from ray_workflows._coordinator.requests import Watched
-from ray_workflows._coordinator.wire import decode_watched
 from ray_workflows._executor.node_storage import NodeStorage
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows.exceptions import CoordinatorUnavailableError, StorageUnavailableError

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from ray_workflows._capture.values import DetachedReader, ValueReader
-from ray_workflows._coordinator.claims import Claims, ProcessProbe, probe_process
+from ray_workflows._coordinator.liveness import Claims, ProcessProbe, probe_process
 from ray_workflows._coordinator.recovery import list_rows
 from ray_workflows._model.catalog import CatalogQuery, CatalogRow, Condition
 from ray_workflows._model.filters import Filter

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.outputs import read_row
 from ray_workflows._client.reader import ACTIVE, Reader
-from ray_workflows._coordinator.claims import Claims
-from ray_workflows._environment.store import collect
+from ray_workflows._coordinator.liveness import Claims
+from ray_workflows._environment.shared_items import collect
 from ray_workflows._model.catalog import CatalogRow, Holder
 from ray_workflows._model.ids import validate_workflow_id
 from ray_workflows._model.status import WorkflowStatus

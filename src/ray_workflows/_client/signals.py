@@ -10,7 +10,7 @@ from ray_workflows._capture.pickling import pickle_value
 from ray_workflows._capture.values import ValueWriter
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.outputs import read_row
-from ray_workflows._coordinator.wire import ENCODER, Sent
+from ray_workflows._coordinator.protocol import ENCODER, Sent
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Value
 

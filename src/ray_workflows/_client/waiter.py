@@ -19,8 +19,8 @@ from ray_workflows._capture.unopened import UnopenedReader
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.outputs import POLL_SECONDS, Awaited, read_output
 from ray_workflows._client.reader import Reader
+from ray_workflows._coordinator.protocol import ENCODER, OUTPUT_WANTED, POLLED, Poll
 from ray_workflows._coordinator.requests import Watched
-from ray_workflows._coordinator.wire import ENCODER, OUTPUT_WANTED, POLLED, Poll
 from ray_workflows.exceptions import CoordinatorUnavailableError, StorageUnavailableError
 
 #: Outputs kept of workflows that ended before their driver asked.

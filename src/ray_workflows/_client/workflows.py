@@ -17,7 +17,6 @@ from ray_workflows._capture.dag import check_root
 from ray_workflows._client import environments, reads, removal, signals
 from ray_workflows._client.code_changes import FORK, CodeChanges
 from ray_workflows._client.connection import Connection, connect
-from ray_workflows._client.drafts import Drafts
 from ray_workflows._client.environments import Remembered, Wishes
 from ray_workflows._client.forks import Fork
 from ray_workflows._client.outputs import (
@@ -28,9 +27,10 @@ from ray_workflows._client.outputs import (
     workflow_output,
 )
 from ray_workflows._client.reader import ACTIVE
+from ray_workflows._client.submissions import Drafts
 from ray_workflows._client.waiter import OutputError, waiter_class
+from ray_workflows._coordinator.protocol import ENCODER, OutputWanted
 from ray_workflows._coordinator.requests import Submitted
-from ray_workflows._coordinator.wire import ENCODER, OutputWanted
 from ray_workflows._model.answers import Accepted, Finished
 from ray_workflows._model.catalog import Tag
 from ray_workflows._model.environment import EnvironmentInfo

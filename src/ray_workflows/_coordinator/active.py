@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from ray_workflows._coordinator.admission import Room
 from ray_workflows._coordinator.evicted import Evicted, EvictedWorkflows
 from ray_workflows._coordinator.recovery import Recovered
-from ray_workflows._coordinator.room import Room
 from ray_workflows._coordinator.workflow import Workflow
 from ray_workflows._engine.commands import due_at
 from ray_workflows._engine.decision import ACTIVE

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray_workflows._coordinator.claims import Claims
+from ray_workflows._coordinator.liveness import Claims
 from ray_workflows._coordinator.loop import SOON, Loop
 from ray_workflows._coordinator.recovery import read_end
 from ray_workflows._coordinator.requests import Reply

@@ -8,13 +8,13 @@ import logging
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from ray_workflows._coordinator.claims import LEASE_SECONDS, Claims
 from ray_workflows._coordinator.jobs import Steps
+from ray_workflows._coordinator.liveness import LEASE_SECONDS, Claims
 from ray_workflows._coordinator.loop import Loop
 from ray_workflows._coordinator.recovery import Recovered, recover
 from ray_workflows._coordinator.workflow import Workflow
 from ray_workflows._engine.decision import ACTIVE
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.catalog import CatalogQuery, CatalogRow, Page
 from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError, is_transient
 

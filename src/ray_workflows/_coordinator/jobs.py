@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import Any
 
-from ray_workflows._coordinator.io import Io
+from ray_workflows._coordinator.offload import Io
 from ray_workflows._executor.timers import RETRY_SECONDS, Timer, TimerQueue
 
 #: One run of a job. It yields blocking work, is sent what that returned or thrown what that raised,

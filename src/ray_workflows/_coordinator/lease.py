@@ -9,11 +9,11 @@ from collections.abc import Iterable
 
 import msgspec
 
-from ray_workflows._coordinator.claims import LEASE_SECONDS, RENEW_SECONDS
 from ray_workflows._coordinator.holdings import Holdings
 from ray_workflows._coordinator.jobs import Steps
+from ray_workflows._coordinator.liveness import LEASE_SECONDS, RENEW_SECONDS
 from ray_workflows._coordinator.loop import Loop
-from ray_workflows._environment.store import collect
+from ray_workflows._environment.shared_items import collect
 
 logger = logging.getLogger(__name__)
 

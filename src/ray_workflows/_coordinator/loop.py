@@ -17,19 +17,19 @@ from typing import Any
 
 from ray_workflows._codec.journal import encode_entry, link_of
 from ray_workflows._coordinator.active import ActiveWorkflows
-from ray_workflows._coordinator.claims import Claims, ProcessProbe, probe_process
+from ray_workflows._coordinator.admission import Limits, Room
 from ray_workflows._coordinator.commits import Commits
 from ray_workflows._coordinator.eviction import EVICT_SECONDS, Eviction
-from ray_workflows._coordinator.io import Io
 from ray_workflows._coordinator.jobs import Job, Steps
+from ray_workflows._coordinator.liveness import Claims, ProcessProbe, probe_process
+from ray_workflows._coordinator.offload import Io
 from ray_workflows._coordinator.outbox import Deliveries
 from ray_workflows._coordinator.quarantine import Quarantine
 from ray_workflows._coordinator.recovery import More, Recovered, read_more, recover
 from ray_workflows._coordinator.requests import Asked, Reply
-from ray_workflows._coordinator.room import Limits, Room
+from ray_workflows._coordinator.retrying_storage import Store
 from ray_workflows._coordinator.snapshots import RULE, SnapshotRule, next_snapshot
 from ray_workflows._coordinator.starting import STARTS, Starter
-from ray_workflows._coordinator.store import Store
 from ray_workflows._coordinator.watchers import Watchers
 from ray_workflows._coordinator.workflow import Answer, Pending, Workflow, answer
 from ray_workflows._engine.commands import commands, next_wake
@@ -41,7 +41,7 @@ from ray_workflows._engine.summary import catalog_row, due_at_of
 from ray_workflows._executor.protocol import Executor, News
 from ray_workflows._executor.timers import TimerQueue, log_failure
 from ray_workflows._model import events as ev
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.catalog import Append, CatalogRow, Holder
 from ray_workflows._model.commands import CancelAttempt, Command, StartAttempt, WakeAt
 from ray_workflows._model.status import WorkflowStatus

@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from ray_workflows._coordinator.requests import Reply, Submission, submit_input
-from ray_workflows._coordinator.store import Store, is_refusal
+from ray_workflows._coordinator.retrying_storage import Store, is_refusal
 from ray_workflows._coordinator.workflow import Workflow
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.errors import name_of, text_of
 from ray_workflows._model.outbox import Message
 from ray_workflows._model.values import Blob, ErrorInfo

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ray_workflows._codec.journal import decode_plan, events_from
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.answers import Accepted, Finished
 from ray_workflows._model.catalog import CatalogRow, Tag
 from ray_workflows._model.plan import EnvironmentChange

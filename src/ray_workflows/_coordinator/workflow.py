@@ -17,7 +17,7 @@ from ray_workflows._executor.protocol import AttemptRequest, Executor, Scene
 from ray_workflows._executor.timers import Timer
 from ray_workflows._model.catalog import Append, CatalogRow
 from ray_workflows._model.commands import Command, StartAttempt
-from ray_workflows._model.inputs import AttemptReport, Input
+from ray_workflows._model.messages import AttemptReport, Input
 from ray_workflows._model.plan import Environment, Package
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Blob, Outcome, Value

@@ -13,7 +13,7 @@ from ray_workflows._engine.retry import (
 from ray_workflows._engine.state import Frame, Phase, Task, WorkflowState
 from ray_workflows._engine.values import lose
 from ray_workflows._model import events as ev
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.tasks import AttemptOutcome
 from ray_workflows._model.values import ErrorInfo, Outcome

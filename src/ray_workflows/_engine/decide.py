@@ -8,7 +8,7 @@ from typing import Any
 from ray_workflows._engine import attempts, lifecycle, outbox, waits
 from ray_workflows._engine.decision import Decision, Events, Surroundings
 from ray_workflows._engine.state import Lifecycle, WorkflowState
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 
 #: A coordinator that nobody shares the storage with, and that has room.
 ALONE = Surroundings()

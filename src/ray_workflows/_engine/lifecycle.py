@@ -28,7 +28,7 @@ from ray_workflows._engine.signals import (
 from ray_workflows._engine.state import Lifecycle, WorkflowState
 from ray_workflows._engine.values import lose, unstored
 from ray_workflows._model import events as ev
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.answers import (
     Accepted,
     Finished,

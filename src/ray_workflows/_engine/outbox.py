@@ -11,7 +11,7 @@ from __future__ import annotations
 from ray_workflows._engine.decision import Decision, Events, Surroundings
 from ray_workflows._engine.state import Lifecycle, WorkflowState
 from ray_workflows._model import events as ev
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 
 ENDS = (ev.WorkflowSucceeded, ev.WorkflowFailed, ev.WorkflowTimedOut, ev.WorkflowCanceled)
 

@@ -9,7 +9,7 @@ from ray_workflows._engine.signals import deliveries
 from ray_workflows._engine.sources import WAITING
 from ray_workflows._engine.state import Task, WorkflowState
 from ray_workflows._model import events as ev
-from ray_workflows._model import inputs as inp
+from ray_workflows._model import messages as inp
 from ray_workflows._model.values import Outcome, Value
 
 

@@ -6,7 +6,8 @@ import os
 import sys
 from typing import Any
 
-from ray_workflows._environment import capture, images, interpreter, packages, secrets
+from ray_workflows._environment import secrets
+from ray_workflows._environment.code import capture, images, interpreter, packages
 from ray_workflows._model.plan import Environment, Package
 from ray_workflows._ray.private import UNPACKED
 

@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 import ray
 
-from ray_workflows._environment.archive import file_digest
-from ray_workflows._environment.modules import is_importable, version_of
+from ray_workflows._environment.code.archive import file_digest
+from ray_workflows._environment.code.modules import is_importable, version_of
 from ray_workflows._environment.record import Record
 
 #: Fields of a runtime_env that bring a Python or packages of their own.

@@ -16,23 +16,16 @@ from typing import Any
 import msgspec
 import ray
 
-from ray_workflows._environment import (
-    capture,
-    hooks,
-    interpreter,
-    packages,
-    record,
-    secrets,
-    store,
-)
-from ray_workflows._environment.archive import file_digest
-from ray_workflows._environment.loaded import cells, file_of, names_in
-from ray_workflows._environment.modules import Reached, roots
-from ray_workflows._environment.packages import User
-from ray_workflows._environment.store import DOCUMENT, SharedStorage
-from ray_workflows._environment.zipped import unzipped
+from ray_workflows._environment import record, secrets, shared_items
+from ray_workflows._environment.code import capture, hooks, interpreter, packages
+from ray_workflows._environment.code.archive import file_digest
+from ray_workflows._environment.code.loaded import cells, file_of, names_in
+from ray_workflows._environment.code.modules import Reached, roots
+from ray_workflows._environment.code.packages import User
+from ray_workflows._environment.code.zipped import unzipped
+from ray_workflows._environment.shared_items import DOCUMENT, SharedStorage
 from ray_workflows._model.plan import Environment, Package, Plan
-from ray_workflows._ray import order, private
+from ray_workflows._ray import private, sitecustomize_template
 
 #: How long what is stored is believed to be there, in seconds.
 BELIEVED_SECONDS = 600.0
@@ -177,7 +170,11 @@ def remember(
     with tempfile.TemporaryDirectory() as directory:
         changed, hook = hooks.localize(changed, directory)
         if reached.files or needed or hook:
-            files = {f"{order.NAME}.py": order.__file__, **hook, **reached.files}
+            files = {
+                f"{sitecustomize_template.NAME}.py": sitecustomize_template.__file__,
+                **hook,
+                **reached.files,
+            }
             package = packages.from_files(storage, files, what="The local code")
             needed = [*needed, package]
             code = package.uri
@@ -218,7 +215,7 @@ def keep_record(
     """An environment with the document about it stored."""
     name, data = record.encode(record.describe(environment, modules, installed, skipped))
     mentions = [packages.item_name(package) for package in environment.packages]
-    store.keep(storage, f"{DOCUMENT}/{name}", lambda: [data], mentions, user)
+    shared_items.keep(storage, f"{DOCUMENT}/{name}", lambda: [data], mentions, user)
     return msgspec.structs.replace(environment, record=name)
 
 
@@ -279,9 +276,9 @@ def share(storage: SharedStorage, environment: Environment, user: User) -> None:
     """Let one more workflow use an environment: one that is named after its document."""
     if not environment.record:
         return
-    document = store.use(storage, f"{DOCUMENT}/{environment.record}")
+    document = shared_items.use(storage, f"{DOCUMENT}/{environment.record}")
     mentions = document.mentions if document is not None else ()
     for package in environment.packages:
         name = packages.item_name(package)
         if name not in mentions:
-            store.use(storage, name, user)
+            shared_items.use(storage, name, user)

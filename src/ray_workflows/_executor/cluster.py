@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, Protocol
 
-from ray_workflows._executor.batch import Load
-from ray_workflows._executor.carriers import Brought, SentBatch
 from ray_workflows._executor.protocol import Scene
+from ray_workflows._executor.scheduling.slots import Brought, SentBatch
+from ray_workflows._executor.worker.batch import Load
 
 
 class Future(Protocol):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ray_workflows._executor.protocol import AnyReport, AttemptRequest, ReportSink
-from ray_workflows._model.inputs import AttemptCrashed, AttemptLostInput
+from ray_workflows._model.messages import AttemptCrashed, AttemptLostInput
 from ray_workflows._model.values import Blob, ErrorInfo, Value
 
 #: Does the work of one attempt, given the live objects of its workflow by blob key. Returns the

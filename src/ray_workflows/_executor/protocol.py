@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import msgspec
 
-from ray_workflows._codec.messages import Message, opened
-from ray_workflows._model.inputs import (
+from ray_workflows._codec.transport import Message, opened
+from ray_workflows._model.messages import (
     AttemptCrashed,
     AttemptFoundCorruption,
     AttemptLostInput,

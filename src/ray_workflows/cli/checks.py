@@ -18,12 +18,12 @@ from ray_workflows._client import connection as connections
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.reader import ACTIVE, Reader
 from ray_workflows._codec.references import stored_parts
-from ray_workflows._coordinator.claims import LEASE_SECONDS
+from ray_workflows._coordinator.liveness import LEASE_SECONDS
 from ray_workflows._coordinator.recovery import Recovered, read_state, recover
 from ray_workflows._engine.snapshots import save
 from ray_workflows._engine.summary import is_row_of
-from ray_workflows._environment import store
-from ray_workflows._environment.packages import item_name
+from ray_workflows._environment import shared_items
+from ray_workflows._environment.code.packages import item_name
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.plan import Environment, Package
 from ray_workflows._model.status import WorkflowStatus
@@ -279,7 +279,9 @@ class Shared:
                 for _ in self.storage.stream_blob(incarnation, blob):
                     pass
             except StorageCorruptError as error:
-                self.trouble[key] = DamagedCodeError(f"'{store.PREFIX}{name}' is damaged: {error}")
+                self.trouble[key] = DamagedCodeError(
+                    f"'{shared_items.PREFIX}{name}' is damaged: {error}"
+                )
             else:
                 self.trouble[key] = None
         trouble = self.trouble[key]
@@ -288,8 +290,8 @@ class Shared:
 
     def check_document(self, environment: Environment) -> None:
         """As `check`, of the document about an environment."""
-        name = f"{store.DOCUMENT}/{environment.record}"
-        item = store.find(self.storage, name) if environment.record else None
+        name = f"{shared_items.DOCUMENT}/{environment.record}"
+        item = shared_items.find(self.storage, name) if environment.record else None
         if item is not None:
             self.check(name, item.incarnation, item.blob)
 

@@ -19,8 +19,8 @@ from typing import Any
 import ray
 from ray import cloudpickle
 
-from ray_workflows._environment import capture
-from ray_workflows._environment.interpreter import name_python
+from ray_workflows._environment.code import capture
+from ray_workflows._environment.code.interpreter import name_python
 from ray_workflows._ray.private import JOB_CONFIG_VARIABLE as JOB_VARIABLE
 from ray_workflows._ray.private import SETUP_HOOK_VARIABLE as HOOK_VARIABLE
 from ray_workflows.storage.urls import VARIABLE

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ray_workflows._model.catalog import TAGS, CatalogQuery, Condition, Operator
-from ray_workflows.storage.records import Position, check_limit, decode_cursor
+from ray_workflows.storage.validation import Position, check_limit, decode_cursor
 
 #: The kind of nearly all workflows: its rows are not in the index of kinds.
 COMMON_KIND = "dag"

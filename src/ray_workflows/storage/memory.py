@@ -28,7 +28,7 @@ from ray_workflows.exceptions import StorageCorruptError
 from ray_workflows.storage.base import Storage
 from ray_workflows.storage.checksums import Checksum
 from ray_workflows.storage.parts import BlobStore, CommitOutcome, Home, JournalStore, LeaseStore
-from ray_workflows.storage.records import (
+from ray_workflows.storage.validation import (
     Position,
     check,
     check_appends,

@@ -23,7 +23,7 @@ from ray_workflows._model.catalog import (
 )
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageConfigError
-from ray_workflows.storage.records import slices
+from ray_workflows.storage.validation import slices
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -15,7 +15,7 @@ import xxhash
 from ray_workflows._model.catalog import CatalogRow, Page
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.exceptions import StorageCorruptError
-from ray_workflows.storage.records import encode_cursor
+from ray_workflows.storage.validation import encode_cursor
 
 logger = logging.getLogger(__name__)
 

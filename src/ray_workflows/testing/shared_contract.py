@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 
-from ray_workflows._environment import store
+from ray_workflows._environment import shared_items
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.storage.base import Storage
 from ray_workflows.testing.builders import OK, fill, in_threads, list_ids
@@ -17,43 +17,43 @@ class SharedContract:
 
     def test_an_item_is_stored_once(self, storage: Storage) -> None:
         """Whoever comes second gets the first one's, and reads its bytes."""
-        item = store.keep(storage, "package/a", lambda: [b"some ", b"code"])
-        assert store.find(storage, "package/a") == item
-        again = store.keep(storage, "package/a", lambda: [b"some ", b"code"])
+        item = shared_items.keep(storage, "package/a", lambda: [b"some ", b"code"])
+        assert shared_items.find(storage, "package/a") == item
+        again = shared_items.keep(storage, "package/a", lambda: [b"some ", b"code"])
         assert again == item
         assert bytes(storage.read_blob(item.incarnation, item.blob)) == b"some code"
 
     def test_of_several_that_store_an_item_at_once_one_does(self, storage: Storage) -> None:
         """All get the same; nothing is left of the others."""
-        items = in_threads([lambda: store.keep(storage, "package/a", lambda: [b"x"])] * 4)
+        items = in_threads([lambda: shared_items.keep(storage, "package/a", lambda: [b"x"])] * 4)
         assert len(set(items)) == 1
         assert storage.sweep(0.0) == 0
 
     def test_items_are_no_workflows(self, storage: Storage) -> None:
         """Listings do not have them."""
         fill(storage, "w")
-        store.keep(storage, "package/a", lambda: [b"x"])
+        shared_items.keep(storage, "package/a", lambda: [b"x"])
         assert list_ids(storage) == ["w"]
 
     def test_items_are_not_swept(self, storage: Storage) -> None:
         """However old they are: they go when nobody uses them."""
-        item = store.keep(storage, "package/a", lambda: [b"x"])
+        item = shared_items.keep(storage, "package/a", lambda: [b"x"])
         assert storage.sweep(0.0) == 0
         assert bytes(storage.read_blob(item.incarnation, item.blob)) == b"x"
 
     def test_items_go_with_the_last_workflow(self, storage: Storage) -> None:
         """Those that the document mentions after which the workflow is named."""
         for name in ("a", "b", "shared"):
-            store.keep(storage, f"package/{name}", lambda: [b"x"])
+            shared_items.keep(storage, f"package/{name}", lambda: [b"x"])
         for name in ("a", "b"):
             mentions = [f"package/{name}", "package/shared"]
-            store.keep(storage, f"environment/{name}", lambda: [b"about"], mentions)
+            shared_items.keep(storage, f"environment/{name}", lambda: [b"about"], mentions)
             fill(storage, name, incarnation=f"1-{name}")
-        assert store.collect(storage, 0.0) == []
+        assert shared_items.collect(storage, 0.0) == []
         assert storage.delete("a", "1-a", 1) is OK
-        assert store.collect(storage, 0.0) == ["environment/a", "package/a"]
+        assert shared_items.collect(storage, 0.0) == ["environment/a", "package/a"]
         assert storage.delete("b", "1-b", 1) is OK
-        assert sorted(store.collect(storage, 0.0)) == [
+        assert sorted(shared_items.collect(storage, 0.0)) == [
             "environment/b",
             "package/b",
             "package/shared",
@@ -65,13 +65,13 @@ class SharedContract:
         """An item of the workflow's own mentions them; another workflow of the same id does not
         count."""
         row = fill(storage, "w", incarnation="1-a")
-        store.keep(storage, "package/p", lambda: [b"x"], (), ("w", row.incarnation))
-        store.keep(storage, "package/q", lambda: [b"x"])
-        store.use(storage, "package/q", ("w", row.incarnation))
-        assert store.collect(storage, 0.0) == []
+        shared_items.keep(storage, "package/p", lambda: [b"x"], (), ("w", row.incarnation))
+        shared_items.keep(storage, "package/q", lambda: [b"x"])
+        shared_items.use(storage, "package/q", ("w", row.incarnation))
+        assert shared_items.collect(storage, 0.0) == []
         assert storage.delete("w", row.incarnation, 1) is OK
         fill(storage, "w", incarnation="2-a")
-        assert sorted(store.collect(storage, 0.0)) == [
+        assert sorted(shared_items.collect(storage, 0.0)) == [
             "package/p",
             "package/q",
             f"uses/{row.incarnation}",
@@ -79,11 +79,11 @@ class SharedContract:
 
     def test_items_in_use_by_a_submission_stay(self, storage: Storage) -> None:
         """It may be on its way. What was removed meanwhile is stored anew."""
-        item = store.keep(storage, "package/a", lambda: [b"x"])
-        assert store.collect(storage, 3600.0) == []
-        assert store.collect(storage, 0.0) == ["package/a"]
-        assert store.use(storage, "package/a") is None
-        again = store.keep(storage, "package/a", lambda: [b"x"])
+        item = shared_items.keep(storage, "package/a", lambda: [b"x"])
+        assert shared_items.collect(storage, 3600.0) == []
+        assert shared_items.collect(storage, 0.0) == ["package/a"]
+        assert shared_items.use(storage, "package/a") is None
+        again = shared_items.keep(storage, "package/a", lambda: [b"x"])
         assert again.incarnation != item.incarnation
         assert bytes(storage.read_blob(again.incarnation, again.blob)) == b"x"
 
@@ -91,10 +91,10 @@ class SharedContract:
         self, storage: Storage, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Not by somebody who has seen it before that, when it had not been used for long."""
-        monkeypatch.setattr(store, "USED_SECONDS", 0.0)
-        store.keep(storage, "package/a", lambda: [b"x"])
-        seen = storage.read_catalog(f"{store.PREFIX}package/a")
+        monkeypatch.setattr(shared_items, "USED_SECONDS", 0.0)
+        shared_items.keep(storage, "package/a", lambda: [b"x"])
+        seen = storage.read_catalog(f"{shared_items.PREFIX}package/a")
         assert seen is not None
-        store.use(storage, "package/a", ("w", "1-a"))
-        assert not store.remove(storage, seen)
-        assert store.find(storage, "package/a") is not None
+        shared_items.use(storage, "package/a", ("w", "1-a"))
+        assert not shared_items.remove(storage, seen)
+        assert shared_items.find(storage, "package/a") is not None

@@ -24,7 +24,7 @@ from ray_workflows.storage.files.direct_io import FileWriter
 from ray_workflows.storage.files.fsync import sync, sync_directory
 from ray_workflows.storage.files.location import is_local
 from ray_workflows.storage.parts import BlobStore, Home
-from ray_workflows.storage.records import (
+from ray_workflows.storage.validation import (
     SLICE_BYTES,
     check,
     check_name,

@@ -21,7 +21,7 @@ from ray_workflows.storage.objects.bucket import Bucket
 from ray_workflows.storage.objects.bucket_client import LARGE_BYTES, RemoteOperations
 from ray_workflows.storage.objects.client import Found
 from ray_workflows.storage.parts import BlobStore
-from ray_workflows.storage.records import (
+from ray_workflows.storage.validation import (
     check,
     check_name,
     checked,

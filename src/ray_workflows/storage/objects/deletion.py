@@ -28,7 +28,7 @@ from ray_workflows.storage.objects.records import (
     new_nonce,
     tombstone,
 )
-from ray_workflows.storage.records import is_name
+from ray_workflows.storage.validation import is_name
 
 logger = logging.getLogger(__name__)
 

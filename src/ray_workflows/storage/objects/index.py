@@ -33,7 +33,7 @@ from ray_workflows.storage.objects.index_keys import (
 from ray_workflows.storage.objects.journals import KNOWN_ENDS, End, Journals, segment_key
 from ray_workflows.storage.objects.narrowing import days_within, may_match
 from ray_workflows.storage.objects.records import Row, decode, encode, pack_row, unpack_row
-from ray_workflows.storage.records import (
+from ray_workflows.storage.validation import (
     Position,
     check_limit,
     decode_cursor,

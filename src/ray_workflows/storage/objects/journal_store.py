@@ -36,7 +36,7 @@ from ray_workflows.storage.objects.records import (
 )
 from ray_workflows.storage.objects.relisting import Relisting
 from ray_workflows.storage.parts import CommitOutcome, JournalStore
-from ray_workflows.storage.records import check_appends
+from ray_workflows.storage.validation import check_appends
 
 OK, STALE, AMBIGUOUS = CommitOutcome.OK, CommitOutcome.STALE, CommitOutcome.AMBIGUOUS
 

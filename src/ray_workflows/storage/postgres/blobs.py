@@ -20,7 +20,7 @@ from ray_workflows.storage.checksums import Checksum
 from ray_workflows.storage.parts import BlobStore
 from ray_workflows.storage.postgres.home import PostgresHome
 from ray_workflows.storage.postgres.pool import Connection, Patience
-from ray_workflows.storage.records import (
+from ray_workflows.storage.validation import (
     check_name,
     check_read,
     checked,

@@ -25,11 +25,11 @@ from ray_workflows.storage.postgres.home import PostgresHome
 from ray_workflows.storage.postgres.listener import Listener
 from ray_workflows.storage.postgres.listing import compose_count, compose_listing
 from ray_workflows.storage.postgres.pool import Connection, Patience
-from ray_workflows.storage.records import (
+from ray_workflows.storage.rows import decode_row, make_page
+from ray_workflows.storage.validation import (
     check_appends,
     check_limit,
 )
-from ray_workflows.storage.rows import decode_row, make_page
 
 T = TypeVar("T")
 

@@ -20,14 +20,14 @@ from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.exceptions import StorageUnavailableError
 from ray_workflows.storage.files.blobs import BlobFiles, remove_temporaries
 from ray_workflows.storage.parts import CommitOutcome, JournalStore
-from ray_workflows.storage.records import (
-    check_appends,
-    check_limit,
-)
 from ray_workflows.storage.rows import STORED, decode_row, encode_row, make_page
 from ray_workflows.storage.sqlite.connection import QUERIES, fetch_all
 from ray_workflows.storage.sqlite.directory import SqliteDirectory
 from ray_workflows.storage.sqlite.listing import compose_count, compose_listing
+from ray_workflows.storage.validation import (
+    check_appends,
+    check_limit,
+)
 
 #: What the queries that write rows are given, in this order.
 GIVEN = (*STORED, "expected_seq")

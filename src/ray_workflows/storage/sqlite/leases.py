@@ -8,9 +8,9 @@ import msgspec
 
 from ray_workflows._model.catalog import Holder
 from ray_workflows.storage.parts import LeaseStore
-from ray_workflows.storage.records import decode_holders
 from ray_workflows.storage.sqlite.connection import QUERIES, fetch_all
 from ray_workflows.storage.sqlite.directory import SqliteDirectory
+from ray_workflows.storage.validation import decode_holders
 
 
 class SqliteLeases(LeaseStore):

@@ -1,0 +1,240 @@
+"""Workflows on their way to the coordinator. What they have written goes if they don't arrive."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+import warnings
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import msgspec
+import ray
+from ray.dag import DAGNode
+
+from ray_workflows._capture.dag import capture_plan
+from ray_workflows._capture.values import ValueWriter
+from ray_workflows._client.code_changes import CodeChanges
+from ray_workflows._client.connection import CALL_SECONDS, Connection
+from ray_workflows._client.environments import Remembered, Wishes, look_first
+from ray_workflows._client.forks import Fork
+from ray_workflows._client.patience import Patience
+from ray_workflows._codec.journal import decode_plan, encode_events, encode_plan
+from ray_workflows._coordinator.protocol import ENCODER, Submissions, decode_submitted
+from ray_workflows._coordinator.requests import Submission, Submitted, Watched, seconds_more
+from ray_workflows._environment.shared_items import workflow_incarnation
+from ray_workflows._environment.snapshot import remember_options, share, take_snapshot
+from ray_workflows._model.answers import Accepted, Finished, Stopped
+from ray_workflows._model.catalog import CatalogRow, Tag
+from ray_workflows._model.plan import Environment, EnvironmentChange, Function
+from ray_workflows.exceptions import (
+    CoordinatorUnavailableError,
+    StorageError,
+    StorageUnavailableError,
+)
+
+logger = logging.getLogger(__name__)
+
+#: Nobody can say whether the workflow came to be: what it may need stays, and is swept when it is
+#: old and still nobody's.
+DOUBT = (StorageUnavailableError, CoordinatorUnavailableError)
+
+
+class Drafts:
+    """Submissions that are put together. Used as a context; what they have written is removed if it
+    is left by an error before they are sent."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        #: That of this process, once for all of them.
+        self.environment: Environment | None = None
+        self.incarnations: list[str] = []
+        #: From then on, workflows may need what was written, whatever becomes of this process.
+        self.sent = False
+        self.submissions: list[Submission] = []
+        self.changes = CodeChanges(connection.storage)
+
+    def __enter__(self) -> Drafts:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None and not self.sent:
+            for incarnation in self.incarnations:
+                self.discard(incarnation)
+
+    def new_incarnation(self, environment: Environment) -> str:
+        incarnation = workflow_incarnation(environment.record)
+        self.incarnations.append(incarnation)
+        return incarnation
+
+    def capture(
+        self,
+        dag: DAGNode,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        workflow_id: str,
+        metadata: dict[str, Any],
+        tags: dict[str, Tag],
+        timeout: float | None,
+    ) -> None:
+        """Add a workflow that runs a DAG."""
+        storage = self.connection.storage
+        environment = self.environment
+        if environment is None:
+            environment = self.environment = take_snapshot(storage, storage.url)
+        incarnation = self.new_incarnation(environment)
+        plan = capture_plan(
+            dag,
+            writer=ValueWriter(storage, incarnation),
+            environment=environment,
+            prefix="plan",
+            args=args,
+            kwargs=kwargs,
+        )
+        plan = remember_options(storage, plan, (workflow_id, incarnation))
+        self.submissions.append(
+            Submission(
+                workflow_id,
+                incarnation,
+                encode_plan(plan),
+                metadata,
+                timeout,
+                uuid.uuid4().hex,
+                tags={**plan.tags, **tags},
+            )
+        )
+
+    def add_fork(
+        self,
+        origin: Fork,
+        workflow_id: str,
+        environment: Environment | None,
+        functions: Callable[[str], dict[str, Function]],
+    ) -> dict[str, Function]:
+        """Add a workflow that begins with another one's results; what ``functions`` gave.
+
+        Args:
+            origin: what it begins with.
+            workflow_id: its id.
+            environment: another one than that of its origin.
+            functions: stores functions for the workflow of an incarnation; by digests of those
+                that its origin was submitted with, those that take their place.
+        """
+        environment = environment or origin.submitted.plan.environment
+        incarnation = self.new_incarnation(environment)
+        share(self.connection.storage, environment, (workflow_id, incarnation))
+        origin.copy_blobs(incarnation)
+        exchanged = functions(incarnation)
+        submitted, history = origin.with_code(environment, exchanged)
+        self.submissions.append(
+            Submission(
+                workflow_id,
+                incarnation,
+                encode_plan(submitted.plan),
+                submitted.metadata,
+                submitted.timeout,
+                uuid.uuid4().hex,
+                encode_events(history),
+                tags=origin.state.tags,
+            )
+        )
+        return exchanged
+
+    def send(self, client: str | None = None) -> Submitted:
+        """Hand all of them to the coordinator; what it says to each.
+
+        ``client`` watches those that are accepted.
+        """
+        if not self.submissions:
+            return Submitted("", [])
+        submitted = self.answer(self.ask(self.submissions, client))
+        return self.take(self.go_on(submitted, client))
+
+    def run(self) -> tuple[Submitted, Watched | None]:
+        """As `send`, of one, and wait for its end: what a watch saw of that, if it saw anything."""
+        (submission,) = self.submissions
+        encoded = ENCODER.encode(Submissions(self.submissions, None))
+        self.sent = True
+
+        def is_there(row: CatalogRow | None) -> bool:
+            return row is not None and row.incarnation == submission.incarnation
+
+        patience = Patience(self.connection, submission.workflow_id, is_there)
+        while (answer := patience.answer("run", encoded)) is None:
+            # It is accepted, or was never heard of; to ask again is harmless.
+            if is_there(self.connection.storage.read_catalog(submission.workflow_id)):
+                return Submitted("", [Accepted(submission.incarnation, created=True)]), None
+        submitted, watched = decode_submitted(answer)
+        return self.take(self.go_on(submitted, None)), watched
+
+    def go_on(self, submitted: Submitted, client: str | None) -> Submitted:
+        """Let those go on that were there and that nobody drives, as `resume` does: what they need
+        is looked for first."""
+        answers: list[Any] = list(submitted.answers)
+        while stopped := [i for i, answer in enumerate(answers) if isinstance(answer, Stopped)]:
+            for index in stopped:
+                submission = self.submissions[index]
+                try:
+                    self.submissions[index] = self.looked_first(submission)
+                except Exception as error:
+                    answers[index] = error
+            again = [index for index in stopped if isinstance(answers[index], Stopped)]
+            if not again:
+                break
+            submissions = [self.submissions[index] for index in again]
+            submitted = self.answer(self.ask(submissions, client))
+            for index, answer in zip(again, submitted.answers, strict=True):
+                answers[index] = answer
+        return Submitted(submitted.holder_id, answers)
+
+    def looked_first(self, submission: Submission) -> Submission:
+        """A submission that says how the workflow that is there goes on."""
+        row = self.connection.storage.read_catalog(submission.workflow_id)
+        if row is None:
+            return msgspec.structs.replace(submission, change=None, changes="")
+        functions = decode_plan(submission.plan).functions
+        given = [(submission.incarnation, function) for function in functions]
+
+        def see(found: Remembered, change: EnvironmentChange) -> None:
+            self.changes.look(found, change, given)
+
+        change = look_first(self.connection.storage, row, Wishes(), see)
+        return msgspec.structs.replace(submission, change=change, changes=row.incarnation)
+
+    def ask(self, submissions: list[Submission], client: str | None) -> ray.ObjectRef:
+        encoded = ENCODER.encode(Submissions(submissions, client))
+        self.sent = True
+        return self.connection.coordinator.submit.remote(encoded)
+
+    def answer(self, asked: ray.ObjectRef) -> Submitted:
+        seconds = CALL_SECONDS + seconds_more(self.submissions)
+        return decode_submitted(self.connection.answer(asked, seconds))[0]
+
+    def take(self, submitted: Submitted) -> Submitted:
+        """Remove what was written for those that were refused, and warn of other code and plans."""
+        self.changes.warn()
+        for submission, answer in zip(self.submissions, submitted.answers, strict=True):
+            used = isinstance(answer, Accepted) and answer.incarnation == submission.incarnation
+            if not used and not isinstance(answer, DOUBT):
+                self.discard(submission.incarnation)
+            if isinstance(answer, (Accepted, Finished)) and not answer.same_plan:
+                warnings.warn(
+                    f"Workflow '{submission.workflow_id}' exists with another DAG or other "
+                    f"arguments; the stored one is used. Choose another workflow_id, or "
+                    f"delete({submission.workflow_id!r}) first.",
+                    stacklevel=5,
+                )
+        return submitted
+
+    def discard(self, incarnation: str) -> None:
+        """Remove what was written for a workflow that did not come to be."""
+        try:
+            self.connection.storage.delete_blobs(incarnation)
+        except StorageError as error:
+            logger.warning("Blobs of %s are left for the sweep: %s", incarnation, error)

@@ -1,0 +1,488 @@
+"""The Ray actor around the loop. Its methods only pass requests on; one thread runs the loop.
+
+Each call has a thread: one that waits for a workflow keeps it, so it takes one of `SEATS`, and not
+for ever. `Coordinator.__init__` touches no storage and never raises: an actor whose restart raised
+would be dead for good. What is wrong with the storage is said to whoever asks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import queue
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+import ray
+
+from ray_workflows._codec.journal import VERSION
+from ray_workflows._codec.transport import Message
+from ray_workflows._coordinator.admission import Limits
+from ray_workflows._coordinator.clock import SteadyClock
+from ray_workflows._coordinator.deletion import Deletion
+from ray_workflows._coordinator.eviction import EVICT_SECONDS
+from ray_workflows._coordinator.failover import Orphans
+from ray_workflows._coordinator.hung import HungCalls
+from ray_workflows._coordinator.jobs import Steps
+from ray_workflows._coordinator.lease import Lease
+from ray_workflows._coordinator.liveness import LEASE_SECONDS, this_holder
+from ray_workflows._coordinator.long_polls import SIT_SECONDS, LongPolls, Seats
+from ray_workflows._coordinator.loop import SOON, Loop
+from ray_workflows._coordinator.offload import Inbox, ThreadIo, work_off
+from ray_workflows._coordinator.protocol import (
+    ENCODER,
+    POLL,
+    SENT,
+    SENT_EVENT,
+    SUBMISSIONS,
+    encode_submitted,
+    encode_watched,
+)
+from ray_workflows._coordinator.requests import (
+    Reply,
+    Submission,
+    Submitted,
+    Watched,
+    WatchRequest,
+    seconds_more,
+    submit_input,
+)
+from ray_workflows._elapsed import elapsed
+from ray_workflows._executor.executor import RayExecutor
+from ray_workflows._executor.protocol import News
+from ray_workflows._executor.ray_cluster import Calls
+from ray_workflows._executor.scheduling.placement import LOOK_SECONDS
+from ray_workflows._executor.timers import log_failure, start_for_ever
+from ray_workflows._executor.worker.batch import Load, WireReport, pack_loads
+from ray_workflows._executor.worker.loop import ANSWER_SECONDS as WORKER_SECONDS
+from ray_workflows._model import messages as inp
+from ray_workflows._model.answers import Accepted
+from ray_workflows._model.catalog import Tag
+from ray_workflows._model.messages import AttemptRuns
+from ray_workflows._model.plan import EnvironmentChange
+from ray_workflows._ray.errors import unpickle_no_user_errors
+from ray_workflows._version import __version__
+from ray_workflows.exceptions import (
+    CoordinatorUnavailableError,
+    StorageError,
+    StorageUnavailableError,
+)
+from ray_workflows.storage.base import Storage
+
+logger = logging.getLogger(__name__)
+
+#: Where the coordinator of a cluster is found.
+ACTOR_NAME = "coordinator"
+NAMESPACE = "ray_workflows"
+
+#: A verb that is not answered within this many seconds is answered with an error.
+ANSWER_SECONDS = 20.0
+
+#: New objects after which the process of a coordinator looks for garbage among them. By default it
+#: is 700, and a quarter of engine and loop is looking: states are large, and refer to no cycles.
+YOUNG_OBJECTS = 20_000
+
+#: Calls that may wait for workflows at once.
+SEATS = 256
+
+#: Threads for calls that are answered soon, beside those that wait; and for what workers report,
+#: which is not to wait behind clients.
+VERB_THREADS = 64
+REPORT_THREADS = 64
+
+#: Threads for what is asked of the head of the cluster.
+HEAD_THREADS = 2
+
+#: The concurrency group of what workers report.
+REPORTS = "reports"
+
+
+#: Steps of the loop in a row that may raise: a process in which nothing succeeds any more is
+#: better started anew.
+MAX_FAILURES = 100
+
+#: Where the answer to a request comes.
+AnswerBox = queue.SimpleQueue[Any]
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """How a coordinator works, as long as its cluster lives; see `init`."""
+
+    limits: Limits = Limits()
+    auto_resume: bool = False
+    lease_seconds: float = LEASE_SECONDS
+    evict_seconds: float = EVICT_SECONDS
+
+
+class Coordinator:
+    """Drives workflows, one per storage and cluster. Detached, restarted by Ray for ever."""
+
+    def __init__(self, storage: Storage, settings: Settings, started_by: str) -> None:
+        """``started_by``: the release that created the actor. Ray restarts it with the code that
+        is installed then, and the same arguments."""
+        self.storage = storage
+        self.settings = settings
+        self.started_by = started_by
+        self.inbox: Inbox = queue.SimpleQueue()
+        self.broken: Exception | None = None
+        # A task's error must not be able to end what drives all tasks.
+        unpickle_no_user_errors()
+        gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
+        self.seats = Seats(SEATS)
+        context = ray.get_runtime_context()
+        self.holder = this_holder(context.get_actor_id())
+        self.polls = LongPolls(
+            self.holder.holder_id, self.watch, self.withdraw, elapsed, self.seats
+        )
+        cluster = Calls(storage, context.current_actor)
+        # Threads of its own: while the head is away, calls of the storage go on.
+        head = ThreadIo(self.inbox.put, HEAD_THREADS)
+        self.executor = RayExecutor(cluster, self.report, self.inbox.put, head.call)
+        self.loop = Loop(
+            storage,
+            self.executor,
+            ThreadIo(self.inbox.put),
+            self.holder,
+            clock=SteadyClock(),
+            elapsed=elapsed,
+            new_id=lambda: uuid.uuid4().hex,
+            limits=settings.limits,
+            evicts_after=settings.evict_seconds,
+            on_error=self.met_error,
+        )
+        self.lease = Lease(self.loop, settings.lease_seconds)
+        self.orphans = Orphans(self.loop, self.lease)
+        self.hung_calls = HungCalls(self.loop, self.lease)
+        self.lease.start()
+        self.loop.job("listen for news", self.listen).start()
+        self.loop.job("look at the nodes of the cluster", self.look_at_nodes).start()
+        if settings.auto_resume:
+            self.orphans.look()
+        start_for_ever(self.drive, "ray-workflows-loop")
+
+    # -- the loop's thread -----------------------------------------------------------------
+
+    def drive(self) -> None:
+        """The loop's thread. When it dies, the process does, and Ray starts the actor anew."""
+        failures = 0
+        while failures < MAX_FAILURES:
+            try:
+                work_off(self.inbox, self.loop.step())
+                failures = 0
+            except Exception as error:
+                # A bug of ours. Work goes on, unless nothing else happens any more.
+                self.met_error("The coordinator's loop", error)
+                failures += 1
+
+    def met_error(self, what: str, error: Exception) -> None:
+        """A bug of ours was survived; it is in the log and in `describe`."""
+        self.broken = error
+        log_failure(what, error)
+
+    def listen(self) -> Steps:
+        """Have the storage say when there is something to look for."""
+        lives = self.loop.active.lives
+        if lives is None:
+            return SOON
+        try:
+            yield lambda: self.storage.listen(
+                self.holder.holder_id, lambda: self.inbox.put(self.lease.holdings.look), lives
+            )
+        except StorageUnavailableError:
+            return LEASE_SECONDS
+        return None
+
+    def look_at_nodes(self) -> Steps:
+        """Look at the nodes of the cluster."""
+        try:
+            yield self.executor.placement.look
+        except Exception as error:
+            logger.warning("The nodes of the cluster could not be looked at: %s", error)
+        return LOOK_SECONDS
+
+    def report(self, incarnation: str, reports: Sequence[News]) -> None:
+        self.inbox.put(lambda: self.loop.report(incarnation, reports))
+
+    # -- what drivers call -----------------------------------------------------------------
+    # Errors are returned, not raised: Ray would wrap them, and their causes would be lost.
+
+    def put(self, workflow_id: str, make: Callable[[], inp.Asked], seconds: float) -> AnswerBox:
+        """Put a request to the loop; its answer to be, for which somebody waits so long."""
+        answer: AnswerBox = queue.SimpleQueue()
+        self.put_with(workflow_id, make, answer.put, seconds)
+        return answer
+
+    def put_with(
+        self, workflow_id: str, make: Callable[[], inp.Asked], reply: Reply, seconds: float
+    ) -> None:
+        """As `put`; ``reply`` gets the answer, on the loop's thread but for what can't be read."""
+        until = elapsed() + seconds
+        try:
+            input = make()
+        except Exception as error:
+            # Others that came with it can.
+            reply(error)
+        else:
+            self.inbox.put(lambda: self.loop.ask(workflow_id, input, reply, until))
+
+    def request(self, workflow_id: str, input: inp.Asked) -> Any:
+        """Put a request to the loop and wait for its answer, but not for ever."""
+        box = self.put(workflow_id, lambda: input, ANSWER_SECONDS)
+        (answer,) = self.in_time([box], ANSWER_SECONDS)
+        return answer
+
+    def in_time(self, asked: Sequence[AnswerBox], seconds: float) -> list[Any]:
+        """The answers; where there is none after so many seconds, the reason."""
+        end = time.monotonic() + seconds
+        answers = []
+        for each in asked:
+            try:
+                answers.append(each.get(timeout=max(0.0, end - time.monotonic())))
+            except queue.Empty:
+                answers.append(self.why_no_answer(seconds))
+        return answers
+
+    def why_no_answer(self, seconds: float) -> Exception:
+        reason = self.loop.store.error or self.loop.store.commit_error
+        if isinstance(reason, StorageError):
+            return reason
+        if reason is not None:
+            return StorageUnavailableError(
+                f"The storage {self.storage.url} does not answer: {reason}. Nothing that was "
+                f"acknowledged is lost; work goes on when it returns."
+            )
+        return CoordinatorUnavailableError(
+            f"The coordinator did not answer within {seconds:.0f} s. Try again; if it "
+            f"stays so, look into the log of the actor '{ACTOR_NAME}' ({NAMESPACE})."
+        )
+
+    def submit(self, encoded: bytes) -> Message:
+        """Create or resume workflows, which are `Submissions`: for each `Accepted`, `Finished`,
+        `Stopped` or an error, as `encode_submitted` has them."""
+        given = SUBMISSIONS.decode(encoded)
+        return encode_submitted(self.submit_all(given.submissions, given.client))
+
+    def submit_all(self, submissions: list[Submission], client: str | None) -> Submitted:
+        seconds = ANSWER_SECONDS + seconds_more(submissions)
+        boxes = [self.put_submission(each, client, seconds) for each in submissions]
+        return self.submitted(self.in_time(boxes, seconds))
+
+    def put_submission(
+        self, submission: Submission, client: str | None, seconds: float
+    ) -> AnswerBox:
+        """Put a submission to the loop; ``client`` watches it if it is accepted."""
+        box: AnswerBox = queue.SimpleQueue()
+        reply: Reply = box.put
+        if client is not None:
+            reply = self.polls.watching(client, submission.workflow_id, reply)
+        self.put_with(submission.workflow_id, lambda: submit_input(submission), reply, seconds)
+        return box
+
+    def submitted(self, answers: list[Any]) -> Submitted:
+        """What is answered to submissions."""
+        return Submitted(self.holder.holder_id, answers)
+
+    # Ray would repeat it for ever, and say so each time, while the cluster has no head.
+    @ray.method(max_task_retries=0)  # type: ignore[untyped-decorator]
+    def run(self, encoded: bytes) -> Message:
+        """As `submit`, of one; once it is accepted, what `watch_one` sees. One call, because a
+        caller who waits anyway would only be woken once more."""
+        submissions = SUBMISSIONS.decode(encoded).submissions
+        with self.seats.one() as seated:
+            if seated:
+                return encode_submitted(*self.run_one(*submissions))
+        return encode_submitted(self.submit_all(submissions, None))
+
+    def run_one(self, submission: Submission) -> tuple[Submitted, Watched | None]:
+        workflow_id = submission.workflow_id
+        box: AnswerBox = queue.SimpleQueue()
+        watch = WatchRequest(workflow_id, box.put, None)
+        accepted: list[Accepted] = []
+
+        def take(answer: Any) -> None:
+            if isinstance(answer, Accepted):
+                # Nobody is woken by that. What is asked now is looked at before the end can come.
+                accepted.append(answer)
+                self.watch(watch)
+            else:
+                box.put(answer)
+
+        seconds = ANSWER_SECONDS + seconds_more([submission])
+        self.put_with(workflow_id, lambda: submit_input(submission), take, seconds)
+        try:
+            told = box.get(timeout=seconds)
+        except queue.Empty:
+            if not accepted:
+                return self.submitted([self.why_no_answer(seconds)]), None
+            told = self.seen(watch, box)
+        return (self.submitted(accepted), told) if accepted else (self.submitted([told]), None)
+
+    def resume(
+        self,
+        workflow_id: str,
+        request_id: str,
+        canceled: bool,
+        change: EnvironmentChange | None = None,
+        incarnation: str = "",
+    ) -> Any:
+        """Resume a workflow: `Accepted`, `Finished` or an error. ``incarnation``, here and below:
+        which one of this id; any if it is empty."""
+        return self.request(workflow_id, inp.Resume(request_id, canceled, change, incarnation))
+
+    def cancel(self, workflow_id: str, incarnation: str = "") -> Any:
+        """Cancel a workflow: None or an error."""
+        return self.request(workflow_id, inp.Cancel(incarnation))
+
+    def set_tags(self, workflow_id: str, tags: dict[str, Tag | None], incarnation: str = "") -> Any:
+        """Lay tags over those of a workflow: None or an error."""
+        return self.request(workflow_id, inp.SetTags(tags, incarnation))
+
+    def signal(self, encoded: bytes) -> Any:
+        """Give a workflow a signal, which is `Sent`: `Received` or an error."""
+        sent = SENT.decode(encoded)
+        return self.request(
+            sent.workflow_id, inp.Signal(sent.name, sent.signal_id, sent.value, sent.incarnation)
+        )
+
+    def send_event(self, encoded: bytes) -> Any:
+        """Give a workflow an event, which is `SentEvent`: an answer to `inputs.Signal`."""
+        sent, most, asks = SENT_EVENT.decode(encoded)
+        input = inp.Signal(
+            sent.name, sent.signal_id, sent.value, sent.incarnation, sole=True, most=most, asks=asks
+        )
+        return self.request(sent.workflow_id, input)
+
+    def find_signal(self, workflow_id: str, name: str, incarnation: str) -> Any:
+        """The oldest signal of a name that is kept: `Received`, None, or an error."""
+        return self.request(workflow_id, inp.FindSignal(name, incarnation))
+
+    def acknowledge_signals(self, workflow_id: str, name: str, incarnation: str) -> Any:
+        """A listener has had the signals of a name: None or an error."""
+        return self.request(workflow_id, inp.AcknowledgeSignals(name, incarnation))
+
+    def delete(self, workflow_id: str, incarnation: str = "") -> Any:
+        """Delete a workflow: None or an error."""
+        box: AnswerBox = queue.SimpleQueue()
+        until = elapsed() + ANSWER_SECONDS
+        self.inbox.put(Deletion(self.loop, workflow_id, incarnation, box.put, until).begin)
+        (answer,) = self.in_time([box], ANSWER_SECONDS)
+        return answer
+
+    # -- what they wait for ----------------------------------------------------------------
+
+    @ray.method(max_task_retries=0)  # type: ignore[untyped-decorator]
+    def watch_one(self, workflow_id: str, after: int | None) -> Message:
+        """Wait for one workflow, as in `WatchRequest`: what was seen; nothing after `SIT_SECONDS`,
+        and at once if there is no seat."""
+        seen: Watched | None = None
+        with self.seats.one() as seated:
+            if seated:
+                box: AnswerBox = queue.SimpleQueue()
+                watch = WatchRequest(workflow_id, box.put, after)
+                self.watch(watch)
+                seen = self.seen(watch, box)
+        return encode_watched(seen)
+
+    def seen(self, watch: WatchRequest, box: AnswerBox) -> Watched | None:
+        """What a watch sees within `SIT_SECONDS`. Then it is over."""
+        try:
+            seen: Watched = box.get(timeout=SIT_SECONDS)
+        except queue.Empty:
+            self.withdraw(watch)
+            return None
+        return seen
+
+    def watch(self, request: WatchRequest) -> None:
+        self.inbox.put(lambda: self.loop.watchers.add(request))
+
+    def withdraw(self, request: WatchRequest) -> None:
+        self.inbox.put(lambda: self.loop.watchers.withdraw(request))
+
+    def subscribe(self, client: str, life: str, added: list[tuple[str, int | None]]) -> str:
+        """Add watches to those of a client, see `LongPolls.subscribe`."""
+        return self.polls.subscribe(client, life, added)
+
+    def poll(self, encoded: bytes) -> bytes:
+        """Wait until watches of a client are answered: `Polled`, for a `Poll`."""
+        ready: queue.SimpleQueue[None] = queue.SimpleQueue()
+        waiting = self.polls.begin(POLL.decode(encoded), lambda: ready.put(None))
+        with contextlib.suppress(queue.Empty):
+            ready.get(timeout=SIT_SECONDS)
+        return ENCODER.encode(self.polls.end(waiting))
+
+    # -- what workers call -----------------------------------------------------------------
+
+    @ray.method(concurrency_group=REPORTS)  # type: ignore[untyped-decorator]
+    def attempt_runs(
+        self,
+        incarnation: str,
+        task: int,
+        epoch: int,
+        attempt: int,
+        started_at: float,
+        node: str = "",
+    ) -> None:
+        """A worker says that an attempt runs, since when, and on which node."""
+        self.executor.attempt_runs(incarnation, task, epoch, attempt)
+        self.report(incarnation, [AttemptRuns(task, epoch, attempt, started_at, node)])
+
+    @ray.method(concurrency_group=REPORTS)  # type: ignore[untyped-decorator]
+    def attempt_waits(
+        self, incarnation: str, task: int, epoch: int, attempt: int, waits: int
+    ) -> None:
+        """A worker says that an attempt waits for the storage, or that it goes on."""
+        self.executor.attempt_waits(incarnation, task, epoch, attempt, waits)
+
+    @ray.method(concurrency_group=REPORTS)  # type: ignore[untyped-decorator]
+    def batch_overran(self, wire: WireReport) -> None:
+        """A worker hands back what waits behind an attempt that takes long."""
+        self.executor.batch_overran(wire)
+
+    @ray.method(concurrency_group=REPORTS)  # type: ignore[untyped-decorator]
+    def batch_done(self, wire: WireReport) -> bytes | list[Load] | None:
+        """A worker reports a batch, and waits a moment for others; None if there are none.
+
+        It waits no longer than the worker does: then the worker ends with what it has, and
+        batches that come too late run elsewhere.
+        """
+        answer: AnswerBox = queue.SimpleQueue()
+        self.executor.batch_done(wire, answer.put)
+        try:
+            return pack_loads(answer.get(timeout=WORKER_SECONDS))
+        except queue.Empty:
+            return None
+
+    @ray.method(max_task_retries=0)  # type: ignore[untyped-decorator]
+    def ping(self) -> None:
+        """Whether it is there."""
+
+    # -- about itself ----------------------------------------------------------------------
+
+    def describe(self) -> dict[str, Any]:
+        """What it is and how it fares."""
+        return {
+            "storage": self.storage,
+            "url": self.storage.url,
+            "settings": self.settings,
+            "version": __version__,
+            "started_by": self.started_by,
+            "journal_version": VERSION,
+            "holder": self.holder,
+            "storage_error": self.loop.store.error,
+            "unexpected_error": repr(self.broken) if self.broken else None,
+            "workflows": len(self.loop.active) + len(self.loop.active.evicted),
+            "waiting": self.seats.taken,
+        }
+
+
+coordinator_class = ray.remote(
+    num_cpus=0,
+    max_restarts=-1,
+    max_task_retries=-1,
+    max_concurrency=SEATS + VERB_THREADS,
+    concurrency_groups={REPORTS: REPORT_THREADS},
+)(Coordinator)

@@ -1,0 +1,297 @@
+"""Taking over, without being asked, the workflows of coordinators that are dead.
+
+What `init(auto_resume=True)` adds to a coordinator. See ``docs/decisions/012-auto-resume.md``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from ray_workflows._coordinator.jobs import Steps
+from ray_workflows._coordinator.lease import Lease
+from ray_workflows._coordinator.liveness import LEASE_SECONDS, RENEW_SECONDS, Claims
+from ray_workflows._coordinator.loop import Loop
+from ray_workflows._coordinator.recovery import Recovered, list_rows, recover
+from ray_workflows._engine.decision import ACTIVE
+from ray_workflows._model import events as ev
+from ray_workflows._model import messages as inp
+from ray_workflows._model.catalog import CatalogQuery, CatalogRow, Holder, Page
+from ray_workflows.exceptions import (
+    StorageUnavailableError,
+    WorkflowNotFoundError,
+    WorkflowNotResumableError,
+    is_transient,
+)
+from ray_workflows.storage.histories import History
+
+logger = logging.getLogger(__name__)
+
+#: How often it is looked for holders that died, in seconds.
+LOOK_SECONDS = 1.0
+#: How long after the end of a walk through all open workflows the next one begins, in seconds.
+WALK_SECONDS = 15.0
+#: How long a lease that has lapsed must have been seen so before its holder counts as dead, in
+#: seconds: a live one would have renewed it.
+PATIENCE_SECONDS = 1.25 * RENEW_SECONDS
+#: How many orphans are read in one look; when there are more, the next one follows at once.
+AT_ONCE = 100
+
+#: A workflow with which so many coordinators in a row died within so many seconds, without having
+#: gone on with it, may be what they died of.
+QUICK_DEATHS = 3
+QUICK_SECONDS = 120.0
+
+#: What a coordinator commits that takes a workflow up, before it has got anywhere with it, and how
+#: many of its last journal entries are searched for that.
+TAKING_UP = (
+    ev.WorkflowClaimed,
+    ev.WorkflowResumed,
+    ev.WorkflowStarted,
+    ev.ValuesLost,
+    ev.AttemptStarted,
+)
+LAST_ENTRIES = 10 * QUICK_DEATHS
+
+#: The row of a holder is removed when its lease lapsed so many seconds ago, and nothing names it.
+BURY_SECONDS = 3600.0
+
+
+class Orphan(msgspec.Struct, frozen=True):
+    """A workflow that nobody drives: read back, or the reason why it can't be taken up."""
+
+    row: CatalogRow
+    recovered: Recovered | None
+    error: Exception | None = None
+
+
+class Findings(msgspec.Struct):
+    """What one look found."""
+
+    orphans: list[Orphan] = []
+    #: Whether these are all of those that were looked for.
+    complete: bool = True
+    #: Holders that are dead.
+    dead: frozenset[str] = frozenset()
+    #: By how many seconds the storage's clock is ahead of ours, if it was read.
+    ahead: float | None = None
+    #: The page of the walk that was read.
+    page: Page | None = None
+
+
+class Orphans:
+    """Looks for orphans, again and again: RUNNING or PENDING workflows with a dead holder.
+
+    A look costs a reading of the holders. When one has died, its workflows are listed. Besides,
+    there is a walk through all open workflows, a page in a look: a commit may take effect after
+    the death of who sent it, and a workflow that was copied here has a holder that never was here.
+    """
+
+    def __init__(self, loop: Loop, lease: Lease) -> None:
+        self.loop = loop
+        self.lease = lease
+        #: Dead holders whose workflows were listed: none is left that could be taken.
+        self.searched: frozenset[str] = frozenset()
+        self.ahead = 0.0
+        #: By incarnation, the end of a journal that could not be read. Until it has grown, reading
+        #: it again would give the same.
+        self.unreadable: dict[str, int] = {}
+        #: When the walk goes on, where, and the holders that it has met.
+        self.walk_at = float("-inf")
+        self.cursor: str | None = None
+        self.named: set[str] = set()
+        #: Each holder's lease as it was last seen, and since when it is that.
+        self.noticed: dict[str, tuple[float, float]] = {}
+        self.looking = loop.job("look for workflows of dead coordinators", self.steps)
+
+    def look(self) -> None:
+        """Look now, and from now on."""
+        self.looking.start()
+
+    def steps(self) -> Steps:
+        loop = self.loop
+        room = loop.room.left(AT_ONCE)
+        if not self.loop.active.listed or not room:
+            return LOOK_SECONDS
+        held = frozenset(loop.active)
+        walks = loop.elapsed() >= self.walk_at
+        try:
+            findings = yield lambda: self.search(held, room, walks)
+        except StorageUnavailableError:
+            # The renewals of the lease say so.
+            return LOOK_SECONDS
+        except Exception as error:
+            logger.error("Workflows of dead coordinators are not looked for: %s", error)
+            return WALK_SECONDS
+        return self.found(findings)
+
+    def found(self, findings: Findings) -> float:
+        """Take what was found, as far as there is room; when to look again."""
+        loop = self.loop
+        done = [self.try_to_take(orphan) for orphan in findings.orphans]
+        ids = [orphan.row.workflow_id for orphan in findings.orphans]
+        taken = [repr(workflow_id) for workflow_id in ids if workflow_id in loop.active]
+        if taken:
+            names = ", ".join(taken[:10]) + (" ..." if len(taken) > 10 else "")
+            logger.warning("Taking over what dead coordinators left (%d): %s", len(taken), names)
+        if findings.ahead is not None:
+            self.ahead = findings.ahead
+        if findings.complete and all(done):
+            if findings.page is not None:
+                self.walked(findings.page)
+            else:
+                self.searched = findings.dead
+        return 0.0 if taken else LOOK_SECONDS
+
+    def walked(self, page: Page) -> None:
+        """A page of the walk is done with."""
+        self.named.update(row.holder for row in page.rows)
+        self.cursor = page.cursor
+        if page.cursor is None:
+            self.walk_at = self.loop.elapsed() + WALK_SECONDS
+            named, self.named = frozenset(self.named), set()
+            self.loop.io.call(lambda: self.bury(named), lambda result: None)
+
+    def try_to_take(self, orphan: Orphan) -> bool:
+        """As `take`; one that can't be taken is left alone until its journal has grown."""
+        try:
+            return self.take(orphan)
+        except Exception as error:
+            self.loop.on_error(f"Taking over workflow '{orphan.row.workflow_id}'", error)
+            self.unreadable[orphan.row.incarnation] = orphan.row.seq
+            return True
+
+    def take(self, orphan: Orphan) -> bool:
+        """Take an orphan into hand; False if it has to be looked for again."""
+        loop, row, recovered = self.loop, orphan.row, orphan.recovered
+        if row.workflow_id in loop.active:
+            return False
+        if orphan.error is not None:
+            logger.error("Workflow '%s' is not taken over: %s", row.workflow_id, orphan.error)
+        if recovered is None:
+            self.unreadable[row.incarnation] = row.seq
+            return True
+        if orphan.error is not None:
+            loop.let_go(recovered.row, orphan.error)
+            return True
+        if not loop.room.left(1):
+            return False
+        loop.take(recovered, inp.Claim(may_wait=True))
+        return True
+
+    # -- what runs on a thread of `Io` -----------------------------------------------------
+
+    def search(self, held: frozenset[str], room: int, walks: bool) -> Findings:
+        """Read who is dead, and up to ``room`` workflows of theirs, or of the walk's next page."""
+        storage, holders = self.loop.storage, self.loop.storage.read_holders()
+        # What this coordinator and its earlier lives hold is the lease's to look after.
+        ours = {self.loop.holder_id, *(self.loop.active.lives or ())}
+        others = [holder for holder in holders if holder.holder_id not in ours]
+        self.notice(others)
+        suspects = frozenset(holder.holder_id for holder in others if self.is_suspect(holder))
+        if not walks and suspects <= self.searched:
+            return Findings(dead=suspects)
+        now = storage.now()
+        claims = Claims([self.believed(h, now) for h in others], now, probe=self.loop.probe)
+        dead = frozenset(h.holder_id for h in others if not claims.is_alive(h.holder_id))
+        findings = Findings(dead=dead, ahead=now - self.loop.clock())
+        rows: Iterable[CatalogRow] = ()
+        if dead - self.searched:
+            query = CatalogQuery(statuses=ACTIVE, holders=tuple(sorted(dead - self.searched)))
+            rows = list_rows(storage, query)
+        elif walks:
+            query = CatalogQuery(statuses=ACTIVE, cursor=self.cursor)
+            findings.page = storage.list_catalog(query)
+            rows = findings.page.rows
+        for row in rows:
+            if row.workflow_id in held or self.unreadable.get(row.incarnation) == row.seq:
+                continue
+            if row.released or row.holder in ours or claims.is_alive(row.holder):
+                continue
+            if len(findings.orphans) == room:
+                findings.complete = False
+                break
+            findings.orphans += self.read(row)
+        return findings
+
+    def notice(self, holders: list[Holder]) -> None:
+        """Note since when each lease is as it is, on our own clock."""
+        now, before = self.loop.elapsed(), self.noticed
+        self.noticed = {}
+        for holder in holders:
+            known = before.get(holder.holder_id)
+            same = known is not None and known[0] == holder.lease_until
+            since = known[1] if known is not None and same else now
+            self.noticed[holder.holder_id] = (holder.lease_until, since)
+
+    def unchanged(self, holder: Holder) -> float:
+        """For how many seconds its lease has not been renewed, as far as we have seen."""
+        return self.loop.elapsed() - self.noticed[holder.holder_id][1]
+
+    def believed(self, holder: Holder, now: float) -> Holder:
+        """The holder as its lease is believed here. The storage's clock may be set: forward, a live
+        holder seems dead until it renews; back, a dead one seems alive for as long."""
+        seconds = self.unchanged(holder)
+        if seconds < PATIENCE_SECONDS:
+            return msgspec.structs.replace(holder, lease_until=now + LEASE_SECONDS)
+        if seconds > LEASE_SECONDS + PATIENCE_SECONDS:
+            return msgspec.structs.replace(holder, lease_until=float("-inf"))
+        return holder
+
+    def is_suspect(self, holder: Holder) -> bool:
+        """Whether it seems dead, by what we know of the storage's clock: to ask it takes two
+        requests more of some storages."""
+        if self.unchanged(holder) > LEASE_SECONDS + PATIENCE_SECONDS:
+            return True
+        if holder.lease_until <= self.loop.clock() + self.ahead:
+            return True
+        return self.loop.probe(holder) is False
+
+    def read(self, row: CatalogRow) -> Iterator[Orphan]:
+        """An orphan, unless it is none any more."""
+        try:
+            recovered = recover(self.loop.storage, row.workflow_id)
+            if recovered is None or recovered.row.holder != row.holder or recovered.row.released:
+                return
+            if recovered.row.status not in ACTIVE:
+                return
+            yield Orphan(row, recovered, self.suspicion(recovered))
+        except WorkflowNotFoundError:
+            return
+        except Exception as error:
+            if is_transient(error):
+                raise
+            yield Orphan(row, None, error)
+
+    def suspicion(self, recovered: Recovered) -> Exception | None:
+        """Why it is better left alone."""
+        if recovered.state.epoch < QUICK_DEATHS:
+            return None
+        row = recovered.row
+        history = History(self.loop.storage, row, max(0, row.seq - LAST_ENTRIES))
+        taken_at: list[float] = []
+        for event in history.events():
+            if not isinstance(event, TAKING_UP):
+                taken_at.clear()
+            elif isinstance(event, (ev.WorkflowClaimed, ev.WorkflowResumed)):
+                taken_at.append(event.at)
+        if len(taken_at) < QUICK_DEATHS:
+            return None
+        if self.loop.clock() - taken_at[-QUICK_DEATHS] > QUICK_SECONDS:
+            return None
+        return WorkflowNotResumableError(
+            row.workflow_id,
+            f"{QUICK_DEATHS} coordinators died within {QUICK_SECONDS:.0f} s of taking it over, and "
+            f"none got anywhere with it. It is not taken over by itself any more: look into their "
+            f"logs, then resume({row.workflow_id!r}).",
+        )
+
+    def bury(self, named: frozenset[str]) -> None:
+        """Remove the rows of holders that are long dead and that no open workflow names."""
+        storage = self.loop.storage
+        latest = storage.now() - BURY_SECONDS
+        for holder in storage.read_holders():
+            if holder.lease_until < latest and holder.holder_id not in named:
+                storage.remove_holder(holder.holder_id)

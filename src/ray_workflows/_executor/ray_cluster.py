@@ -1,0 +1,206 @@
+"""What Ray is called with for a batch: the function with its options, the values, the packages."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+import ray
+from ray.util.placement_group import PlacementGroup
+
+from ray_workflows._capture.options import decode_ray_options
+from ray_workflows._codec.transport import message
+from ray_workflows._environment.attempts import packages_for, runtime_env_for
+from ray_workflows._executor.live_values import LiveValues, direct_keys, nested_keys
+from ray_workflows._executor.protocol import NOT_SHAPE, Scene, encode_batch
+from ray_workflows._executor.scheduling.listener_hosts import Host, ListenerHosts
+from ray_workflows._executor.scheduling.package_cache import Rack
+from ray_workflows._executor.scheduling.slots import Brought, SentBatch
+from ray_workflows._executor.worker.batch import Home, Live, Load
+from ray_workflows._executor.worker.listeners import listener_host_class
+from ray_workflows._executor.worker.loop import remote_run_batches
+from ray_workflows._model.plan import Package
+from ray_workflows._ray import private
+from ray_workflows.storage.base import Storage
+
+#: Ray functions with their options, ready to be called: one for each shape and name. As many shapes
+#: are kept with what their attempts need.
+MAX_REMOTES = 1_000
+
+
+class Needs(NamedTuple):
+    """What the attempts of a shape need, as Ray takes it."""
+
+    options: dict[str, Any]
+    runtime_env: dict[str, Any]
+    packages: tuple[Package, ...]
+
+
+class Calls:
+    """The `Cluster` that is Ray's: submits Ray tasks and calls listener hosts.
+
+    Args:
+        storage: what attempts read from and write to.
+        coordinator: the handle that they are given, if it wants news.
+    """
+
+    def __init__(self, storage: Storage, coordinator: Any) -> None:
+        self.home = Home(storage, coordinator)
+        #: Bytes, and not an object of Ray's that each Ray task would have to have brought before it
+        #: starts: between two Ray tasks of a worker, that took longer than all the rest.
+        self.pickled_home: bytes | None = None
+        self.rack = Rack(storage)
+        self.listener_hosts = ListenerHosts(ray.kill)
+        #: By shape.
+        self.needs: dict[str, Needs] = {}
+        #: Ray functions with their options, by shape, name and `max_calls`.
+        self.remotes: dict[tuple[str, str, int], Any] = {}
+
+    def prepare(self, scene: Scene) -> Needs:
+        """What attempts of a shape need: values of secrets, the bundles of a placement group.
+
+        Changes nothing here: it runs without the executor's lock, beside all other methods.
+
+        Raises:
+            LookupError: this cluster does not have the value of a secret.
+        """
+        options = decode_ray_options(scene.options.ray)
+        for name in NOT_SHAPE:
+            options.pop(name, None)
+        runtime_env = runtime_env_for(scene.environment, options.pop("runtime_env", None))
+        strategy = options.get("scheduling_strategy")
+        for group in (options.get("placement_group"), getattr(strategy, "placement_group", None)):
+            if isinstance(group, PlacementGroup):
+                # Ray looks them up when it is called, and keeps them in this object.
+                _ = group.bundle_specs
+        return Needs(options, runtime_env, packages_for(scene.environment, runtime_env))
+
+    def keep(self, shape: str, needs: Needs) -> None:
+        """Remember what attempts of a shape need. It is there at least until the next shape's is
+        kept: until then, what waits of this shape is sent."""
+        if len(self.needs) >= MAX_REMOTES:
+            # The oldest one alone: all others that wait would have to ask the head again.
+            del self.needs[next(iter(self.needs))]
+        self.needs[shape] = needs
+
+    def is_prepared(self, shape: str) -> bool:
+        """Whether attempts of a shape can be sent."""
+        return shape in self.needs
+
+    def missing(self, batches: Iterable[SentBatch]) -> set[str]:
+        """Those packages of batches that are not in the cluster, by URI."""
+        uris = {package.uri for sent in batches for package in sent.packages}
+        return {uri for uri in uris if not private.has_key(uri)}
+
+    def send(
+        self, sent: SentBatch, loads: list[Load], asks: bool, values: Brought
+    ) -> ray.ObjectRef:
+        """Submit a Ray task with batches, the first of which is this one and takes the values, or
+        call a listener host; the result is that of `carry.run_batches`."""
+        if self.pickled_home is None:
+            self.pickled_home = ray.cloudpickle.dumps(self.home)
+        scene = sent.members[0].request.scene
+        if sent.listens:
+            host = self.listener_host(sent, scene)
+            (load,) = loads
+            call = host.actor.listen.remote(load, self.pickled_home)
+            self.listener_hosts.called(host, call)
+            return call
+        sent.packages = self.needs[scene.shape].packages
+        remote = self.remote(scene)
+        waits = self.rack.need(sent.packages)
+        home = self.pickled_home
+        return remote.remote(loads, home, asks, list(values), *values.values(), *waits)
+
+    def remote(self, scene: Scene) -> Any:
+        """The Ray function for a shape and a name. Ray parses options anew with each use."""
+        given = scene.options.ray
+        name = given.get("name", scene.function.name)
+        max_calls = given.get("max_calls", 0)
+        key = (scene.shape, name, max_calls)
+        remote = self.remotes.get(key)
+        if remote is None:
+            needs = self.needs[scene.shape]
+            options = {**given, **needs.options, "name": name}
+            options.pop("max_calls", None)
+            options["runtime_env"] = self.rack.varied(needs.runtime_env, needs.packages)
+            options.update(max_retries=0, retry_exceptions=False)
+            remote = remote_run_batches(max_calls).options(**options)
+            if len(self.remotes) >= MAX_REMOTES:
+                self.remotes.clear()
+            self.remotes[key] = remote
+        return remote
+
+    def listener_host(self, sent: SentBatch, scene: Scene) -> Host:
+        needs = self.needs[scene.shape]
+        sent.packages = needs.packages
+        runtime_env = self.rack.varied(needs.runtime_env, needs.packages)
+        name = msgspec.json.encode(runtime_env).decode()
+
+        def start() -> Any:
+            waits = self.rack.need(sent.packages)
+            return listener_host_class.options(runtime_env=runtime_env).remote(*waits)
+
+        return self.listener_hosts.take(name, sent.members[0].request, start)
+
+    def lacked(self, sent: SentBatch, missing: Collection[str]) -> bool:
+        """Whether a package of it is among those that are missing: it is brought again."""
+        lacked = self.rack.lacked(sent.packages, missing)
+        if lacked:
+            self.remotes.clear()
+        return lacked
+
+    def why_missing(self, sent: SentBatch, missing: Collection[str]) -> Exception | None:
+        """Why a package of it can't be brought into the cluster."""
+        return self.rack.why_missing(sent.packages, missing)
+
+    def cancel(self, ref: Any, *, force: bool) -> None:
+        """Stop a Ray task."""
+        ray.cancel(ref, force=force)
+
+    def nodes(self) -> list[dict[str, float]]:
+        """What each live node has."""
+        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+    def tidy(self) -> None:
+        """Take packages out of the cluster."""
+        self.rack.tidy()
+
+    def ended(self, ref: Any, *, host_died: bool) -> None:
+        """A listener host that serves nobody may end."""
+        self.listener_hosts.ended(ref, host_died)
+
+    def close(self) -> None:
+        """End what was started here."""
+        self.listener_hosts.close()
+
+
+def load_of(sent: SentBatch, live: Mapping[str, LiveValues]) -> tuple[Load, Brought]:
+    """What goes to the worker, and the live values that Ray has to bring there."""
+    requests = [flight.request for flight in sent.members]
+    values: Brought = {}
+    if not live:
+        # Most workflows have none.
+        return encode_batch(sent.number, requests), values
+    laden = [
+        (request, live[request.incarnation]) for request in requests if request.incarnation in live
+    ]
+    nested: Live = {}
+    taken = Counter(
+        (request.incarnation, key) for request, _ in laden for key in direct_keys(request)
+    )
+    for request, here in laden:
+        incarnation = request.incarnation
+        found = here.among(nested_keys(request))
+        for key, value in here.among(direct_keys(request)).items():
+            # Ray brings one copy of a value: where several take it, each fetches its own, and so
+            # does a listener, whose host is called with nothing but its batch.
+            if taken[incarnation, key] == 1 and not sent.listens:
+                values[incarnation, key] = value
+            else:
+                found[key] = value
+        if found:
+            nested.setdefault(incarnation, {}).update(found)
+    return message(encode_batch(sent.number, requests), nested), values

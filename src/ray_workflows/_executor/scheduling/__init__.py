@@ -1,0 +1,1 @@
+"""Which attempts run next, together with which others, in which Ray task."""

@@ -1,0 +1,146 @@
+"""The packages of workflows in this cluster: brought from the storage when attempts need them.
+
+Nothing in the cluster refers to them, so that Ray never deletes them; what nobody needs for long is
+taken out of its memory here.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Collection, Iterable
+from functools import partial
+from typing import Any
+
+import ray
+
+from ray_workflows._environment.code.packages import bring, drop
+from ray_workflows._executor.failures import refused_package
+from ray_workflows._model.plan import Package
+from ray_workflows.storage.base import Storage
+
+logger = logging.getLogger(__name__)
+
+#: How long a package that no attempt needs stays in the cluster, in seconds; how often to look.
+UNUSED_SECONDS = 1800.0
+LOOK_SECONDS = 60.0
+
+#: Attempts that were under way while a package was found missing fail for the same reason: for so
+#: long, in seconds.
+REMEMBERED_SECONDS = 30.0
+
+#: How often a package had to be brought again: a node remembers that it could not set up a
+#: runtime_env, so that the next one has to be another.
+AGAIN_VARIABLE = "RAY_WORKFLOWS_BROUGHT_AGAIN"
+
+
+class Rack:
+    """Knows what was brought. All methods may be called from any thread.
+
+    Args:
+        storage: where packages come from.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        #: Not the executor's, for which threads of Ray's would have to wait.
+        self.lock = threading.RLock()
+        #: By URI, the Ray task that brings a package, or None when it is there.
+        self.brought: dict[str, ray.ObjectRef | None] = {}
+        self.used_at: dict[str, float] = {}
+        #: When one was found missing.
+        self.missed_at: dict[str, float] = {}
+        self.again: dict[str, int] = {}
+        #: Why one could not be brought, if that would be so again.
+        self.refused: dict[str, Exception] = {}
+        self.looked_at = time.monotonic()
+
+    def need(self, packages: Iterable[Package]) -> list[ray.ObjectRef]:
+        """What an attempt has to wait for."""
+        waits = []
+        now = time.monotonic()
+        with self.lock:
+            for package in packages:
+                uri = package.uri
+                self.used_at[uri] = now
+                if uri not in self.brought:
+                    ref = bring.remote(self.storage, package)
+                    self.brought[uri] = ref
+                    ref.future().add_done_callback(partial(self.settle, uri, ref))
+                wait = self.brought.get(uri)
+                if wait is not None:
+                    waits.append(wait)
+        return waits
+
+    def settle(self, uri: str, ref: ray.ObjectRef, future: Any) -> None:
+        """Wait no longer for what is there; try again next time what could not be brought. The end
+        of a Ray task that brought an earlier copy, now missing, says nothing of the next one."""
+        error: Exception | None = None
+        try:
+            future.result()
+        except Exception as raised:
+            error = raised
+            logger.warning("The package %s could not be brought: %s", uri, error)
+        with self.lock:
+            if self.brought.get(uri) is not ref:
+                return
+            if error is None:
+                self.refused.pop(uri, None)
+                self.brought[uri] = None
+            else:
+                refusal = refused_package(error)
+                if refusal is not None:
+                    self.refused[uri] = refusal
+                del self.brought[uri]
+
+    def why_missing(
+        self, packages: Iterable[Package], missing: Collection[str]
+    ) -> Exception | None:
+        """Why one of those that are missing can't be brought; None if all can, or if it was not
+        tried yet."""
+        with self.lock:
+            for package in packages:
+                refused = self.refused.get(package.uri)
+                if refused is not None and package.uri in missing:
+                    return refused
+        return None
+
+    def varied(self, runtime_env: dict[str, Any], packages: Iterable[Package]) -> dict[str, Any]:
+        """A runtime_env that is another one than those that nodes could not set up."""
+        with self.lock:
+            times = sum(self.again.get(package.uri, 0) for package in packages)
+        if not times:
+            return runtime_env
+        env_vars = runtime_env.get("env_vars") or {}
+        return {**runtime_env, "env_vars": {**env_vars, AGAIN_VARIABLE: str(times)}}
+
+    def lacked(self, packages: Iterable[Package], missing: Collection[str]) -> bool:
+        """Whether one of them is among those that are missing in the cluster, or was a moment ago;
+        it will be brought again."""
+        now = time.monotonic()
+        found = False
+        with self.lock:
+            for package in packages:
+                uri = package.uri
+                if uri in missing:
+                    self.brought.pop(uri, None)
+                    self.missed_at[uri] = now
+                    self.again[uri] = self.again.get(uri, 0) + 1
+                found |= now - self.missed_at.get(uri, float("-inf")) < REMEMBERED_SECONDS
+        return found
+
+    def tidy(self) -> None:
+        """Take out of the cluster what was not needed for long. Called while nothing runs."""
+        now = time.monotonic()
+        with self.lock:
+            if now - self.looked_at < LOOK_SECONDS:
+                return
+            self.looked_at = now
+            used = self.used_at.items()
+            unused = [uri for uri, used_at in used if now - used_at >= UNUSED_SECONDS]
+            for uri in unused:
+                del self.used_at[uri]
+                self.brought.pop(uri, None)
+        if unused:
+            drop.remote(unused)

@@ -1,0 +1,168 @@
+"""A batch of attempts in a worker, one after the other. Mostly it is one.
+
+If a member takes long, those after it are handed back, to run elsewhere meanwhile, and those before
+it are reported.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+
+from ray_workflows._codec.transport import Message, message
+from ray_workflows._executor.protocol import (
+    ENCODER,
+    AnyReport,
+    AttemptRequest,
+    BatchReport,
+)
+from ray_workflows._executor.worker.attempt import AttemptRun, run_attempt
+from ray_workflows._executor.worker.process import HERE, Process
+from ray_workflows._executor.worker.running import RunningAttempt
+from ray_workflows._model.messages import AttemptReturned
+from ray_workflows.storage.base import Storage
+
+#: A member that has run for so long, in seconds, holds nobody back any more.
+OVERRUN_SECONDS = 0.05
+
+#: Live objects by incarnation and the key of the blob that holds the same.
+Live = dict[str, dict[str, Any]]
+
+#: A `BatchReport`, with the live objects (`Live`) that the members made.
+WireReport = Message
+
+#: A `Batch`, with live ObjectRefs (`Live`) to be handed out as ObjectRefs.
+Load = Message
+
+
+def pack_loads(loads: list[Load] | None) -> bytes | list[Load] | None:
+    """The answer to a report: batches, of which there is mostly one, or None for no more."""
+    if loads is not None and len(loads) == 1 and isinstance(loads[0], bytes):
+        return loads[0]
+    return loads
+
+
+def unpack_loads(answer: bytes | list[Load] | None) -> list[Load] | None:
+    """What `pack_loads` packed."""
+    return [answer] if isinstance(answer, bytes) else answer
+
+
+class Home:
+    """Where attempts come from: the storage, and the coordinator's handle, if it wants news; and
+    the process in which they run, which is the one that this comes to."""
+
+    __slots__ = ("coordinator", "process", "storage")
+
+    def __init__(self, storage: Storage, coordinator: Any = None, process: Process = HERE) -> None:
+        self.storage = storage
+        self.coordinator = coordinator
+        self.process = process
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Home, (self.storage, self.coordinator)
+
+
+@functools.lru_cache(maxsize=8)
+def home_of(pickled: bytes) -> Home:
+    """A home that came here before is this process's: its storage has its connections."""
+    home: Home = ray.cloudpickle.loads(pickled)
+    return home
+
+
+class BatchRun:
+    """A batch in this process. Its watch looks at it from another thread."""
+
+    def __init__(
+        self,
+        number: int,
+        requests: Sequence[AttemptRequest],
+        home: Home,
+        live: Mapping[str, Mapping[str, Any]],
+    ) -> None:
+        self.number = number
+        self.requests = requests
+        self.home = home
+        self.live = live
+        self.lock = threading.Lock()
+        self.next = 0
+        #: Members from here on were handed back.
+        self.end = len(requests)
+        self.running: RunningAttempt | None = None
+        self.reports: list[tuple[int, AnyReport]] = []
+        #: How many of them were told before the end.
+        self.told = 0
+        self.seconds: list[float] = []
+        self.made: Live = {}
+        #: The result of the last member for the next one, by its key.
+        self.handed: dict[str, Any] = {}
+
+    def run(self) -> WireReport:
+        """Run all members that are not handed back; what became of each."""
+        while True:
+            with self.lock:
+                if self.next >= self.end:
+                    self.running = None
+                    return self.wire()
+                index = self.next
+                self.next += 1
+                request = self.requests[index]
+                self.running = running = RunningAttempt(
+                    request, self.home.coordinator, self.home.process
+                )
+            live = self.live.get(request.scene.incarnation) if self.live else None
+            if self.handed:
+                live = {**(live or {}), **self.handed}
+            attempt = AttemptRun(
+                *(request, self.home.storage, live, self.home.process, self.number),
+                running=running,
+            )
+            report = run_attempt(attempt)
+            with self.lock:
+                # From here on it is not in the way of others any more.
+                self.running = None
+                self.reports.append((index, report))
+                self.seconds.append(self.home.process.monotonic() - running.began)
+                self.handed = self.hand_on(attempt, report) if request.fused else {}
+                if attempt.made:
+                    self.made.setdefault(request.incarnation, {}).update(attempt.made)
+
+    def hand_on(self, attempt: AttemptRun, report: AnyReport) -> dict[str, Any]:
+        """What the next member gets of this one, which it is to get from here."""
+        if not isinstance(report, AttemptReturned) or report.messages:
+            # Those that follow are not to run: on an error, on a continuation still to come, or on
+            # a result that is stored because of what goes with it.
+            self.end = self.next
+            return {}
+        if self.next < self.end and attempt.kept is not None:
+            return {attempt.request.fused_key: attempt.kept}
+        # Who was to get it was handed back: it gets it as any other.
+        attempt.put_kept()
+        return {}
+
+    def wire(self) -> WireReport:
+        """All that is known so far: who got it before ignores what is in it again."""
+        unstarted = tuple(range(self.end, len(self.requests)))
+        report = BatchReport(self.number, tuple(self.reports), tuple(self.seconds), unstarted)
+        return message(ENCODER.encode(report), self.made)
+
+    def check(self, now: float) -> bool:
+        """Tell what a member that takes long holds back, those behind it and the results of those
+        before it, and tell of that member; whether one takes long."""
+        with self.lock:
+            running = self.running
+            if running is None:
+                return False
+            overran = now - running.began >= OVERRUN_SECONDS
+            holds_back = overran and (self.next < self.end or self.told < len(self.reports))
+            if holds_back:
+                self.end = self.next
+                self.told = len(self.reports)
+                report = self.wire()
+        if holds_back and self.home.coordinator is not None:
+            self.home.coordinator.batch_overran.remote(report)
+        running.check(now)
+        return overran

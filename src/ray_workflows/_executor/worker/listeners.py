@@ -1,0 +1,89 @@
+"""The listener host: an actor in which event listeners wait, thousands at a time, on no CPU.
+
+User code runs in it, so it is not the coordinator. A listener that blocks its event loop keeps it,
+and others go on with another one. One that ends the process ends the other listeners of it, which
+are started again: `listener_hosts.share` keeps them apart then.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import ray
+
+from ray_workflows._codec.transport import message, opened
+from ray_workflows._environment.attempts import prefer_packages
+from ray_workflows._executor.protocol import (
+    ENCODER,
+    AnyReport,
+    BatchReport,
+    decode_batch,
+)
+from ray_workflows._executor.worker import context
+from ray_workflows._executor.worker.attempt import PATIENCE_SECONDS, AttemptRun
+from ray_workflows._executor.worker.batch import Home, Load, WireReport, home_of
+from ray_workflows._executor.worker.event_loops import Loops, OneLoop, UserError
+from ray_workflows._executor.worker.running import RunningAttempt
+from ray_workflows._executor.worker.watchdog import watching
+
+#: Listeners that one host serves at once.
+MAX_LISTENERS = 10_000
+
+
+class ListenerHost:
+    """Waits for events, for listeners of one environment; owned by the coordinator."""
+
+    def __init__(self, *brought: None) -> None:
+        """``brought``: something for each package that Ray had to bring into the cluster before."""
+        prefer_packages()
+        self.loops = Loops()
+
+    async def listen(self, load: Load, pickled_home: bytes) -> list[WireReport]:
+        """Run one attempt of a listener task: as `carry.run_batches`, but awaiting."""
+        return await listen(load, home_of(pickled_home), self.loops)
+
+
+async def listen(
+    load: Load, home: Home, loops: Loops | OneLoop, patience: float = PATIENCE_SECONDS
+) -> list[WireReport]:
+    """Run one attempt of a listener task from a home."""
+    encoded, nested = opened(load)
+    number, (request,) = decode_batch(encoded)
+    process = home.process
+    live = (nested or {}).get(request.incarnation, {})
+    running = RunningAttempt(request, home.coordinator, process)
+    run = AttemptRun(request, home.storage, live, process, number, patience, running)
+    with watching(running, process.watch):
+        report = await run_listener(run, loops)
+    wire = ENCODER.encode(BatchReport(number, ((0, report),), (0.0,)))
+    return [message(wire, {request.incarnation: run.made} if run.made else None)]
+
+
+async def run_listener(run: AttemptRun, loops: Loops | OneLoop) -> AnyReport:
+    """Run user code on the loops, and what reads and writes on threads: nothing of it is in the way
+    of other listeners."""
+    try:
+        function, args, kwargs = await loops.call(run.loaded)
+        result = await loops.run(lambda: awaited(run, function, args, kwargs))
+        return await loops.call(run.returned, result)
+    except UserError as raised:
+        return await loops.call(run.raised, raised.error)
+
+
+async def awaited(
+    run: AttemptRun, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """What the user's function of a listener task returns, awaited."""
+    context.awaits_coroutines.set(True)
+    with context.running(run.request) as scope:
+        result = function(*args, **kwargs)
+        if inspect.isawaitable(result):
+            result = await result
+    run.metadata, run.outgoing = scope.metadata, scope.outgoing
+    return result
+
+
+listener_host_class = ray.remote(
+    num_cpus=0, max_concurrency=MAX_LISTENERS, max_restarts=0, max_task_retries=0
+)(ListenerHost)

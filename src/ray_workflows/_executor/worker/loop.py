@@ -1,0 +1,179 @@
+"""What a Ray task of ours runs: batch after batch, the next one at hand before one is through.
+
+A batch is reported by a call of the coordinator whose answer brings another one, and nobody waits
+for that answer while there is something to run.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from collections import deque
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import ray
+
+from ray_workflows._capture.values import Brought
+from ray_workflows._codec.transport import message, opened
+from ray_workflows._environment.attempts import prefer_packages
+from ray_workflows._executor.protocol import decode_batch
+from ray_workflows._executor.worker.batch import (
+    BatchRun,
+    Home,
+    Live,
+    Load,
+    WireReport,
+    home_of,
+    unpack_loads,
+)
+from ray_workflows._executor.worker.watchdog import watching
+
+logger = logging.getLogger(__name__)
+
+#: How long the coordinator may take to answer, in seconds: it says soon that there is no more.
+ANSWER_SECONDS = 60.0
+
+#: A batch that takes so long, in seconds, holds those behind it back no more: twice what it was to
+#: take.
+LATE_SECONDS = 0.1
+
+
+class CarrierRun:
+    """The batches of a Ray task in its process. Its watch looks at it from another thread.
+
+    Args:
+        home: where the attempts come from.
+        asks: whether each batch is reported by a call that asks for more.
+        loads: the first batches.
+    """
+
+    def __init__(self, home: Home, asks: bool, loads: Iterable[Load]) -> None:
+        self.home = home
+        self.asks = asks
+        self.lock = threading.Lock()
+        self.ahead: deque[Load] = deque(loads)
+        self.running: BatchRun | None = None
+        self.began = 0.0
+        #: Reports of which the coordinator has not said that it has them.
+        self.unheard: list[WireReport] = []
+        #: Its answer to the last one, to be.
+        self.answer: Future[Any] | None = None
+
+    def run(self) -> list[WireReport]:
+        """Run all batches; the reports that the coordinator may not have."""
+        with watching(self, self.home.process.watch):
+            while (batch := self.next()) is not None:
+                report = batch.run()
+                self.hear()
+                self.unheard.append(report)
+                if self.asks:
+                    coordinator = self.home.coordinator
+                    self.answer = coordinator.batch_done.remote(report).future()
+        return self.unheard
+
+    def next(self) -> BatchRun | None:
+        """The next batch. Where none is at hand, the answer is waited for that may bring one."""
+        if not self.ahead:
+            self.hear()
+        with self.lock:
+            self.running = self.open(self.ahead.popleft()) if self.ahead else None
+            self.began = self.home.process.monotonic()
+            return self.running
+
+    def open(self, load: Load) -> BatchRun:
+        encoded, live = opened(load)
+        number, requests = decode_batch(encoded)
+        return BatchRun(number, requests, self.home, live or {})
+
+    def hear(self) -> None:
+        """Wait for the answer to the last report, if it was not heard yet."""
+        answer = self.answer
+        if answer is None:
+            return
+        loads: list[Load] | None = None
+        heard = False
+        try:
+            # Not `ray.get`: it tells Ray that this worker's slot can be used by somebody else.
+            loads = unpack_loads(answer.result(ANSWER_SECONDS))
+            heard = True
+        except Exception as error:
+            logger.warning("The coordinator did not take a report at once: %r", error)
+        with self.lock:
+            if self.answer is not answer:
+                return  # The other thread was faster.
+            self.answer = None
+            if heard:
+                self.unheard.clear()
+            if loads is None:
+                self.asks = False
+            else:
+                self.ahead.extend(loads)
+
+    def check(self, now: float) -> bool:
+        """Hand back what waits behind a batch that takes long, or behind a member of it."""
+        batch, began = self.running, self.began
+        if batch is not None and (batch.check(now) or now - began >= LATE_SECONDS):
+            if self.answer is not None and self.answer.done():
+                self.hear()
+            with self.lock:
+                if self.running is not batch:
+                    return True
+                returned = list(self.ahead)
+                self.ahead.clear()
+            for load in returned:
+                behind = self.open(load)
+                behind.end = 0
+                self.home.coordinator.batch_overran.remote(behind.wire())
+        return True
+
+
+def run_batches(
+    loads: Sequence[Load],
+    pickled_home: bytes,
+    asks: bool,
+    keys: Sequence[tuple[str, str]],
+    *values: Any,
+) -> list[WireReport]:
+    """Run batches in a Ray task.
+
+    Args:
+        loads: the first batches.
+        pickled_home: a `Home`.
+        asks: whether to ask for more.
+        keys: incarnation and blob key of each live value of the first batch.
+        values: those values, which Ray has brought here, and something for each package that it
+            had to bring into the cluster before.
+
+    Returns:
+        The report of each batch that was not reported by a call.
+    """
+    prefer_packages()
+    return run_loads(home_of(pickled_home), loads, asks, keys, values)
+
+
+def run_loads(
+    home: Home,
+    loads: Sequence[Load],
+    asks: bool,
+    keys: Sequence[tuple[str, str]],
+    values: Sequence[Any],
+) -> list[WireReport]:
+    """As `run_batches`, from a home that is here."""
+    first, *ahead = loads
+    encoded, nested = opened(first)
+    live: Live = {incarnation: dict(objects) for incarnation, objects in (nested or {}).items()}
+    for (incarnation, key), value in zip(keys, values, strict=False):
+        live.setdefault(incarnation, {})[key] = Brought(value)
+    return CarrierRun(home, asks, [message(encoded, live), *ahead]).run()
+
+
+@functools.cache
+def remote_run_batches(max_calls: int) -> Any:
+    """`run_batches` as a Ray function.
+
+    ``max_calls`` can't be given to ``.options()``; every function with a GPU has it.
+    """
+    return ray.remote(max_calls=max_calls)(run_batches)
