@@ -26,7 +26,7 @@ from ray_workflows._engine.decision import Surroundings
 from ray_workflows._engine.evolve import evolve
 from ray_workflows._engine.state import WorkflowState
 from ray_workflows._engine.summary import catalog_row, due_at_of
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.catalog import Append
 from ray_workflows._model.plan import Function, Plan, TaskOptions, TaskSpec
 from ray_workflows._model.values import Value
@@ -56,7 +56,7 @@ class Author:
         self.waiting: list[Append] = []
         self.written = 0
 
-    def decide(self, *inputs: inp.Input) -> None:
+    def decide(self, *inputs: msg.Input) -> None:
         """Append what follows from inputs."""
         events = []
         state, now = self.state, time.time()
@@ -97,10 +97,10 @@ def make_plan(size: int) -> Plan:
 def write_loop(storage: Storage, turns: int) -> Author:
     """A workflow that continues with itself ``turns`` times."""
     author, plan = Author(storage, "loop"), make_plan(1)
-    author.decide(inp.Submit(plan=plan, metadata={}))
+    author.decide(msg.Submit(plan=plan, metadata={}))
     for number in range(turns):
         author.decide(
-            inp.AttemptReturnedPlan(
+            msg.AttemptReturnedPlan(
                 task=number, epoch=0, attempt=1, started_at=1.0, ended_at=2.0, plan=plan
             )
         )
@@ -111,11 +111,11 @@ def write_loop(storage: Storage, turns: int) -> Author:
 def write_tasks(storage: Storage, size: int) -> Author:
     """A workflow of ``size`` tasks, half of which are done."""
     author = Author(storage, "tasks")
-    author.decide(inp.Submit(plan=make_plan(size), metadata={}))
+    author.decide(msg.Submit(plan=make_plan(size), metadata={}))
     for first in range(0, size // 2, GROUP):
         author.decide(
             *(
-                inp.AttemptReturned(
+                msg.AttemptReturned(
                     task=number,
                     epoch=0,
                     attempt=1,
@@ -163,7 +163,7 @@ def measure(what: str, counting: Counting, work: Callable[[], Any]) -> None:
     print(f"{what}: {min(seconds):.4f} s, {size / 1e6:.2f} MB read, peak {peak / 1e6:.1f} MB")
 
 
-def ask(storage: Storage, workflow_id: str, input: inp.Input) -> None:
+def ask(storage: Storage, workflow_id: str, input: msg.Input) -> None:
     """Decide on what is asked about a workflow that another coordinator drives, and commit it."""
     found = recover(storage, workflow_id, whole=False)
     assert found is not None
@@ -202,10 +202,10 @@ def main() -> None:
         measure(
             "signal",
             counting,
-            lambda: ask(storage, "tasks", inp.Signal("s", uuid.uuid4().hex, value)),
+            lambda: ask(storage, "tasks", msg.Signal("s", uuid.uuid4().hex, value)),
         )
         measure("status", counting, lambda: storage.read_catalog("tasks"))
-        measure("cancel", counting, lambda: ask(storage, "tasks", inp.Cancel()))
+        measure("cancel", counting, lambda: ask(storage, "tasks", msg.Cancel()))
         measure("recover all of it", counting, lambda: recover(storage, "tasks"))
         storage.close()
 

@@ -193,7 +193,7 @@ def write_report(outcome: dict[str, Any], workloads: list[Workload]) -> str:
         f"- Machine: {machine['cores']} cores ({machine['processor']}),"
         f" {machine['memory_gib']} GiB, {machine['system']}, {machine['file_system']};"
         f" {machine['slots']} CPUs for each cluster.",
-        f"- Load before the run: {machine['load_before']}.",
+        f"- EncodedBatch before the run: {machine['load_before']}.",
         f"- Versions: {versions}.",
         f"- Command: `{outcome['command']}`, on {outcome['date']}, revision"
         f" {outcome['commit'] or 'not noted'}, {outcome['minutes']} minutes.",

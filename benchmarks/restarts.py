@@ -27,9 +27,9 @@ from ray_workflows._coordinator.clock import SteadyClock
 from ray_workflows._coordinator.lease import Lease
 from ray_workflows._coordinator.liveness import LEASE_SECONDS, this_holder
 from ray_workflows._coordinator.loop import Loop
-from ray_workflows._coordinator.offload import Inbox, ThreadIo, work_off
+from ray_workflows._coordinator.offload import Inbox, ThreadOffloader, work_off
 from ray_workflows._elapsed import elapsed
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.catalog import CatalogQuery
 from ray_workflows._model.plan import TIMER, Function, Plan, TaskOptions, TaskSpec
 from ray_workflows._model.status import WorkflowStatus
@@ -65,7 +65,7 @@ class Life:
         self.loop = Loop(
             storage,
             self.starts,
-            ThreadIo(self.inbox.put),
+            ThreadOffloader(self.inbox.put),
             this_holder(COORDINATOR),
             clock=SteadyClock(),
             elapsed=elapsed,
@@ -98,7 +98,7 @@ def write(storage: Storage, name: str, plans: Iterable[Plan]) -> None:
     waiting = []
     for number, plan in enumerate(plans):
         author = Author(storage, f"{name}{number}", holder.holder_id)
-        author.decide(inp.Submit(plan=plan, metadata={}, incarnation=author.state.incarnation))
+        author.decide(msg.Submit(plan=plan, metadata={}, incarnation=author.state.incarnation))
         waiting += author.waiting
         if len(waiting) >= BATCH:
             storage.commit(waiting)
@@ -116,7 +116,7 @@ def measure_restart(storage: Storage, open_count: int, in_flight: int) -> None:
     write(storage, "open", plans)
     life = Life(storage)
     answers: list[Any] = []
-    submit = inp.Submit(task, {}, uuid.uuid4().hex, "new")
+    submit = msg.Submit(task, {}, uuid.uuid4().hex, "new")
     life.loop.ask("new", submit, answers.append)
     answered = life.run(lambda: bool(answers))
     started = answered + life.run(lambda: life.starts.count > in_flight)

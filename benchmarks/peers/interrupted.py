@@ -16,7 +16,7 @@ from ray_workflows._engine.evolve import evolve
 from ray_workflows._engine.state import WorkflowState
 from ray_workflows._engine.summary import catalog_row
 from ray_workflows._environment.snapshot import take_snapshot
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.catalog import Append
 from ray_workflows._model.plan import Plan
 from ray_workflows.storage import Storage
@@ -35,7 +35,7 @@ class Author:
         self.seq = 0
         self.link = NO_LINK
 
-    def commit(self, inputs: list[inp.Input]) -> None:
+    def commit(self, inputs: list[msg.Input]) -> None:
         events = []
         for each in inputs:
             for event in decide(self.state, each, time.time()):
@@ -76,15 +76,15 @@ def store_interrupted(
     state = author.state
     plan = capture(storage, state.incarnation, path, size)
     holder = f"gone-{uuid.uuid4().hex}"
-    author.commit([inp.Submit(plan=plan, metadata={}, holder=holder, start=True)])
+    author.commit([msg.Submit(plan=plan, metadata={}, holder=holder, start=True)])
     writer = ValueWriter(storage, state.incarnation)
     marks = [number for number, task in state.tasks.items() if task.spec.name.endswith(".mark")]
     for first in range(0, done, COMMIT_SIZE):
-        reports: list[inp.Input] = []
+        reports: list[msg.Input] = []
         for value in range(first, min(first + COMMIT_SIZE, done)):
             now = time.time()
             reports.append(
-                inp.AttemptReturned(
+                msg.AttemptReturned(
                     task=marks[value],
                     epoch=state.epoch,
                     attempt=1,

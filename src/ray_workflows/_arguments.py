@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from ray_workflows._client.environments import CURRENT, RECORDED, Wishes
+from ray_workflows._client.environments import CURRENT, RECORDED, ResumeOptions
 from ray_workflows._model.ids import plain_text
 from ray_workflows._model.status import WorkflowStatus
 
@@ -119,12 +119,12 @@ def parse_keep(keep: int) -> int:
     return keep
 
 
-def parse_wishes(
+def parse_resume_options(
     code: str,
     runtime_env: dict[str, Any] | None,
     task_options: dict[str, dict[str, Any]] | None,
     strict: bool,
-) -> Wishes:
+) -> ResumeOptions:
     """How a workflow is to go on."""
     if code not in (RECORDED, CURRENT):
         raise ValueError(f"code must be 'recorded' or 'current', not {code!r}.")
@@ -134,7 +134,9 @@ def parse_wishes(
         isinstance(task_options, dict) and all(isinstance(v, dict) for v in task_options.values())
     ):
         raise TypeError("task_options must be a dict of dicts: Ray options by task id.")
-    return Wishes(plain_text(code), runtime_env, task_options or {}, check_flag("strict", strict))
+    return ResumeOptions(
+        plain_text(code), runtime_env, task_options or {}, check_flag("strict", strict)
+    )
 
 
 def parse_patterns(names: Sequence[str] | None) -> tuple[str, ...] | None:

@@ -23,8 +23,8 @@ from ray_workflows._arguments import (
     parse_keep,
     parse_patterns,
     parse_prunable,
+    parse_resume_options,
     parse_status_filter,
-    parse_wishes,
 )
 from ray_workflows._capture.execute import execute_dag
 from ray_workflows._client import children, connection, copies, workflows
@@ -365,7 +365,7 @@ def resume(
         workflow_id,
         check_flag("canceled", canceled),
         check_flag("progress", progress),
-        parse_wishes(code, runtime_env, task_options, strict),
+        parse_resume_options(code, runtime_env, task_options, strict),
     )
 
 
@@ -379,8 +379,8 @@ def resume_async(
     strict: bool = True,
 ) -> ray.ObjectRef[Any]:
     """Resume a workflow; as `resume`, but returns an ObjectRef of the output."""
-    wishes = parse_wishes(code, runtime_env, task_options, strict)
-    return workflows.resume_async(workflow_id, check_flag("canceled", canceled), wishes)
+    resume_options = parse_resume_options(code, runtime_env, task_options, strict)
+    return workflows.resume_async(workflow_id, check_flag("canceled", canceled), resume_options)
 
 
 def resume_all(include_failed: bool = False) -> list[tuple[str, ray.ObjectRef[Any]]]:
@@ -443,7 +443,9 @@ def fork(
     """
     if not isinstance(from_task, str):
         raise TypeError(f"from_task must be a task id, not {type(from_task).__name__}.")
-    return workflows.fork(workflow_id, from_task, new_id, parse_wishes(code, None, None, strict))
+    return workflows.fork(
+        workflow_id, from_task, new_id, parse_resume_options(code, None, None, strict)
+    )
 
 
 def get_output(workflow_id: str, *, task_id: str | None = None) -> Any:

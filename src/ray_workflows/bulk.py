@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray_workflows._arguments import check_flag, parse_wishes
+from ray_workflows._arguments import check_flag, parse_resume_options
 from ray_workflows._client import bulk
 from ray_workflows._client.bulk import BulkResult
 from ray_workflows._model.filters import parse_filter
@@ -138,9 +138,11 @@ def resume_many(
         >>> workflow.resume_many("status=FAILED tag.team=nobody")
         []
     """
-    wishes = parse_wishes(code, runtime_env, None, strict)
+    resume_options = parse_resume_options(code, runtime_env, None, strict)
     canceled = check_flag("canceled", canceled)
-    return bulk.resume_many(parse_filter(filter), canceled, wishes, check_flag("dry_run", dry_run))
+    return bulk.resume_many(
+        parse_filter(filter), canceled, resume_options, check_flag("dry_run", dry_run)
+    )
 
 
 def fork_many(
@@ -175,5 +177,7 @@ def fork_many(
     """
     if not isinstance(from_task, str):
         raise TypeError(f"from_task must be a task id, not {type(from_task).__name__}.")
-    wishes = parse_wishes(code, None, None, strict)
-    return bulk.fork_many(parse_filter(filter), from_task, wishes, check_flag("dry_run", dry_run))
+    resume_options = parse_resume_options(code, None, None, strict)
+    return bulk.fork_many(
+        parse_filter(filter), from_task, resume_options, check_flag("dry_run", dry_run)
+    )

@@ -11,7 +11,7 @@ from ray_workflows._capture.values import ValueWriter
 from ray_workflows._codec.journal import encode_entry
 from ray_workflows._coordinator.liveness import LEASE_SECONDS, this_holder
 from ray_workflows._engine.summary import catalog_row
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.catalog import Append, CatalogRow
 from ray_workflows._model.plan import Environment, Plan
 from ray_workflows.storage import SqliteStorage
@@ -69,7 +69,7 @@ class Store:
         start = story.flying.pop(story.number(task))
         story.now += STEP
         story.send(
-            inp.AttemptReturned(
+            msg.AttemptReturned(
                 task=start.task,
                 epoch=start.epoch,
                 attempt=start.attempt,
@@ -96,7 +96,7 @@ class Store:
 
     def canceled(self, workflow_id: str, **where: Any) -> CatalogRow:
         story = self.story(workflow_id, **where)
-        story.send(inp.Cancel())
+        story.send(msg.Cancel())
         return self.save(story)
 
     def running(self, workflow_id: str, **where: Any) -> CatalogRow:

@@ -8,14 +8,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from ray_workflows._client.environments import Remembered, Wishes, missing
+from ray_workflows._client.environments import RecordedEnvironment, ResumeOptions, missing
 from ray_workflows._client.reader import Reader
 from ray_workflows._environment import record
 from ray_workflows._environment import shared_items as shared
 from ray_workflows._environment.code import packages
 from ray_workflows._environment.code.archive import file_digest
 from ray_workflows._environment.snapshot import keep_record
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.plan import Environment, EnvironmentChange
 from ray_workflows._ray import private
 from ray_workflows.cli import checks
@@ -52,7 +52,7 @@ def failed(store: Store, environment: Environment, change: EnvironmentChange | N
     story.fail("total", retryable=True)
     story.fail("total")
     if change is not None:
-        story.send(inp.Resume(change=change))
+        story.send(msg.Resume(change=change))
     store.save(story)
 
 
@@ -130,10 +130,12 @@ def test_damaged_code(
         assert name in cli("env", "w", code=1).stderr
         row = store.storage.read_catalog("w")
         assert row is not None
-        found = Remembered(store.storage, row)
+        found = RecordedEnvironment(store.storage, row)
         # The cluster has its secret.
         monkeypatch.setattr(private, "has_key", lambda key: True)
         # What was recorded can't be compared; what is here needs none of it.
-        (said,) = missing(found, EnvironmentChange("recorded", "me@here"), Wishes())
+        (said,) = missing(found, EnvironmentChange("recorded", "me@here"), ResumeOptions())
         assert name in said
-        assert missing(found, EnvironmentChange("current", "me@here"), Wishes("current")) == []
+        assert (
+            missing(found, EnvironmentChange("current", "me@here"), ResumeOptions("current")) == []
+        )

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.catalog import CatalogQuery
 from ray_workflows._model.values import ErrorInfo
 from ray_workflows.storage.sqlite.journals import SqliteJournals
@@ -156,7 +156,7 @@ def test_wrong_usage(cli: Cli, options: list[str], message: str) -> None:
 def test_an_error_takes_one_line_whatever_its_length(store: Store, cli: Cli) -> None:
     story = store.story("long")
     error = ErrorInfo("ValueError", "x" * 2_000_000)
-    story.report(inp.AttemptRaised, "fetch", error=error, retryable=False)
+    story.report(msg.AttemptRaised, "fetch", error=error, retryable=False)
     store.save(story)
     (row,) = lines(cli("list").stdout)
     assert row[4].startswith("ValueError: xxx")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from tests.cli.conftest import Cli
 from tests.cli.store import STEP, Store
 from tests.unit.plans import plan
@@ -74,7 +74,7 @@ def test_a_task_that_waits_and_one_that_runs(store: Store, cli: Cli) -> None:
 def test_only_what_runs_has_a_growing_duration(store: Store, cli: Cli) -> None:
     story = store.story("cut off", plan=plan(("a", (), {"max_retries": 3})))
     start = story.flying[0]
-    story.send(inp.AttemptRuns(start.task, start.epoch, start.attempt, started_at=story.now))
+    story.send(msg.AttemptRuns(start.task, start.epoch, start.attempt, started_at=story.now))
     store.save(story)
     (task,) = cli.json("show", "cut off")["tasks"]
     assert (task["status"], task["duration"]) == ("WAITING", None)
@@ -104,7 +104,7 @@ def test_a_damaged_journal_is_named(store: Store, cli: Cli) -> None:
 
 def test_a_cancel_that_is_asked_for_is_no_end(store: Store, cli: Cli) -> None:
     story = store.story("w")
-    story.send(inp.Cancel(), "h2", driven_elsewhere=True)
+    story.send(msg.Cancel(), "h2", driven_elsewhere=True)
     store.save(story)
     store.hold()
     assert cli.json("show", "w")["status"] == "RUNNING"

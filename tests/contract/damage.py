@@ -21,7 +21,7 @@ from ray_workflows._codec.journal import NO_LINK, encode_entry, link_of
 from ray_workflows._coordinator.recovery import recover
 from ray_workflows._engine.replay import replay
 from ray_workflows._engine.summary import catalog_row
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.catalog import Append
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.exceptions import StorageCorruptError, WorkflowNotFoundError
@@ -86,11 +86,11 @@ def finish(storage: Storage, name: str, story: Driver) -> None:
     if name == "failed":
         story.fail("total")
     elif name == "canceled":
-        story.send(inp.Cancel())
+        story.send(msg.Cancel())
     elif name == "large":
         writer = ValueWriter(storage, f"i-{name}")
         value = writer.write(text * 10_000, key="result", where=name)
-        story.report(inp.AttemptReturned, "total", value=value)
+        story.report(msg.AttemptReturned, "total", value=value)
     else:
         story.succeed("total", inline(text))
 

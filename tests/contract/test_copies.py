@@ -25,7 +25,7 @@ from ray_workflows._codec.envelope import seal
 from ray_workflows._codec.journal import decode_entries, encode_entry
 from ray_workflows._codec.references import blobs_in
 from ray_workflows._engine.summary import catalog_row
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Value
 from ray_workflows.exceptions import (
@@ -111,7 +111,7 @@ def with_objects(store: Store, workflow_id: str) -> None:
     outer = store.storage.write_blob(incarnation, "object-outer", seal(b"outer", [], [inner]))
     store.give(story, "fetch", bytes(300_000))
     value = Value(b"".join(seal(b"result", [], [outer])), (outer,))
-    story.report(inp.AttemptReturned, "total", value=value)
+    story.report(msg.AttemptReturned, "total", value=value)
     store.save(story)
 
 
@@ -436,7 +436,7 @@ def test_a_blob_is_never_whole_in_memory(
     )
     blob = source.storage.write_blob(story.state.incarnation, "huge", chunks)
     source.give(story, "fetch", 1)
-    story.report(inp.AttemptReturned, "total", value=Value(blob))
+    story.report(msg.AttemptReturned, "total", value=Value(blob))
     source.save(story)
     postgres = make("postgres")
     urls = [

@@ -23,7 +23,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from ray_workflows._coordinator.liveness import Claims
+from ray_workflows._coordinator.liveness import Liveness
 from ray_workflows._model.catalog import CatalogQuery, Holder
 from ray_workflows.exceptions import StorageCorruptError
 from ray_workflows.storage import SqliteStorage, Storage
@@ -306,11 +306,11 @@ def test_a_damaged_holder_is_in_the_way_of_no_other(
     for holder in (good, bad):
         storage.renew_holder(holder, 15.0)
     layout.execute(f"UPDATE holders SET {column} = {damage} WHERE holder_id = 'bad'")
-    claims = Claims(storage.read_holders(), storage.now())
+    claims = Liveness(storage.read_holders(), storage.now())
     assert claims.is_alive("good")
     assert claims.is_alive("bad") in (True, False)
     storage.renew_holder(bad, 15.0)
-    assert Claims(storage.read_holders(), storage.now()).is_alive("bad")
+    assert Liveness(storage.read_holders(), storage.now()).is_alive("bad")
     storage.close()
 
 

@@ -26,9 +26,9 @@ from ray_workflows._codec.journal import DECODER, NO_LINK, Chain, encode_entry, 
 from ray_workflows._engine import snapshots
 from ray_workflows._engine.summary import catalog_row
 from ray_workflows._model import events as ev
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.catalog import Append, CatalogQuery
-from ray_workflows._model.outbox import Message
+from ray_workflows._model.outbox import OutboxMessage
 from ray_workflows._model.plan import LISTENER, SIGNAL
 from ray_workflows._model.values import ErrorInfo, Value
 from ray_workflows.storage import SqliteStorage
@@ -216,7 +216,7 @@ def by_hand(storage: SqliteStorage) -> None:
     released = Driver(dag, workflow_id="released", incarnation="i-released")
     start = released.flying[0]
     released.send(
-        inp.AttemptFoundCorruption(
+        msg.AttemptFoundCorruption(
             task=start.task,
             epoch=start.epoch,
             attempt=start.attempt,
@@ -228,14 +228,14 @@ def by_hand(storage: SqliteStorage) -> None:
     save(storage, released)
     lost = Driver(dag, workflow_id="values-lost", incarnation="i-values-lost")
     lost.succeed_unstored("fetch")
-    lost.report(inp.AttemptLostInput, "total", error=error, lost=(0,))
+    lost.report(msg.AttemptLostInput, "total", error=error, lost=(0,))
     save(storage, lost)
     asked = Driver(dag, workflow_id="cancel-requested", incarnation="i-cancel-requested")
-    asked.send(inp.AttemptRuns(task=0, epoch=start.epoch, attempt=1, started_at=1000.0))
-    asked.send(inp.Cancel(), "h2", driven_elsewhere=True)
+    asked.send(msg.AttemptRuns(task=0, epoch=start.epoch, attempt=1, started_at=1000.0))
+    asked.send(msg.Cancel(), "h2", driven_elsewhere=True)
     save(storage, asked)
     homeless = Driver(dag, workflow_id="unplaceable", incarnation="i-unplaceable")
-    homeless.send(inp.FoundUnplaceable(epoch=start.epoch, tasks=(0,), reason="no node has it"))
+    homeless.send(msg.FoundUnplaceable(epoch=start.epoch, tasks=(0,), reason="no node has it"))
     save(storage, homeless)
     claimed = Driver(dag, workflow_id="claimed", incarnation="i-claimed")
     claimed.succeed("fetch", b"".join(seal(pickle.dumps([1, 2]), [])))
@@ -247,7 +247,7 @@ def by_hand(storage: SqliteStorage) -> None:
     crashed.crash("fetch")
     crashed.crash("fetch")
     value = writer.write([1, 2, 3], key="result", where="fetch")
-    crashed.report(inp.AttemptReturned, "fetch", value=value)
+    crashed.report(msg.AttemptReturned, "fetch", value=value)
     save(storage, crashed)
 
 
@@ -265,18 +265,18 @@ def with_signals(storage: SqliteStorage) -> None:
     ):
         story.now += 1.0
         stored = writer.write(value, key=f"signal-{number}", where=f"signal {name}")
-        story.send(inp.Signal(name=name, signal_id=f"id-{number}", value=stored))
+        story.send(msg.Signal(name=name, signal_id=f"id-{number}", value=stored))
         if number == 1:
-            story.send(inp.Start())
-        story.send(inp.Wake())
+            story.send(msg.Start())
+        story.send(msg.Wake())
     story.now += 10.0
-    story.send(inp.Wake())
-    story.send(inp.Cancel(), "h2", driven_elsewhere=True)
+    story.send(msg.Wake())
+    story.send(msg.Cancel(), "h2", driven_elsewhere=True)
     save(storage, story)
     ended = Driver(plan(wait("only", "a")), workflow_id="signal-ends", incarnation="i-signal-ends")
     stored = ValueWriter(storage, "i-signal-ends").write("the end", key="signal", where="signal a")
-    ended.send(inp.Signal(name="a", signal_id="id", value=stored))
-    ended.send(inp.Wake())
+    ended.send(msg.Signal(name="a", signal_id="id", value=stored))
+    ended.send(msg.Wake())
     save(storage, ended)
     failed = Driver(
         plan(wait("only", "a", timeout=5.0)),
@@ -284,7 +284,7 @@ def with_signals(storage: SqliteStorage) -> None:
         incarnation="i-signal-timeout",
     )
     failed.now += 5.0
-    failed.send(inp.Wake())
+    failed.send(msg.Wake())
     save(storage, failed)
     with_http_events(storage)
 
@@ -299,10 +299,10 @@ def with_http_events(storage: SqliteStorage) -> None:
     for key in ("paid", "sent"):
         story.now += 1.0
         event = writer.write(b'{"by": "Ada"}', key=f"signal-{key}", where="event")
-        story.send(inp.Signal(f"http-event:{key}", f"digest of {key}", event, sole=True))
+        story.send(msg.Signal(f"http-event:{key}", f"digest of {key}", event, sole=True))
     pair = writer.write(("paid", {"by": "Ada"}), key="first", where="first")
-    story.report(inp.AttemptReturned, "first", value=pair)
-    story.send(inp.AcknowledgeSignals("http-event:paid"))
+    story.report(msg.AttemptReturned, "first", value=pair)
+    story.send(msg.AcknowledgeSignals("http-event:paid"))
     save(storage, story)
 
 
@@ -317,35 +317,35 @@ def with_snapshots(storage: SqliteStorage) -> None:
     )
     story = Driver(dag, timeout=100.0, workflow_id="snapshots", incarnation="i-snapshots")
     value = ValueWriter(storage, "i-snapshots").write({"n": 1}, key="value", where="fetch")
-    story.report(inp.AttemptReturned, "fetch", value=value)
+    story.report(msg.AttemptReturned, "fetch", value=value)
     story.go_on("loop", plan(("inner", ()), ("last", (0,))))
     story.crash("fails")
-    story.send(inp.Signal(name="b", signal_id="kept", value=value))
+    story.send(msg.Signal(name="b", signal_id="kept", value=value))
     story.claim("h2")
     story.journal.append(snapshots.save(story.state, story.now, None))
-    story.report(inp.AttemptReturned, "inner", value=value)
+    story.report(msg.AttemptReturned, "inner", value=value)
     story.journal.append(snapshots.save(story.state, story.now, len(story.journal)))
-    story.send(inp.Signal(name="a", signal_id="taken", value=value))
-    story.send(inp.Wake())
+    story.send(msg.Signal(name="a", signal_id="taken", value=value))
+    story.send(msg.Wake())
     save(storage, story)
 
 
 def with_tags(storage: SqliteStorage) -> None:
     """Tags from the start, and others since."""
     story = Driver(plan(("first", ())), workflow_id="tags", incarnation="i-tags", tags={"n": 5})
-    story.send(inp.SetTags({"team": "vision", "on": True, "n": None, "x": 0.5}))
+    story.send(msg.SetTags({"team": "vision", "on": True, "n": None, "x": 0.5}))
     save(storage, story)
 
 
 def with_messages(storage: SqliteStorage) -> None:
     """A task that starts two workflows: one is there, and the id of the other is in use."""
     story = Driver(plan(("first", ())), workflow_id="messages", incarnation="i-messages")
-    messages = [Message(f"i-messages-0-{n}", f"child-{n}", Value(b"{}")) for n in range(2)]
+    messages = [OutboxMessage(f"i-messages-0-{n}", f"child-{n}", Value(b"{}")) for n in range(2)]
     value = ValueWriter(storage, "i-messages").write(1, key="first", where="first")
-    story.report(inp.AttemptReturned, "first", value=value, messages=tuple(messages))
-    story.send(inp.Delivered("i-messages-0-0"))
+    story.report(msg.AttemptReturned, "first", value=value, messages=tuple(messages))
+    story.send(msg.Delivered("i-messages-0-0"))
     refusal = ErrorInfo("WorkflowAlreadyExistsError", "Workflow[id=child-1] exists.")
-    story.send(inp.Delivered("i-messages-0-1", refusal))
+    story.send(msg.Delivered("i-messages-0-1", refusal))
     save(storage, story)
 
 

@@ -22,7 +22,7 @@ from ray_workflows._engine.snapshots import SavedFrame, SavedTask, SavedTasks, r
 from ray_workflows._engine.state import Lifecycle, WorkflowState
 from ray_workflows._engine.summary import catalog_row, is_row_of
 from ray_workflows._model import events as ev
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.plan import Environment, Function, Plan, TaskOptions, TaskSpec
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Blob, ErrorInfo, Outcome, Value
@@ -95,10 +95,10 @@ def test_a_journal_goes_on(path: Path) -> None:
     assert found is not None
     if found.row.status is WorkflowStatus.SUCCESSFUL:
         return
-    resume = inp.Resume(canceled=True)
-    inputs: list[inp.Input] = [resume, inp.Wake(), inp.Cancel(), resume]
+    resume = msg.Resume(canceled=True)
+    inputs: list[msg.Message] = [resume, msg.Wake(), msg.Cancel(), resume]
     if found.row.status in WorkflowStatus.non_terminating_status():
-        inputs = [inp.Claim(), inp.Start(), *inputs[1:]]
+        inputs = [msg.Claim(), msg.Start(), *inputs[1:]]
     state = found.state
     for input in inputs:
         for event in decide(state, input, 2_000_000_000.0, Surroundings("h-new")).events:

@@ -14,7 +14,7 @@ from ray_workflows._capture.functions import function_digest
 from ray_workflows._capture.objects import identity_of
 from ray_workflows._capture.pickling import Pickled
 from ray_workflows._capture.values import ValueWriter
-from ray_workflows._executor.protocol import AttemptRequest, Scene
+from ray_workflows._executor.protocol import AttemptRequest, AttemptTemplate
 from ray_workflows._executor.worker.attempt import AttemptRun
 from ray_workflows._executor.worker.process import HERE
 from ray_workflows._model.messages import AttemptLostInput
@@ -119,7 +119,7 @@ def an_attempt(ref: ray.ObjectRef, digest: str) -> AttemptRun:
     plan = captured(ray.remote(over_closure(ref)).bind(), storage)
     (stored,) = plan.functions
     function = Function(digest, stored.name, stored.data, stored.objects)
-    scene = Scene("wf", "i1", function, TaskOptions(), Environment(), ())
+    scene = AttemptTemplate("wf", "i1", function, TaskOptions(), Environment(), ())
     request = AttemptRequest(scene, 0, "t", 1, 1, plan.tasks[0].arguments, True)
     return AttemptRun(request, storage, {stored.objects[0].key: ref}, HERE, 1)
 

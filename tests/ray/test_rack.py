@@ -10,8 +10,8 @@ import ray
 
 from ray_workflows._environment.attempts import packages_for, runtime_env_for
 from ray_workflows._environment.code.packages import from_files
-from ray_workflows._executor.scheduling import package_cache as racks
-from ray_workflows._executor.scheduling.package_cache import AGAIN_VARIABLE, Rack
+from ray_workflows._executor.scheduling import package_cache
+from ray_workflows._executor.scheduling.package_cache import AGAIN_VARIABLE, PackageCache
 from ray_workflows._model.plan import Environment, Package
 from ray_workflows._ray.private import delete_key, get_key, has_key
 from ray_workflows.storage import SqliteStorage
@@ -32,13 +32,13 @@ def package(storage: SqliteStorage, tmp_path: Path) -> Package:
     return from_files(storage, {"racked.py": str(path)}, what="code")
 
 
-def bring(rack: Rack, package: Package) -> None:
+def bring(rack: PackageCache, package: Package) -> None:
     ray.get(rack.need([package]))
     wait_until(lambda: rack.need([package]) == [], "it is known to be there")
 
 
 def test_a_package_is_brought_once(storage: SqliteStorage, package: Package) -> None:
-    rack = Rack(storage)
+    rack = PackageCache(storage)
     assert not has_key(package.uri)
     bring(rack, package)
     stored = storage.read_blob(package.incarnation, package.blob)
@@ -49,7 +49,7 @@ def test_a_package_is_brought_once(storage: SqliteStorage, package: Package) -> 
 
 
 def test_a_package_that_is_gone_is_brought_again(storage: SqliteStorage, package: Package) -> None:
-    rack = Rack(storage)
+    rack = PackageCache(storage)
     bring(rack, package)
     delete_key(package.uri)
     assert rack.lacked([package], {package.uri})
@@ -66,7 +66,7 @@ def test_a_worker_in_a_container_unpacks_what_ray_does_not(
     environment = Environment(packages=(package,), code=package.uri)
     runtime_env = runtime_env_for(environment, {"image_uri": "any", "env_vars": {"A": "b"}})
     assert packages_for(environment, runtime_env) == (package,)
-    bring(Rack(storage), package)
+    bring(PackageCache(storage), package)
     # There are no containers here: the worker is one like any other.
     del runtime_env["image_uri"]
 
@@ -92,14 +92,14 @@ def test_a_worker_in_a_container_unpacks_what_ray_does_not(
 def test_what_nobody_needs_is_taken_out(
     storage: SqliteStorage, package: Package, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rack = Rack(storage)
+    rack = PackageCache(storage)
     bring(rack, package)
     rack.tidy()
     assert has_key(package.uri)
-    monkeypatch.setattr(racks, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(package_cache, "CHECK_SECONDS", 0.0)
     rack.tidy()
     assert has_key(package.uri)
-    monkeypatch.setattr(racks, "UNUSED_SECONDS", 0.0)
+    monkeypatch.setattr(package_cache, "UNUSED_SECONDS", 0.0)
     rack.tidy()
     wait_until(lambda: not has_key(package.uri), "it is taken out")
     bring(rack, package)
@@ -107,7 +107,7 @@ def test_what_nobody_needs_is_taken_out(
 
 
 def test_a_package_that_is_damaged_is_tried_again(storage: SqliteStorage, package: Package) -> None:
-    rack = Rack(storage)
+    rack = PackageCache(storage)
     storage.delete_blobs(package.incarnation)
     (ref,) = rack.need([package])
     with pytest.raises(ray.exceptions.RayTaskError, match="missing"):

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ray_workflows._coordinator.deletion import Deletion
-from ray_workflows._coordinator.liveness import Claims
+from ray_workflows._coordinator.liveness import Liveness
 from ray_workflows._coordinator.loop import Loop
 from ray_workflows._coordinator.requests import Reply, Watched, WatchRequest
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.answers import Accepted, Finished, Received
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.status import WorkflowStatus
@@ -180,7 +180,7 @@ class Client:
     def needs_a_user(self, row: CatalogRow) -> bool:
         """Whether it is RESUMABLE, and no coordinator goes on with it by itself."""
         world = self.world
-        claims = Claims(world.storage.read_holders(), world.clock.now, probe=world.probe)
+        claims = Liveness(world.storage.read_holders(), world.clock.now, probe=world.probe)
         if claims.status(row) is not WorkflowStatus.RESUMABLE:
             return False
         if row.released:
@@ -196,7 +196,7 @@ class Client:
 
     # -- verbs -----------------------------------------------------------------------------
 
-    def asking(self, input: inp.Asked) -> Callable[[Loop, Reply], None]:
+    def asking(self, input: msg.Asked) -> Callable[[Loop, Reply], None]:
         """What asks a coordinator about the workflow."""
         return lambda loop, reply: loop.ask(self.workflow_id, input, reply)
 
@@ -218,7 +218,7 @@ class Client:
                 cluster,
                 f"submit {self.workflow_id}",
                 self.asking(
-                    inp.Submit(
+                    msg.Submit(
                         self.plan,
                         {"client": self.workflow_id},
                         self.incarnation,
@@ -264,7 +264,7 @@ class Client:
         answer = yield Put(
             self.anywhere(),
             f"submit {self.workflow_id} again",
-            self.asking(inp.Submit(plan, {}, incarnation, request_id)),
+            self.asking(msg.Submit(plan, {}, incarnation, request_id)),
             lambda answer: self.judge_again(answer, same),
         )
         self.uncertain = self.uncertain or isinstance(answer, str)
@@ -295,7 +295,7 @@ class Client:
             answer = yield Put(
                 cluster,
                 f"resume {self.workflow_id}",
-                self.asking(inp.Resume(request_id, canceled)),
+                self.asking(msg.Resume(request_id, canceled)),
                 self.judge_repeated if known else self.judge_resume,
             )
             if not isinstance(answer, str):
@@ -330,7 +330,7 @@ class Client:
             answer = yield Put(
                 self.anywhere(),
                 f"cancel {self.workflow_id}",
-                self.asking(inp.Cancel()),
+                self.asking(msg.Cancel()),
                 self.judge_cancel,
             )
             if answer is None:
@@ -468,7 +468,7 @@ class Signal:
         put = Put(
             client.anywhere(),
             f"signal {self.signal_id} to {client.workflow_id}",
-            client.asking(inp.Signal(self.name, self.signal_id, self.value, self.incarnation)),
+            client.asking(msg.Signal(self.name, self.signal_id, self.value, self.incarnation)),
             self.judge,
             patient=True,
         )

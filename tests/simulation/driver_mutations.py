@@ -12,7 +12,7 @@ from ray_workflows._client import patience as patience_module
 from ray_workflows._client import waiter as waiter_module
 from ray_workflows._client.outputs import Awaited
 from ray_workflows._client.waiter import Seen, UnopenedValues, Waiter
-from ray_workflows._coordinator.long_polls import LongPolls, Seats, WatchList
+from ray_workflows._coordinator.long_polls import LongPolls, PollLimit, WatchList
 from ray_workflows._coordinator.protocol import Poll
 from tests.simulation.mutations import Mutation, Patch
 
@@ -71,7 +71,7 @@ def polls_of_earlier_lives_take_answers(patch: Any) -> None:
 
 @breaks("kept")
 def polls_keep_their_seats(patch: Any) -> None:
-    patch.setattr(Seats, "give_back", lambda self: None)
+    patch.setattr(PollLimit, "give_back", lambda self: None)
 
 
 @breaks("ref", ref_late=1.0)

@@ -9,7 +9,7 @@ from ray_workflows._engine import evolve as evolve_module
 from ray_workflows._engine import lifecycle as lifecycle_module
 from ray_workflows._engine.decision import Decision
 from ray_workflows._model import events as ev
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from tests.simulation.mutations import breaks
 
 
@@ -21,7 +21,7 @@ def a_name_may_have_two_events(patch: Any) -> None:
 @breaks("events")
 def an_acknowledgement_is_only_said(patch: Any) -> None:
     patch.setitem(
-        decide_module.ASKED, inp.AcknowledgeSignals, lambda state, input, now, around: Decision([])
+        decide_module.ASKED, msg.AcknowledgeSignals, lambda state, input, now, around: Decision([])
     )
 
 

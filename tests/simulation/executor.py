@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ray_workflows._executor.inline import Flight, InlineExecutor
+from ray_workflows._executor.inline import InlineAttempt, InlineExecutor
 from ray_workflows._executor.protocol import AnyReport, AttemptRequest, News
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.plan import LISTENER
 from ray_workflows._model.values import Blob, ErrorInfo, Outcome, Value
 from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError
@@ -96,15 +96,15 @@ class Judged:
     def send(self, incarnation: str, reports: Sequence[News]) -> None:
         """Bring reports to the loop, perhaps twice."""
         for report in reports:
-            if isinstance(report, inp.FoundUnplaceable):
+            if isinstance(report, msg.FoundUnplaceable):
                 self.bring(incarnation, report)
             else:
                 self.send_one(incarnation, report)
 
-    def send_one(self, incarnation: str, report: inp.AttemptNews) -> None:
+    def send_one(self, incarnation: str, report: msg.AttemptNews) -> None:
         faults, rng = self.world.faults, self.world.rng
         key = key_of(incarnation, report)
-        if key in self.started and not isinstance(report, inp.AttemptFoundCorruption):
+        if key in self.started and not isinstance(report, msg.AttemptFoundCorruption):
             # Of a workflow that has failed, there is nothing to release: it comes to light again.
             self.reported.add(key)
         self.arrive(incarnation, report)
@@ -112,7 +112,7 @@ class Judged:
             delay = rng.choice([0.01, 1.0, 20.0]) * rng.random()
             self.world.clock.after(delay, lambda: self.arrive(incarnation, report))
 
-    def arrive(self, incarnation: str, report: inp.AttemptNews) -> None:
+    def arrive(self, incarnation: str, report: msg.AttemptNews) -> None:
         life = self.life
         if life.exists:
             self.world.trace(
@@ -168,13 +168,13 @@ class SimulatedExecutor(Judged, InlineExecutor):
             return
         world.clock.after(delay, lambda: self.run_on_worker(action))
 
-    def tell(self, flight: Flight) -> None:
+    def tell(self, flight: InlineAttempt) -> None:
         """The worker says that the attempt runs."""
         request = flight.request
-        news = inp.AttemptRuns(request.task, request.epoch, request.attempt, self.life.clock())
+        news = msg.AttemptRuns(request.task, request.epoch, request.attempt, self.life.clock())
         self.arrive(request.incarnation, news)
 
-    def crash_worker(self, flight: Flight, error: ErrorInfo) -> None:
+    def crash_worker(self, flight: InlineAttempt, error: ErrorInfo) -> None:
         if self.life.exists:
             self.crash(flight, error)
 
@@ -212,18 +212,18 @@ class SimulatedExecutor(Judged, InlineExecutor):
         faults = self.world.faults
         if faults.hit(faults.found_corruption):
             error = ErrorInfo("StorageCorruptError", "a blob is damaged", made_by)
-            return inp.AttemptFoundCorruption(**identity, error=error), {}
+            return msg.AttemptFoundCorruption(**identity, error=error), {}
         try:
             return self.run_with_inputs(request, live, made_by, identity)
         except StorageCorruptError as error:
             # It was deleted while its holder seemed dead, and its blobs with it.
             info = ErrorInfo("StorageCorruptError", str(error), made_by)
-            return inp.AttemptFoundCorruption(**identity, error=info), {}
+            return msg.AttemptFoundCorruption(**identity, error=info), {}
         except StorageUnavailableError as error:
             info = ErrorInfo("StorageUnavailableError", str(error), made_by)
-            return inp.AttemptLostStorage(**identity, error=info), {}
+            return msg.AttemptLostStorage(**identity, error=info), {}
         except LostInput:
-            return inp.AttemptLostInput(**identity, error=ErrorInfo("", "", made_by)), {}
+            return msg.AttemptLostInput(**identity, error=ErrorInfo("", "", made_by)), {}
 
     def run_with_inputs(
         self,
@@ -237,13 +237,13 @@ class SimulatedExecutor(Judged, InlineExecutor):
         if script.failures < 0 or request.attempt <= script.failures:
             error = ErrorInfo(scripts.SCRIPT_ERROR, script.salt, made_by)
             retryable = request.options.retry_exceptions
-            return inp.AttemptRaised(**identity, error=error, retryable=retryable), {}
+            return msg.AttemptRaised(**identity, error=error, retryable=retryable), {}
         assert isinstance(request.arguments.data, bytes)
         text = scripts.core(script, scripts.unpack(request.arguments.data), seen)
         if script.turns or script.plan is not None:
             plan = scripts.continuation(script, request.options, text)
             plan = msgspec.structs.replace(plan, digest=made_by)
-            return inp.AttemptReturnedPlan(**identity, plan=plan), {}
+            return msg.AttemptReturnedPlan(**identity, plan=plan), {}
         data = scripts.pack(text, made_by)
         objects: dict[str, Any] = {}
         if not request.checkpoint:
@@ -255,7 +255,7 @@ class SimulatedExecutor(Judged, InlineExecutor):
             objects[blob.key] = data
         else:
             value = Value(data)
-        return inp.AttemptReturned(**identity, value=value), objects
+        return msg.AttemptReturned(**identity, value=value), objects
 
     def see(self, request: AttemptRequest, outcome: Outcome, live: Mapping[str, Any]) -> str:
         value = outcome.value

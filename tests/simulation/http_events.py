@@ -9,7 +9,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.answers import OtherSignal, Received, TooManySignals
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Value
@@ -76,7 +76,7 @@ class Event:
         self.world.clock.after(self.rng.choice([0.02, 1.0, 5.0]) * self.rng.random(), then)
 
     def ask(
-        self, input: inp.Asked, judge: Callable[[Any], None], then: Callable[[Any], None]
+        self, input: msg.Asked, judge: Callable[[Any], None], then: Callable[[Any], None]
     ) -> None:
         def judged(answer: Any) -> None:
             if isinstance(answer, WorkflowNotFoundError):
@@ -123,7 +123,7 @@ class Event:
                 self.later(lambda: self.send(payload))
 
         value = Value(self.world.pack(scripts.signal_value(self.name), signal_id))
-        signal = inp.Signal(
+        signal = msg.Signal(
             self.name, signal_id, value, self.incarnation, sole=True, most=most, asks=False
         )
         self.ask(signal, judge, then)
@@ -145,7 +145,7 @@ class Event:
             else:
                 self.later(self.find)
 
-        self.ask(inp.FindSignal(self.name, self.incarnation), judge, then)
+        self.ask(msg.FindSignal(self.name, self.incarnation), judge, then)
 
     def acknowledge(self) -> None:
         def judge(answer: Any) -> None:
@@ -161,4 +161,4 @@ class Event:
                 self.fail("events", f"was acknowledged {self.tries} times, and is kept")
             self.later(self.acknowledge)
 
-        self.ask(inp.AcknowledgeSignals(self.name, self.incarnation), judge, then)
+        self.ask(msg.AcknowledgeSignals(self.name, self.incarnation), judge, then)

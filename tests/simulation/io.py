@@ -30,7 +30,7 @@ class Job:
 
 
 class SimulatedIo:
-    """`Io` of one coordinator on the world's clock."""
+    """`Offloader` of one coordinator on the world's clock."""
 
     def __init__(self, world: World, life: Life) -> None:
         self.world = world

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from ray_workflows._coordinator.admission import Limits
 from ray_workflows._coordinator.clock import SteadyClock
-from ray_workflows._coordinator.failover import Orphans
+from ray_workflows._coordinator.failover import Failover
 from ray_workflows._coordinator.lease import Lease
-from ray_workflows._coordinator.long_polls import LongPolls, Seats
+from ray_workflows._coordinator.long_polls import LongPolls, PollLimit
 from ray_workflows._coordinator.loop import Loop
 from ray_workflows._coordinator.requests import Reply
 from ray_workflows._coordinator.workflow import Workflow
@@ -67,12 +67,12 @@ class Life:
         self.in_step = False
         self.holder = Holder(self.name, cluster.name, cluster.host, number, 1)
         self.storage = FaultyStorage(world, self)
-        self.io = SimulatedIo(world, self)
+        self.offloader = SimulatedIo(world, self)
         self.executor = world.executor_for(self)
         self.loop = Loop(
             self.storage,
             self.executor,
-            self.io,
+            self.offloader,
             self.holder,
             clock=SteadyClock(self.wall, self.elapsed),
             elapsed=self.elapsed,
@@ -87,13 +87,13 @@ class Life:
         #: Its time and the true one when they were compared last.
         self.clocks = (self.clock(), world.clock.now)
         self.lease = Lease(self.loop)
-        self.orphans = Orphans(self.loop, self.lease)
+        self.orphans = Failover(self.loop, self.lease)
         self.polls = LongPolls(
             self.name,
             lambda watch: self.post(lambda: self.loop.watchers.add(watch)),
             lambda watch: self.post(lambda: self.loop.watchers.withdraw(watch)),
             self.elapsed,
-            Seats(world.seats),
+            PollLimit(world.seats),
         )
         self.post(self.lease.start)
         if world.auto_resume:
@@ -223,7 +223,7 @@ class Life:
             elif workflow.commands:
                 why = "" if id(workflow) in loop.starter.waiting else "nothing starts its commands"
             elif state.status is WorkflowStatus.PENDING:
-                why = "" if state.workflow_id in loop.room.waiting else "nothing admits it"
+                why = "" if state.workflow_id in loop.admission.waiting else "nothing admits it"
             elif state.running:
                 why = self.why_idle(workflow)
             if why:
@@ -312,10 +312,10 @@ class Life:
         self.checked = checked
         for evicted in loop.active.evicted.values():
             scanned[evicted.status] = scanned.get(evicted.status, 0) + 1
-        if {status: n for status, n in loop.room.counts.items() if n} != scanned:
-            raise Violation("room", f"{self.name}: counted {loop.room.counts}, not {scanned}")
-        if not loop.room.waiting.keys() <= loop.active.keys() | loop.active.evicted.keys():
-            raise Violation("room", f"{self.name}: {loop.room.waiting} wait for ever")
+        if {status: n for status, n in loop.admission.counts.items() if n} != scanned:
+            raise Violation("room", f"{self.name}: counted {loop.admission.counts}, not {scanned}")
+        if not loop.admission.waiting.keys() <= loop.active.keys() | loop.active.evicted.keys():
+            raise Violation("room", f"{self.name}: {loop.admission.waiting} wait for ever")
         if len(loop.active.by_incarnation) != sum(
             w.incarnation != "" for w in loop.active.values()
         ):

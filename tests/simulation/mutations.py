@@ -16,11 +16,11 @@ import msgspec
 from ray_workflows._codec.journal import NO_LINK
 from ray_workflows._coordinator import active as active_module
 from ray_workflows._coordinator import loop as loop_module
-from ray_workflows._coordinator.admission import Room
+from ray_workflows._coordinator.admission import Admission
 from ray_workflows._coordinator.clock import SteadyClock
 from ray_workflows._coordinator.commits import Commits
 from ray_workflows._coordinator.eviction import Eviction
-from ray_workflows._coordinator.failover import Orphans
+from ray_workflows._coordinator.failover import Failover
 from ray_workflows._coordinator.holdings import Holdings
 from ray_workflows._coordinator.lease import Lease
 from ray_workflows._coordinator.loop import Loop
@@ -36,7 +36,7 @@ from ray_workflows._engine import signals as signals_module
 from ray_workflows._engine import waits as waits_module
 from ray_workflows._engine.state import Phase, WorkflowState
 from ray_workflows._model import events as ev
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.answers import Accepted
 from ray_workflows._model.catalog import JournalEntry
 from ray_workflows._model.commands import CancelAttempt, ReleaseValue, StartAttempt, WakeAt
@@ -98,7 +98,7 @@ def resumed_in(steps: Any, scope: Callable[[], AbstractContextManager[None]]) ->
 
 @breaks("stale report")
 def reports_of_earlier_attempts_count(patch: Any) -> None:
-    def reported_task(state: Any, report: inp.AttemptReport) -> Any:
+    def reported_task(state: Any, report: msg.AttemptReport) -> Any:
         task = state.tasks.get(report.task)
         if task is None or task.phase is not Phase.ACTIVE or report.epoch != state.epoch:
             return None
@@ -134,7 +134,7 @@ def reports_of_earlier_epochs_count(patch: Any) -> None:
 def results_are_committed_twice(patch: Any) -> None:
     """A task that has its result takes another one."""
 
-    def on_attempt_returned(state: Any, input: inp.AttemptReturned, now: float) -> Any:
+    def on_attempt_returned(state: Any, input: msg.AttemptReturned, now: float) -> Any:
         task = state.tasks.get(input.task)
         if task is None or task.phase is not Phase.SUCCEEDED:
             return original(state, input, now)
@@ -143,7 +143,7 @@ def results_are_committed_twice(patch: Any) -> None:
         ]
 
     original = attempts_module.on_attempt_returned
-    patch.setitem(decide_module.REPORTED, inp.AttemptReturned, on_attempt_returned)
+    patch.setitem(decide_module.REPORTED, msg.AttemptReturned, on_attempt_returned)
 
 
 @breaks("start")
@@ -235,12 +235,12 @@ def pending_workflows_do_not_fail(patch: Any) -> None:
 
 @breaks("settled")
 def errors_in_failed_workflows_are_judged_as_in_running_ones(patch: Any) -> None:
-    def on_attempt_raised(state: Any, input: inp.AttemptRaised, now: float) -> Any:
+    def on_attempt_raised(state: Any, input: msg.AttemptRaised, now: float) -> Any:
         says = {} if state.status is not WorkflowStatus.FAILED else {"status": "RUNNING"}
         return original(Altered(state, **says), input, now)
 
     original = attempts_module.on_attempt_raised
-    patch.setitem(decide_module.REPORTED, inp.AttemptRaised, on_attempt_raised)
+    patch.setitem(decide_module.REPORTED, msg.AttemptRaised, on_attempt_raised)
 
 
 @breaks("signals")
@@ -321,8 +321,8 @@ def ambiguous_is_taken_for_failure(patch: Any) -> None:
         def settle(workflow: Workflow) -> None:
             pending, workflow.pending = workflow.pending, None
             assert pending is not None
-            workflow.inbox.extendleft(reversed(pending.inputs))
-            workflow.covered += len(pending.inputs)
+            workflow.inbox.extendleft(reversed(pending.messages))
+            workflow.covered += len(pending.messages)
             self.touch(workflow)
 
         self.commits.settle = settle  # type: ignore[method-assign, assignment]
@@ -402,7 +402,7 @@ def what_is_doubtful_starts_all_the_same(patch: Any) -> None:
 def reports_are_lost_when_the_journal_had_moved_on(patch: Any) -> None:
     def overtaken(self: Loop, workflow: Workflow) -> None:
         assert workflow.pending is not None
-        inputs = workflow.pending.inputs
+        inputs = workflow.pending.messages
         inputs[:] = [each for each in inputs if isinstance(each, Asked)]
         original(self, workflow)
 
@@ -412,7 +412,7 @@ def reports_are_lost_when_the_journal_had_moved_on(patch: Any) -> None:
 
 @breaks("repeated", until=30.0, pause=0.02, outage=0.1, read_fails=0.1)
 def attempts_that_ended_start_again(patch: Any) -> None:
-    def report(self: Loop, incarnation: str, reports: list[inp.AttemptReport]) -> None:
+    def report(self: Loop, incarnation: str, reports: list[msg.AttemptReport]) -> None:
         workflow = self.active.by_incarnation.get(incarnation)
         if workflow is not None:
             for report in reports:
@@ -455,7 +455,7 @@ def what_a_lapsed_lease_held_back_is_forgotten(patch: Any) -> None:
 @breaks("durable", commit_lost=0.3, crash_after_step=0.02, until=20.0)
 def signals_are_acknowledged_before_the_commit(patch: Any) -> None:
     patch.setattr(
-        Commits, "add", answering_first(lambda asked, value: isinstance(asked.input, inp.Signal))
+        Commits, "add", answering_first(lambda asked, value: isinstance(asked.message, msg.Signal))
     )
 
 
@@ -466,12 +466,12 @@ def attempts_that_wait_for_their_time_are_forgotten(patch: Any) -> None:
 
 @breaks("room", "stuck", crowded=True)
 def those_that_leave_are_still_counted(patch: Any) -> None:
-    def change(self: Room, workflow_id: str, before: Any, after: Any) -> None:
+    def change(self: Admission, workflow_id: str, before: Any, after: Any) -> None:
         if after is not None:
             original(self, workflow_id, before, after)
 
-    original = Room.change
-    patch.setattr(Room, "change", change)
+    original = Admission.change
+    patch.setattr(Admission, "change", change)
 
 
 # -- time ----------------------------------------------------------------------------------
@@ -506,7 +506,7 @@ def a_repeated_resumption_is_taken_for_another(patch: Any) -> None:
 
 @breaks("chain")
 def entries_after_a_takeover_are_not_linked(patch: Any) -> None:
-    def take(self: Loop, recovered: Any, claim: inp.Claim) -> None:
+    def take(self: Loop, recovered: Any, claim: msg.Claim) -> None:
         recovered.link = NO_LINK
         original(self, recovered, claim)
 
@@ -516,7 +516,7 @@ def entries_after_a_takeover_are_not_linked(patch: Any) -> None:
 
 @breaks("start", "one owner", "one truth")
 def takeover_without_a_fence(patch: Any) -> None:
-    def take(self: Loop, recovered: Any, claim: inp.Claim) -> None:
+    def take(self: Loop, recovered: Any, claim: msg.Claim) -> None:
         workflow = Workflow(recovered.state, recovered.seq, recovered.row, link=recovered.link)
         workflow.state.holder = self.holder_id
         self.active.hold(workflow)
@@ -578,7 +578,7 @@ def earlier_lives_are_forgotten_while_workflows_name_them(patch: Any) -> None:
 @breaks("stuck", "idle", "replies")
 def what_an_earlier_life_left_at_rest_is_not_claimed(patch: Any) -> None:
     def put_first(self: Workflow, input: Any) -> None:
-        if not isinstance(input, inp.Claim) or self.state.holder == "":
+        if not isinstance(input, msg.Claim) or self.state.holder == "":
             original(self, input)
 
     original = Workflow.put_first
@@ -631,7 +631,7 @@ def who_asks_about_what_left_memory_finds_it_new(patch: Any) -> None:
 
 @breaks("stuck", auto_resume=1.0, until=25.0, crash_after_step=0.03, zombie=0.5, pause=0.005)
 def orphans_are_left_alone(patch: Any) -> None:
-    patch.setattr(Orphans, "look", lambda self: None)
+    patch.setattr(Failover, "look", lambda self: None)
 
 
 # -- the storage ---------------------------------------------------------------------------

@@ -21,13 +21,13 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from ray_workflows._executor.protocol import Scene
+from ray_workflows._executor.protocol import AttemptTemplate
 from ray_workflows._executor.scheduling.slots import Brought, SentBatch
-from ray_workflows._executor.worker.batch import Home, Load
+from ray_workflows._executor.worker.batch import EncodedBatch, Home
 from ray_workflows._executor.worker.event_loops import OneLoop
 from ray_workflows._executor.worker.listeners import listen
 from ray_workflows._executor.worker.loop import run_loads
-from tests.simulation.processes import Calls, CoordinatorHandle, Objects, SimulatedProcess
+from tests.simulation.processes import CoordinatorHandle, Objects, RayCluster, SimulatedProcess
 from tests.simulation.violations import Violation
 from tests.simulation.work import HERE
 
@@ -41,7 +41,7 @@ class SimulatedTask:
     """A Ray task, or a call of a listener host; its ObjectRef and its future too."""
 
     def __init__(
-        self, life: Life, sent: SentBatch, loads: list[Load], asks: bool, values: Brought
+        self, life: Life, sent: SentBatch, loads: list[EncodedBatch], asks: bool, values: Brought
     ) -> None:
         self.life = life
         self.sent = sent
@@ -75,7 +75,7 @@ class Node:
 
     def __init__(self, name: str, slots: int) -> None:
         self.name = name
-        self.slots = slots
+        self.capacity = slots
         self.taken = 0
         self.alive = True
         self.processes: dict[SimulatedProcess, None] = {}
@@ -89,7 +89,7 @@ class SimulatedCluster:
         self.world = world
         self.place = place
         self.objects = Objects(self)
-        self.calls = Calls(self)
+        self.calls = RayCluster(self)
         self.names: dict[SimulatedProcess, int] = {}
         sizes = world.rng.choice([[1], [2], [4], [2, 2], [1, 3]])
         self.nodes = [Node(f"{place.name}-n{i}", size) for i, size in enumerate(sizes)]
@@ -113,7 +113,7 @@ class SimulatedCluster:
     def start_some(self) -> None:
         """Give free slots to those that wait."""
         while self.waiting:
-            free = [node for node in self.nodes if node.alive and node.taken < node.slots]
+            free = [node for node in self.nodes if node.alive and node.taken < node.capacity]
             if not free:
                 return
             self.start(self.waiting.popleft(), self.world.rng.choice(free))
@@ -348,9 +348,9 @@ class ClusterOfLife:
     def nodes(self) -> list[dict[str, float]]:
         """What each of them has."""
         self.head()
-        return [{"CPU": float(node.slots)} for node in self.cluster.nodes if node.alive]
+        return [{"CPU": float(node.capacity)} for node in self.cluster.nodes if node.alive]
 
-    def prepare(self, scene: Scene) -> None:
+    def prepare(self, template: AttemptTemplate) -> None:
         """Nothing here needs anything."""
         self.head()
 
@@ -368,7 +368,7 @@ class ClusterOfLife:
         return set()
 
     def send(
-        self, sent: SentBatch, loads: list[Load], asks: bool, values: Brought
+        self, sent: SentBatch, loads: list[EncodedBatch], asks: bool, values: Brought
     ) -> SimulatedTask:
         """Submit a Ray task."""
         task = SimulatedTask(self.life, sent, list(loads), asks, dict(values))

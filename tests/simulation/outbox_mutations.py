@@ -57,7 +57,7 @@ def a_message_is_said_to_be_delivered_when_it_is_sent(patch: Any) -> None:
     original = Deliveries.send
 
     def send(self: Any, incarnation: str, message: Any, input: Any) -> None:
-        self.report(incarnation, [outbox_module.inp.Delivered(message.message_id)])
+        self.report(incarnation, [outbox_module.msg.Delivered(message.message_id)])
         original(self, incarnation, message, input)
 
     patch.setattr(Deliveries, "send", send)

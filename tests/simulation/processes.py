@@ -16,8 +16,8 @@ from ray.exceptions import ObjectLostError, OwnerDiedError
 
 from ray_workflows._capture.pickling import Pickled
 from ray_workflows._executor.protocol import AttemptRequest, decode_report
-from ray_workflows._executor.worker.batch import Load, pack_loads
-from ray_workflows._executor.worker.watchdog import LOOK_SECONDS, Watched
+from ray_workflows._executor.worker.batch import EncodedBatch, pack_loads
+from ray_workflows._executor.worker.watchdog import CHECK_SECONDS, Watched
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageUnavailableError
 from ray_workflows.storage.base import Storage
@@ -263,7 +263,7 @@ class SimulatedWatch:
         self.looks = True
         world = self.process.world
         late = world.worker_faults.hit(world.worker_faults.watch_late)
-        world.clock.after(LOOK_SECONDS * (1 + 9 * late * world.rng.random()), self.look)
+        world.clock.after(CHECK_SECONDS * (1 + 9 * late * world.rng.random()), self.look)
 
     def look(self) -> None:
         self.looks = False
@@ -455,7 +455,7 @@ class CoordinatorHandle:
         self.attempt_waits = Method(process, "attempt_waits")
 
 
-class Calls:
+class RayCluster:
     """Calls of a coordinator on their way. Ray repeats those that a dead coordinator had."""
 
     def __init__(self, cluster: SimulatedCluster) -> None:
@@ -510,7 +510,7 @@ class Calls:
             executor.attempt_runs(*arguments[:4])
             executor.tell(*arguments)
 
-    def reply(self, answer: Answer, loads: list[Load] | None) -> None:
+    def reply(self, answer: Answer, loads: list[EncodedBatch] | None) -> None:
         """A coordinator answers."""
         world = self.cluster.world
         # Of a call that came twice, one answer reaches nobody: but the coordinator has given what

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ray_workflows._coordinator.admission import Room
+from ray_workflows._coordinator.admission import Admission
 from ray_workflows._coordinator.loop import Loop
 from ray_workflows._coordinator.starting import Starter
 from tests.simulation.runner import WORLDS, run_seed
@@ -51,12 +51,12 @@ def reports_are_kept(patch: pytest.MonkeyPatch) -> None:
 
 
 def what_waits_for_room_is_forgotten(patch: pytest.MonkeyPatch) -> None:
-    def change(self: Room, workflow_id: str, before: Any, after: Any) -> None:
+    def change(self: Admission, workflow_id: str, before: Any, after: Any) -> None:
         original(self, workflow_id, before, after)
         self.waiting.clear()
 
-    original = Room.change
-    patch.setattr(Room, "change", change)
+    original = Admission.change
+    patch.setattr(Admission, "change", change)
 
 
 BROKEN: dict[str, Break] = {

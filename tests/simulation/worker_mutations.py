@@ -11,12 +11,12 @@ from ray_workflows._executor.failures import failure
 from ray_workflows._executor.scheduling import dispatch as dispatch_module
 from ray_workflows._executor.scheduling import queues as lanes_module
 from ray_workflows._executor.scheduling.dispatch import Dispatch
-from ray_workflows._executor.scheduling.queues import Flight
+from ray_workflows._executor.scheduling.queues import InFlightAttempt
 from ray_workflows._executor.worker import batch as batch_module
 from ray_workflows._executor.worker import context
 from ray_workflows._executor.worker.attempt import AttemptRun
 from ray_workflows._model import errors as errors_module
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from tests.simulation import repeated
 from tests.simulation.mutations import Mutation, Patch
 from tests.simulation.scripts import Script
@@ -70,7 +70,7 @@ def texts_of_users_are_taken_as_they_are(patch: Any) -> None:
 def a_storage_that_is_away_is_the_fault_of_an_attempt(patch: Any) -> None:
     def lost_storage(self: AttemptRun, error: BaseException) -> Any:
         info = errors_module.error_info(type(error).__name__, str(error))
-        return inp.AttemptCrashed(**self.identity(self.process.time()), error=info)
+        return msg.AttemptCrashed(**self.identity(self.process.time()), error=info)
 
     patch.setattr(AttemptRun, "patiently", lambda self, work: work())
     patch.setattr(AttemptRun, "lost_storage", lost_storage)
@@ -101,7 +101,7 @@ def followers_are_left_behind_in_a_queue(patch: Any) -> None:
 
 @breaks("stuck", "idle", "scheduling")
 def members_handed_back_are_forgotten(patch: Any) -> None:
-    def run_elsewhere(self: RayExecutor, sent: Any, flight: Flight) -> None:
+    def run_elsewhere(self: RayExecutor, sent: Any, flight: InFlightAttempt) -> None:
         if not flight.retired and flight.batch == sent.number:
             sent.open -= 1
             self.take_out(flight)
@@ -111,8 +111,8 @@ def members_handed_back_are_forgotten(patch: Any) -> None:
 
 @breaks("innocent", worker_dies=0.3)
 def a_death_is_charged_to_all_of_a_batch(patch: Any) -> None:
-    def fail(self: RayExecutor, carrier: Any, error: BaseException, missing: Any) -> None:
-        loads = list(carrier.loads)
+    def fail(self: RayExecutor, slot: Any, error: BaseException, missing: Any) -> None:
+        loads = list(slot.loads)
         for sent in loads:
             self.dispatch.over(sent)
         for sent in loads:
@@ -129,10 +129,10 @@ def the_end_of_a_node_is_the_fault_of_an_attempt(patch: Any) -> None:
 
 @breaks("ran again", "left over", "scheduling")
 def what_is_done_runs_once_more(patch: Any) -> None:
-    def landed(self: RayExecutor, flight: Flight, *arguments: Any) -> Any:
+    def landed(self: RayExecutor, flight: InFlightAttempt, *arguments: Any) -> Any:
         report = original(self, flight, *arguments)
-        if self.dispatch.slots > 1:
-            self.dispatch.enqueue(Flight(flight.request))
+        if self.dispatch.capacity > 1:
+            self.dispatch.enqueue(InFlightAttempt(flight.request))
         return report
 
     original = RayExecutor.landed
@@ -146,4 +146,4 @@ def what_nobody_wants_is_not_stopped(patch: Any) -> None:
 
 @breaks("left over", "stuck", "idle", "scheduling")
 def ray_tasks_that_ended_are_kept(patch: Any) -> None:
-    patch.setattr(Dispatch, "end", lambda self, carrier: None)
+    patch.setattr(Dispatch, "end", lambda self, slot: None)

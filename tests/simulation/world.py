@@ -278,7 +278,7 @@ class World:
         self.trace("calm")
         for life in self.lives:
             life.storage.way.away_until = 0.0
-            if life.exists and (life.cluster.life is not life or life.io.stuck):
+            if life.exists and (life.cluster.life is not life or life.offloader.stuck):
                 self.crash(life)
             life.resume()
         for cluster in self.clusters:
@@ -448,7 +448,7 @@ class World:
         jobs = [job for job in self.jobs if job.sent or job.life.running]
         if jobs:
             job = self.rng.choice(jobs)
-            job.life.io.execute(job)
+            job.life.offloader.execute(job)
 
     def committed(self, life: Life, append: Append, outcome: CommitOutcome) -> None:
         if self.tracing:

@@ -12,8 +12,8 @@ from ray_workflows._codec.journal import encode_plan
 from ray_workflows._coordinator.requests import Submission
 from ray_workflows._executor.protocol import AttemptRequest
 from ray_workflows._model import events as ev
-from ray_workflows._model import messages as inp
-from ray_workflows._model.outbox import Message
+from ray_workflows._model import messages as msg
+from ray_workflows._model.outbox import OutboxMessage
 from ray_workflows._model.plan import TaskOptions
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Value
@@ -28,7 +28,7 @@ from tests.simulation.world import World
 SHARED, LARGE = 4, 3
 
 
-def messages_of(request: AttemptRequest, maker: str, life: Life) -> tuple[Message, ...]:
+def messages_of(request: AttemptRequest, maker: str, life: Life) -> tuple[OutboxMessage, ...]:
     """What the attempt of a task sends, as a worker makes it: of every second task."""
     message_id = f"{request.incarnation}-{request.task}-0"
     die = zlib.crc32(f"{request.workflow_id} {request.task_id}".encode())
@@ -42,9 +42,9 @@ def messages_of(request: AttemptRequest, maker: str, life: Life) -> tuple[Messag
     )
     data = msgspec.msgpack.encode(submission)
     if die // 2 % LARGE:
-        return (Message(message_id, target, Value(data)),)
+        return (OutboxMessage(message_id, target, Value(data)),)
     blob = life.storage.write_blob(request.incarnation, f"{maker}-message", [data])
-    return (Message(message_id, target, Value(blob)),)
+    return (OutboxMessage(message_id, target, Value(blob)),)
 
 
 class ParentsExecutor(SimulatedExecutor):
@@ -56,7 +56,7 @@ class ParentsExecutor(SimulatedExecutor):
             # As in a worker: what has sent something is not made again.
             request = msgspec.structs.replace(request, checkpoint=True)
         report, objects = super().run_with_inputs(request, *arguments)
-        if isinstance(report, (inp.AttemptReturned, inp.AttemptReturnedPlan)):
+        if isinstance(report, (msg.AttemptReturned, msg.AttemptReturnedPlan)):
             report = msgspec.structs.replace(report, messages=messages)
         return report, objects
 

@@ -16,8 +16,8 @@ from ray_workflows._codec.transport import opened
 from ray_workflows._executor.executor import RayExecutor
 from ray_workflows._executor.protocol import AttemptRequest, decode_batch
 from ray_workflows._executor.scheduling.invariants import check as check_scheduling
-from ray_workflows._executor.scheduling.placement import LOOK_SECONDS
-from ray_workflows._executor.worker.batch import Load
+from ray_workflows._executor.scheduling.placement import CHECK_SECONDS
+from ray_workflows._executor.worker.batch import EncodedBatch
 from ray_workflows._model.messages import AttemptRuns
 from ray_workflows._model.plan import Plan
 from ray_workflows._model.values import Blob, ErrorInfo, Outcome
@@ -154,9 +154,9 @@ class RealExecutor(Judged, RayExecutor):
         """As a job of the coordinator's."""
 
         def look_again(result: Any = None) -> None:
-            self.timers.after(LOOK_SECONDS, self.look_at_nodes)
+            self.timers.after(CHECK_SECONDS, self.look_at_nodes)
 
-        if self.dispatch.lanes or not self.placement.has_looked:
+        if self.dispatch.ready_queues or not self.placement.has_looked:
             self.ask_head(self.placement.look, look_again)
         else:
             look_again()
@@ -179,17 +179,21 @@ class RealExecutor(Judged, RayExecutor):
     def left(self) -> list[str]:
         """What is there though no workflow is."""
         dispatch = self.dispatch
-        carriers = dispatch.carriers
+        slots = dispatch.slots
         found = {
             "flights": self.flights,
             "live values": self.live,
             "suspects": self.suspects,
             "batches": dispatch.sent,
-            "lanes": {shape: lane for shape, lane in dispatch.lanes.items() if not lane.idle},
-            "carriers": carriers.flying,
-            "waiting": carriers.waiting,
-            "taking": carriers.taking,
-            "leaving": carriers.leaving,
+            "ready_queues": {
+                shape: ready_queue
+                for shape, ready_queue in dispatch.ready_queues.items()
+                if not ready_queue.idle
+            },
+            "slots": slots.flying,
+            "waiting": slots.waiting,
+            "taking": slots.taking,
+            "leaving": slots.leaving,
         }
         return [f"{len(things)} {name}" for name, things in found.items() if things]
 
@@ -330,7 +334,7 @@ class WorldOfWorkers(World):
         process.died_idle = True
         self.suspects.update(process.given)
 
-    def given(self, process: SimulatedProcess, loads: Iterable[Load]) -> None:
+    def given(self, process: SimulatedProcess, loads: Iterable[EncodedBatch]) -> None:
         """A worker gets batches, or would, were it not dead."""
         for load in loads:
             _, requests = decode_batch(opened(load)[0])

@@ -12,7 +12,7 @@ from ray_workflows._engine.evolve import evolve
 from ray_workflows._engine.invariants import check
 from ray_workflows._engine.replay import replay
 from ray_workflows._engine.state import WorkflowState
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.catalog import Tag
 from ray_workflows._model.commands import CancelAttempt, Command, StartAttempt
 from ray_workflows._model.events import Event
@@ -46,12 +46,12 @@ class Driver:
         #: What was restored from a snapshot of the step before.
         self.restored = check_snapshot(self.state)
         self.flying: dict[int, StartAttempt] = {}
-        #: What was new by the last input.
+        #: What was new by the last message.
         self.deltas: list[Command] = []
         self.now = now
         self.answer: object = None
         self.send(
-            inp.Submit(
+            msg.Submit(
                 plan=plan,
                 metadata={},
                 timeout=timeout,
@@ -63,8 +63,8 @@ class Driver:
             can_wait=can_wait,
         )
 
-    def send(self, input: inp.Input, holder: str = "h1", **around: bool) -> list[Event]:
-        decision = decide(self.state, input, self.now, Surroundings(holder, **around))
+    def send(self, message: msg.Message, holder: str = "h1", **around: bool) -> list[Event]:
+        decision = decide(self.state, message, self.now, Surroundings(holder, **around))
         self.answer = decision.answer
         events = decision.events
         # Through the bytes: what is not encoded faithfully shows up here.
@@ -102,7 +102,7 @@ class Driver:
             if isinstance(c, StartAttempt)
         )
 
-    def report(self, kind: type[inp.AttemptReport], task_id: str, **fields: Any) -> list[Event]:
+    def report(self, kind: type[msg.AttemptReport], task_id: str, **fields: Any) -> list[Event]:
         start = self.flying.pop(self.number(task_id))
         return self.send(
             kind(
@@ -116,25 +116,25 @@ class Driver:
         )
 
     def succeed(self, task_id: str, data: bytes = b"v") -> list[Event]:
-        return self.report(inp.AttemptReturned, task_id, value=Value(data))
+        return self.report(msg.AttemptReturned, task_id, value=Value(data))
 
     def succeed_unstored(self, task_id: str) -> list[Event]:
         return self.report(
-            inp.AttemptReturned, task_id, value=Value(Blob(f"live-{task_id}", 1, ""))
+            msg.AttemptReturned, task_id, value=Value(Blob(f"live-{task_id}", 1, ""))
         )
 
     def go_on(self, task_id: str, plan: Plan) -> list[Event]:
-        return self.report(inp.AttemptReturnedPlan, task_id, plan=plan)
+        return self.report(msg.AttemptReturnedPlan, task_id, plan=plan)
 
     def fail(self, task_id: str, retryable: bool = False) -> list[Event]:
-        return self.report(inp.AttemptRaised, task_id, error=BOOM, retryable=retryable)
+        return self.report(msg.AttemptRaised, task_id, error=BOOM, retryable=retryable)
 
     def crash(self, task_id: str) -> list[Event]:
-        return self.report(inp.AttemptCrashed, task_id, error=ErrorInfo("Crash", "killed"))
+        return self.report(msg.AttemptCrashed, task_id, error=ErrorInfo("Crash", "killed"))
 
     def resume(self, holder: str = "h1") -> list[Event]:
-        return self.send(inp.Resume(canceled=True), holder)
+        return self.send(msg.Resume(canceled=True), holder)
 
     def claim(self, holder: str, *, live: bool = True) -> list[Event]:
         """A coordinator takes the workflow over, with or without the values that are not stored."""
-        return self.send(inp.Claim(), holder, live=live)
+        return self.send(msg.Claim(), holder, live=live)

@@ -24,7 +24,7 @@ from ray_workflows._engine.evolve import evolve
 from ray_workflows._engine.replay import replay
 from ray_workflows._engine.state import WorkflowState
 from ray_workflows._engine.summary import catalog_row
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.catalog import JournalEntry
 from ray_workflows._model.commands import Command, StartAttempt
 from ray_workflows._model.events import Event
@@ -56,15 +56,15 @@ class Path:
         self.entries: list[JournalEntry] = []
         self.link = NO_LINK
         self.ready: list[StartAttempt] = []
-        self.run([inp.Submit(plan=plan, metadata={})])
+        self.run([msg.Submit(plan=plan, metadata={})])
         while self.ready:
             group, self.ready = self.ready[:GROUP], self.ready[GROUP:]
             self.run([self.report(command) for command in group])
         assert self.state.output is not None
         self.recover()
 
-    def report(self, command: StartAttempt) -> inp.Input:
-        return inp.AttemptReturned(
+    def report(self, command: StartAttempt) -> msg.Message:
+        return msg.AttemptReturned(
             task=command.task,
             epoch=command.epoch,
             attempt=command.attempt,
@@ -73,7 +73,7 @@ class Path:
             value=Value(b"result"),
         )
 
-    def run(self, inputs: list[inp.Input]) -> None:
+    def run(self, inputs: list[msg.Message]) -> None:
         events: list[Event] = []
         deltas: list[Command] = []
         for each in inputs:

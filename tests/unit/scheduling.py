@@ -12,8 +12,8 @@ from ray_workflows._executor.executor import RayExecutor
 from ray_workflows._executor.protocol import (
     ENCODER,
     AttemptRequest,
+    AttemptTemplate,
     BatchReport,
-    Scene,
     decode_batch,
 )
 from ray_workflows._executor.scheduling.invariants import check
@@ -24,12 +24,14 @@ from ray_workflows._model.values import Outcome, Value
 INCARNATION = "i"
 
 
-def scene(name: str, **options: Any) -> Scene:
+def template(name: str, **options: Any) -> AttemptTemplate:
     function = Function(name, name, b"")
-    return Scene("w", INCARNATION, function, TaskOptions(**options), Environment(), ())
+    return AttemptTemplate("w", INCARNATION, function, TaskOptions(**options), Environment(), ())
 
 
-def attempt(of: Scene, task: int, attempt: int = 1, upstream: Sequence[int] = ()) -> AttemptRequest:
+def attempt(
+    of: AttemptTemplate, task: int, attempt: int = 1, upstream: Sequence[int] = ()
+) -> AttemptRequest:
     inputs = tuple(Outcome(Value(b"")) for _ in upstream)
     arguments = Value(b"")
     return AttemptRequest(
@@ -37,7 +39,7 @@ def attempt(of: Scene, task: int, attempt: int = 1, upstream: Sequence[int] = ()
     )
 
 
-def chain(of: Scene, first: int, length: int) -> list[AttemptRequest]:
+def chain(of: AttemptTemplate, first: int, length: int) -> list[AttemptRequest]:
     """Attempts of which each takes the unstored result of the one before."""
     head = attempt(of, first)
     rest = [attempt(of, task, upstream=(task - 1,)) for task in range(first + 1, first + length)]
@@ -72,9 +74,9 @@ class RayTask:
 class Cluster:
     """Takes the place of Ray."""
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, capacity: int) -> None:
         self.tasks: list[RayTask] = []
-        self.size = slots
+        self.size = capacity
         #: Why the package of all that is sent can't be brought.
         self.refusal: Exception | None = None
         #: What the head of the cluster raises when it is asked.
@@ -94,7 +96,7 @@ class Cluster:
         self.head()
         return [{"CPU": float(self.size)}]
 
-    def prepare(self, scene: Scene) -> None:
+    def prepare(self, template: AttemptTemplate) -> None:
         self.head()
 
     def keep(self, shape: str, needs: None) -> None:
@@ -133,7 +135,7 @@ class Cluster:
 class Scheduling:
     """The executor, its Ray tasks, and what was reported. Every step is checked."""
 
-    def __init__(self, slots: int = 2) -> None:
+    def __init__(self, capacity: int = 2) -> None:
         self.now = 0.0
         #: Whether the head of the cluster does not answer.
         self.head_hangs = False
@@ -142,7 +144,7 @@ class Scheduling:
         self.timers: list[Callable[[], None]] = []
         #: What the head of the cluster is asked, with what takes the answer.
         self.asked: list[tuple[Callable[[], Any], Callable[[Any], None]]] = []
-        self.cluster = Cluster(slots)
+        self.cluster = Cluster(capacity)
         self.executor = RayExecutor(
             self.cluster, self.take, self.later.append, self.ask, deadlines=self, clock=self
         )

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from ray_workflows._executor import ray_cluster
-from ray_workflows._executor.protocol import Scene
-from ray_workflows._executor.ray_cluster import Calls
+from ray_workflows._executor.protocol import AttemptTemplate
+from ray_workflows._executor.ray_cluster import RayCluster
 from ray_workflows.storage.memory import MemoryStorage
-from tests.unit.scheduling import RayTask, Scheduling, attempt, scene
+from tests.unit.scheduling import RayTask, Scheduling, attempt, template
 
 
-class CallsWithoutRay(Calls):
+class CallsWithoutRay(RayCluster):
     """Makes Ray functions as ever, and runs them nowhere. While it submits one, the head answers
     all threads that ask it."""
 
@@ -24,9 +24,9 @@ class CallsWithoutRay(Calls):
         self.pickled_home = b""
         self.world = world
 
-    def remote(self, scene: Any) -> Any:
+    def remote(self, template: Any) -> Any:
         self.world.look_up()
-        super().remote(scene)
+        super().remote(template)
         return SimpleNamespace(remote=self.call)
 
     def call(self, loads: list[Any], home: bytes, asks: bool, *rest: Any) -> Any:
@@ -64,8 +64,8 @@ class World(Scheduling):
             self.check()
 
 
-def shapes(count: int) -> list[Scene]:
-    return [scene(f"f{number}", ray={"num_cpus": number + 1}) for number in range(count)]
+def shapes(count: int) -> list[AttemptTemplate]:
+    return [template(f"f{number}", ray={"num_cpus": number + 1}) for number in range(count)]
 
 
 def test_what_other_shapes_need_may_be_looked_up_while_a_ray_task_is_submitted(

@@ -14,15 +14,15 @@ from ray_workflows._capture.pickling import pickle_value
 from ray_workflows._codec.envelope import seal
 from ray_workflows._executor.protocol import (
     AttemptRequest,
+    AttemptTemplate,
     BatchReport,
-    Scene,
     decode_report,
     encode_batch,
 )
 from ray_workflows._executor.scheduling.dispatch import Dispatch
 from ray_workflows._executor.worker import loop
-from ray_workflows._executor.worker.batch import Home, Load, WireReport, pack_loads
-from ray_workflows._executor.worker.loop import CarrierRun
+from ray_workflows._executor.worker.batch import EncodedBatch, Home, WireReport, pack_loads
+from ray_workflows._executor.worker.loop import WorkerLoop
 from ray_workflows._model.plan import Environment, Function, TaskOptions
 from ray_workflows._model.values import Value
 from ray_workflows.storage.memory import MemoryStorage
@@ -42,18 +42,18 @@ def stored(value: Any) -> bytes:
     return b"".join(seal(pickled.data, pickled.buffers))
 
 
-def batch(number: int, size: int = 1) -> Load:
+def batch(number: int, size: int = 1) -> EncodedBatch:
     function = Function("task", "task", stored(task))
-    scene = Scene("w", "i", function, TaskOptions(), Environment(), ())
+    template = AttemptTemplate("w", "i", function, TaskOptions(), Environment(), ())
     arguments = Value(stored(((number,), {})))
-    requests = [AttemptRequest(scene, n, f"t{n}", 0, 1, arguments, True) for n in range(size)]
+    requests = [AttemptRequest(template, n, f"t{n}", 0, 1, arguments, True) for n in range(size)]
     return encode_batch(number, requests)
 
 
 class Coordinator:
     """Answers reports as a test says: it stands for an actor, whose calls give futures."""
 
-    def __init__(self, *answers: list[Load] | Exception | None) -> None:
+    def __init__(self, *answers: list[EncodedBatch] | Exception | None) -> None:
         self.answers = list(answers)
         self.done: list[int] = []
         self.returned: dict[int, BatchReport] = {}
@@ -108,8 +108,8 @@ def clean() -> None:
     hooks.clear()
 
 
-def carrier(coordinator: Coordinator, *loads: Load, asks: bool = True) -> CarrierRun:
-    return CarrierRun(Home(MemoryStorage(), coordinator), asks, loads)
+def slot(coordinator: Coordinator, *loads: EncodedBatch, asks: bool = True) -> WorkerLoop:
+    return WorkerLoop(Home(MemoryStorage(), coordinator), asks, loads)
 
 
 def numbers(reports: list[WireReport]) -> list[int]:
@@ -118,7 +118,7 @@ def numbers(reports: list[WireReport]) -> list[int]:
 
 def test_who_is_not_to_ask_says_all_in_the_end() -> None:
     coordinator = Coordinator()
-    assert numbers(carrier(coordinator, batch(1), asks=False).run()) == [1]
+    assert numbers(slot(coordinator, batch(1), asks=False).run()) == [1]
     assert coordinator.done == []
 
 
@@ -130,20 +130,20 @@ def test_the_next_batch_runs_while_nobody_has_answered_yet() -> None:
         coordinator.held[1].set_result([batch(3)])
 
     hooks[2] = answer
-    assert numbers(carrier(coordinator, batch(1), batch(2)).run()) == [3]
+    assert numbers(slot(coordinator, batch(1), batch(2)).run()) == [3]
     assert ran == [1, 2, 3]
     assert coordinator.done == [1, 2]
 
 
 def test_after_a_no_the_rest_is_reported_in_the_end() -> None:
     coordinator = Coordinator([batch(3)], None)
-    assert numbers(carrier(coordinator, batch(1), batch(2)).run()) == [3]
+    assert numbers(slot(coordinator, batch(1), batch(2)).run()) == [3]
     assert ran == [1, 2, 3]
 
 
 def test_what_nobody_has_confirmed_is_said_again() -> None:
     coordinator = Coordinator([], OSError("the coordinator is gone"))
-    assert numbers(carrier(coordinator, batch(1), batch(2), batch(3)).run()) == [2, 3]
+    assert numbers(slot(coordinator, batch(1), batch(2), batch(3)).run()) == [2, 3]
     assert ran == [1, 2, 3]
 
 
@@ -160,7 +160,7 @@ def test_what_waits_behind_a_long_batch_is_handed_back(monkeypatch: pytest.Monke
             coordinator.came.wait(0.01)
 
     hooks[2] = wait
-    assert carrier(coordinator, batch(1), batch(2), batch(3, size=2)).run() == []
+    assert slot(coordinator, batch(1), batch(2), batch(3, size=2)).run() == []
     assert ran == [1, 2]
     assert {number: report.unstarted for number, report in coordinator.returned.items()} == {
         3: (0, 1),
@@ -171,7 +171,7 @@ def test_what_waits_behind_a_long_batch_is_handed_back(monkeypatch: pytest.Monke
 def test_a_last_member_that_takes_long_holds_no_results_back() -> None:
     """As one does behind which others wait, but nothing is handed back here."""
     coordinator = Coordinator([], None)
-    run = carrier(coordinator, batch(1, size=3))
+    run = slot(coordinator, batch(1, size=3))
     told: list[BatchReport | None] = []
 
     def take_long() -> None:

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from ray_workflows._coordinator.liveness import (
-    Claims,
+    Liveness,
     ProcessProbe,
     probe_process,
     process_started,
@@ -46,7 +46,7 @@ RUNNING, PENDING = WorkflowStatus.RUNNING, WorkflowStatus.PENDING
 
 @pytest.mark.parametrize("status", [RUNNING, PENDING])
 def test_a_lease_that_holds(status: WorkflowStatus) -> None:
-    claims = Claims([holder("h")], 90.0, probe=alive)
+    claims = Liveness([holder("h")], 90.0, probe=alive)
     assert claims.status(row(status)) is status
 
 
@@ -54,34 +54,34 @@ def test_a_lease_that_holds(status: WorkflowStatus) -> None:
 def test_a_lease_longer_than_any_was_given_before_the_clock_was_set_back(
     status: WorkflowStatus,
 ) -> None:
-    claims = Claims([holder("h", lease_until=3600.0)], 90.0, probe=alive)
+    claims = Liveness([holder("h", lease_until=3600.0)], 90.0, probe=alive)
     assert claims.status(row(status)) is WorkflowStatus.RESUMABLE
-    seen = Claims([holder("h", lease_until=3600.0)], 90.0, probe=lambda holder: True)
+    seen = Liveness([holder("h", lease_until=3600.0)], 90.0, probe=lambda holder: True)
     assert seen.status(row(status)) is status
 
 
 @pytest.mark.parametrize(
     "claims",
     [
-        Claims([], 50.0),
-        Claims([holder("h")], 100.0, probe=alive),
-        Claims([holder("h")], 90.0, probe=dead),
-        Claims([holder("h"), holder("later", "other")], 90.0, probe=only("later")),
+        Liveness([], 50.0),
+        Liveness([holder("h")], 100.0, probe=alive),
+        Liveness([holder("h")], 90.0, probe=dead),
+        Liveness([holder("h"), holder("later", "other")], 90.0, probe=only("later")),
     ],
     ids=["no row", "lapsed", "process gone", "another coordinator lives"],
 )
-def test_dead_holders(claims: Claims) -> None:
+def test_dead_holders(claims: Liveness) -> None:
     assert claims.status(row(RUNNING)) is WorkflowStatus.RESUMABLE
     assert claims.status(row(WorkflowStatus.FAILED)) is WorkflowStatus.FAILED
 
 
 def test_a_released_workflow_is_nobodys() -> None:
-    claims = Claims([holder("h")], 50.0, probe=alive)
+    claims = Liveness([holder("h")], 50.0, probe=alive)
     assert claims.status(row(RUNNING, released=True)) is WorkflowStatus.RESUMABLE
 
 
 def test_readers_trust_the_coordinator_of_their_cluster_to_come_back() -> None:
-    claims = Claims([holder("h", "c")], 500.0, cluster="c", probe=dead)
+    claims = Liveness([holder("h", "c")], 500.0, cluster="c", probe=dead)
     assert claims.status(row(RUNNING)) is RUNNING
 
 

@@ -17,7 +17,7 @@ from ray_workflows._client.code_changes import FORK, CodeChanges
 from ray_workflows._client.environments import (
     CURRENT,
     RECORDED,
-    Remembered,
+    RecordedEnvironment,
     present_functions,
 )
 from ray_workflows._client.forks import Fork
@@ -121,7 +121,7 @@ class Case:
         change: EnvironmentChange = CHANGE,
     ) -> str:
         changes = CodeChanges(self.storage)
-        changes.look(Remembered(self.storage, row), change, given or ())
+        changes.look(RecordedEnvironment(self.storage, row), change, given or ())
         return changes.text("resume({id}) takes it.")
 
 
@@ -200,7 +200,7 @@ def test_a_function_inside_of_another_can_only_be_run_anew(case: Case) -> None:
 
 def test_functions_that_were_exchanged_are_the_recorded_ones_then(case: Case) -> None:
     row = case.failed(case.script(SCRIPT).dag())
-    found = Remembered(case.storage, row)
+    found = RecordedEnvironment(case.storage, row)
 
     def resumed(text: str) -> dict[str, Function]:
         case.script(text)
@@ -236,7 +236,7 @@ def test_current_code_that_is_not_here(case: Case) -> None:
 def test_a_fork_names_what_runs_again(case: Case) -> None:
     row = case.failed(case.script(SCRIPT).dag())
     case.script(MENDED.replace("return 1", "return 2"))
-    found = Remembered(case.storage, row)
+    found = RecordedEnvironment(case.storage, row)
     for task_id, names in (
         ("__main__.second", {"helper"}),
         ("__main__.first", {"helper", "first"}),
@@ -321,7 +321,7 @@ def test_one_warning_for_all_workflows_of_a_call(case: Case) -> None:
     case.script(MENDED)
     changes = CodeChanges(case.storage)
     for row in rows:
-        changes.look(Remembered(case.storage, row), CHANGE)
+        changes.look(RecordedEnvironment(case.storage, row), CHANGE)
     with pytest.warns(UserWarning, match="'w7' and 2 more: .* helper ") as caught:
         changes.warn()
     (warning,) = caught
@@ -338,7 +338,7 @@ def test_no_warning_without_a_difference(case: Case) -> None:
 
 def test_a_function_that_cant_be_read_keeps_nothing_from_going_on(case: Case) -> None:
     row = case.failed(case.script(SCRIPT).dag())
-    found = Remembered(case.storage, row)
+    found = RecordedEnvironment(case.storage, row)
     case.script(MENDED)
     broken = {
         digest: msgspec.structs.replace(function, data=b"damaged")

@@ -23,7 +23,7 @@ from ray_workflows._codec.journal import (
 )
 from ray_workflows._model import events as ev
 from ray_workflows._model.catalog import JournalEntry
-from ray_workflows._model.outbox import Message
+from ray_workflows._model.outbox import OutboxMessage
 from ray_workflows._model.values import Blob, ErrorInfo, Outcome, Value
 from ray_workflows.exceptions import StorageCorruptError
 from tests.unit.plans import plan
@@ -57,7 +57,9 @@ EVENTS = [
     ev.SignalTaken(1.0, 3, "approved", "id-1", 0.5),
     ev.SignalAcknowledged(1.0, "approved", "id-1"),
     ev.StateSaved(1.0, 1, b"lifecycle", b"tasks", 0),
-    ev.TaskSucceeded(1.0, 0, 1, Value(b"v"), messages=(Message("i-0", "other", Value(BLOB)),)),
+    ev.TaskSucceeded(
+        1.0, 0, 1, Value(b"v"), messages=(OutboxMessage("i-0", "other", Value(BLOB)),)
+    ),
     ev.WorkflowEnding(1.0, ev.WorkflowSucceeded(1.0, Outcome(value=Value(b"v")))),
     ev.Delivered(1.0, "i-0"),
     ev.Delivered(1.0, "i-0", ERROR),

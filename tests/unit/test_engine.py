@@ -10,7 +10,7 @@ import pytest
 from ray_workflows._engine.commands import commands
 from ray_workflows._engine.lifecycle import TIMED_OUT
 from ray_workflows._model import events as ev
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.commands import ReleaseValue, StartAttempt, WakeAt
 from ray_workflows._model.plan import Backoff
 from ray_workflows._model.status import WorkflowStatus
@@ -39,16 +39,16 @@ def test_pending_runs_nothing_until_it_is_started() -> None:
     d = Driver(DIAMOND, start=False)
     assert d.state.status == "PENDING"
     assert commands(d.state) == []
-    d.send(inp.Start())
+    d.send(msg.Start())
     assert d.running == ["a"]
-    assert d.send(inp.Start()) == []
+    assert d.send(msg.Start()) == []
 
 
 def test_duplicate_and_stale_reports_change_nothing() -> None:
     d = Driver(plan(("a", (), {"retry_exceptions": True}), ("b", (0,))))
     first = d.flying[0]
     d.fail("a", retryable=True)
-    late = inp.AttemptReturned(
+    late = msg.AttemptReturned(
         task=first.task,
         epoch=first.epoch,
         attempt=first.attempt,
@@ -66,7 +66,7 @@ def test_an_attempt_of_a_former_holder_does_not_count() -> None:
     d = Driver(plan(("a", ())))
     old = d.flying[0]
     d.claim("h2")
-    report = inp.AttemptReturned(
+    report = msg.AttemptReturned(
         task=0, epoch=old.epoch, attempt=1, started_at=0.0, ended_at=0.0, value=Value(b"zombie")
     )
     assert d.send(report) == []
@@ -217,13 +217,13 @@ def test_cancel_stops_and_explicit_resume_goes_on() -> None:
     d = Driver(DIAMOND)
     d.succeed("a")
     flying = dict(d.flying)
-    d.send(inp.Cancel())
+    d.send(msg.Cancel())
     assert d.state.status == "CANCELED"
     assert not d.flying
     late = flying[1]
     assert (
         d.send(
-            inp.AttemptReturned(
+            msg.AttemptReturned(
                 task=1,
                 epoch=late.epoch,
                 attempt=late.attempt,
@@ -241,7 +241,7 @@ def test_cancel_stops_and_explicit_resume_goes_on() -> None:
 def test_a_canceled_success_is_a_success_again_when_resumed() -> None:
     d = Driver(plan(("a", ())))
     d.succeed("a", b"out")
-    d.send(inp.Cancel())
+    d.send(msg.Cancel())
     assert d.state.status == "CANCELED"
     d.resume()
     assert d.state.status == "SUCCESSFUL"
@@ -252,11 +252,11 @@ def test_a_timer_keeps_its_deadline_over_a_crash() -> None:
     d = Driver(plan(("nap", (), {"kind": "timer", "duration": 60.0}), ("b", (0,))))
     assert commands(d.state) == [WakeAt(1060.0)]
     d.now = 1030.0
-    d.send(inp.Wake())
+    d.send(msg.Wake())
     d.claim("h2")
     assert commands(d.state) == [WakeAt(1060.0)]
     d.now = 1060.0
-    d.send(inp.Wake())
+    d.send(msg.Wake())
     assert d.running == ["b"]
     # What a timer produces was captured with it.
     assert d.state.tasks[0].outcome.value == Value(b"nap")
@@ -288,7 +288,7 @@ def test_a_stored_value_is_never_lost() -> None:
 def test_a_lost_input_is_not_charged() -> None:
     d = Driver(plan(("a", (), {"checkpoint": False}), ("b", (0,), {"max_retries": 0})))
     d.succeed_unstored("a")
-    d.report(inp.AttemptLostInput, "b", error=BOOM, lost=(0,))
+    d.report(msg.AttemptLostInput, "b", error=BOOM, lost=(0,))
     assert d.running == ["a"]
     d.succeed_unstored("a")
     d.succeed("b")
@@ -309,10 +309,10 @@ def test_values_are_released_after_their_last_consumer(value: Value, released: b
     from ray_workflows._engine.evolve import evolve
 
     d = Driver(DIAMOND)
-    d.report(inp.AttemptReturned, "a", value=value)
+    d.report(msg.AttemptReturned, "a", value=value)
     d.succeed("b")
     start = d.flying[2]
-    report = inp.AttemptReturned(
+    report = msg.AttemptReturned(
         task=2,
         epoch=start.epoch,
         attempt=start.attempt,
@@ -372,7 +372,7 @@ def test_a_pause_outlives_the_holder() -> None:
 
 def test_what_is_heard_of_a_running_attempt_changes_nothing() -> None:
     driver = Driver(plan(("a", ())))
-    news = inp.AttemptRuns(task=0, epoch=0, attempt=1, started_at=driver.now - 1)
+    news = msg.AttemptRuns(task=0, epoch=0, attempt=1, started_at=driver.now - 1)
     assert driver.send(news) == [
         ev.AttemptStarted(at=driver.now, task=0, attempt=1, started_at=driver.now - 1)
     ]
@@ -389,26 +389,26 @@ def test_a_workflow_that_overruns_its_timeout_fails_and_stops() -> None:
     started = driver.flying[1]
     assert commands(driver.state)[-1] == WakeAt(driver.now + 10)
     driver.now += 9.9
-    assert driver.send(inp.Wake()) == []
+    assert driver.send(msg.Wake()) == []
     driver.now += 0.1
-    assert driver.send(inp.Wake()) == [ev.WorkflowTimedOut(at=driver.now)]
+    assert driver.send(msg.Wake()) == [ev.WorkflowTimedOut(at=driver.now)]
     assert driver.state.status is WorkflowStatus.FAILED
     assert driver.state.error is not None
     assert driver.state.error.type_name == TIMED_OUT
     assert driver.flying == {}
-    late = inp.AttemptReturned(1, started.epoch, started.attempt, 0.0, 0.0, Value(b"late"))
+    late = msg.AttemptReturned(1, started.epoch, started.attempt, 0.0, 0.0, Value(b"late"))
     assert driver.send(late) == []
 
 
 def test_a_resumed_workflow_has_its_whole_time_again() -> None:
     driver = Driver(plan(("a", ())), timeout=10.0)
     driver.now += 10
-    driver.send(inp.Wake())
+    driver.send(msg.Wake())
     driver.now += 100
-    driver.send(inp.Resume(), can_run=False)
+    driver.send(msg.Resume(), can_run=False)
     assert driver.state.deadline is None
     driver.now += 100
-    driver.send(inp.Start())
+    driver.send(msg.Start())
     assert driver.state.deadline == driver.now + 10
     assert driver.running == ["a"]
     driver.claim("h2")
@@ -416,15 +416,15 @@ def test_a_resumed_workflow_has_its_whole_time_again() -> None:
     driver.succeed("a")
     assert driver.state.status is WorkflowStatus.SUCCESSFUL
     driver.now += 100
-    assert driver.send(inp.Wake()) == []
+    assert driver.send(msg.Wake()) == []
 
 
 def test_release_and_claim_again() -> None:
     d = Driver(DIAMOND)
-    d.send(inp.Release(error=BOOM))
+    d.send(msg.Release(error=BOOM))
     assert d.state.released
     assert commands(d.state) == []
-    assert d.send(inp.Release(error=BOOM)) == []
+    assert d.send(msg.Release(error=BOOM)) == []
     d.resume("h1")
     assert d.running == ["a"]
     assert d.state.epoch == 1
@@ -432,11 +432,11 @@ def test_release_and_claim_again() -> None:
 
 def test_requests_to_cancel_are_left_for_the_holder() -> None:
     d = Driver(DIAMOND)
-    assert d.send(inp.Cancel(), "h2", driven_elsewhere=True)
+    assert d.send(msg.Cancel(), "h2", driven_elsewhere=True)
     assert d.state.cancel_requested
-    assert d.send(inp.Cancel(), "h2", driven_elsewhere=True) == []
+    assert d.send(msg.Cancel(), "h2", driven_elsewhere=True) == []
     assert commands(d.state) == [WakeAt(0.0)]
-    d.send(inp.Wake())
+    d.send(msg.Wake())
     assert d.state.status == "CANCELED"
 
 
@@ -471,7 +471,7 @@ def test_any_order_of_reports_ends_every_workflow(seed: int) -> None:
             continue
         if d.state.timers:
             d.now += 5
-            d.send(inp.Wake())
+            d.send(msg.Wake())
             continue
         due = [c for c in commands(d.state) if isinstance(c, StartAttempt)]
         d.flying.update({c.task: c for c in due})
@@ -484,7 +484,7 @@ def test_any_order_of_reports_ends_every_workflow(seed: int) -> None:
         elif action < 0.4 and len(d.journal) < 100:
             d.go_on(task.task_id, random_plan(rng.randint(0, 2)))
         elif action < 0.45:
-            d.send(inp.Cancel())
+            d.send(msg.Cancel())
         elif action < 0.55:
             d.claim(f"h{rng.random()}", live=False)
         elif d.state.checkpoints(task):

@@ -19,8 +19,8 @@ from ray_workflows._engine.summary import catalog_row
 from ray_workflows._environment import shared_items
 from ray_workflows._environment.attempts import packages_for, runtime_env_for
 from ray_workflows._environment.code import packages
-from ray_workflows._executor.protocol import Scene
-from ray_workflows._model import messages as inp
+from ray_workflows._executor.protocol import AttemptTemplate
+from ray_workflows._model import messages as msg
 from ray_workflows._model.catalog import Append, CatalogQuery
 from ray_workflows._model.plan import Environment, EnvironmentChange, Function, Package
 from ray_workflows._model.status import WorkflowStatus
@@ -55,36 +55,36 @@ def failed() -> Driver:
     return driver
 
 
-def scene(driver: Driver, task_id: str) -> Scene:
+def template(driver: Driver, task_id: str) -> AttemptTemplate:
     workflow = Workflow(driver.state, len(driver.journal), None)
-    return workflow.scene(driver.state.tasks[driver.number(task_id)])
+    return workflow.template(driver.state.tasks[driver.number(task_id)])
 
 
 def resume(driver: Driver, change: EnvironmentChange | None) -> None:
-    driver.send(inp.Resume(change=change))
+    driver.send(msg.Resume(change=change))
 
 
 def test_what_is_recorded_stays_by_default() -> None:
     driver = failed()
     resume(driver, None)
-    assert scene(driver, "b").environment == OLD
-    assert scene(driver, "b").function.digest == "f"
+    assert template(driver, "b").environment == OLD
+    assert template(driver, "b").function.digest == "f"
 
 
 def test_a_change_holds_for_what_is_started_from_then_on() -> None:
     driver = failed()
     workflow = Workflow(driver.state, 3, None)
     a, b = (driver.state.tasks[driver.number(task_id)] for task_id in "ab")
-    before, other = workflow.scene(b), workflow.scene(a)
+    before, other = workflow.template(b), workflow.template(a)
     resume(driver, CHANGE)
-    after = workflow.scene(b)
+    after = workflow.template(b)
     assert (before.environment, before.options.ray["num_cpus"]) == (OLD, 1)
     assert after.environment == NEW
     assert after.function == FUNCTION
     assert after.options.ray == {"num_cpus": 1, "memory": 7}
     # Another worker, that has not imported what it was.
-    assert workflow.scene(a).environment == NEW
-    assert workflow.scene(a).shape != other.shape
+    assert workflow.template(a).environment == NEW
+    assert workflow.template(a).shape != other.shape
 
 
 def test_a_change_stays_until_it_is_changed() -> None:
@@ -92,7 +92,7 @@ def test_a_change_stays_until_it_is_changed() -> None:
     resume(driver, CHANGE)
     driver.fail("b")
     resume(driver, EnvironmentChange("recorded", "you@there", None, {}, {"b": {"num_cpus": 2}}))
-    found = scene(driver, "b")
+    found = template(driver, "b")
     assert found.environment == NEW
     assert found.options.ray == {"num_cpus": 2, "memory": 7}
 
@@ -102,7 +102,7 @@ def test_continuations_run_where_the_workflow_does() -> None:
     extra = msgspec.structs.replace(PACKAGE, uri="gcs://of-a-task.zip")
     inner = msgspec.structs.replace(plan(("c", ())), environment=Environment(packages=(extra,)))
     driver.go_on("a", inner)
-    found = scene(driver, "c").environment
+    found = template(driver, "c").environment
     assert found.runtime_env == OLD.runtime_env
     assert found.packages == (PACKAGE, extra)
 

@@ -72,7 +72,7 @@ POISONS = [
 def test_others_go_on_and_so_do_those_that_come_later(poison: Poison) -> None:
     end = threading.Event()
 
-    async def scene() -> None:
+    async def template() -> None:
         loops = Loops()
         event = threading.Event()
 
@@ -94,7 +94,7 @@ def test_others_go_on_and_so_do_those_that_come_later(poison: Poison) -> None:
             result = result.error
         assert result == "poison" or not isinstance(result, Exception)
 
-    asyncio.run(asyncio.wait_for(scene(), SECONDS))
+    asyncio.run(asyncio.wait_for(template(), SECONDS))
 
 
 def test_what_blocks_goes_on_when_it_blocks_no_more_and_its_thread_ends() -> None:
@@ -106,7 +106,7 @@ def test_what_blocks_goes_on_when_it_blocks_no_more_and_its_thread_ends() -> Non
         await asyncio.sleep(0.01)
         return "poison"
 
-    async def scene() -> None:
+    async def template() -> None:
         loops = Loops()
 
         async def healthy() -> threading.Thread:
@@ -123,11 +123,11 @@ def test_what_blocks_goes_on_when_it_blocks_no_more_and_its_thread_ends() -> Non
         await asyncio.to_thread(started[0].join, SECONDS)
         assert not started[0].is_alive()
 
-    asyncio.run(asyncio.wait_for(scene(), SECONDS))
+    asyncio.run(asyncio.wait_for(template(), SECONDS))
 
 
 def test_a_call_that_exits() -> None:
-    async def scene() -> None:
+    async def template() -> None:
         loops = Loops()
         for error in (SystemExit(1), KeyboardInterrupt(), Unheard()):
 
@@ -139,7 +139,7 @@ def test_a_call_that_exits() -> None:
             assert caught.value.error is error
         assert await loops.call(lambda: 5) == 5
 
-    asyncio.run(scene())
+    asyncio.run(template())
 
 
 def test_a_canceled_one_is_stopped() -> None:
@@ -151,7 +151,7 @@ def test_a_canceled_one_is_stopped() -> None:
         finally:
             stopped.set()
 
-    async def scene() -> None:
+    async def template() -> None:
         loops = Loops()
         waiting = asyncio.create_task(loops.run(endless))
         await asyncio.sleep(0.05)
@@ -160,4 +160,4 @@ def test_a_canceled_one_is_stopped() -> None:
             await waiting
         assert await asyncio.to_thread(stopped.wait, SECONDS)
 
-    asyncio.run(scene())
+    asyncio.run(template())

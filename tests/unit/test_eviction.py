@@ -12,7 +12,7 @@ from ray_workflows._coordinator.evicted import MAX_STALE, NEVER, Evicted, Evicte
 from ray_workflows._coordinator.eviction import AHEAD_SECONDS, AT_ONCE, EVICT_SECONDS, READ_AT_ONCE
 from ray_workflows._coordinator.holdings import Look
 from ray_workflows._coordinator.requests import Watched, WatchRequest
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.answers import Received
 from ray_workflows._model.catalog import CatalogQuery
 from ray_workflows._model.listing import info_of
@@ -47,13 +47,13 @@ def owner(world: World) -> Coordinator:
 def submit(owner: Coordinator, workflow_id: str, plan: Plan) -> None:
     owner.loop.ask(
         workflow_id,
-        inp.Submit(plan, {}, f"i-{workflow_id}", workflow_id),
+        msg.Submit(plan, {}, f"i-{workflow_id}", workflow_id),
         lambda answer: None,
     )
     owner.step()
 
 
-def ask(owner: Coordinator, workflow_id: str, input: inp.Asked) -> Any:
+def ask(owner: Coordinator, workflow_id: str, input: msg.Asked) -> Any:
     answers: list[Any] = []
     owner.loop.ask(workflow_id, input, answers.append)
     owner.step()
@@ -77,7 +77,7 @@ def test_what_waits_leaves_memory(world: World, owner: Coordinator, waits: Plan)
     world.pass_time(2.0)
     assert (in_memory(owner), evicted(owner)) == ([], ["w"])
     assert world.status("w") == (RUNNING, "owner")
-    assert owner.loop.room.counts[RUNNING] == 1
+    assert owner.loop.admission.counts[RUNNING] == 1
 
 
 def test_what_is_in_flight_stays(world: World, owner: Coordinator) -> None:
@@ -89,7 +89,7 @@ def test_what_is_in_flight_stays(world: World, owner: Coordinator) -> None:
 def test_what_is_in_no_storage_stays(world: World, owner: Coordinator) -> None:
     submit(owner, "w", UNSTORED)
     workflow = owner.loop.active["w"]
-    report = inp.AttemptReturned(0, 1, 1, 0.0, 0.0, Value(b"v"))
+    report = msg.AttemptReturned(0, 1, 1, 0.0, 0.0, Value(b"v"))
     owner.loop.report(workflow.incarnation, [report])
     world.pass_time(10 * EVICT_SECONDS)
     assert in_memory(owner) == ["w"]
@@ -107,7 +107,7 @@ def test_a_timer_brings_it_back_in_time(world: World, owner: Coordinator) -> Non
     assert row.ended_at is not None
     assert row.ended_at - begin <= 100.25
     assert evicted(owner) == []
-    assert not +owner.loop.room.counts
+    assert not +owner.loop.admission.counts
 
 
 def test_the_timer_waits_for_a_storage_that_is_away(world: World, owner: Coordinator) -> None:
@@ -126,7 +126,7 @@ def test_a_signal_brings_it_back(world: World, owner: Coordinator) -> None:
     submit(owner, "w", EXPECTS)
     world.pass_time(2 * EVICT_SECONDS)
     assert evicted(owner) == ["w"]
-    assert isinstance(ask(owner, "w", inp.Signal("s", "1", Value(b"v"))), Received)
+    assert isinstance(ask(owner, "w", msg.Signal("s", "1", Value(b"v"))), Received)
     assert world.status("w") == (WorkflowStatus.SUCCESSFUL, "owner")
 
 
@@ -141,7 +141,7 @@ def test_a_watch_lasts(world: World, owner: Coordinator) -> None:
     owner.step()
     assert evicted(owner) == ["w"]
     assert told == []
-    ask(owner, "w", inp.Signal("s", "1", Value(b"v")))
+    ask(owner, "w", msg.Signal("s", "1", Value(b"v")))
     assert [each.row.status for each in told if each.row] == [WorkflowStatus.SUCCESSFUL] * 2
     assert owner.loop.watchers.waiting == {}
 
@@ -166,13 +166,13 @@ def test_who_watches_what_is_not_there_is_turned_away(owner: Coordinator) -> Non
 def test_it_is_asked_as_if_it_were_in_memory(world: World, owner: Coordinator) -> None:
     submit(owner, "w", EXPECTS)
     world.pass_time(2 * EVICT_SECONDS)
-    again = inp.Submit(EXPECTS, {}, "other", "other")
+    again = msg.Submit(EXPECTS, {}, "other", "other")
     assert isinstance(ask(owner, "w", again), WorkflowAlreadyRunningError)
     world.pass_time(2 * EVICT_SECONDS)
     assert evicted(owner) == ["w"]
-    assert ask(owner, "w", inp.Cancel()) is None
+    assert ask(owner, "w", msg.Cancel()) is None
     assert world.status("w") == (WorkflowStatus.CANCELED, "owner")
-    assert not +owner.loop.room.counts
+    assert not +owner.loop.admission.counts
 
 
 def test_it_is_not_deleted(world: World, owner: Coordinator) -> None:
@@ -188,7 +188,7 @@ def test_what_another_cluster_did_is_noticed(world: World, owner: Coordinator) -
     submit(owner, "w", EXPECTS)
     world.pass_time(2 * EVICT_SECONDS)
     other = Coordinator(world, "other", auto_resume=False)
-    assert ask(other, "w", inp.Cancel()) is None
+    assert ask(other, "w", msg.Cancel()) is None
     assert evicted(owner) == ["w"]
     world.pass_time(3.0)
     assert world.status("w") == (WorkflowStatus.CANCELED, "owner")
@@ -210,7 +210,7 @@ def test_what_another_one_took_is_let_go(world: World, owner: Coordinator) -> No
     assert (in_memory(owner), evicted(owner)) == ([], [])
     assert evicted(other) == ["w"]
     assert told == [Watched(None)]
-    assert not +owner.loop.room.counts
+    assert not +owner.loop.admission.counts
 
 
 def test_a_later_life_goes_on(world: World, owner: Coordinator) -> None:
@@ -231,15 +231,15 @@ def test_pending_ones_wait_in_storage_and_start_in_their_order(world: World) -> 
         submit(owner, f"w{number}", EXPECTS)
     world.pass_time(2 * EVICT_SECONDS)
     assert in_memory(owner) == []
-    assert owner.loop.room.counts == {RUNNING: 1, PENDING: 4}
+    assert owner.loop.admission.counts == {RUNNING: 1, PENDING: 4}
     for number in range(5):
         assert [world.status(f"w{n}")[0] for n in range(5)] == [
             *[WorkflowStatus.SUCCESSFUL] * number,
             RUNNING,
             *[PENDING] * (4 - number),
         ]
-        assert isinstance(ask(owner, f"w{number}", inp.Signal("s", "1", Value(b"v"))), Received)
-    assert not +owner.loop.room.counts
+        assert isinstance(ask(owner, f"w{number}", msg.Signal("s", "1", Value(b"v"))), Received)
+    assert not +owner.loop.admission.counts
 
 
 def test_many_leave_memory_in_steps(world: World, owner: Coordinator) -> None:
@@ -308,10 +308,10 @@ def test_a_workflow_that_has_ended_does_not_come_back(world: World, owner: Coord
     submit(owner, "w", EXPECTS)
     world.pass_time(2 * EVICT_SECONDS)
     page = owner.lease.holdings.list_page(None)
-    assert ask(owner, "w", inp.Cancel()) is None
+    assert ask(owner, "w", msg.Cancel()) is None
     new = [row for row in page.rows if owner.lease.holdings.is_new(Look({}), row)]
     for row, recovered in owner.lease.holdings.read_some(new):
         owner.lease.holdings.try_to_take(row, recovered)
     owner.step()
     assert (in_memory(owner), evicted(owner)) == ([], [])
-    assert not +owner.loop.room.counts
+    assert not +owner.loop.admission.counts

@@ -9,7 +9,7 @@ import pytest
 from ray_workflows._engine.commands import commands
 from ray_workflows._engine.fork import fork_history
 from ray_workflows._engine.state import Phase
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.commands import StartAttempt
 from ray_workflows._model.status import WorkflowStatus
 from tests.unit.driver import Driver
@@ -76,7 +76,7 @@ def test_a_fork_that_has_to_wait_for_room() -> None:
     driver = fork(finished("a", "b", "c", "d"), "d", start=False)
     assert driver.state.status is WorkflowStatus.PENDING
     assert driver.running == []
-    driver.send(inp.Start())
+    driver.send(msg.Start())
     assert driver.running == ["d"]
 
 
@@ -182,7 +182,7 @@ def test_sleeps_sleep_anew_and_pauses_are_over() -> None:
     timer = {"kind": "timer", "duration": 30.0}
     origin = Driver(plan(("t", (), timer), ("b", (0,))))
     origin.now += 30
-    origin.send(inp.Wake())
+    origin.send(msg.Wake())
     origin.succeed("b")
     kept = fork(origin, "b")
     assert kept.running == ["b"]
@@ -217,7 +217,7 @@ def test_of_any_history_from_any_task(seed: int) -> None:
             driver.resume(rng.choice(["h1", "h2"]))
         elif driver.state.timers:
             driver.now += 5
-            driver.send(inp.Wake())
+            driver.send(msg.Wake())
         else:
             due = [c for c in commands(driver.state) if isinstance(c, StartAttempt)]
             driver.flying.update({c.task: c for c in due})

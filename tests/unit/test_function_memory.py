@@ -15,7 +15,7 @@ import ray
 from ray_workflows._capture.classes import OWN
 from ray_workflows._capture.dag import capture_plan
 from ray_workflows._capture.values import ValueWriter
-from ray_workflows._executor.protocol import AttemptRequest, Scene
+from ray_workflows._executor.protocol import AttemptRequest, AttemptTemplate
 from ray_workflows._executor.worker import attempt as attempt_module
 from ray_workflows._executor.worker.attempt import AttemptRun
 from ray_workflows._executor.worker.function_cache import FunctionCache, Loaded
@@ -42,8 +42,8 @@ def captured(function: Any, storage: Storage) -> Plan:
 
 
 def attempt(plan: Plan, storage: Storage) -> AttemptRun:
-    scene = Scene("w", "i1", plan.functions[0], TaskOptions(), Environment(), ())
-    request = AttemptRequest(scene, 0, "t", 1, 1, plan.tasks[0].arguments, True)
+    template = AttemptTemplate("w", "i1", plan.functions[0], TaskOptions(), Environment(), ())
+    request = AttemptRequest(template, 0, "t", 1, 1, plan.tasks[0].arguments, True)
     return AttemptRun(request, storage, None, Process(), 1)
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from ray_workflows._coordinator.admission import Limits, Room
+from ray_workflows._coordinator.admission import Admission, Limits
 from ray_workflows._coordinator.workflow import Workflow
 from ray_workflows._engine.state import WorkflowState
 from ray_workflows._executor.timers import MAX_CANCELLED
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.answers import Received
 from ray_workflows._model.messages import AttemptCrashed
 from ray_workflows._model.plan import SIGNAL, TIMER, Backoff, Plan
@@ -38,13 +38,13 @@ def coordinator() -> Coordinator:
 
 
 def submit(coordinator: Coordinator, workflow_id: str, plan: Plan) -> Workflow:
-    submit = inp.Submit(plan, {}, f"i-{workflow_id}", workflow_id)
+    submit = msg.Submit(plan, {}, f"i-{workflow_id}", workflow_id)
     coordinator.loop.ask(workflow_id, submit, lambda answer: None)
     coordinator.step()
     return coordinator.loop.active[workflow_id]
 
 
-def ask(coordinator: Coordinator, workflow_id: str, input: inp.Asked) -> None:
+def ask(coordinator: Coordinator, workflow_id: str, input: msg.Asked) -> None:
     answers: list[Any] = []
     coordinator.loop.ask(workflow_id, input, answers.append)
     coordinator.step()
@@ -76,7 +76,7 @@ def test_signals_that_end_waits_with_a_timeout(coordinator: Coordinator) -> None
     before = len(coordinator.loop.timers.heap)
     submit(coordinator, "w", SIGNALS)
     for number in range(299):
-        ask(coordinator, "w", inp.Signal("s", str(number), Value(b"v")))
+        ask(coordinator, "w", msg.Signal("s", str(number), Value(b"v")))
         assert len(coordinator.loop.timers.heap) <= 2 * (before + 2) + MAX_CANCELLED
 
 
@@ -98,7 +98,7 @@ def test_a_canceled_workflow_is_freed(coordinator: Coordinator, waits: Plan) -> 
             crash(coordinator, workflow, 1)
         states.append(Freed(workflow))
         del workflow
-        ask(coordinator, f"w{number}", inp.Cancel())
+        ask(coordinator, f"w{number}", msg.Cancel())
     gc.collect()
     assert not any(state.is_there() for state in states)
 
@@ -119,24 +119,24 @@ class Freed:
 
 def test_room_is_counted_without_looking_at_all() -> None:
     """The law is that of the simulation: what is counted is what a scan would find."""
-    room = Room(Limits(max_running=2, max_pending=1))
-    assert not any(isinstance(value, dict) and value for value in vars(room).values())
+    admission = Admission(Limits(max_running=2, max_pending=1))
+    assert not any(isinstance(value, dict) and value for value in vars(admission).values())
     running, successful = WorkflowStatus.RUNNING, WorkflowStatus.SUCCESSFUL
-    room.change("w0", None, running)
-    assert room.to_run()
-    room.change("w1", None, running)
-    room.change("w1", running, running)
-    assert not room.to_run()
-    room.change("w2", None, WorkflowStatus.PENDING)
-    assert list(room.waiting) == ["w2"]
-    assert not room.to_wait()
-    assert room.left(10) == 0
-    room.change("w0", running, successful)
-    assert room.to_run()
-    room.change("w0", successful, None)
-    room.change("w1", running, None)
-    room.change("w2", WorkflowStatus.PENDING, None)
-    assert room.to_wait()
-    assert room.left(10) == 3
-    assert not room.waiting
-    assert not +room.counts
+    admission.change("w0", None, running)
+    assert admission.can_run()
+    admission.change("w1", None, running)
+    admission.change("w1", running, running)
+    assert not admission.can_run()
+    admission.change("w2", None, WorkflowStatus.PENDING)
+    assert list(admission.waiting) == ["w2"]
+    assert not admission.can_queue()
+    assert admission.left(10) == 0
+    admission.change("w0", running, successful)
+    assert admission.can_run()
+    admission.change("w0", successful, None)
+    admission.change("w1", running, None)
+    admission.change("w2", WorkflowStatus.PENDING, None)
+    assert admission.can_queue()
+    assert admission.left(10) == 3
+    assert not admission.waiting
+    assert not +admission.counts

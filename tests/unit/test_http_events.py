@@ -13,7 +13,7 @@ from ray_workflows._client.connection import Connection
 from ray_workflows._client.http_events import EventTakenError, HTTPEvents, signal_name
 from ray_workflows._client.signals import blob_key
 from ray_workflows._coordinator.actor import Coordinator as Host
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.answers import OtherSignal, Received, TooManySignals
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import (
@@ -31,7 +31,7 @@ class HostInHere(Host):
         self.coordinator = coordinator
         self.lock = threading.Lock()
 
-    def request(self, workflow_id: str, input: inp.Asked) -> Any:
+    def request(self, workflow_id: str, input: msg.Asked) -> Any:
         answers: list[Any] = []
         with self.lock:
             self.coordinator.loop.ask(workflow_id, input, answers.append)

@@ -11,7 +11,7 @@ import pytest
 
 from ray_workflows._coordinator import actor
 from ray_workflows._coordinator.actor import Coordinator as Host
-from ray_workflows._coordinator.hung import HUNG_SECONDS, LOOK_SECONDS, HungCalls
+from ray_workflows._coordinator.hung import CHECK_SECONDS, HUNG_SECONDS, HungCalls
 from tests.unit.test_orphans import Coordinator, World
 
 
@@ -41,7 +41,9 @@ def test_a_call_that_never_returns_ends_the_process(
     if what == "commit":
         # The lease goes on.
         commits: list[Any] = []
-        monkeypatch.setattr(coordinator.loop.store.io, "call", call_but(coordinator, commits))
+        monkeypatch.setattr(
+            coordinator.loop.store.offloader, "call", call_but(coordinator, commits)
+        )
         coordinator.submit("w")
         assert commits
     else:
@@ -49,9 +51,9 @@ def test_a_call_that_never_returns_ends_the_process(
     began = world.clock.now
     world.pass_time(HUNG_SECONDS - 10.0)
     assert ended == []
-    world.pass_time(3 * LOOK_SECONDS)
+    world.pass_time(3 * CHECK_SECONDS)
     assert ended
-    assert ended[0] - began <= HUNG_SECONDS + 3 * LOOK_SECONDS
+    assert ended[0] - began <= HUNG_SECONDS + 3 * CHECK_SECONDS
 
 
 def call_but(coordinator: Coordinator, commits: list[Any]) -> Callable[..., None]:
@@ -59,7 +61,7 @@ def call_but(coordinator: Coordinator, commits: list[Any]) -> Callable[..., None
     call = coordinator.call
 
     def each(work: Callable[[], Any], then: Callable[[Any], None], *, brief: bool = False) -> None:
-        if "Store.commit" in getattr(then, "__qualname__", ""):
+        if "RetryingStorage.commit" in getattr(then, "__qualname__", ""):
             commits.append(then)
         else:
             call(work, then)
@@ -82,7 +84,7 @@ def test_a_process_that_was_stopped_for_long_goes_on(
         coordinator.step()
     for each in hung:
         each()
-    world.pass_time(3 * LOOK_SECONDS)
+    world.pass_time(3 * CHECK_SECONDS)
     assert ended == []
 
 

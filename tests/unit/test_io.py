@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ray_workflows._coordinator.offload import Inbox, ThreadIo, work_off
+from ray_workflows._coordinator.offload import Inbox, ThreadOffloader, work_off
 from ray_workflows._coordinator.retrying_storage import SMALL_APPENDS, SMALL_BYTES, is_small
 from ray_workflows._model.catalog import Append
 from ray_workflows.storage import SqliteStorage
@@ -21,7 +21,7 @@ HANG_SECONDS = 20.0
 @pytest.mark.parametrize("brief", [True, False])
 def test_what_is_brief_runs_where_it_is_asked_for(brief: bool) -> None:
     posted: Inbox = queue.SimpleQueue()
-    io = ThreadIo(posted.put)
+    io = ThreadOffloader(posted.put)
     results: list[Any] = []
     io.call(threading.get_ident, results.append, brief=brief)
     # Never before `call` is over: the loop is in the middle of something.
@@ -55,7 +55,7 @@ def test_what_never_ends_is_left_for_later() -> None:
 def test_an_error_of_what_is_brief_is_its_result() -> None:
     posted: Inbox = queue.SimpleQueue()
     results: list[Any] = []
-    ThreadIo(posted.put).call(lambda: 1 // 0, results.append, brief=True)
+    ThreadOffloader(posted.put).call(lambda: 1 // 0, results.append, brief=True)
     posted.get(timeout=HANG_SECONDS)()
     assert [type(result) for result in results] == [ZeroDivisionError]
 
@@ -74,7 +74,7 @@ def test_whatever_is_raised_is_a_result(error: type[BaseException], brief: bool)
     def work() -> None:
         raise error("no more")
 
-    io = ThreadIo(posted.put)
+    io = ThreadOffloader(posted.put)
     io.call(work, results.append, brief=brief)
     posted.get(timeout=HANG_SECONDS)()
     assert [str(result) for result in results] == [f"{error.__name__}: no more"]

@@ -16,14 +16,14 @@ from ray_workflows._coordinator import lease as lease_module
 from ray_workflows._coordinator.actor import Coordinator as Host
 from ray_workflows._coordinator.actor import Settings
 from ray_workflows._coordinator.clock import SteadyClock
-from ray_workflows._coordinator.failover import Orphans
+from ray_workflows._coordinator.failover import Failover
 from ray_workflows._coordinator.holdings import Holdings
 from ray_workflows._coordinator.jobs import Job, Steps
 from ray_workflows._coordinator.liveness import LEASE_SECONDS
 from ray_workflows._coordinator.loop import Loop
 from ray_workflows._coordinator.workflow import Workflow
 from ray_workflows._elapsed import elapsed
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._ray.errors import error_without_user_code
 from ray_workflows.exceptions import StorageUnavailableError, WorkflowNotFoundError
@@ -182,7 +182,7 @@ def test_periodic_work_goes_on_after_any_error_of_the_storage(
     assert coordinator.loop.lease_until > world.clock.now
 
 
-@pytest.mark.parametrize(("owner", "name"), [(Holdings, "end"), (Orphans, "found")])
+@pytest.mark.parametrize(("owner", "name"), [(Holdings, "end"), (Failover, "found")])
 def test_periodic_work_goes_on_after_a_bug_of_ours(
     world: World, owner: type, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,7 +218,7 @@ def test_an_error_of_one_workflow_leaves_the_others_of_its_commit_alone(
     for workflow_id in ("a", "bad", "b"):
         coordinator.loop.ask(
             workflow_id,
-            inp.Submit(plan(("f", ())), {}, f"i-{workflow_id}", workflow_id),
+            msg.Submit(plan(("f", ())), {}, f"i-{workflow_id}", workflow_id),
             lambda answer, workflow_id=workflow_id: answers.update({workflow_id: answer}),
         )
     coordinator.step()
@@ -230,7 +230,7 @@ def test_an_error_of_one_workflow_leaves_the_others_of_its_commit_alone(
     assert row is not None
     assert row.released
     assert "Bug" in (row.error or "")
-    coordinator.loop.ask("a", inp.Cancel(), lambda answer: answers.update(canceled=answer))
+    coordinator.loop.ask("a", msg.Cancel(), lambda answer: answers.update(canceled=answer))
     coordinator.step()
     assert answers["canceled"] is None
 

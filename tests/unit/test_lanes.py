@@ -4,39 +4,48 @@ from __future__ import annotations
 
 import pytest
 
-from ray_workflows._executor.protocol import AttemptRequest, Scene, decode_batch, encode_batch
+from ray_workflows._executor.protocol import (
+    AttemptRequest,
+    AttemptTemplate,
+    decode_batch,
+    encode_batch,
+)
 from ray_workflows._executor.scheduling.queues import (
     AT_ONCE,
     MAX_IN_FLIGHT,
     SMOOTHING,
     TARGET_SECONDS,
     Durations,
-    Flight,
-    Lane,
+    InFlightAttempt,
+    ReadyQueue,
     least,
 )
 from ray_workflows._model.plan import Environment, Function, TaskOptions
 from ray_workflows._model.values import Value
 
 
-def scene(name: str = "f", **options) -> Scene:
-    return Scene("w", "i", Function(name, name, b""), TaskOptions(**options), Environment(), ())
+def template(name: str = "f", **options) -> AttemptTemplate:
+    return AttemptTemplate(
+        "w", "i", Function(name, name, b""), TaskOptions(**options), Environment(), ()
+    )
 
 
-def fill(lane: Lane, count: int, of: Scene | None = None) -> list[Flight]:
-    of = of or scene()
+def fill(
+    ready_queue: ReadyQueue, count: int, of: AttemptTemplate | None = None
+) -> list[InFlightAttempt]:
+    of = of or template()
     requests = [AttemptRequest(of, n, f"t{n}", 0, 1, Value(b""), True) for n in range(count)]
-    flights = [Flight(request) for request in requests]
+    flights = [InFlightAttempt(request) for request in requests]
     for flight in flights:
-        lane.add(flight, Durations(), 1)
+        ready_queue.add(flight, Durations(), 1)
     return flights
 
 
-def submit_all(lane: Lane, durations: Durations, slots: int) -> list[int]:
+def submit_all(ready_queue: ReadyQueue, durations: Durations, capacity: int) -> list[int]:
     """Sizes of the batches that go out when nothing comes back."""
     sizes = []
-    while batch := lane.next_batch(durations, slots, 0.0, carriers=len(sizes)):
-        lane.submitted += 1
+    while batch := ready_queue.next_batch(durations, capacity, 0.0, slots=len(sizes)):
+        ready_queue.submitted += 1
         sizes.append(len(batch))
     return sizes
 
@@ -48,24 +57,24 @@ def known(seconds: float, name: str = "f") -> Durations:
 
 
 def test_an_unknown_function_is_tried_on_every_slot_first() -> None:
-    lane, durations = Lane(), Durations()
-    fill(lane, 1000)
-    assert submit_all(lane, durations, slots=4) == [1] * 4
-    lane.landed("f")
+    ready_queue, durations = ReadyQueue(), Durations()
+    fill(ready_queue, 1000)
+    assert submit_all(ready_queue, durations, capacity=4) == [1] * 4
+    ready_queue.landed("f")
     durations.learn("f", 0.0001)
-    assert submit_all(lane, durations, slots=4)[0] == 125
+    assert submit_all(ready_queue, durations, capacity=4)[0] == 125
 
 
 def test_a_trial_that_turns_out_long_opens_the_window() -> None:
-    lane, durations = Lane(), Durations()
-    fill(lane, 3000)
-    submit_all(lane, durations, slots=2)
+    ready_queue, durations = ReadyQueue(), Durations()
+    fill(ready_queue, 3000)
+    submit_all(ready_queue, durations, capacity=2)
     durations.at_least("f", 0.25)
-    assert submit_all(lane, durations, slots=2) == [1] * (MAX_IN_FLIGHT - 2)
+    assert submit_all(ready_queue, durations, capacity=2) == [1] * (MAX_IN_FLIGHT - 2)
 
 
 @pytest.mark.parametrize(
-    ("seconds", "count", "slots", "sizes"),
+    ("seconds", "count", "capacity", "sizes"),
     [
         (0.01, 400, 2, [5] * 4),
         (0.01, 8, 2, [2, 2]),
@@ -80,89 +89,89 @@ def test_a_trial_that_turns_out_long_opens_the_window() -> None:
     ],
 )
 def test_batches_keep_every_slot_busy_and_are_worth_it(
-    seconds: float, count: int, slots: int, sizes: list[int]
+    seconds: float, count: int, capacity: int, sizes: list[int]
 ) -> None:
-    lane = Lane()
-    fill(lane, count)
-    assert submit_all(lane, known(seconds), slots) == sizes
+    ready_queue = ReadyQueue()
+    fill(ready_queue, count)
+    assert submit_all(ready_queue, known(seconds), capacity) == sizes
 
 
 def test_batches_end_with_the_target_and_wait_for_carriers() -> None:
-    # With much work as many carriers again wait for a slot, and show that there is a need of more.
-    for count, carriers in ((30_000, 8), (100_000, 16)):
-        lane = Lane()
-        fill(lane, count)
-        sizes = submit_all(lane, known(0.0002), slots=8)
-        assert len(sizes) == carriers
+    # With much work as many slots again wait for a slot, and show that there is a need of more.
+    for count, slots in ((30_000, 8), (100_000, 16)):
+        ready_queue = ReadyQueue()
+        fill(ready_queue, count)
+        sizes = submit_all(ready_queue, known(0.0002), capacity=8)
+        assert len(sizes) == slots
         assert all(size * 0.0002 == pytest.approx(TARGET_SECONDS, rel=0.01) for size in sizes)
-        assert lane.next_batch(known(0.0002), 8, 0.0, carriers, waits=True)
+        assert ready_queue.next_batch(known(0.0002), 8, 0.0, slots, waits=True)
 
 
-@pytest.mark.parametrize("slots", [1, 2, 8])
+@pytest.mark.parametrize("capacity", [1, 2, 8])
 @pytest.mark.parametrize(("seconds", "count"), [(0.01, 100), (0.0001, 10_000), (0.01, 7)])
 def test_who_has_one_ahead_has_no_more_than_his_share(
-    seconds: float, count: int, slots: int
+    seconds: float, count: int, capacity: int
 ) -> None:
-    lane, durations = Lane(), known(seconds)
-    fill(lane, count)
+    ready_queue, durations = ReadyQueue(), known(seconds)
+    fill(ready_queue, count)
     while count:
-        first = lane.next_batch(durations, slots, 0.0, slots, waits=True)
-        ahead = lane.next_ahead(durations, slots)
+        first = ready_queue.next_batch(durations, capacity, 0.0, capacity, waits=True)
+        ahead = ready_queue.next_ahead(durations, capacity)
         assert first
         if ahead:
-            share = max(-(-count // slots) + 1, AT_ONCE * least(seconds))
+            share = max(-(-count // capacity) + 1, AT_ONCE * least(seconds))
             assert len(first) + len(ahead) <= share
         count -= len(first) + len(ahead)
-    assert lane.idle
+    assert ready_queue.idle
 
 
-@pytest.mark.parametrize("slots", [1, 2, 8])
+@pytest.mark.parametrize("capacity", [1, 2, 8])
 @pytest.mark.parametrize("seconds", [0.0005, 0.01, 0.03, 0.045])
-def test_who_has_one_ahead_leaves_one_to_each_other_slot(seconds: float, slots: int) -> None:
-    lane, durations = Lane(), known(seconds)
-    fill(lane, 300)
+def test_who_has_one_ahead_leaves_one_to_each_other_slot(seconds: float, capacity: int) -> None:
+    ready_queue, durations = ReadyQueue(), known(seconds)
+    fill(ready_queue, 300)
     count, ahead = 300, 0
-    while batch := lane.next_ahead(durations, slots):
+    while batch := ready_queue.next_ahead(durations, capacity):
         count -= len(batch)
         ahead += 1
-        assert count >= (slots - 1) * least(seconds)
+        assert count >= (capacity - 1) * least(seconds)
     # As long as it could be.
     assert ahead
-    assert count < slots * least(seconds)
+    assert count < capacity * least(seconds)
 
 
 def test_many_that_are_added_say_when_there_is_a_batch_for_each_slot() -> None:
-    lane, (first, *_) = Lane(), fill(Lane(), 1)
-    said = [count for count in range(1, 1_001) if lane.add(first, known(0.001), slots=4)]
+    ready_queue, (first, *_) = ReadyQueue(), fill(ReadyQueue(), 1)
+    said = [count for count in range(1, 1_001) if ready_queue.add(first, known(0.001), capacity=4)]
     assert said == [200, 400, 600, 800, 1000]
-    assert not any(lane.add(first, Durations(), slots=1) for _ in range(100))
+    assert not any(ready_queue.add(first, Durations(), capacity=1) for _ in range(100))
 
 
 @pytest.mark.parametrize("seconds", [None, 0.1])
 def test_what_is_long_or_not_known_waits_behind_nothing(seconds: float | None) -> None:
-    lane = Lane()
-    fill(lane, 1_000)
-    assert not lane.next_ahead(Durations() if seconds is None else known(seconds), 2)
+    ready_queue = ReadyQueue()
+    fill(ready_queue, 1_000)
+    assert not ready_queue.next_ahead(Durations() if seconds is None else known(seconds), 2)
 
 
 def test_what_never_travels_with_others_does_not_wait_behind_them() -> None:
-    lane = Lane()
-    fill(lane, 1_000, scene("f", batch=False))
-    assert not lane.next_ahead(known(0.001), 2)
+    ready_queue = ReadyQueue()
+    fill(ready_queue, 1_000, template("f", batch=False))
+    assert not ready_queue.next_ahead(known(0.001), 2)
 
 
 def test_what_was_put_back_is_the_next_and_waits_behind_nothing() -> None:
-    lane, durations = Lane(), known(0.001)
-    flights = fill(lane, 1_000)
-    flights[3].behind = Flight(flights[3].request)
+    ready_queue, durations = ReadyQueue(), known(0.001)
+    flights = fill(ready_queue, 1_000)
+    flights[3].behind = InFlightAttempt(flights[3].request)
     flights[3].behind.follows = True
     for size in (3, 2):
-        batch = lane.next_ahead(durations, 2)
+        batch = ready_queue.next_ahead(durations, 2)
         assert len(batch) == size
-        lane.put_back(batch)
-        assert not lane.next_ahead(durations, 2)
-        assert lane.next_batch(durations, 2, 0.0) == batch
-    assert len(lane.queues["f"]) == 996
+        ready_queue.put_back(batch)
+        assert not ready_queue.next_ahead(durations, 2)
+        assert ready_queue.next_batch(durations, 2, 0.0) == batch
+    assert len(ready_queue.queues["f"]) == 996
 
 
 @pytest.mark.parametrize(
@@ -178,67 +187,67 @@ def test_what_was_put_back_is_the_next_and_waits_behind_nothing() -> None:
     ],
 )
 def test_what_never_travels_with_others(options: dict) -> None:
-    lane = Lane()
-    fill(lane, 20, scene(**options))
-    assert submit_all(lane, known(0.001), slots=2) == [1] * 20
+    ready_queue = ReadyQueue()
+    fill(ready_queue, 20, template(**options))
+    assert submit_all(ready_queue, known(0.001), capacity=2) == [1] * 20
 
 
 @pytest.mark.parametrize(
     "ray", [{"name": "n"}, {"runtime_env": {"env_vars": {"A": "1"}}}, {"enable_task_events": False}]
 )
 def test_options_that_change_nothing_of_that(ray: dict) -> None:
-    lane = Lane()
-    fill(lane, 20, scene(ray=ray))
-    assert submit_all(lane, known(0.0001), slots=2) == [20]
+    ready_queue = ReadyQueue()
+    fill(ready_queue, 20, template(ray=ray))
+    assert submit_all(ready_queue, known(0.0001), capacity=2) == [20]
 
 
 def test_little_work_waits_for_who_asks_for_it_soon() -> None:
-    lane, durations = Lane(), known(0.0005)
-    (first,) = fill(lane, 1)
-    assert lane.next_batch(durations, 2, 10.0) == [first]
-    lane.submitted += 1
-    lane.expect(7, [first], durations, now=10.0)
-    fill(lane, 1)
-    assert lane.next_batch(durations, 2, 10.0) == []
+    ready_queue, durations = ReadyQueue(), known(0.0005)
+    (first,) = fill(ready_queue, 1)
+    assert ready_queue.next_batch(durations, 2, 10.0) == [first]
+    ready_queue.submitted += 1
+    ready_queue.expect(7, [first], durations, now=10.0)
+    fill(ready_queue, 1)
+    assert ready_queue.next_batch(durations, 2, 10.0) == []
     # Not when who was expected is late, when it is known to be late, or when there is more to do.
-    assert len(lane.next_batch(durations, 2, 10.1)) == 1
-    fill(lane, 1)
-    assert lane.next_batch(durations, 2, 10.0) == []
-    lane.expects_no_more(7)
-    assert len(lane.next_batch(durations, 2, 10.0)) == 1
-    lane.expect(8, [first], durations, now=10.0)
-    fill(lane, 20)
-    assert len(lane.next_batch(durations, 2, 10.0)) == 10
+    assert len(ready_queue.next_batch(durations, 2, 10.1)) == 1
+    fill(ready_queue, 1)
+    assert ready_queue.next_batch(durations, 2, 10.0) == []
+    ready_queue.expects_no_more(7)
+    assert len(ready_queue.next_batch(durations, 2, 10.0)) == 1
+    ready_queue.expect(8, [first], durations, now=10.0)
+    fill(ready_queue, 20)
+    assert len(ready_queue.next_batch(durations, 2, 10.0)) == 10
     # Nor if there is one that waits for it.
-    lane.next_batch(durations, 2, 10.1)
-    fill(lane, 1)
-    assert len(lane.next_batch(durations, 2, 10.0, 1, waits=True)) == 1
+    ready_queue.next_batch(durations, 2, 10.1)
+    fill(ready_queue, 1)
+    assert len(ready_queue.next_batch(durations, 2, 10.0, 1, waits=True)) == 1
 
 
 def test_functions_take_turns_and_are_not_mixed() -> None:
-    lane, durations = Lane(), known(0.01)
+    ready_queue, durations = ReadyQueue(), known(0.01)
     durations.learn("g", 0.01)
-    fill(lane, 100)
-    fill(lane, 100, scene("g"))
+    fill(ready_queue, 100)
+    fill(ready_queue, 100, template("g"))
     names = []
-    while batch := lane.next_batch(durations, 4, 0.0, carriers=len(names)):
+    while batch := ready_queue.next_batch(durations, 4, 0.0, slots=len(names)):
         (name,) = {flight.request.function.name for flight in batch}
         names.append(name)
     assert names == ["f", "g"] * 2
 
 
 def test_what_was_canceled_is_skipped_and_what_is_alone_stays_alone() -> None:
-    lane = Lane()
-    flights = fill(lane, 10)
+    ready_queue = ReadyQueue()
+    flights = fill(ready_queue, 10)
     for index in (0, 3, 9):
         flights[index].retired = True
     flights[5].alone = True
-    sizes = submit_all(lane, known(0.0001), slots=1)
+    sizes = submit_all(ready_queue, known(0.0001), capacity=1)
     assert sizes == [3, 1]  # Another one would have to wait for a slot.
-    lane.submitted = 0
-    assert submit_all(lane, known(0.0001), slots=1) == [3]
-    lane.submitted = 0
-    assert lane.idle
+    ready_queue.submitted = 0
+    assert submit_all(ready_queue, known(0.0001), capacity=1) == [3]
+    ready_queue.submitted = 0
+    assert ready_queue.idle
 
 
 def test_durations_follow_what_was_seen_last() -> None:
@@ -253,7 +262,7 @@ def test_durations_follow_what_was_seen_last() -> None:
 
 
 def test_a_batch_survives_the_wire_with_its_scenes_shared() -> None:
-    first, second = scene("f"), scene("g", batch=False)
+    first, second = template("f"), template("g", batch=False)
     requests = [
         AttemptRequest(of, n, f"t{n}", 2, 3, Value(b"args"), n == 1, (7,), (0,))
         for n, of in enumerate([first, second, first])
@@ -261,7 +270,7 @@ def test_a_batch_survives_the_wire_with_its_scenes_shared() -> None:
     data = encode_batch(5, requests)
     number, decoded = decode_batch(data)
     assert (number, decoded) == (5, requests)
-    assert decoded[0].scene is decoded[2].scene
+    assert decoded[0].template is decoded[2].template
     assert data.count(b"f") < 2 * encode_batch(5, requests * 2).count(b"f")
 
 
@@ -270,9 +279,9 @@ def test_an_attempt_that_was_kept_waiting_says_nothing_about_hundreds() -> None:
     durations = known(0.0001)
     durations.learn("f", (499 * 0.0001 + 1.0) / 500, count=500)
     assert durations.get("f") == pytest.approx(0.0021, rel=0.01)
-    lane = Lane()
-    fill(lane, 1_000)
-    assert submit_all(lane, durations, slots=2) == [24] * 2
+    ready_queue = ReadyQueue()
+    fill(ready_queue, 1_000)
+    assert submit_all(ready_queue, durations, capacity=2) == [24] * 2
 
 
 def test_one_attempt_of_a_short_function_that_runs_long_is_no_rule() -> None:

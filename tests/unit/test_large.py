@@ -9,7 +9,7 @@ import pytest
 from ray_workflows._coordinator import holdings
 from ray_workflows._coordinator.deletion import Deletion
 from ray_workflows._coordinator.recovery import read_end, recover
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.status import WorkflowStatus
 from tests.unit.test_orphans import Coordinator, World
@@ -36,7 +36,7 @@ def test_who_holds_many_looks_after_them_less_often(
     # What another one leaves is found nevertheless.
     other = Coordinator(world, "other", auto_resume=False)
     answers: list[Any] = []
-    other.loop.ask("a", inp.Cancel(), answers.append)
+    other.loop.ask("a", msg.Cancel(), answers.append)
     world.pass_time(35.0)
     assert answers == [None]
     assert world.status("a") == (CANCELED, "owner")
@@ -46,7 +46,7 @@ def test_what_is_deleted_is_not_read(world: World, monkeypatch: pytest.MonkeyPat
     owner = Coordinator(world, "owner", auto_resume=False)
     owner.submit("a")
     answers: list[Any] = []
-    owner.loop.ask("a", inp.Cancel(), answers.append)
+    owner.loop.ask("a", msg.Cancel(), answers.append)
     owner.step()
     entries: list[Any] = []
     read = world.storage.read_journal
@@ -69,7 +69,7 @@ def test_a_row_that_is_behind_its_journal(world: World, monkeypatch: pytest.Monk
     owner = Coordinator(world, "owner", auto_resume=False)
     owner.submit("a")
     behind = world.storage.read_catalog("a")
-    owner.loop.ask("a", inp.Cancel(), lambda answer: None)
+    owner.loop.ask("a", msg.Cancel(), lambda answer: None)
     owner.step()
     monkeypatch.setattr(world.storage, "read_catalog", lambda name: behind, raising=False)
     assert isinstance(behind, CatalogRow)

@@ -9,7 +9,7 @@ import pytest
 
 from ray_workflows._coordinator.deletion import Deletion
 from ray_workflows._coordinator.loop import Loop
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.answers import Accepted, Received, Stopped
 from ray_workflows._model.plan import EnvironmentChange
 from ray_workflows._model.status import WorkflowStatus
@@ -39,14 +39,14 @@ def row_of(world: World, workflow_id: str) -> Any:
 
 #: What is asked of a loop about the workflow "w", with a reply and a time.
 REQUESTS: dict[str, Callable[[Loop, Any, float], None]] = {
-    "cancel": lambda loop, reply, until: loop.ask("w", inp.Cancel(), reply, until),
+    "cancel": lambda loop, reply, until: loop.ask("w", msg.Cancel(), reply, until),
     "delete": lambda loop, reply, until: Deletion(loop, "w", "", reply, until).begin(),
-    "resume": lambda loop, reply, until: loop.ask("w", inp.Resume("again"), reply, until),
+    "resume": lambda loop, reply, until: loop.ask("w", msg.Resume("again"), reply, until),
     "signal": lambda loop, reply, until: loop.ask(
-        "w", inp.Signal("s", "1", Value(b"v")), reply, until
+        "w", msg.Signal("s", "1", Value(b"v")), reply, until
     ),
     "submit": lambda loop, reply, until: loop.ask(
-        "w", inp.Submit(PLAN, {}, "i-new", "new"), reply, until
+        "w", msg.Submit(PLAN, {}, "i-new", "new"), reply, until
     ),
 }
 
@@ -62,7 +62,7 @@ def test_what_could_not_be_read_in_time_is_not_done(
     world.pass_time(60.0)
     other = Coordinator(world, "other", auto_resume=False)
     if name == "delete":
-        other.loop.ask("w", inp.Cancel(), lambda answer: None)
+        other.loop.ask("w", msg.Cancel(), lambda answer: None)
         other.step()
     before = row_of(world, "w")
     hung: list[Callable[[], None]] = []
@@ -97,7 +97,7 @@ def test_what_waited_for_a_commit_is_not_done(
     monkeypatch.setattr(world.storage, "commit", away)
     # A signal of somebody with more patience is on its way; what comes now waits for its end.
     kept: list[Any] = []
-    owner.loop.ask("w", inp.Signal("s", "0", Value(b"v")), kept.append)
+    owner.loop.ask("w", msg.Signal("s", "0", Value(b"v")), kept.append)
     owner.step()
     answers: list[Any] = []
     REQUESTS[name](owner.loop, answers.append, world.clock.now + PATIENCE)
@@ -126,7 +126,7 @@ def test_a_workflow_that_somebody_else_has_deleted(
 ) -> None:
     owner = Coordinator(world, "owner", auto_resume=False)
     owner.submit("w")
-    owner.loop.ask("w", inp.Cancel(), lambda answer: None)
+    owner.loop.ask("w", msg.Cancel(), lambda answer: None)
     owner.step()
     delete = world.storage.delete
 
@@ -134,9 +134,9 @@ def test_a_workflow_that_somebody_else_has_deleted(
         monkeypatch.setattr(world.storage, "delete", delete)
         assert delete(workflow_id, incarnation, seq) is CommitOutcome.OK
         if created:
-            owner.loop.ask("w", inp.Submit(PLAN, {}, "i-2", "2"), lambda answer: None)
+            owner.loop.ask("w", msg.Submit(PLAN, {}, "i-2", "2"), lambda answer: None)
             owner.step()
-            owner.loop.ask("w", inp.Cancel(), lambda answer: None)
+            owner.loop.ask("w", msg.Cancel(), lambda answer: None)
             owner.step()
         return CommitOutcome.STALE
 
@@ -156,15 +156,15 @@ def delete(loop: Loop, reply: Any, incarnation: str) -> None:
 
 
 def cancel(loop: Loop, reply: Any, incarnation: str) -> None:
-    loop.ask("w", inp.Cancel(incarnation), reply)
+    loop.ask("w", msg.Cancel(incarnation), reply)
 
 
 #: What is asked of a loop about a run of the id "w", with a reply.
 ABOUT_RUNS: dict[str, Callable[[Loop, Any, str], None]] = {
     "cancel": cancel,
     "delete": delete,
-    "resume": lambda loop, reply, run: loop.ask("w", inp.Resume("again", True, None, run), reply),
-    "signal": lambda loop, reply, run: loop.ask("w", inp.Signal("s", "1", Value(b"v"), run), reply),
+    "resume": lambda loop, reply, run: loop.ask("w", msg.Resume("again", True, None, run), reply),
+    "signal": lambda loop, reply, run: loop.ask("w", msg.Signal("s", "1", Value(b"v"), run), reply),
 }
 
 
@@ -183,7 +183,7 @@ def run_again(coordinator: Coordinator) -> None:
     for ask in (cancel, delete):
         assert asked(coordinator, ask, row_of(coordinator.world, "w").incarnation) is None
     answers: list[Any] = []
-    coordinator.loop.ask("w", inp.Submit(PLAN, {}, "i-2", "2"), answers.append)
+    coordinator.loop.ask("w", msg.Submit(PLAN, {}, "i-2", "2"), answers.append)
     coordinator.step()
     assert isinstance(answers[0], Accepted)
 
@@ -223,7 +223,7 @@ def test_a_change_that_was_made_for_a_run_is_not_for_a_later_one_of_its_id(world
     change = EnvironmentChange(code="recorded", by="me@here")
     answers: list[Any] = []
     for incarnation in ("i-w", "i-2"):
-        submit = inp.Submit(PLAN, {}, "i-3", "3", change=change, changes=incarnation)
+        submit = msg.Submit(PLAN, {}, "i-3", "3", change=change, changes=incarnation)
         other.loop.ask("w", submit, answers.append)
         world.pass_time(1.0)
     assert [type(answer) for answer in answers] == [Stopped, Accepted]
@@ -237,17 +237,17 @@ def test_one_that_has_failed_and_was_deleted_from_the_storage(world: World) -> N
     from memory: a driver would look for it in the storage, again and again."""
     owner = Coordinator(world, "owner", auto_resume=False)
     two = plan(("a", ()), ("b", ()), ("c", (0, 1)))
-    owner.loop.ask("w", inp.Submit(two, {}, "i-w", "1"), lambda answer: None)
+    owner.loop.ask("w", msg.Submit(two, {}, "i-w", "1"), lambda answer: None)
     owner.step()
     error = ErrorInfo("ValueError", "boom")
-    owner.loop.report("i-w", [inp.AttemptRaised(0, 0, 1, 0.0, 0.0, error, False)])
+    owner.loop.report("i-w", [msg.AttemptRaised(0, 0, 1, 0.0, 0.0, error, False)])
     owner.step()
     row = row_of(world, "w")
     assert row.status is WorkflowStatus.FAILED
     assert "w" in owner.loop.active
     assert world.storage.delete("w", "i-w", row.seq) is CommitOutcome.OK
     answers: list[Any] = []
-    submit = inp.Submit(PLAN, {}, "i-2", "2", asks_first=True)
+    submit = msg.Submit(PLAN, {}, "i-2", "2", asks_first=True)
     owner.loop.ask("w", submit, answers.append)
     world.pass_time(1.0)
     assert answers == [Accepted("i-2", created=True)]

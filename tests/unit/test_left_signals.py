@@ -11,7 +11,7 @@ import pytest
 
 from ray_workflows._codec.journal import Chain
 from ray_workflows._model import events as ev
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.answers import Received
 from ray_workflows._model.values import Value
 from ray_workflows.exceptions import SignalRefusedError, WorkflowNotFoundError
@@ -28,7 +28,7 @@ def send(
 ) -> list[Any]:
     answers: list[Any] = []
     value = Value(signal_id.encode())
-    coordinator.loop.ask(to, inp.Signal("s", signal_id, value, incarnation), answers.append)
+    coordinator.loop.ask(to, msg.Signal("s", signal_id, value, incarnation), answers.append)
     return answers
 
 
@@ -70,7 +70,7 @@ def test_a_stream_of_signals_lets_others_have_their_turn(world: World) -> None:
         steps += 1
         assert steps < 100, "the request to cancel is never answered"
         if steps == 5:
-            other.loop.ask("w", inp.Cancel(), canceled.append)
+            other.loop.ask("w", msg.Cancel(), canceled.append)
         # The next one is there before the last one is done with.
         sent.append(send(other, str(steps)))
         other.loop.step()
@@ -97,7 +97,7 @@ def test_what_it_is_not_meant_for(world: World) -> None:
     assert received(world) == []
     # In the same step, each in its turn.
     early = send(owner, "2", incarnation="i-w")
-    owner.loop.ask("w", inp.Cancel(), lambda answer: None)
+    owner.loop.ask("w", msg.Cancel(), lambda answer: None)
     late, later = send(owner, "3", incarnation="i-w"), send(other, "4", incarnation="i-w")
     owner.step()
     other.step()
@@ -112,7 +112,7 @@ def test_one_that_ended_the_workflow_may_be_sent_again(world: World) -> None:
     owner = Coordinator(world, "owner", auto_resume=False)
     owner.submit("w")
     assert not send(owner, "1")
-    owner.loop.ask("w", inp.Cancel(), lambda answer: None)
+    owner.loop.ask("w", msg.Cancel(), lambda answer: None)
     owner.step()
     again, another = send(owner, "1"), send(owner, "2")
     owner.step()

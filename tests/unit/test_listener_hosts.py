@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ray_workflows._executor.scheduling.listener_hosts import MAX_IDLE, MAX_SPLITS, ListenerHosts
-from tests.unit.scheduling import attempt, scene
+from tests.unit.scheduling import attempt, template
 
 
 class Actors:
@@ -22,7 +22,7 @@ class Actors:
         return self.started
 
     def listen(self, environment: str, call: Any, task: int = 1, tries: int = 1) -> int:
-        request = attempt(scene("f"), task, tries)
+        request = attempt(template("f"), task, tries)
         host = self.hosts.take(environment, request, self.start)
         self.hosts.called(host, call)
         actor: int = host.actor

@@ -10,9 +10,9 @@ from ray_workflows._coordinator import holdings
 from ray_workflows._coordinator.admission import Limits
 from ray_workflows._coordinator.deletion import Deletion
 from ray_workflows._coordinator.eviction import EVICT_SECONDS
-from ray_workflows._coordinator.liveness import LEASE_SECONDS, Claims
+from ray_workflows._coordinator.liveness import LEASE_SECONDS, Liveness
 from ray_workflows._coordinator.requests import Watched, WatchRequest
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.answers import Received
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.status import WorkflowStatus
@@ -62,7 +62,7 @@ def test_what_is_at_rest_is_not_read_and_gets_no_entry(world: World, owner: Coor
     world.pass_time(LONG)
     assert (row_of(world, "sleeps"), row_of(world, "expects")) == before
     assert world.status("runs") == (RUNNING, "later")
-    assert later.loop.room.counts == {RUNNING: 3}
+    assert later.loop.admission.counts == {RUNNING: 3}
 
 
 def test_nobody_else_takes_what_is_at_rest(world: World, owner: Coordinator) -> None:
@@ -73,7 +73,7 @@ def test_nobody_else_takes_what_is_at_rest(world: World, owner: Coordinator) -> 
     world.pass_time(LONG)
     assert world.status("sleeps") == world.status("expects") == (RUNNING, "owner")
     for each in (here, far):
-        claims = Claims(world.storage.read_holders(), world.storage.now(), probe=each.probe)
+        claims = Liveness(world.storage.read_holders(), world.storage.now(), probe=each.probe)
         assert claims.status(row_of(world, "expects")) is RUNNING
         answers: list[Any] = []
         Deletion(each.loop, "expects", "", answers.append).begin()
@@ -86,7 +86,7 @@ def test_nobody_else_takes_what_is_at_rest(world: World, owner: Coordinator) -> 
 
 def test_it_is_claimed_when_it_comes_back(world: World, owner: Coordinator) -> None:
     later = begin_again(world, owner)
-    assert isinstance(ask(later, "expects", inp.Signal("s", "1", Value(b"v"))), Received)
+    assert isinstance(ask(later, "expects", msg.Signal("s", "1", Value(b"v"))), Received)
     assert world.status("expects") == (WorkflowStatus.SUCCESSFUL, "later")
     world.pass_time(100.0)
     row = row_of(world, "sleeps")
@@ -102,7 +102,7 @@ def test_the_row_of_a_life_goes_with_the_last_workflow_that_names_it(
     world.pass_time(LONG)
     assert world.holders() == {"owner", "later"}
     for workflow_id in ("sleeps", "expects"):
-        ask(later, workflow_id, inp.Cancel())
+        ask(later, workflow_id, msg.Cancel())
     world.pass_time(LONG)
     assert world.holders() == {"later"}
 
@@ -112,7 +112,7 @@ def test_an_earlier_life_that_was_only_stopped_is_fenced(world: World, owner: Co
     later = begin_again(world, owner)
     world.pass_time(LONG)
     world.living.append(owner)
-    assert ask(later, "expects", inp.Cancel()) is None
+    assert ask(later, "expects", msg.Cancel()) is None
     world.pass_time(LONG)
     assert world.status("expects") == (WorkflowStatus.CANCELED, "later")
     assert evicted(owner) == in_memory(owner) == []
@@ -131,7 +131,7 @@ def test_what_somebody_took_while_nobody_held_it_is_let_go(
     world.pass_time(LONG)
     assert world.status("expects") == other_has == (RUNNING, "other")
     assert "expects" not in evicted(later)
-    assert not +later.loop.room.counts
+    assert not +later.loop.admission.counts
 
 
 def test_it_is_not_deleted_before_it_is_listed(
@@ -166,7 +166,7 @@ def test_what_may_be_listed_late_is_read_soon(
     later = begin_again(world, owner)
     world.pass_time(2.0)
     assert world.status("sleeps") == world.status("expects") == (RUNNING, "later")
-    assert later.loop.room.counts == {RUNNING: 2}
+    assert later.loop.admission.counts == {RUNNING: 2}
 
 
 def test_limits_count_what_is_at_rest(world: World) -> None:
@@ -176,8 +176,8 @@ def test_limits_count_what_is_at_rest(world: World) -> None:
         submit(owner, f"w{number}", EXPECTS)
     owner.die()
     later = Coordinator(world, "later", limits, actor="owner", auto_resume=False)
-    assert later.loop.room.counts == {RUNNING: 1, PENDING: 2}
-    assert isinstance(ask(later, "w0", inp.Signal("s", "1", Value(b"v"))), Received)
+    assert later.loop.admission.counts == {RUNNING: 1, PENDING: 2}
+    assert isinstance(ask(later, "w0", msg.Signal("s", "1", Value(b"v"))), Received)
     assert [world.status(f"w{n}")[0] for n in (1, 2)] == [RUNNING, PENDING]
 
 
@@ -201,5 +201,5 @@ def test_a_watch_before_anything_is_known_is_kept_and_can_be_withdrawn(
         later.__init__(world, "later", actor="owner", auto_resume=False)  # type: ignore[misc]
     later.step()
     assert later.loop.watchers.waiting == {"expects": [kept]}
-    assert ask(later, "expects", inp.Cancel()) is None
+    assert ask(later, "expects", msg.Cancel()) is None
     assert [each.row.status for each in seen if each.row] == [WorkflowStatus.CANCELED]

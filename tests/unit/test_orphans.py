@@ -12,10 +12,10 @@ import pytest
 
 from ray_workflows._coordinator import failover as module
 from ray_workflows._coordinator.admission import Limits
-from ray_workflows._coordinator.failover import Orphans
+from ray_workflows._coordinator.failover import Failover
 from ray_workflows._coordinator.lease import Lease
 from ray_workflows._coordinator.loop import Loop
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.catalog import Holder, JournalEntry
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.exceptions import StorageUnavailableError
@@ -109,7 +109,7 @@ class Coordinator:
         )
         self.answers: list[Callable[[], None]] = []
         self.lease = Lease(self.loop)
-        self.orphans = Orphans(self.loop, self.lease)
+        self.orphans = Failover(self.loop, self.lease)
         world.living.append(self)
         self.lease.start()
         if auto_resume:
@@ -138,7 +138,7 @@ class Coordinator:
 
     def submit(self, *workflow_ids: str) -> None:
         for workflow_id in workflow_ids:
-            submit = inp.Submit(PLAN, {}, f"i-{workflow_id}", workflow_id)
+            submit = msg.Submit(PLAN, {}, f"i-{workflow_id}", workflow_id)
             self.loop.ask(workflow_id, submit, lambda answer: None)
             self.step()
 
@@ -268,12 +268,12 @@ def test_no_look_reads_more_than_a_few(world: World, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(module, "AT_ONCE", 4)
     found: list[int] = []
 
-    def noting(self: Orphans, findings: Any) -> float:
+    def noting(self: Failover, findings: Any) -> float:
         found.append(len(findings.orphans))
         return original(self, findings)
 
-    original = Orphans.found
-    monkeypatch.setattr(Orphans, "found", noting)
+    original = Failover.found
+    monkeypatch.setattr(Failover, "found", noting)
     owner = Coordinator(world, "owner", host="here")
     Coordinator(world, "other", host="here")
     owner.submit(*(f"w{number}" for number in range(10)))

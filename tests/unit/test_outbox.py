@@ -10,9 +10,9 @@ from ray_workflows._engine.commands import commands, due_at
 from ray_workflows._engine.fork import fork_history
 from ray_workflows._engine.summary import catalog_row
 from ray_workflows._model import events as ev
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.commands import Command, Deliver, StartAttempt
-from ray_workflows._model.outbox import Message
+from ray_workflows._model.outbox import OutboxMessage
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import ErrorInfo, Value
 from ray_workflows.exceptions import WorkflowAlreadyExistsError
@@ -23,17 +23,17 @@ RUNNING, SUCCESSFUL = WorkflowStatus.RUNNING, WorkflowStatus.SUCCESSFUL
 FAILED, CANCELED = WorkflowStatus.FAILED, WorkflowStatus.CANCELED
 
 
-def message(name: str) -> Message:
-    return Message(f"id-{name}", name, Value(b"submission of " + name.encode()))
+def message(name: str) -> OutboxMessage:
+    return OutboxMessage(f"id-{name}", name, Value(b"submission of " + name.encode()))
 
 
 def succeed(driver: Driver, task_id: str, *names: str) -> list[ev.Event]:
     messages = tuple(message(name) for name in names)
-    return driver.report(inp.AttemptReturned, task_id, value=Value(b"v"), messages=messages)
+    return driver.report(msg.AttemptReturned, task_id, value=Value(b"v"), messages=messages)
 
 
 def delivered(driver: Driver, name: str, refusal: ErrorInfo | None = None) -> list[ev.Event]:
-    return driver.send(inp.Delivered(f"id-{name}", refusal))
+    return driver.send(msg.Delivered(f"id-{name}", refusal))
 
 
 def deliveries(found: list[Command]) -> list[str]:
@@ -61,7 +61,7 @@ def test_a_message_is_delivered_until_its_target_knows_it() -> None:
 def test_what_is_not_committed_sends_nothing() -> None:
     driver = Driver(plan(("a", ())))
     driver.crash("a")
-    driver.report(inp.AttemptRaised, "a", error=BOOM, retryable=False)
+    driver.report(msg.AttemptRaised, "a", error=BOOM, retryable=False)
     assert driver.state.outbox == {}
     assert driver.state.status is FAILED
 
@@ -85,9 +85,9 @@ def test_a_coordinator_that_takes_over_delivers() -> None:
     assert deliveries(driver.deltas) == ["child"]
     assert deliveries(commands(driver.state)) == ["child"]
     # Also one that has no room for another workflow: it only has to end.
-    driver.send(inp.Claim(may_wait=True), "h3", can_run=False)
+    driver.send(msg.Claim(may_wait=True), "h3", can_run=False)
     assert driver.state.status is RUNNING
-    assert kinds(driver.send(inp.Delivered("id-child"), "h3")) == ["Delivered", "WorkflowSucceeded"]
+    assert kinds(driver.send(msg.Delivered("id-child"), "h3")) == ["Delivered", "WorkflowSucceeded"]
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
@@ -95,15 +95,15 @@ def test_a_canceled_workflow_delivers_what_it_has_sent(elsewhere: bool) -> None:
     driver = Driver(plan(("a", ()), ("b", (0,))))
     succeed(driver, "a", "child")
     if elsewhere:
-        driver.send(inp.Cancel(), "h2", driven_elsewhere=True)
-        assert kinds(driver.send(inp.Wake())) == ["WorkflowEnding"]
+        driver.send(msg.Cancel(), "h2", driven_elsewhere=True)
+        assert kinds(driver.send(msg.Wake())) == ["WorkflowEnding"]
     else:
-        assert kinds(driver.send(inp.Cancel())) == ["WorkflowEnding"]
+        assert kinds(driver.send(msg.Cancel())) == ["WorkflowEnding"]
         # What comes now, the wish again and the end of the attempt, changes nothing.
-        assert driver.send(inp.Cancel()) == []
+        assert driver.send(msg.Cancel()) == []
     assert [each for each in commands(driver.state) if isinstance(each, StartAttempt)] == []
-    driver.send(inp.Wake())
-    assert driver.send(inp.AttemptReturned(1, 0, 1, 0.0, 0.0, Value(b"v"))) == []
+    driver.send(msg.Wake())
+    assert driver.send(msg.AttemptReturned(1, 0, 1, 0.0, 0.0, Value(b"v"))) == []
     assert kinds(delivered(driver, "child")) == ["Delivered", "WorkflowCanceled"]
     driver.resume()
     assert driver.running == ["b"]
@@ -114,18 +114,18 @@ def test_a_canceled_workflow_delivers_what_it_has_sent(elsewhere: bool) -> None:
 def test_whoever_cancels_what_nobody_drives_delivers() -> None:
     driver = Driver(plan(("a", ()), ("b", (0,))))
     succeed(driver, "a", "child")
-    driver.send(inp.Release(BOOM))
+    driver.send(msg.Release(BOOM))
     assert deliveries(commands(driver.state)) == []
-    assert kinds(driver.send(inp.Cancel(), "h2")) == ["WorkflowClaimed", "WorkflowEnding"]
+    assert kinds(driver.send(msg.Cancel(), "h2")) == ["WorkflowClaimed", "WorkflowEnding"]
     assert deliveries(commands(driver.state)) == ["child"]
-    driver.send(inp.Delivered("id-child"), "h2")
+    driver.send(msg.Delivered("id-child"), "h2")
     assert driver.state.status is CANCELED
 
 
 def test_what_has_succeeded_and_is_canceled_before_its_end_keeps_its_output() -> None:
     driver = Driver(plan(("a", ())))
     succeed(driver, "a", "child")
-    assert kinds(driver.send(inp.Cancel())) == ["WorkflowEnding"]
+    assert kinds(driver.send(msg.Cancel())) == ["WorkflowEnding"]
     assert kinds(delivered(driver, "child")) == ["Delivered", "WorkflowCanceled"]
     assert kinds(driver.resume()) == ["WorkflowResumed", "WorkflowSucceeded"]
 
@@ -149,18 +149,18 @@ def test_a_failed_workflow_delivers_what_it_has_sent_and_sends_nothing_more() ->
 def test_a_workflow_that_is_ending_is_resumed_to_its_end() -> None:
     driver = Driver(plan(("a", ())))
     succeed(driver, "a", "child")
-    driver.send(inp.Release(BOOM))
+    driver.send(msg.Release(BOOM))
     assert kinds(driver.resume("h2")) == ["WorkflowClaimed"]
     assert deliveries(driver.deltas) == ["child"]
-    driver.send(inp.Delivered("id-child"), "h2")
+    driver.send(msg.Delivered("id-child"), "h2")
     assert driver.state.status is SUCCESSFUL
 
 
 def test_a_workflow_that_waits_to_go_on_delivers() -> None:
     driver = Driver(plan(("a", ()), ("b", (0,))))
     succeed(driver, "a", "child")
-    driver.send(inp.Release(BOOM))
-    driver.send(inp.Resume(), can_run=False)
+    driver.send(msg.Release(BOOM))
+    driver.send(msg.Resume(), can_run=False)
     assert driver.state.status is WorkflowStatus.PENDING
     assert deliveries(driver.deltas) == ["child"]
     assert due_at(driver.state) == 0.0
@@ -177,7 +177,7 @@ def test_results_around_a_task_that_has_sent_something_are_stored() -> None:
 def test_a_fork_sends_nothing_again() -> None:
     driver = Driver(plan(("a", ()), ("b", (0,))))
     more = (message("other"),)
-    driver.report(inp.AttemptReturnedPlan, "a", plan=plan(("x", ())), messages=more)
+    driver.report(msg.AttemptReturnedPlan, "a", plan=plan(("x", ())), messages=more)
     succeed(driver, "x", "child")
     history = fork_history(driver.journal, "b")
     assert history is not None
@@ -186,15 +186,15 @@ def test_a_fork_sends_nothing_again() -> None:
     assert forked.state.outbox == {}
 
 
-def submit(**fields: Any) -> inp.Submit:
-    return inp.Submit(plan(("a", ())), {}, history=(), parent="wf", **fields)
+def submit(**fields: Any) -> msg.Submit:
+    return msg.Submit(plan(("a", ())), {}, history=(), parent="wf", **fields)
 
 
 def test_a_child_is_made_once_and_takes_no_id_of_another() -> None:
     child = Driver(plan(("a", ())), workflow_id="child", start=False)
     assert child.send(submit(request_id="id-child")) == []
     assert isinstance(child.answer, WorkflowAlreadyExistsError)
-    child.send(inp.Start())
+    child.send(msg.Start())
     child.succeed("a")
     assert child.send(submit(request_id="id-child")) == []
     assert isinstance(child.answer, WorkflowAlreadyExistsError)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ray_workflows._executor.executor import RayExecutor
-from ray_workflows._executor.protocol import AttemptRequest, News, Scene
+from ray_workflows._executor.protocol import AttemptRequest, AttemptTemplate, News
 from ray_workflows._executor.scheduling.placement import why_unplaceable
 from ray_workflows._model.messages import FoundUnplaceable
 from ray_workflows._model.plan import LISTENER, Environment, Function, TaskOptions
@@ -107,9 +107,9 @@ class World:
     ) -> None:
         options = TaskOptions(ray=ray, kind=kind)
         function = Function("f", "f", b"")
-        scene = Scene("w", incarnation, function, options, Environment(), ())
+        template = AttemptTemplate("w", incarnation, function, options, Environment(), ())
         for task in tasks:
-            self.executor.start(AttemptRequest(scene, task, f"t{task}", 0, 1, Value(b""), True))
+            self.executor.start(AttemptRequest(template, task, f"t{task}", 0, 1, Value(b""), True))
         self.executor.flush()
 
     def look(self) -> list[tuple[str, tuple[int, ...], bool]]:

@@ -13,7 +13,7 @@ from ray_workflows._coordinator.active import ActiveWorkflows
 from ray_workflows._coordinator.deletion import Deletion
 from ray_workflows._coordinator.loop import Loop
 from ray_workflows._engine.state import WorkflowState
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.answers import Accepted, Received
 from ray_workflows._model.catalog import Append, CatalogRow, JournalEntry
 from ray_workflows._model.status import WorkflowStatus
@@ -41,7 +41,7 @@ def world() -> World:
     return World()
 
 
-def ask(coordinator: Coordinator, workflow_id: str, input: inp.Asked) -> Any:
+def ask(coordinator: Coordinator, workflow_id: str, input: msg.Asked) -> Any:
     """What is answered within a second."""
     answers: list[Any] = []
     coordinator.loop.ask(workflow_id, input, answers.append)
@@ -62,7 +62,7 @@ def delete(coordinator: Coordinator, workflow_id: str) -> Any:
 
 
 def submit(coordinator: Coordinator, workflow_id: str) -> Any:
-    submit = inp.Submit(plan(("f", ())), {}, f"i-{workflow_id}", workflow_id)
+    submit = msg.Submit(plan(("f", ())), {}, f"i-{workflow_id}", workflow_id)
     return ask(coordinator, workflow_id, submit)
 
 
@@ -76,10 +76,10 @@ def others_go_on(coordinator: Coordinator) -> None:
     """Every verb is answered about others, old and new ones."""
     world = coordinator.world
     for workflow_id in GOOD:
-        assert ask(coordinator, workflow_id, inp.Signal("s", "1", Value(b"v"))) == Received()
+        assert ask(coordinator, workflow_id, msg.Signal("s", "1", Value(b"v"))) == Received()
         assert row_of(world, workflow_id).seq > 1
     assert isinstance(submit(coordinator, "new"), Accepted)
-    assert ask(coordinator, GOOD[0], inp.Cancel()) is None
+    assert ask(coordinator, GOOD[0], msg.Cancel()) is None
     assert row_of(world, GOOD[0]).status is CANCELED
     assert delete(coordinator, GOOD[0]) is None
     assert coordinator.loop.lease_until > world.clock.now
@@ -148,7 +148,7 @@ def test_a_journal_that_cant_be_folded(
     is_released(world, error.__name__)
     others_go_on(second)
     # Whoever asks about it is told at once what is wrong.
-    answer = ask(second, BAD, inp.Resume("again"))
+    answer = ask(second, BAD, msg.Resume("again"))
     assert isinstance(answer, StorageCorruptError)
     assert f"entry 1 of workflow '{BAD}'" in str(answer)
 
@@ -158,7 +158,7 @@ def test_a_journal_that_cant_be_folded_any_more_while_it_is_driven(
 ) -> None:
     second = second_life(world)
     other = Coordinator(world, "other", auto_resume=False)
-    other.loop.ask(BAD, inp.Signal("s", "id", Value(b"value")), lambda answer: None)
+    other.loop.ask(BAD, msg.Signal("s", "id", Value(b"value")), lambda answer: None)
     other.step()
     broken_evolve(monkeypatch, KeyError)
     second.loop.verify(second.loop.active[BAD])
@@ -185,7 +185,7 @@ def test_events_that_cant_be_encoded(
         return original(first, *arguments)
 
     monkeypatch.setattr(loop_module, where, failing)
-    answer = ask(second, BAD, inp.Signal("s", "1", Value(b"v")))
+    answer = ask(second, BAD, msg.Signal("s", "1", Value(b"v")))
     assert isinstance(answer, Bug)
     assert BAD not in second.loop.active
     is_released(world, "Bug")
@@ -244,7 +244,7 @@ def test_a_submission_that_the_storage_refuses(
     for workflow_id in (GOOD[0], BAD, GOOD[1]):
         coordinator.loop.ask(
             workflow_id,
-            inp.Submit(plan(("f", ())), {}, f"i-{workflow_id}", workflow_id),
+            msg.Submit(plan(("f", ())), {}, f"i-{workflow_id}", workflow_id),
             lambda answer, workflow_id=workflow_id: answers.update({workflow_id: answer}),
         )
     coordinator.step()
@@ -263,7 +263,7 @@ def test_a_workflow_whose_progress_the_storage_refuses(
     second = second_life(world)
     refuse(world, monkeypatch, error)
     answers: list[Any] = []
-    second.loop.ask(BAD, inp.Signal("s", "1", Value(b"v")), answers.append)
+    second.loop.ask(BAD, msg.Signal("s", "1", Value(b"v")), answers.append)
     others_go_on(second)
     world.pass_time(10.0)
     assert answers == [error]
@@ -278,7 +278,7 @@ def test_a_storage_that_is_away_refuses_nothing(
         world.storage, "commit", lambda appends: (_ for _ in ()).throw(StorageUnavailableError("x"))
     )
     answers: list[Any] = []
-    second.loop.ask(BAD, inp.Signal("s", "1", Value(b"v")), answers.append)
+    second.loop.ask(BAD, msg.Signal("s", "1", Value(b"v")), answers.append)
     world.pass_time(60.0)
     assert answers == []
     monkeypatch.setattr(world.storage, "commit", lambda a: MemoryStorage.commit(world.storage, a))
@@ -326,7 +326,7 @@ def test_one_request_that_meets_a_bug(
 
     monkeypatch.setattr(Loop, name, failing)
     if name in ("activate", "activated"):
-        assert isinstance(ask(coordinator, "known", inp.Resume("r")), Bug)
+        assert isinstance(ask(coordinator, "known", msg.Resume("r")), Bug)
     else:
         assert isinstance(submit(coordinator, BAD), Bug)
     assert BAD not in coordinator.loop.active

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from ray.exceptions import RayTaskError
 
-from ray_workflows._executor.scheduling import package_cache as racks
-from ray_workflows._executor.scheduling.package_cache import Rack
+from ray_workflows._executor.scheduling import package_cache
+from ray_workflows._executor.scheduling.package_cache import PackageCache
 from ray_workflows._model.plan import Package
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageCorruptError
@@ -44,13 +44,13 @@ class Call:
 @pytest.fixture
 def bringing(monkeypatch: pytest.MonkeyPatch) -> Bringing:
     bringing = Bringing()
-    monkeypatch.setattr(racks, "bring", bringing)
+    monkeypatch.setattr(package_cache, "bring", bringing)
     return bringing
 
 
 def test_the_end_of_an_earlier_bringing_says_nothing_of_the_next_one(bringing: Bringing) -> None:
     """A package that was found missing is brought again before the first Ray task is heard of."""
-    rack = Rack(MemoryStorage())
+    rack = PackageCache(MemoryStorage())
     rack.need([PACKAGE])
     assert rack.lacked([PACKAGE], GONE)
     (again,) = rack.need([PACKAGE])
@@ -62,7 +62,7 @@ def test_the_end_of_an_earlier_bringing_says_nothing_of_the_next_one(bringing: B
 
 
 def test_an_earlier_refusal_takes_nothing_from_the_next_bringing(bringing: Bringing) -> None:
-    rack = Rack(MemoryStorage())
+    rack = PackageCache(MemoryStorage())
     rack.need([PACKAGE])
     rack.lacked([PACKAGE], GONE)
     (again,) = rack.need([PACKAGE])

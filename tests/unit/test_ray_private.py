@@ -88,7 +88,7 @@ def test_default_options() -> None:
 
 
 def test_labels() -> None:
-    """Taken by Ray, and handed on as they are."""
+    """CachedSnapshot by Ray, and handed on as they are."""
     labels = {private.LABELS: {"any name, like this.one": '{"any": "text"}'}}
     assert f.options(**labels).bind().get_options()[private.LABELS] == labels["_labels"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ray_workflows._coordinator.holdings import IDLE_SECONDS, READ_AT_ONCE
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.answers import Accepted
 from ray_workflows._model.catalog import Append
 from ray_workflows._model.status import WorkflowStatus
@@ -43,7 +43,7 @@ def second() -> Slow:
 
 def submit(coordinator: Slow, workflow_id: str) -> list[Any]:
     answers: list[Any] = []
-    submit = inp.Submit(plan(("f", ())), {}, "i-new", "new")
+    submit = msg.Submit(plan(("f", ())), {}, "i-new", "new")
     coordinator.loop.ask(workflow_id, submit, answers.append)
     coordinator.step()
     return answers
@@ -79,7 +79,7 @@ def test_what_is_old_is_waited_for(second: Slow) -> None:
     last = f"w{MANY - 1}"
     again = submit(second, last)
     canceled: list[Any] = []
-    second.loop.ask(last, inp.Cancel(), canceled.append)
+    second.loop.ask(last, msg.Cancel(), canceled.append)
     while len(second.loop.active) < READ_AT_ONCE:
         second.come_back()
     assert (again, canceled) == ([], [])

@@ -12,7 +12,7 @@ import pytest
 from ray_workflows._codec.journal import decode_entries
 from ray_workflows._engine.state import WorkflowState
 from ray_workflows._model import events as ev
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.answers import Accepted
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.exceptions import WorkflowAlreadyRunningError
@@ -28,7 +28,7 @@ def world() -> World:
 
 def resume(coordinator: Coordinator, request_id: str) -> Any:
     answers: list[Any] = []
-    coordinator.loop.ask("w", inp.Resume(request_id, canceled=True), answers.append)
+    coordinator.loop.ask("w", msg.Resume(request_id, canceled=True), answers.append)
     coordinator.step()
     (answer,) = answers
     return answer
@@ -36,7 +36,7 @@ def resume(coordinator: Coordinator, request_id: str) -> Any:
 
 def submit(coordinator: Coordinator, request_id: str) -> Any:
     answers: list[Any] = []
-    coordinator.loop.ask("w", inp.Submit(PLAN, {}, "i-w2", request_id), answers.append)
+    coordinator.loop.ask("w", msg.Submit(PLAN, {}, "i-w2", request_id), answers.append)
     coordinator.step()
     (answer,) = answers
     return answer
@@ -51,7 +51,7 @@ def stopped(world: World, name: str) -> Coordinator:
 
 
 def cancel(coordinator: Coordinator) -> None:
-    coordinator.loop.ask("w", inp.Cancel(), lambda answer: None)
+    coordinator.loop.ask("w", msg.Cancel(), lambda answer: None)
     coordinator.step()
 
 

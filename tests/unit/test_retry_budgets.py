@@ -6,7 +6,7 @@ import pytest
 
 from ray_workflows._capture.options import retry_options
 from ray_workflows._engine.retry import FIRST_FLOOR, LONGEST_FLOOR
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.plan import Backoff
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import ErrorInfo
@@ -21,14 +21,14 @@ def driver(**options: object) -> Driver:
     return Driver(plan(("a", (), options)))
 
 
-def crash(d: Driver, kind: inp.Crash) -> float:
+def crash(d: Driver, kind: msg.Crash) -> float:
     """How long the next attempt has to wait; -1 if there is none."""
-    d.report(inp.AttemptCrashed, "a", error=GONE, crash=kind)
+    d.report(msg.AttemptCrashed, "a", error=GONE, crash=kind)
     return wait(d)
 
 
 def lose_storage(d: Driver) -> float:
-    d.report(inp.AttemptLostStorage, "a", error=GONE)
+    d.report(msg.AttemptLostStorage, "a", error=GONE)
     return wait(d)
 
 
@@ -39,10 +39,10 @@ def wait(d: Driver) -> float:
 def test_the_loss_of_a_node_is_not_charged_to_retries() -> None:
     d = driver(max_retries=1)
     for _ in range(20):
-        assert crash(d, inp.Crash.PREEMPTED) >= 0
+        assert crash(d, msg.Crash.PREEMPTED) >= 0
     # Its one retry is still there.
-    assert crash(d, inp.Crash.KILLED) >= 0
-    assert crash(d, inp.Crash.KILLED) == -1
+    assert crash(d, msg.Crash.KILLED) >= 0
+    assert crash(d, msg.Crash.KILLED) == -1
     assert d.state.status is WorkflowStatus.FAILED
 
 
@@ -53,14 +53,14 @@ def test_preemptions_have_a_budget_of_their_own(
     max_retries: int, preemptions: int, allowed: int
 ) -> None:
     d = driver(max_retries=max_retries, preemptions=preemptions)
-    waits = [crash(d, inp.Crash.PREEMPTED) for _ in range(allowed + 1)]
+    waits = [crash(d, msg.Crash.PREEMPTED) for _ in range(allowed + 1)]
     assert [each >= 0 for each in waits] == [True] * allowed + [False]
 
 
 def test_what_must_not_be_retried_is_not_after_the_loss_of_its_node() -> None:
     """It may have run there."""
-    assert crash(driver(max_retries=0), inp.Crash.PREEMPTED) == -1
-    assert crash(driver(max_retries=0, preemptions=-1), inp.Crash.PREEMPTED) == 0
+    assert crash(driver(max_retries=0), msg.Crash.PREEMPTED) == -1
+    assert crash(driver(max_retries=0, preemptions=-1), msg.Crash.PREEMPTED) == 0
 
 
 @pytest.mark.parametrize("max_retries", [0, 3])
@@ -75,7 +75,7 @@ def test_a_storage_that_is_away_is_charged_to_nobody(max_retries: int) -> None:
 @pytest.mark.parametrize("initial", [0.0, 0.01])
 def test_crashes_in_a_row_wait_longer_whatever_the_policy_says(initial: float) -> None:
     d = driver(max_retries=-1, backoff=Backoff(initial, initial, 0.0))
-    waits = [crash(d, inp.Crash.KILLED) for _ in range(10)]
+    waits = [crash(d, msg.Crash.KILLED) for _ in range(10)]
     assert waits[0] == pytest.approx(initial)
     assert waits[1:7] == pytest.approx([FIRST_FLOOR * 2**n for n in range(6)])
     assert waits[7:] == pytest.approx([LONGEST_FLOOR] * 3)
@@ -83,18 +83,18 @@ def test_crashes_in_a_row_wait_longer_whatever_the_policy_says(initial: float) -
 
 def test_every_kind_of_setback_counts_and_an_error_of_user_code_ends_the_row() -> None:
     d = driver(max_retries=-1)
-    ends = [lambda: crash(d, inp.Crash.PREEMPTED), lambda: crash(d, inp.Crash.KILLED)]
+    ends = [lambda: crash(d, msg.Crash.PREEMPTED), lambda: crash(d, msg.Crash.KILLED)]
     waits = [end() for end in (*ends, lambda: lose_storage(d))]
     assert waits == pytest.approx([0, FIRST_FLOOR, 2 * FIRST_FLOOR])
     d.fail("a", retryable=True)
     assert wait(d) <= 0
-    assert crash(d, inp.Crash.KILLED) == 0
+    assert crash(d, msg.Crash.KILLED) == 0
 
 
 def test_an_exit_is_charged_and_caught_when_no_retry_is_left() -> None:
     d = driver(max_retries=1, catch_exceptions=True)
-    assert crash(d, inp.Crash.EXITED) >= 0
-    assert crash(d, inp.Crash.EXITED) == -1
+    assert crash(d, msg.Crash.EXITED) >= 0
+    assert crash(d, msg.Crash.EXITED) == -1
     assert d.state.status is WorkflowStatus.SUCCESSFUL
     assert d.state.output is not None
     assert d.state.output.error == GONE
@@ -102,20 +102,20 @@ def test_an_exit_is_charged_and_caught_when_no_retry_is_left() -> None:
 
 def test_a_fresh_start_of_a_failed_workflow_has_fresh_budgets() -> None:
     d = driver(max_retries=1, preemptions=1)
-    crash(d, inp.Crash.PREEMPTED)
-    assert crash(d, inp.Crash.PREEMPTED) == -1
+    crash(d, msg.Crash.PREEMPTED)
+    assert crash(d, msg.Crash.PREEMPTED) == -1
     d.resume()
-    assert crash(d, inp.Crash.PREEMPTED) == 0
+    assert crash(d, msg.Crash.PREEMPTED) == 0
 
 
 ENDS = {
     "raised": lambda d: d.fail("a", retryable=True),
-    "crashed": lambda d: crash(d, inp.Crash.KILLED),
-    "preempted": lambda d: crash(d, inp.Crash.PREEMPTED),
+    "crashed": lambda d: crash(d, msg.Crash.KILLED),
+    "preempted": lambda d: crash(d, msg.Crash.PREEMPTED),
     "lost_storage": lose_storage,
-    "lost_value": lambda d: d.report(inp.AttemptLostInput, "a", error=GONE),
+    "lost_value": lambda d: d.report(msg.AttemptLostInput, "a", error=GONE),
     "timed_out": lambda d: d.report(
-        inp.AttemptRaised, "a", error=GONE, retryable=True, timed_out=True
+        msg.AttemptRaised, "a", error=GONE, retryable=True, timed_out=True
     ),
 }
 
@@ -130,7 +130,7 @@ def test_the_next_attempt_knows_why_the_last_one_ended(why: str) -> None:
 
 def test_an_attempt_that_was_stopped_ended_so() -> None:
     d = driver()
-    d.send(inp.Cancel())
+    d.send(msg.Cancel())
     d.resume()
     assert d.state.tasks[0].last_end == "canceled"
 

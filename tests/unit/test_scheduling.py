@@ -21,7 +21,7 @@ from ray_workflows._executor.scheduling import dispatch
 from ray_workflows._executor.scheduling.queues import TARGET_SECONDS
 from ray_workflows._model.messages import AttemptCrashed, Crash
 from ray_workflows.exceptions import PackageTooLargeError, StorageCorruptError, WorkflowError
-from tests.unit.scheduling import Scheduling, attempt, chain, scene
+from tests.unit.scheduling import Scheduling, attempt, chain, template
 
 SHORT, SLOW = 0.001, 4 * TARGET_SECONDS
 
@@ -30,7 +30,7 @@ def test_a_run_whose_function_turns_out_slow_in_the_queue_travels_whole() -> Non
     """Nobody would start its followers again: they count as running."""
     world = Scheduling()
     world.known("f")
-    head, *rest = chain(scene("f"), 0, 3)
+    head, *rest = chain(template("f"), 0, 3)
     world.executor.start(head, rest)
     world.known("f", seconds=SLOW)
     world.flush()
@@ -43,7 +43,7 @@ def test_a_run_whose_function_turns_out_slow_in_the_queue_travels_whole() -> Non
 def test_a_run_whose_function_is_forgotten_in_the_queue_travels_whole() -> None:
     world = Scheduling()
     world.known("f")
-    head, *rest = chain(scene("f"), 0, 3)
+    head, *rest = chain(template("f"), 0, 3)
     world.executor.start(head, rest)
     world.executor.dispatch.durations.seconds.clear()
     world.flush()
@@ -59,7 +59,7 @@ def test_whoever_stops_an_attempt_stops_those_that_run_on_its_result(
 ) -> None:
     world = Scheduling()
     world.known("f")
-    head, *rest = chain(scene("f"), 0, 3)
+    head, *rest = chain(template("f"), 0, 3)
     world.executor.start(head, rest)
     if sent:
         world.flush()
@@ -68,7 +68,7 @@ def test_whoever_stops_an_attempt_stops_those_that_run_on_its_result(
     assert not world.executor.flights
     assert all(task.canceled for task in world.tasks)
     # When it succeeds after all, they are started as any others.
-    world.start(attempt(scene("f"), 0, attempt=2), rest if again_with_followers else ())
+    world.start(attempt(template("f"), 0, attempt=2), rest if again_with_followers else ())
     world.flush()
     world.end_well(world.tasks[-1])
     for request in () if again_with_followers else rest:
@@ -81,7 +81,7 @@ def test_whoever_stops_an_attempt_stops_those_that_run_on_its_result(
 def test_a_follower_that_is_stopped_in_the_queue_does_not_travel() -> None:
     world = Scheduling()
     world.known("f")
-    head, *rest = chain(scene("f"), 0, 3)
+    head, *rest = chain(template("f"), 0, 3)
     world.executor.start(head, rest)
     world.cancel(1)
     world.flush()
@@ -96,7 +96,7 @@ def test_what_a_batch_told_is_reported_though_no_other_can_be_sent(
 ) -> None:
     world = Scheduling()
     world.known("f")
-    world.start(attempt(scene("f"), 0))
+    world.start(attempt(template("f"), 0))
     world.flush()
 
     def fail(*_: object) -> None:
@@ -121,7 +121,7 @@ def test_what_cannot_be_encoded_fails_alone(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(dispatch, "load_of", refuse_the_third)
     for number in range(10):
-        world.executor.start(attempt(scene("f"), number))
+        world.executor.start(attempt(template("f"), number))
     world.flush()
     while world.tasks:
         world.end_well(world.tasks[0])
@@ -141,26 +141,26 @@ def test_a_head_that_is_away_is_charged_to_nobody(error: Exception) -> None:
     world.known("f")
     world.cluster.away = error
     for number in range(10):
-        world.executor.start(attempt(scene("f"), number))
+        world.executor.start(attempt(template("f"), number))
     world.flush()
     assert world.outcomes == [(number, "AttemptLostStorage") for number in range(10)]
     world.cluster.away = None
-    world.executor.start(attempt(scene("f"), 0, 2))
+    world.executor.start(attempt(template("f"), 0, 2))
     world.flush()
     world.end(world.tasks[0], RayTaskError("bring", "Traceback", error))
     assert world.outcomes[10:] == [(0, "AttemptLostStorage")]
 
 
 def test_a_head_that_does_not_answer_holds_up_what_needs_its_answer_and_nothing_else() -> None:
-    world = Scheduling(slots=2)
+    world = Scheduling(capacity=2)
     world.known("f", "g")
-    other = scene("g", ray={"num_gpus": 1})
-    world.start(attempt(scene("f"), 0))
+    other = template("g", ray={"num_gpus": 1})
+    world.start(attempt(template("f"), 0))
     world.flush()
     world.head_hangs = True
     world.start(attempt(other, 1))
     world.flush()
-    world.start(attempt(scene("f"), 2))
+    world.start(attempt(template("f"), 2))
     world.flush()
     world.end_well(world.tasks[0])
     world.end_well(world.tasks[0])
@@ -179,21 +179,21 @@ def test_a_head_that_does_not_answer_holds_up_what_needs_its_answer_and_nothing_
 def test_a_cluster_that_does_not_say_its_size_holds_nothing_up() -> None:
     world = Scheduling()
     world.cluster.away = ConnectionError("the GCS is away")
-    world.cluster.prepared.add(scene("f").shape)
+    world.cluster.prepared.add(template("f").shape)
     world.executor.placement.has_looked = False
     with pytest.raises(ConnectionError):
         world.executor.placement.look()
-    world.start(attempt(scene("f"), 0))
+    world.start(attempt(template("f"), 0))
     world.flush()
     world.end_well(world.tasks[0])
     assert world.outcomes == [(0, "AttemptReturned")]
 
 
 def test_a_cluster_that_grows_gets_more_ray_tasks() -> None:
-    world = Scheduling(slots=1)
+    world = Scheduling(capacity=1)
     world.known("f", seconds=0.001)
     for number in range(200):
-        world.executor.start(attempt(scene("f"), number))
+        world.executor.start(attempt(template("f"), number))
     world.flush()
     before = len(world.tasks)
     world.cluster.size = 4
@@ -204,7 +204,7 @@ def test_a_cluster_that_grows_gets_more_ray_tasks() -> None:
 
 def test_attempts_whose_missing_package_nobody_can_look_for_are_charged_nothing() -> None:
     world = Scheduling()
-    world.start(attempt(scene("f"), 0))
+    world.start(attempt(template("f"), 0))
     world.flush()
     world.cluster.away = RpcError("no connection")
     world.end(world.tasks[0], RuntimeEnvSetupError("no such package"))
@@ -216,8 +216,13 @@ class Walk:
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
-        self.world = Scheduling(slots=self.rng.randint(1, 4))
-        self.scenes = [scene("f"), scene("g"), scene("timed", timeout=5.0), scene("h", batch=False)]
+        self.world = Scheduling(capacity=self.rng.randint(1, 4))
+        self.templates = [
+            template("f"),
+            template("g"),
+            template("timed", timeout=5.0),
+            template("h", batch=False),
+        ]
         #: What should be reported: by task, the attempt that was started last.
         self.wanted: dict[int, AttemptRequest] = {}
         #: Followers that were handed along: they are started when nothing comes of that.
@@ -243,7 +248,7 @@ class Walk:
         assert not self.world.executor.flights
 
     def start(self) -> None:
-        of = self.rng.choice(self.scenes)
+        of = self.rng.choice(self.templates)
         head, *rest = chain(of, self.next_task, self.rng.choice([1, 1, 2, 5]))
         self.next_task += 1 + len(rest)
         self.wanted[head.task] = head
@@ -258,7 +263,7 @@ class Walk:
             if known is None:
                 continue
             if type(report).__name__ != "AttemptReturned":
-                self.begin(attempt(known.scene, report.task, report.attempt + 1))
+                self.begin(attempt(known.template, report.task, report.attempt + 1))
             elif report.task + 1 in self.hoped:
                 self.begin(self.hoped.pop(report.task + 1))
 
@@ -273,7 +278,7 @@ class Walk:
             stopped = self.wanted.pop(task)
             self.world.cancel(task)
             if self.rng.random() < 0.5:
-                self.begin(attempt(stopped.scene, task, stopped.attempt + 1))
+                self.begin(attempt(stopped.template, task, stopped.attempt + 1))
 
     def learn(self) -> None:
         name = self.rng.choice(["f", "g", "timed"])
@@ -314,7 +319,7 @@ def test_attempts_whose_package_can_not_be_brought_stop_their_workflows(
     world = Scheduling()
     world.known("f")
     for task in range(3):
-        world.start(attempt(scene("f"), task))
+        world.start(attempt(template("f"), task))
     world.flush()
     (ray_task,) = world.tasks
     if unset:
@@ -347,7 +352,7 @@ DEATHS = [
 def test_what_a_death_is_charged_to(error: Exception, crash: Crash) -> None:
     """A node that is short of memory ends any of those that run there, as plain Ray knows."""
     world = Scheduling()
-    world.start(attempt(scene("f"), 0))
+    world.start(attempt(template("f"), 0))
     world.flush()
     world.end(world.tasks[0], error)
     (report,) = world.reported

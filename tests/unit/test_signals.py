@@ -11,7 +11,7 @@ from ray_workflows._engine.commands import commands
 from ray_workflows._engine.fork import fork_history
 from ray_workflows._engine.signals import REMEMBERED
 from ray_workflows._model import events as ev
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.commands import WakeAt
 from ray_workflows._model.plan import SIGNAL, Plan
 from ray_workflows._model.values import Blob, Value
@@ -30,15 +30,15 @@ def wait(task: str, name: str = "s", **options: object) -> Task:
 TWO = plan(wait("w0"), wait("w1"), ("end", (0, 1)))
 
 
-def signal(name: str = "s", signal_id: str = "1", data: bytes = b"v") -> inp.Signal:
-    return inp.Signal(name=name, signal_id=signal_id, value=Value(data))
+def signal(name: str = "s", signal_id: str = "1", data: bytes = b"v") -> msg.Signal:
+    return msg.Signal(name=name, signal_id=signal_id, value=Value(data))
 
 
 def give(driver: Driver, *args: str, data: bytes = b"v", **fields: str) -> list[ev.Event]:
     """A signal as the holder takes it: in one step, and so in one entry."""
     events = driver.send(signal(*args, data=data, **fields))
     if any(isinstance(c, WakeAt) and c.at <= driver.now for c in commands(driver.state)):
-        events += driver.send(inp.Wake())
+        events += driver.send(msg.Wake())
     return events
 
 
@@ -68,7 +68,7 @@ def test_a_signal_that_comes_first_is_kept() -> None:
     d.go_on("first", plan(wait("w")))
     # It can be taken at once: that is among the commands.
     assert commands(d.state) == [WakeAt(0.0)]
-    assert names(d.send(inp.Wake())) == ["SignalTaken"]
+    assert names(d.send(msg.Wake())) == ["SignalTaken"]
     assert inputs_of(d, "end") == [b"early"]
 
 
@@ -76,7 +76,7 @@ def test_that_a_signal_can_be_taken_is_said_when_it_becomes_so() -> None:
     d = Driver(plan(wait("w"), ("a", ()), ("end", (0, 1))))
     d.send(signal(signal_id="1"))
     assert d.deltas == [WakeAt(d.now)]
-    d.send(inp.Wake())
+    d.send(msg.Wake())
     d.send(signal(signal_id="2"))
     assert d.deltas == []
     d.go_on("a", plan(wait("x"), wait("y", timeout=5.0)))
@@ -128,7 +128,7 @@ def test_a_repeated_signal_is_one_signal() -> None:
 def test_what_has_ended_takes_none(status: str) -> None:
     d = Driver(plan(("a", ())))
     if status == "CANCELED":
-        d.send(inp.Cancel())
+        d.send(msg.Cancel())
     else:
         d.succeed("a")
     assert d.state.status == status
@@ -139,18 +139,18 @@ def test_pending_keeps_it_until_it_is_started() -> None:
     d = Driver(plan(wait("w"), ("end", (0,))), start=False)
     assert names(give(d)) == ["SignalReceived"]
     assert commands(d.state) == []
-    d.send(inp.Start())
+    d.send(msg.Start())
     assert commands(d.state) == [WakeAt(0.0)]
-    assert names(d.send(inp.Wake())) == ["SignalTaken"]
+    assert names(d.send(msg.Wake())) == ["SignalTaken"]
 
 
 def test_failed_keeps_it_until_it_is_resumed() -> None:
     d = Driver(plan(wait("w"), ("a", ()), ("end", (0, 1))))
     d.fail("a")
     assert names(give(d)) == ["SignalReceived"]
-    assert d.send(inp.Wake()) == []
+    assert d.send(msg.Wake()) == []
     d.resume()
-    assert names(d.send(inp.Wake())) == ["SignalTaken"]
+    assert names(d.send(msg.Wake())) == ["SignalTaken"]
     d.succeed("a")
     assert d.running == ["end"]
 
@@ -158,10 +158,10 @@ def test_failed_keeps_it_until_it_is_resumed() -> None:
 def test_canceled_keeps_what_came_before() -> None:
     d = Driver(plan(("a", ()), ("end", (0,))))
     give(d)
-    d.send(inp.Cancel())
+    d.send(msg.Cancel())
     d.resume()
     d.go_on("a", plan(wait("w")))
-    assert names(d.send(inp.Wake())) == ["SignalTaken"]
+    assert names(d.send(msg.Wake())) == ["SignalTaken"]
 
 
 def test_signals_that_come_together_are_all_kept_before_one_is_taken() -> None:
@@ -170,7 +170,7 @@ def test_signals_that_come_together_are_all_kept_before_one_is_taken() -> None:
     for number in range(3):
         assert names(d.send(signal(signal_id=str(number)))) == ["SignalReceived"]
     assert commands(d.state) == [WakeAt(0.0)]
-    assert names(d.send(inp.Wake())) == ["SignalTaken", "WorkflowSucceeded"]
+    assert names(d.send(msg.Wake())) == ["SignalTaken", "WorkflowSucceeded"]
     assert list(d.state.signals["s"]) == ["1", "2"]
 
 
@@ -180,7 +180,7 @@ def test_it_outlives_the_holder() -> None:
     d.send(signal())
     d.claim("h3")
     assert commands(d.state) == [WakeAt(0.0)]
-    d.send(inp.Wake())
+    d.send(msg.Wake())
     assert d.running == ["end"]
 
 
@@ -197,8 +197,8 @@ def test_the_end_of_a_workflow_can_be_a_signal() -> None:
 def test_a_large_signal_is_released_after_its_last_consumer() -> None:
     d = Driver(plan(wait("w"), ("a", (0,)), ("end", (1,))))
     blob = Value(Blob("signal-x", 100_000, "sha256:x"))
-    d.send(inp.Signal(name="s", signal_id="1", value=blob))
-    d.send(inp.Wake())
+    d.send(msg.Signal(name="s", signal_id="1", value=blob))
+    d.send(msg.Wake())
     d.succeed("a")
     assert d.state.tasks[0].outcome is None
     assert d.state.tasks[0].released
@@ -226,9 +226,9 @@ def test_nobody_waits_longer_than_the_timeout() -> None:
     d = Driver(plan(wait("w", timeout=5.0), ("end", (0,))))
     assert commands(d.state) == [WakeAt(1005.0)]
     d.now = 1004.9
-    assert d.send(inp.Wake()) == []
+    assert d.send(msg.Wake()) == []
     d.now = 1005.0
-    events = d.send(inp.Wake())
+    events = d.send(msg.Wake())
     assert names(events) == ["TaskFailed", "WorkflowFailed"]
     assert events[0].error.type_name == SignalTimeoutError.__name__
     assert "'w'" in events[0].error.message
@@ -239,7 +239,7 @@ def test_nobody_waits_longer_than_the_timeout() -> None:
     d.now = 2000.0
     d.resume()
     assert commands(d.state) == [WakeAt(0.0), WakeAt(2005.0)]
-    assert names(d.send(inp.Wake())) == ["SignalTaken"]
+    assert names(d.send(msg.Wake())) == ["SignalTaken"]
 
 
 def test_a_signal_that_came_in_time_is_taken_however_late_it_is_seen() -> None:
@@ -247,7 +247,7 @@ def test_a_signal_that_came_in_time_is_taken_however_late_it_is_seen() -> None:
     d.now = 1004.0
     d.send(signal())
     d.now = 9999.0
-    assert names(d.send(inp.Wake())) == ["SignalTaken"]
+    assert names(d.send(msg.Wake())) == ["SignalTaken"]
 
 
 def test_the_timeout_outlives_a_crash_and_begins_anew_with_a_resume() -> None:
@@ -258,14 +258,14 @@ def test_the_timeout_outlives_a_crash_and_begins_anew_with_a_resume() -> None:
     d.fail("a")
     d.now = 3000.0
     d.resume()
-    assert d.send(inp.Wake()) == []
+    assert d.send(msg.Wake()) == []
     assert WakeAt(3005.0) in commands(d.state)
 
 
 def test_a_timeout_is_caught_by_the_wait_itself() -> None:
     d = Driver(plan(wait("w", timeout=5.0, catch_exceptions=True), ("end", (0,))))
     d.now = 1005.0
-    assert names(d.send(inp.Wake())) == ["TaskFailed", "ErrorCaught"]
+    assert names(d.send(msg.Wake())) == ["TaskFailed", "ErrorCaught"]
     assert d.state.tasks[0].outcome.error.type_name == "SignalTimeoutError"
     assert d.running == ["end"]
 
@@ -284,7 +284,7 @@ def test_timeouts_at_once_in_a_continuation_that_is_caught() -> None:
     inside = plan(wait("w0", timeout=5.0), wait("w1", timeout=5.0), ("c", (0, 1)))
     d.go_on("a", inside)
     d.now = 1006.0
-    assert names(d.send(inp.Wake())) == ["TaskFailed", "ErrorCaught"]
+    assert names(d.send(msg.Wake())) == ["TaskFailed", "ErrorCaught"]
     assert d.state.waits.keys() == {"s"}
     d.now = 1049.0
     give(d)
@@ -294,11 +294,11 @@ def test_timeouts_at_once_in_a_continuation_that_is_caught() -> None:
 def test_timeouts_at_once_fail_the_workflow_once() -> None:
     d = Driver(plan(wait("w0", timeout=5.0), wait("w1", "t", timeout=5.0), ("end", (0, 1))))
     d.now = 1005.0
-    assert names(d.send(inp.Wake())) == ["TaskFailed", "WorkflowFailed"]
+    assert names(d.send(msg.Wake())) == ["TaskFailed", "WorkflowFailed"]
     d.now = 2000.0
     d.resume()
     # Both have their whole time again.
-    assert d.send(inp.Wake()) == []
+    assert d.send(msg.Wake()) == []
     give(d, "s")
     give(d, "t")
     assert d.running == ["end"]
@@ -308,9 +308,9 @@ def test_the_timeout_of_the_workflow_comes_first() -> None:
     d = Driver(plan(wait("w", timeout=5.0), ("end", (0,))), timeout=5.0)
     d.now = 1005.0
     d.send(signal())
-    assert names(d.send(inp.Wake())) == ["WorkflowTimedOut"]
+    assert names(d.send(msg.Wake())) == ["WorkflowTimedOut"]
     d.resume()
-    assert names(d.send(inp.Wake())) == ["SignalTaken"]
+    assert names(d.send(msg.Wake())) == ["SignalTaken"]
 
 
 # -- memory --------------------------------------------------------------------------------
@@ -323,7 +323,7 @@ def test_a_loop_of_signals_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     for turn in range(turns):
         give(d, signal_id=str(turn))
         d.go_on(only_running(d), plan(wait("w"), ("turn", (0,))))
-        assert names(d.send(inp.Wake())) == ["SignalTaken"]
+        assert names(d.send(msg.Wake())) == ["SignalTaken"]
         d.journal.clear()
         sizes.append(size(d))
     assert not d.state.signals
@@ -353,7 +353,7 @@ def test_a_hundred_thousand_signals_are_kept_and_taken_in_linear_time(
     for _ in range(3):
         sys.settrace(trace)
         d.go_on(only_running(d), plan(wait("w"), ("turn", (0,))))
-        d.send(inp.Wake())
+        d.send(msg.Wake())
         sys.settrace(None)
         counted.append(steps)
         steps = 0
@@ -396,7 +396,7 @@ def test_a_fork_has_the_signals_that_kept_tasks_took_and_no_others() -> None:
     assert names(history) == ["TaskSucceeded", "TaskSucceeded"]
     fork = Driver(plan(wait("w0"), ("a", (0,)), wait("w1", "t"), ("end", (1, 2))), history=history)
     assert not fork.state.signals
-    assert fork.send(inp.Wake()) == []
+    assert fork.send(msg.Wake()) == []
     give(fork, "t", data=b"new")
     assert inputs_of(fork, "end") == [b"v", b"new"]
 
@@ -405,7 +405,7 @@ def test_a_fork_keeps_a_timeout_that_was_caught() -> None:
     dag = plan(wait("w", timeout=5.0, catch_exceptions=True), ("a", (0,)), ("end", (1,)))
     d = Driver(dag)
     d.now = 1005.0
-    d.send(inp.Wake())
+    d.send(msg.Wake())
     history = fork_history(d.journal, "a")
     assert names(history) == ["TaskFailed", "ErrorCaught"]
     assert Driver(dag, history=tuple(history)).running == ["a"]
@@ -433,13 +433,13 @@ def test_any_order_gives_each_signal_to_one_task(seed: int) -> None:
         elif what == 3:
             d.claim(rng.choice(["h1", "h2"]))
         elif what == 4:
-            d.send(inp.Wake())
+            d.send(msg.Wake())
         elif d.state.status in ("FAILED", "CANCELED"):
             d.resume()
         elif d.state.status == "PENDING":
-            d.send(inp.Start())
+            d.send(msg.Start())
         elif rng.random() < 0.05:
-            d.send(inp.Cancel())
+            d.send(msg.Cancel())
         elif d.running:
             assert len(set(inputs_of(d, "end"))) == 6
             d.succeed("end")
@@ -454,5 +454,5 @@ def test_any_order_gives_each_signal_to_one_task(seed: int) -> None:
         assert of_name == received[: len(of_name)]
 
 
-def numbered(name: str, number: int) -> inp.Signal:
+def numbered(name: str, number: int) -> msg.Signal:
     return signal(name, str(number), f"{name}{number}".encode())

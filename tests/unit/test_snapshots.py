@@ -16,7 +16,7 @@ from ray_workflows._coordinator.snapshots import NOTHING, RULE, Unsaved, next_sn
 from ray_workflows._engine import snapshots
 from ray_workflows._engine.replay import replay
 from ray_workflows._engine.summary import catalog_row
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.answers import Received
 from ray_workflows._model.catalog import Append
 from ray_workflows._model.status import WorkflowStatus
@@ -55,7 +55,7 @@ def turn(coordinator: Coordinator, turns: int, *, of: int = 1, first: int = 0) -
     """A loop of continuations goes on, each of which is a plan of so many tasks."""
     again = PLAN if of == 1 else plan(*((f"t{n}", ()) for n in range(of)))
     for number in range(turns):
-        report = inp.AttemptReturnedPlan(
+        report = msg.AttemptReturnedPlan(
             task=first + number * of,
             epoch=0,
             attempt=1,
@@ -97,10 +97,10 @@ def test_a_signal_or_a_wish_to_cancel_needs_no_tasks(world: World, read: list[in
     """To a workflow of another coordinator, with more tasks than are saved."""
     owner = Coordinator(world, "owner", auto_resume=False)
     large = plan(*((f"t{n}", ()) for n in range(RULE.tasks + 1)))
-    owner.loop.ask("w", inp.Submit(large, {}, "i-w", "w"), lambda answer: None)
+    owner.loop.ask("w", msg.Submit(large, {}, "i-w", "w"), lambda answer: None)
     owner.step()
     for number in range(RULE.entries + 200):
-        report = inp.AttemptReturned(number, 0, 1, 1.0, 1.0, value=Value(b"value"))
+        report = msg.AttemptReturned(number, 0, 1, 1.0, 1.0, value=Value(b"value"))
         owner.loop.report("i-w", [report])
         owner.step()
     row = world.storage.read_catalog("w")
@@ -109,9 +109,9 @@ def test_a_signal_or_a_wish_to_cancel_needs_no_tasks(world: World, read: list[in
     other = Coordinator(world, "other", auto_resume=False)
     read.clear()
     answers: list[Any] = []
-    other.loop.ask("w", inp.Signal("s", "id", Value(b"signal")), answers.append)
+    other.loop.ask("w", msg.Signal("s", "id", Value(b"signal")), answers.append)
     other.step()
-    other.loop.ask("w", inp.Cancel(), answers.append)
+    other.loop.ask("w", msg.Cancel(), answers.append)
     other.step()
     assert answers == [Received(), None]
     assert min(read) == row.snapshot
@@ -133,13 +133,13 @@ def test_a_signal_or_a_wish_to_cancel_needs_no_tasks(world: World, read: list[in
 def test_the_error_of_a_failed_workflow_needs_no_tasks(world: World, read: list[int]) -> None:
     owner = Coordinator(world, "owner", auto_resume=False)
     large = plan(*((f"t{n}", ()) for n in range(RULE.tasks + 1)))
-    owner.loop.ask("w", inp.Submit(large, {}, "i-w", "w"), lambda answer: None)
+    owner.loop.ask("w", msg.Submit(large, {}, "i-w", "w"), lambda answer: None)
     owner.step()
     for number in range(3):
-        report = inp.AttemptReturned(number, 0, 1, 1.0, 1.0, value=Value(b"value"))
+        report = msg.AttemptReturned(number, 0, 1, 1.0, 1.0, value=Value(b"value"))
         owner.loop.report("i-w", [report])
         owner.step()
-    owner.loop.report("i-w", [inp.AttemptRaised(3, 0, 1, 1.0, 1.0, error=BOOM, retryable=False)])
+    owner.loop.report("i-w", [msg.AttemptRaised(3, 0, 1, 1.0, 1.0, error=BOOM, retryable=False)])
     owner.step()
     row = world.storage.read_catalog("w")
     assert row is not None
@@ -163,8 +163,8 @@ def test_a_lifecycle_is_not_enough_for_who_takes_over(world: World) -> None:
     world.pass_time(30.0)
     other = Coordinator(world, "other", auto_resume=False)
     answers: list[Any] = []
-    other.loop.ask("w", inp.Cancel(), answers.append)
-    other.loop.ask("w", inp.Resume("again", canceled=True), answers.append)
+    other.loop.ask("w", msg.Cancel(), answers.append)
+    other.loop.ask("w", msg.Resume("again", canceled=True), answers.append)
     other.step()
     assert answers[0] is None
     assert not isinstance(answers[1], Exception)

@@ -140,10 +140,10 @@ def test_two_versions_of_a_script_in_one_process_each_show_their_own(tmp_path: P
 def test_a_report_has_them(tmp_path: Path) -> None:
     path = tmp_path / "script.py"
     request = attempt(len, 7)
-    scene = msgspec.structs.replace(request.scene, function=written(load(path, BROKEN).book))
+    template = msgspec.structs.replace(request.template, function=written(load(path, BROKEN).book))
     path.write_text(MENDED)
     forget()
-    (report,), _ = run(MemoryStorage(), msgspec.structs.replace(request, scene=scene))
+    (report,), _ = run(MemoryStorage(), msgspec.structs.replace(request, template=template))
     assert isinstance(report, AttemptRaised)
     assert lines_shown(report.error.traceback) >= SHOWN
 

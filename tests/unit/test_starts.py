@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ray_workflows._executor.protocol import AttemptRequest
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.answers import Accepted
 from ray_workflows._model.messages import AttemptReturned
 from ray_workflows._model.status import WorkflowStatus
@@ -49,7 +49,7 @@ class Large:
         """Ask for it; what is answered."""
         answers: list[Any] = []
         many = plan(*((f"t{index}", ()) for index in range(tasks)))
-        submit = inp.Submit(many, {}, f"i-{workflow_id}", workflow_id)
+        submit = msg.Submit(many, {}, f"i-{workflow_id}", workflow_id)
         self.loop.ask(workflow_id, submit, answers.append)
         return answers
 
@@ -133,7 +133,7 @@ def test_nothing_is_started_while_a_commit_is_on_its_way(large: Large) -> None:
 
 def test_what_is_canceled_meanwhile_is_not_started(large: Large) -> None:
     large.loop.step()
-    large.coordinator.loop.ask("large", inp.Cancel(), lambda answer: None)
+    large.coordinator.loop.ask("large", msg.Cancel(), lambda answer: None)
     large.settle()
     large.finish()
     assert large.world.status("large") == (WorkflowStatus.CANCELED, "owner")

@@ -10,7 +10,7 @@ from ray_workflows._client import reads
 from ray_workflows._client.reader import Reader
 from ray_workflows._engine.summary import catalog_row
 from ray_workflows._model import events as ev
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.filters import parse_filter
 from ray_workflows._model.status import WORKFLOWS, WorkflowStatus
 from ray_workflows._model.tags import MAX_TAGS, validate_tags
@@ -68,35 +68,35 @@ def test_what_can_be_none(tags: object, error: type[Exception], message: str) ->
 def test_tags_are_laid_over_those_that_are_there() -> None:
     driver = Driver(plan(("f", ())), tags={"team": "vision", "n": 5})
     assert driver.state.tags == {"team": "vision", "n": 5}
-    events = driver.send(inp.SetTags({"n": None, "x": 0.5}))
+    events = driver.send(msg.SetTags({"n": None, "x": 0.5}))
     assert [type(event) for event in events] == [ev.TagsSet]
     assert driver.state.tags == {"team": "vision", "x": 0.5}
     assert catalog_row(driver.state, 2).tags == {"team": "vision", "x": 0.5}
     # Asked again, because the answer was lost.
-    assert driver.send(inp.SetTags({"n": None, "x": 0.5})) == []
-    assert driver.send(inp.SetTags({"gone": None})) == []
+    assert driver.send(msg.SetTags({"n": None, "x": 0.5})) == []
+    assert driver.send(msg.SetTags({"gone": None})) == []
 
 
 def test_tags_of_one_that_has_ended_or_is_driven_elsewhere() -> None:
     driver = Driver(plan(("f", ())))
-    driver.send(inp.SetTags({"a": 1}), "h2", driven_elsewhere=True)
+    driver.send(msg.SetTags({"a": 1}), "h2", driven_elsewhere=True)
     assert driver.state.tags == {"a": 1}
     assert driver.state.holder == "h1"
-    driver.send(inp.Cancel())
-    driver.send(inp.SetTags({"b": 2}))
+    driver.send(msg.Cancel())
+    driver.send(msg.SetTags({"b": 2}))
     assert driver.state.tags == {"a": 1, "b": 2}
     assert driver.state.status is WorkflowStatus.CANCELED
 
 
 def test_tags_of_another_workflow_of_the_id_and_too_many() -> None:
     driver = Driver(plan(("f", ())), incarnation="i2")
-    assert driver.send(inp.SetTags({"a": 1}, "i1")) == []
+    assert driver.send(msg.SetTags({"a": 1}, "i1")) == []
     assert isinstance(driver.answer, WorkflowNotFoundError)
-    driver.send(inp.SetTags({f"a{number}": number for number in range(MAX_TAGS)}, "i2"))
+    driver.send(msg.SetTags({f"a{number}": number for number in range(MAX_TAGS)}, "i2"))
     assert driver.answer is None
-    assert driver.send(inp.SetTags({"one more": 1})) == []
+    assert driver.send(msg.SetTags({"one more": 1})) == []
     assert isinstance(driver.answer, ValueError)
-    assert driver.send(inp.SetTags({"one more": 1, "a0": None})) != []
+    assert driver.send(msg.SetTags({"one more": 1, "a0": None})) != []
 
 
 # -- listings ----------------------------------------------------------------------------------

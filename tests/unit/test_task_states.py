@@ -9,7 +9,7 @@ from ray_workflows._client.reads import get_metadata, get_tasks
 from ray_workflows._codec.journal import encode_entry
 from ray_workflows._coordinator.liveness import this_holder
 from ray_workflows._engine.summary import catalog_row
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.catalog import Append
 from ray_workflows._model.plan import LISTENER, SIGNAL, TIMER, Backoff
 from ray_workflows._model.tasks import AttemptOutcome, TaskInfo, TaskStatus
@@ -57,7 +57,7 @@ def states(driver: Driver, **how: bool) -> list[tuple[str, str | None]]:
 def run(driver: Driver, task_id: str) -> None:
     """A worker says that it runs the current attempt."""
     start = driver.flying[driver.number(task_id)]
-    driver.send(inp.AttemptRuns(start.task, start.epoch, start.attempt, started_at=driver.now))
+    driver.send(msg.AttemptRuns(start.task, start.epoch, start.attempt, started_at=driver.now))
 
 
 def outcomes(task: TaskInfo) -> list[tuple[int, int, str, str | None]]:
@@ -128,7 +128,7 @@ def test_a_long_list_of_inputs_is_cut() -> None:
 def test_a_task_of_a_canceled_workflow_is_canceled() -> None:
     driver = Driver(CHAIN)
     run(driver, "a")
-    driver.send(inp.Cancel())
+    driver.send(msg.Cancel())
     canceled = ("CANCELED", "its workflow was canceled")
     assert states(driver) == [canceled, canceled]
     driver.resume()
@@ -138,7 +138,7 @@ def test_a_task_of_a_canceled_workflow_is_canceled() -> None:
 def test_a_task_of_a_workflow_that_timed_out_is_canceled() -> None:
     driver = Driver(CHAIN, timeout=60.0)
     driver.now += 60.0
-    driver.send(inp.Wake())
+    driver.send(msg.Wake())
     assert states(driver) == [("CANCELED", "its workflow ran into its timeout")] * 2
 
 
@@ -201,13 +201,13 @@ def test_each_way_to_end_has_a_name() -> None:
     """Also of the last attempt, after which the task has failed."""
     error = ErrorInfo("E", "e")
     fields = {"error": error, "node": "ab12cd34"}
-    ways: dict[str, tuple[type[inp.AttemptReport], dict[str, object]]] = {
-        "raised": (inp.AttemptRaised, {"retryable": True}),
-        "timed_out": (inp.AttemptRaised, {"retryable": True, "timed_out": True}),
-        "crashed": (inp.AttemptCrashed, {}),
-        "preempted": (inp.AttemptCrashed, {"crash": inp.Crash.PREEMPTED}),
-        "lost_value": (inp.AttemptLostInput, {}),
-        "lost_storage": (inp.AttemptLostStorage, {}),
+    ways: dict[str, tuple[type[msg.AttemptReport], dict[str, object]]] = {
+        "raised": (msg.AttemptRaised, {"retryable": True}),
+        "timed_out": (msg.AttemptRaised, {"retryable": True, "timed_out": True}),
+        "crashed": (msg.AttemptCrashed, {}),
+        "preempted": (msg.AttemptCrashed, {"crash": msg.Crash.PREEMPTED}),
+        "lost_value": (msg.AttemptLostInput, {}),
+        "lost_storage": (msg.AttemptLostStorage, {}),
     }
     for way, (kind, more) in ways.items():
         driver = Driver(plan(("a", (), {"max_retries": 1, "preemptions": 1})))
@@ -225,7 +225,7 @@ def test_each_way_to_end_has_a_name() -> None:
 def test_where_an_attempt_runs_is_known_when_its_worker_has_died() -> None:
     driver = Driver(plan(("a", ())))
     start = driver.flying[0]
-    news = inp.AttemptRuns(start.task, start.epoch, start.attempt, driver.now, node="ab12cd34")
+    news = msg.AttemptRuns(start.task, start.epoch, start.attempt, driver.now, node="ab12cd34")
     driver.send(news)
     reason = "a worker on node ab12cd34 runs attempt 1 since 1970-01-01T00:16:40Z"
     assert states(driver) == [("RUNNING", reason)]
@@ -248,7 +248,7 @@ def test_an_attempt_that_lost_its_coordinator_was_interrupted() -> None:
 def test_an_attempt_that_was_stopped_was_canceled() -> None:
     driver = Driver(CHAIN)
     run(driver, "a")
-    driver.send(inp.Cancel())
+    driver.send(msg.Cancel())
     driver.resume()
     driver.fail("a")
     assert outcomes(tasks_of(driver, attempts=True)[0]) == [
@@ -278,14 +278,14 @@ def test_a_continuation_is_an_attempt_that_ended() -> None:
 def test_the_traceback_of_an_attempt_is_whole() -> None:
     driver = Driver(plan(("a", ())))
     error = ErrorInfo("ValueError", "boom", traceback="Traceback:\n  line 5\n")
-    driver.report(inp.AttemptRaised, "a", error=error, retryable=False)
+    driver.report(msg.AttemptRaised, "a", error=error, retryable=False)
     (attempt,) = tasks_of(driver, attempts=True)[0].history
     assert attempt.traceback == "Traceback:\n  line 5\n"
 
 
 def test_an_undisturbed_value_needs_no_reason() -> None:
     driver = Driver(CHAIN)
-    driver.report(inp.AttemptReturned, "a", value=Value(b"v"))
+    driver.report(msg.AttemptReturned, "a", value=Value(b"v"))
     driver.succeed("b")
     assert states(driver) == [("SUCCESSFUL", None)] * 2
 
@@ -295,9 +295,9 @@ def test_an_undisturbed_value_needs_no_reason() -> None:
 
 def test_what_a_task_added_is_shown_beside_what_it_was_given() -> None:
     driver = Driver(plan(("a", (), {"metadata": {"team": "vision", "loss": None}}), ("b", (0,))))
-    driver.report(inp.AttemptReturned, "a", value=Value(b"v"), metadata={"loss": 0.5})
+    driver.report(msg.AttemptReturned, "a", value=Value(b"v"), metadata={"loss": 0.5})
     driver.report(
-        inp.AttemptReturnedPlan, "b", plan=plan(("inner", ())), metadata={"continued": True}
+        msg.AttemptReturnedPlan, "b", plan=plan(("inner", ())), metadata={"continued": True}
     )
     reader, workflow_id = stored(driver)
     found = {task: get_metadata(reader, workflow_id, task)["user_metadata"] for task in ("a", "b")}

@@ -14,7 +14,7 @@ import pytest
 
 from ray_workflows._executor.protocol import AttemptRequest
 from ray_workflows._executor.worker.batch import BatchRun, Home
-from ray_workflows._executor.worker.watchdog import LOOK_SECONDS, Watched
+from ray_workflows._executor.worker.watchdog import CHECK_SECONDS, Watched
 from ray_workflows._model.values import Blob, Value
 from ray_workflows.exceptions import StorageUnavailableError
 from ray_workflows.storage.base import Storage
@@ -51,7 +51,7 @@ class World(Scheduling, Process):
         """Time passes: the watch looks, and timers are due."""
         end = self.now + seconds
         while self.now < end:
-            self.now = min(end, self.now + LOOK_SECONDS)
+            self.now = min(end, self.now + CHECK_SECONDS)
             for watched in list(self.watched):
                 watched.check(self.now)
             due = [action for at, action in self.due if at <= self.now]
@@ -158,7 +158,7 @@ def run(storage: Slow, function: Callable[..., Any], seconds: float) -> str:
 
 
 @pytest.mark.parametrize("silent", [False, True], ids=["away", "silent"])
-@pytest.mark.parametrize("seconds", [0.0, 1.0, TIMEOUT - LOOK_SECONDS])
+@pytest.mark.parametrize("seconds", [0.0, 1.0, TIMEOUT - CHECK_SECONDS])
 @pytest.mark.parametrize(
     ("function", "outcome"), [(works, "AttemptReturned"), (fails, "AttemptRaised")]
 )

@@ -6,7 +6,7 @@ import threading
 import time
 import weakref
 
-from ray_workflows._executor.worker.watchdog import Watch
+from ray_workflows._executor.worker.watchdog import Watchdog
 
 #: How long to wait for what happens within a moment.
 PATIENCE_SECONDS = 10.0
@@ -24,7 +24,7 @@ class Attempt:
 
 
 def test_what_was_looked_at_is_let_go() -> None:
-    watch = Watch()
+    watch = Watchdog()
     attempt = Attempt()
     reference = weakref.ref(attempt)
     watch.add(attempt)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from ray_workflows._coordinator import long_polls
-from ray_workflows._coordinator.long_polls import SIT_SECONDS, LongPolls, Seats
+from ray_workflows._coordinator.long_polls import SIT_SECONDS, LongPolls, PollLimit
 from ray_workflows._coordinator.protocol import Poll, Polled
 from ray_workflows._coordinator.requests import Watched, WatchRequest
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Outcome, Value
@@ -30,7 +30,9 @@ class Polls(LongPolls):
     def __init__(self, seats: int = 8) -> None:
         self.time = Clock()
         self.asked: list[WatchRequest] = []
-        super().__init__("holder", self.asked.append, self.asked.remove, self.time, Seats(seats))
+        super().__init__(
+            "holder", self.asked.append, self.asked.remove, self.time, PollLimit(seats)
+        )
 
     def watch(self, client: str, *workflow_ids: str, life: str = "life") -> None:
         self.subscribe(client, life, [(workflow_id, None) for workflow_id in workflow_ids])
@@ -205,7 +207,7 @@ def test_who_finds_no_seat_is_told_so_at_once() -> None:
 
 
 def test_there_are_so_many_seats() -> None:
-    seats = Seats(2)
+    seats = PollLimit(2)
     with seats.one() as first, seats.one() as second, seats.one() as third:
         assert (first, second, third) == (True, True, False)
         assert seats.taken == 2
@@ -227,7 +229,7 @@ def test_a_watch_that_is_withdrawn_is_not_kept() -> None:
         owner.loop.watchers.add(request)
     owner.loop.watchers.withdraw(withdrawn)
     assert owner.loop.watchers.waiting["w"] == [kept]
-    owner.loop.ask("w", inp.Cancel(), lambda answer: None)
+    owner.loop.ask("w", msg.Cancel(), lambda answer: None)
     owner.step()
     assert told == ["kept"]
     # It was answered a moment before its caller gave up.

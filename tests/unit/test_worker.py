@@ -287,8 +287,8 @@ def test_a_worker_waits_for_the_storage_with_what_it_takes(what: str) -> None:
     else:
         function = writer.write(lambda given: len(given + content) // 2, key=what, where=what)
         stored = Function(f"of {id(storage)}", what, function.data)
-        scene = msgspec.structs.replace(request.scene, function=stored)
-        request = msgspec.structs.replace(request, scene=scene)
+        template = msgspec.structs.replace(request.template, function=stored)
+        request = msgspec.structs.replace(request, template=template)
     storage.away.times = 5
     (report,), _ = run(storage, request, process=process)
     assert isinstance(report, AttemptReturned)
@@ -431,7 +431,7 @@ def test_what_a_function_of_todays_code_makes_is_of_todays_code(present: bool) -
 
     request = attempt(goes_on)
     function = msgspec.structs.replace(request.function, present=present)
-    scene = msgspec.structs.replace(request.scene, function=function)
-    (report,), _ = run(MemoryStorage(), msgspec.structs.replace(request, scene=scene))
+    template = msgspec.structs.replace(request.template, function=function)
+    (report,), _ = run(MemoryStorage(), msgspec.structs.replace(request, template=template))
     assert isinstance(report, AttemptReturnedPlan)
     assert [each.present for each in report.plan.functions] == [present]

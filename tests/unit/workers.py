@@ -17,11 +17,11 @@ from ray_workflows._codec.envelope import seal
 from ray_workflows._executor.protocol import (
     AnyReport,
     AttemptRequest,
-    Scene,
+    AttemptTemplate,
     decode_report,
 )
 from ray_workflows._executor.worker.batch import BatchRun, Home
-from ray_workflows._executor.worker.watchdog import Watch
+from ray_workflows._executor.worker.watchdog import Watchdog
 from ray_workflows._model.plan import Environment, Function, TaskOptions
 from ray_workflows._model.values import Outcome, Value
 from ray_workflows.storage.base import Storage
@@ -36,7 +36,7 @@ class Process:
     node_id = "ab12cd34"
 
     def __init__(self) -> None:
-        self.watch = Watch()
+        self.watch = Watchdog()
         self.slept: list[float] = []
         self.now = 0.0
 
@@ -74,11 +74,11 @@ def attempt(
 ) -> AttemptRequest:
     data = stored(function)
     pickled = Function(hashlib.sha256(data).hexdigest(), function.__name__, data)
-    scene = Scene("w", INCARNATION, pickled, TaskOptions(**options), Environment(), ())
+    template = AttemptTemplate("w", INCARNATION, pickled, TaskOptions(**options), Environment(), ())
     arguments = Value(stored((args, {})))
     upstream = tuple(range(len(inputs)))
     return AttemptRequest(
-        scene, task, f"t{task}", 0, 1, arguments, checkpoint, upstream, (), inputs
+        template, task, f"t{task}", 0, 1, arguments, checkpoint, upstream, (), inputs
     )
 
 

@@ -12,7 +12,7 @@ import ray
 from ray_workflows._client import signals, workflows
 from ray_workflows._client.code_changes import FORK, CodeChanges
 from ray_workflows._client.connection import connect
-from ray_workflows._client.environments import Wishes
+from ray_workflows._client.environments import ResumeOptions
 from ray_workflows._client.reader import ACTIVE, Reader
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.filters import Filter
@@ -126,12 +126,14 @@ def signal_many(
     return many(filter, TO_SIGNAL, send, dry_run=dry_run)
 
 
-def resume_many(filter: Filter, canceled: bool, wishes: Wishes, dry_run: bool) -> list[BulkResult]:
+def resume_many(
+    filter: Filter, canceled: bool, resume_options: ResumeOptions, dry_run: bool
+) -> list[BulkResult]:
     usual = (*TO_RESUME, WorkflowStatus.CANCELED) if canceled else TO_RESUME
     changes = CodeChanges(connect().storage)
 
     def resume(row: CatalogRow) -> ray.ObjectRef:
-        return workflows.resumed_ref(row.workflow_id, canceled, wishes, changes)
+        return workflows.resumed_ref(row.workflow_id, canceled, resume_options, changes)
 
     # One after the other: what each needs is looked for here first.
     results = many(filter, usual, resume, dry_run=dry_run, threads=1)
@@ -139,11 +141,15 @@ def resume_many(filter: Filter, canceled: bool, wishes: Wishes, dry_run: bool) -
     return results
 
 
-def fork_many(filter: Filter, from_task: str, wishes: Wishes, dry_run: bool) -> list[BulkResult]:
+def fork_many(
+    filter: Filter, from_task: str, resume_options: ResumeOptions, dry_run: bool
+) -> list[BulkResult]:
     changes = CodeChanges(connect().storage)
 
     def fork(row: CatalogRow) -> str:
-        return workflows.forked(connect(), row.workflow_id, from_task, None, wishes, changes)
+        return workflows.forked(
+            connect(), row.workflow_id, from_task, None, resume_options, changes
+        )
 
     results = many(filter, TO_FORK, fork, dry_run=dry_run, threads=1)
     changes.warn(FORK)

@@ -9,7 +9,7 @@ from ray.dag import DAGNode
 
 from ray_workflows._capture.dag import check_root
 from ray_workflows._client.connection import connect
-from ray_workflows._client.submissions import Drafts
+from ray_workflows._client.submissions import SubmissionBuilder
 from ray_workflows._executor.worker import context
 from ray_workflows._model.catalog import Tag
 from ray_workflows._model.ids import validate_workflow_id
@@ -42,7 +42,7 @@ def start(
             f"{child!r} is the id of this workflow, or of one that this task starts already. Each "
             f"workflow needs an id of its own."
         )
-    with Drafts(connect()) as drafts:
+    with SubmissionBuilder(connect()) as drafts:
         drafts.capture(dag, args, kwargs, child, metadata, tags, timeout)
     (submission,) = drafts.submissions
     scope.outgoing.append(context.Outgoing(message_id, child, ENCODER.encode(submission)))

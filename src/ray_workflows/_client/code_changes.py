@@ -25,7 +25,7 @@ from ray_workflows._capture.code_parts import (
     differing_in_source,
 )
 from ray_workflows._capture.upgrade import present_version
-from ray_workflows._client.environments import CURRENT, Remembered, recorded_code
+from ray_workflows._client.environments import CURRENT, RecordedEnvironment, recorded_code
 from ray_workflows._codec.envelope import unseal
 from ray_workflows._environment.code import capture
 from ray_workflows._environment.compare import changed_modules
@@ -76,7 +76,7 @@ class CodeChanges:
 
     def look(
         self,
-        found: Remembered,
+        found: RecordedEnvironment,
         change: EnvironmentChange,
         given: Given = (),
         functions: Mapping[str, Function] | None = None,
@@ -148,7 +148,7 @@ class CodeChanges:
             self.codes[function.digest] = code
         return self.codes[function.digest]
 
-    def changed_in_modules(self, found: Remembered) -> dict[str, str]:
+    def changed_in_modules(self, found: RecordedEnvironment) -> dict[str, str]:
         """Functions and modules of the user's that differ, and the files here that they are in."""
         record, environment = found.record, found.state.environment
         if record is None:

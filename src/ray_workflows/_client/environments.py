@@ -55,7 +55,7 @@ RECORDED, CURRENT = "recorded", "current"
 PLACES = ("placement_group", "placement_group_bundle_index", "placement_group_capture_child_tasks")
 
 
-class Remembered:
+class RecordedEnvironment:
     """A workflow with what it remembers of its environment."""
 
     def __init__(self, storage: Storage, row: CatalogRow) -> None:
@@ -165,7 +165,9 @@ def get_environment(reader: Reader, workflow_id: str) -> EnvironmentInfo:
     )
 
 
-def compare(storage: Storage, found: Remembered) -> tuple[list[Difference], dict[str, str]]:
+def compare(
+    storage: Storage, found: RecordedEnvironment
+) -> tuple[list[Difference], dict[str, str]]:
     """What is another here than what was recorded, and how changed files differ."""
     record = found.record
     if record is None:
@@ -187,8 +189,10 @@ def compare(storage: Storage, found: Remembered) -> tuple[list[Difference], dict
     return differences, {name: diff(name, path, code) for name, path in places.items()}
 
 
-def remembered(reader: Reader, workflow_id: str) -> Remembered:
-    return Remembered(reader.storage, read_row(reader.storage, validate_workflow_id(workflow_id)))
+def remembered(reader: Reader, workflow_id: str) -> RecordedEnvironment:
+    return RecordedEnvironment(
+        reader.storage, read_row(reader.storage, validate_workflow_id(workflow_id))
+    )
 
 
 def recorded_code(storage: Storage, environment: Environment) -> memoryview | None:
@@ -202,7 +206,7 @@ def recorded_code(storage: Storage, environment: Environment) -> memoryview | No
 # -- resuming ------------------------------------------------------------------------------
 
 
-class Wishes(msgspec.Struct, frozen=True):
+class ResumeOptions(msgspec.Struct, frozen=True):
     """How a workflow is to go on, as `resume` was asked."""
 
     code: str = RECORDED
@@ -212,7 +216,7 @@ class Wishes(msgspec.Struct, frozen=True):
 
 
 #: Sees a workflow, and how it is to go on, before it does.
-Seer = Callable[[Remembered, EnvironmentChange], None]
+Seer = Callable[[RecordedEnvironment, EnvironmentChange], None]
 
 
 def who() -> str:
@@ -225,7 +229,11 @@ def who() -> str:
 
 
 def resume(
-    connection: Connection, workflow_id: str, canceled: bool, wishes: Wishes, see: Seer
+    connection: Connection,
+    workflow_id: str,
+    canceled: bool,
+    resume_options: ResumeOptions,
+    see: Seer,
 ) -> Any:
     """Let a workflow go on; what the coordinator answers.
 
@@ -236,14 +244,14 @@ def resume(
     row = connection.storage.read_catalog(workflow_id)
     if row is None:
         raise WorkflowToResumeNotFoundError(workflow_id)
-    change = prepare(connection, row, wishes, see)
+    change = prepare(connection, row, resume_options, see)
     # Ray repeats the call if the coordinator dies before it has answered.
     request = (uuid.uuid4().hex, canceled, change)
     return connection.ask("resume", workflow_id, *request, incarnation=row.incarnation)
 
 
 def prepare(
-    connection: Connection, row: CatalogRow, wishes: Wishes, see: Seer
+    connection: Connection, row: CatalogRow, resume_options: ResumeOptions, see: Seer
 ) -> EnvironmentChange | None:
     """What is to be different when a workflow goes on; None if it can't go on anyway."""
     if connection.status(row) in (
@@ -252,11 +260,11 @@ def prepare(
         WorkflowStatus.PENDING,
     ):
         return None
-    return look_first(connection.storage, row, wishes, see)
+    return look_first(connection.storage, row, resume_options, see)
 
 
 def look_first(
-    storage: Storage, row: CatalogRow, wishes: Wishes, see: Seer
+    storage: Storage, row: CatalogRow, resume_options: ResumeOptions, see: Seer
 ) -> EnvironmentChange | None:
     """As `prepare`, of a workflow that nobody drives; None if it is gone.
 
@@ -265,22 +273,22 @@ def look_first(
     """
     workflow_id = row.workflow_id
     try:
-        found = Remembered(storage, row)
+        found = RecordedEnvironment(storage, row)
     except WorkflowNotFoundError:
         return None
     user = (workflow_id, row.incarnation)
     change = EnvironmentChange(
-        code=wishes.code,
+        code=resume_options.code,
         by=who(),
-        environment=changed_environment(storage, found, wishes, user),
+        environment=changed_environment(storage, found, resume_options, user),
         functions=present_functions(
-            storage, found.functions, row.incarnation, wishes.code, row.incarnation
+            storage, found.functions, row.incarnation, resume_options.code, row.incarnation
         ),
-        ray_options=checked_options(found, wishes.task_options),
+        ray_options=checked_options(found, resume_options.task_options),
     )
     lost = lost_places(found, change.ray_options)
-    problems = [*missing(found, change, wishes), *lost.values()]
-    if problems and wishes.strict:
+    problems = [*missing(found, change, resume_options), *lost.values()]
+    if problems and resume_options.strict:
         raise EnvironmentMismatchError(workflow_id, problems)
     see(found, change)
     anywhere: dict[str, Any] = dict.fromkeys(("scheduling_strategy", *PLACES))
@@ -288,46 +296,51 @@ def look_first(
     return msgspec.structs.replace(change, ray_options=options)
 
 
-def look_before_fork(storage: Storage, found: Remembered, wishes: Wishes) -> EnvironmentChange:
+def look_before_fork(
+    storage: Storage, found: RecordedEnvironment, resume_options: ResumeOptions
+) -> EnvironmentChange:
     """Tell this cluster what a fork of a workflow needs, and find out what it misses; what is to be
     different in the fork, but for its functions.
 
     Raises:
         EnvironmentMismatchError: something is not here.
     """
-    environment = changed_environment(storage, found, wishes, None)
-    change = EnvironmentChange(wishes.code, who(), environment)
-    problems = missing(found, change, wishes)
-    if problems and wishes.strict:
+    environment = changed_environment(storage, found, resume_options, None)
+    change = EnvironmentChange(resume_options.code, who(), environment)
+    problems = missing(found, change, resume_options)
+    if problems and resume_options.strict:
         raise EnvironmentMismatchError(found.row.workflow_id, problems)
     return change
 
 
 def changed_environment(
-    storage: Storage, found: Remembered, wishes: Wishes, user: tuple[str, str] | None
+    storage: Storage,
+    found: RecordedEnvironment,
+    resume_options: ResumeOptions,
+    user: tuple[str, str] | None,
 ) -> Environment | None:
     """The environment that a workflow goes on with; None if it stays what it is.
 
     ``user``: the id and incarnation of the workflow that gets it, if it is not named after it.
     """
-    if wishes.code == RECORDED and wishes.runtime_env is None:
+    if resume_options.code == RECORDED and resume_options.runtime_env is None:
         return None
     old = found.state.environment
     runtime_env = dict(old.runtime_env)
     directories = old.python_path
-    if wishes.code == CURRENT:
+    if resume_options.code == CURRENT:
         mine = snapshot.own_runtime_env()
         runtime_env.update({k: mine[k] for k in ("working_dir", "py_modules") if mine.get(k)})
         hooks.exchange(runtime_env, mine)
         there = [path for path in old.python_path if os.path.isdir(path)]
         directories = tuple(dict.fromkeys((*capture.import_directories(), *there)))
     # Of plain types alone, as that of a driver: paths and subclasses of text are stored as text.
-    given = json.loads(json.dumps(wishes.runtime_env or {}, default=str))
+    given = json.loads(json.dumps(resume_options.runtime_env or {}, default=str))
     env_vars = {**(runtime_env.get("env_vars") or {}), **(given.pop("env_vars", None) or {})}
     runtime_env.update(given)
     if env_vars:
         runtime_env["env_vars"] = env_vars
-    if wishes.code == CURRENT:
+    if resume_options.code == CURRENT:
         reached = Reached(directories)
         names = {name.partition("/")[0] for name in (found.record.modules if found.record else ())}
         reached.follow(roots(sys.modules.get("__main__")) | {n.removesuffix(".py") for n in names})
@@ -358,7 +371,7 @@ def present_functions(
 
 
 def checked_options(
-    found: Remembered, given: Mapping[str, Mapping[str, Any]]
+    found: RecordedEnvironment, given: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
     """Ray options for single tasks, as data.
 
@@ -385,11 +398,13 @@ def checked_options(
     return encoded
 
 
-def missing(found: Remembered, change: EnvironmentChange, wishes: Wishes) -> list[str]:
+def missing(
+    found: RecordedEnvironment, change: EnvironmentChange, resume_options: ResumeOptions
+) -> list[str]:
     """What the tasks need and this cluster does not have."""
     environment = change.environment or found.state.environment
     runtime_envs = [environment.runtime_env, *found.task_envs.values()]
-    here_values = {**os.environ, **((wishes.runtime_env or {}).get("env_vars") or {})}
+    here_values = {**os.environ, **((resume_options.runtime_env or {}).get("env_vars") or {})}
     problems = [
         f"the value of the secret environment variable {name}, which is not stored. Set it here, "
         f"or: resume(..., runtime_env={{'env_vars': {{'{name}': ...}}}})."
@@ -403,7 +418,9 @@ def missing(found: Remembered, change: EnvironmentChange, wishes: Wishes) -> lis
     return [*obstacles(found.record, here, runtime_envs), *problems]
 
 
-def lost_places(found: Remembered, given: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+def lost_places(
+    found: RecordedEnvironment, given: Mapping[str, Mapping[str, Any]]
+) -> dict[str, str]:
     """Tasks bound to a placement group or a node that this cluster does not have: what to do, by
     task id."""
     lost = {}

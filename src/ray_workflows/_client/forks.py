@@ -62,7 +62,7 @@ class Fork:
 
     @property
     def functions(self) -> dict[str, Function]:
-        """As `Remembered.functions`, of the fork."""
+        """As `RecordedEnvironment.functions`, of the fork."""
         submitted, history = self.events
         continued = [event.plan for event in history if isinstance(event, ev.TaskContinued)]
         return {

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 ASK_SECONDS = 10.0
 PING_SECONDS = 10.0
 #: How often to look for it, and into the storage, while it is away, in seconds.
-LOOK_SECONDS = 1.0
+CHECK_SECONDS = 1.0
 #: How long a workflow is waited for that nobody drives, in seconds.
 GONE_SECONDS = 180.0
 
@@ -151,7 +151,7 @@ class Patience:
             found = search.look()
             if found is not None and connection.adopt(found):
                 return
-            if now > began + LOOK_SECONDS:
+            if now > began + CHECK_SECONDS:
                 connection.say_away(self.workflow_id)
             if now > driven_at + GONE_SECONDS:
                 raise CoordinatorUnavailableError(
@@ -161,7 +161,7 @@ class Patience:
                 )
             if self.tick is not None and readable:
                 self.tick()
-            here.sleep(LOOK_SECONDS)
+            here.sleep(CHECK_SECONDS)
 
     def row(self) -> tuple[bool, CatalogRow | None]:
         """Whether the storage can be read now, and what its catalog has of the workflow."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from ray_workflows._capture.values import DetachedReader, ValueReader
-from ray_workflows._coordinator.liveness import Claims, ProcessProbe, probe_process
+from ray_workflows._coordinator.liveness import Liveness, ProcessProbe, probe_process
 from ray_workflows._coordinator.recovery import list_rows
 from ray_workflows._model.catalog import CatalogQuery, CatalogRow, Condition
 from ray_workflows._model.filters import Filter
@@ -53,7 +53,7 @@ class Reader:
 
     Args:
         storage: where they are.
-        cluster: the coordinator of the cluster that this process is connected to, as in `Claims`;
+        cluster: the coordinator of the cluster that this process is connected to, as in `Liveness`;
             None without a cluster.
     """
 
@@ -64,10 +64,10 @@ class Reader:
         self.storage = storage
         self.cluster = cluster
 
-    def claims(self, probe: ProcessProbe = probe_process) -> Claims:
+    def claims(self, probe: ProcessProbe = probe_process) -> Liveness:
         """Who holds what, as storage has it now."""
         holders = self.storage.read_holders()
-        return Claims(holders, self.storage.now(), cluster=self.cluster, probe=probe)
+        return Liveness(holders, self.storage.now(), cluster=self.cluster, probe=probe)
 
     def status(self, row: CatalogRow) -> WorkflowStatus:
         """The status of a workflow as users see it."""
@@ -87,7 +87,7 @@ class Reader:
         *,
         newest_first: bool = False,
         page: int = CatalogQuery().limit,
-        claims: Claims | None = None,
+        claims: Liveness | None = None,
         damaged: list[str] | None = None,
         conditions: tuple[Condition, ...] = (),
     ) -> Iterator[tuple[CatalogRow, WorkflowStatus]]:

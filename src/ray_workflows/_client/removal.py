@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.outputs import read_row
 from ray_workflows._client.reader import ACTIVE, Reader
-from ray_workflows._coordinator.liveness import Claims
+from ray_workflows._coordinator.liveness import Liveness
 from ray_workflows._environment.shared_items import collect
 from ray_workflows._model.catalog import CatalogRow, Holder
 from ray_workflows._model.ids import validate_workflow_id
@@ -83,7 +83,7 @@ def find_prunable(
     return [row for at, row in found[: max(0, len(found) - keep)] if at <= latest]
 
 
-def stopped_at(row: CatalogRow, claims: Claims) -> float:
+def stopped_at(row: CatalogRow, claims: Liveness) -> float:
     """When a workflow ended, or was last heard of, in seconds since 1970."""
     if row.ended_at is not None:
         return row.ended_at

@@ -17,7 +17,7 @@ from ray_workflows._capture.dag import capture_plan
 from ray_workflows._capture.values import ValueWriter
 from ray_workflows._client.code_changes import CodeChanges
 from ray_workflows._client.connection import CALL_SECONDS, Connection
-from ray_workflows._client.environments import Remembered, Wishes, look_first
+from ray_workflows._client.environments import RecordedEnvironment, ResumeOptions, look_first
 from ray_workflows._client.forks import Fork
 from ray_workflows._client.patience import Patience
 from ray_workflows._codec.journal import decode_plan, encode_events, encode_plan
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 DOUBT = (StorageUnavailableError, CoordinatorUnavailableError)
 
 
-class Drafts:
+class SubmissionBuilder:
     """Submissions that are put together. Used as a context; what they have written is removed if it
     is left by an error before they are sent."""
 
@@ -55,7 +55,7 @@ class Drafts:
         self.submissions: list[Submission] = []
         self.changes = CodeChanges(connection.storage)
 
-    def __enter__(self) -> Drafts:
+    def __enter__(self) -> SubmissionBuilder:
         return self
 
     def __exit__(
@@ -201,10 +201,10 @@ class Drafts:
         functions = decode_plan(submission.plan).functions
         given = [(submission.incarnation, function) for function in functions]
 
-        def see(found: Remembered, change: EnvironmentChange) -> None:
+        def see(found: RecordedEnvironment, change: EnvironmentChange) -> None:
             self.changes.look(found, change, given)
 
-        change = look_first(self.connection.storage, row, Wishes(), see)
+        change = look_first(self.connection.storage, row, ResumeOptions(), see)
         return msgspec.structs.replace(submission, change=change, changes=row.incarnation)
 
     def ask(self, submissions: list[Submission], client: str | None) -> ray.ObjectRef:

@@ -28,8 +28,8 @@ OVERRAN = "its workflow ran into its timeout"
 STATUSES = {
     Phase.WAITING: TaskStatus.WAITING,
     Phase.ACTIVE: TaskStatus.QUEUED,
-    Phase.TIMING: TaskStatus.WAITING,
-    Phase.EXPECTING: TaskStatus.WAITING,
+    Phase.AWAITING_TIMER: TaskStatus.WAITING,
+    Phase.AWAITING_SIGNAL: TaskStatus.WAITING,
     Phase.CONTINUED: TaskStatus.CONTINUED,
     Phase.SUCCEEDED: TaskStatus.SUCCESSFUL,
     Phase.FAILED: TaskStatus.FAILED,
@@ -112,9 +112,9 @@ def waiting_reason(view: WorkflowView, found: Task, seen: Observation) -> str:
         return FAILED
     if not seen.driven:
         return UNDRIVEN
-    if found.phase is Phase.TIMING:
+    if found.phase is Phase.AWAITING_TIMER:
         return f"it sleeps until {moment(found.until)}"
-    if found.phase is Phase.EXPECTING:
+    if found.phase is Phase.AWAITING_SIGNAL:
         gives_up = view.state.timers.get(found.number)
         until = "" if gives_up is None else f", at the latest until {moment(gives_up)}"
         return f"it waits for the signal '{found.options.signal}'{until}"

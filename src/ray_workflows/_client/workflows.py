@@ -17,7 +17,7 @@ from ray_workflows._capture.dag import check_root
 from ray_workflows._client import environments, reads, removal, signals
 from ray_workflows._client.code_changes import FORK, CodeChanges
 from ray_workflows._client.connection import Connection, connect
-from ray_workflows._client.environments import Remembered, Wishes
+from ray_workflows._client.environments import RecordedEnvironment, ResumeOptions
 from ray_workflows._client.forks import Fork
 from ray_workflows._client.outputs import (
     await_output,
@@ -27,7 +27,7 @@ from ray_workflows._client.outputs import (
     workflow_output,
 )
 from ray_workflows._client.reader import ACTIVE
-from ray_workflows._client.submissions import Drafts
+from ray_workflows._client.submissions import SubmissionBuilder
 from ray_workflows._client.waiter import OutputError, waiter_class
 from ray_workflows._coordinator.protocol import ENCODER, OutputWanted
 from ray_workflows._coordinator.requests import Submitted
@@ -117,7 +117,7 @@ def told_if_interrupted(workflow_id: str) -> Iterator[None]:
 
 
 @contextmanager
-def drafted(
+def built(
     dag: DAGNode,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -125,12 +125,12 @@ def drafted(
     metadata: dict[str, Any],
     tags: dict[str, Tag],
     timeout: float | None,
-) -> Iterator[Drafts]:
+) -> Iterator[SubmissionBuilder]:
     """One captured workflow, to be sent."""
     check_root(dag)
-    with Drafts(connect()) as drafts:
-        drafts.capture(dag, args, kwargs, given_or_generated(workflow_id), metadata, tags, timeout)
-        yield drafts
+    with SubmissionBuilder(connect()) as builder:
+        builder.capture(dag, args, kwargs, given_or_generated(workflow_id), metadata, tags, timeout)
+        yield builder
 
 
 def run_async_many(
@@ -144,11 +144,11 @@ def run_async_many(
         check_root(dag)
     given: Sequence[str | None] = workflow_ids or [None] * len(dags)
     ids = [given_or_generated(workflow_id) for workflow_id in given]
-    with Drafts(connect()) as drafts:
+    with SubmissionBuilder(connect()) as builder:
         for dag, workflow_id in zip(dags, ids, strict=True):
-            drafts.capture(dag, (), {}, workflow_id, metadata, tags, timeout)
-        waiter = get_waiter(drafts.connection)
-        submitted = drafts.send(waiter.client)
+            builder.capture(dag, (), {}, workflow_id, metadata, tags, timeout)
+        waiter = get_waiter(builder.connection)
+        submitted = builder.send(waiter.client)
     return [
         ray.put(OutputError(answer))
         if isinstance(answer, Exception)
@@ -161,10 +161,12 @@ def given_or_generated(workflow_id: str | None) -> str:
     return generate_workflow_id() if workflow_id is None else validate_workflow_id(workflow_id)
 
 
-def fork(workflow_id: str, from_task: str, new_id: str | None, wishes: Wishes) -> str:
+def fork(
+    workflow_id: str, from_task: str, new_id: str | None, resume_options: ResumeOptions
+) -> str:
     connection = connect()
     changes = CodeChanges(connection.storage)
-    new_id = forked(connection, workflow_id, from_task, new_id, wishes, changes)
+    new_id = forked(connection, workflow_id, from_task, new_id, resume_options, changes)
     changes.warn(FORK)
     return new_id
 
@@ -174,7 +176,7 @@ def forked(
     workflow_id: str,
     from_task: str,
     new_id: str | None,
-    wishes: Wishes,
+    resume_options: ResumeOptions,
     changes: CodeChanges,
 ) -> str:
     """The id of a fork. ``changes`` gets what the code here has other than the fork."""
@@ -183,18 +185,18 @@ def forked(
     storage = connection.storage
     row = read_row(storage, workflow_id)
     origin = Fork(storage, row, from_task)
-    found = Remembered(storage, row)
-    change = environments.look_before_fork(storage, found, wishes)
-    with Drafts(connection) as drafts:
-        functions = drafts.add_fork(
+    found = RecordedEnvironment(storage, row)
+    change = environments.look_before_fork(storage, found, resume_options)
+    with SubmissionBuilder(connection) as builder:
+        functions = builder.add_fork(
             origin,
             new_id,
             change.environment,
             lambda incarnation: environments.present_functions(
-                storage, origin.functions, row.incarnation, wishes.code, incarnation
+                storage, origin.functions, row.incarnation, resume_options.code, incarnation
             ),
         )
-        submitted = drafts.send()
+        submitted = builder.send()
     only_answer(submitted)
     change = msgspec.structs.replace(change, functions=functions)
     changes.look(found, change, functions=origin.functions_to_run)
@@ -213,13 +215,13 @@ def run(
 ) -> Any:
     watched = None
     workflow_id = given_or_generated(workflow_id)
-    with drafted(dag, args, kwargs, workflow_id, metadata, tags, timeout) as drafts:
+    with built(dag, args, kwargs, workflow_id, metadata, tags, timeout) as builder:
         if progress:
-            submitted = drafts.send()
+            submitted = builder.send()
         else:
             with told_if_interrupted(workflow_id):
-                submitted, watched = drafts.run()
-    connection = drafts.connection
+                submitted, watched = builder.run()
+    connection = builder.connection
     accepted = only_answer(submitted)
     if isinstance(accepted, Finished):
         return workflow_output(connection, read_row(connection.storage, workflow_id))
@@ -243,18 +245,18 @@ def run_async(
     tags: dict[str, Tag],
     timeout: float | None,
 ) -> ray.ObjectRef:
-    with drafted(dag, args, kwargs, workflow_id, metadata, tags, timeout) as drafts:
-        waiter = get_waiter(drafts.connection)
-        submitted = drafts.send(waiter.client)
-    workflow_id = drafts.submissions[0].workflow_id
+    with built(dag, args, kwargs, workflow_id, metadata, tags, timeout) as builder:
+        waiter = get_waiter(builder.connection)
+        submitted = builder.send(waiter.client)
+    workflow_id = builder.submissions[0].workflow_id
     return submitted_ref(waiter, workflow_id, only_answer(submitted), submitted.holder_id)
 
 
-def resume(workflow_id: str, canceled: bool, progress: bool, wishes: Wishes) -> Any:
+def resume(workflow_id: str, canceled: bool, progress: bool, resume_options: ResumeOptions) -> Any:
     connection = connect()
     workflow_id = validate_workflow_id(workflow_id)
     changes = CodeChanges(connection.storage)
-    accepted = environments.resume(connection, workflow_id, canceled, wishes, changes.look)
+    accepted = environments.resume(connection, workflow_id, canceled, resume_options, changes.look)
     changes.warn()
     if isinstance(accepted, Finished):
         return workflow_output(connection, read_row(connection.storage, workflow_id))
@@ -266,19 +268,19 @@ def resume(workflow_id: str, canceled: bool, progress: bool, wishes: Wishes) -> 
         )
 
 
-def resume_async(workflow_id: str, canceled: bool, wishes: Wishes) -> ray.ObjectRef:
+def resume_async(workflow_id: str, canceled: bool, resume_options: ResumeOptions) -> ray.ObjectRef:
     changes = CodeChanges(connect().storage)
-    ref = resumed_ref(workflow_id, canceled, wishes, changes)
+    ref = resumed_ref(workflow_id, canceled, resume_options, changes)
     changes.warn()
     return ref
 
 
 def resumed_ref(
-    workflow_id: str, canceled: bool, wishes: Wishes, changes: CodeChanges
+    workflow_id: str, canceled: bool, resume_options: ResumeOptions, changes: CodeChanges
 ) -> ray.ObjectRef:
     connection = connect()
     workflow_id = validate_workflow_id(workflow_id)
-    answer = environments.resume(connection, workflow_id, canceled, wishes, changes.look)
+    answer = environments.resume(connection, workflow_id, canceled, resume_options, changes.look)
     return output_ref(connection, workflow_id, answer.incarnation, fresh=True)
 
 
@@ -291,7 +293,7 @@ def resume_all(include_failed: bool) -> list[tuple[str, ray.ObjectRef]]:
     for row, _ in reads.list_rows(connect(), wanted):
         workflow_id = row.workflow_id
         try:
-            ref = resumed_ref(workflow_id, False, Wishes(), changes)
+            ref = resumed_ref(workflow_id, False, ResumeOptions(), changes)
             resumed.append((workflow_id, ref))
         except WorkflowAlreadyRunningError:
             # Another cluster was faster. The output is the same, of the same run.

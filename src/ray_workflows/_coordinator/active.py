@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from ray_workflows._coordinator.admission import Room
+from ray_workflows._coordinator.admission import Admission
 from ray_workflows._coordinator.evicted import Evicted, EvictedWorkflows
 from ray_workflows._coordinator.recovery import Recovered
 from ray_workflows._coordinator.workflow import Workflow
@@ -31,9 +31,9 @@ class ActiveWorkflows(Mapping[str, Workflow]):
         looks: how often that was begun.
     """
 
-    def __init__(self, holder_id: str, room: Room) -> None:
+    def __init__(self, holder_id: str, admission: Admission) -> None:
         self.holder_id = holder_id
-        self.room = room
+        self.admission = admission
         self.evicted = EvictedWorkflows()
         self.lives: list[str] | None = None
         self.kept: tuple[str, ...] = ()
@@ -83,7 +83,7 @@ class ActiveWorkflows(Mapping[str, Workflow]):
     def leave(self, row: CatalogRow, due_at: float) -> None:
         """Leave what an earlier life was driving in storage, where it is at rest."""
         self.evicted.add(row.workflow_id, Evicted(row.seq, due_at, row.status, self.looks))
-        self.room.change(row.workflow_id, None, row.status)
+        self.admission.change(row.workflow_id, None, row.status)
 
     def become(self, workflow: Workflow, found: Recovered | None) -> None:
         """A workflow is what was read; None if there is nothing, or nothing was read yet."""
@@ -118,7 +118,7 @@ class ActiveWorkflows(Mapping[str, Workflow]):
 
     def count_as(self, workflow: Workflow, status: WorkflowStatus | None) -> None:
         """Count it with a status; None: it is not in hand any more."""
-        self.room.change(workflow.workflow_id, workflow.counted, status)
+        self.admission.change(workflow.workflow_id, workflow.counted, status)
         workflow.counted = status
 
     def drives(self, workflow: Workflow) -> bool:

@@ -25,14 +25,14 @@ from ray_workflows._coordinator.admission import Limits
 from ray_workflows._coordinator.clock import SteadyClock
 from ray_workflows._coordinator.deletion import Deletion
 from ray_workflows._coordinator.eviction import EVICT_SECONDS
-from ray_workflows._coordinator.failover import Orphans
+from ray_workflows._coordinator.failover import Failover
 from ray_workflows._coordinator.hung import HungCalls
 from ray_workflows._coordinator.jobs import Steps
 from ray_workflows._coordinator.lease import Lease
 from ray_workflows._coordinator.liveness import LEASE_SECONDS, this_holder
-from ray_workflows._coordinator.long_polls import SIT_SECONDS, LongPolls, Seats
+from ray_workflows._coordinator.long_polls import SIT_SECONDS, LongPolls, PollLimit
 from ray_workflows._coordinator.loop import SOON, Loop
-from ray_workflows._coordinator.offload import Inbox, ThreadIo, work_off
+from ray_workflows._coordinator.offload import Inbox, ThreadOffloader, work_off
 from ray_workflows._coordinator.protocol import (
     ENCODER,
     POLL,
@@ -54,12 +54,12 @@ from ray_workflows._coordinator.requests import (
 from ray_workflows._elapsed import elapsed
 from ray_workflows._executor.executor import RayExecutor
 from ray_workflows._executor.protocol import News
-from ray_workflows._executor.ray_cluster import Calls
-from ray_workflows._executor.scheduling.placement import LOOK_SECONDS
+from ray_workflows._executor.ray_cluster import RayCluster
+from ray_workflows._executor.scheduling.placement import CHECK_SECONDS
 from ray_workflows._executor.timers import log_failure, start_for_ever
-from ray_workflows._executor.worker.batch import Load, WireReport, pack_loads
+from ray_workflows._executor.worker.batch import EncodedBatch, WireReport, pack_loads
 from ray_workflows._executor.worker.loop import ANSWER_SECONDS as WORKER_SECONDS
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.answers import Accepted
 from ray_workflows._model.catalog import Tag
 from ray_workflows._model.messages import AttemptRuns
@@ -132,20 +132,20 @@ class Coordinator:
         # A task's error must not be able to end what drives all tasks.
         unpickle_no_user_errors()
         gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
-        self.seats = Seats(SEATS)
+        self.seats = PollLimit(SEATS)
         context = ray.get_runtime_context()
         self.holder = this_holder(context.get_actor_id())
         self.polls = LongPolls(
             self.holder.holder_id, self.watch, self.withdraw, elapsed, self.seats
         )
-        cluster = Calls(storage, context.current_actor)
+        cluster = RayCluster(storage, context.current_actor)
         # Threads of its own: while the head is away, calls of the storage go on.
-        head = ThreadIo(self.inbox.put, HEAD_THREADS)
+        head = ThreadOffloader(self.inbox.put, HEAD_THREADS)
         self.executor = RayExecutor(cluster, self.report, self.inbox.put, head.call)
         self.loop = Loop(
             storage,
             self.executor,
-            ThreadIo(self.inbox.put),
+            ThreadOffloader(self.inbox.put),
             self.holder,
             clock=SteadyClock(),
             elapsed=elapsed,
@@ -155,7 +155,7 @@ class Coordinator:
             on_error=self.met_error,
         )
         self.lease = Lease(self.loop, settings.lease_seconds)
-        self.orphans = Orphans(self.loop, self.lease)
+        self.orphans = Failover(self.loop, self.lease)
         self.hung_calls = HungCalls(self.loop, self.lease)
         self.lease.start()
         self.loop.job("listen for news", self.listen).start()
@@ -202,7 +202,7 @@ class Coordinator:
             yield self.executor.placement.look
         except Exception as error:
             logger.warning("The nodes of the cluster could not be looked at: %s", error)
-        return LOOK_SECONDS
+        return CHECK_SECONDS
 
     def report(self, incarnation: str, reports: Sequence[News]) -> None:
         self.inbox.put(lambda: self.loop.report(incarnation, reports))
@@ -210,28 +210,28 @@ class Coordinator:
     # -- what drivers call -----------------------------------------------------------------
     # Errors are returned, not raised: Ray would wrap them, and their causes would be lost.
 
-    def put(self, workflow_id: str, make: Callable[[], inp.Asked], seconds: float) -> AnswerBox:
+    def put(self, workflow_id: str, make: Callable[[], msg.Asked], seconds: float) -> AnswerBox:
         """Put a request to the loop; its answer to be, for which somebody waits so long."""
         answer: AnswerBox = queue.SimpleQueue()
         self.put_with(workflow_id, make, answer.put, seconds)
         return answer
 
     def put_with(
-        self, workflow_id: str, make: Callable[[], inp.Asked], reply: Reply, seconds: float
+        self, workflow_id: str, make: Callable[[], msg.Asked], reply: Reply, seconds: float
     ) -> None:
         """As `put`; ``reply`` gets the answer, on the loop's thread but for what can't be read."""
         until = elapsed() + seconds
         try:
-            input = make()
+            message = make()
         except Exception as error:
             # Others that came with it can.
             reply(error)
         else:
-            self.inbox.put(lambda: self.loop.ask(workflow_id, input, reply, until))
+            self.inbox.put(lambda: self.loop.ask(workflow_id, message, reply, until))
 
-    def request(self, workflow_id: str, input: inp.Asked) -> Any:
+    def request(self, workflow_id: str, message: msg.Asked) -> Any:
         """Put a request to the loop and wait for its answer, but not for ever."""
-        box = self.put(workflow_id, lambda: input, ANSWER_SECONDS)
+        box = self.put(workflow_id, lambda: message, ANSWER_SECONDS)
         (answer,) = self.in_time([box], ANSWER_SECONDS)
         return answer
 
@@ -331,38 +331,38 @@ class Coordinator:
     ) -> Any:
         """Resume a workflow: `Accepted`, `Finished` or an error. ``incarnation``, here and below:
         which one of this id; any if it is empty."""
-        return self.request(workflow_id, inp.Resume(request_id, canceled, change, incarnation))
+        return self.request(workflow_id, msg.Resume(request_id, canceled, change, incarnation))
 
     def cancel(self, workflow_id: str, incarnation: str = "") -> Any:
         """Cancel a workflow: None or an error."""
-        return self.request(workflow_id, inp.Cancel(incarnation))
+        return self.request(workflow_id, msg.Cancel(incarnation))
 
     def set_tags(self, workflow_id: str, tags: dict[str, Tag | None], incarnation: str = "") -> Any:
         """Lay tags over those of a workflow: None or an error."""
-        return self.request(workflow_id, inp.SetTags(tags, incarnation))
+        return self.request(workflow_id, msg.SetTags(tags, incarnation))
 
     def signal(self, encoded: bytes) -> Any:
         """Give a workflow a signal, which is `Sent`: `Received` or an error."""
         sent = SENT.decode(encoded)
         return self.request(
-            sent.workflow_id, inp.Signal(sent.name, sent.signal_id, sent.value, sent.incarnation)
+            sent.workflow_id, msg.Signal(sent.name, sent.signal_id, sent.value, sent.incarnation)
         )
 
     def send_event(self, encoded: bytes) -> Any:
-        """Give a workflow an event, which is `SentEvent`: an answer to `inputs.Signal`."""
+        """Give a workflow an event, which is `SentEvent`: an answer to `messages.Signal`."""
         sent, most, asks = SENT_EVENT.decode(encoded)
-        input = inp.Signal(
+        message = msg.Signal(
             sent.name, sent.signal_id, sent.value, sent.incarnation, sole=True, most=most, asks=asks
         )
-        return self.request(sent.workflow_id, input)
+        return self.request(sent.workflow_id, message)
 
     def find_signal(self, workflow_id: str, name: str, incarnation: str) -> Any:
         """The oldest signal of a name that is kept: `Received`, None, or an error."""
-        return self.request(workflow_id, inp.FindSignal(name, incarnation))
+        return self.request(workflow_id, msg.FindSignal(name, incarnation))
 
     def acknowledge_signals(self, workflow_id: str, name: str, incarnation: str) -> Any:
         """A listener has had the signals of a name: None or an error."""
-        return self.request(workflow_id, inp.AcknowledgeSignals(name, incarnation))
+        return self.request(workflow_id, msg.AcknowledgeSignals(name, incarnation))
 
     def delete(self, workflow_id: str, incarnation: str = "") -> Any:
         """Delete a workflow: None or an error."""
@@ -443,7 +443,7 @@ class Coordinator:
         self.executor.batch_overran(wire)
 
     @ray.method(concurrency_group=REPORTS)  # type: ignore[untyped-decorator]
-    def batch_done(self, wire: WireReport) -> bytes | list[Load] | None:
+    def batch_done(self, wire: WireReport) -> bytes | list[EncodedBatch] | None:
         """A worker reports a batch, and waits a moment for others; None if there are none.
 
         It waits no longer than the worker does: then the worker ends with what it has, and

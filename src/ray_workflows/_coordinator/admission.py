@@ -18,7 +18,7 @@ class Limits(msgspec.Struct, frozen=True):
     max_pending: int = UNLIMITED
 
 
-class Room:
+class Admission:
     """What the limits leave free of the workflows in hand, which are counted as they change: to
     count 100,000 for each submission takes longer than the submission."""
 
@@ -44,12 +44,12 @@ class Room:
         else:
             self.waiting.pop(workflow_id, None)
 
-    def to_run(self) -> bool:
+    def can_run(self) -> bool:
         """Whether one more workflow may run."""
         limit = self.limits.max_running
         return limit == UNLIMITED or self.counts[WorkflowStatus.RUNNING] < limit
 
-    def to_wait(self) -> bool:
+    def can_queue(self) -> bool:
         """Whether one more workflow may wait."""
         limit = self.limits.max_pending
         return limit == UNLIMITED or self.counts[WorkflowStatus.PENDING] < limit

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from ray_workflows._coordinator.retrying_storage import Committed, Store
+from ray_workflows._coordinator.retrying_storage import Committed, RetryingStorage
 from ray_workflows._coordinator.workflow import Pending, Workflow
 from ray_workflows.storage.base import CommitOutcome
 
@@ -34,7 +34,7 @@ class Commits:
 
     def __init__(
         self,
-        store: Store,
+        store: RetryingStorage,
         after: Callable[[float, Callable[[], None]], None],
         guard: Guard,
         applied: Callable[[Workflow], None],

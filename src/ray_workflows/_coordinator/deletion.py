@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray_workflows._coordinator.liveness import Claims
+from ray_workflows._coordinator.liveness import Liveness
 from ray_workflows._coordinator.loop import SOON, Loop
 from ray_workflows._coordinator.recovery import read_end
 from ray_workflows._coordinator.requests import Reply
@@ -75,7 +75,7 @@ class Deletion:
             # Let go of the attempts of its siblings: what they report is nobody's.
             workflow.flying.clear()
             loop.drop(workflow)
-        loop.io.call(self.read, self.take)
+        loop.offloader.call(self.read, self.take)
 
     def is_over(self) -> bool:
         """Whether nobody waits for the answer any more: then nothing is deleted."""
@@ -87,7 +87,7 @@ class Deletion:
     def still_active(self) -> Exception:
         return WorkflowStillActiveError("DELETE", self.workflow_id)
 
-    def read(self) -> tuple[CatalogRow | None, Claims]:
+    def read(self) -> tuple[CatalogRow | None, Liveness]:
         """Where the journal ends, and who lives. Blocks."""
         return read_end(self.loop.storage, self.workflow_id), self.loop.read_claims()
 
@@ -106,7 +106,7 @@ class Deletion:
             answer(self.reply, self.still_active())
         else:
             self.incarnation = row.incarnation
-            self.loop.io.call(
+            self.loop.offloader.call(
                 lambda: self.loop.storage.delete(self.workflow_id, row.incarnation, row.seq),
                 self.done,
             )

@@ -20,7 +20,7 @@ class Evicted(msgspec.Struct, gc=False):
     Attributes:
         seq: the number of the last entry of its journal that we know of.
         due_at: when it is to be woken, or read for another reason, in seconds since 1970; `NEVER`.
-        status: as what `Room` counts it.
+        status: as what `Admission` counts it.
         look: the number of the look through the catalog in which it was seen last, or left memory.
     """
 

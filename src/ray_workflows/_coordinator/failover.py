@@ -12,12 +12,12 @@ import msgspec
 
 from ray_workflows._coordinator.jobs import Steps
 from ray_workflows._coordinator.lease import Lease
-from ray_workflows._coordinator.liveness import LEASE_SECONDS, RENEW_SECONDS, Claims
+from ray_workflows._coordinator.liveness import LEASE_SECONDS, RENEW_SECONDS, Liveness
 from ray_workflows._coordinator.loop import Loop
 from ray_workflows._coordinator.recovery import Recovered, list_rows, recover
 from ray_workflows._engine.decision import ACTIVE
 from ray_workflows._model import events as ev
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.catalog import CatalogQuery, CatalogRow, Holder, Page
 from ray_workflows.exceptions import (
     StorageUnavailableError,
@@ -30,7 +30,7 @@ from ray_workflows.storage.histories import History
 logger = logging.getLogger(__name__)
 
 #: How often it is looked for holders that died, in seconds.
-LOOK_SECONDS = 1.0
+CHECK_SECONDS = 1.0
 #: How long after the end of a walk through all open workflows the next one begins, in seconds.
 WALK_SECONDS = 15.0
 #: How long a lease that has lapsed must have been seen so before its holder counts as dead, in
@@ -81,7 +81,7 @@ class Findings(msgspec.Struct):
     page: Page | None = None
 
 
-class Orphans:
+class Failover:
     """Looks for orphans, again and again: RUNNING or PENDING workflows with a dead holder.
 
     A look costs a reading of the holders. When one has died, its workflows are listed. Besides,
@@ -112,16 +112,16 @@ class Orphans:
 
     def steps(self) -> Steps:
         loop = self.loop
-        room = loop.room.left(AT_ONCE)
+        room = loop.admission.left(AT_ONCE)
         if not self.loop.active.listed or not room:
-            return LOOK_SECONDS
+            return CHECK_SECONDS
         held = frozenset(loop.active)
         walks = loop.elapsed() >= self.walk_at
         try:
             findings = yield lambda: self.search(held, room, walks)
         except StorageUnavailableError:
             # The renewals of the lease say so.
-            return LOOK_SECONDS
+            return CHECK_SECONDS
         except Exception as error:
             logger.error("Workflows of dead coordinators are not looked for: %s", error)
             return WALK_SECONDS
@@ -143,7 +143,7 @@ class Orphans:
                 self.walked(findings.page)
             else:
                 self.searched = findings.dead
-        return 0.0 if taken else LOOK_SECONDS
+        return 0.0 if taken else CHECK_SECONDS
 
     def walked(self, page: Page) -> None:
         """A page of the walk is done with."""
@@ -152,7 +152,7 @@ class Orphans:
         if page.cursor is None:
             self.walk_at = self.loop.elapsed() + WALK_SECONDS
             named, self.named = frozenset(self.named), set()
-            self.loop.io.call(lambda: self.bury(named), lambda result: None)
+            self.loop.offloader.call(lambda: self.bury(named), lambda result: None)
 
     def try_to_take(self, orphan: Orphan) -> bool:
         """As `take`; one that can't be taken is left alone until its journal has grown."""
@@ -176,12 +176,12 @@ class Orphans:
         if orphan.error is not None:
             loop.let_go(recovered.row, orphan.error)
             return True
-        if not loop.room.left(1):
+        if not loop.admission.left(1):
             return False
-        loop.take(recovered, inp.Claim(may_wait=True))
+        loop.take(recovered, msg.Claim(may_wait=True))
         return True
 
-    # -- what runs on a thread of `Io` -----------------------------------------------------
+    # -- what runs on a thread of `Offloader` -----------------------------------------------------
 
     def search(self, held: frozenset[str], room: int, walks: bool) -> Findings:
         """Read who is dead, and up to ``room`` workflows of theirs, or of the walk's next page."""
@@ -194,7 +194,7 @@ class Orphans:
         if not walks and suspects <= self.searched:
             return Findings(dead=suspects)
         now = storage.now()
-        claims = Claims([self.believed(h, now) for h in others], now, probe=self.loop.probe)
+        claims = Liveness([self.believed(h, now) for h in others], now, probe=self.loop.probe)
         dead = frozenset(h.holder_id for h in others if not claims.is_alive(h.holder_id))
         findings = Findings(dead=dead, ahead=now - self.loop.clock())
         rows: Iterable[CatalogRow] = ()

@@ -9,19 +9,19 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from ray_workflows._coordinator.jobs import Steps
-from ray_workflows._coordinator.liveness import LEASE_SECONDS, Claims
+from ray_workflows._coordinator.liveness import LEASE_SECONDS, Liveness
 from ray_workflows._coordinator.loop import Loop
 from ray_workflows._coordinator.recovery import Recovered, recover
 from ray_workflows._coordinator.workflow import Workflow
 from ray_workflows._engine.decision import ACTIVE
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.catalog import CatalogQuery, CatalogRow, Page
 from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError, is_transient
 
 logger = logging.getLogger(__name__)
 
 #: How often it is looked after what is held, in seconds; and if there is nothing in hand.
-LOOK_SECONDS, IDLE_SECONDS = 1.0, LEASE_SECONDS
+CHECK_SECONDS, IDLE_SECONDS = 1.0, LEASE_SECONDS
 
 #: Rows of the catalog that may be read in a second to look after what is held: at 7 microseconds
 #: each, 1.5 % of a core. Who holds more looks less often; PostgreSQL says when there is something.
@@ -99,7 +99,7 @@ class Holdings:
         ends = {w.workflow_id: w.seq for w in active.values() if self.is_quiet(w)}
         idle = active.listed and not ends and not active.evicted
         if idle and loop.elapsed() - self.looked_at < IDLE_SECONDS:
-            return LOOK_SECONDS
+            return CHECK_SECONDS
         look = Look(ends)
         active.looks += 1
         try:
@@ -136,9 +136,9 @@ class Holdings:
             return IDLE_SECONDS
         loop.store.answered()
         self.end(look)
-        return max(LOOK_SECONDS, look.rows / ROWS_PER_SECOND)
+        return max(CHECK_SECONDS, look.rows / ROWS_PER_SECOND)
 
-    def find_lives(self, claims: Claims) -> None:
+    def find_lives(self, claims: Liveness) -> None:
         """Learn which were earlier lives. One that shows up later and is not dead is none: whoever
         sees a later life is cut off."""
         active, found = self.loop.active, claims.former_lives()
@@ -221,7 +221,7 @@ class Holdings:
         )
         return self.loop.storage.list_catalog(query)
 
-    def bury(self, unnamed: Iterable[str], claims: Claims) -> None:
+    def bury(self, unnamed: Iterable[str], claims: Liveness) -> None:
         """Remove the rows of earlier lives that no workflow names. A live lease is nobody's who is
         dead, whatever we take it for; and what is still named by a workflow, in hand or not, the
         next life must know for a life of ours."""
@@ -269,4 +269,4 @@ class Holdings:
             logger.error("Workflow '%s' is not taken over: %s", row.workflow_id, recovered)
             loop.let_go(row, recovered)
         elif loop.active.may_take(recovered.state):
-            loop.take(recovered, inp.Claim())
+            loop.take(recovered, msg.Claim())

@@ -22,7 +22,7 @@ HUNG_SECONDS = 900.0
 
 #: Between two looks, in seconds. Both have to see the same call: after the process was stopped for
 #: long, what has returned meanwhile is looked at before the second.
-LOOK_SECONDS = 30.0
+CHECK_SECONDS = 30.0
 
 
 class HungCalls:
@@ -40,7 +40,7 @@ class HungCalls:
         self.end = end
         #: Since when each was hanging at the last look.
         self.seen: dict[str, float] = {}
-        loop.job("look for calls that never return", self.look).start(LOOK_SECONDS)
+        loop.job("look for calls that never return", self.look).start(CHECK_SECONDS)
 
     def look(self) -> Steps:
         """End the process if one of them hangs."""
@@ -61,5 +61,5 @@ class HungCalls:
                 )
                 self.end()
         self.seen = hung
-        return LOOK_SECONDS
+        return CHECK_SECONDS
         yield  # It waits for nothing itself.

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import Any
 
-from ray_workflows._coordinator.offload import Io
+from ray_workflows._coordinator.offload import Offloader
 from ray_workflows._executor.timers import RETRY_SECONDS, Timer, TimerQueue
 
 #: One run of a job. It yields blocking work, is sent what that returned or thrown what that raised,
@@ -24,14 +24,16 @@ class Job:
         name: what it does, for the log.
         steps: begins a run.
         timers: of the loop.
-        io: does blocking work.
+        offloader: does blocking work.
     """
 
-    def __init__(self, name: str, steps: Callable[[], Steps], timers: TimerQueue, io: Io) -> None:
+    def __init__(
+        self, name: str, steps: Callable[[], Steps], timers: TimerQueue, offloader: Offloader
+    ) -> None:
         self.name = name
         self.steps = steps
         self.timers = timers
-        self.io = io
+        self.offloader = offloader
         self.timer: Timer | None = None
         self.running: Steps | None = None
         self.hurried = False
@@ -62,7 +64,7 @@ class Job:
         try:
             work = move(value)
             self.waits_since = self.timers.clock()
-            self.io.call(work, self.came)
+            self.offloader.call(work, self.came)
             return
         except StopIteration as end:
             seconds = end.value

@@ -1,6 +1,6 @@
 """Who holds a workflow, and whether the holder still lives.
 
-Claims only keep coordinators from duelling; what keeps them from harm is the journal, which
+Liveness only keep coordinators from duelling; what keeps them from harm is the journal, which
 refuses a commit of whoever has not read its end.
 """
 
@@ -70,7 +70,7 @@ def probe_process(holder: Holder) -> bool | None:
     return process_started(holder.pid) == holder.started_ticks
 
 
-class Claims:
+class Liveness:
     """The holders as read at one moment: answers for each workflow whether its holder lives.
 
     ``me``: the coordinator that asks. ``cluster``: the coordinator of the cluster of a reader who

@@ -22,7 +22,7 @@ SIT_SECONDS = 60.0
 MAX_FORGOTTEN = 10_000
 
 
-class Seats:
+class PollLimit:
     """Room for calls that wait. Who finds none is told so at once, and looks again a little later:
     if calls waited for a seat, a `run` inside a task could wait for one that waits for it.
 
@@ -188,7 +188,7 @@ class LongPolls:
         ask: Callable[[WatchRequest], None],
         withdraw: Callable[[WatchRequest], None],
         clock: Callable[[], float],
-        seats: Seats,
+        seats: PollLimit,
     ) -> None:
         self.holder_id = holder_id
         self.ask = ask

@@ -1,7 +1,7 @@
 """The loop: for each workflow what came in is decided, committed, and then carried out.
 
 One thread runs it; nothing in here blocks. Blocking work, and what comes back from it, goes
-through `Io`, which makes small commits to a local disk right there. Every workflow that somebody
+through `Offloader`, which makes small commits to a local disk right there. Every workflow that somebody
 asks about has one way: it is in memory or is read from storage, what came in is decided by the
 engine, and the answers go out when the events are durable.
 """
@@ -17,17 +17,17 @@ from typing import Any
 
 from ray_workflows._codec.journal import encode_entry, link_of
 from ray_workflows._coordinator.active import ActiveWorkflows
-from ray_workflows._coordinator.admission import Limits, Room
+from ray_workflows._coordinator.admission import Admission, Limits
 from ray_workflows._coordinator.commits import Commits
 from ray_workflows._coordinator.eviction import EVICT_SECONDS, Eviction
 from ray_workflows._coordinator.jobs import Job, Steps
-from ray_workflows._coordinator.liveness import Claims, ProcessProbe, probe_process
-from ray_workflows._coordinator.offload import Io
+from ray_workflows._coordinator.liveness import Liveness, ProcessProbe, probe_process
+from ray_workflows._coordinator.offload import Offloader
 from ray_workflows._coordinator.outbox import Deliveries
 from ray_workflows._coordinator.quarantine import Quarantine
 from ray_workflows._coordinator.recovery import More, Recovered, read_more, recover
 from ray_workflows._coordinator.requests import Asked, Reply
-from ray_workflows._coordinator.retrying_storage import Store
+from ray_workflows._coordinator.retrying_storage import RetryingStorage
 from ray_workflows._coordinator.snapshots import RULE, SnapshotRule, next_snapshot
 from ray_workflows._coordinator.starting import STARTS, Starter
 from ray_workflows._coordinator.watchers import Watchers
@@ -41,7 +41,7 @@ from ray_workflows._engine.summary import catalog_row, due_at_of
 from ray_workflows._executor.protocol import Executor, News
 from ray_workflows._executor.timers import TimerQueue, log_failure
 from ray_workflows._model import events as ev
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.catalog import Append, CatalogRow, Holder
 from ray_workflows._model.commands import CancelAttempt, Command, StartAttempt, WakeAt
 from ray_workflows._model.status import WorkflowStatus
@@ -67,7 +67,7 @@ class Loop:
     Args:
         storage: where the workflows are.
         executor: where attempts run.
-        io: takes blocking work.
+        offloader: takes blocking work.
         holder: the coordinator that this is.
         probe: looks for the processes of other coordinators.
         limits: how many workflows may run and wait.
@@ -81,7 +81,7 @@ class Loop:
         self,
         storage: Storage,
         executor: Executor,
-        io: Io,
+        offloader: Offloader,
         holder: Holder,
         *,
         clock: Callable[[], float],
@@ -96,7 +96,7 @@ class Loop:
     ) -> None:
         self.storage = storage
         self.executor = executor
-        self.io = io
+        self.offloader = offloader
         self.holder = holder
         self.holder_id = holder.holder_id
         self.probe = probe
@@ -106,9 +106,9 @@ class Loop:
         self.new_id = new_id
         self.snapshots = snapshots
         self.timers = TimerQueue(elapsed, on_error)
-        self.store = Store(storage, io, self.after, elapsed)
-        self.room = Room(limits)
-        self.active = ActiveWorkflows(self.holder_id, self.room)
+        self.store = RetryingStorage(storage, offloader, self.after, elapsed)
+        self.admission = Admission(limits)
+        self.active = ActiveWorkflows(self.holder_id, self.admission)
         self.watchers = Watchers(self.active, executor, self.touch, self.find)
         #: What something came in for.
         self.dirty: dict[int, Workflow] = {}
@@ -149,19 +149,19 @@ class Loop:
 
     def job(self, name: str, steps: Callable[[], Steps]) -> Job:
         """Something that is done on this thread again and again, once it is started."""
-        return Job(name, steps, self.timers, self.io)
+        return Job(name, steps, self.timers, self.offloader)
 
     # -- what comes in ---------------------------------------------------------------------
 
     def ask(
-        self, workflow_id: str, input: inp.Asked, reply: Reply, until: float = float("inf")
+        self, workflow_id: str, message: msg.Asked, reply: Reply, until: float = float("inf")
     ) -> None:
         """Decide on what is asked about a workflow, whoever drives it.
 
         ``reply`` gets the answer, once, on this thread. What is not begun ``until`` then, by
         `elapsed`, is not done any more: whoever asked was told that it failed.
         """
-        asked = Asked(input, reply, until)
+        asked = Asked(message, reply, until)
         try:
             self.put(workflow_id, asked)
         except Exception as error:
@@ -181,7 +181,7 @@ class Loop:
             self.bring_back(workflow_id, asked)
             return
         if workflow is None:
-            workflow = self.open(workflow_id, asked.input)
+            workflow = self.open(workflow_id, asked.message)
         workflow.inbox.append(asked)
         self.touch(workflow)
 
@@ -192,7 +192,7 @@ class Loop:
         answer(asked.reply, CoordinatorUnavailableError("The request came too late."))
         return True
 
-    def report(self, incarnation: str, reports: Iterable[News | inp.Delivered]) -> None:
+    def report(self, incarnation: str, reports: Iterable[News | msg.Delivered]) -> None:
         """Take what is heard of attempts, and of messages."""
         workflow = self.active.by_incarnation.get(incarnation)
         if workflow is not None:
@@ -203,7 +203,7 @@ class Loop:
         """Time has passed for a workflow."""
         workflow.alarm = None
         if self.active.drives(workflow):
-            workflow.inbox.append(inp.Wake())
+            workflow.inbox.append(msg.Wake())
             self.touch(workflow)
 
     def touch(self, workflow: Workflow) -> None:
@@ -212,18 +212,18 @@ class Loop:
 
     # -- workflows in memory ---------------------------------------------------------------
 
-    def open(self, workflow_id: str, input: inp.Asked) -> Workflow:
+    def open(self, workflow_id: str, message: msg.Asked) -> Workflow:
         """Bring a workflow into memory, of which nothing is known yet."""
         workflow = Workflow(WorkflowState(workflow_id, ""), 0, None)
         self.active.hold(workflow)
         # What is submitted is most likely new: if it is not, the commit is stale, and then it is
         # read. Not while the storage is away: whoever hears of that must not find it created when
         # the storage returns.
-        if isinstance(input, inp.Submit) and self.store.error is None:
+        if isinstance(message, msg.Submit) and self.store.error is None:
             workflow.covered = 1
         return workflow
 
-    def bring_back(self, workflow_id: str, *inputs: inp.Input | Asked) -> None:
+    def bring_back(self, workflow_id: str, *messages: msg.Message | Asked) -> None:
         """Read a workflow that is in storage alone, and decide on what came in for it."""
         if workflow_id in self.active:
             return
@@ -231,7 +231,7 @@ class Loop:
         # It counts as what it was, until it was read.
         workflow.reading = True
         self.active.hold(workflow)
-        workflow.inbox.extend(inputs)
+        workflow.inbox.extend(messages)
         # It is ours: it waits for the storage as others do that are in memory.
         call = partial(self.store.call, what=f"Workflow '{workflow_id}'")
         self.read(workflow, call, whole=True)
@@ -247,9 +247,9 @@ class Loop:
             else:
                 self.watchers.turn_away(workflow_id)
 
-        self.io.call(lambda: self.storage.read_catalog(workflow_id), found)
+        self.offloader.call(lambda: self.storage.read_catalog(workflow_id), found)
 
-    def take(self, recovered: Recovered, claim: inp.Claim) -> None:
+    def take(self, recovered: Recovered, claim: msg.Claim) -> None:
         """Begin to drive what nobody drives."""
         workflow = Workflow(
             recovered.state,
@@ -298,7 +298,7 @@ class Loop:
     def activate(self, workflow: Workflow, *, whole: bool = False) -> None:
         """Read a workflow that is not driven here, and who drives it. ``whole``: with its tasks,
         whatever is asked."""
-        self.read(workflow, self.io.call, whole=whole)
+        self.read(workflow, self.offloader.call, whole=whole)
 
     def read(
         self,
@@ -314,13 +314,13 @@ class Loop:
         inbox = workflow.inbox
         whole = whole or not inbox or not all(map(is_about_lifecycle, inbox))
 
-        def work() -> tuple[Recovered | None, Claims | None]:
+        def work() -> tuple[Recovered | None, Liveness | None]:
             found = recover(self.storage, workflow.workflow_id, whole=whole)
             if found is not None and self.active.may_take(found.state):
                 return found, None
             return found, self.read_claims()
 
-        def then(result: tuple[Recovered | None, Claims | None] | Exception) -> None:
+        def then(result: tuple[Recovered | None, Liveness | None] | Exception) -> None:
             workflow.reading = False
             if isinstance(result, Exception):
                 self.refuse_all(workflow, result)
@@ -329,10 +329,10 @@ class Loop:
 
         call(work, lambda result: self.guard(workflow, lambda _: then(result)))
 
-    def read_claims(self) -> Claims:
-        """The coordinators as they are now. Blocks: call it through `Io`."""
+    def read_claims(self) -> Liveness:
+        """The coordinators as they are now. Blocks: call it through `Offloader`."""
         storage = self.storage
-        return Claims(storage.read_holders(), storage.now(), me=self.holder, probe=self.probe)
+        return Liveness(storage.read_holders(), storage.now(), me=self.holder, probe=self.probe)
 
     def refuse_all(self, workflow: Workflow, error: Exception) -> None:
         """Answer all that was asked about a workflow with the error; let go of it."""
@@ -342,7 +342,9 @@ class Loop:
             answer(each.reply, error)
         self.drop(workflow)
 
-    def activated(self, workflow: Workflow, found: Recovered | None, claims: Claims | None) -> None:
+    def activated(
+        self, workflow: Workflow, found: Recovered | None, claims: Liveness | None
+    ) -> None:
         """A workflow was read, and the claims if it is not ours to take."""
         self.active.become(workflow, found)
         workflow.driven_elsewhere = (
@@ -354,7 +356,7 @@ class Loop:
                 return
             # It was in storage alone, or not heard of yet, or took effect after it was given up.
             workflow.driven_elsewhere = False
-            workflow.put_first(inp.Claim())
+            workflow.put_first(msg.Claim())
             if self.active.drives(workflow):
                 self.starter.add(workflow, commands(workflow.state))
         else:
@@ -421,9 +423,9 @@ class Loop:
         at = next_wake(workflow.state)
         if at is not None and at <= self.clock():
             # Before what was reported: a wish to cancel counts from when it was acknowledged.
-            workflow.put_first(inp.Wake())
+            workflow.put_first(msg.Wake())
         if not workflow.live:
-            workflow.put_first(inp.Claim())
+            workflow.put_first(msg.Claim())
         # All that should run is asked for again. Starting twice is starting once: what is in flight
         # stays there, if it still should.
         workflow.forget_starts()
@@ -498,22 +500,22 @@ class Loop:
                 self.drop(workflow)
             return
         taken = [workflow.inbox.popleft() for _ in range(covered)]
-        inputs = [each for each in taken if not self.is_late(each)]
+        messages = [each for each in taken if not self.is_late(each)]
         try:
-            self.decide_on(workflow, inputs)
+            self.decide_on(workflow, messages)
         except Exception as error:
             # Whoever asked for what led to this knows at once.
-            for each in inputs:
+            for each in messages:
                 if isinstance(each, Asked):
                     answer(each.reply, error)
             raise
 
-    def is_late(self, each: inp.Input | Asked) -> bool:
+    def is_late(self, each: msg.Message | Asked) -> bool:
         return isinstance(each, Asked) and self.is_over(each)
 
-    def decide_on(self, workflow: Workflow, inputs: list[inp.Input | Asked]) -> None:
+    def decide_on(self, workflow: Workflow, messages: list[msg.Message | Asked]) -> None:
         # Grows while it is gone through.
-        undecided = inputs.copy()
+        undecided = messages.copy()
         around = self.around(workflow)
         events: list[ev.Event] = []
         deltas: list[Command] = []
@@ -521,15 +523,15 @@ class Loop:
         now = self.clock()
         for each in undecided:
             if isinstance(each, Asked):
-                input: inp.Input = each.input
-                if isinstance(input, inp.Submit) and workflow.state.status is WorkflowStatus.NONE:
-                    self.active.name(workflow, input.incarnation)
+                message: msg.Message = each.message
+                if isinstance(message, msg.Submit) and workflow.state.status is WorkflowStatus.NONE:
+                    self.active.name(workflow, message.incarnation)
             else:
-                input = each
-                if isinstance(input, inp.AttemptReport):
-                    workflow.land(input)
+                message = each
+                if isinstance(message, msg.AttemptReport):
+                    workflow.land(message)
             due = False
-            decision = decide(workflow.state, input, now, around)
+            decision = decide(workflow.state, message, now, around)
             for event in decision.events:
                 for delta in evolve(workflow.state, event):
                     if (
@@ -545,10 +547,10 @@ class Loop:
                 answers.append((each, decision.answer))
             if due:
                 # It need not wait for a commit of its own.
-                undecided.append(inp.Wake())
+                undecided.append(msg.Wake())
         self.active.count(workflow)
         if events:
-            self.commits.add(workflow, self.pending(workflow, events, deltas, inputs, answers))
+            self.commits.add(workflow, self.pending(workflow, events, deltas, messages, answers))
             return
         if self.active.drives(workflow):
             workflow.is_ours()
@@ -562,8 +564,8 @@ class Loop:
             self.holder_id,
             workflow.driven_elsewhere,
             workflow.live,
-            self.room.to_run(),
-            self.room.to_wait(),
+            self.admission.can_run(),
+            self.admission.can_queue(),
         )
 
     def pending(
@@ -571,7 +573,7 @@ class Loop:
         workflow: Workflow,
         events: list[ev.Event],
         deltas: list[Command],
-        inputs: list[inp.Input | Asked],
+        messages: list[msg.Message | Asked],
         answers: list[Answer],
     ) -> Pending:
         """The commit of what was decided, with a snapshot if one is due."""
@@ -593,7 +595,7 @@ class Loop:
                 state, seq, unsaved.snapshot, due_at_of(state) if workflow.whole else None
             ),
         )
-        return Pending(append, deltas, inputs, answers, unsaved)
+        return Pending(append, deltas, messages, answers, unsaved)
 
     def applied(self, workflow: Workflow) -> None:
         """The commit is durable: start what follows from it."""
@@ -626,11 +628,11 @@ class Loop:
             self.quarantine.release_again(workflow)
             return
         # What was asked is decided again from scratch; what was reported only we know.
-        for each in reversed(pending.inputs):
+        for each in reversed(pending.messages):
             # Time and claims are looked at anew once the journal was read.
-            if not isinstance(each, (inp.Wake, inp.Claim)):
+            if not isinstance(each, (msg.Wake, msg.Claim)):
                 workflow.inbox.appendleft(each)
-            if isinstance(each, inp.AttemptReport):
+            if isinstance(each, msg.AttemptReport):
                 workflow.flying.setdefault(each.task, (each.epoch, each.attempt))
         if workflow.row is not None and workflow.row.holder == self.holder_id:
             self.reload(workflow, anew=True)
@@ -665,8 +667,8 @@ class Loop:
 
     def admit(self) -> None:
         """Start pending workflows while there is room."""
-        waiting = self.room.waiting
-        while waiting and self.room.to_run():
+        waiting = self.admission.waiting
+        while waiting and self.admission.can_run():
             self.bring_back_next()
             workflow = self.active.get(next(iter(waiting)))
             if workflow is not None and workflow.busy:
@@ -674,17 +676,17 @@ class Loop:
                 return
             del waiting[next(iter(waiting))]
             if workflow is not None:
-                workflow.inbox.append(inp.Start())
-                # Room is counted by status: decide now, so that the next one sees it taken.
+                workflow.inbox.append(msg.Start())
+                # Admission is counted by status: decide now, so that the next one sees it taken.
                 self.advance(workflow)
 
     def bring_back_next(self) -> None:
         """Read what is next to be started, if it is in storage alone."""
-        for workflow_id in list(islice(self.room.waiting, NEXT)):
+        for workflow_id in list(islice(self.admission.waiting, NEXT)):
             if workflow_id in self.active.evicted:
                 self.bring_back(workflow_id)
 
 
-def is_about_lifecycle(each: inp.Input | Asked) -> bool:
+def is_about_lifecycle(each: msg.Message | Asked) -> bool:
     """Whether a decision about it depends on no task."""
-    return isinstance(each, Asked) and type(each.input) in ASKED_OF_LIFECYCLE
+    return isinstance(each, Asked) and type(each.message) in ASKED_OF_LIFECYCLE

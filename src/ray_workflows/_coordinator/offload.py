@@ -36,7 +36,7 @@ def work_off(inbox: Inbox, timeout: float | None, seconds: float = TAKE_SECONDS)
         return
 
 
-class Io(Protocol):
+class Offloader(Protocol):
     """Runs blocking work, elsewhere but for what is brief. ``then`` is called on the loop."""
 
     def call(self, work: Callable[[], Any], then: Continue, *, brief: bool = False) -> None:
@@ -46,8 +46,8 @@ class Io(Protocol):
         """
 
 
-class ThreadIo:
-    """`Io` on a pool of threads, but for what is brief.
+class ThreadOffloader:
+    """`Offloader` on a pool of threads, but for what is brief.
 
     ``post`` brings a callable to the loop; any thread calls it.
     """

@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 
 from ray_workflows._coordinator.requests import Reply, Submission, submit_input
-from ray_workflows._coordinator.retrying_storage import Store, is_refusal
+from ray_workflows._coordinator.retrying_storage import RetryingStorage, is_refusal
 from ray_workflows._coordinator.workflow import Workflow
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.errors import name_of, text_of
-from ray_workflows._model.outbox import Message
+from ray_workflows._model.outbox import OutboxMessage
 from ray_workflows._model.values import Blob, ErrorInfo
 
 logger = logging.getLogger(__name__)
@@ -38,10 +38,10 @@ class Deliveries:
 
     def __init__(
         self,
-        store: Store,
+        store: RetryingStorage,
         after: Callable[[float, Callable[[], None]], None],
-        ask: Callable[[str, inp.Asked, Reply], None],
-        report: Callable[[str, Iterable[inp.Delivered]], None],
+        ask: Callable[[str, msg.Asked, Reply], None],
+        report: Callable[[str, Iterable[msg.Delivered]], None],
     ) -> None:
         self.store = store
         self.after = after
@@ -50,7 +50,7 @@ class Deliveries:
         #: By the sender's incarnation and their ids.
         self.under_way: set[tuple[str, str]] = set()
 
-    def deliver(self, workflow: Workflow, message: Message) -> None:
+    def deliver(self, workflow: Workflow, message: OutboxMessage) -> None:
         """Bring a message to its target, unless that is being done."""
         sender, incarnation = workflow.workflow_id, workflow.incarnation
         key = (incarnation, message.message_id)
@@ -59,11 +59,11 @@ class Deliveries:
         self.under_way.add(key)
         self.store.call(
             lambda: self.read(sender, incarnation, message),
-            lambda input: self.send(incarnation, message, input),
+            lambda submit: self.send(incarnation, message, submit),
             what=f"A message of workflow '{sender}'",
         )
 
-    def read(self, sender: str, incarnation: str, message: Message) -> inp.Submit:
+    def read(self, sender: str, incarnation: str, message: OutboxMessage) -> msg.Submit:
         """The submission in a message. Blocks."""
         body = message.body.data
         if isinstance(body, Blob):
@@ -74,29 +74,31 @@ class Deliveries:
             submission, request_id=message.message_id, history=(), parent=sender
         )
 
-    def send(self, incarnation: str, message: Message, input: inp.Submit | Exception) -> None:
-        if isinstance(input, Exception):
+    def send(
+        self, incarnation: str, message: OutboxMessage, submit: msg.Submit | Exception
+    ) -> None:
+        if isinstance(submit, Exception):
             # What is damaged in storage does not become whole.
-            self.end(incarnation, message, input)
+            self.end(incarnation, message, submit)
             return
 
         def take(answer: Any) -> None:
             if isinstance(answer, Exception) and not is_final(answer):
                 logger.warning("Workflow '%s' can't be started yet: %s", message.target, answer)
-                self.after(AGAIN_SECONDS, lambda: self.send(incarnation, message, input))
+                self.after(AGAIN_SECONDS, lambda: self.send(incarnation, message, submit))
             else:
                 self.end(incarnation, message, answer)
 
-        self.ask(message.target, input, take)
+        self.ask(message.target, submit, take)
 
-    def end(self, incarnation: str, message: Message, answer: Any) -> None:
+    def end(self, incarnation: str, message: OutboxMessage, answer: Any) -> None:
         """A message was answered."""
         self.under_way.discard((incarnation, message.message_id))
         refusal = None
         if isinstance(answer, Exception):
             refusal = ErrorInfo(name_of(answer), text_of(answer))
             logger.warning("Workflow '%s' is not started: %s", message.target, answer)
-        self.report(incarnation, [inp.Delivered(message.message_id, refusal)])
+        self.report(incarnation, [msg.Delivered(message.message_id, refusal)])
 
 
 def is_final(error: Exception) -> bool:

@@ -62,7 +62,7 @@ class Polled(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Sent(NamedTuple):
-    """A signal on its way to a workflow, as in `inputs.Signal`."""
+    """A signal on its way to a workflow, as in `messages.Signal`."""
 
     workflow_id: str
     name: str
@@ -73,7 +73,7 @@ class Sent(NamedTuple):
 
 class SentEvent(NamedTuple):
     """An event by HTTP on its way to a workflow: the only signal of its name. ``most``, ``asks``:
-    as in `inputs.Signal`."""
+    as in `messages.Signal`."""
 
     signal: Sent
     most: int | None

@@ -9,7 +9,7 @@ import msgspec
 
 from ray_workflows._codec.journal import encode_entry
 from ray_workflows._coordinator.commits import Commits, Guard
-from ray_workflows._coordinator.retrying_storage import Store
+from ray_workflows._coordinator.retrying_storage import RetryingStorage
 from ray_workflows._coordinator.workflow import Pending, Workflow
 from ray_workflows._model import events as ev
 from ray_workflows._model.catalog import NEVER, Append, CatalogRow
@@ -31,7 +31,7 @@ class Quarantine:
 
     def __init__(
         self,
-        store: Store,
+        store: RetryingStorage,
         commits: Commits,
         clock: Callable[[], float],
         new_id: Callable[[], str],

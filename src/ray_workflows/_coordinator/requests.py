@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ray_workflows._codec.journal import decode_plan, events_from
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.answers import Accepted, Finished
 from ray_workflows._model.catalog import CatalogRow, Tag
 from ray_workflows._model.plan import EnvironmentChange
@@ -45,10 +45,10 @@ class Submission(msgspec.Struct, frozen=True):
         return len(self.plan) + len(self.fork or b"")
 
 
-def submit_input(submission: Submission) -> inp.Submit:
+def submit_input(submission: Submission) -> msg.Submit:
     """What a driver submits, as the engine takes it."""
     fork = submission.fork
-    return inp.Submit(
+    return msg.Submit(
         plan=decode_plan(submission.plan),
         metadata=submission.metadata,
         incarnation=submission.incarnation,
@@ -74,7 +74,7 @@ class Asked(NamedTuple):
     is not done any more, because whoever asked was told that it failed.
     """
 
-    input: inp.Asked
+    message: msg.Asked
     reply: Reply
     until: float
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ray_workflows._coordinator.offload import Io
+from ray_workflows._coordinator.offload import Offloader
 from ray_workflows._model.catalog import Append
 from ray_workflows.exceptions import StorageConfigError, StorageCorruptError, is_transient
 from ray_workflows.storage.base import CommitOutcome, Storage
@@ -35,12 +35,12 @@ def is_refusal(error: Exception) -> bool:
     )
 
 
-class Store:
+class RetryingStorage:
     """A storage that may be away for a while.
 
     Args:
         storage: where journals are.
-        io: does what blocks.
+        offloader: does what blocks.
         after: has something done on the loop's thread in so many seconds.
         elapsed: seconds of a clock that nobody sets.
     """
@@ -48,12 +48,12 @@ class Store:
     def __init__(
         self,
         storage: Storage,
-        io: Io,
+        offloader: Offloader,
         after: Callable[[float, Callable[[], None]], None],
         elapsed: Callable[[], float],
     ) -> None:
         self.storage = storage
-        self.io = io
+        self.offloader = offloader
         self.after = after
         self.elapsed = elapsed
         #: Why it does not answer, while it does not.
@@ -71,7 +71,7 @@ class Store:
         """
 
         def attempt() -> None:
-            self.io.call(work, done)
+            self.offloader.call(work, done)
 
         def done(result: Any) -> None:
             if isinstance(result, Exception) and is_transient(result):
@@ -109,7 +109,7 @@ class Store:
 
         self.committing_since = self.elapsed()
         brief = is_small(appends) and self.storage.commits_at_once
-        self.io.call(lambda: self.storage.commit(appends), done, brief=brief)
+        self.offloader.call(lambda: self.storage.commit(appends), done, brief=brief)
 
     def commit_apart(
         self,

@@ -17,7 +17,7 @@ from ray_workflows._model.commands import (
     StartAttempt,
     WakeAt,
 )
-from ray_workflows._model.outbox import Message
+from ray_workflows._model.outbox import OutboxMessage
 
 #: Commands that are started in one step: so many are begun within 20 to 40 ms; of attempts of no
 #: time smaller batches would be made.
@@ -46,7 +46,7 @@ class Starter:
         guard: Guard,
         may_start: Callable[[Workflow], bool],
         wake: Callable[[Workflow], None],
-        deliver: Callable[[Workflow, Message], None],
+        deliver: Callable[[Workflow, OutboxMessage], None],
         at_once: int,
     ) -> None:
         self.executor = executor

@@ -13,11 +13,11 @@ from ray_workflows._coordinator.requests import Asked, Reply, Watched
 from ray_workflows._coordinator.snapshots import NOTHING, Unsaved
 from ray_workflows._engine.commands import followers
 from ray_workflows._engine.state import Task, WorkflowState
-from ray_workflows._executor.protocol import AttemptRequest, Executor, Scene
+from ray_workflows._executor.protocol import AttemptRequest, AttemptTemplate, Executor
 from ray_workflows._executor.timers import Timer
 from ray_workflows._model.catalog import Append, CatalogRow
 from ray_workflows._model.commands import Command, StartAttempt
-from ray_workflows._model.messages import AttemptReport, Input
+from ray_workflows._model.messages import AttemptReport, Message
 from ray_workflows._model.plan import Environment, Package
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Blob, Outcome, Value
@@ -35,23 +35,23 @@ Answer = tuple[Asked, object]
 class Pending:
     """A commit on its way, and what happens when it is settled.
 
-    ``deltas`` are the commands to start when it is durable; ``inputs`` is what it was decided
+    ``deltas`` are the commands to start when it is durable; ``messages`` is what it was decided
     from, to decide again if the journal had moved on.
     """
 
-    __slots__ = ("answers", "append", "deltas", "inputs", "refusals", "unsaved")
+    __slots__ = ("answers", "append", "deltas", "messages", "refusals", "unsaved")
 
     def __init__(
         self,
         append: Append,
         deltas: list[Command],
-        inputs: list[Input | Asked],
+        messages: list[Message | Asked],
         answers: list[Answer],
         unsaved: Unsaved = NOTHING,
     ) -> None:
         self.append = append
         self.deltas = deltas
-        self.inputs = inputs
+        self.messages = messages
         self.answers = answers
         #: What the journal has since its last snapshot, when this is durable.
         self.unsaved = unsaved
@@ -88,10 +88,10 @@ class Workflow:
         "pending",
         "reading",
         "row",
-        "scenes",
         "scenes_of",
         "seq",
         "state",
+        "templates",
         "unsaved",
         "whole",
     )
@@ -114,7 +114,7 @@ class Workflow:
         #: Whether the tasks are in the state: what is asked may not need them.
         self.whole = True
         #: What came in and is not decided on.
-        self.inbox: deque[Input | Asked] = deque()
+        self.inbox: deque[Message | Asked] = deque()
         #: Whether values are here that are in no storage, if there are any: it is driven here, and
         #: what was lost with whoever drove it before is in the journal.
         self.live = False
@@ -134,14 +134,14 @@ class Workflow:
         self.doubtful = False
         #: Tasks with an attempt in the executor, or whose report is not decided on: epoch, attempt.
         self.flying: dict[int, tuple[int, int]] = {}
-        #: As what `Room` has counted it.
+        #: As what `Admission` has counted it.
         self.counted: WorkflowStatus | None = None
         #: When it is woken next.
         self.alarm: Timer | None = None
         self.alarm_at = 0.0
         #: Attempts whose time has not come, by task.
         self.delayed: dict[int, Timer] = {}
-        self.scenes: dict[tuple[int, int, int, str], Scene] = {}
+        self.templates: dict[tuple[int, int, int, str], AttemptTemplate] = {}
         self.scenes_of = state.functions
 
     @property
@@ -171,9 +171,9 @@ class Workflow:
         """Whether somebody waits for an answer about it."""
         return any(isinstance(each, Asked) for each in self.inbox)
 
-    def put_first(self, input: Input) -> None:
+    def put_first(self, message: Message) -> None:
         """Let something that was found by reading be decided on before all else."""
-        self.inbox.appendleft(input)
+        self.inbox.appendleft(message)
         self.covered += 1
 
     def become(self, found: Recovered | None) -> None:
@@ -246,7 +246,7 @@ class Workflow:
         assert None not in inputs, (task.task_id, upstream)
         # By position: names take time, and thousands are made at once.
         return AttemptRequest(
-            self.scene(task),
+            self.template(task),
             task.number,
             task.task_id,
             epoch,
@@ -274,25 +274,25 @@ class Workflow:
             task = follower
             yield request
 
-    def scene(self, task: Task) -> Scene:
+    def template(self, task: Task) -> AttemptTemplate:
         """What the task has in common with others of its plan: one object for all of them."""
         frame, spec, state = task.frame, task.spec, self.state
         if self.scenes_of is not state.functions:
             # Another state, or one that a resumption has changed.
-            self.scenes.clear()
+            self.templates.clear()
             self.scenes_of = state.functions
         own = state.ray_options.get(task.task_id) if state.ray_options else None
         key = (frame.number, spec.function, spec.options, task.task_id if own else "")
-        scene = self.scenes.get(key)
-        if scene is None:
-            if len(self.scenes) >= MAX_SCENES:
-                self.scenes.clear()
+        template = self.templates.get(key)
+        if template is None:
+            if len(self.templates) >= MAX_SCENES:
+                self.templates.clear()
             plan = frame.plan
             function = plan.functions[spec.function]
             options = plan.options[spec.options]
             if own:
                 options = options.with_ray(own)
-            scene = self.scenes[key] = Scene(
+            template = self.templates[key] = AttemptTemplate(
                 workflow_id=self.workflow_id,
                 incarnation=self.incarnation,
                 function=state.functions.get(function.digest, function),
@@ -300,7 +300,7 @@ class Workflow:
                 environment=with_packages(state.environment, plan.environment.packages),
                 constants=plan.constants,
             )
-        return scene
+        return template
 
 
 def with_packages(environment: Environment, packages: tuple[Package, ...]) -> Environment:

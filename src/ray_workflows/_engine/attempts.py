@@ -13,7 +13,7 @@ from ray_workflows._engine.retry import (
 from ray_workflows._engine.state import Frame, Phase, Task, WorkflowState
 from ray_workflows._engine.values import lose
 from ray_workflows._model import events as ev
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.tasks import AttemptOutcome
 from ray_workflows._model.values import ErrorInfo, Outcome
@@ -21,7 +21,7 @@ from ray_workflows._model.values import ErrorInfo, Outcome
 # -- reported ------------------------------------------------------------------------------
 
 
-def reported_task(state: WorkflowState, report: inp.AttemptNews) -> Task | None:
+def reported_task(state: WorkflowState, report: msg.AttemptNews) -> Task | None:
     """The task that a report is about, if it is about the attempt that counts."""
     task = state.tasks.get(report.task)
     if (
@@ -37,134 +37,136 @@ def reported_task(state: WorkflowState, report: inp.AttemptNews) -> Task | None:
     return task
 
 
-def on_attempt_runs(state: WorkflowState, input: inp.AttemptRuns, now: float) -> Events:
-    if reported_task(state, input) is None:
+def on_attempt_runs(state: WorkflowState, message: msg.AttemptRuns, now: float) -> Events:
+    if reported_task(state, message) is None:
         return []
     return [
         ev.AttemptStarted(
             at=now,
-            task=input.task,
-            attempt=input.attempt,
-            started_at=input.started_at,
-            node=input.node,
+            task=message.task,
+            attempt=message.attempt,
+            started_at=message.started_at,
+            node=message.node,
         )
     ]
 
 
-def on_found_unplaceable(state: WorkflowState, input: inp.FoundUnplaceable, now: float) -> Events:
-    if input.epoch != state.epoch or not state.running:
+def on_found_unplaceable(state: WorkflowState, message: msg.FoundUnplaceable, now: float) -> Events:
+    if message.epoch != state.epoch or not state.running:
         return []
-    tasks = tuple(number for number in input.tasks if number in state.active)
-    return [ev.TasksUnplaceable(at=now, tasks=tasks, reason=input.reason)] if tasks else []
+    tasks = tuple(number for number in message.tasks if number in state.active)
+    return [ev.TasksUnplaceable(at=now, tasks=tasks, reason=message.reason)] if tasks else []
 
 
-def on_attempt_returned(state: WorkflowState, input: inp.AttemptReturned, now: float) -> Events:
-    task = reported_task(state, input)
+def on_attempt_returned(state: WorkflowState, message: msg.AttemptReturned, now: float) -> Events:
+    task = reported_task(state, message)
     if task is None:
         return []
-    if input.messages and state.status not in ACTIVE:
-        return [too_late_to_send(input, now)]
+    if message.messages and state.status not in ACTIVE:
+        return [too_late_to_send(message, now)]
     succeeded = ev.TaskSucceeded(
         at=now,
         task=task.number,
-        attempt=input.attempt,
-        value=input.value,
-        started_at=input.started_at,
-        ended_at=input.ended_at,
-        node=input.node,
-        metadata=input.metadata,
-        messages=input.messages,
+        attempt=message.attempt,
+        value=message.value,
+        started_at=message.started_at,
+        ended_at=message.ended_at,
+        node=message.node,
+        metadata=message.metadata,
+        messages=message.messages,
     )
     if not task.is_output:
         # Most are not: nothing else follows.
         return [succeeded]
-    return [succeeded, *after_success(state, task, Outcome(value=input.value), now)]
+    return [succeeded, *after_success(state, task, Outcome(value=message.value), now)]
 
 
 def on_attempt_returned_plan(
-    state: WorkflowState, input: inp.AttemptReturnedPlan, now: float
+    state: WorkflowState, message: msg.AttemptReturnedPlan, now: float
 ) -> Events:
-    task = reported_task(state, input)
+    task = reported_task(state, message)
     if task is None:
         return []
-    if input.messages and state.status not in ACTIVE:
-        return [too_late_to_send(input, now)]
+    if message.messages and state.status not in ACTIVE:
+        return [too_late_to_send(message, now)]
     return [
         ev.TaskContinued(
             at=now,
             task=task.number,
-            attempt=input.attempt,
-            plan=input.plan,
-            task_ids=assign_task_ids(state.names, [spec.name for spec in input.plan.tasks]),
+            attempt=message.attempt,
+            plan=message.plan,
+            task_ids=assign_task_ids(state.names, [spec.name for spec in message.plan.tasks]),
             first=state.next_task,
-            started_at=input.started_at,
-            ended_at=input.ended_at,
-            node=input.node,
-            metadata=input.metadata,
-            messages=input.messages,
+            started_at=message.started_at,
+            ended_at=message.ended_at,
+            node=message.node,
+            metadata=message.metadata,
+            messages=message.messages,
         )
     ]
 
 
-def on_attempt_raised(state: WorkflowState, input: inp.AttemptRaised, now: float) -> Events:
-    task = reported_task(state, input)
+def on_attempt_raised(state: WorkflowState, message: msg.AttemptRaised, now: float) -> Events:
+    task = reported_task(state, message)
     if task is None:
         return []
-    retry_at = next_attempt_at(task, state.incarnation, now) if input.retryable else None
-    why = AttemptOutcome.TIMED_OUT if input.timed_out else AttemptOutcome.RAISED
+    retry_at = next_attempt_at(task, state.incarnation, now) if message.retryable else None
+    why = AttemptOutcome.TIMED_OUT if message.timed_out else AttemptOutcome.RAISED
     if retry_at is not None:
-        return [attempt_failed(input, retry_at, why, charged=True, now=now)]
-    return [task_failed(input, why, now), *after_failure(state, task, input.error, now)]
+        return [attempt_failed(message, retry_at, why, charged=True, now=now)]
+    return [task_failed(message, why, now), *after_failure(state, task, message.error, now)]
 
 
-def on_attempt_crashed(state: WorkflowState, input: inp.AttemptCrashed, now: float) -> Events:
-    task = reported_task(state, input)
+def on_attempt_crashed(state: WorkflowState, message: msg.AttemptCrashed, now: float) -> Events:
+    task = reported_task(state, message)
     if task is None:
         return []
-    if input.crash is inp.Crash.PREEMPTED:
+    if message.crash is msg.Crash.PREEMPTED:
         retry_at, why = after_preemption(task, now), AttemptOutcome.PREEMPTED
     else:
         retry_at, why = after_crash(task, state.incarnation, now), AttemptOutcome.CRASHED
     if retry_at is not None:
         charged = why == AttemptOutcome.CRASHED
-        return [attempt_failed(input, retry_at, why, charged=charged, now=now)]
+        return [attempt_failed(message, retry_at, why, charged=charged, now=now)]
     # Not caught by catch_exceptions if the process was killed: that is about what user code does.
-    follows = after_failure if input.crash is inp.Crash.EXITED else uncaught
-    return [task_failed(input, why, now), *follows(state, task, input.error, now)]
+    follows = after_failure if message.crash is msg.Crash.EXITED else uncaught
+    return [task_failed(message, why, now), *follows(state, task, message.error, now)]
 
 
 def on_attempt_lost_storage(
-    state: WorkflowState, input: inp.AttemptLostStorage, now: float
+    state: WorkflowState, message: msg.AttemptLostStorage, now: float
 ) -> Events:
-    task = reported_task(state, input)
+    task = reported_task(state, message)
     if task is None:
         return []
     retry_at = now + floor(task)
-    return [attempt_failed(input, retry_at, AttemptOutcome.LOST_STORAGE, charged=False, now=now)]
+    return [attempt_failed(message, retry_at, AttemptOutcome.LOST_STORAGE, charged=False, now=now)]
 
 
-def on_attempt_lost_input(state: WorkflowState, input: inp.AttemptLostInput, now: float) -> Events:
-    task = reported_task(state, input)
+def on_attempt_lost_input(
+    state: WorkflowState, message: msg.AttemptLostInput, now: float
+) -> Events:
+    task = reported_task(state, message)
     if task is None:
         return []
-    failed = attempt_failed(input, now, AttemptOutcome.LOST_VALUE, charged=False, now=now)
-    return [failed, *lose(state, input.lost, now)]
+    failed = attempt_failed(message, now, AttemptOutcome.LOST_VALUE, charged=False, now=now)
+    return [failed, *lose(state, message.lost, now)]
 
 
 def on_attempt_found_corruption(
-    state: WorkflowState, input: inp.AttemptFoundCorruption, now: float
+    state: WorkflowState, message: msg.AttemptFoundCorruption, now: float
 ) -> Events:
-    if reported_task(state, input) is None:
+    if reported_task(state, message) is None:
         return []
     # An attempt that counts is of a workflow that is not released.
-    return [ev.WorkflowReleased(at=now, error=input.error)] if state.status in ACTIVE else []
+    return [ev.WorkflowReleased(at=now, error=message.error)] if state.status in ACTIVE else []
 
 
 # -- consequences --------------------------------------------------------------------------
 
 
 def attempt_failed(
-    report: inp.AttemptRaised | inp.AttemptCrashed | inp.AttemptLostInput | inp.AttemptLostStorage,
+    report: msg.AttemptRaised | msg.AttemptCrashed | msg.AttemptLostInput | msg.AttemptLostStorage,
     retry_at: float,
     why: str,
     *,
@@ -185,7 +187,7 @@ def attempt_failed(
 
 
 def too_late_to_send(
-    report: inp.AttemptReturned | inp.AttemptReturnedPlan, now: float
+    report: msg.AttemptReturned | msg.AttemptReturnedPlan, now: float
 ) -> ev.AttemptFailed:
     """The task runs again if the workflow is resumed: only one that is open delivers messages."""
     return ev.AttemptFailed(
@@ -205,7 +207,7 @@ def too_late_to_send(
 
 
 def task_failed(
-    report: inp.AttemptRaised | inp.AttemptCrashed, why: str, now: float
+    report: msg.AttemptRaised | msg.AttemptCrashed, why: str, now: float
 ) -> ev.TaskFailed:
     return ev.TaskFailed(
         at=now,

@@ -1,4 +1,4 @@
-"""`decide`: inputs become events. It judges and changes nothing; `evolve` does the reverse."""
+"""`decide`: messages become events. It judges and changes nothing; `evolve` does the reverse."""
 
 from __future__ import annotations
 
@@ -8,59 +8,59 @@ from typing import Any
 from ray_workflows._engine import attempts, lifecycle, outbox, waits
 from ray_workflows._engine.decision import Decision, Events, Surroundings
 from ray_workflows._engine.state import Lifecycle, WorkflowState
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 
 #: A coordinator that nobody shares the storage with, and that has room.
 ALONE = Surroundings()
 
 
 def decide(
-    state: WorkflowState, input: inp.Input, now: float, around: Surroundings = ALONE
+    state: WorkflowState, message: msg.Message, now: float, around: Surroundings = ALONE
 ) -> Decision:
-    """The events that follow from an input, and the answer to it.
+    """The events that follow from a message, and the answer to it.
 
     Stale and duplicate reports change nothing. ``now`` is in seconds since 1970.
     """
-    handler = REPORTED.get(type(input))
+    handler = REPORTED.get(type(message))
     if handler is not None:
-        decision = Decision(handler(state, input, now))
+        decision = Decision(handler(state, message, now))
     else:
-        decision = ASKED[type(input)](state, input, now, around)
+        decision = ASKED[type(message)](state, message, now, around)
     return outbox.keep_end(state, decision, now, around) if decision.events else decision
 
 
 #: What is asked, and depends on no task of the workflow.
 ASKED_OF_LIFECYCLE: dict[
-    type[inp.Input], Callable[[Lifecycle, Any, float, Surroundings], Decision]
+    type[msg.Message], Callable[[Lifecycle, Any, float, Surroundings], Decision]
 ] = {
-    inp.Cancel: lifecycle.on_cancel,
-    inp.Signal: lifecycle.on_signal,
-    inp.FindSignal: lifecycle.on_find_signal,
-    inp.SetTags: lifecycle.on_set_tags,
-    inp.AcknowledgeSignals: lifecycle.on_acknowledge_signals,
+    msg.Cancel: lifecycle.on_cancel,
+    msg.Signal: lifecycle.on_signal,
+    msg.FindSignal: lifecycle.on_find_signal,
+    msg.SetTags: lifecycle.on_set_tags,
+    msg.AcknowledgeSignals: lifecycle.on_acknowledge_signals,
 }
 
 #: What is asked, or done by a coordinator: depends on what is around the workflow.
-ASKED: dict[type[inp.Input], Callable[[WorkflowState, Any, float, Surroundings], Decision]] = {
+ASKED: dict[type[msg.Message], Callable[[WorkflowState, Any, float, Surroundings], Decision]] = {
     **ASKED_OF_LIFECYCLE,
-    inp.Submit: lifecycle.on_submit,
-    inp.Resume: lifecycle.on_resume,
-    inp.Claim: lifecycle.on_claim,
-    inp.Start: lifecycle.on_start,
-    inp.Release: lifecycle.on_release,
+    msg.Submit: lifecycle.on_submit,
+    msg.Resume: lifecycle.on_resume,
+    msg.Claim: lifecycle.on_claim,
+    msg.Start: lifecycle.on_start,
+    msg.Release: lifecycle.on_release,
 }
 
 #: What is heard of attempts and of time.
-REPORTED: dict[type[inp.Input], Callable[[WorkflowState, Any, float], Events]] = {
-    inp.Wake: waits.on_wake,
-    inp.Delivered: outbox.on_delivered,
-    inp.AttemptRuns: attempts.on_attempt_runs,
-    inp.FoundUnplaceable: attempts.on_found_unplaceable,
-    inp.AttemptReturned: attempts.on_attempt_returned,
-    inp.AttemptReturnedPlan: attempts.on_attempt_returned_plan,
-    inp.AttemptRaised: attempts.on_attempt_raised,
-    inp.AttemptCrashed: attempts.on_attempt_crashed,
-    inp.AttemptLostInput: attempts.on_attempt_lost_input,
-    inp.AttemptLostStorage: attempts.on_attempt_lost_storage,
-    inp.AttemptFoundCorruption: attempts.on_attempt_found_corruption,
+REPORTED: dict[type[msg.Message], Callable[[WorkflowState, Any, float], Events]] = {
+    msg.Wake: waits.on_wake,
+    msg.Delivered: outbox.on_delivered,
+    msg.AttemptRuns: attempts.on_attempt_runs,
+    msg.FoundUnplaceable: attempts.on_found_unplaceable,
+    msg.AttemptReturned: attempts.on_attempt_returned,
+    msg.AttemptReturnedPlan: attempts.on_attempt_returned_plan,
+    msg.AttemptRaised: attempts.on_attempt_raised,
+    msg.AttemptCrashed: attempts.on_attempt_crashed,
+    msg.AttemptLostInput: attempts.on_attempt_lost_input,
+    msg.AttemptLostStorage: attempts.on_attempt_lost_storage,
+    msg.AttemptFoundCorruption: attempts.on_attempt_found_corruption,
 }

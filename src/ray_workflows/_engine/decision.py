@@ -35,7 +35,7 @@ class Surroundings(msgspec.Struct, frozen=True, gc=False):
 
 
 class Decision(msgspec.Struct, frozen=True, gc=False):
-    """What follows from an input: events, in order, and the answer to whoever asked, which may be
+    """What follows from a message: events, in order, and the answer to whoever asked, which may be
     an exception. The answer holds once the events are durable."""
 
     events: Events

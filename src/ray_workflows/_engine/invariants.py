@@ -17,9 +17,9 @@ def check(state: WorkflowState) -> None:
     for number, task in state.tasks.items():
         if task.phase is Phase.ACTIVE:
             active.add(number)
-        elif task.phase is Phase.TIMING:
+        elif task.phase is Phase.AWAITING_TIMER:
             timing[number] = task.until
-        elif task.phase is Phase.EXPECTING:
+        elif task.phase is Phase.AWAITING_SIGNAL:
             expecting[number] = task
     for number, task in expecting.items():
         if task.options.timeout is not None:
@@ -91,7 +91,7 @@ def check_task(
     assert task.wanted == wanted, (task.task_id, task.wanted, wanted)
     if task.phase is Phase.WAITING:
         assert unmet or not started, task.task_id
-    if task.phase in (Phase.ACTIVE, Phase.TIMING, Phase.EXPECTING):
+    if task.phase in (Phase.ACTIVE, Phase.AWAITING_TIMER, Phase.AWAITING_SIGNAL):
         assert started
         assert not unmet, task.task_id
         assert all(t.outcome is not None for t in upstream), task.task_id

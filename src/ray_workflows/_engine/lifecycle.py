@@ -28,7 +28,7 @@ from ray_workflows._engine.signals import (
 from ray_workflows._engine.state import Lifecycle, WorkflowState
 from ray_workflows._engine.values import lose, unstored
 from ray_workflows._model import events as ev
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.answers import (
     Accepted,
     Finished,
@@ -78,26 +78,26 @@ def is_there(state: Lifecycle, incarnation: str) -> bool:
 
 
 def on_submit(
-    state: WorkflowState, input: inp.Submit, now: float, around: Surroundings
+    state: WorkflowState, message: msg.Submit, now: float, around: Surroundings
 ) -> Decision:
     if state.status is not WorkflowStatus.NONE:
-        return on_submit_again(state, input, now, around)
-    if not around.can_run and not around.can_wait and not input.parent:
+        return on_submit_again(state, message, now, around)
+    if not around.can_run and not around.can_wait and not message.parent:
         return Decision([], no_room())
     events: Events = [
         ev.WorkflowSubmitted(
             at=now,
-            plan=input.plan,
-            task_ids=assign_task_ids(state.names, [spec.name for spec in input.plan.tasks]),
-            metadata=input.metadata,
+            plan=message.plan,
+            task_ids=assign_task_ids(state.names, [spec.name for spec in message.plan.tasks]),
+            metadata=message.metadata,
             holder=around.holder,
-            request_id=input.request_id,
-            timeout=input.timeout,
-            tags=input.tags,
-            parent=input.parent,
+            request_id=message.request_id,
+            timeout=message.timeout,
+            tags=message.tags,
+            parent=message.parent,
         )
     ]
-    history = input.history or ()
+    history = message.history or ()
     if around.can_run or history:
         events.append(ev.WorkflowStarted(at=now))
     events += [msgspec.structs.replace(event, at=now) for event in history]
@@ -108,40 +108,40 @@ def on_submit(
 
 
 def on_submit_again(
-    state: WorkflowState, input: inp.Submit, now: float, around: Surroundings
+    state: WorkflowState, message: msg.Submit, now: float, around: Surroundings
 ) -> Decision:
     """A workflow of this id is there."""
-    known = state.is_known(input.request_id)
-    same_plan = input.plan.digest == state.plan_digest
+    known = state.is_known(message.request_id)
+    same_plan = message.plan.digest == state.plan_digest
     accepted = Accepted(
         state.incarnation,
-        created=known and input.request_id == state.request_id,
+        created=known and message.request_id == state.request_id,
         same_plan=same_plan,
     )
     if known and has_gone_on(state, around):
         return Decision([], accepted)  # Asked again because the answer was lost.
-    if input.history is not None and not known:
+    if message.history is not None and not known:
         return Decision([], WorkflowAlreadyExistsError(state.workflow_id))
     refusal = why_not_resumed(state, around, canceled=False, same_plan=same_plan)
     if refusal is not None:
         return Decision([], refusal)
-    if not known and (input.asks_first or input.changes not in ("", state.incarnation)):
+    if not known and (message.asks_first or message.changes not in ("", state.incarnation)):
         return Decision([], Stopped())
-    return resumed(state, input, now, around, accepted)
+    return resumed(state, message, now, around, accepted)
 
 
 def on_resume(
-    state: WorkflowState, input: inp.Resume, now: float, around: Surroundings
+    state: WorkflowState, message: msg.Resume, now: float, around: Surroundings
 ) -> Decision:
-    if not is_there(state, input.incarnation):
+    if not is_there(state, message.incarnation):
         return Decision([], WorkflowToResumeNotFoundError(state.workflow_id))
     accepted = Accepted(state.incarnation, created=False)
-    if state.is_known(input.request_id) and has_gone_on(state, around):
+    if state.is_known(message.request_id) and has_gone_on(state, around):
         return Decision([], accepted)  # Asked again because the answer was lost.
-    refusal = why_not_resumed(state, around, canceled=input.canceled, same_plan=True)
+    refusal = why_not_resumed(state, around, canceled=message.canceled, same_plan=True)
     if refusal is not None:
         return Decision([], refusal)
-    return resumed(state, input, now, around, accepted)
+    return resumed(state, message, now, around, accepted)
 
 
 def why_not_resumed(
@@ -162,7 +162,7 @@ def why_not_resumed(
 
 def resumed(
     state: WorkflowState,
-    input: inp.Submit | inp.Resume,
+    message: msg.Submit | msg.Resume,
     now: float,
     around: Surroundings,
     accepted: Accepted,
@@ -175,7 +175,7 @@ def resumed(
         return Decision([], no_room())
     events: Events = [
         ev.WorkflowResumed(
-            at=now, holder=around.holder, change=input.change, request_id=input.request_id
+            at=now, holder=around.holder, change=message.change, request_id=message.request_id
         )
     ]
     if state.output is not None:
@@ -186,8 +186,8 @@ def resumed(
     return Decision([*events, *lost_elsewhere(state, now, around)], accepted)
 
 
-def on_cancel(state: Lifecycle, input: inp.Cancel, now: float, around: Surroundings) -> Decision:
-    if not is_there(state, input.incarnation):
+def on_cancel(state: Lifecycle, message: msg.Cancel, now: float, around: Surroundings) -> Decision:
+    if not is_there(state, message.incarnation):
         return Decision([], WorkflowNotFoundError(state.workflow_id))
     if state.status is WorkflowStatus.CANCELED or isinstance(state.ending, ev.WorkflowCanceled):
         return Decision([])
@@ -197,60 +197,62 @@ def on_cancel(state: Lifecycle, input: inp.Cancel, now: float, around: Surroundi
     return Decision([ev.WorkflowCanceled(at=now)])
 
 
-def on_signal(state: Lifecycle, input: inp.Signal, now: float, around: Surroundings) -> Decision:
+def on_signal(state: Lifecycle, message: msg.Signal, now: float, around: Surroundings) -> Decision:
     """It is only kept. Who takes it is decided when the holder wakes, after all that came with it:
     a signal may end the workflow, and then those that came with it would be refused."""
-    if not is_there(state, input.incarnation):
+    if not is_there(state, message.incarnation):
         return Decision([], WorkflowNotFoundError(state.workflow_id))
-    if is_known(state, input.name, input.signal_id):
+    if is_known(state, message.name, message.signal_id):
         # Sent again because the answer was lost. The workflow may have ended by it.
-        return Decision([], Received(taken=(input.name, input.signal_id) in state.taken))
-    if input.sole and has_another(state, input.name):
+        return Decision([], Received(taken=(message.name, message.signal_id) in state.taken))
+    if message.sole and has_another(state, message.name):
         return Decision([], OtherSignal())
     if state.status not in TAKES_SIGNALS:
-        return Decision([], SignalRefusedError(state.workflow_id, input.name, state.status))
-    if input.most is not None and (kept := kept_signals(state)) >= input.most:
+        return Decision([], SignalRefusedError(state.workflow_id, message.name, state.status))
+    if message.most is not None and (kept := kept_signals(state)) >= message.most:
         return Decision([], TooManySignals(kept))
-    if input.asks:
+    if message.asks:
         return Decision([])
     received = ev.SignalReceived(
-        at=now, name=input.name, signal_id=input.signal_id, value=input.value
+        at=now, name=message.name, signal_id=message.signal_id, value=message.value
     )
     return Decision([received], Received())
 
 
-def on_set_tags(state: Lifecycle, input: inp.SetTags, now: float, around: Surroundings) -> Decision:
+def on_set_tags(
+    state: Lifecycle, message: msg.SetTags, now: float, around: Surroundings
+) -> Decision:
     """Also of one that has ended: nothing follows from its tags."""
-    if not is_there(state, input.incarnation):
+    if not is_there(state, message.incarnation):
         return Decision([], WorkflowNotFoundError(state.workflow_id))
-    tags = with_tags(state.tags, input.tags)
+    tags = with_tags(state.tags, message.tags)
     if len(tags) > MAX_TAGS:
         return Decision([], ValueError(too_many(len(tags))))
     return Decision([] if tags == state.tags else [ev.TagsSet(at=now, tags=tags)])
 
 
 def on_find_signal(
-    state: Lifecycle, input: inp.FindSignal, now: float, around: Surroundings
+    state: Lifecycle, message: msg.FindSignal, now: float, around: Surroundings
 ) -> Decision:
-    if not is_there(state, input.incarnation):
+    if not is_there(state, message.incarnation):
         return Decision([], WorkflowNotFoundError(state.workflow_id))
-    for value in state.signals.get(input.name, {}).values():
+    for value in state.signals.get(message.name, {}).values():
         return Decision([], Received(value=value))
-    return Decision([], Received(taken=True) if has_been_taken(state, input.name) else None)
+    return Decision([], Received(taken=True) if has_been_taken(state, message.name) else None)
 
 
 def on_acknowledge_signals(
-    state: Lifecycle, input: inp.AcknowledgeSignals, now: float, around: Surroundings
+    state: Lifecycle, message: msg.AcknowledgeSignals, now: float, around: Surroundings
 ) -> Decision:
-    if not is_there(state, input.incarnation):
+    if not is_there(state, message.incarnation):
         return Decision([], WorkflowNotFoundError(state.workflow_id))
     if state.status not in TAKES_SIGNALS:
         # Nobody asks for them any more.
         return Decision([])
     return Decision(
         [
-            ev.SignalAcknowledged(at=now, name=input.name, signal_id=signal_id)
-            for signal_id in state.signals.get(input.name, ())
+            ev.SignalAcknowledged(at=now, name=message.name, signal_id=signal_id)
+            for signal_id in state.signals.get(message.name, ())
         ]
     )
 
@@ -263,14 +265,16 @@ def no_room() -> Exception:
 # -- done by the coordinator ---------------------------------------------------------------
 
 
-def on_claim(state: WorkflowState, input: inp.Claim, now: float, around: Surroundings) -> Decision:
+def on_claim(
+    state: WorkflowState, message: msg.Claim, now: float, around: Surroundings
+) -> Decision:
     if state.status not in ACTIVE:
         return Decision([])
     events: Events = []
     if state.holder != around.holder or state.released:
         waits = state.status is WorkflowStatus.RUNNING and not around.can_run
         goes_on = state.ending is None and not state.cancel_requested
-        if input.may_wait and waits and goes_on:
+        if message.may_wait and waits and goes_on:
             events.append(ev.WorkflowResumed(at=now, holder=around.holder))
         else:
             events.append(ev.WorkflowClaimed(at=now, holder=around.holder))
@@ -283,18 +287,20 @@ def lost_elsewhere(state: WorkflowState, now: float, around: Surroundings) -> Ev
     return [] if around.live else lose(state, unstored(state), now)
 
 
-def on_start(state: WorkflowState, input: inp.Start, now: float, around: Surroundings) -> Decision:
+def on_start(
+    state: WorkflowState, message: msg.Start, now: float, around: Surroundings
+) -> Decision:
     if state.status is not WorkflowStatus.PENDING:
         return Decision([])
     return Decision([ev.WorkflowStarted(at=now)])
 
 
 def on_release(
-    state: WorkflowState, input: inp.Release, now: float, around: Surroundings
+    state: WorkflowState, message: msg.Release, now: float, around: Surroundings
 ) -> Decision:
     if state.status not in ACTIVE or state.released:
         return Decision([])
-    return Decision([ev.WorkflowReleased(at=now, error=input.error)])
+    return Decision([ev.WorkflowReleased(at=now, error=message.error)])
 
 
 # -- applied -------------------------------------------------------------------------------

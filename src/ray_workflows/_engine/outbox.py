@@ -11,12 +11,12 @@ from __future__ import annotations
 from ray_workflows._engine.decision import Decision, Events, Surroundings
 from ray_workflows._engine.state import Lifecycle, WorkflowState
 from ray_workflows._model import events as ev
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 
 ENDS = (ev.WorkflowSucceeded, ev.WorkflowFailed, ev.WorkflowTimedOut, ev.WorkflowCanceled)
 
 
-def on_delivered(state: WorkflowState, input: inp.Delivered, now: float) -> Events:
+def on_delivered(state: WorkflowState, input: msg.Delivered, now: float) -> Events:
     if input.message_id not in state.outbox:
         return []
     delivered = ev.Delivered(at=now, message_id=input.message_id, refusal=input.refusal)

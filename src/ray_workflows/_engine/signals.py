@@ -72,7 +72,7 @@ def take(state: Lifecycle, name: str, signal_id: str) -> Value:
 
 def wait(state: WorkflowState, task: Task, at: float) -> None:
     """The task waits from now on, behind those that do already."""
-    task.phase = Phase.EXPECTING
+    task.phase = Phase.AWAITING_SIGNAL
     state.waits.setdefault(task.options.signal, OrderedDict())[task.number] = None
     restart(state, task, at)
 

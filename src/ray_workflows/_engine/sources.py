@@ -65,7 +65,7 @@ def leave_attempt(state: WorkflowState, task: Task) -> None:
 
 
 def begin_timer(state: WorkflowState, task: Task, at: float) -> None:
-    task.phase = Phase.TIMING
+    task.phase = Phase.AWAITING_TIMER
     task.until = at + task.options.duration
     state.timers[task.number] = task.until
 
@@ -138,7 +138,7 @@ SOURCES: dict[str, Source] = {
     FUNCTION: ATTEMPT,
     LISTENER: ATTEMPT,
     TIMER: Source(
-        phase=Phase.TIMING,
+        phase=Phase.AWAITING_TIMER,
         begin=begin_timer,
         commands=commands_of_timer,
         leave=leave_timer,
@@ -146,7 +146,7 @@ SOURCES: dict[str, Source] = {
         on_time=timer_went_off,
     ),
     SIGNAL: Source(
-        phase=Phase.EXPECTING,
+        phase=Phase.AWAITING_SIGNAL,
         begin=signals.wait,
         commands=commands_of_signal,
         leave=signals.leave,

@@ -14,7 +14,7 @@ import msgspec
 
 from ray_workflows._model.catalog import Tag
 from ray_workflows._model.events import End
-from ray_workflows._model.outbox import Message
+from ray_workflows._model.outbox import OutboxMessage
 from ray_workflows._model.plan import Environment, Function, Plan
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import ErrorInfo, Outcome, Value
@@ -29,7 +29,7 @@ class Phase(IntEnum):
     #: Its current attempt should be running.
     ACTIVE = 1
     #: A timer that goes off at ``until``.
-    TIMING = 2
+    AWAITING_TIMER = 2
     #: It returned a plan and waits for the plan's output.
     CONTINUED = 3
     #: It has its one result.
@@ -37,7 +37,7 @@ class Phase(IntEnum):
     #: Its last attempt failed, and nobody caught the error.
     FAILED = 5
     #: It waits for a signal, since ``until``.
-    EXPECTING = 6
+    AWAITING_SIGNAL = 6
 
 
 class Frame:
@@ -218,7 +218,7 @@ class Lifecycle(msgspec.Struct, array_like=True, eq=False):
     #: The workflow that started it.
     parent: str = ""
     #: By id, the messages that are not delivered. A workflow that has ended has none.
-    outbox: dict[str, Message] = {}
+    outbox: dict[str, OutboxMessage] = {}
     #: How it ends, once they are.
     ending: End | None = None
 
@@ -242,8 +242,8 @@ class WorkflowState(Lifecycle, eq=False):
     #: For each base name, the suffix to try next.
     names: dict[str, int] = {}
     # Derived: tasks in phase ACTIVE, in the order they became so; by the signal's name, those
-    # in phase EXPECTING, in that order; when tasks in phase TIMING go off, and when those in
-    # phase EXPECTING give up. (The first of an OrderedDict is found at once.)
+    # in phase AWAITING_SIGNAL, in that order; when tasks in phase AWAITING_TIMER go off, and when those in
+    # phase AWAITING_SIGNAL give up. (The first of an OrderedDict is found at once.)
     active: dict[int, None] = {}
     waits: dict[str, OrderedDict[int, None]] = {}
     timers: dict[int, float] = {}

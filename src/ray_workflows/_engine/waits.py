@@ -9,11 +9,11 @@ from ray_workflows._engine.signals import deliveries
 from ray_workflows._engine.sources import WAITING
 from ray_workflows._engine.state import Task, WorkflowState
 from ray_workflows._model import events as ev
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.values import Outcome, Value
 
 
-def on_wake(state: WorkflowState, input: inp.Wake, now: float) -> Events:
+def on_wake(state: WorkflowState, message: msg.Wake, now: float) -> Events:
     if is_to_be_canceled(state):
         return [ev.WorkflowCanceled(at=now)]
     if not state.running:

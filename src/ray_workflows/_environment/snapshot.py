@@ -34,7 +34,7 @@ BELIEVED_SECONDS = 600.0
 TICK_NANOSECONDS = 20_000_000
 
 
-class Taken:
+class CachedSnapshot:
     """A snapshot, and what has to be as it was for it to hold still."""
 
     def __init__(
@@ -57,7 +57,7 @@ class Taken:
         )
 
 
-class Digested:
+class CachedDigest:
     """The digest of the modules in some directories, and what has to be as it was for it to be
     the same: a directory's time changes when a file comes or goes.
 
@@ -88,15 +88,15 @@ class Digested:
 
 
 #: The last snapshot of this process, and the last digest.
-last: Taken | None = None
-digested: Digested | None = None
+last: CachedSnapshot | None = None
+digested: CachedDigest | None = None
 
 
 def digest_of(directories: tuple[str, ...]) -> str:
     """Changes when a module changes that was imported from, or lies in, the directories."""
     global digested
     if digested is None or not digested.holds(directories):
-        digested = Digested(directories)
+        digested = CachedDigest(directories)
     return digested.digest
 
 
@@ -153,7 +153,7 @@ def take_snapshot(storage: SharedStorage, url: str) -> Environment:
     environment = remember(storage, runtime_env, reached, digest)
     path = unzipped(file_of(main))
     watched = {*reached.files.values(), *map(os.path.dirname, reached.files.values())}
-    last = Taken(key, digest, environment, sorted(watched | ({path} if path else set())))
+    last = CachedSnapshot(key, digest, environment, sorted(watched | ({path} if path else set())))
     return environment
 
 

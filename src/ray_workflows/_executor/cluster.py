@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, Protocol
 
-from ray_workflows._executor.protocol import Scene
+from ray_workflows._executor.protocol import AttemptTemplate
 from ray_workflows._executor.scheduling.slots import Brought, SentBatch
-from ray_workflows._executor.worker.batch import Load
+from ray_workflows._executor.worker.batch import EncodedBatch
 
 
 class Future(Protocol):
@@ -37,7 +37,7 @@ class Cluster(Protocol):
     def nodes(self) -> list[dict[str, float]]:
         """The resources of each live node, whether they are free or not. Asks the head."""
 
-    def prepare(self, scene: Scene) -> Any:
+    def prepare(self, template: AttemptTemplate) -> Any:
         """What attempts of a shape need, for `keep`. Asks the head, and changes nothing here.
 
         Raises:
@@ -53,7 +53,9 @@ class Cluster(Protocol):
     def missing(self, batches: Iterable[SentBatch]) -> set[str]:
         """Those packages of batches that are not in the cluster, by URI. Asks the head."""
 
-    def send(self, sent: SentBatch, loads: list[Load], asks: bool, values: Brought) -> TaskRef:
+    def send(
+        self, sent: SentBatch, loads: list[EncodedBatch], asks: bool, values: Brought
+    ) -> TaskRef:
         """Submit a Ray task with batches, the first of which is this one and takes the values, or
         call a listener host; the result is that of `carry.run_batches`."""
 

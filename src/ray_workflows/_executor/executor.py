@@ -34,8 +34,8 @@ from ray_workflows._executor.protocol import (
 )
 from ray_workflows._executor.scheduling.dispatch import Dispatch
 from ray_workflows._executor.scheduling.placement import PlacementCheck
-from ray_workflows._executor.scheduling.queues import Flight
-from ray_workflows._executor.scheduling.slots import Answer, Carrier, SentBatch
+from ray_workflows._executor.scheduling.queues import InFlightAttempt
+from ray_workflows._executor.scheduling.slots import Answer, SentBatch, WorkerSlot
 from ray_workflows._executor.worker.batch import Live, WireReport
 from ray_workflows._executor.worker.running import TOLD_AFTER_SECONDS
 from ray_workflows._model.messages import AttemptLostInput
@@ -75,7 +75,7 @@ class RayExecutor:
         self.deadlines = Deadlines() if deadlines is None else deadlines
         self.lock = threading.RLock()
         #: By incarnation and task.
-        self.flights: dict[str, dict[int, Flight]] = {}
+        self.flights: dict[str, dict[int, InFlightAttempt]] = {}
         self.live: dict[str, LiveValues] = {}
         self.dispatch = Dispatch(
             cluster,
@@ -98,7 +98,7 @@ class RayExecutor:
 
     def start(self, request: AttemptRequest, followers: Iterable[AttemptRequest] = ()) -> None:
         with self.lock:
-            incarnation = request.scene.incarnation
+            incarnation = request.template.incarnation
             current = self.flight(incarnation, request.task)
             if current is not None:
                 running = current.request
@@ -109,7 +109,7 @@ class RayExecutor:
             if lost:
                 self.report(incarnation, [lost_input(request, lost)])
                 return
-            flight = Flight(request)
+            flight = InFlightAttempt(request)
             if followers and not flight.alone and incarnation not in self.suspects:
                 self.dispatch.durations.fuse(flight, followers)
             flights = self.flights.get(incarnation)
@@ -174,7 +174,7 @@ class RayExecutor:
             if request.options.timeout is None:
                 # One of a function that is not known yet: others need not wait for its end.
                 self.dispatch.durations.at_least(request.function.digest, TOLD_AFTER_SECONDS)
-                self.dispatch.pump(request.scene.shape)
+                self.dispatch.pump(request.template.shape)
             elif not flight.timed:
                 flight.timed = True
                 self.let_time_run(flight)
@@ -190,7 +190,9 @@ class RayExecutor:
                 if flight.timed:
                     self.let_time_run(flight)
 
-    def told_of(self, incarnation: str, task: int, epoch: int, attempt: int) -> Flight | None:
+    def told_of(
+        self, incarnation: str, task: int, epoch: int, attempt: int
+    ) -> InFlightAttempt | None:
         """The attempt that a worker tells of, if it is in flight."""
         flight = self.flight(incarnation, task)
         if flight is None:
@@ -198,7 +200,7 @@ class RayExecutor:
         request = flight.request
         return flight if (request.epoch, request.attempt) == (epoch, attempt) else None
 
-    def let_time_run(self, flight: Flight) -> None:
+    def let_time_run(self, flight: InFlightAttempt) -> None:
         """Let the timeout of an attempt run from now on, unless it waits for the storage."""
         timeout, waits = flight.request.options.timeout, flight.waits
         if timeout is not None and not waits % 2:
@@ -212,9 +214,9 @@ class RayExecutor:
             if sent is None:
                 return
             self.settle(sent, report, objects)
-            carrier = sent.carrier
-            if carrier is not None and carrier.loads[0] is sent:
-                self.dispatch.lanes[sent.shape].expects_no_more(carrier)
+            slot = sent.slot
+            if slot is not None and slot.loads[0] is sent:
+                self.dispatch.ready_queues[sent.shape].expects_no_more(slot)
                 self.stop_if_unwanted(sent)
             elif not sent.open:
                 # It was at hand only, and is not any more.
@@ -226,8 +228,8 @@ class RayExecutor:
         report, objects = decode_report(wire)
         with self.lock:
             sent = self.dispatch.sent.get(report.number)
-            carrier = None if sent is None else sent.carrier
-            if sent is None or carrier is None:
+            slot = None if sent is None else sent.slot
+            if sent is None or slot is None:
                 answer(None)
                 return
             self.dispatch.over(sent)
@@ -235,7 +237,7 @@ class RayExecutor:
             # The next batch is on its way before thousands of reports are looked at. They are
             # looked at whatever becomes of it: the worker has told all it knows.
             try:
-                self.dispatch.go_on(carrier, answer)
+                self.dispatch.go_on(slot, answer)
             finally:
                 self.unsettled.add(sent.number)
                 self.later(lambda: self.settle_later(sent, report, objects))
@@ -278,7 +280,7 @@ class RayExecutor:
                 flight.alone = True
                 self.run_elsewhere(sent, flight)
 
-    def unprepared(self, flights: list[Flight], error: Exception) -> None:
+    def unprepared(self, flights: list[InFlightAttempt], error: Exception) -> None:
         """Attempts can't be submitted, because what they need was not found. The lock is held."""
         for flight in flights:
             if flight.follows:
@@ -287,66 +289,66 @@ class RayExecutor:
             else:
                 self.land(flight, unsubmitted(flight, error))
 
-    def done(self, carrier: Carrier, future: Any) -> None:
+    def done(self, slot: WorkerSlot, future: Any) -> None:
         """A Ray task ended. Called from a thread of Ray's."""
         try:
             try:
                 reports = [decode_report(wire) for wire in future.result()]
             except BaseException as error:
-                self.ended_with(carrier, error)
+                self.ended_with(slot, error)
                 return
             with self.lock:
-                self.dispatch.end(carrier)
-                self.cluster.ended(carrier.ref, host_died=False)
+                self.dispatch.end(slot)
+                self.cluster.ended(slot.ref, host_died=False)
                 for report, objects in reports:
                     sent = self.dispatch.sent.get(report.number)
                     if sent is not None:
                         self.dispatch.over(sent)
                         self.learn(sent, report)
                         self.settle(sent, report, objects)
-                for sent in list(carrier.loads):
+                for sent in list(slot.loads):
                     # It never got them, or they were handed back and that was lost.
                     self.dispatch.over(sent)
                     for flight in sent.left:
                         self.run_elsewhere(sent, flight)
-                self.dispatch.pump(carrier.shape)
+                self.dispatch.pump(slot.shape)
         except Exception:
             logger.exception("The end of a Ray task could not be handled.")
 
-    def ended_with(self, carrier: Carrier, error: BaseException) -> None:
+    def ended_with(self, slot: WorkerSlot, error: BaseException) -> None:
         """A Ray task ended with an error. Whether a package was missing is for the head to say."""
         if isinstance(error, RuntimeEnvSetupError):
             with self.lock:
-                loads = list(carrier.loads)
+                loads = list(slot.loads)
             self.aside(
                 lambda: self.cluster.missing(loads),
-                lambda missing: self.failed(carrier, error, missing),
+                lambda missing: self.failed(slot, error, missing),
             )
         else:
-            self.failed(carrier, error, ())
+            self.failed(slot, error, ())
 
     def failed(
-        self, carrier: Carrier, error: BaseException, missing: Collection[str] | Exception
+        self, slot: WorkerSlot, error: BaseException, missing: Collection[str] | Exception
     ) -> None:
         """A Ray task ended with an error; it is known which of its packages are missing, or why
         that can't be told."""
         with self.lock:
-            self.dispatch.end(carrier)
-            self.cluster.ended(carrier.ref, host_died=isinstance(error, RayActorError))
+            self.dispatch.end(slot)
+            self.cluster.ended(slot.ref, host_died=isinstance(error, RayActorError))
             if isinstance(missing, Exception):
-                for sent in list(carrier.loads):
+                for sent in list(slot.loads):
                     self.dispatch.over(sent)
                     self.unprepared(sent.left, missing)
             else:
-                self.fail(carrier, error, missing)
-            self.dispatch.pump(carrier.shape)
+                self.fail(slot, error, missing)
+            self.dispatch.pump(slot.shape)
 
     def learn(self, sent: SentBatch, report: BatchReport) -> None:
         """How long the members of a batch took that is through."""
         taken: dict[str, list[float]] = {}
         members = sent.members
         for (index, _), seconds in zip(report.reports, report.seconds, strict=True):
-            digest = members[index].request.scene.function.digest
+            digest = members[index].request.template.function.digest
             taken.setdefault(digest, []).append(seconds)
         for digest, each in taken.items():
             self.dispatch.durations.learn(digest, sum(each) / len(each), len(each))
@@ -359,7 +361,7 @@ class RayExecutor:
         for index, found in report.reports:
             flight = members[index]
             if not flight.retired and flight.batch == number:
-                incarnation = flight.request.scene.incarnation
+                incarnation = flight.request.template.incarnation
                 told = self.landed(flight, found, objects.get(incarnation))
                 landed.setdefault(incarnation, []).append(told)
         for incarnation, reports in landed.items():
@@ -368,7 +370,7 @@ class RayExecutor:
         for index in report.unstarted:
             self.run_elsewhere(sent, sent.members[index])
 
-    def run_elsewhere(self, sent: SentBatch, flight: Flight) -> None:
+    def run_elsewhere(self, sent: SentBatch, flight: InFlightAttempt) -> None:
         if not flight.retired and flight.batch == sent.number:
             sent.open -= 1
             if flight.follows:
@@ -380,12 +382,12 @@ class RayExecutor:
             flight.request = msgspec.structs.replace(flight.request, fused=False)
             self.dispatch.enqueue(flight)
 
-    def fail(self, carrier: Carrier, error: BaseException, missing: Collection[str]) -> None:
+    def fail(self, slot: WorkerSlot, error: BaseException, missing: Collection[str]) -> None:
         """A Ray task failed with what it had. If several members are left, one was guilty: those of
         the batch that ran first run again alone, and only the guilty one will be charged. It may
         have been one of the next batch, if the report of the first was lost with the worker, or one
         that nobody wants any more."""
-        loads = list(carrier.loads)
+        loads = list(slot.loads)
         for sent in loads:
             self.dispatch.over(sent)
         left = [(each, flight) for each in loads for flight in each.left]
@@ -408,7 +410,10 @@ class RayExecutor:
             self.run_elsewhere(sent, flight)
 
     def lack(
-        self, left: list[tuple[SentBatch, Flight]], refusal: Exception | None, error: BaseException
+        self,
+        left: list[tuple[SentBatch, InFlightAttempt]],
+        refusal: Exception | None,
+        error: BaseException,
     ) -> None:
         """A package was not in the cluster: nobody's fault. It is brought again, unless it is
         refused: then no attempt that needs it can run."""
@@ -418,13 +423,13 @@ class RayExecutor:
             else:
                 self.land(flight, no_package(flight, refusal))
 
-    def land(self, flight: Flight, report: AnyReport) -> None:
+    def land(self, flight: InFlightAttempt, report: AnyReport) -> None:
         """Report a flight, unless it was retired before. The lock is held."""
         if not flight.retired:
             self.report(flight.request.incarnation, [self.landed(flight, report)])
 
     def landed(
-        self, flight: Flight, report: AnyReport, objects: dict[str, Any] | None = None
+        self, flight: InFlightAttempt, report: AnyReport, objects: dict[str, Any] | None = None
     ) -> AnyReport:
         """What is to be reported of a flight that is over."""
         self.take_out(flight)
@@ -444,15 +449,15 @@ class RayExecutor:
             live.drop([*direct_keys(request), *nested_keys(request)])
         return msgspec.structs.replace(report, lost=self.missing_inputs(request))
 
-    def flight(self, incarnation: str, task: int) -> Flight | None:
+    def flight(self, incarnation: str, task: int) -> InFlightAttempt | None:
         flights = self.flights.get(incarnation)
         return None if flights is None else flights.get(task)
 
-    def take_out(self, flight: Flight) -> None:
+    def take_out(self, flight: InFlightAttempt) -> None:
         """What still comes of it is about the past."""
         flight.retired = True
         request = flight.request
-        incarnation = request.scene.incarnation
+        incarnation = request.template.incarnation
         flights = self.flights.get(incarnation)
         if flights is not None and flights.get(request.task) is flight:
             del flights[request.task]
@@ -461,7 +466,7 @@ class RayExecutor:
 
     # -- what is stopped -------------------------------------------------------------------
 
-    def retire(self, flight: Flight) -> None:
+    def retire(self, flight: InFlightAttempt) -> None:
         """Stop an attempt whose report nobody wants, with those that were to run on its result; the
         lock is held."""
         if flight.retired:
@@ -478,11 +483,11 @@ class RayExecutor:
     def stop_if_unwanted(self, sent: SentBatch) -> None:
         """Stop a Ray task when nobody wants anything of it. While there are others in it, one that
         is not wanted runs on: it is short, or those others are handed back."""
-        carrier = sent.carrier
-        if carrier is not None and not carrier.wanted:
+        slot = sent.slot
+        if slot is not None and not slot.wanted:
             self.stop(sent)
 
-    def expire(self, flight: Flight, waits: int) -> None:
+    def expire(self, flight: InFlightAttempt, waits: int) -> None:
         """Stop an attempt that overran its timeout. It is reported when it is really over, so that
         it never runs beside the next one; if it makes it to its end meanwhile, that counts. One
         that has waited for the storage since has time left."""
@@ -493,12 +498,12 @@ class RayExecutor:
                 self.stop(sent)
 
     def stop(self, sent: SentBatch) -> None:
-        carrier = sent.carrier
-        if carrier is not None and carrier.ref is not None:
-            carrier.stopped = True
+        slot = sent.slot
+        if slot is not None and slot.ref is not None:
+            slot.stopped = True
             try:
                 # A soft cancel can be swallowed by user code. Actor calls know no force.
-                self.cluster.cancel(carrier.ref, force=not sent.listens)
+                self.cluster.cancel(slot.ref, force=not sent.listens)
             except Exception as error:
                 where = sent.members[0].request.where
                 logger.warning("Attempt of %s could not be canceled: %s", where, error)

@@ -19,7 +19,7 @@ from ray.exceptions import (
 from ray_workflows._capture.objects import LOST_OBJECT_ERRORS
 from ray_workflows._codec.envelope import seal
 from ray_workflows._executor.protocol import AnyReport, AttemptRequest
-from ray_workflows._executor.scheduling.queues import Flight
+from ray_workflows._executor.scheduling.queues import InFlightAttempt
 from ray_workflows._model.errors import error_info, name_of, text_of
 from ray_workflows._model.messages import (
     AttemptCrashed,
@@ -45,7 +45,7 @@ LOST_NODE_ERRORS = (NodeDiedError, LocalRayletDiedError, OutOfMemoryError)
 LOST_HEAD_ERRORS = (RpcError, RaySystemError, GetTimeoutError, ConnectionError)
 
 
-def failure(flight: Flight, error: BaseException) -> AnyReport:
+def failure(flight: InFlightAttempt, error: BaseException) -> AnyReport:
     """The report of an attempt whose Ray task failed with an error of Ray's."""
     if flight.expired:
         return timed_out(flight)
@@ -60,7 +60,7 @@ def failure(flight: Flight, error: BaseException) -> AnyReport:
     return AttemptCrashed(**identity(flight), error=described(error), crash=crash)
 
 
-def identity(flight: Flight) -> dict[str, Any]:
+def identity(flight: InFlightAttempt) -> dict[str, Any]:
     request = flight.request
     return {
         "task": request.task,
@@ -80,12 +80,12 @@ def described(error: BaseException) -> ErrorInfo:
     return error_info(name_of(error), text_of(error), exception=exception)
 
 
-def raised(flight: Flight, error: BaseException) -> AttemptRaised:
+def raised(flight: InFlightAttempt, error: BaseException) -> AttemptRaised:
     return AttemptRaised(**identity(flight), error=described(error), retryable=False)
 
 
 def unsubmitted(
-    flight: Flight, cause: BaseException, error: BaseException | None = None
+    flight: InFlightAttempt, cause: BaseException, error: BaseException | None = None
 ) -> AnyReport:
     """The report of an attempt that did not run. What it needs of the cluster, a secret or a
     package, is kept by the head as by a storage: where that does not answer, nobody is to blame.
@@ -100,7 +100,7 @@ def unsubmitted(
     return raised(flight, error or cause)
 
 
-def timed_out(flight: Flight) -> AttemptRaised:
+def timed_out(flight: InFlightAttempt) -> AttemptRaised:
     request = flight.request
     timeout = request.options.timeout
     assert timeout is not None
@@ -120,7 +120,7 @@ def refused_package(error: BaseException) -> Exception | None:
     return cause if isinstance(cause, (StorageCorruptError, PackageTooLargeError)) else None
 
 
-def no_package(flight: Flight, why: Exception) -> AttemptFoundCorruption:
+def no_package(flight: InFlightAttempt, why: Exception) -> AttemptFoundCorruption:
     """The report of an attempt whose code can't be brought to a worker."""
     workflow_id = flight.request.workflow_id
     text = (
@@ -136,7 +136,7 @@ def lost_input(
     request: AttemptRequest,
     lost: tuple[int, ...],
     error: BaseException | None = None,
-    flight: Flight | None = None,
+    flight: InFlightAttempt | None = None,
 ) -> AttemptLostInput:
     now = time.time()
     return AttemptLostInput(

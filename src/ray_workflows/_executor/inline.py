@@ -26,7 +26,7 @@ def at_once(request: AttemptRequest, action: Callable[[], None]) -> None:
     action()
 
 
-class Flight:
+class InlineAttempt:
     """An attempt that was started. ``retired``: canceled or reported."""
 
     __slots__ = ("request", "retired")
@@ -54,7 +54,7 @@ class InlineExecutor:
         self.report = report
         self.clock = clock
         self.defer = defer
-        self.flights: dict[tuple[str, int], Flight] = {}
+        self.flights: dict[tuple[str, int], InlineAttempt] = {}
         #: For each incarnation, live objects by blob key, and how many holds there are on each.
         self.live: dict[str, dict[str, Any]] = {}
         self.holds: dict[str, dict[str, int]] = {}
@@ -73,7 +73,7 @@ class InlineExecutor:
         if lost:
             self.report(request.incarnation, [self.lost_input(request, lost)])
             return
-        flight = Flight(request)
+        flight = InlineAttempt(request)
         self.flights[key] = flight
         self.defer(request, lambda: self.run(flight))
 
@@ -99,7 +99,7 @@ class InlineExecutor:
         # Outputs are read from storage here: there is no object store.
         return None
 
-    def flight(self, incarnation: str, task: int) -> Flight | None:
+    def flight(self, incarnation: str, task: int) -> InlineAttempt | None:
         """The attempt of a task that was started and has not ended."""
         return self.flights.get((incarnation, task))
 
@@ -111,12 +111,12 @@ class InlineExecutor:
 
     # -- what becomes of attempts ----------------------------------------------------------
 
-    def run(self, flight: Flight) -> None:
+    def run(self, flight: InlineAttempt) -> None:
         if not flight.retired:
             request = flight.request
             self.land(flight, *self.perform(request, self.live.get(request.incarnation, {})))
 
-    def crash(self, flight: Flight, error: ErrorInfo) -> None:
+    def crash(self, flight: InlineAttempt, error: ErrorInfo) -> None:
         """The worker of an attempt dies."""
         now = self.clock()
         request = flight.request
@@ -134,7 +134,7 @@ class InlineExecutor:
         """A live object is gone, as when a node dies."""
         self.live.get(incarnation, {}).pop(key, None)
 
-    def land(self, flight: Flight, report: AnyReport, objects: dict[str, Any]) -> None:
+    def land(self, flight: InlineAttempt, report: AnyReport, objects: dict[str, Any]) -> None:
         if flight.retired:
             return
         self.retire(flight)
@@ -148,7 +148,7 @@ class InlineExecutor:
             report = self.lost_input(request, self.missing_inputs(request))
         self.report(request.incarnation, [report])
 
-    def retire(self, flight: Flight) -> None:
+    def retire(self, flight: InlineAttempt) -> None:
         flight.retired = True
         request = flight.request
         self.flights.pop((request.incarnation, request.task), None)

@@ -31,7 +31,7 @@ NOT_SHAPE = ("name", LABELS, "enable_task_events")
 SHARED_OPTIONS = (*NOT_SHAPE, "runtime_env")
 
 
-class Scene(msgspec.Struct, frozen=True, array_like=True, dict=True):
+class AttemptTemplate(msgspec.Struct, frozen=True, array_like=True, dict=True):
     """What the attempts of one function in one plan have in common."""
 
     workflow_id: str
@@ -83,7 +83,7 @@ class AttemptRequest(msgspec.Struct, frozen=True, gc=False):
     nobody else, takes the result. ``last_end``: why the attempt before it ended.
     """
 
-    scene: Scene
+    template: AttemptTemplate
     task: int
     task_id: str
     epoch: int
@@ -98,27 +98,27 @@ class AttemptRequest(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def workflow_id(self) -> str:
-        return self.scene.workflow_id
+        return self.template.workflow_id
 
     @property
     def incarnation(self) -> str:
-        return self.scene.incarnation
+        return self.template.incarnation
 
     @property
     def function(self) -> Function:
-        return self.scene.function
+        return self.template.function
 
     @property
     def options(self) -> TaskOptions:
-        return self.scene.options
+        return self.template.options
 
     @property
     def environment(self) -> Environment:
-        return self.scene.environment
+        return self.template.environment
 
     @property
     def constants(self) -> tuple[Value, ...]:
-        return self.scene.constants
+        return self.template.constants
 
     @property
     def where(self) -> str:
@@ -139,9 +139,9 @@ class AttemptRequest(msgspec.Struct, frozen=True, gc=False):
 
 
 class Member(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """An `AttemptRequest` on the wire. ``scene`` is an index: many members share one."""
+    """An `AttemptRequest` on the wire. ``template`` is an index: many members share one."""
 
-    scene: int
+    template: int
     task: int
     task_id: str
     epoch: int
@@ -159,7 +159,7 @@ class Batch(msgspec.Struct, frozen=True, array_like=True):
     """Attempts that travel together, to run one after the other. ``number`` is the executor's."""
 
     number: int
-    scenes: tuple[Scene, ...]
+    templates: tuple[AttemptTemplate, ...]
     members: tuple[Member, ...]
 
 
@@ -200,14 +200,14 @@ def decode_report(wire: Message) -> tuple[BatchReport, dict[str, dict[str, Any]]
 
 def encode_batch(number: int, requests: Sequence[AttemptRequest]) -> bytes:
     """Attempts on their way to a worker."""
-    scenes: dict[int, int] = {}
-    distinct: list[Scene] = []
+    templates: dict[int, int] = {}
+    distinct: list[AttemptTemplate] = []
     members = []
     for request in requests:
-        scene = request.scene
-        index = scenes.setdefault(id(scene), len(distinct))
+        template = request.template
+        index = templates.setdefault(id(template), len(distinct))
         if index == len(distinct):
-            distinct.append(scene)
+            distinct.append(template)
         members.append(
             Member(
                 index,
@@ -232,7 +232,7 @@ def decode_batch(data: bytes) -> tuple[int, list[AttemptRequest]]:
     batch = BATCH_DECODER.decode(data)
     requests = [
         AttemptRequest(
-            batch.scenes[member.scene],
+            batch.templates[member.template],
             member.task,
             member.task_id,
             member.epoch,

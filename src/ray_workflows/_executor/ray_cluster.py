@@ -14,11 +14,11 @@ from ray_workflows._capture.options import decode_ray_options
 from ray_workflows._codec.transport import message
 from ray_workflows._environment.attempts import packages_for, runtime_env_for
 from ray_workflows._executor.live_values import LiveValues, direct_keys, nested_keys
-from ray_workflows._executor.protocol import NOT_SHAPE, Scene, encode_batch
+from ray_workflows._executor.protocol import NOT_SHAPE, AttemptTemplate, encode_batch
 from ray_workflows._executor.scheduling.listener_hosts import Host, ListenerHosts
-from ray_workflows._executor.scheduling.package_cache import Rack
+from ray_workflows._executor.scheduling.package_cache import PackageCache
 from ray_workflows._executor.scheduling.slots import Brought, SentBatch
-from ray_workflows._executor.worker.batch import Home, Live, Load
+from ray_workflows._executor.worker.batch import EncodedBatch, Home, Live
 from ray_workflows._executor.worker.listeners import listener_host_class
 from ray_workflows._executor.worker.loop import remote_run_batches
 from ray_workflows._model.plan import Package
@@ -38,7 +38,7 @@ class Needs(NamedTuple):
     packages: tuple[Package, ...]
 
 
-class Calls:
+class RayCluster:
     """The `Cluster` that is Ray's: submits Ray tasks and calls listener hosts.
 
     Args:
@@ -51,14 +51,14 @@ class Calls:
         #: Bytes, and not an object of Ray's that each Ray task would have to have brought before it
         #: starts: between two Ray tasks of a worker, that took longer than all the rest.
         self.pickled_home: bytes | None = None
-        self.rack = Rack(storage)
+        self.package_cache = PackageCache(storage)
         self.listener_hosts = ListenerHosts(ray.kill)
         #: By shape.
         self.needs: dict[str, Needs] = {}
         #: Ray functions with their options, by shape, name and `max_calls`.
         self.remotes: dict[tuple[str, str, int], Any] = {}
 
-    def prepare(self, scene: Scene) -> Needs:
+    def prepare(self, template: AttemptTemplate) -> Needs:
         """What attempts of a shape need: values of secrets, the bundles of a placement group.
 
         Changes nothing here: it runs without the executor's lock, beside all other methods.
@@ -66,16 +66,16 @@ class Calls:
         Raises:
             LookupError: this cluster does not have the value of a secret.
         """
-        options = decode_ray_options(scene.options.ray)
+        options = decode_ray_options(template.options.ray)
         for name in NOT_SHAPE:
             options.pop(name, None)
-        runtime_env = runtime_env_for(scene.environment, options.pop("runtime_env", None))
+        runtime_env = runtime_env_for(template.environment, options.pop("runtime_env", None))
         strategy = options.get("scheduling_strategy")
         for group in (options.get("placement_group"), getattr(strategy, "placement_group", None)):
             if isinstance(group, PlacementGroup):
                 # Ray looks them up when it is called, and keeps them in this object.
                 _ = group.bundle_specs
-        return Needs(options, runtime_env, packages_for(scene.environment, runtime_env))
+        return Needs(options, runtime_env, packages_for(template.environment, runtime_env))
 
     def keep(self, shape: str, needs: Needs) -> None:
         """Remember what attempts of a shape need. It is there at least until the next shape's is
@@ -95,37 +95,37 @@ class Calls:
         return {uri for uri in uris if not private.has_key(uri)}
 
     def send(
-        self, sent: SentBatch, loads: list[Load], asks: bool, values: Brought
+        self, sent: SentBatch, loads: list[EncodedBatch], asks: bool, values: Brought
     ) -> ray.ObjectRef:
         """Submit a Ray task with batches, the first of which is this one and takes the values, or
         call a listener host; the result is that of `carry.run_batches`."""
         if self.pickled_home is None:
             self.pickled_home = ray.cloudpickle.dumps(self.home)
-        scene = sent.members[0].request.scene
+        template = sent.members[0].request.template
         if sent.listens:
-            host = self.listener_host(sent, scene)
+            host = self.listener_host(sent, template)
             (load,) = loads
             call = host.actor.listen.remote(load, self.pickled_home)
             self.listener_hosts.called(host, call)
             return call
-        sent.packages = self.needs[scene.shape].packages
-        remote = self.remote(scene)
-        waits = self.rack.need(sent.packages)
+        sent.packages = self.needs[template.shape].packages
+        remote = self.remote(template)
+        waits = self.package_cache.need(sent.packages)
         home = self.pickled_home
         return remote.remote(loads, home, asks, list(values), *values.values(), *waits)
 
-    def remote(self, scene: Scene) -> Any:
+    def remote(self, template: AttemptTemplate) -> Any:
         """The Ray function for a shape and a name. Ray parses options anew with each use."""
-        given = scene.options.ray
-        name = given.get("name", scene.function.name)
+        given = template.options.ray
+        name = given.get("name", template.function.name)
         max_calls = given.get("max_calls", 0)
-        key = (scene.shape, name, max_calls)
+        key = (template.shape, name, max_calls)
         remote = self.remotes.get(key)
         if remote is None:
-            needs = self.needs[scene.shape]
+            needs = self.needs[template.shape]
             options = {**given, **needs.options, "name": name}
             options.pop("max_calls", None)
-            options["runtime_env"] = self.rack.varied(needs.runtime_env, needs.packages)
+            options["runtime_env"] = self.package_cache.varied(needs.runtime_env, needs.packages)
             options.update(max_retries=0, retry_exceptions=False)
             remote = remote_run_batches(max_calls).options(**options)
             if len(self.remotes) >= MAX_REMOTES:
@@ -133,28 +133,28 @@ class Calls:
             self.remotes[key] = remote
         return remote
 
-    def listener_host(self, sent: SentBatch, scene: Scene) -> Host:
-        needs = self.needs[scene.shape]
+    def listener_host(self, sent: SentBatch, template: AttemptTemplate) -> Host:
+        needs = self.needs[template.shape]
         sent.packages = needs.packages
-        runtime_env = self.rack.varied(needs.runtime_env, needs.packages)
+        runtime_env = self.package_cache.varied(needs.runtime_env, needs.packages)
         name = msgspec.json.encode(runtime_env).decode()
 
         def start() -> Any:
-            waits = self.rack.need(sent.packages)
+            waits = self.package_cache.need(sent.packages)
             return listener_host_class.options(runtime_env=runtime_env).remote(*waits)
 
         return self.listener_hosts.take(name, sent.members[0].request, start)
 
     def lacked(self, sent: SentBatch, missing: Collection[str]) -> bool:
         """Whether a package of it is among those that are missing: it is brought again."""
-        lacked = self.rack.lacked(sent.packages, missing)
+        lacked = self.package_cache.lacked(sent.packages, missing)
         if lacked:
             self.remotes.clear()
         return lacked
 
     def why_missing(self, sent: SentBatch, missing: Collection[str]) -> Exception | None:
         """Why a package of it can't be brought into the cluster."""
-        return self.rack.why_missing(sent.packages, missing)
+        return self.package_cache.why_missing(sent.packages, missing)
 
     def cancel(self, ref: Any, *, force: bool) -> None:
         """Stop a Ray task."""
@@ -166,7 +166,7 @@ class Calls:
 
     def tidy(self) -> None:
         """Take packages out of the cluster."""
-        self.rack.tidy()
+        self.package_cache.tidy()
 
     def ended(self, ref: Any, *, host_died: bool) -> None:
         """A listener host that serves nobody may end."""
@@ -177,21 +177,21 @@ class Calls:
         self.listener_hosts.close()
 
 
-def load_of(sent: SentBatch, live: Mapping[str, LiveValues]) -> tuple[Load, Brought]:
+def load_of(sent: SentBatch, live: Mapping[str, LiveValues]) -> tuple[EncodedBatch, Brought]:
     """What goes to the worker, and the live values that Ray has to bring there."""
     requests = [flight.request for flight in sent.members]
     values: Brought = {}
     if not live:
         # Most workflows have none.
         return encode_batch(sent.number, requests), values
-    laden = [
+    needs_objects = [
         (request, live[request.incarnation]) for request in requests if request.incarnation in live
     ]
     nested: Live = {}
     taken = Counter(
-        (request.incarnation, key) for request, _ in laden for key in direct_keys(request)
+        (request.incarnation, key) for request, _ in needs_objects for key in direct_keys(request)
     )
-    for request, here in laden:
+    for request, here in needs_objects:
         incarnation = request.incarnation
         found = here.among(nested_keys(request))
         for key, value in here.among(direct_keys(request)).items():

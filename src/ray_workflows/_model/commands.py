@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import msgspec
 
-from ray_workflows._model.outbox import Message
+from ray_workflows._model.outbox import OutboxMessage
 from ray_workflows._model.values import Value
 
 
@@ -43,7 +43,7 @@ class ReleaseValue(Command, frozen=True):
 class Deliver(Command, frozen=True):
     """Bring a message to its target, which takes it once, however often it comes."""
 
-    message: Message
+    message: OutboxMessage
 
 
 class Settle(Command, frozen=True):

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from ray_workflows._model.catalog import Tag
-from ray_workflows._model.outbox import Message
+from ray_workflows._model.outbox import OutboxMessage
 from ray_workflows._model.plan import EnvironmentChange, Plan
 from ray_workflows._model.values import ErrorInfo, Outcome, Value
 
@@ -141,7 +141,7 @@ class TaskSucceeded(Event, frozen=True, tag="task-succeeded"):
     ended_at: float = 0.0
     node: str = ""
     metadata: dict[str, Any] | None = None
-    messages: tuple[Message, ...] = ()
+    messages: tuple[OutboxMessage, ...] = ()
 
 
 class TaskContinued(Event, frozen=True, tag="task-continued"):
@@ -159,7 +159,7 @@ class TaskContinued(Event, frozen=True, tag="task-continued"):
     ended_at: float = 0.0
     node: str = ""
     metadata: dict[str, Any] | None = None
-    messages: tuple[Message, ...] = ()
+    messages: tuple[OutboxMessage, ...] = ()
 
 
 class TaskFailed(Event, frozen=True, tag="task-failed"):

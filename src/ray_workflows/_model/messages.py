@@ -9,16 +9,16 @@ import msgspec
 
 from ray_workflows._model.catalog import Tag
 from ray_workflows._model.events import Event
-from ray_workflows._model.outbox import Message
+from ray_workflows._model.outbox import OutboxMessage
 from ray_workflows._model.plan import EnvironmentChange, Plan
 from ray_workflows._model.values import ErrorInfo, Value
 
 
-class Input(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Base of all inputs. Reports come from workers as arrays."""
+class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Base of all messages. Reports come from workers as arrays."""
 
 
-class Asked(Input, frozen=True):
+class Asked(Message, frozen=True):
     """Base of what is asked about one workflow, and answered once what follows is durable."""
 
 
@@ -105,35 +105,35 @@ class AcknowledgeSignals(Asked, frozen=True):
     incarnation: str = ""
 
 
-class Claim(Input, frozen=True):
+class Claim(Message, frozen=True):
     """Take the workflow over, which nobody drives. ``may_wait``: where no more may run, it waits
     as PENDING."""
 
     may_wait: bool = False
 
 
-class Start(Input, frozen=True):
+class Start(Message, frozen=True):
     """Admit a pending workflow."""
 
 
-class Release(Input, frozen=True):
+class Release(Message, frozen=True):
     """Give the workflow up because it can't be driven; it reads as RESUMABLE."""
 
     error: ErrorInfo
 
 
-class Delivered(Input, frozen=True):
+class Delivered(Message, frozen=True):
     """The target of a message has answered; ``refusal``: that it does not take it, ever."""
 
     message_id: str
     refusal: ErrorInfo | None = None
 
 
-class Wake(Input, frozen=True):
+class Wake(Message, frozen=True):
     """Time has passed: timers that are due go off, and signals that were kept are taken."""
 
 
-class AttemptNews(Input, frozen=True):
+class AttemptNews(Message, frozen=True):
     """Base of what is heard of an attempt. ``epoch`` counts the claims before it was started."""
 
     task: int
@@ -148,7 +148,7 @@ class AttemptRuns(AttemptNews, frozen=True):
     node: str = ""
 
 
-class FoundUnplaceable(Input, frozen=True):
+class FoundUnplaceable(Message, frozen=True):
     """No node of the cluster can hold these tasks, whose attempts wait: why, or empty if one now
     can."""
 
@@ -170,7 +170,7 @@ class AttemptReturned(AttemptReport, frozen=True, tag=True):
     value: Value
     node: str = ""
     metadata: dict[str, Any] | None = None
-    messages: tuple[Message, ...] = ()
+    messages: tuple[OutboxMessage, ...] = ()
 
 
 class AttemptReturnedPlan(AttemptReport, frozen=True, tag=True):
@@ -179,7 +179,7 @@ class AttemptReturnedPlan(AttemptReport, frozen=True, tag=True):
     plan: Plan
     node: str = ""
     metadata: dict[str, Any] | None = None
-    messages: tuple[Message, ...] = ()
+    messages: tuple[OutboxMessage, ...] = ()
 
 
 class AttemptRaised(AttemptReport, frozen=True, tag=True):

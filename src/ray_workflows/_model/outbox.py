@@ -7,7 +7,7 @@ import msgspec
 from ray_workflows._model.values import Value
 
 
-class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
+class OutboxMessage(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A submission that a task has made: a workflow that begins once the task's result is durable.
 
     ``message_id`` is the same whichever attempt of the task makes it, and is the submission's

@@ -6,7 +6,7 @@ import click
 
 from ray_workflows._client import bulk, workflows
 from ray_workflows._client.code_changes import CodeChanges
-from ray_workflows._client.environments import Wishes
+from ray_workflows._client.environments import ResumeOptions
 from ray_workflows._model.filters import Filter
 from ray_workflows._model.ids import validate_workflow_id
 from ray_workflows.cli.bulk import check_one_or_many, do_many, many_options
@@ -63,14 +63,14 @@ def fork(
     load_script(script, code)
     connection = connect(storage, address)
     changes = CodeChanges(connection.storage)
-    wishes = Wishes(code, strict=not no_strict)
+    resume_options = ResumeOptions(code, strict=not no_strict)
     if wanted is not None:
         do_many(
             connection,
             wanted,
             bulk.TO_FORK,
             lambda row: workflows.forked(
-                connection, row.workflow_id, from_task, None, wishes, changes
+                connection, row.workflow_id, from_task, None, resume_options, changes
             ),
             done="forked",
             dry_run=dry_run,
@@ -80,7 +80,7 @@ def fork(
         return
     assert workflow_id is not None
     what = f"{printable(workflow_id)} to be forked"
-    start = (connection, workflow_id, from_task, new_id, wishes, changes)
+    start = (connection, workflow_id, from_task, new_id, resume_options, changes)
     created = within(START_SECONDS, what, workflows.forked, *start)
     note_changes(changes, "fork", workflow_id, "--from-task", from_task)
     if as_json:

@@ -10,7 +10,7 @@ import click
 from ray_workflows._client import bulk, environments
 from ray_workflows._client.code_changes import CodeChanges
 from ray_workflows._client.connection import Connection
-from ray_workflows._client.environments import Wishes
+from ray_workflows._client.environments import ResumeOptions
 from ray_workflows._client.outputs import await_output
 from ray_workflows._client.reads import import_directories
 from ray_workflows._model.catalog import CatalogRow
@@ -102,14 +102,14 @@ def resume(
     if no_wait and as_json:
         raise click.UsageError("--no-wait prints no output: leave --json out.")
     load_script(script, code)
-    wishes = Wishes(code, runtime_env, {}, not no_strict)
+    resume_options = ResumeOptions(code, runtime_env, {}, not no_strict)
     if wanted is not None:
         many = (*bulk.TO_RESUME, *([WorkflowStatus.CANCELED] if canceled else []))
         connection = connect(storage, address)
         changes = CodeChanges(connection.storage)
 
         def start(row: CatalogRow) -> None:
-            environments.resume(connection, row.workflow_id, canceled, wishes, changes.look)
+            environments.resume(connection, row.workflow_id, canceled, resume_options, changes.look)
 
         do_many(
             connection,
@@ -126,10 +126,10 @@ def resume(
     try:
         if local:
             with local_cluster(storage) as connection:
-                go_on(connection, workflow_id, canceled, wishes, not no_wait, as_json)
+                go_on(connection, workflow_id, canceled, resume_options, not no_wait, as_json)
         else:
             connection = connect(storage, address)
-            go_on(connection, workflow_id, canceled, wishes, not no_wait, as_json)
+            go_on(connection, workflow_id, canceled, resume_options, not no_wait, as_json)
     except NoClusterError as error:
         raise click.ClickException(
             f"{error.message} To run it to its end in a cluster of its own: "
@@ -143,14 +143,14 @@ def go_on(
     connection: Connection,
     workflow_id: str,
     canceled: bool,
-    wishes: Wishes,
+    resume_options: ResumeOptions,
     wait: bool,
     as_json: bool,
 ) -> None:
     """Resume it, and print the output if it is waited for."""
     try:
         changes = CodeChanges(connection.storage)
-        start = (connection, workflow_id, canceled, wishes, changes.look)
+        start = (connection, workflow_id, canceled, resume_options, changes.look)
         what = f"{printable(workflow_id)} to be resumed"
         within(START_SECONDS, what, environments.resume, *start)
         note_changes(changes, "resume", workflow_id)

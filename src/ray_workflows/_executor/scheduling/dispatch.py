@@ -1,4 +1,4 @@
-"""The way of attempts to Ray: what waits in lanes becomes batches, in Ray tasks that take one after
+"""The way of attempts to Ray: what waits in ready_queues becomes batches, in Ray tasks that take one after
 the other.
 """
 
@@ -17,27 +17,27 @@ from ray_workflows._executor.scheduling.queues import (
     TARGET_SECONDS,
     WORTHWHILE_SECONDS,
     Durations,
-    Flight,
-    Lane,
+    InFlightAttempt,
+    ReadyQueue,
 )
 from ray_workflows._executor.scheduling.slots import (
     STAY_SECONDS,
     Answer,
     Brought,
-    Carrier,
-    Carriers,
     SentBatch,
+    SlotPool,
+    WorkerSlot,
 )
-from ray_workflows._executor.worker.batch import Load
+from ray_workflows._executor.worker.batch import EncodedBatch
 
 #: Takes a Ray task that has ended, and the future with its result.
-Ended = Callable[[Carrier, Any], None]
+Ended = Callable[[WorkerSlot, Any], None]
 
 #: Takes a batch that could not be submitted, and why.
 Refused = Callable[[SentBatch, Exception], None]
 
 #: Takes attempts that can't be submitted, and why.
-Unprepared = Callable[[list[Flight], Exception], None]
+Unprepared = Callable[[list[InFlightAttempt], Exception], None]
 
 
 class Dispatch:
@@ -79,15 +79,15 @@ class Dispatch:
         #: Other ones than those of an earlier life of the coordinator, whose Ray tasks may still
         #: report here.
         self.numbers = itertools.count(int(clock.time() * 1e9))
-        self.lanes: dict[str, Lane] = {}
-        #: Shapes of lanes to which something was added since the last `flush`.
+        self.ready_queues: dict[str, ReadyQueue] = {}
+        #: Shapes of ready_queues to which something was added since the last `flush`.
         self.grown: dict[str, None] = {}
         self.durations = Durations()
         self.sent: dict[int, SentBatch] = {}
-        self.carriers = Carriers()
+        self.slots = SlotPool()
         #: How many tasks of one CPU the cluster can run at once, as far as we know.
-        self.slots = 1
-        #: Shapes of lanes that wait for what their attempts need.
+        self.capacity = 1
+        #: Shapes of ready_queues that wait for what their attempts need.
         self.preparing: set[str] = set()
 
     def flush(self) -> None:
@@ -95,71 +95,71 @@ class Dispatch:
         while self.grown:
             self.pump(self.grown.popitem()[0])
 
-    def enqueue(self, flight: Flight) -> None:
-        shape = flight.request.scene.shape
-        lane = self.lanes.get(shape)
-        if lane is None:
-            lane = self.lanes[shape] = Lane()
+    def enqueue(self, flight: InFlightAttempt) -> None:
+        shape = flight.request.template.shape
+        ready_queue = self.ready_queues.get(shape)
+        if ready_queue is None:
+            ready_queue = self.ready_queues[shape] = ReadyQueue()
         self.grown[shape] = None
-        if lane.add(flight, self.durations, self.slots):
+        if ready_queue.add(flight, self.durations, self.capacity):
             # It begins while the rest of thousands is started.
             self.pump(shape)
 
     def pump(self, shape: str) -> None:
         """Submit what waits, as far as it is time. The lock is held."""
         # Looked up each time: a Ray task that has ended at once brings us here again meanwhile.
-        while (lane := self.lanes.get(shape)) is not None:
-            if lane.queues and not self.cluster.is_prepared(shape):
-                self.prepare(shape, lane)
+        while (ready_queue := self.ready_queues.get(shape)) is not None:
+            if ready_queue.queues and not self.cluster.is_prepared(shape):
+                self.prepare(shape, ready_queue)
                 return
-            taking, waits = self.carriers.are_taking(shape), self.carriers.waits(shape)
+            taking, waits = self.slots.are_taking(shape), self.slots.waits(shape)
             now = self.clock.monotonic()
-            batch = lane.next_batch(self.durations, self.slots, now, taking, waits)
+            batch = ready_queue.next_batch(self.durations, self.capacity, now, taking, waits)
             if not batch:
-                if lane.idle:
-                    del self.lanes[shape]
-                elif lane.queues and lane.expected and not lane.looks_again:
+                if ready_queue.idle:
+                    del self.ready_queues[shape]
+                elif ready_queue.queues and ready_queue.expected and not ready_queue.looks_again:
                     # Who is expected may take longer than was known.
-                    lane.looks_again = True
+                    ready_queue.looks_again = True
                     self.deadlines.after(WORTHWHILE_SECONDS, lambda: self.look_again(shape))
                 return
-            self.submit(lane, batch)
+            self.submit(ready_queue, batch)
 
     def look_again(self, shape: str) -> None:
         with self.lock:
-            lane = self.lanes.get(shape)
-            if lane is not None:
-                lane.looks_again = False
+            ready_queue = self.ready_queues.get(shape)
+            if ready_queue is not None:
+                ready_queue.looks_again = False
                 self.pump(shape)
 
-    def resize(self, slots: int) -> None:
+    def resize(self, capacity: int) -> None:
         """The cluster can run so many tasks of one CPU at once."""
-        if slots != self.slots:
-            self.slots = slots
-            for shape in list(self.lanes):
+        if capacity != self.capacity:
+            self.capacity = capacity
+            for shape in list(self.ready_queues):
                 self.pump(shape)
 
-    def prepare(self, shape: str, lane: Lane) -> None:
-        """Have what a lane's attempts need looked up; they wait meanwhile."""
+    def prepare(self, shape: str, ready_queue: ReadyQueue) -> None:
+        """Have what a ready_queue's attempts need looked up; they wait meanwhile."""
         if shape not in self.preparing:
             self.preparing.add(shape)
-            scene = lane.scene
+            template = ready_queue.template
             self.aside(
-                lambda: self.cluster.prepare(scene), lambda result: self.prepared(shape, result)
+                lambda: self.cluster.prepare(template), lambda result: self.prepared(shape, result)
             )
 
     def prepared(self, shape: str, result: Any) -> None:
-        """What a lane's attempts need was looked up, or the reason is there why that failed."""
+        """What a ready_queue's attempts need was looked up, or the reason is there why that failed."""
         with self.lock:
             self.preparing.discard(shape)
-            lane = self.lanes.get(shape)
+            ready_queue = self.ready_queues.get(shape)
             if not isinstance(result, Exception):
                 self.cluster.keep(shape, result)
-            elif lane is not None:
-                self.unprepared(lane.take_all(), result)
+            elif ready_queue is not None:
+                self.unprepared(ready_queue.take_all(), result)
             self.pump(shape)
 
-    def submit(self, lane: Lane, members: list[Flight]) -> None:
+    def submit(self, ready_queue: ReadyQueue, members: list[InFlightAttempt]) -> None:
         """Let a Ray task carry a batch that waits for one, or submit another."""
         packed = self.pack(members)
         if packed is None:
@@ -167,14 +167,14 @@ class Dispatch:
         sent, load, values = packed
         shape = sent.shape
         # Ray brings values to a Ray task of their own.
-        if not values and self.carriers.waits(shape) and self.is_carried(sent):
-            carrier = self.carriers.take(shape)
-            carrier.carry(sent)
-            self.hand(lane, carrier, [load])
+        if not values and self.slots.waits(shape) and self.is_carried(sent):
+            slot = self.slots.take(shape)
+            slot.carry(sent)
+            self.hand(ready_queue, slot, [load])
         else:
-            self.send(lane, sent, load, values)
+            self.send(ready_queue, sent, load, values)
 
-    def accept(self, members: list[Flight]) -> SentBatch:
+    def accept(self, members: list[InFlightAttempt]) -> SentBatch:
         sent = SentBatch(next(self.numbers), members)
         now = self.clock.time()
         for flight in members:
@@ -183,7 +183,9 @@ class Dispatch:
         self.sent[sent.number] = sent
         return sent
 
-    def pack(self, members: list[Flight]) -> tuple[SentBatch, Load, Brought] | None:
+    def pack(
+        self, members: list[InFlightAttempt]
+    ) -> tuple[SentBatch, EncodedBatch, Brought] | None:
         """A batch, what goes to the worker and what Ray has to bring there; None if that can't be
         encoded, which is said of the attempts."""
         sent = self.accept(members)
@@ -194,18 +196,18 @@ class Dispatch:
             self.refused(sent, error)
             return None
 
-    def hand(self, lane: Lane, carrier: Carrier, loads: list[Load]) -> None:
-        """Answer a carrier with batches, and one more where there is plenty."""
-        loads += self.ahead(lane, carrier)
-        members = [flight for sent in carrier.loads for flight in sent.members]
-        lane.expect(carrier, members, self.durations, self.clock.monotonic())
-        carrier.reply(loads)
+    def hand(self, ready_queue: ReadyQueue, slot: WorkerSlot, loads: list[EncodedBatch]) -> None:
+        """Answer a slot with batches, and one more where there is plenty."""
+        loads += self.ahead(ready_queue, slot)
+        members = [flight for sent in slot.loads for flight in sent.members]
+        ready_queue.expect(slot, members, self.durations, self.clock.monotonic())
+        slot.reply(loads)
 
-    def ahead(self, lane: Lane, carrier: Carrier) -> list[Load]:
-        """The batch after the one that a carrier has, if there is plenty."""
-        members: list[Flight] = []
-        if carrier.asks and len(carrier.loads) < AT_ONCE:
-            members = lane.next_ahead(self.durations, self.slots)
+    def ahead(self, ready_queue: ReadyQueue, slot: WorkerSlot) -> list[EncodedBatch]:
+        """The batch after the one that a slot has, if there is plenty."""
+        members: list[InFlightAttempt] = []
+        if slot.asks and len(slot.loads) < AT_ONCE:
+            members = ready_queue.next_ahead(self.durations, self.capacity)
         if not members:
             return []
         packed = self.pack(members)
@@ -216,85 +218,87 @@ class Dispatch:
             del self.sent[sent.number]
             for flight in members:
                 flight.batch = None
-            lane.put_back(members)
+            ready_queue.put_back(members)
             return []
-        carrier.carry(sent)
+        slot.carry(sent)
         return [load]
 
-    def send(self, lane: Lane, sent: SentBatch, load: Load, values: Brought) -> None:
+    def send(
+        self, ready_queue: ReadyQueue, sent: SentBatch, load: EncodedBatch, values: Brought
+    ) -> None:
         """Submit a Ray task, or call a listener host."""
-        carrier = Carrier(sent.shape, asks=self.is_carried(sent))
-        carrier.carry(sent)
+        slot = WorkerSlot(sent.shape, asks=self.is_carried(sent))
+        slot.carry(sent)
         loads = [load]
         if not sent.listens:
-            self.carriers.start(carrier)
-            lane.submitted += 1
+            self.slots.start(slot)
+            ready_queue.submitted += 1
             if not self.has_room():
-                self.carriers.leave_all()
-            loads += self.ahead(lane, carrier)
+                self.slots.leave_all()
+            loads += self.ahead(ready_queue, slot)
         try:
-            carrier.ref = self.cluster.send(sent, loads, carrier.asks, values)
-            carrier.ref.future().add_done_callback(lambda future: self.ended(carrier, future))
+            slot.ref = self.cluster.send(sent, loads, slot.asks, values)
+            slot.ref.future().add_done_callback(lambda future: self.ended(slot, future))
         except Exception as error:
             # Options that this Ray refuses: the user's to mend.
-            self.end(carrier)
-            for each in list(carrier.loads):
+            self.end(slot)
+            for each in list(slot.loads):
                 self.over(each)
                 self.refused(each, error)
 
     def has_room(self) -> bool:
         """Whether every Ray task in flight has a slot, as far as we know."""
-        return len(self.carriers.flying) <= self.slots
+        return len(self.slots.flying) <= self.capacity
 
     def is_carried(self, sent: SentBatch) -> bool:
         """Whether it may follow another batch in a Ray task, and be followed by one."""
         seconds = self.durations.get(sent.digest)
         return sent.shareable and (seconds is None or seconds <= TARGET_SECONDS)
 
-    def go_on(self, carrier: Carrier, answer: Answer) -> None:
-        """A carrier is through with a batch: it runs the next one, or waits, or ends."""
-        lane = self.lanes[carrier.shape]
-        lane.expects_no_more(carrier)
+    def go_on(self, slot: WorkerSlot, answer: Answer) -> None:
+        """A slot is through with a batch: it runs the next one, or waits, or ends."""
+        ready_queue = self.ready_queues[slot.shape]
+        ready_queue.expects_no_more(slot)
         now = self.clock.monotonic()
-        carrier.hear(now)
-        if not carrier.is_fresh(now) or self.carriers.is_crowded(carrier.shape, self.slots):
-            carrier.answer = answer
-            self.carriers.leave(carrier)
-        elif carrier.loads:
-            carrier.answer = answer
-            self.hand(lane, carrier, [])
+        slot.hear(now)
+        if not slot.is_fresh(now) or self.slots.is_crowded(slot.shape, self.capacity):
+            slot.answer = answer
+            self.slots.leave(slot)
+        elif slot.loads:
+            slot.answer = answer
+            self.hand(ready_queue, slot, [])
         else:
-            self.carriers.wait(carrier, answer)
-        self.pump(carrier.shape)
-        if carrier.answer is None:
+            self.slots.wait(slot, answer)
+        self.pump(slot.shape)
+        if slot.answer is None:
             return
         if self.has_room():
-            waits = carrier.waits
-            self.deadlines.after(STAY_SECONDS, lambda: self.leave(carrier, waits))
+            waits = slot.waits
+            self.deadlines.after(STAY_SECONDS, lambda: self.leave(slot, waits))
         else:
-            self.carriers.leave(carrier)
+            self.slots.leave(slot)
 
-    def leave(self, carrier: Carrier, waits: int) -> None:
+    def leave(self, slot: WorkerSlot, waits: int) -> None:
         """Nothing has come for it in the time it waits."""
         with self.lock:
-            if carrier.answer is not None and carrier.waits == waits:
-                self.carriers.leave(carrier)
+            if slot.answer is not None and slot.waits == waits:
+                self.slots.leave(slot)
 
-    def end(self, carrier: Carrier) -> None:
+    def end(self, slot: WorkerSlot) -> None:
         """A Ray task is no more."""
-        if carrier in self.carriers.flying:
-            lane = self.lanes[carrier.shape]
-            lane.submitted -= 1
-            lane.expects_no_more(carrier)
-            self.carriers.end(carrier)
+        if slot in self.slots.flying:
+            ready_queue = self.ready_queues[slot.shape]
+            ready_queue.submitted -= 1
+            ready_queue.expects_no_more(slot)
+            self.slots.end(slot)
 
     def over(self, sent: SentBatch) -> None:
         """A batch is through, or lost."""
         del self.sent[sent.number]
-        if sent.carrier is not None:
-            sent.carrier.loads.remove(sent)
-        lane = self.lanes.get(sent.shape)
-        if lane is not None:
-            lane.landed(sent.digest)
+        if sent.slot is not None:
+            sent.slot.loads.remove(sent)
+        ready_queue = self.ready_queues.get(sent.shape)
+        if ready_queue is not None:
+            ready_queue.landed(sent.digest)
         if not self.sent:
             self.cluster.tidy()

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from ray_workflows._executor.executor import RayExecutor
 from ray_workflows._executor.scheduling.dispatch import Dispatch
-from ray_workflows._executor.scheduling.queues import Flight, Lane
+from ray_workflows._executor.scheduling.queues import InFlightAttempt, ReadyQueue
 
 
 def check(executor: RayExecutor) -> None:
     """Look at every attempt, queue, batch and Ray task; raise AssertionError with what is wrong."""
     with executor.lock:
         dispatch = executor.dispatch
-        waiting = [flight for lane in dispatch.lanes.values() for flight in waiting_in(lane)]
+        waiting = [
+            flight
+            for ready_queue in dispatch.ready_queues.values()
+            for flight in waiting_in(ready_queue)
+        ]
         known = {flight for each in executor.flights.values() for flight in each.values()}
         queued = set(waiting)
         if len(queued) < len(waiting):
@@ -25,29 +29,29 @@ def check(executor: RayExecutor) -> None:
             check_flight(executor, flight, flight in queued)
         for flight in waiting:
             assert flight in known, f"{name(flight)} waits in a queue, and nobody knows of it"
-        for shape, lane in dispatch.lanes.items():
-            check_lane(dispatch, shape, lane)
+        for shape, ready_queue in dispatch.ready_queues.items():
+            check_queue(dispatch, shape, ready_queue)
         check_batches(dispatch, known)
-        check_carriers(dispatch)
+        check_slots(dispatch)
 
 
-def name(flight: Flight) -> str:
+def name(flight: InFlightAttempt) -> str:
     request = flight.request
     return f"attempt {request.epoch}/{request.attempt} of {request.where}"
 
 
-def waiting_in(lane: Lane) -> list[Flight]:
-    """All that wait in a lane, with those that follow them."""
+def waiting_in(ready_queue: ReadyQueue) -> list[InFlightAttempt]:
+    """All that wait in a ready_queue, with those that follow them."""
     return [
         flight
-        for queue in lane.queues.values()
+        for queue in ready_queue.queues.values()
         for head in queue
         if not head.retired
         for flight in (head, *head.followers)
     ]
 
 
-def check_flight(executor: RayExecutor, flight: Flight, waits: bool) -> None:
+def check_flight(executor: RayExecutor, flight: InFlightAttempt, waits: bool) -> None:
     assert not flight.retired, f"{name(flight)} is over, and still known"
     sent = None if flight.batch is None else executor.dispatch.sent.get(flight.batch)
     if waits:
@@ -57,40 +61,42 @@ def check_flight(executor: RayExecutor, flight: Flight, waits: bool) -> None:
         assert unheard, f"{name(flight)} is in no queue and in no Ray task, and was not reported"
     else:
         assert flight in sent.members, f"{name(flight)} is not in the batch that it names"
-        assert sent.carrier is not None, f"the batch of {name(flight)} is in no Ray task"
+        assert sent.slot is not None, f"the batch of {name(flight)} is in no Ray task"
 
 
-def check_lane(dispatch: Dispatch, shape: str, lane: Lane) -> None:
-    flying = [carrier for carrier in dispatch.carriers.flying if carrier.shape == shape]
-    assert lane.submitted == len(flying), f"{lane.submitted} Ray tasks counted, {len(flying)} there"
-    if any(not flight.retired for queue in lane.queues.values() for flight in queue):
+def check_queue(dispatch: Dispatch, shape: str, ready_queue: ReadyQueue) -> None:
+    flying = [slot for slot in dispatch.slots.flying if slot.shape == shape]
+    assert ready_queue.submitted == len(flying), (
+        f"{ready_queue.submitted} Ray tasks counted, {len(flying)} there"
+    )
+    if any(not flight.retired for queue in ready_queue.queues.values() for flight in queue):
         prepares = shape in dispatch.preparing
-        goes_on = flying or lane.looks_again or shape in dispatch.grown or prepares
+        goes_on = flying or ready_queue.looks_again or shape in dispatch.grown or prepares
         assert goes_on, "attempts wait in a queue that nobody will look at again"
 
 
-def check_batches(dispatch: Dispatch, known: set[Flight]) -> None:
+def check_batches(dispatch: Dispatch, known: set[InFlightAttempt]) -> None:
     for number, sent in dispatch.sent.items():
         left = sent.left
         assert sent.number == number
         assert sent.open == len(left), f"batch {number}: {sent.open} open, {len(left)} left"
         for flight in left:
             assert flight in known, f"{name(flight)} travels in a batch, and nobody knows of it"
-        carrier = sent.carrier
-        assert carrier is not None, f"batch {number} is in no Ray task"
-        assert sent in carrier.loads, f"batch {number} is not in the Ray task that it names"
-        assert carrier.ref is not None, f"the Ray task of batch {number} was not submitted"
-        assert sent.listens or carrier in dispatch.carriers.flying, f"batch {number} is lost"
+        slot = sent.slot
+        assert slot is not None, f"batch {number} is in no Ray task"
+        assert sent in slot.loads, f"batch {number} is not in the Ray task that it names"
+        assert slot.ref is not None, f"the Ray task of batch {number} was not submitted"
+        assert sent.listens or slot in dispatch.slots.flying, f"batch {number} is lost"
 
 
-def check_carriers(dispatch: Dispatch) -> None:
-    carriers = dispatch.carriers
-    for shape, waiting in carriers.waiting.items():
+def check_slots(dispatch: Dispatch) -> None:
+    slots = dispatch.slots
+    for shape, waiting in slots.waiting.items():
         assert waiting, f"no Ray task waits, and yet one is looked for: {shape}"
-        for carrier in waiting:
-            assert carrier.answer is not None, "a Ray task waits for a batch without having asked"
-            assert not carrier.loads, "a Ray task waits for a batch and has one"
-    assert carriers.leaving <= carriers.flying, "a Ray task leaves that has ended"
-    for carrier in carriers.flying:
-        for sent in carrier.loads:
+        for slot in waiting:
+            assert slot.answer is not None, "a Ray task waits for a batch without having asked"
+            assert not slot.loads, "a Ray task waits for a batch and has one"
+    assert slots.leaving <= slots.flying, "a Ray task leaves that has ended"
+    for slot in slots.flying:
+        for sent in slot.loads:
             assert dispatch.sent.get(sent.number) is sent, f"batch {sent.number} is over"

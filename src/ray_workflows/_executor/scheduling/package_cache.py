@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 #: How long a package that no attempt needs stays in the cluster, in seconds; how often to look.
 UNUSED_SECONDS = 1800.0
-LOOK_SECONDS = 60.0
+CHECK_SECONDS = 60.0
 
 #: Attempts that were under way while a package was found missing fail for the same reason: for so
 #: long, in seconds.
@@ -35,7 +35,7 @@ REMEMBERED_SECONDS = 30.0
 AGAIN_VARIABLE = "RAY_WORKFLOWS_BROUGHT_AGAIN"
 
 
-class Rack:
+class PackageCache:
     """Knows what was brought. All methods may be called from any thread.
 
     Args:
@@ -134,7 +134,7 @@ class Rack:
         """Take out of the cluster what was not needed for long. Called while nothing runs."""
         now = time.monotonic()
         with self.lock:
-            if now - self.looked_at < LOOK_SECONDS:
+            if now - self.looked_at < CHECK_SECONDS:
                 return
             self.looked_at = now
             used = self.used_at.items()

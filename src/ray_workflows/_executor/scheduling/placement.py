@@ -8,12 +8,12 @@ from typing import Any
 
 from ray_workflows._executor.protocol import ReportSink
 from ray_workflows._executor.scheduling.dispatch import Dispatch
-from ray_workflows._executor.scheduling.queues import Flight
+from ray_workflows._executor.scheduling.queues import InFlightAttempt
 from ray_workflows._model.messages import FoundUnplaceable
 from ray_workflows._model.plan import FUNCTION
 
 #: How often the executor looks at the nodes of the cluster, in seconds.
-LOOK_SECONDS = 1.0
+CHECK_SECONDS = 1.0
 
 #: Ray options that ask for an amount of a resource, and Ray's name of the resource.
 AMOUNTS = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
@@ -87,14 +87,14 @@ class PlacementCheck:
         """Look once, unless nothing waits or runs. Called without the executor's lock, because it
         asks the head for the nodes."""
         dispatch = self.dispatch
-        if self.has_looked and not dispatch.lanes:
+        if self.has_looked and not dispatch.ready_queues:
             return
         nodes = dispatch.cluster.nodes()
         with dispatch.lock:
             self.has_looked = True
             dispatch.resize(max(1, int(sum(node.get("CPU", 0.0) for node in nodes))))
             found: set[str] = set()
-            for shape in dispatch.lanes:
+            for shape in dispatch.ready_queues:
                 flights = self.waiting(shape)
                 first = next(flights, None)
                 if first is None or first.request.options.kind != FUNCTION:
@@ -106,15 +106,15 @@ class PlacementCheck:
                     self.tell([first, *flights], reason)
             self.unplaceable = found
 
-    def waiting(self, shape: str) -> Iterator[Flight]:
+    def waiting(self, shape: str) -> Iterator[InFlightAttempt]:
         """The attempts of a scheduling class that were handed over and have not ended."""
-        for queue in self.dispatch.lanes[shape].queues.values():
+        for queue in self.dispatch.ready_queues[shape].queues.values():
             yield from (flight for flight in queue if not flight.retired)
         for sent in self.dispatch.sent.values():
             if sent.shape == shape:
                 yield from sent.left
 
-    def tell(self, flights: list[Flight], reason: str) -> None:
+    def tell(self, flights: list[InFlightAttempt], reason: str) -> None:
         """Report what is new of these."""
         news: dict[tuple[str, int], list[int]] = defaultdict(list)
         for flight in flights:

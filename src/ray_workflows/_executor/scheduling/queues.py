@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterable
 
 import msgspec
 
-from ray_workflows._executor.protocol import AttemptRequest, Scene
+from ray_workflows._executor.protocol import AttemptRequest, AttemptTemplate
 from ray_workflows._model.plan import LISTENER
 
 #: What a batch aims at, in seconds, and below what a batch is not worth its Ray task. Attempts that
@@ -37,13 +37,13 @@ MAX_IN_FLIGHT = 2_000
 #: are no more than its share of what there is, or than the least that is worth it.
 AT_ONCE = 2
 
-#: Work for each slot, in seconds, from which on more Ray tasks are submitted than there are slots,
+#: Work for each slot, in seconds, from which on more Ray tasks are submitted than there are capacity,
 #: as many again: they wait, and show an autoscaler that there is work for more nodes.
 DEMAND_SECONDS = 1.0
 
 
-class Flight:
-    """An attempt on its way: queued in a lane, then in a Ray task."""
+class InFlightAttempt:
+    """An attempt on its way: queued in a ready_queue, then in a Ray task."""
 
     __slots__ = (
         "alone",
@@ -51,7 +51,7 @@ class Flight:
         "behind",
         "expired",
         "follows",
-        "laden",
+        "needs_objects",
         "request",
         "retired",
         "submitted_at",
@@ -63,15 +63,15 @@ class Flight:
     def __init__(self, request: AttemptRequest) -> None:
         self.request = request
         #: The attempt that runs at once after it, on its result; whether it is such a one itself.
-        self.behind: Flight | None = None
+        self.behind: InFlightAttempt | None = None
         self.follows = False
         #: It takes values that Ray has to bring to a Ray task before it starts.
-        self.laden = False
+        self.needs_objects = False
         #: The number of the Ray task that it travels in.
         self.batch: int | None = None
         self.submitted_at = 0.0
         #: It shares no Ray task: its neighbours died with their worker, and one was guilty.
-        self.alone = not request.scene.batchable
+        self.alone = not request.template.batchable
         #: Canceled or reported: what still comes of it is about the past.
         self.retired = False
         #: Its timeout runs; it has overrun it and is being stopped.
@@ -83,7 +83,7 @@ class Flight:
         self.unplaceable = ""
 
     @property
-    def followers(self) -> list[Flight]:
+    def followers(self) -> list[InFlightAttempt]:
         """Attempts that run at once after it, each on the result of the one before. Behind one
         that was canceled, all were."""
         found = []
@@ -134,14 +134,14 @@ class Durations:
     def get(self, digest: str) -> float | None:
         return self.seconds.get(digest)
 
-    def fuse(self, flight: Flight, followers: Iterable[AttemptRequest]) -> None:
+    def fuse(self, flight: InFlightAttempt, followers: Iterable[AttemptRequest]) -> None:
         """Let attempts follow this one, as far as all of them together are short."""
-        scene = flight.request.scene
+        template = flight.request.template
         left = TARGET_SECONDS
         previous = flight
         for request in followers:
             for one in (previous.request, request):
-                if not one.scene.batchable or one.scene.shape != scene.shape:
+                if not one.template.batchable or one.template.shape != template.shape:
                     return
             before, after = (self.get(r.function.digest) for r in (previous.request, request))
             if before is None or after is None:
@@ -150,7 +150,7 @@ class Durations:
             if left < after:
                 return
             previous.request = msgspec.structs.replace(previous.request, fused=True)
-            previous.behind = Flight(request)
+            previous.behind = InFlightAttempt(request)
             previous = previous.behind
             previous.follows = True
 
@@ -160,26 +160,26 @@ def least(seconds: float) -> int:
     return max(1, int(WORTHWHILE_SECONDS / seconds))
 
 
-def take_run(queue: deque[Flight]) -> list[Flight]:
+def take_run(queue: deque[InFlightAttempt]) -> list[InFlightAttempt]:
     """The first attempt of a queue with all that follow it. They wait nowhere else: whoever takes
     it takes them, also when its function has turned out to be slow meanwhile."""
     return run_of(queue.popleft())
 
 
-def run_of(head: Flight) -> list[Flight]:
+def run_of(head: InFlightAttempt) -> list[InFlightAttempt]:
     """An attempt with all that follow it."""
     return [head, *head.followers]
 
 
-class Lane:
+class ReadyQueue:
     """Attempts of one shape that wait, by function, and how many Ray tasks of it are in flight."""
 
     def __init__(self) -> None:
-        self.queues: dict[str, deque[Flight]] = {}
+        self.queues: dict[str, deque[InFlightAttempt]] = {}
         self.submitted = 0
         #: Attempts in flight of functions of which nothing is known yet.
         self.trials: dict[str, int] = {}
-        #: When carriers will ask for the next batch, on the monotonic clock.
+        #: When slots will ask for the next batch, on the monotonic clock.
         self.expected: dict[Hashable, float] = {}
         #: Whether it will be asked again soon for a batch, whatever happens.
         self.looks_again = False
@@ -188,24 +188,24 @@ class Lane:
     def idle(self) -> bool:
         return not self.queues and not self.submitted
 
-    def add(self, flight: Flight, durations: Durations, slots: int) -> bool:
+    def add(self, flight: InFlightAttempt, durations: Durations, capacity: int) -> bool:
         """Let it wait; whether there is now one more batch for each slot."""
-        digest = flight.request.scene.function.digest
+        digest = flight.request.template.function.digest
         queue = self.queues.get(digest)
         if queue is None:
             queue = self.queues[digest] = deque()
         queue.append(flight)
         seconds = durations.get(digest)
         return seconds is not None and not len(queue) % (
-            slots * max(1, int(TARGET_SECONDS / seconds))
+            capacity * max(1, int(TARGET_SECONDS / seconds))
         )
 
     @property
-    def scene(self) -> Scene:
+    def template(self) -> AttemptTemplate:
         """That of an attempt that waits; there is one."""
-        return next(iter(self.queues.values()))[0].request.scene
+        return next(iter(self.queues.values()))[0].request.template
 
-    def take_all(self) -> list[Flight]:
+    def take_all(self) -> list[InFlightAttempt]:
         """All that wait; none does any more."""
         taken = [one for queue in self.queues.values() for head in queue for one in run_of(head)]
         self.queues.clear()
@@ -214,22 +214,22 @@ class Lane:
     def next_batch(
         self,
         durations: Durations,
-        slots: int,
+        capacity: int,
         now: float,
-        carriers: int = 0,
+        slots: int = 0,
         waits: bool = False,
-    ) -> list[Flight]:
+    ) -> list[InFlightAttempt]:
         """What to submit now as one batch; empty if nothing is to be.
 
         Args:
             durations: what is known of the functions.
-            slots: how many tasks of this shape the cluster can run at once.
+            capacity: how many tasks of this shape the cluster can run at once.
             now: the monotonic clock.
-            carriers: how many Ray tasks of it take one batch after the other.
+            slots: how many Ray tasks of it take one batch after the other.
             waits: whether one of them waits for a batch.
         """
 
-        def take(digest: str, queue: deque[Flight]) -> list[Flight]:
+        def take(digest: str, queue: deque[InFlightAttempt]) -> list[InFlightAttempt]:
             seconds = durations.get(digest)
             if queue[0].request.options.kind == LISTENER:
                 # They wait in their host, for days if need be, and take no room.
@@ -237,28 +237,35 @@ class Lane:
             if queue[0].alone or (seconds is not None and seconds > TARGET_SECONDS):
                 return take_run(queue) if self.submitted < MAX_IN_FLIGHT else []
             if seconds is None:
-                return self.take_trial(digest, queue, slots)
-            if waits or self.deserves_carrier(len(queue) * seconds, slots, carriers, now):
-                return self.cut(queue, seconds, slots)
+                return self.take_trial(digest, queue, capacity)
+            if waits or self.deserves_slot(len(queue) * seconds, capacity, slots, now):
+                return self.cut(queue, seconds, capacity)
             return []
 
         return self.first(take)
 
-    def next_ahead(self, durations: Durations, slots: int) -> list[Flight]:
-        """A batch for a carrier that has one already; empty if another slot might come to need it:
+    def next_ahead(self, durations: Durations, capacity: int) -> list[InFlightAttempt]:
+        """A batch for a slot that has one already; empty if another slot might come to need it:
         enough has to be left for one more batch of each."""
 
-        def take(digest: str, queue: deque[Flight]) -> list[Flight]:
+        def take(digest: str, queue: deque[InFlightAttempt]) -> list[InFlightAttempt]:
             seconds = durations.get(digest)
-            if seconds is None or seconds > TARGET_SECONDS or queue[0].alone or queue[0].laden:
+            if (
+                seconds is None
+                or seconds > TARGET_SECONDS
+                or queue[0].alone
+                or queue[0].needs_objects
+            ):
                 return []
-            if len(queue) < slots * least(seconds):
+            if len(queue) < capacity * least(seconds):
                 return []
-            return self.cut(queue, seconds, slots)
+            return self.cut(queue, seconds, capacity)
 
         return self.first(take)
 
-    def first(self, take: Callable[[str, deque[Flight]], list[Flight]]) -> list[Flight]:
+    def first(
+        self, take: Callable[[str, deque[InFlightAttempt]], list[InFlightAttempt]]
+    ) -> list[InFlightAttempt]:
         """The first batch that there is to be had, the functions taking turns."""
         for digest in list(self.queues):
             # Each comes last when it had its batch.
@@ -274,55 +281,59 @@ class Lane:
                 return batch
         return []
 
-    def take_trial(self, digest: str, queue: deque[Flight], slots: int) -> list[Flight]:
+    def take_trial(
+        self, digest: str, queue: deque[InFlightAttempt], capacity: int
+    ) -> list[InFlightAttempt]:
         """A few show how long it takes. If that is long, they say so while they run."""
         tried = self.trials.get(digest, 0)
-        if tried >= slots or self.submitted >= MAX_IN_FLIGHT:
+        if tried >= capacity or self.submitted >= MAX_IN_FLIGHT:
             return []
         self.trials[digest] = tried + 1
         return take_run(queue)
 
-    def deserves_carrier(self, work: float, slots: int, carriers: int, now: float) -> bool:
+    def deserves_slot(self, work: float, capacity: int, slots: int, now: float) -> bool:
         """Whether so much work, in seconds, is to have one more Ray task."""
-        if carriers >= (slots if work < DEMAND_SECONDS * slots else 2 * slots):
+        if slots >= (capacity if work < DEMAND_SECONDS * capacity else 2 * capacity):
             return False
         # Who asks soon for a batch gets it: that is cheaper than a Ray task.
         return work >= WORTHWHILE_SECONDS or not any(
             abs(at - now) < WORTHWHILE_SECONDS for at in self.expected.values()
         )
 
-    def cut(self, queue: deque[Flight], seconds: float, slots: int) -> list[Flight]:
+    def cut(
+        self, queue: deque[InFlightAttempt], seconds: float, capacity: int
+    ) -> list[InFlightAttempt]:
         """A batch of attempts that take so long each."""
         if queue[0].behind is not None:
             return take_run(queue)
-        share = -(-len(queue) // (AT_ONCE * slots))
+        share = -(-len(queue) // (AT_ONCE * capacity))
         size = min(max(share, least(seconds)), round(TARGET_SECONDS / seconds))
-        batch: list[Flight] = []
+        batch: list[InFlightAttempt] = []
         while queue and len(batch) < size and not (queue[0].alone or queue[0].behind):
             flight = queue.popleft()
             if not flight.retired:
                 batch.append(flight)
         return batch
 
-    def put_back(self, batch: list[Flight]) -> None:
+    def put_back(self, batch: list[InFlightAttempt]) -> None:
         """It can't travel behind another one: Ray has to bring something for it."""
-        digest = batch[0].request.scene.function.digest
+        digest = batch[0].request.template.function.digest
         heads = [flight for flight in batch if not flight.follows]
-        heads[0].laden = True
+        heads[0].needs_objects = True
         self.queues.setdefault(digest, deque()).extendleft(reversed(heads))
 
     def expect(
-        self, carrier: Hashable, members: list[Flight], known: Durations, now: float
+        self, slot: Hashable, members: list[InFlightAttempt], known: Durations, now: float
     ) -> None:
-        """A carrier will ask for another batch when it is through with what it has."""
+        """A slot will ask for another batch when it is through with what it has."""
         # Mostly of one function.
-        digests = Counter([flight.request.scene.function.digest for flight in members])
+        digests = Counter([flight.request.template.function.digest for flight in members])
         seconds = sum((known.get(digest) or 0.0) * count for digest, count in digests.items())
-        self.expected[carrier] = now + seconds
+        self.expected[slot] = now + seconds
 
-    def expects_no_more(self, carrier: Hashable) -> None:
+    def expects_no_more(self, slot: Hashable) -> None:
         """It takes longer than was known."""
-        self.expected.pop(carrier, None)
+        self.expected.pop(slot, None)
 
     def landed(self, digest: str) -> None:
         """A batch is through, or lost, with attempts of this function."""

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ray_workflows._executor.scheduling.queues import Flight
-from ray_workflows._executor.worker.batch import Load
+from ray_workflows._executor.scheduling.queues import InFlightAttempt
+from ray_workflows._executor.worker.batch import EncodedBatch
 from ray_workflows._model.plan import LISTENER, Package
 
 #: How long a Ray task waits for its next batch at most, in seconds: about what it takes from a
@@ -28,7 +28,7 @@ CARRY_SECONDS = 0.5
 Brought = dict[tuple[str, str], Any]
 
 #: Gives a Ray task batches, none for now, or (None) nothing any more.
-Answer = Callable[[list[Load] | None], None]
+Answer = Callable[[list[EncodedBatch] | None], None]
 
 
 class SentBatch:
@@ -36,7 +36,6 @@ class SentBatch:
     back."""
 
     __slots__ = (
-        "carrier",
         "digest",
         "has_unwanted",
         "listens",
@@ -45,17 +44,18 @@ class SentBatch:
         "open",
         "packages",
         "shape",
+        "slot",
     )
 
-    def __init__(self, number: int, members: list[Flight]) -> None:
-        scene = members[0].request.scene
+    def __init__(self, number: int, members: list[InFlightAttempt]) -> None:
+        template = members[0].request.template
         self.number = number
         self.members = members
-        self.shape = scene.shape
-        self.digest = scene.function.digest
-        self.listens = scene.options.kind == LISTENER
+        self.shape = template.shape
+        self.digest = template.function.digest
+        self.listens = template.options.kind == LISTENER
         self.open = len(members)
-        self.carrier: Carrier | None = None
+        self.slot: WorkerSlot | None = None
         #: A member is not wanted any more, and may run all the same.
         self.has_unwanted = False
         #: What the cluster had to have for it.
@@ -67,12 +67,12 @@ class SentBatch:
         return not any(flight.alone for flight in self.members)
 
     @property
-    def left(self) -> list[Flight]:
+    def left(self) -> list[InFlightAttempt]:
         """Members of which nothing is known yet, and which somebody wants."""
         return [each for each in self.members if not each.retired and each.batch == self.number]
 
 
-class Carrier:
+class WorkerSlot:
     """A Ray task in flight, or a call of a listener host. Without a batch, it waits for one.
 
     ``asks``: it asks for another batch when it is through with one.
@@ -96,7 +96,7 @@ class Carrier:
 
     def carry(self, sent: SentBatch) -> None:
         self.loads.append(sent)
-        sent.carrier = self
+        sent.slot = self
 
     def hear(self, now: float) -> None:
         """It has reported a batch, at a time of the monotonic clock."""
@@ -113,79 +113,79 @@ class Carrier:
         """Whether anybody waits for anything in it."""
         return any(sent.open for sent in self.loads)
 
-    def reply(self, loads: list[Load] | None) -> None:
+    def reply(self, loads: list[EncodedBatch] | None) -> None:
         """Answer it, if it waits."""
         answer, self.answer = self.answer, None
         if answer is not None:
             answer(loads)
 
 
-class Carriers:
+class SlotPool:
     """All Ray tasks of an executor but those of listeners."""
 
     def __init__(self) -> None:
-        self.flying: set[Carrier] = set()
+        self.flying: set[WorkerSlot] = set()
         #: By shape: those that take batch after batch, and of these those that wait for one.
-        self.taking: dict[str, set[Carrier]] = {}
-        self.waiting: dict[str, list[Carrier]] = {}
+        self.taking: dict[str, set[WorkerSlot]] = {}
+        self.waiting: dict[str, list[WorkerSlot]] = {}
         #: Those that have taken their last one.
-        self.leaving: set[Carrier] = set()
+        self.leaving: set[WorkerSlot] = set()
 
-    def start(self, carrier: Carrier) -> None:
-        self.flying.add(carrier)
-        if carrier.asks:
-            self.taking.setdefault(carrier.shape, set()).add(carrier)
+    def start(self, slot: WorkerSlot) -> None:
+        self.flying.add(slot)
+        if slot.asks:
+            self.taking.setdefault(slot.shape, set()).add(slot)
 
     def are_taking(self, shape: str) -> int:
         """How many of this shape take batches."""
         return len(self.taking.get(shape, ()))
 
-    def wait(self, carrier: Carrier, answer: Answer) -> None:
-        carrier.waits += 1
-        carrier.answer = answer
-        self.waiting.setdefault(carrier.shape, []).append(carrier)
+    def wait(self, slot: WorkerSlot, answer: Answer) -> None:
+        slot.waits += 1
+        slot.answer = answer
+        self.waiting.setdefault(slot.shape, []).append(slot)
 
     def waits(self, shape: str) -> bool:
         """Whether there is one that can take a batch of this shape."""
         return bool(self.waiting.get(shape))
 
-    def take(self, shape: str) -> Carrier:
+    def take(self, shape: str) -> WorkerSlot:
         """One that waits: the one that came last, so that others end."""
-        carrier = self.waiting[shape][-1]
-        self.wait_no_more(carrier)
-        return carrier
+        slot = self.waiting[shape][-1]
+        self.wait_no_more(slot)
+        return slot
 
-    def wait_no_more(self, carrier: Carrier) -> None:
-        waiting = self.waiting.get(carrier.shape, [])
-        if carrier in waiting:
-            waiting.remove(carrier)
+    def wait_no_more(self, slot: WorkerSlot) -> None:
+        waiting = self.waiting.get(slot.shape, [])
+        if slot in waiting:
+            waiting.remove(slot)
             if not waiting:
-                del self.waiting[carrier.shape]
+                del self.waiting[slot.shape]
 
-    def leave(self, carrier: Carrier) -> None:
+    def leave(self, slot: WorkerSlot) -> None:
         """It gets no more batches."""
-        self.wait_no_more(carrier)
-        taking = self.taking.get(carrier.shape, set())
-        if carrier in taking:
-            self.leaving.add(carrier)
-            taking.remove(carrier)
+        self.wait_no_more(slot)
+        taking = self.taking.get(slot.shape, set())
+        if slot in taking:
+            self.leaving.add(slot)
+            taking.remove(slot)
             if not taking:
-                del self.taking[carrier.shape]
-        carrier.reply(None)
+                del self.taking[slot.shape]
+        slot.reply(None)
 
     def leave_all(self) -> None:
-        """All that wait end: their slots are needed."""
+        """All that wait end: their capacity are needed."""
         for waiting in list(self.waiting.values()):
-            for carrier in list(waiting):
-                self.leave(carrier)
+            for slot in list(waiting):
+                self.leave(slot)
 
-    def end(self, carrier: Carrier) -> None:
+    def end(self, slot: WorkerSlot) -> None:
         """Its Ray task is over."""
-        self.leave(carrier)
-        self.flying.discard(carrier)
-        self.leaving.discard(carrier)
+        self.leave(slot)
+        self.flying.discard(slot)
+        self.leaving.discard(slot)
 
-    def is_crowded(self, shape: str, slots: int) -> bool:
+    def is_crowded(self, shape: str, capacity: int) -> bool:
         """Whether others wait for a slot than those of this shape, which take batches in turn."""
-        more = max(0, self.are_taking(shape) - slots)
-        return len(self.flying) - len(self.leaving) - more > slots
+        more = max(0, self.are_taking(shape) - capacity)
+        return len(self.flying) - len(self.leaving) - more > capacity

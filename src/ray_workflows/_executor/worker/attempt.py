@@ -32,9 +32,9 @@ from ray_workflows._executor.worker import context
 from ray_workflows._executor.worker.function_cache import FunctionCache, Loaded, size_of
 from ray_workflows._executor.worker.process import Process
 from ray_workflows._executor.worker.running import RunningAttempt
-from ray_workflows._model import messages as inp
+from ray_workflows._model import messages as msg
 from ray_workflows._model.errors import error_info, name_of, text_of
-from ray_workflows._model.outbox import Message
+from ray_workflows._model.outbox import OutboxMessage
 from ray_workflows._model.plan import Environment, Plan
 from ray_workflows._model.values import INLINE_LIMIT, Blob, ErrorInfo, Outcome, Value
 from ray_workflows.exceptions import (
@@ -104,7 +104,7 @@ class AttemptRun:
         running: RunningAttempt | None = None,
     ) -> None:
         """``running``: what the coordinator is told of it meanwhile."""
-        incarnation = request.scene.incarnation
+        incarnation = request.template.incarnation
         self.request = request
         self.batch = batch
         self.storage = storage
@@ -212,7 +212,7 @@ class AttemptRun:
         ended_at = self.process.time()
         if isinstance(result, DAGNode):
             plan = self.patiently(lambda: self.capture(result))
-            report = inp.AttemptReturnedPlan(
+            report = msg.AttemptReturnedPlan(
                 **self.identity(ended_at),
                 plan=plan,
                 metadata=self.metadata,
@@ -222,14 +222,14 @@ class AttemptRun:
             ENCODER.encode(report)
             return report
         value = self.write_result(result)
-        return inp.AttemptReturned(
+        return msg.AttemptReturned(
             *(request.task, request.epoch, request.attempt, self.started_at, ended_at, value),
             self.process.node_id,
             self.metadata,
             self.write_messages() if self.outgoing else (),
         )
 
-    def write_messages(self) -> tuple[Message, ...]:
+    def write_messages(self) -> tuple[OutboxMessage, ...]:
         """What user code sends, the large of it in blobs."""
         messages, room = [], INLINE_LIMIT
         for number, (message_id, target, body) in enumerate(self.outgoing):
@@ -238,7 +238,7 @@ class AttemptRun:
             if room < 0:
                 key = f"{self.blob_prefix}-message-{number}"
                 data = self.patiently(partial(self.write_bytes, key, body))
-            messages.append(Message(message_id, target, Value(data)))
+            messages.append(OutboxMessage(message_id, target, Value(data)))
         return tuple(messages)
 
     def write_bytes(self, key: str, data: bytes) -> Blob:
@@ -324,7 +324,7 @@ class AttemptRun:
     def lost_storage(self, error: BaseException) -> AnyReport:
         """The report for a storage that was away for too long."""
         info = error_info(name_of(error), text_of(error))
-        return inp.AttemptLostStorage(**self.identity(self.process.time()), error=info)
+        return msg.AttemptLostStorage(**self.identity(self.process.time()), error=info)
 
     def raised(self, error: BaseException) -> AnyReport:
         """The report for an exception, of user code or of the way there, whatever it does when it
@@ -336,7 +336,7 @@ class AttemptRun:
             if is_transient(worse):
                 return self.lost_storage(worse)
             text = f"It can't be looked at: {name_of(worse)}: {text_of(worse)}"
-            return inp.AttemptRaised(
+            return msg.AttemptRaised(
                 **self.identity(self.process.time()),
                 error=error_info(name_of(error), text),
                 retryable=False,
@@ -346,18 +346,18 @@ class AttemptRun:
         """The report for an exception, by what it is about."""
         ended_at = self.process.time()
         if isinstance(error, (StorageCorruptError, PayloadCodecError)):
-            return inp.AttemptFoundCorruption(**self.identity(ended_at), error=self.describe(error))
+            return msg.AttemptFoundCorruption(**self.identity(ended_at), error=self.describe(error))
         if isinstance(error, StorageUnavailableError):
             return self.lost_storage(error)
         if isinstance(error, SystemExit):
-            return inp.AttemptCrashed(
-                **self.identity(ended_at), error=self.describe_exit(error), crash=inp.Crash.EXITED
+            return msg.AttemptCrashed(
+                **self.identity(ended_at), error=self.describe_exit(error), crash=msg.Crash.EXITED
             )
         if self.is_lost_input(error):
             # The ObjectRefs in it may be what is lost: they are restored anew.
             function_cache.drop(function_key(self.request))
-            return inp.AttemptLostInput(**self.identity(ended_at), error=self.describe(error))
-        return inp.AttemptRaised(
+            return msg.AttemptLostInput(**self.identity(ended_at), error=self.describe(error))
+        return msg.AttemptRaised(
             **self.identity(ended_at),
             error=self.describe(error),
             retryable=self.is_retryable(error),

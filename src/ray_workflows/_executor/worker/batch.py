@@ -36,17 +36,17 @@ Live = dict[str, dict[str, Any]]
 WireReport = Message
 
 #: A `Batch`, with live ObjectRefs (`Live`) to be handed out as ObjectRefs.
-Load = Message
+EncodedBatch = Message
 
 
-def pack_loads(loads: list[Load] | None) -> bytes | list[Load] | None:
+def pack_loads(loads: list[EncodedBatch] | None) -> bytes | list[EncodedBatch] | None:
     """The answer to a report: batches, of which there is mostly one, or None for no more."""
     if loads is not None and len(loads) == 1 and isinstance(loads[0], bytes):
         return loads[0]
     return loads
 
 
-def unpack_loads(answer: bytes | list[Load] | None) -> list[Load] | None:
+def unpack_loads(answer: bytes | list[EncodedBatch] | None) -> list[EncodedBatch] | None:
     """What `pack_loads` packed."""
     return [answer] if isinstance(answer, bytes) else answer
 
@@ -113,7 +113,7 @@ class BatchRun:
                 self.running = running = RunningAttempt(
                     request, self.home.coordinator, self.home.process
                 )
-            live = self.live.get(request.scene.incarnation) if self.live else None
+            live = self.live.get(request.template.incarnation) if self.live else None
             if self.handed:
                 live = {**(live or {}), **self.handed}
             attempt = AttemptRun(

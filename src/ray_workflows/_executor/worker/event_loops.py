@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 #: Between two looks at the loops, in seconds.
-LOOK_SECONDS = 0.1
+CHECK_SECONDS = 0.1
 
 #: A loop that has not come round for so many looks is blocked. Not a time: where the machine gives
 #: this process none, the looks wait too.
@@ -217,7 +217,7 @@ class Loops:
     def watch(self, thread: LoopThread) -> None:
         """Look at the shared loop until it is blocked; then there is another one."""
         while True:
-            time.sleep(LOOK_SECONDS)
+            time.sleep(CHECK_SECONDS)
             if thread.is_blocked():
                 with self.lock:
                     self.shared = None

@@ -22,7 +22,7 @@ from ray_workflows._executor.protocol import (
 )
 from ray_workflows._executor.worker import context
 from ray_workflows._executor.worker.attempt import PATIENCE_SECONDS, AttemptRun
-from ray_workflows._executor.worker.batch import Home, Load, WireReport, home_of
+from ray_workflows._executor.worker.batch import EncodedBatch, Home, WireReport, home_of
 from ray_workflows._executor.worker.event_loops import Loops, OneLoop, UserError
 from ray_workflows._executor.worker.running import RunningAttempt
 from ray_workflows._executor.worker.watchdog import watching
@@ -39,13 +39,13 @@ class ListenerHost:
         prefer_packages()
         self.loops = Loops()
 
-    async def listen(self, load: Load, pickled_home: bytes) -> list[WireReport]:
+    async def listen(self, load: EncodedBatch, pickled_home: bytes) -> list[WireReport]:
         """Run one attempt of a listener task: as `carry.run_batches`, but awaiting."""
         return await listen(load, home_of(pickled_home), self.loops)
 
 
 async def listen(
-    load: Load, home: Home, loops: Loops | OneLoop, patience: float = PATIENCE_SECONDS
+    load: EncodedBatch, home: Home, loops: Loops | OneLoop, patience: float = PATIENCE_SECONDS
 ) -> list[WireReport]:
     """Run one attempt of a listener task from a home."""
     encoded, nested = opened(load)

@@ -22,9 +22,9 @@ from ray_workflows._environment.attempts import prefer_packages
 from ray_workflows._executor.protocol import decode_batch
 from ray_workflows._executor.worker.batch import (
     BatchRun,
+    EncodedBatch,
     Home,
     Live,
-    Load,
     WireReport,
     home_of,
     unpack_loads,
@@ -41,7 +41,7 @@ ANSWER_SECONDS = 60.0
 LATE_SECONDS = 0.1
 
 
-class CarrierRun:
+class WorkerLoop:
     """The batches of a Ray task in its process. Its watch looks at it from another thread.
 
     Args:
@@ -50,11 +50,11 @@ class CarrierRun:
         loads: the first batches.
     """
 
-    def __init__(self, home: Home, asks: bool, loads: Iterable[Load]) -> None:
+    def __init__(self, home: Home, asks: bool, loads: Iterable[EncodedBatch]) -> None:
         self.home = home
         self.asks = asks
         self.lock = threading.Lock()
-        self.ahead: deque[Load] = deque(loads)
+        self.ahead: deque[EncodedBatch] = deque(loads)
         self.running: BatchRun | None = None
         self.began = 0.0
         #: Reports of which the coordinator has not said that it has them.
@@ -83,7 +83,7 @@ class CarrierRun:
             self.began = self.home.process.monotonic()
             return self.running
 
-    def open(self, load: Load) -> BatchRun:
+    def open(self, load: EncodedBatch) -> BatchRun:
         encoded, live = opened(load)
         number, requests = decode_batch(encoded)
         return BatchRun(number, requests, self.home, live or {})
@@ -93,7 +93,7 @@ class CarrierRun:
         answer = self.answer
         if answer is None:
             return
-        loads: list[Load] | None = None
+        loads: list[EncodedBatch] | None = None
         heard = False
         try:
             # Not `ray.get`: it tells Ray that this worker's slot can be used by somebody else.
@@ -131,7 +131,7 @@ class CarrierRun:
 
 
 def run_batches(
-    loads: Sequence[Load],
+    loads: Sequence[EncodedBatch],
     pickled_home: bytes,
     asks: bool,
     keys: Sequence[tuple[str, str]],
@@ -156,7 +156,7 @@ def run_batches(
 
 def run_loads(
     home: Home,
-    loads: Sequence[Load],
+    loads: Sequence[EncodedBatch],
     asks: bool,
     keys: Sequence[tuple[str, str]],
     values: Sequence[Any],
@@ -167,7 +167,7 @@ def run_loads(
     live: Live = {incarnation: dict(objects) for incarnation, objects in (nested or {}).items()}
     for (incarnation, key), value in zip(keys, values, strict=False):
         live.setdefault(incarnation, {})[key] = Brought(value)
-    return CarrierRun(home, asks, [message(encoded, live), *ahead]).run()
+    return WorkerLoop(home, asks, [message(encoded, live), *ahead]).run()
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import ray
 
-from ray_workflows._executor.worker.watchdog import WATCH, Watches
+from ray_workflows._executor.worker.watchdog import WATCHDOG, AnyWatchdog
 
 #: Digits of a node's id that are kept with each attempt: enough to tell nodes apart, and a fifth of
 #: what a small result takes in the journal.
@@ -32,7 +32,7 @@ class Process(Protocol):
     """A process in which attempts run."""
 
     @property
-    def watch(self) -> Watches:
+    def watch(self) -> AnyWatchdog:
         """Looks at the attempts that run here."""
 
     @property
@@ -61,7 +61,7 @@ class Process(Protocol):
 class RayProcess:
     """This process, which is a worker of Ray's."""
 
-    watch = WATCH
+    watch = WATCHDOG
     time = staticmethod(system.time)
     monotonic = staticmethod(system.monotonic)
     sleep = staticmethod(system.sleep)

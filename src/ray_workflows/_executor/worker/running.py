@@ -10,7 +10,7 @@ from typing import Any
 
 from ray_workflows._executor.protocol import AttemptRequest
 from ray_workflows._executor.worker.process import Process
-from ray_workflows._executor.worker.watchdog import LOOK_SECONDS
+from ray_workflows._executor.worker.watchdog import CHECK_SECONDS
 
 #: How long an attempt runs before the coordinator is told, in seconds.
 TOLD_AFTER_SECONDS = 0.25
@@ -18,7 +18,7 @@ TOLD_AFTER_SECONDS = 0.25
 
 #: An attempt whose code ends so shortly before its timeout, in seconds, says so at once: two looks
 #: of the watch, which says so of all others.
-MARGIN_SECONDS = 2 * LOOK_SECONDS
+MARGIN_SECONDS = 2 * CHECK_SECONDS
 
 
 class RunningAttempt:
@@ -49,7 +49,7 @@ class RunningAttempt:
         self.process = process
         self.began = process.monotonic()
         self.told = coordinator is None
-        self.timeout = None if coordinator is None else request.scene.options.timeout
+        self.timeout = None if coordinator is None else request.template.options.timeout
         #: The watch looks from another thread.
         self.lock = threading.Lock()
         #: Whether it waits for the storage, and whether its code is over.

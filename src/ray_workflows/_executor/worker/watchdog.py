@@ -15,7 +15,7 @@ from typing import Protocol
 logger = logging.getLogger(__name__)
 
 #: Between two looks, in seconds.
-LOOK_SECONDS = 0.05
+CHECK_SECONDS = 0.05
 
 
 class Watched(Protocol):
@@ -25,7 +25,7 @@ class Watched(Protocol):
         """Look at it, at a time of the monotonic clock; whether to look again."""
 
 
-class Watch:
+class Watchdog:
     """The thread, which starts with the first thing to watch, and what it watches."""
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Watch:
             with self.changed:
                 while not self.watched:
                     self.changed.wait()
-            time.sleep(LOOK_SECONDS)
+            time.sleep(CHECK_SECONDS)
             # A method of its own: a name of this one would hold what was looked at last, with
             # results of gigabytes in the object store, for as long as the worker has nothing to do.
             self.look()
@@ -73,8 +73,8 @@ class Watch:
                 self.remove(one)
 
 
-class Watches(Protocol):
-    """A `Watch`, or what does the same in a simulation."""
+class AnyWatchdog(Protocol):
+    """A `Watchdog`, or what does the same in a simulation."""
 
     def add(self, watched: Watched) -> None:
         """Look at it from now on."""
@@ -84,11 +84,11 @@ class Watches(Protocol):
 
 
 #: The watch of this process.
-WATCH = Watch()
+WATCHDOG = Watchdog()
 
 
 @contextmanager
-def watching(watched: Watched, watch: Watches) -> Iterator[None]:
+def watching(watched: Watched, watch: AnyWatchdog) -> Iterator[None]:
     """Scope in which something is looked at."""
     watch.add(watched)
     try:

@@ -23,7 +23,7 @@ RETRY_SECONDS = 3.0
 
 #: How often to look whether the thread is still wanted, in seconds, and after how many of these
 #: looks without a word the server is asked whether it is still there.
-LOOK_SECONDS = 1.0
+CHECK_SECONDS = 1.0
 QUIET_LOOKS = 20
 
 
@@ -75,7 +75,7 @@ class Listener:
         poll.register(connection.pgconn.socket, select.POLLIN)
         quiet = 0
         while not self.stopping.is_set():
-            spoke = poll.poll(LOOK_SECONDS * 1000.0)
+            spoke = poll.poll(CHECK_SECONDS * 1000.0)
             quiet = 0 if spoke else quiet + 1
             if spoke or quiet % QUIET_LOOKS == 0:
                 # Takes in what was said, or finds that the server is gone.
