@@ -11,7 +11,7 @@ from ray_workflows._executor.failures import failure
 from ray_workflows._executor.scheduling import dispatch as dispatch_module
 from ray_workflows._executor.scheduling import queues as lanes_module
 from ray_workflows._executor.scheduling.dispatch import Dispatch
-from ray_workflows._executor.scheduling.queues import InFlightAttempt
+from ray_workflows._executor.scheduling.in_flight import InFlightAttempt
 from ray_workflows._executor.worker import batch as batch_module
 from ray_workflows._executor.worker import context
 from ray_workflows._executor.worker.attempt import AttemptRun

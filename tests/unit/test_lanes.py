@@ -10,16 +10,14 @@ from ray_workflows._executor.protocol import (
     decode_batch,
     encode_batch,
 )
-from ray_workflows._executor.scheduling.queues import (
-    AT_ONCE,
-    MAX_IN_FLIGHT,
+from ray_workflows._executor.scheduling.durations import (
     SMOOTHING,
     TARGET_SECONDS,
     Durations,
-    InFlightAttempt,
-    ReadyQueue,
     least,
 )
+from ray_workflows._executor.scheduling.in_flight import InFlightAttempt
+from ray_workflows._executor.scheduling.queues import AT_ONCE, MAX_IN_FLIGHT, ReadyQueue
 from ray_workflows._model.plan import Environment, Function, TaskOptions
 from ray_workflows._model.values import Value
 

@@ -18,7 +18,7 @@ from ray.exceptions import (
 
 from ray_workflows._executor.protocol import AttemptRequest
 from ray_workflows._executor.scheduling import dispatch
-from ray_workflows._executor.scheduling.queues import TARGET_SECONDS
+from ray_workflows._executor.scheduling.durations import TARGET_SECONDS
 from ray_workflows._model.messages import AttemptCrashed, Crash
 from ray_workflows.exceptions import PackageTooLargeError, StorageCorruptError, WorkflowError
 from tests.unit.scheduling import Scheduling, attempt, chain, template

@@ -33,8 +33,8 @@ from ray_workflows._executor.protocol import (
     decode_report,
 )
 from ray_workflows._executor.scheduling.dispatch import Dispatch
+from ray_workflows._executor.scheduling.in_flight import InFlightAttempt
 from ray_workflows._executor.scheduling.placement import PlacementCheck
-from ray_workflows._executor.scheduling.queues import InFlightAttempt
 from ray_workflows._executor.scheduling.slots import Answer, SentBatch, WorkerSlot
 from ray_workflows._executor.worker.batch import Live, WireReport
 from ray_workflows._executor.worker.running import TOLD_AFTER_SECONDS

@@ -19,7 +19,7 @@ from ray.exceptions import (
 from ray_workflows._capture.objects import LOST_OBJECT_ERRORS
 from ray_workflows._codec.envelope import seal
 from ray_workflows._executor.protocol import AnyReport, AttemptRequest
-from ray_workflows._executor.scheduling.queues import InFlightAttempt
+from ray_workflows._executor.scheduling.in_flight import InFlightAttempt
 from ray_workflows._model.errors import error_info, name_of, text_of
 from ray_workflows._model.messages import (
     AttemptCrashed,

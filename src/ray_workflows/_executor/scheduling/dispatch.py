@@ -12,14 +12,13 @@ from typing import Any
 from ray_workflows._executor.cluster import Aside, Clock, Cluster, Timers
 from ray_workflows._executor.live_values import LiveValues
 from ray_workflows._executor.ray_cluster import load_of
-from ray_workflows._executor.scheduling.queues import (
-    AT_ONCE,
+from ray_workflows._executor.scheduling.durations import (
     TARGET_SECONDS,
     WORTHWHILE_SECONDS,
     Durations,
-    InFlightAttempt,
-    ReadyQueue,
 )
+from ray_workflows._executor.scheduling.in_flight import InFlightAttempt
+from ray_workflows._executor.scheduling.queues import AT_ONCE, ReadyQueue
 from ray_workflows._executor.scheduling.slots import (
     STAY_SECONDS,
     Answer,

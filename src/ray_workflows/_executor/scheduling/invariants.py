@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from ray_workflows._executor.executor import RayExecutor
 from ray_workflows._executor.scheduling.dispatch import Dispatch
-from ray_workflows._executor.scheduling.queues import InFlightAttempt, ReadyQueue
+from ray_workflows._executor.scheduling.in_flight import InFlightAttempt
+from ray_workflows._executor.scheduling.queues import ReadyQueue
 
 
 def check(executor: RayExecutor) -> None:

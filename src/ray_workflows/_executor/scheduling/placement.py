@@ -8,7 +8,7 @@ from typing import Any
 
 from ray_workflows._executor.protocol import ReportSink
 from ray_workflows._executor.scheduling.dispatch import Dispatch
-from ray_workflows._executor.scheduling.queues import InFlightAttempt
+from ray_workflows._executor.scheduling.in_flight import InFlightAttempt
 from ray_workflows._model.messages import FoundUnplaceable
 from ray_workflows._model.plan import FUNCTION
 

@@ -7,25 +7,17 @@ share one; all others have one each.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable
 
-import msgspec
-
-from ray_workflows._executor.protocol import AttemptRequest, AttemptTemplate
+from ray_workflows._executor.protocol import AttemptTemplate
+from ray_workflows._executor.scheduling.durations import (
+    TARGET_SECONDS,
+    WORTHWHILE_SECONDS,
+    Durations,
+    least,
+)
+from ray_workflows._executor.scheduling.in_flight import InFlightAttempt
 from ray_workflows._model.plan import LISTENER
-
-#: What a batch aims at, in seconds, and below what a batch is not worth its Ray task. Attempts that
-#: take longer than a batch is to take have a Ray task each.
-TARGET_SECONDS, WORTHWHILE_SECONDS = 0.05, 0.005
-
-#: An attempt takes at least this long with all that is around it, in seconds.
-LEAST_SECONDS = 2e-5
-
-#: How much of what is known of a function's duration comes from its last attempt.
-SMOOTHING = 0.3
-
-#: Functions whose durations are known.
-MAX_FUNCTIONS = 100_000
 
 #: Ray tasks of one shape (resources, placement, environment) in flight at once. Enough to fill a
 #: large cluster and to show demand to an autoscaler; a pending Ray task costs memory here, so not
@@ -40,124 +32,6 @@ AT_ONCE = 2
 #: Work for each slot, in seconds, from which on more Ray tasks are submitted than there are capacity,
 #: as many again: they wait, and show an autoscaler that there is work for more nodes.
 DEMAND_SECONDS = 1.0
-
-
-class InFlightAttempt:
-    """An attempt on its way: queued in a ready_queue, then in a Ray task."""
-
-    __slots__ = (
-        "alone",
-        "batch",
-        "behind",
-        "expired",
-        "follows",
-        "needs_objects",
-        "request",
-        "retired",
-        "submitted_at",
-        "timed",
-        "unplaceable",
-        "waits",
-    )
-
-    def __init__(self, request: AttemptRequest) -> None:
-        self.request = request
-        #: The attempt that runs at once after it, on its result; whether it is such a one itself.
-        self.behind: InFlightAttempt | None = None
-        self.follows = False
-        #: It takes values that Ray has to bring to a Ray task before it starts.
-        self.needs_objects = False
-        #: The number of the Ray task that it travels in.
-        self.batch: int | None = None
-        self.submitted_at = 0.0
-        #: It shares no Ray task: its neighbours died with their worker, and one was guilty.
-        self.alone = not request.template.batchable
-        #: Canceled or reported: what still comes of it is about the past.
-        self.retired = False
-        #: Its timeout runs; it has overrun it and is being stopped.
-        self.timed = False
-        self.expired = False
-        #: Odd while its timeout does not run because it waits for the storage; it grows.
-        self.waits = 0
-        #: Why no node can hold it, as last reported.
-        self.unplaceable = ""
-
-    @property
-    def followers(self) -> list[InFlightAttempt]:
-        """Attempts that run at once after it, each on the result of the one before. Behind one
-        that was canceled, all were."""
-        found = []
-        flight = self.behind
-        while flight is not None and not flight.retired:
-            found.append(flight)
-            flight = flight.behind
-        return found
-
-
-class Durations:
-    """How long attempts of each function have taken, by its digest, in seconds."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        #: Functions known to be short of which an attempt has been running for long.
-        self.doubted: set[str] = set()
-
-    def learn(self, digest: str, seconds: float, count: int = 1) -> None:
-        """So many attempts in a row took so long on average.
-
-        All of a batch at once: its last one may have been kept waiting by what else the machine
-        does, and must not say more than the hundreds before it.
-        """
-        self.doubted.discard(digest)
-        seconds = max(seconds, LEAST_SECONDS)
-        known = self.seconds.get(digest)
-        if known is None:
-            if len(self.seconds) >= MAX_FUNCTIONS:
-                self.seconds.clear()
-            self.seconds[digest] = seconds
-        else:
-            weight = 1 - (1 - SMOOTHING) ** count
-            self.seconds[digest] = known + weight * (seconds - known)
-
-    def at_least(self, digest: str, seconds: float) -> None:
-        """An attempt has been running for so long, and is not done.
-
-        Where others were shorter, one is no rule: its worker may have been kept waiting. If it is
-        believed, all that wait are submitted one by one.
-        """
-        known = self.seconds.get(digest, seconds)
-        if known <= TARGET_SECONDS < seconds and digest not in self.doubted:
-            self.doubted.add(digest)
-        else:
-            self.seconds[digest] = max(seconds, known)
-
-    def get(self, digest: str) -> float | None:
-        return self.seconds.get(digest)
-
-    def fuse(self, flight: InFlightAttempt, followers: Iterable[AttemptRequest]) -> None:
-        """Let attempts follow this one, as far as all of them together are short."""
-        template = flight.request.template
-        left = TARGET_SECONDS
-        previous = flight
-        for request in followers:
-            for one in (previous.request, request):
-                if not one.template.batchable or one.template.shape != template.shape:
-                    return
-            before, after = (self.get(r.function.digest) for r in (previous.request, request))
-            if before is None or after is None:
-                return
-            left -= before
-            if left < after:
-                return
-            previous.request = msgspec.structs.replace(previous.request, fused=True)
-            previous.behind = InFlightAttempt(request)
-            previous = previous.behind
-            previous.follows = True
-
-
-def least(seconds: float) -> int:
-    """How many attempts that take so long each are worth a batch."""
-    return max(1, int(WORTHWHILE_SECONDS / seconds))
 
 
 def take_run(queue: deque[InFlightAttempt]) -> list[InFlightAttempt]:

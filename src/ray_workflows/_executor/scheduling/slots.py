@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ray_workflows._executor.scheduling.queues import InFlightAttempt
+from ray_workflows._executor.scheduling.in_flight import InFlightAttempt
 from ray_workflows._executor.worker.batch import EncodedBatch
 from ray_workflows._model.plan import LISTENER, Package
 
