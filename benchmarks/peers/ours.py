@@ -176,7 +176,7 @@ def engine(size: int) -> Round:
     """As the tests do it that fail when it costs more, in a process of its own."""
     with timed() as clock:
         done = subprocess.run(
-            [sys.executable, "-m", "tests.unit.engine_path", "--json", str(size)],
+            [sys.executable, "-m", "tests.unit.engine.engine_path", "--json", str(size)],
             cwd=ROOT,
             check=True,
             capture_output=True,

@@ -9,7 +9,7 @@ import pytest
 
 from ray_workflows.storage import SqliteStorage, Storage
 from ray_workflows.testing import StorageContract
-from tests.unit.test_payload_codec import Deflate
+from tests.unit.codec.test_payload_codec import Deflate
 
 
 class TestEncodedStorage(StorageContract):

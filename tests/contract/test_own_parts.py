@@ -15,7 +15,7 @@ from ray_workflows.storage.parts import BlobStore, JournalStore, LeaseStore
 from ray_workflows.storage.urls import storage_from_url
 from ray_workflows.testing import BlobStoreContract, JournalStoreContract, LeaseStoreContract
 from ray_workflows.testing.builders import OK, fill
-from tests.unit.test_payload_codec import Deflate
+from tests.unit.codec.test_payload_codec import Deflate
 
 PAGE = Path(__file__).parents[2] / "docs" / "storage-own.md"
 

@@ -37,7 +37,7 @@ from ray_workflows.storage.objects.records import (
 from ray_workflows.storage.rows import decode_row
 from ray_workflows.storage.validation import decode_cursor
 from tests.fuzz import attempt, fuzz
-from tests.unit.test_codec import EVENTS
+from tests.unit.codec.test_codec import EVENTS
 
 SCALARS = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text()
 #: What MessagePack can hold.

@@ -92,7 +92,7 @@ def test_an_actor_of_another_cluster_is_named(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_what_ray_calls_private() -> None:
-    """As `tests/unit/test_ray_private.py`, of what needs a cluster."""
+    """As `tests/unit/ray/test_private.py`, of what needs a cluster."""
     unnamed: Any = Progress.remote()
     state, weak = private.actor_state(unnamed)
     assert private.named_actor(state) == ("", ray.get_runtime_context().namespace)

@@ -20,7 +20,7 @@ from ray_workflows._executor.worker.process import HERE
 from ray_workflows._model.messages import AttemptLostInput
 from ray_workflows._model.plan import Environment, Function, Plan, TaskOptions
 from ray_workflows.storage import MemoryStorage
-from tests.unit.test_payload_codec import Salted
+from tests.unit.codec.test_payload_codec import Salted
 
 
 @ray.remote

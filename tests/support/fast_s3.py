@@ -23,7 +23,7 @@ from xml.sax.saxutils import escape, unescape
 
 from tests.support.http_server import serve
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = 1000
 
 

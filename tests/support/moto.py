@@ -17,7 +17,7 @@ from urllib.parse import unquote_to_bytes
 
 from tests.support.http_server import Answer, serve
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NUMBERS = itertools.count(1)
 
 #: What moto takes as credentials: anything.

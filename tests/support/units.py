@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 
 #: Where each test has what it needs for itself, and some take long.
 APART = ("simulation", "docs")
@@ -23,7 +23,7 @@ APART = ("simulation", "docs")
 CLUSTER = "cluster"
 
 #: What has to come before its process connects to Ray.
-BEFORE_RAY = HERE / "unit" / "test_compat.py"
+BEFORE_RAY = TESTS / "unit" / "public" / "test_compat.py"
 
 
 def unit_of(item: pytest.Item) -> str:
@@ -33,7 +33,7 @@ def unit_of(item: pytest.Item) -> str:
         return own.args[0] if own.args else item.nodeid
     if needs_cluster(item):
         return f"{CLUSTER} {item.path}"
-    place, *_ = item.path.relative_to(HERE).parts
+    place, *_ = item.path.relative_to(TESTS).parts
     return item.nodeid if place in APART else str(item.path)
 
 
@@ -41,7 +41,7 @@ def needs_cluster(item: pytest.Item) -> bool:
     """Whether a test runs on the cluster of its process."""
     if item.get_closest_marker("own_cluster") is not None:
         return False
-    place, *_ = item.path.relative_to(HERE).parts
+    place, *_ = item.path.relative_to(TESTS).parts
     return CLUSTER in getattr(item, "fixturenames", ()) or (
         place == "ray" and not has_clusters(item)
     )

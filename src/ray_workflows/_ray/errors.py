@@ -1,6 +1,6 @@
 """Errors that Ray brings, read without running anything of a user's.
 
-`tests/unit/test_foreign_errors.py` fails when Ray changes how it brings them.
+`tests/unit/ray/test_foreign_errors.py` fails when Ray changes how it brings them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Names of Ray that Ray calls private, each used here and nowhere else.
 
-There is no public way to what they give. `tests/unit/test_ray_private.py` fails when Ray changes
+There is no public way to what they give. `tests/unit/ray/test_private.py` fails when Ray changes
 one, and `tests/test_architecture.py` when one is used elsewhere.
 """
 
