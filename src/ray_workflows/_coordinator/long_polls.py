@@ -23,8 +23,8 @@ MAX_FORGOTTEN = 10_000
 
 
 class PollLimit:
-    """Room for calls that wait. Who finds none is told so at once, and looks again a little later:
-    if calls waited for a seat, a `run` inside a task could wait for one that waits for it.
+    """Limits how many long polls block a thread. A call over the limit returns at once, and the
+    client polls again later. If such calls queued instead, a nested `run` could deadlock.
 
     Args:
         count: how many may wait at once.

@@ -1,7 +1,7 @@
 """The loop: for each workflow what came in is decided, committed, and then carried out.
 
-One thread runs it; nothing in here blocks. Blocking work, and what comes back from it, goes
-through `Offloader`, which makes small commits to a local disk right there. Every workflow that somebody
+One thread runs it; nothing in here blocks. Blocking work, and what comes back from it, goes through
+`Offloader`, which makes small commits to a local disk right there. Every workflow that somebody
 asks about has one way: it is in memory or is read from storage, what came in is decided by the
 engine, and the answers go out when the events are durable.
 """

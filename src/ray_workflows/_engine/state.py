@@ -242,8 +242,8 @@ class WorkflowState(Lifecycle, eq=False):
     #: For each base name, the suffix to try next.
     names: dict[str, int] = {}
     # Derived: tasks in phase ACTIVE, in the order they became so; by the signal's name, those
-    # in phase AWAITING_SIGNAL, in that order; when tasks in phase AWAITING_TIMER go off, and when those in
-    # phase AWAITING_SIGNAL give up. (The first of an OrderedDict is found at once.)
+    # in phase AWAITING_SIGNAL, in that order; when tasks in phase AWAITING_TIMER go off, and when
+    # those in phase AWAITING_SIGNAL give up. (The first of an OrderedDict is found at once.)
     active: dict[int, None] = {}
     waits: dict[str, OrderedDict[int, None]] = {}
     timers: dict[int, float] = {}

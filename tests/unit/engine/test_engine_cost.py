@@ -50,7 +50,7 @@ def test_engine_and_journal_cost_what_they_did(cost: Callable[[], float]) -> Non
     found = cost()
     assert found <= LIMIT, (
         f"A task costs {found:.2f} times what it did. If it has to: python -m "
-        f"tests.unit.engine.engine_path says what to put into {Path(__file__).parent}/engine_costs.json."
+        f"tests.unit.engine.engine_path says what to put into engine_costs.json beside {__file__}."
     )
 
 

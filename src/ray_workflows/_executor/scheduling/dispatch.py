@@ -1,6 +1,4 @@
-"""The way of attempts to Ray: what waits in ready_queues becomes batches, in Ray tasks that take one after
-the other.
-"""
+"""Cuts ready queues into batches, and submits these to Ray or gives them to a slot that waits."""
 
 from __future__ import annotations
 
@@ -75,22 +73,22 @@ class Dispatch:
         self.ended = ended
         self.refused = refused
         self.unprepared = unprepared
-        #: Other ones than those of an earlier life of the coordinator, whose Ray tasks may still
-        #: report here.
+        #: Starts at the current time, so that numbers never repeat those of a previous process,
+        #: whose Ray tasks may still report here.
         self.numbers = itertools.count(int(clock.time() * 1e9))
         self.ready_queues: dict[str, ReadyQueue] = {}
-        #: Shapes of ready_queues to which something was added since the last `flush`.
+        #: Shapes whose ready queues have grown since the last `flush`.
         self.grown: dict[str, None] = {}
         self.durations = Durations()
         self.sent: dict[int, SentBatch] = {}
         self.slots = SlotPool()
-        #: How many tasks of one CPU the cluster can run at once, as far as we know.
+        #: How many tasks of one CPU the cluster can run at once, as far as is known.
         self.capacity = 1
-        #: Shapes of ready_queues that wait for what their attempts need.
+        #: Shapes whose attempts wait until the cluster has been asked for what they need.
         self.preparing: set[str] = set()
 
     def flush(self) -> None:
-        """Submit what was added, as far as it is time."""
+        """Submit the batches that are due from queues that have grown."""
         while self.grown:
             self.pump(self.grown.popitem()[0])
 
@@ -105,7 +103,7 @@ class Dispatch:
             self.pump(shape)
 
     def pump(self, shape: str) -> None:
-        """Submit what waits, as far as it is time. The lock is held."""
+        """Submit the batches of a shape that are due. The lock is held."""
         # Looked up each time: a Ray task that has ended at once brings us here again meanwhile.
         while (ready_queue := self.ready_queues.get(shape)) is not None:
             if ready_queue.queues and not self.cluster.is_prepared(shape):
@@ -118,7 +116,7 @@ class Dispatch:
                 if ready_queue.idle:
                     del self.ready_queues[shape]
                 elif ready_queue.queues and ready_queue.expected and not ready_queue.looks_again:
-                    # Who is expected may take longer than was known.
+                    # The slot that is expected may take longer than was assumed.
                     ready_queue.looks_again = True
                     self.deadlines.after(WORTHWHILE_SECONDS, lambda: self.look_again(shape))
                 return
@@ -132,14 +130,14 @@ class Dispatch:
                 self.pump(shape)
 
     def resize(self, capacity: int) -> None:
-        """The cluster can run so many tasks of one CPU at once."""
+        """Note how many tasks of one CPU the cluster can run at once."""
         if capacity != self.capacity:
             self.capacity = capacity
             for shape in list(self.ready_queues):
                 self.pump(shape)
 
     def prepare(self, shape: str, ready_queue: ReadyQueue) -> None:
-        """Have what a ready_queue's attempts need looked up; they wait meanwhile."""
+        """Look up what the attempts of a queue need of the cluster; they wait meanwhile."""
         if shape not in self.preparing:
             self.preparing.add(shape)
             template = ready_queue.template
@@ -148,7 +146,7 @@ class Dispatch:
             )
 
     def prepared(self, shape: str, result: Any) -> None:
-        """What a ready_queue's attempts need was looked up, or the reason is there why that failed."""
+        """The lookup is done, or has failed with an exception."""
         with self.lock:
             self.preparing.discard(shape)
             ready_queue = self.ready_queues.get(shape)

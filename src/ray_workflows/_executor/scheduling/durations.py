@@ -10,17 +10,17 @@ import msgspec
 from ray_workflows._executor.protocol import AttemptRequest
 from ray_workflows._executor.scheduling.in_flight import InFlightAttempt
 
-#: What a batch aims at, in seconds, and below what a batch is not worth its Ray task. Attempts that
-#: take longer than a batch is to take have a Ray task each.
+#: The duration that a batch aims at, and the one below which it is not worth a Ray task, in
+#: seconds. Attempts that take longer than the first have a Ray task each.
 TARGET_SECONDS, WORTHWHILE_SECONDS = 0.05, 0.005
 
-#: An attempt takes at least this long with all that is around it, in seconds.
+#: The shortest duration that is assumed of an attempt, in seconds: the overhead of one.
 LEAST_SECONDS = 2e-5
 
-#: How much of what is known of a function's duration comes from its last attempt.
+#: The weight of the last attempt in a function's smoothed duration.
 SMOOTHING = 0.3
 
-#: Functions whose durations are known.
+#: How many functions' durations are kept.
 MAX_FUNCTIONS = 100_000
 
 
@@ -29,14 +29,14 @@ class Durations:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        #: Functions known to be short of which an attempt has been running for long.
+        #: Functions believed to be short, but with an attempt that is overrunning.
         self.doubted: set[str] = set()
 
     def learn(self, digest: str, seconds: float, count: int = 1) -> None:
-        """So many attempts in a row took so long on average.
+        """Learn from ``count`` attempts in a row that took ``seconds`` on average.
 
-        All of a batch at once: its last one may have been kept waiting by what else the machine
-        does, and must not say more than the hundreds before it.
+        A batch counts as one lesson: its last attempt may have been delayed by other work of the
+        machine, and must not outweigh the hundreds before it.
         """
         self.doubted.discard(digest)
         seconds = max(seconds, LEAST_SECONDS)
@@ -50,10 +50,10 @@ class Durations:
             self.seconds[digest] = known + weight * (seconds - known)
 
     def at_least(self, digest: str, seconds: float) -> None:
-        """An attempt has been running for so long, and is not done.
+        """Learn that an attempt has been running for ``seconds`` and is not done.
 
-        Where others were shorter, one is no rule: its worker may have been kept waiting. If it is
-        believed, all that wait are submitted one by one.
+        The first such attempt of a short function is only noted: its worker may have been delayed,
+        and a long duration would send every waiting attempt in a Ray task of its own.
         """
         known = self.seconds.get(digest, seconds)
         if known <= TARGET_SECONDS < seconds and digest not in self.doubted:
@@ -65,7 +65,7 @@ class Durations:
         return self.seconds.get(digest)
 
     def fuse(self, flight: InFlightAttempt, followers: Iterable[AttemptRequest]) -> None:
-        """Let attempts follow this one, as far as all of them together are short."""
+        """Fuse attempts to this one, as long as all of them together are short."""
         template = flight.request.template
         left = TARGET_SECONDS
         previous = flight
@@ -86,5 +86,5 @@ class Durations:
 
 
 def least(seconds: float) -> int:
-    """How many attempts that take so long each are worth a batch."""
+    """The minimum batch size for attempts that take ``seconds`` each."""
     return max(1, int(WORTHWHILE_SECONDS / seconds))

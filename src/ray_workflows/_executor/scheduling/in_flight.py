@@ -1,5 +1,4 @@
-"""An attempt in flight, from its start until its report: it waits in a ready queue, then it is part of a
-batch in a Ray task."""
+"""An attempt in flight, from its start until its report."""
 
 from __future__ import annotations
 
@@ -7,7 +6,8 @@ from ray_workflows._executor.protocol import AttemptRequest
 
 
 class InFlightAttempt:
-    """An attempt on its way: queued in a ready_queue, then in a Ray task."""
+    """An attempt in flight: first it waits in a ready queue, then it is in a batch of a Ray
+    task."""
 
     __slots__ = (
         "alone",
@@ -26,30 +26,33 @@ class InFlightAttempt:
 
     def __init__(self, request: AttemptRequest) -> None:
         self.request = request
-        #: The attempt that runs at once after it, on its result; whether it is such a one itself.
+        #: The fused attempt that runs right after this one, on its result; whether this one is
+        #: fused.
         self.behind: InFlightAttempt | None = None
         self.follows = False
-        #: It takes values that Ray has to bring to a Ray task before it starts.
+        #: Ray has to bring objects to the Ray task before this attempt starts.
         self.needs_objects = False
-        #: The number of the Ray task that it travels in.
+        #: The number of its batch, once it is in one.
         self.batch: int | None = None
         self.submitted_at = 0.0
-        #: It shares no Ray task: its neighbours died with their worker, and one was guilty.
+        #: It runs in a batch of its own: its options ask for it, or its last worker died with a
+        #: batch in it, and one of the members was guilty.
         self.alone = not request.template.batchable
-        #: Canceled or reported: what still comes of it is about the past.
+        #: It was canceled or has reported; later reports of it are ignored.
         self.retired = False
         #: Its timeout runs; it has overrun it and is being stopped.
         self.timed = False
         self.expired = False
-        #: Odd while its timeout does not run because it waits for the storage; it grows.
+        #: How often it has begun and ended to wait for the storage: odd while it waits. The timeout
+        #: does not run meanwhile.
         self.waits = 0
         #: Why no node can hold it, as last reported.
         self.unplaceable = ""
 
     @property
     def followers(self) -> list[InFlightAttempt]:
-        """Attempts that run at once after it, each on the result of the one before. Behind one
-        that was canceled, all were."""
+        """The fused attempts after this one, each of which takes the result of the one before. If
+        one is canceled, so are those after it."""
         found = []
         flight = self.behind
         while flight is not None and not flight.retired:

@@ -1,7 +1,8 @@
-"""The packages of workflows in this cluster: brought from the storage when attempts need them.
+"""The cache of code packages in the memory of Ray's head. A small Ray task copies a package there
+from the storage when an attempt needs it.
 
-Nothing in the cluster refers to them, so that Ray never deletes them; what nobody needs for long is
-taken out of its memory here.
+Nothing in the cluster refers to such a package, so Ray never deletes it. This module removes
+packages that no attempt has needed for long.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ray_workflows.storage.base import Storage
 
 logger = logging.getLogger(__name__)
 
-#: How long a package that no attempt needs stays in the cluster, in seconds; how often to look.
+#: How long an unused package stays in the cluster, and how often this is checked, in seconds.
 UNUSED_SECONDS = 1800.0
 CHECK_SECONDS = 60.0
 
@@ -36,7 +37,7 @@ AGAIN_VARIABLE = "RAY_WORKFLOWS_BROUGHT_AGAIN"
 
 
 class PackageCache:
-    """Knows what was brought. All methods may be called from any thread.
+    """Knows which packages are in the cluster. Any thread may call its methods.
 
     Args:
         storage: where packages come from.
@@ -57,7 +58,11 @@ class PackageCache:
         self.looked_at = time.monotonic()
 
     def need(self, packages: Iterable[Package]) -> list[ray.ObjectRef]:
-        """What an attempt has to wait for."""
+        """Have packages copied into the cluster, unless they are there.
+
+        Returns:
+            The Ray tasks that an attempt has to wait for.
+        """
         waits = []
         now = time.monotonic()
         with self.lock:

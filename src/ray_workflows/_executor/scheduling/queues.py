@@ -1,7 +1,8 @@
-"""Which attempts travel together in a Ray task, and when: a policy, with nothing of Ray in it.
+"""Ready queues: which waiting attempts become the next batch of a Ray task. This module decides; it
+calls nothing of Ray.
 
-A Ray task costs about a millisecond of CPU. Attempts of functions that have shown themselves short
-share one; all others have one each.
+A Ray task costs about a millisecond of CPU. So attempts of functions that have turned out to be
+short share one; every other attempt has its own.
 """
 
 from __future__ import annotations
@@ -25,37 +26,38 @@ from ray_workflows._model.plan import LISTENER
 #: back no others.
 MAX_IN_FLIGHT = 2_000
 
-#: Batches that one Ray task has at once: one runs, one is at hand when it is through. Both together
-#: are no more than its share of what there is, or than the least that is worth it.
+#: Batches per worker slot: one running, one prefetched. Together they never exceed the slot's fair
+#: share of the queue, or the minimum batch size if that is larger.
 AT_ONCE = 2
 
-#: Work for each slot, in seconds, from which on more Ray tasks are submitted than there are capacity,
-#: as many again: they wait, and show an autoscaler that there is work for more nodes.
+#: When each slot has this much work, in seconds, the executor submits up to twice as many Ray tasks
+#: as the cluster can run: those that wait show an autoscaler that more nodes have work.
 DEMAND_SECONDS = 1.0
 
 
 def take_run(queue: deque[InFlightAttempt]) -> list[InFlightAttempt]:
-    """The first attempt of a queue with all that follow it. They wait nowhere else: whoever takes
-    it takes them, also when its function has turned out to be slow meanwhile."""
+    """Remove the first attempt of a queue, together with its fused followers. Followers wait in no
+    queue of their own, so they go with it even if its function has turned out to be slow."""
     return run_of(queue.popleft())
 
 
 def run_of(head: InFlightAttempt) -> list[InFlightAttempt]:
-    """An attempt with all that follow it."""
+    """An attempt and its fused followers."""
     return [head, *head.followers]
 
 
 class ReadyQueue:
-    """Attempts of one shape that wait, by function, and how many Ray tasks of it are in flight."""
+    """The waiting attempts of one shape, by function, and the number of Ray tasks of that shape in
+    flight."""
 
     def __init__(self) -> None:
         self.queues: dict[str, deque[InFlightAttempt]] = {}
         self.submitted = 0
-        #: Attempts in flight of functions of which nothing is known yet.
+        #: By function, how many attempts are in flight while no duration is known.
         self.trials: dict[str, int] = {}
-        #: When slots will ask for the next batch, on the monotonic clock.
+        #: When each slot will probably ask for its next batch, on the monotonic clock.
         self.expected: dict[Hashable, float] = {}
-        #: Whether it will be asked again soon for a batch, whatever happens.
+        #: Whether a timer is set that pumps this queue again.
         self.looks_again = False
 
     @property
@@ -63,7 +65,7 @@ class ReadyQueue:
         return not self.queues and not self.submitted
 
     def add(self, flight: InFlightAttempt, durations: Durations, capacity: int) -> bool:
-        """Let it wait; whether there is now one more batch for each slot."""
+        """Append an attempt. Returns whether the queue now has one more full batch per slot."""
         digest = flight.request.template.function.digest
         queue = self.queues.get(digest)
         if queue is None:
@@ -76,11 +78,11 @@ class ReadyQueue:
 
     @property
     def template(self) -> AttemptTemplate:
-        """That of an attempt that waits; there is one."""
+        """The template of a waiting attempt. The queue must not be empty."""
         return next(iter(self.queues.values()))[0].request.template
 
     def take_all(self) -> list[InFlightAttempt]:
-        """All that wait; none does any more."""
+        """Remove and return every waiting attempt."""
         taken = [one for queue in self.queues.values() for head in queue for one in run_of(head)]
         self.queues.clear()
         return taken
@@ -93,20 +95,20 @@ class ReadyQueue:
         slots: int = 0,
         waits: bool = False,
     ) -> list[InFlightAttempt]:
-        """What to submit now as one batch; empty if nothing is to be.
+        """Remove and return the batch to submit now; empty if none should be.
 
         Args:
-            durations: what is known of the functions.
+            durations: the known durations of functions.
             capacity: how many tasks of this shape the cluster can run at once.
-            now: the monotonic clock.
-            slots: how many Ray tasks of it take one batch after the other.
-            waits: whether one of them waits for a batch.
+            now: the time of the monotonic clock.
+            slots: how many worker slots of this shape pull batches.
+            waits: whether one of these slots waits for a batch.
         """
 
         def take(digest: str, queue: deque[InFlightAttempt]) -> list[InFlightAttempt]:
             seconds = durations.get(digest)
             if queue[0].request.options.kind == LISTENER:
-                # They wait in their host, for days if need be, and take no room.
+                # Listeners wait in their host, perhaps for days, and occupy no slot.
                 return take_run(queue)
             if queue[0].alone or (seconds is not None and seconds > TARGET_SECONDS):
                 return take_run(queue) if self.submitted < MAX_IN_FLIGHT else []
@@ -119,8 +121,8 @@ class ReadyQueue:
         return self.first(take)
 
     def next_ahead(self, durations: Durations, capacity: int) -> list[InFlightAttempt]:
-        """A batch for a slot that has one already; empty if another slot might come to need it:
-        enough has to be left for one more batch of each."""
+        """Remove and return a batch to prefetch. Empty if it could starve another slot: one more
+        batch for each slot has to remain."""
 
         def take(digest: str, queue: deque[InFlightAttempt]) -> list[InFlightAttempt]:
             seconds = durations.get(digest)
@@ -140,9 +142,9 @@ class ReadyQueue:
     def first(
         self, take: Callable[[str, deque[InFlightAttempt]], list[InFlightAttempt]]
     ) -> list[InFlightAttempt]:
-        """The first batch that there is to be had, the functions taking turns."""
+        """The first batch that `take` gives, with functions taking turns."""
         for digest in list(self.queues):
-            # Each comes last when it had its batch.
+            # A function that has had its batch goes to the end.
             queue = self.queues.pop(digest)
             while queue and queue[0].retired:
                 queue.popleft()
@@ -158,7 +160,8 @@ class ReadyQueue:
     def take_trial(
         self, digest: str, queue: deque[InFlightAttempt], capacity: int
     ) -> list[InFlightAttempt]:
-        """A few show how long it takes. If that is long, they say so while they run."""
+        """Run a few attempts of an unknown function alone, to learn its duration. A long one
+        reports itself while it runs."""
         tried = self.trials.get(digest, 0)
         if tried >= capacity or self.submitted >= MAX_IN_FLIGHT:
             return []
@@ -166,10 +169,10 @@ class ReadyQueue:
         return take_run(queue)
 
     def deserves_slot(self, work: float, capacity: int, slots: int, now: float) -> bool:
-        """Whether so much work, in seconds, is to have one more Ray task."""
+        """Whether to submit one more Ray task for this much work, in seconds."""
         if slots >= (capacity if work < DEMAND_SECONDS * capacity else 2 * capacity):
             return False
-        # Who asks soon for a batch gets it: that is cheaper than a Ray task.
+        # A slot that will soon ask for a batch is cheaper than a new Ray task.
         return work >= WORTHWHILE_SECONDS or not any(
             abs(at - now) < WORTHWHILE_SECONDS for at in self.expected.values()
         )
@@ -177,7 +180,7 @@ class ReadyQueue:
     def cut(
         self, queue: deque[InFlightAttempt], seconds: float, capacity: int
     ) -> list[InFlightAttempt]:
-        """A batch of attempts that take so long each."""
+        """Remove and return a batch of attempts that take ``seconds`` each."""
         if queue[0].behind is not None:
             return take_run(queue)
         share = -(-len(queue) // (AT_ONCE * capacity))
@@ -190,7 +193,8 @@ class ReadyQueue:
         return batch
 
     def put_back(self, batch: list[InFlightAttempt]) -> None:
-        """It can't travel behind another one: Ray has to bring something for it."""
+        """Return a batch to the front: Ray has to bring objects for it, so it can't be
+        prefetched."""
         digest = batch[0].request.template.function.digest
         heads = [flight for flight in batch if not flight.follows]
         heads[0].needs_objects = True
@@ -199,16 +203,16 @@ class ReadyQueue:
     def expect(
         self, slot: Hashable, members: list[InFlightAttempt], known: Durations, now: float
     ) -> None:
-        """A slot will ask for another batch when it is through with what it has."""
-        # Mostly of one function.
+        """Note when a slot will ask for another batch: when its present ones are done."""
+        # Usually all are of one function.
         digests = Counter([flight.request.template.function.digest for flight in members])
         seconds = sum((known.get(digest) or 0.0) * count for digest, count in digests.items())
         self.expected[slot] = now + seconds
 
     def expects_no_more(self, slot: Hashable) -> None:
-        """It takes longer than was known."""
+        """The slot takes longer than expected, or is gone."""
         self.expected.pop(slot, None)
 
     def landed(self, digest: str) -> None:
-        """A batch is through, or lost, with attempts of this function."""
+        """A batch with attempts of this function is done, or lost."""
         self.trials.pop(digest, None)

@@ -1,7 +1,7 @@
-"""A batch of attempts in a worker, one after the other. Mostly it is one.
+"""Runs a batch of attempts in a worker, one after the other. Most batches have one member.
 
-If a member takes long, those after it are handed back, to run elsewhere meanwhile, and those before
-it are reported.
+If a member takes long, the worker hands those after it back, so that other workers run them, and
+reports those before it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ray_workflows._executor.worker.running import RunningAttempt
 from ray_workflows._model.messages import AttemptReturned
 from ray_workflows.storage.base import Storage
 
-#: A member that has run for so long, in seconds, holds nobody back any more.
+#: When a member has run this long, in seconds, those after it are handed back.
 OVERRUN_SECONDS = 0.05
 
 #: Live objects by incarnation and the key of the blob that holds the same.
@@ -74,7 +74,7 @@ def home_of(pickled: bytes) -> Home:
 
 
 class BatchRun:
-    """A batch in this process. Its watch looks at it from another thread."""
+    """A batch in this process. The watchdog checks it from another thread."""
 
     def __init__(
         self,
@@ -131,7 +131,7 @@ class BatchRun:
                     self.made.setdefault(request.incarnation, {}).update(attempt.made)
 
     def hand_on(self, attempt: AttemptRun, report: AnyReport) -> dict[str, Any]:
-        """What the next member gets of this one, which it is to get from here."""
+        """The result of this member, for the next one, which is fused to it."""
         if not isinstance(report, AttemptReturned) or report.messages:
             # Those that follow are not to run: on an error, on a continuation still to come, or on
             # a result that is stored because of what goes with it.
@@ -139,12 +139,12 @@ class BatchRun:
             return {}
         if self.next < self.end and attempt.kept is not None:
             return {attempt.request.fused_key: attempt.kept}
-        # Who was to get it was handed back: it gets it as any other.
+        # The next member was handed back, so the value goes into the object store.
         attempt.put_kept()
         return {}
 
     def wire(self) -> WireReport:
-        """All that is known so far: who got it before ignores what is in it again."""
+        """A report of all members so far. The coordinator ignores what it has had before."""
         unstarted = tuple(range(self.end, len(self.requests)))
         report = BatchReport(self.number, tuple(self.reports), tuple(self.seconds), unstarted)
         return message(ENCODER.encode(report), self.made)

@@ -1,7 +1,7 @@
-"""What a Ray task of ours runs: batch after batch, the next one at hand before one is through.
+"""The loop that a Ray task runs in its worker: it runs a batch, reports it, and pulls the next one.
 
-A batch is reported by a call of the coordinator whose answer brings another one, and nobody waits
-for that answer while there is something to run.
+The worker reports a batch by a call of the coordinator; the answer brings the next batch. It does
+not wait for the answer while it has a prefetched batch to run.
 """
 
 from __future__ import annotations
@@ -33,16 +33,17 @@ from ray_workflows._executor.worker.watchdog import watching
 
 logger = logging.getLogger(__name__)
 
-#: How long the coordinator may take to answer, in seconds: it says soon that there is no more.
+#: How long the coordinator may take to answer, in seconds. If it has no batch, it says so within
+#: milliseconds.
 ANSWER_SECONDS = 60.0
 
-#: A batch that takes so long, in seconds, holds those behind it back no more: twice what it was to
-#: take.
+#: When a batch has taken this long, in seconds, prefetched ones are handed back: twice the duration
+#: that batches aim at.
 LATE_SECONDS = 0.1
 
 
 class WorkerLoop:
-    """The batches of a Ray task in its process. Its watch looks at it from another thread.
+    """The batches of a Ray task, in its worker process. The watchdog checks it from another thread.
 
     Args:
         home: where the attempts come from.
@@ -57,13 +58,13 @@ class WorkerLoop:
         self.ahead: deque[EncodedBatch] = deque(loads)
         self.running: BatchRun | None = None
         self.began = 0.0
-        #: Reports of which the coordinator has not said that it has them.
+        #: Reports that the coordinator has not acknowledged.
         self.unheard: list[WireReport] = []
-        #: Its answer to the last one, to be.
+        #: The future of its answer to the last report.
         self.answer: Future[Any] | None = None
 
     def run(self) -> list[WireReport]:
-        """Run all batches; the reports that the coordinator may not have."""
+        """Run batches until there are no more. Returns the reports without an acknowledgement."""
         with watching(self, self.home.process.watch):
             while (batch := self.next()) is not None:
                 report = batch.run()
@@ -75,7 +76,7 @@ class WorkerLoop:
         return self.unheard
 
     def next(self) -> BatchRun | None:
-        """The next batch. Where none is at hand, the answer is waited for that may bring one."""
+        """The next batch. Without a prefetched one, wait for the answer that may bring it."""
         if not self.ahead:
             self.hear()
         with self.lock:
@@ -89,7 +90,7 @@ class WorkerLoop:
         return BatchRun(number, requests, self.home, live or {})
 
     def hear(self) -> None:
-        """Wait for the answer to the last report, if it was not heard yet."""
+        """Wait for the answer to the last report, unless it has come."""
         answer = self.answer
         if answer is None:
             return
@@ -103,7 +104,7 @@ class WorkerLoop:
             logger.warning("The coordinator did not take a report at once: %r", error)
         with self.lock:
             if self.answer is not answer:
-                return  # The other thread was faster.
+                return  # The watchdog's thread was faster.
             self.answer = None
             if heard:
                 self.unheard.clear()

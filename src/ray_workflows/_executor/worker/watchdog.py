@@ -1,6 +1,6 @@
-"""Looks from time to time at what runs in this process, on a thread of its own.
+"""The watchdog of a worker process: a thread that checks every 50 ms what runs in it.
 
-What is short is over before it is looked at: the many cost nothing here.
+Short attempts end before the first check, so they cost nothing here.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Protocol
 
 logger = logging.getLogger(__name__)
 
-#: Between two looks, in seconds.
+#: The time between two checks, in seconds.
 CHECK_SECONDS = 0.05
 
 
 class Watched(Protocol):
-    """What can be looked at."""
+    """What a watchdog can check."""
 
     def check(self, now: float) -> bool:
-        """Look at it, at a time of the monotonic clock; whether to look again."""
+        """Check it, at this time of the monotonic clock. Returns whether to check it again."""
 
 
 class Watchdog:
