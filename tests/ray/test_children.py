@@ -89,8 +89,7 @@ def test_an_id_that_is_in_use_is_left_alone(wid: str, marks: Marks) -> None:
 
 
 def test_a_coordinator_that_is_killed_starts_what_was_committed(wid: str, marks: Marks) -> None:
-    """It is killed when the result is committed, with children on their way or just begun: each is
-    there, and none was made twice."""
+    """The next task kills it after the commit, while children are on their way or run."""
     ids = [f"{wid} {n}" for n in range(20)]
     dag = after.bind(marks, starts.bind(marks, ids, 1), coordinator_pid())
     assert workflow.run(dag, workflow_id=wid) == ids

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 from ray.dag import DAGNode
 
 from ray_workflows._capture.dag import check_root
 from ray_workflows._client.connection import connect
 from ray_workflows._client.submissions import SubmissionBuilder
+from ray_workflows._coordinator.protocol import ENCODER
 from ray_workflows._executor.worker import context
 from ray_workflows._model.catalog import Tag
 from ray_workflows._model.ids import validate_workflow_id
-
-ENCODER = msgspec.msgpack.Encoder()
 
 
 def start(
@@ -42,8 +40,8 @@ def start(
             f"{child!r} is the id of this workflow, or of one that this task starts already. Each "
             f"workflow needs an id of its own."
         )
-    with SubmissionBuilder(connect()) as drafts:
-        drafts.capture(dag, args, kwargs, child, metadata, tags, timeout)
-    (submission,) = drafts.submissions
+    with SubmissionBuilder(connect()) as builder:
+        builder.capture(dag, args, kwargs, child, metadata, tags, timeout)
+    (submission,) = builder.submissions
     scope.outgoing.append(context.Outgoing(message_id, child, ENCODER.encode(submission)))
     return child

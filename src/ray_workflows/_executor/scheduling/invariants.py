@@ -42,7 +42,7 @@ def name(flight: InFlightAttempt) -> str:
 
 
 def waiting_in(ready_queue: ReadyQueue) -> list[InFlightAttempt]:
-    """All that wait in a ready_queue, with those that follow them."""
+    """All that wait in a ready queue, with those that follow them."""
     return [
         flight
         for queue in ready_queue.queues.values()
