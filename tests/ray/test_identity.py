@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import numpy as np
+import pytest
 import ray
 
 import ray_workflows as workflow
+from ray_workflows._capture import objects
 from ray_workflows._capture.dag import capture_plan
 from ray_workflows._capture.functions import function_digest
 from ray_workflows._capture.objects import identity_of
@@ -19,6 +20,7 @@ from ray_workflows._executor.worker.attempt import AttemptRun
 from ray_workflows._executor.worker.process import HERE
 from ray_workflows._model.messages import AttemptLostInput
 from ray_workflows._model.plan import Environment, Function, Plan, TaskOptions
+from ray_workflows._ray import private
 from ray_workflows.storage import MemoryStorage
 from tests.unit.codec.test_payload_codec import Salted
 
@@ -153,29 +155,36 @@ def test_plans_over_other_objects_are_other_plans() -> None:
     assert digest(1) == digest(1)
 
 
-class Ref:
-    """An ObjectRef of another cluster: there is one at a time."""
+def test_an_object_is_the_same_for_its_owner_and_its_borrowers() -> None:
+    @ray.remote
+    def seen(refs: list[ray.ObjectRef]) -> str:
+        return identity_of(refs[0])
 
-    def __init__(self, hex_id: str, owner: bytes) -> None:
-        self.hex_id, self.owner = hex_id, owner
+    @ray.remote
+    def put() -> tuple[list[ray.ObjectRef], str]:
+        ref = ray.put(1)
+        return [ref], identity_of(ref)
 
-    def hex(self) -> str:
-        return self.hex_id
+    ref = ray.put(1)
+    assert ray.get(seen.remote([ref])) == identity_of(ref)
+    refs, owner = ray.get(put.remote())
+    assert ray.get(seen.remote(refs)) == identity_of(refs[0]) == owner
 
-    def owner_address(self) -> bytes:
-        return self.owner
 
-
-def test_objects_of_other_clusters_are_other_objects() -> None:
+def test_objects_of_other_clusters_are_other_objects(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray counts ids anew in each: what the first driver puts first has always the same."""
     ref = ray.put(1)
-    here = Ref(ref.hex(), ref.owner_address())
-    assert identity_of(here) == identity_of(ref)  # type: ignore[arg-type]
-    names = [
-        identity_of(Ref(hex_id, owner))  # type: ignore[arg-type]
-        for hex_id, owner in itertools.product((ref.hex(), "00" * 28), (b"", ref.owner_address()))
-    ]
-    assert len(set(names)) == len(names)
+    address = private.owner_address(ref)
+    assert bytes.fromhex(ray.get_runtime_context().get_node_id()) in address
+    identities = {identity_of(ref), identity_of(ray.put(1))}
+    for other in (b"", address + b"x"):
+        monkeypatch.setattr(objects, "owner_address", lambda ref, other=other: other)
+        identities.add(identity_of(ref))
+    assert len(identities) == 4
+
+
+def test_an_object_that_ray_does_not_know_has_no_owner() -> None:
+    assert private.owner_address(ray.ObjectRef(b"x" * 28)) == b""
 
 
 def test_functions_over_buffers_cut_elsewhere_are_other_functions() -> None:

@@ -22,6 +22,7 @@ from ray_workflows._codec.placeholders import OBJECT_REF, OBJECT_VALUE
 from ray_workflows._model.blobs import BlobStore
 from ray_workflows._model.values import Blob
 from ray_workflows._ray.cluster import call_inside, is_outside
+from ray_workflows._ray.private import owner_address
 from ray_workflows.exceptions import SerializationError
 
 #: What Ray raises when an object is gone with its owner or its node: nobody's fault.
@@ -47,7 +48,7 @@ def identity_of(ref: ray.ObjectRef) -> str:
     """
     if is_outside():
         return str(ref.hex())  # Compared in this process alone.
-    return f"{ref.hex()}-{hashlib.sha256(ref.owner_address()).hexdigest()[:16]}"
+    return f"{ref.hex()}-{hashlib.sha256(owner_address(ref)).hexdigest()[:16]}"
 
 
 def remember_restored(ref: ray.ObjectRef, incarnation: str, blob: Blob) -> None:

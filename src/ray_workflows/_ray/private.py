@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import ray
 from ray._private.thirdparty.pathspec import PathSpec
 from ray._raylet import PlacementGroupID
 from ray.actor import ActorHandle
@@ -131,6 +132,20 @@ def session_name() -> str:
     from ray._private.worker import global_worker
 
     return str(global_worker.node.session_name)
+
+
+def owner_address(ref: ray.ObjectRef) -> bytes:
+    """The address of the process that owns an object, the same in every process of the cluster.
+
+    The public ``ref.owner_address()`` is empty in the owner itself on Ray 2.48. Empty here if Ray
+    does not know the object.
+    """
+    from ray._private.worker import global_worker
+
+    try:
+        return bytes(global_worker.core_worker.get_owner_address(ref))
+    except ValueError:
+        return b""
 
 
 def actor_state(handle: ActorHandle) -> tuple[bytes, bool]:

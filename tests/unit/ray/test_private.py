@@ -32,8 +32,11 @@ f = ray.remote(plain)
 
 ROOT = Path(__file__).parents[3]
 
-#: Where the names are tested: here, and what needs actors.
-TESTS = [Path(__file__), ROOT / "tests" / "ray" / "test_handles.py"]
+#: Where the names are tested: here, and what needs a cluster.
+TESTS = [
+    Path(__file__),
+    *(ROOT / "tests" / "ray" / f"test_{name}.py" for name in ("handles", "identity")),
+]
 
 
 def names_of(module: types.ModuleType) -> list[str]:
