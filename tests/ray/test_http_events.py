@@ -229,6 +229,16 @@ def test_other_refusals(post: Post, wid: str) -> None:
     assert post(event(1)).result()[0] == 410
 
 
+def test_an_event_that_the_workflow_ends_without(post: Post, wid: str, gate: Gate) -> None:
+    ref = workflow.run_async(before.bind(gate), workflow_id=wid)
+    assert post(event("kept"), wait=0).result()[0] == 202
+    patient = post(event("kept"), wait=3)
+    gate.open()
+    ray.get(ref)
+    assert patient.result()[0] == 410
+    assert post(event("kept")).result()[0] == 410
+
+
 def test_events_that_nobody_waits_for_are_bounded(
     post: Post, wid: str, gate: Gate, marks: Marks
 ) -> None:

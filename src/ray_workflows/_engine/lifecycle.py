@@ -203,9 +203,12 @@ def on_signal(state: Lifecycle, message: msg.Signal, now: float, around: Surroun
     if not is_there(state, message.incarnation):
         return Decision([], WorkflowNotFoundError(state.workflow_id))
     if is_known(state, message.name, message.signal_id):
-        # Sent again because the answer was lost. The workflow may have ended by it.
-        return Decision([], Received(taken=(message.name, message.signal_id) in state.taken))
-    if message.sole and has_another(state, message.name):
+        taken = (message.name, message.signal_id) in state.taken
+        # Sent again because the answer was lost. The workflow may have ended by it; the sender of
+        # an event hears that the workflow has ended without it.
+        if taken or not message.sole or state.status in TAKES_SIGNALS:
+            return Decision([], Received(taken=taken))
+    elif message.sole and has_another(state, message.name):
         return Decision([], OtherSignal())
     if state.status not in TAKES_SIGNALS:
         return Decision([], SignalRefusedError(state.workflow_id, message.name, state.status))

@@ -49,14 +49,15 @@ def test_what_is_known_is_known_when_the_workflow_has_ended(d: Driver) -> None:
     d.succeed("f")
     for again, answer in (
         (event(), Received(taken=True)),
-        (event("kept", "kept"), Received()),
         (event("2"), OtherSignal()),
         (event("2", "kept"), OtherSignal()),
     ):
         assert d.send(again) == []
         assert d.answer == answer
-    assert d.send(event("2", "another")) == []
-    assert isinstance(d.answer, SignalRefusedError)
+    # Nobody takes what is kept any more, nor what is new.
+    for refused in (event("kept", "kept"), event("2", "another")):
+        assert d.send(refused) == []
+        assert isinstance(d.answer, SignalRefusedError)
     assert d.send(msg.AcknowledgeSignals("kept")) == []
 
 
@@ -129,7 +130,6 @@ def test_what_it_is_not_meant_for(d: Driver) -> None:
     d.send(event())
     d.send(msg.Cancel())
     assert d.send(msg.AcknowledgeSignals("e")) == []
-    assert d.send(event()) == []
-    assert d.answer == Received()
-    assert d.send(event(name="another")) == []
-    assert isinstance(d.answer, SignalRefusedError)
+    for refused in (event(), event(name="another")):
+        assert d.send(refused) == []
+        assert isinstance(d.answer, SignalRefusedError)
