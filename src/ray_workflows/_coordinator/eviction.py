@@ -8,7 +8,7 @@ from itertools import islice
 from ray_workflows._coordinator.active import ActiveWorkflows
 from ray_workflows._coordinator.workflow import Workflow
 from ray_workflows._engine.commands import due_at
-from ray_workflows._engine.values import unstored
+from ray_workflows._engine.values import has_unstored
 from ray_workflows._executor.timers import Timer, TimerQueue
 from ray_workflows._model.catalog import NEVER
 
@@ -94,7 +94,7 @@ class Eviction:
                 break
             del self.resting[id(workflow)]
             # What is in no storage is lost when it is let go of.
-            if self.is_at_rest(workflow) and not any(unstored(workflow.state)):
+            if self.is_at_rest(workflow) and not has_unstored(workflow.state):
                 self.evict(workflow)
         self.wake_in_time()
         if self.resting:

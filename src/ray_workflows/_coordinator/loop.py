@@ -120,6 +120,7 @@ class Loop:
             clock,
             self.guard,
             self.may_start,
+            self.touch,
             self.wake,
             self.deliveries.deliver,
             starts,

@@ -33,6 +33,7 @@ class Starter:
         clock: seconds since 1970 that pass evenly.
         guard: calls what may raise for one workflow.
         may_start: whether attempts of a workflow may be started now.
+        touch: called when all commands of a workflow were started: it may be at rest now.
         wake: called when a workflow's alarm goes off.
         deliver: brings a message of a workflow to its target.
         at_once: how many commands are started in a step.
@@ -45,6 +46,7 @@ class Starter:
         clock: Callable[[], float],
         guard: Guard,
         may_start: Callable[[Workflow], bool],
+        touch: Callable[[Workflow], None],
         wake: Callable[[Workflow], None],
         deliver: Callable[[Workflow, OutboxMessage], None],
         at_once: int,
@@ -54,6 +56,7 @@ class Starter:
         self.clock = clock
         self.guard = guard
         self.may_start = may_start
+        self.touch = touch
         self.wake = wake
         self.deliver = deliver
         self.at_once = at_once
@@ -78,6 +81,8 @@ class Starter:
             left -= len(some)
             if workflow.commands:
                 self.waiting[id(workflow)] = workflow
+            else:
+                self.touch(workflow)
             self.guard(workflow, partial(self.carry_out_all, started=some))
 
     def carry_out_all(self, workflow: Workflow, started: Iterable[Command]) -> None:

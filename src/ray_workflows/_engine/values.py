@@ -21,6 +21,11 @@ def unstored(state: WorkflowState) -> Iterator[int]:
     return (number for number, task in state.tasks.items() if is_unstored(task))
 
 
+def has_unstored(state: WorkflowState) -> bool:
+    """Whether a task has a result that is in no storage."""
+    return next(unstored(state), None) is not None
+
+
 def lose(state: WorkflowState, tasks: Iterable[int], now: float) -> Events:
     """The results of these tasks are gone, as far as they are there and in no storage."""
     numbers = {number for number in tasks if is_unstored(state.tasks.get(number))}

@@ -18,7 +18,7 @@ from ray_workflows._model.catalog import CatalogQuery
 from ray_workflows._model.listing import info_of
 from ray_workflows._model.plan import SIGNAL, TIMER, Plan
 from ray_workflows._model.status import WorkflowStatus
-from ray_workflows._model.values import Value
+from ray_workflows._model.values import Blob, Value
 from ray_workflows.exceptions import WorkflowAlreadyRunningError, WorkflowStillActiveError
 from tests.unit.coordinator.test_failover import PLAN, Coordinator, World
 from tests.unit.plans import plan
@@ -61,6 +61,11 @@ def ask(owner: Coordinator, workflow_id: str, input: msg.Asked) -> Any:
     return answer
 
 
+def unstored(task: int) -> Value:
+    """A result that is in no storage."""
+    return Value(Blob(f"live-{task}", 1, ""))
+
+
 def in_memory(owner: Coordinator) -> list[str]:
     return list(owner.loop.active)
 
@@ -89,10 +94,28 @@ def test_what_is_in_flight_stays(world: World, owner: Coordinator) -> None:
 def test_what_is_in_no_storage_stays(world: World, owner: Coordinator) -> None:
     submit(owner, "w", UNSTORED)
     workflow = owner.loop.active["w"]
-    report = msg.AttemptReturned(0, 1, 1, 0.0, 0.0, Value(b"v"))
+    report = msg.AttemptReturned(0, *workflow.flying[0], 0.0, 0.0, unstored(0))
     owner.loop.report(workflow.incarnation, [report])
     world.pass_time(10 * EVICT_SECONDS)
     assert in_memory(owner) == ["w"]
+
+
+def test_what_started_its_commands_in_several_steps_leaves_memory(
+    world: World, owner: Coordinator
+) -> None:
+    """The values of three tasks are released, one command in each step."""
+    owner.loop.starter.at_once = 1
+    calls = [(f"f{number}", (), {"checkpoint": False}) for number in range(3)]
+    submit(owner, "w", plan(*calls, ("g", (0, 1, 2)), ("s", (), {"kind": SIGNAL, "signal": "s"})))
+    workflow = owner.loop.active["w"]
+    for task in range(4):
+        world.pass_time(1.0)
+        assert task in workflow.flying
+        value = unstored(task) if task < 3 else Value(b"v")
+        report = msg.AttemptReturned(task, *workflow.flying[task], 0.0, 0.0, value)
+        owner.loop.report(workflow.incarnation, [report])
+    world.pass_time(2 * EVICT_SECONDS)
+    assert evicted(owner) == ["w"]
 
 
 def test_a_timer_brings_it_back_in_time(world: World, owner: Coordinator) -> None:
