@@ -48,7 +48,7 @@ class Coordinator:
     def __init__(self) -> None:
         self.tasks: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self.done: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        #: Who waits for one result, and no poll.
+        #: Callers that wait for one result, and do not poll.
         self.callers: dict[bytes, queue.SimpleQueue[bytes]] = {}
 
     def submit(self, task: bytes) -> bytes:

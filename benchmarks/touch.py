@@ -1,11 +1,11 @@
-"""A process that touches so many bytes of memory and ends: then they are free, and at hand.
+"""Touches the given number of bytes of memory and ends, so that the guest has these pages free.
 
-A virtual machine gets a page from its host when it is first touched, and gives back what is free
-for some seconds. Whoever takes 2 GB first waits 2 to 4 s for them, and who takes them again 0.2.
-`compare.py` has this done before every turn of a workload with arrays, whoever's turn it is.
-In large pages, of which NumPy makes arrays, and in small ones, of which are page cache and object
-stores, because the kernel prefers for each what was of its kind; twice as much of the large ones,
-because the host may take some of them back before they are used.
+A virtual machine gets a page from its host when it first touches it, and returns pages that are
+free for some seconds. The first process to take 2 GB waits 2 to 4 s for them, the next one 0.2 s.
+`compare.py` runs this before every turn of a workload with arrays, so that no turn pays for it.
+It touches large pages, which NumPy uses for arrays, and small ones, which page cache and object
+stores use, because the kernel prefers pages that had the same kind of use. It touches twice as many
+large ones, because the host may take some back before they are used.
 
     python benchmarks/touch.py 2000000000
 """

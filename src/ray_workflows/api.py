@@ -86,8 +86,8 @@ def init(
             not be driven or read. None: as it is, or False.
         secret_env_vars: environment variables of runtime_envs whose values are not to be stored,
             as names or patterns such as ``"MY_*"``; beside ``*_KEY``, ``*_TOKEN``, ``*_SECRET``,
-            ``*PASSWORD`` and ``*_CREDENTIALS``. Who resumes a workflow in another cluster
-            supplies them. For workflows that are submitted by this process.
+            ``*PASSWORD`` and ``*_CREDENTIALS``. To resume a workflow in another cluster, supply
+            the values anew. Holds for workflows that this process submits.
 
     Raises:
         TypeError: a limit that is not an integer, or ``auto_resume`` that is not True or False.

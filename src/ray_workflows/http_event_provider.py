@@ -118,7 +118,7 @@ app: FastAPI = FastAPI()
 @serve.deployment(
     num_replicas=1,
     max_ongoing_requests=MAX_REQUESTS,
-    # Whoever waits asks again.
+    # Clients that wait poll again, so a replica that stops need not wait for them.
     graceful_shutdown_timeout_s=2.0,
     ray_actor_options={"num_cpus": 0},
 )

@@ -298,7 +298,7 @@ def test_whatever_happens_a_read_is_right_or_says_damage(layout: Layout) -> None
 def test_a_damaged_holder_is_in_the_way_of_no_other(
     tmp_path: Path, column: str, damage: str
 ) -> None:
-    """Whoever asks for the status of a workflow reads all holders."""
+    """Reading the status of a workflow reads all holders."""
     layout = Sqlite(tmp_path)
     storage = layout.storage()
     storage.open()

@@ -195,7 +195,7 @@ def test_a_rivals_row_is_not_taken_for_ours(storage, rival, kind):
     ours = make_group(kind, 2)
     assert storage.commit(ours) == [STALE] + [OK] * (len(ours) - 1)
     assert state(storage, "w")[0] == theirs.catalog
-    # Whoever has read the rival's entry goes on, with a row that is again what it was.
+    # A coordinator that has read the rival's entry goes on, with a row that is again what it was.
     ours = make_append("w", 3)
     assert storage.commit([ours]) == [OK]
     assert state(storage, "w")[0] == ours.catalog

@@ -221,7 +221,7 @@ def test_newer_schema_is_refused(storage, admin):
     for check in (again.open, again.open_existing):
         with pytest.raises(StorageConfigError, match=r"newer release.*99.*Upgrade"):
             check()
-    # Whoever was here before goes on.
+    # A storage opened before goes on.
     assert storage.commit([make_append("w", 0)]) == [OK]
 
 

@@ -340,7 +340,7 @@ def test_a_layout_of_a_newer_release_is_refused() -> None:
         with pytest.raises(StorageConfigError, match=r"newer release.*layout 2.*Upgrade"):
             check()
     assert world.operations.get("layout").data == newer
-    # Whoever was at work before goes on.
+    # A storage opened before goes on.
     assert storage.commit([make_append("w", 1)]) == [OK]
 
 

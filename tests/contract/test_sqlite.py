@@ -401,7 +401,7 @@ def test_interrupted_delete_is_finished_by_sweep(storage, monkeypatch):
         assert storage.delete("w", row.incarnation, 1) is OK
     assert storage.read_catalog("w") is None
     assert storage.find_blob(row.incarnation, "k") is not None
-    # Whoever repeats the creation now would lose its blobs.
+    # The sweep would delete the blobs of a workflow that is created again now.
     assert storage.commit([make_append("w", 0)]) == [STALE]
     assert storage.sweep(3600.0) == 1
     assert storage.find_blob(row.incarnation, "k") is None

@@ -118,7 +118,7 @@ def serve() -> None:
     start_cluster(num_cpus=4)
     address = os.path.join(os.environ["RAY_TMPDIR"], "driver")
     listener = Listener(address + ".new", "AF_UNIX")
-    # Who finds it can connect to it.
+    # The rename makes the socket visible only when it accepts connections.
     os.rename(address + ".new", address)
     with listener.accept() as connection:
         while True:

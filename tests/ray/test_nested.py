@@ -54,7 +54,7 @@ def runs(depth):
 
 
 def test_more_wait_than_there_is_room_for(wid: str, gate: Gate, marks: Marks) -> None:
-    """Who finds no seat in the coordinator looks again, and keeps nobody from ending."""
+    """A long poll over the coordinator's limit returns and polls again, and blocks no workflow."""
     connection = connect()
     workflow.run_async(held.bind(marks, gate, "held"), workflow_id=wid)
     watch_one = connection.coordinator.watch_one

@@ -429,7 +429,7 @@ def test_a_killed_owner_is_replaced_at_once(
     print(f"its task runs after {went_on_after:.2f} s")
     assert taken_after <= PROVED_SECONDS
     gate.open()
-    # Who waited on the other cluster goes on waiting, and has it.
+    # A caller that waited on the other cluster goes on waiting, and gets the output.
     assert other.receive() == 2_300_000.0
     steps = {f"step-{number}": 1 for number in range(5)}
     assert marks.counts() == {**steps, "held@owner": 1, "held@other": 1}

@@ -244,7 +244,7 @@ class Client:
             # The same request, asked again when everything was over.
             self.check_there(answer.incarnation)
         elif self.deletions and isinstance(answer, WorkflowAlreadyRunningError):
-            return  # Who held the deleted one, and was thought dead, does not know yet.
+            return  # A paused holder of the deleted workflow does not know of the deletion yet.
         elif isinstance(answer, Accepted) and answer.created:
             self.check_there(answer.incarnation)
             state = self.journal.state
@@ -480,7 +480,7 @@ class Signal:
         if isinstance(answer, TROUBLE):
             return
         if isinstance(answer, WorkflowNotFoundError):
-            # Who held a deleted one, and was thought dead, does not know of the new one yet.
+            # A paused holder of the deleted workflow does not know of the new one yet.
             if (journal is None or not journal.deleted) and not client.deletions:
                 client.fail("replies", f"{self.signal_id}: {answer!r}")
         elif isinstance(answer, SignalRefusedError):

@@ -70,7 +70,7 @@ class MonitorOfWorkers(Monitor):
     def judge_error(
         self, journal: Journal, event: ev.AttemptFailed | ev.TaskFailed, where: str
     ) -> None:
-        """Who is charged for what."""
+        """Check which attempts are charged for a failure."""
         state = journal.state
         key = (state.incarnation, event.task, state.epoch, event.attempt)
         name = event.error.type_name

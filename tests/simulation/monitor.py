@@ -144,7 +144,7 @@ class Monitor:
         except AssertionError as error:
             names = [type(event).__name__ for event in events]
             raise Violation("invariant", f"{where} {names}: {error}") from error
-        # Whoever knows nothing of its tasks does not know when it is due.
+        # A coordinator that has not read its tasks does not know when it is due.
         due_at = None if append.catalog.due_at is None else due_at_of(state)
         row = catalog_row(state, journal.seq, journal.snapshot, due_at)
         if append.catalog != row:

@@ -258,7 +258,7 @@ class WorldOfDrivers(World):
         elif isinstance(error, WorkflowCancellationError):
             right = WorkflowStatus.CANCELED in journal.statuses
         elif isinstance(error, StorageUnavailableError):
-            # Whoever blocks can ask again; a ref that has failed can't be mended.
+            # A caller that blocks can ask again; a failed ref stays failed.
             right = not ref.fresh or ref.method == "get_output"
         elif isinstance(error, OutputNotAvailableError):
             ended = journal.statuses & {WorkflowStatus.FAILED, WorkflowStatus.CANCELED}

@@ -93,7 +93,7 @@ def name_class(cls: type) -> None:
 
 
 class Classes(Protocol):
-    """Whoever reads pickles has classes in place of those that are in them."""
+    """What a reader of pickles implements to replace the classes in them."""
 
     def find(self, identity: Identity) -> type | None:
         """The class to take; None for that of the pickle."""

@@ -65,7 +65,7 @@ class Reader:
         self.cluster = cluster
 
     def claims(self, probe: ProcessProbe = probe_process) -> Liveness:
-        """Who holds what, as storage has it now."""
+        """The holders in the storage, and which of them live."""
         holders = self.storage.read_holders()
         return Liveness(holders, self.storage.now(), cluster=self.cluster, probe=probe)
 

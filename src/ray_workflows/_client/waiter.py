@@ -125,7 +125,7 @@ class Waiter:
         self.connect = connect
         self.connecting = asyncio.Lock()
         self.connection: Reader | None = None
-        #: Who waits, by what is watched, and what the watches see of it, in the order of a poll.
+        #: The futures that each watch will resolve, in the order in which a poll names the watches.
         self.waiting: dict[str, list[asyncio.Future[Seen]]] = defaultdict(list)
         self.watched: dict[str, int | None] = {}
         #: What was seen of workflows before their driver asked for the output.
@@ -286,8 +286,8 @@ def sooner(one: int | None, other: int | None) -> int | None:
 
 
 async def patiently(read: Callable[[], Any], fresh: bool) -> Any:
-    """What is read. Who has started a workflow waits for the storage as the workflow does: a ref
-    that has failed can't be mended."""
+    """Read; if `fresh`, try again for as long as the storage is away. A driver that has started a
+    workflow waits for the storage as the workflow does, because a failed ref stays failed."""
     while True:
         try:
             return await asyncio.to_thread(read)

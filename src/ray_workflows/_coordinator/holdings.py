@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 CHECK_SECONDS, IDLE_SECONDS = 1.0, LEASE_SECONDS
 
 #: Rows of the catalog that may be read in a second to look after what is held: at 7 microseconds
-#: each, 1.5 % of a core. Who holds more looks less often; PostgreSQL says when there is something.
+#: each, 1.5 % of a core. A coordinator that holds more scans less often; PostgreSQL notifies it.
 ROWS_PER_SECOND = 2_000.0
 
 #: Workflows that are read before they are taken into hand, and the next ones read.

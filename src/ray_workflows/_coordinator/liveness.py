@@ -1,7 +1,7 @@
-"""Who holds a workflow, and whether the holder still lives.
+"""Which coordinator holds a workflow, and whether that coordinator still lives.
 
-Liveness only keep coordinators from duelling; what keeps them from harm is the journal, which
-refuses a commit of whoever has not read its end.
+Liveness only keeps coordinators from duelling. Safety comes from the journal: it refuses a commit
+of a coordinator that has not read the journal's end.
 """
 
 from __future__ import annotations

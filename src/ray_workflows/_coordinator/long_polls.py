@@ -171,8 +171,8 @@ def output_bytes(watched: Watched) -> int:
 
 
 class LongPolls:
-    """Serves clients that wait for many workflows with one poll each. Who has not polled for long
-    is gone, and forgotten.
+    """Serves clients that wait for many workflows with one poll each. A client that has not polled
+    for long counts as gone: its watches are removed.
 
     Args:
         holder_id: the coordinator's, in every answer: when it changes, watches are lost.

@@ -63,8 +63,8 @@ class ThreadOffloader:
             except Exception as error:
                 result = error
             except BaseException as error:
-                # A panic of a storage's native code is one, or `sys.exit` in a storage of the
-                # user's. Whoever waits for the result would wait for ever.
+                # For example a panic in a storage's native code, or `sys.exit` in a user's own
+                # storage. Without a result the loop would wait for ever.
                 result = RuntimeError(f"{name_of(error)}: {text_of(error)}")
                 result.__cause__ = error
             self.post(lambda: then(result))

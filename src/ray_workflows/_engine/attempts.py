@@ -222,7 +222,8 @@ def task_failed(
 
 
 def after_failure(state: WorkflowState, task: Task, error: ErrorInfo, now: float) -> Events:
-    """Who catches the error of a task that failed; if nobody does, it fails the workflow."""
+    """Give the error of a failed task to the nearest task that catches exceptions; without one,
+    the error fails the workflow."""
     if task.options.catch_exceptions:
         return caught(state, task, None, error, now)
     if state.status is WorkflowStatus.FAILED:

@@ -21,7 +21,7 @@ from ray_workflows._model.values import Value
 
 
 class Lineage:
-    """Who became whose continuation, over a whole journal: more than a state remembers."""
+    """Which task opened which frame, over a whole journal. A state forgets frames that ended."""
 
     def __init__(self) -> None:
         self.frames: dict[int, Frame] = {}
@@ -53,7 +53,7 @@ class Lineage:
         return again, open_frames
 
     def downstream(self, number: int, open_frames: set[int]) -> list[int]:
-        """Who takes the result of a task, also as the result of the task it is a part of."""
+        """The tasks that consume a task's result, also as the output of an enclosing frame."""
         takers: list[int] = []
         current: int | None = number
         while current is not None:

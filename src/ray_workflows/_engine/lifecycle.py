@@ -192,14 +192,14 @@ def on_cancel(state: Lifecycle, message: msg.Cancel, now: float, around: Surroun
     if state.status is WorkflowStatus.CANCELED or isinstance(state.ending, ev.WorkflowCanceled):
         return Decision([])
     if around.driven_elsewhere and is_driven(state, around):
-        # Whoever drives it does it.
+        # The coordinator that drives it cancels it when it reads this request.
         return Decision([] if state.cancel_requested else [ev.CancelRequested(at=now)])
     return Decision([ev.WorkflowCanceled(at=now)])
 
 
 def on_signal(state: Lifecycle, message: msg.Signal, now: float, around: Surroundings) -> Decision:
-    """It is only kept. Who takes it is decided when the holder wakes, after all that came with it:
-    a signal may end the workflow, and then those that came with it would be refused."""
+    """Keep the signal. The holder assigns it to a task on its next wake, after all signals of the
+    same batch are kept: one of them may end the workflow, and the rest would be refused."""
     if not is_there(state, message.incarnation):
         return Decision([], WorkflowNotFoundError(state.workflow_id))
     if is_known(state, message.name, message.signal_id):

@@ -44,7 +44,7 @@ def can_deliver(state: WorkflowState) -> bool:
 
 
 def deliveries(state: WorkflowState) -> Iterator[tuple[Task, str, str, Value]]:
-    """Who takes which signal now: the task, the signal's name, id and value."""
+    """The signals that waiting tasks can take now: the task, the signal's name, id and value."""
     for name, waiting in state.waits.items():
         kept = state.signals.get(name)
         if kept is None:

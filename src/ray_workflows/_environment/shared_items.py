@@ -1,12 +1,12 @@
 """What many workflows share in a storage: packages of code, and the documents about environments.
 
 Each such item is an incarnation of its own: its bytes are a blob, and a journal with a catalog row
-keeps them from being swept. The row has the status NONE, which no listing asks for. Whoever uses an
-item makes sure that the journal has grown lately, and whoever removes it names the end of the
-journal that he has seen: the one commit that every storage has keeps the two apart.
+keeps the sweep from deleting them. The row has the status NONE, which no listing asks for. Using an
+item appends to its journal, unless a recent entry is there. Removing it is conditional on the
+journal's last entry, so the removal fails if the item was used meanwhile.
 
-The references are those of the catalog: the incarnation of a workflow is named after the document
-about its environment, and the document's row names the packages.
+References are in the catalog: a workflow's incarnation is named after the document about its
+environment, and the document's row names the packages.
 """
 
 from __future__ import annotations

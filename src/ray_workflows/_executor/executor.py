@@ -405,7 +405,7 @@ class RayExecutor:
             if sent is loads[0]:
                 flight.alone = True
                 if flight.follows:
-                    # Who of them it was comes out when they run one by one.
+                    # One of the fused tasks killed the worker; running them singly shows which.
                     self.suspects.add(flight.request.incarnation)
             self.run_elsewhere(sent, flight)
 

@@ -13,10 +13,10 @@ from ray_workflows.testing.builders import OK, fill, in_threads, list_ids
 
 
 class SharedContract:
-    """Items that many workflows use, and that go with the last of them."""
+    """Items that many workflows use, and that are deleted with the last of them."""
 
     def test_an_item_is_stored_once(self, storage: Storage) -> None:
-        """Whoever comes second gets the first one's, and reads its bytes."""
+        """A second writer gets the first one's item, and reads its bytes."""
         item = shared_items.keep(storage, "package/a", lambda: [b"some ", b"code"])
         assert shared_items.find(storage, "package/a") == item
         again = shared_items.keep(storage, "package/a", lambda: [b"some ", b"code"])

@@ -281,7 +281,7 @@ def outputs_of_unstored_tasks_while_running(workflow, scratch):
 
 @scenario
 def status_when_the_output_is_there(workflow, scratch):
-    """Who has the output sees the workflow finished."""
+    """A driver that has the output sees the workflow finished."""
     statuses = set()
     for i in range(5):
         workflow.run(identity.bind(i), workflow_id=scratch.id(str(i)))

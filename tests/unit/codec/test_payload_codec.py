@@ -119,7 +119,7 @@ def test_without_a_codec_nothing_is_another_format() -> None:
 
 
 def test_the_header_stays_readable() -> None:
-    """Who copies or deletes needs no codec."""
+    """Copying and deleting need no codec."""
     assert objects_in(sealed(Salted()), where="x") == (BLOB,)
 
 

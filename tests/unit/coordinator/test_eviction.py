@@ -154,7 +154,7 @@ def test_a_signal_brings_it_back(world: World, owner: Coordinator) -> None:
 
 
 def test_a_watch_lasts(world: World, owner: Coordinator) -> None:
-    """Whoever waits for the output does not keep the workflow in memory."""
+    """A client that waits for the output does not keep the workflow in memory."""
     submit(owner, "w", EXPECTS)
     told: list[Watched] = []
     before, after = (WatchRequest("w", told.append, None) for _ in range(2))

@@ -1,4 +1,4 @@
-"""Who is alive: what a reader and a coordinator conclude from the holders' rows."""
+"""Liveness: what a reader and a coordinator conclude from the holders' rows."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class Panic(BaseException):
 @pytest.mark.parametrize("brief", [True, False])
 @pytest.mark.parametrize("error", [Panic, SystemExit, KeyboardInterrupt])
 def test_whatever_is_raised_is_a_result(error: type[BaseException], brief: bool) -> None:
-    """Whoever waits for it would wait for ever: for each commit, until the process ends."""
+    """Without a result each commit would wait until the process ends."""
     posted: Inbox = queue.SimpleQueue()
     results: list[Any] = []
 

@@ -147,7 +147,7 @@ def test_a_journal_that_cant_be_folded(
     assert set(second.loop.active) == set(GOOD)
     is_released(world, error.__name__)
     others_go_on(second)
-    # Whoever asks about it is told at once what is wrong.
+    # A request about it is answered at once with what is wrong.
     answer = ask(second, BAD, msg.Resume("again"))
     assert isinstance(answer, StorageCorruptError)
     assert f"entry 1 of workflow '{BAD}'" in str(answer)

@@ -118,7 +118,7 @@ def test_a_damaged_package_is_never_used_and_is_mended_by_who_has_the_same_files
     # It names what it is, and the key of the bytes.
     for part in (packages.item_name(package), package.incarnation, shared_items.KEY):
         assert part in str(caught.value)
-    # Whoever has the same files stores them again, in the same place.
+    # A driver with the same files stores them again, in the same place.
     assert keep(place, code) == package
     assert place.read(package.incarnation) == whole
     bring(place, package)

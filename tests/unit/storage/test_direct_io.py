@@ -151,7 +151,7 @@ def test_only_large_files_are_written_directly(tmp_path: Path, size: int, direct
 
 
 def test_the_next_buffer_is_filled_while_one_is_used(tmp_path: Path) -> None:
-    """Whoever writes a buffer sees the bytes of the next one taken meanwhile."""
+    """While one buffer is written, the next one is filled."""
     taken = [threading.Event() for _ in range(4)]
 
     def pieces() -> Iterator[memoryview]:
@@ -168,7 +168,7 @@ def test_the_next_buffer_is_filled_while_one_is_used(tmp_path: Path) -> None:
 
 
 def test_no_buffer_is_given_back_while_it_is_filled() -> None:
-    """Whoever took it next would find other bytes in it."""
+    """The next writer to take the buffer would find other bytes in it."""
     begun, go_on = threading.Event(), threading.Event()
 
     def pieces() -> Iterator[memoryview]:

@@ -66,8 +66,8 @@ class CurrentTask(msgspec.Struct, frozen=True):
         task_id: the task in it.
         attempt: 1 for the first attempt, counting those that ended with an error or a crash.
         epoch: a fencing token: it grows with each attempt and with each coordinator that takes the
-            workflow over. Who keeps the largest one it has seen, and refuses a smaller one, is not
-            written to by an attempt that was given up.
+            workflow over. A service that keeps the largest epoch it has seen and refuses smaller
+            ones accepts no write of an abandoned attempt.
         last_end: why the attempt before this one ended: ``raised``, ``crashed``, ``preempted``
             (its node was lost), ``timed_out``, ``lost_value`` (an input or its result was lost),
             ``lost_storage`` or ``canceled``; None for the first attempt.

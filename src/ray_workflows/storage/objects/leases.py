@@ -1,6 +1,6 @@
-"""Who lives, and what time it is, in a store of objects: leases run on the store's clock.
+"""Leases and the clock of an object store: leases run on the store's clock.
 
-A holder's lease is an object that it puts again and again; the store says when it was put.
+A holder renews its lease by putting an object again; the store says when it was put.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ logger = logging.getLogger(__name__)
 HOLDERS = "holders"
 CLOCKS = "clocks"
 
-#: The store's time is asked for anew when what is known of it is older than this, in seconds.
+#: Seconds for which a reading of the store's clock is used before the next one.
 CLOCK_SECONDS = 1.0
-#: Who lives is read anew when what is known is older than this, in seconds.
+#: Seconds for which the list of live holders is used before it is read again.
 ALIVE_SECONDS = 3.0
 
 NEVER = float("-inf")

@@ -64,10 +64,10 @@ SELECT
 -- workflow_id, each with the commit id of the entry that it follows. Returns the incarnations that
 -- were appended to; what is not among them is stale. One statement, so that one trip to the server
 -- takes and releases the locks.
--- The fence: an entry is appended only after the journal's last one, which is locked. Whoever appends
--- or deletes locks it, and nobody inserts without, so that no insert waits: all waiting is for these
--- locks, and everybody takes them in this order. A rival that was waited for may have appended; that
--- entry is not seen from here, but the key refuses ours, and the transaction is begun again.
+-- The fence: an entry is appended only after the journal's last one. Each append and each deletion
+-- locks that last entry first. So transactions wait only for these locks, never for an insert, and all
+-- take them in this order. A rival that held the lock may have appended; this statement doesn't see
+-- its entry, but the primary key refuses ours, and the transaction starts again.
 WITH locked AS MATERIALIZED (
     SELECT sent.incarnation, sent.seq, sent.commit_id, sent.entry
     FROM unnest(

@@ -144,7 +144,7 @@ class SqliteJournals(JournalStore):
         """Remove what is left of an incarnation that has a tombstone, and then the tombstone."""
         more = True
         while more:
-            # Who waits for the connection gets it only while nobody asks for it.
+            # Yield the connection: a waiting thread gets it only if this one pauses.
             let_others_in()
             with self.home.writer.transaction() as connection:
                 more = delete_some(connection, incarnation)
