@@ -43,7 +43,12 @@ class SimulatedIo:
     ) -> None:
         world, faults, rng = self.world, self.world.faults, self.world.rng
         self.life.may_crash()
-        job = Job(self.life, work, then, rng.random() < 0.5)
+
+        def came(result: Any) -> None:
+            self.life.threads.note(result)
+            then(result)
+
+        job = Job(self.life, work, came, rng.random() < 0.5)
         delay = rng.uniform(0.0005, 0.02)
         if faults.hit(faults.hang):
             delay = rng.choice([0.5, 5.0, 30.0]) * rng.random()

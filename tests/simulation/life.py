@@ -19,6 +19,7 @@ from ray_workflows._engine.decision import ACTIVE
 from ray_workflows._model.catalog import Holder
 from ray_workflows._model.status import WorkflowStatus
 from tests.simulation.io import SimulatedIo
+from tests.simulation.observers import Threads
 from tests.simulation.storage import FaultyStorage
 from tests.simulation.violations import Violation
 from tests.support.states import check_same
@@ -69,6 +70,7 @@ class Life:
         self.storage = FaultyStorage(world, self)
         self.offloader = SimulatedIo(world, self)
         self.executor = world.executor_for(self)
+        self.threads = Threads(world, self)
         self.loop = Loop(
             self.storage,
             self.executor,
@@ -82,6 +84,7 @@ class Life:
             starts=world.starts,
             snapshots=world.snapshots,
             evicts_after=world.evicts_after,
+            observers=self.threads.observers,
             on_error=self.met_error,
         )
         #: Its time and the true one when they were compared last.
@@ -287,6 +290,7 @@ class Life:
         """What must hold between any two steps."""
         self.check_clock()
         self.check_work()
+        self.threads.check()
         loop, monitor = self.loop, self.world.monitor
         checked: dict[Workflow, int] = {}
         scanned: dict[WorkflowStatus, int] = {}

@@ -6,6 +6,7 @@ at each of its entries, so that it can be told what a coordinator may have known
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from ray_workflows._codec.journal import HEADER_SIZE, LINK_SIZE, NO_LINK, Chain
@@ -78,6 +79,11 @@ class Journal:
         self.snapshot = 0
         self.views: list[View | None] = [None]
         self.events: list[ev.Event] = []
+        #: By the numbers of entries: how many events there are up to its end, and whose it is.
+        self.ends = [0]
+        self.writers = [""]
+        #: Ids of tasks, by their numbers.
+        self.names: dict[int, str] = {}
         self.deleted = False
         #: Tasks with their one committed result, and the entry it is in.
         self.done: dict[int, int] = {}
@@ -112,6 +118,8 @@ class Monitor:
         self.journals: dict[str, Journal] = {}
         self.deletable: set[str] = set()
         self.acknowledged: set[str] = set()
+        #: How many entries each holder has written.
+        self.written: Counter[str] = Counter()
 
     # -- appends ---------------------------------------------------------------------------
 
@@ -138,6 +146,9 @@ class Monitor:
         if isinstance(events[-1], ev.StateSaved):
             journal.snapshot = journal.seq
         journal.events += events
+        journal.ends.append(len(journal.events))
+        journal.writers.append(holder_id)
+        self.written[holder_id] += 1
         journal.statuses.add(state.status)
         try:
             check(state)
@@ -195,6 +206,8 @@ class Monitor:
         state = journal.state
         if isinstance(event, (ev.WorkflowSubmitted, ev.TaskContinued)):
             self.judge_names(journal, event.plan, event.task_ids, where)
+            first = event.first if isinstance(event, ev.TaskContinued) else 0
+            journal.names.update(enumerate(event.task_ids, first))
         if isinstance(event, ev.WorkflowResumed):
             journal.charged.clear()
             if state.status is WorkflowStatus.SUCCESSFUL:

@@ -18,6 +18,7 @@ from tests.simulation.oracle import expect
 from tests.simulation.runner import run_seed
 from tests.simulation.violations import Violation
 from tests.simulation.world import World
+from tests.simulation.world_of_parents import WorldOfParents
 
 DIGESTS = """
 from tests.simulation.world import World
@@ -42,6 +43,18 @@ def test_seeds_differ() -> None:
 def test_looking_changes_nothing() -> None:
     for seed in range(12):
         assert World(seed).run().steps == World(seed, trace=True).run().steps
+
+
+@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("world", [World, WorldOfParents])
+def test_observers_change_nothing(
+    world: type[World], seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In each seed one raises, one hangs and one drops what it has no room for."""
+    observed = world(seed, trace=True).run()
+    assert any(life.threads.noting.seen for life in observed.lives)
+    monkeypatch.setattr(World, "observed", False)
+    assert world(seed, trace=True).run().lines == observed.lines
 
 
 @pytest.mark.parametrize("hash_seed", ["0", "4711"])

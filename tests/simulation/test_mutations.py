@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from tests.simulation import event_mutations, outbox_mutations, snapshot_mutations
+from tests.simulation import (
+    event_mutations,
+    observer_mutations,
+    outbox_mutations,
+    snapshot_mutations,
+)
 from tests.simulation.mutations import MUTATIONS, Mutation
 from tests.simulation.runner import run_seed
 from tests.simulation.violations import Violation
@@ -16,6 +21,7 @@ MAX_SEEDS = 600
 assert snapshot_mutations
 assert event_mutations
 assert outbox_mutations
+assert observer_mutations
 
 
 @pytest.mark.parametrize("name", MUTATIONS)

@@ -110,6 +110,9 @@ class World:
     #: Polls that may wait in one coordinator.
     seats = 2
 
+    #: Whether somebody observes what coordinators commit.
+    observed = True
+
     def __init__(
         self,
         seed: int,

@@ -32,6 +32,7 @@ from ray_workflows._coordinator.lease import Lease
 from ray_workflows._coordinator.liveness import LEASE_SECONDS, this_holder
 from ray_workflows._coordinator.long_polls import SIT_SECONDS, LongPolls, PollLimit
 from ray_workflows._coordinator.loop import SOON, Loop
+from ray_workflows._coordinator.observers import Observers
 from ray_workflows._coordinator.offload import Inbox, ThreadOffloader, work_off
 from ray_workflows._coordinator.protocol import (
     ENCODER,
@@ -142,6 +143,7 @@ class Coordinator:
         # Threads of its own: while the head is away, calls of the storage go on.
         head = ThreadOffloader(self.inbox.put, HEAD_THREADS)
         self.executor = RayExecutor(cluster, self.report, self.inbox.put, head.call)
+        self.observers = Observers()
         self.loop = Loop(
             storage,
             self.executor,
@@ -152,6 +154,7 @@ class Coordinator:
             new_id=lambda: uuid.uuid4().hex,
             limits=settings.limits,
             evicts_after=settings.evict_seconds,
+            observers=self.observers,
             on_error=self.met_error,
         )
         self.lease = Lease(self.loop, settings.lease_seconds)
@@ -162,6 +165,7 @@ class Coordinator:
         self.loop.job("look at the nodes of the cluster", self.look_at_nodes).start()
         if settings.auto_resume:
             self.orphans.look()
+        self.observers.start()
         start_for_ever(self.drive, "ray-workflows-loop")
 
     # -- the loop's thread -----------------------------------------------------------------

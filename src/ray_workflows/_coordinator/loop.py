@@ -22,13 +22,14 @@ from ray_workflows._coordinator.commits import Commits
 from ray_workflows._coordinator.eviction import EVICT_SECONDS, Eviction
 from ray_workflows._coordinator.jobs import Job, Steps
 from ray_workflows._coordinator.liveness import Liveness, ProcessProbe, probe_process
+from ray_workflows._coordinator.observers import NOBODY, Commit, Observers, TaskName, name_tasks
 from ray_workflows._coordinator.offload import Offloader
 from ray_workflows._coordinator.outbox import Deliveries
 from ray_workflows._coordinator.quarantine import Quarantine
 from ray_workflows._coordinator.recovery import More, Recovered, read_more, recover
 from ray_workflows._coordinator.requests import Asked, Reply
 from ray_workflows._coordinator.retrying_storage import RetryingStorage
-from ray_workflows._coordinator.snapshots import RULE, SnapshotRule, next_snapshot
+from ray_workflows._coordinator.snapshots import RULE, SnapshotRule, next_snapshot, size_of
 from ray_workflows._coordinator.starting import STARTS, Starter
 from ray_workflows._coordinator.watchers import Watchers
 from ray_workflows._coordinator.workflow import Answer, Pending, Workflow, answer
@@ -74,6 +75,7 @@ class Loop:
         starts: how many commands are started in one step.
         snapshots: when the states of workflows are saved.
         evicts_after: how long a workflow is at rest before it leaves memory, in seconds.
+        observers: see what is durable.
         on_error: takes errors of ours that were survived.
     """
 
@@ -92,6 +94,7 @@ class Loop:
         starts: int = STARTS,
         snapshots: SnapshotRule = RULE,
         evicts_after: float = EVICT_SECONDS,
+        observers: Observers = NOBODY,
         on_error: Callable[[str, Exception], None] = log_failure,
     ) -> None:
         self.storage = storage
@@ -105,6 +108,7 @@ class Loop:
         self.on_error = on_error
         self.new_id = new_id
         self.snapshots = snapshots
+        self.observers = observers
         self.timers = TimerQueue(elapsed, on_error)
         self.store = RetryingStorage(storage, offloader, self.after, elapsed)
         self.admission = Admission(limits)
@@ -521,6 +525,7 @@ class Loop:
         events: list[ev.Event] = []
         deltas: list[Command] = []
         answers: list[Answer] = []
+        names: dict[int, TaskName] | None = {} if self.observers else None
         now = self.clock()
         for each in undecided:
             if isinstance(each, Asked):
@@ -534,6 +539,8 @@ class Loop:
             due = False
             decision = decide(workflow.state, message, now, around)
             for event in decision.events:
+                if names is not None:
+                    name_tasks(names, workflow.state, event)
                 for delta in evolve(workflow.state, event):
                     if (
                         isinstance(delta, WakeAt)
@@ -551,7 +558,8 @@ class Loop:
                 undecided.append(msg.Wake())
         self.active.count(workflow)
         if events:
-            self.commits.add(workflow, self.pending(workflow, events, deltas, messages, answers))
+            pending = self.pending(workflow, events, deltas, messages, answers, names)
+            self.commits.add(workflow, pending)
             return
         if self.active.drives(workflow):
             workflow.is_ours()
@@ -576,15 +584,16 @@ class Loop:
         deltas: list[Command],
         messages: list[msg.Message | Asked],
         answers: list[Answer],
+        names: dict[int, TaskName] | None,
     ) -> Pending:
-        """The commit of what was decided, with a snapshot if one is due."""
+        """The commit of what was decided, with a snapshot if one is due. ``names``: of its tasks,
+        if somebody observes."""
         state, seq = workflow.state, workflow.seq + 1
         saved = None
         if self.active.drives(workflow):
             saved = next_snapshot(self.snapshots, workflow.unsaved, state, self.clock())
-            if saved is not None:
-                events = [*events, saved]
-        entry = encode_entry(events, workflow.workflow_id, workflow.incarnation, seq, workflow.link)
+        said = events if saved is None else [*events, saved]
+        entry = encode_entry(said, workflow.workflow_id, workflow.incarnation, seq, workflow.link)
         unsaved = workflow.unsaved.after(seq, len(entry), saved)
         append = Append(
             workflow_id=workflow.workflow_id,
@@ -596,7 +605,11 @@ class Loop:
                 state, seq, unsaved.snapshot, due_at_of(state) if workflow.whole else None
             ),
         )
-        return Pending(append, deltas, messages, answers, unsaved)
+        commit = None
+        if names is not None:
+            size = len(entry) - (0 if saved is None else size_of(saved))
+            commit = Commit(append.catalog, tuple(events), names, size)
+        return Pending(append, deltas, messages, answers, commit, unsaved)
 
     def applied(self, workflow: Workflow) -> None:
         """The commit is durable: start what follows from it."""
@@ -606,6 +619,8 @@ class Loop:
         workflow.link = link_of(pending.append.entry)
         workflow.unsaved = pending.unsaved
         workflow.row = pending.append.catalog
+        if pending.commit is not None:
+            self.observers.committed(pending.commit)
         for asked, value in pending.answers:
             answer(asked.reply, value)
         if self.active.drives(workflow):

@@ -9,6 +9,7 @@ import msgspec
 
 from ray_workflows._codec.journal import encode_entry
 from ray_workflows._coordinator.commits import Commits, Guard
+from ray_workflows._coordinator.observers import Commit
 from ray_workflows._coordinator.retrying_storage import RetryingStorage
 from ray_workflows._coordinator.workflow import Pending, Workflow
 from ray_workflows._model import events as ev
@@ -50,8 +51,9 @@ class Quarantine:
         decided about it."""
         workflow.broken = error
         workflow.row, workflow.seq = row, row.seq
-        append = end_of_our_part(row, error, at=self.clock(), commit_id=self.new_id())
-        self.commits.add(workflow, Pending(append, [], [], []))
+        append, event = end_of_our_part(row, error, at=self.clock(), commit_id=self.new_id())
+        commit = Commit(append.catalog, (event,), {}, len(append.entry))
+        self.commits.add(workflow, Pending(append, [], [], [], commit))
 
     def release_again(self, workflow: Workflow) -> None:
         """The journal has grown since it was readable: release it as it is now."""
@@ -81,18 +83,19 @@ class Quarantine:
         )
 
 
-def end_of_our_part(row: CatalogRow, error: Exception, *, at: float, commit_id: str) -> Append:
+def end_of_our_part(
+    row: CatalogRow, error: Exception, *, at: float, commit_id: str
+) -> tuple[Append, ev.WorkflowReleased]:
     """Let go of a workflow, and say why, without knowing the state that it has."""
     info = error_info(name_of(error), text_of(error))
-    return Append(
+    event = ev.WorkflowReleased(at=at, error=info)
+    append = Append(
         workflow_id=row.workflow_id,
         incarnation=row.incarnation,
         expected_seq=row.seq,
         commit_id=commit_id,
         # Not linked to the entry before it, which perhaps nobody can read.
-        entry=encode_entry(
-            [ev.WorkflowReleased(at=at, error=info)], row.workflow_id, row.incarnation, row.seq + 1
-        ),
+        entry=encode_entry([event], row.workflow_id, row.incarnation, row.seq + 1),
         catalog=msgspec.structs.replace(
             row,
             seq=row.seq + 1,
@@ -101,3 +104,4 @@ def end_of_our_part(row: CatalogRow, error: Exception, *, at: float, commit_id: 
             due_at=NEVER,
         ),
     )
+    return append, event

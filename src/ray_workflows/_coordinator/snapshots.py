@@ -89,6 +89,11 @@ def saved_in(events: Sequence[Event]) -> StateSaved | None:
     return last if isinstance(last, StateSaved) else None
 
 
+def size_of(saved: StateSaved) -> int:
+    """About how many bytes of an entry are its snapshot."""
+    return len(saved.lifecycle) + len(saved.tasks or b"")
+
+
 def next_snapshot(
     rule: SnapshotRule, unsaved: Unsaved, state: WorkflowState, at: float
 ) -> StateSaved | None:

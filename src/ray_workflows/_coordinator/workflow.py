@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import msgspec
 
 from ray_workflows._codec.journal import NO_LINK
+from ray_workflows._coordinator.observers import Commit
 from ray_workflows._coordinator.recovery import Recovered
 from ray_workflows._coordinator.requests import Asked, Reply, Watched
 from ray_workflows._coordinator.snapshots import NOTHING, Unsaved
@@ -36,10 +37,10 @@ class Pending:
     """A commit on its way, and what happens when it is settled.
 
     ``deltas`` are the commands to start when it is durable; ``messages`` is what it was decided
-    from, to decide again if the journal had moved on.
+    from, to decide again if the journal had moved on; ``commit`` is what observers see of it.
     """
 
-    __slots__ = ("answers", "append", "deltas", "messages", "refusals", "unsaved")
+    __slots__ = ("answers", "append", "commit", "deltas", "messages", "refusals", "unsaved")
 
     def __init__(
         self,
@@ -47,9 +48,11 @@ class Pending:
         deltas: list[Command],
         messages: list[Message | Asked],
         answers: list[Answer],
+        commit: Commit | None = None,
         unsaved: Unsaved = NOTHING,
     ) -> None:
         self.append = append
+        self.commit = commit
         self.deltas = deltas
         self.messages = messages
         self.answers = answers

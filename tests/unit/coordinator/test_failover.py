@@ -15,6 +15,7 @@ from ray_workflows._coordinator.admission import Limits
 from ray_workflows._coordinator.failover import Failover
 from ray_workflows._coordinator.lease import Lease
 from ray_workflows._coordinator.loop import Loop
+from ray_workflows._coordinator.observers import NOBODY, Observers
 from ray_workflows._model import messages as msg
 from ray_workflows._model.catalog import Holder, JournalEntry
 from ray_workflows._model.status import WorkflowStatus
@@ -92,6 +93,7 @@ class Coordinator:
         auto_resume: bool = True,
         host: str | None = None,
         actor: str | None = None,
+        observers: Observers = NOBODY,
     ) -> None:
         self.world = world
         self.holder = Holder(name, actor or name, host or name, next(world.pids), 1)
@@ -106,6 +108,7 @@ class Coordinator:
             new_id=lambda: f"id{next(world.ids)}",
             limits=limits,
             probe=self.probe,
+            observers=observers,
         )
         self.answers: list[Callable[[], None]] = []
         self.lease = Lease(self.loop)
