@@ -301,12 +301,12 @@ def attempts_start_before_the_commit(patch: Any) -> None:
     patch.setattr(Loop, "decide_on", decide_on)
 
 
-@breaks("start", "durable", "one truth", "stuck", "fence")
+@breaks("start", "durable", "one truth", "stuck", "fence", "observers")
 def stale_is_taken_for_success(patch: Any) -> None:
     patch.setattr(Loop, "overtaken", Loop.applied)
 
 
-@breaks("start", "durable", "one truth", "stuck")
+@breaks("start", "durable", "one truth", "stuck", "observers")
 def ambiguous_is_taken_for_success(patch: Any) -> None:
     patch.setattr(Commits, "settle", lambda self, workflow: self.applied(workflow))
 
