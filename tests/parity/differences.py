@@ -48,8 +48,8 @@ CHECKED_BY_TYPE = "Ids and options of a wrong type raise at the call."
 FAILED_END = "Tasks that failed have an `end_time` too, and so have canceled workflows."
 PICKLE = "All errors pickle, with their attributes and cause."
 NOT_WRAPPED = (
-    "What refuses a call (an unknown id, for one) is raised as it is, and is no "
-    "`ray.exceptions.RayTaskError`; what tells how a workflow ended still is one."
+    "An error that refuses a call (such as an unknown id) is raised as it is, and is no "
+    "`ray.exceptions.RayTaskError`; an error that says how a workflow ended still is one."
 )
 UNSTORED_OUTPUT = (
     "The output of a workflow is stored even if its last task has `checkpoint=False`: "
