@@ -1,6 +1,6 @@
-"""A store that lets nobody in: a mistake when a storage is opened, and a trouble that may pass once
-it was open. A name is not resolved for a moment, a password is changed, a socket is gone while its
-server starts anew; whoever is in the middle of something waits for that.
+"""Refused access to a store: a configuration error when a storage is opened, but a transient error
+once it was open. A name may fail to resolve for a moment, a password may be changed, a socket may
+be gone while its server restarts. Running work waits for that.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def opening() -> Iterator[None]:
     """Scope in which a storage is opened.
 
     Raises:
-        StorageConfigError: the store refuses; nobody is to wait for that.
+        StorageConfigError: the store refuses access; the caller must not wait for it.
     """
     try:
         yield

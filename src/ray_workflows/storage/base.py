@@ -1,7 +1,7 @@
 """`Storage`: where workflows live, composed of a journal store, a blob store and a lease store.
 
-What takes one part takes a whole storage too: each method here passes a call to the part that does
-it. Only what concerns several parts is done here: opening, deletion and the sweep.
+A whole storage can stand in for each of its parts: each method passes the call to the part that
+does it. Only opening, deletion and the sweep, which concern several parts, are done here.
 """
 
 from __future__ import annotations
@@ -43,16 +43,15 @@ class Storage(JournalStore, BlobStore, LeaseStore, Home):
 
     Args:
         journals: has the journals and the catalog.
-        blobs: has the blobs. If its home is another than that of the journals, it is for the blobs
-            of this storage alone: `open` marks it, and `sweep` removes whatever no workflow here
-            has.
+        blobs: has the blobs. If its home is not that of the journals, it is for the blobs
+            of this storage alone: `open` marks it, and `sweep` removes blobs that belong to no
+            workflow here.
         leases: has the holders.
-        codecs: what values are encoded with before they are stored here, by those who make them:
-            the first encodes, all of them decode. The parts encode nothing.
+        codecs: encode values before they are stored here: the first encodes, all of them decode.
+            The process that makes a value applies them; the parts encode nothing.
 
     Raises:
-        TypeError: a subclass has methods that belong into a part, as storages of releases before
-            0.2.0 had them.
+        TypeError: a subclass overrides methods of the parts, as storages did before release 0.2.0.
 
     Example:
         >>> from ray_workflows.storage import MemoryStorage
@@ -62,7 +61,7 @@ class Storage(JournalStore, BlobStore, LeaseStore, Home):
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """An instance, of a class that leaves the methods of the parts to the parts."""
+        """An instance, if the class overrides no methods of the parts."""
         check_composed(cls)
         return super().__new__(cls)
 
@@ -91,7 +90,7 @@ class Storage(JournalStore, BlobStore, LeaseStore, Home):
 
     @property
     def home(self) -> Home:  # type: ignore[override]
-        """The storage itself: as a part of another one, it opens all that it is composed of."""
+        """The storage itself: as a part of another storage, it opens all of its own homes."""
         return self
 
     @property
@@ -113,7 +112,7 @@ class Storage(JournalStore, BlobStore, LeaseStore, Home):
 
     @property
     def node_bound(self) -> bool:
-        """Whether one of the homes is."""
+        """Whether one of the homes is node-bound."""
         return any(home.node_bound for home in self.homes)
 
     @property
@@ -169,11 +168,11 @@ class Storage(JournalStore, BlobStore, LeaseStore, Home):
         return any(home.has_workflows() for home in self.homes)
 
     def delete(self, workflow_id: str, incarnation: str, expected_seq: int) -> CommitOutcome:
-        """Delete the workflow, and then its blobs if they are elsewhere; `sweep` finds those if
-        this is interrupted."""
+        """Delete the workflow, and then its blobs if they have a home of their own. After an
+        interruption `sweep` finds those."""
         outcome = self.journals.delete(workflow_id, incarnation, expected_seq)
         if outcome is CommitOutcome.OK and self.blobs_are_elsewhere:
-            # It is gone whatever happens now.
+            # The workflow is deleted already; the sweep can delete the blobs.
             with contextlib.suppress(StorageUnavailableError):
                 self.blobs.delete_blobs(incarnation)
         return outcome
@@ -273,7 +272,7 @@ class Storage(JournalStore, BlobStore, LeaseStore, Home):
         return self.leases.now()
 
 
-#: What a storage does, and its subclasses must leave to it.
+#: Methods that subclasses must not override.
 METHODS = sorted(
     name
     for name, value in vars(Storage).items()
@@ -289,7 +288,7 @@ def check_composed(cls: type[Storage], storage: Storage | None = None) -> None:
         storage: an instance, which must have parts.
 
     Raises:
-        TypeError: it is as releases before 0.2.0 had storages; says what to change.
+        TypeError: it is written as for releases before 0.2.0; says what to change.
     """
     own = [name for name in METHODS if getattr(cls, name) is not getattr(Storage, name)]
     if own or (storage is not None and "journals" not in vars(storage)):

@@ -1,7 +1,7 @@
-"""Checksums of blobs: which kinds there are, and which one new blobs get.
+"""Checksums of blobs: the kinds, and the one that new blobs get.
 
-They tell damage, by disks, networks and programs, from what was written. They are no protection
-from somebody who changes a blob on purpose: who can do that can change its checksum too.
+They detect damage by disks, networks and programs. They don't protect from an attacker, who can
+change the checksum with the blob.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ import xxhash
 
 from ray_workflows.exceptions import StorageCorruptError
 
-#: What makes a digest as `hashlib` has them, by the word before the colon. Nothing is ever
-#: removed: blobs are as old as their workflows.
+#: Constructors of digests with the interface of `hashlib`, by the word before the colon. No kind is
+#: ever removed, because old blobs keep theirs.
 KINDS: dict[str, Callable[[], Any]] = {"sha256": hashlib.sha256, "xxh3-128": xxhash.xxh3_128}
 
-#: Hashed at 30 GB/s, where SHA-256 takes as long as a fast disk.
+#: XXH3 hashes 30 GB/s; SHA-256 is no faster than a fast disk writes.
 NEW = "xxh3-128"
 
 
 class Checksum:
-    """The checksum of bytes that come in pieces; ``str`` gives it as `Blob` has it.
+    """The checksum of bytes that come in pieces; ``str`` gives it in the form of `Blob.checksum`.
 
     Args:
         data: the first bytes, or all.
-        like: a checksum whose kind this one is to be, so that the two can be compared. By default
-            it is of the kind that new blobs get.
+        like: a checksum of the wanted kind, so that the two can be compared. By default the kind is
+            that of new blobs.
 
     Raises:
         StorageCorruptError: ``like`` is of a kind that this release does not know.

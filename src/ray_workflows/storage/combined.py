@@ -1,5 +1,5 @@
 """Journals in one storage and blobs in another, as ``init(storage, blobs=...)`` composes them.
-Blobs that the first one has from before, when it stood alone, are still read from it.
+Blobs that the first storage has from before ``blobs=`` was given are still read from it.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from ray_workflows.storage.parts import BlobStore
 
 
 class MovedBlobs(BlobStore):
-    """Blobs in one store, and those of before in another.
+    """Blobs in one store, and earlier ones in another.
 
     Args:
-        blobs: where blobs are written, and looked for first.
-        before: where they were written before.
+        blobs: where blobs are written, and read first.
+        before: where earlier blobs are.
     """
 
     def __init__(self, blobs: BlobStore, before: BlobStore) -> None:
@@ -26,7 +26,7 @@ class MovedBlobs(BlobStore):
         self.home = blobs.home
 
     def write_blob(self, incarnation: str, key: str, chunks: Iterable[bytes | memoryview]) -> Blob:
-        """Write a blob where the blobs are now."""
+        """Write a blob to the new store."""
         return self.blobs.write_blob(incarnation, key, chunks)
 
     def read_blob(self, incarnation: str, blob: Blob) -> memoryview:
@@ -62,7 +62,7 @@ class MovedBlobs(BlobStore):
         self.before.delete_blobs(incarnation)
 
     def old_blobs(self, grace_seconds: float) -> list[str]:
-        """Incarnations with old blobs where they are now: the storage of before sweeps its own."""
+        """Incarnations with old blobs in the new store. The earlier storage sweeps its own."""
         return self.blobs.old_blobs(grace_seconds)
 
 
@@ -71,7 +71,7 @@ def combine(storage: Storage, blobs: Storage) -> Storage:
 
     Args:
         storage: has the journals, the catalog and the holders.
-        blobs: has the blobs, and those of nobody else.
+        blobs: has the blobs of this storage, and of no other.
     """
     return Storage(
         journals=storage.journals,

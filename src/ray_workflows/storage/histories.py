@@ -1,5 +1,5 @@
-"""Reading a workflow's journal with every check: each entry is the right one, none is missing, and
-what looks like damage because the workflow was deleted meanwhile is told from damage.
+"""Reads a workflow's journal with every check: each entry is the right one, and none is missing. If
+the workflow was deleted meanwhile, the reader reports that and no damage.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from ray_workflows.storage.base import Storage
 
 
 class History:
-    """The journal of a workflow, read from the storage once or again and again.
+    """The journal of a workflow, read from the storage once or in several steps.
 
     Args:
         storage: where the workflow is.
         row: its catalog row. The journal ends where the row says, or later.
         after: read only entries with greater numbers.
-        link: what links the first of these to the one before; None if that is not known.
+        link: the checksum of the entry before the first of these; None if it is not known.
     """
 
     def __init__(
@@ -58,8 +58,8 @@ class History:
 
 @contextlib.contextmanager
 def unless_deleted(storage: Storage, row: CatalogRow) -> Iterator[None]:
-    """Raises `WorkflowNotFoundError` in place of damage that is none: somebody deleted the
-    workflow of this row after the row was read."""
+    """Turn damage into `WorkflowNotFoundError` if the workflow was deleted after its row was
+    read."""
     try:
         yield
     except StorageCorruptError:

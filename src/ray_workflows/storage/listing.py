@@ -1,5 +1,5 @@
-"""From a query of the catalog to SQL: queries of ``queries.sql``, put together. Of what a database
-reads, there is nothing here but names of columns, and operators.
+"""Builds the SQL for a query of the catalog from the parts in ``queries.sql``. This module itself
+contains no SQL but names of columns, and operators.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class Listing:
 
     Args:
         queries: those of the database, by name.
-        query: what is asked for.
-        mark: how a parameter of a name stands in SQL.
+        query: the conditions and the page.
+        mark: makes the placeholder of a named parameter.
     """
 
     def __init__(
@@ -35,15 +35,13 @@ class Listing:
         self.parameters: dict[str, Any] = {
             "submitted_at": submitted_at,
             "workflow_id": workflow_id,
-            # One more shows whether there is a next page.
+            # One row more than the limit shows whether there is a next page.
             "limit": check_limit(query.limit) + 1,
         }
 
     def page(self, places: str, conditions: Sequence[Condition], *more: str) -> str:
-        """The query for a page, whose places the query of that name finds.
-
-        ``more``: names of queries that are conditions too.
-        """
+        """The query for a page. ``places`` names the query that finds its places, ``more`` names
+        queries that are further conditions."""
         return self.ordered(
             self.queries["list_page"].replace("{places}", self.places(places, conditions, *more))
         )
@@ -53,7 +51,7 @@ class Listing:
         return self.part(name).replace("{conditions}", self.all_of(conditions, more))
 
     def page_by_tag(self, tag: Condition, conditions: Sequence[Condition], *more: str) -> str:
-        """The query for a page, found by a tag. What is no workflow has none."""
+        """The query for a page that is found by a tag. Only workflows have tags."""
         others = self.all_of(conditions, more)
         if others:
             others = "\n    " + self.part("tagged_rows").replace("{conditions}", others)
@@ -72,7 +70,7 @@ class Listing:
         return self.places("count_page", self.query.conditions, *more)
 
     def all_of(self, conditions: Sequence[Condition], more: Sequence[str]) -> str:
-        """What follows a condition in SQL if these are to hold too."""
+        """The SQL that adds these conditions to a query."""
         texts = [*map(self.part, more), *map(self.condition, conditions)]
         return "".join(f"\n    AND ({text})" for text in texts)
 
@@ -87,7 +85,7 @@ class Listing:
         return self.filled(name, condition).replace("{column}", condition.column)
 
     def tagged(self, condition: Condition) -> list[str]:
-        """What has to be of a row of tags; where it is one of two, both."""
+        """The alternatives for a row of tags: one, or two of which either may hold."""
         if condition.operator is Operator.THERE:
             return [self.filled("tag_there", condition)]
         found = []
@@ -98,7 +96,7 @@ class Listing:
         return found
 
     def filled(self, name: str, condition: Condition) -> str:
-        """A query that is a condition, with the marks of its parameters."""
+        """A condition from ``queries.sql``, with placeholders for its values."""
         text = self.part(name).replace("{operator}", condition.operator.value)
         values = {
             "tag": condition.tag,
@@ -118,7 +116,7 @@ class Listing:
         return self.queries[name].rstrip(";")
 
     def ordered(self, text: str) -> str:
-        """A query with what the order of the listing needs."""
+        """A query with the keywords and operators of the listing's order."""
         oldest, newest = ("ASC", ">", "<="), ("DESC", "<", ">=")
         order, beyond, until = newest if self.query.newest_first else oldest
         return text.replace("{order}", order).replace("{beyond}", beyond).replace("{until}", until)
@@ -127,8 +125,8 @@ class Listing:
 def driving_tag(
     conditions: Sequence[Condition],
 ) -> tuple[Condition | None, list[Condition]]:
-    """The tag by which to find the rows, if one is better than the other columns; and what else has
-    to hold."""
+    """The tag by which to find the rows, if that is better than the other columns, and the
+    remaining conditions."""
     tags = [each for each in conditions if each.column == TAGS]
     tags.sort(key=lambda each: each.operator is not Operator.IS)
     if not tags or any(each.operator is Operator.IS for each in conditions if each not in tags):
@@ -137,18 +135,18 @@ def driving_tag(
 
 
 def is_narrow(conditions: Sequence[Condition]) -> bool:
-    """Whether few rows are likely to be what is asked for, whatever their status."""
+    """Whether few rows are likely to match, whatever their status."""
     return any(each.operator is Operator.IS for each in conditions)
 
 
 def first_place(query: CatalogQuery) -> Position:
-    """Behind which place a listing begins: the cursor, or where the first row can be."""
+    """The place after which a listing begins: the cursor, or a bound by time of submission."""
     place = decode_cursor(query.cursor, newest_first=query.newest_first)
     bounds = BEFORE if query.newest_first else BEHIND
     for each in query.conditions:
         if each.column == "submitted_at" and each.number is not None and each.operator in bounds:
             whole = each.operator in (Operator.AT_MOST, Operator.MORE)
-            # All ids of that time are on the same side of it.
+            # All ids with that time are on the same side.
             at = math.nextafter(each.number, math.inf) if whole else each.number
             place = min(place, (at, "")) if query.newest_first else max(place, (at, ""))
     return place
@@ -166,7 +164,7 @@ NAMES = {
 
 
 def end_of_prefix(prefix: str) -> str:
-    """The first text, by code points, behind all those that begin so."""
+    """The first text, by code points, after all texts with a prefix."""
     head = prefix.rstrip(chr(sys.maxunicode))
     if not head:
         return chr(sys.maxunicode) * 1000

@@ -1,5 +1,5 @@
 """`MemoryStorage`: a storage in the memory of one process, for tests and simulation.
-Nothing survives the process, nothing is read but the injected clock, and the order is determined.
+Nothing survives the process. It uses only the injected clock, and its order is deterministic.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class MemoryJournals(JournalStore):
 
     def commit(self, appends: Sequence[Append]) -> list[CommitOutcome]:
         """Append to several journals at once; see `Storage.commit`."""
-        # Taken before anything is written, so that a sequence that raises leaves nothing.
+        # Read completely before anything is written: a sequence that raises leaves nothing.
         appends = list(appends)
         check_appends(appends)
         with self.home.lock:

@@ -1,5 +1,5 @@
-"""Removing blobs of no workflow from a home that does not have the journals.
-Knows the parts by their public methods only.
+"""Removes blobs of no workflow from a home that does not have the journals.
+Uses only public methods of the parts.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from ray_workflows._model.ids import RESERVED_PREFIX
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.storage.parts import BlobStore, CommitOutcome, JournalStore
 
-#: The blob that says whose blobs these are: its contents are the URL of the home of the journals.
+#: The blob that names the owner of the blobs: the URL of the home of the journals.
 MARK_INCARNATION = "combined-storage"
 MARK_KEY = "owner"
 
@@ -21,13 +21,13 @@ SWEEPER = "sweep"
 def sweep_blobs(
     journals: JournalStore, blobs: BlobStore, now: float, grace_seconds: float
 ) -> set[str]:
-    """Remove old blobs that belong to no workflow; the incarnations whose blobs were removed.
+    """Remove old blobs that belong to no workflow. Returns their incarnations.
 
-    While that is done, their incarnation is taken by a row of its own in the catalog: the commit
-    that every storage has keeps sweep and submission apart.
+    Meanwhile a catalog row of its own reserves the incarnation: the conditional commit keeps a
+    submission from using it.
     """
     swept = set()
-    # What an interrupted sweep left; a canceled row is of a release before 0.2.0.
+    # Rows of interrupted sweeps; a canceled row is of a release before 0.2.0.
     statuses = (WorkflowStatus.NONE, WorkflowStatus.CANCELED)
     for row in journals.list_catalog(CatalogQuery(holders=(SWEEPER,), statuses=statuses)).rows:
         finish_sweep(journals, blobs, row.workflow_id, row.incarnation)
@@ -44,18 +44,19 @@ def sweep_blobs(
 def finish_sweep(
     journals: JournalStore, blobs: BlobStore, workflow_id: str, incarnation: str
 ) -> None:
-    """Remove the blobs of an incarnation that is taken, and then the row that takes it."""
+    """Remove the blobs of a reserved incarnation, and then the row that reserves it."""
     blobs.delete_blobs(incarnation)
     journals.delete(workflow_id, incarnation, 1)
 
 
 def sweep_id(incarnation: str) -> str:
-    """The id of the row that takes an incarnation. It is there for a moment, and never listed."""
+    """The id of the row that reserves an incarnation. It exists for a moment, and is never
+    listed."""
     return f"{RESERVED_PREFIX}swept-blobs/{incarnation}"
 
 
 def take(incarnation: str, now: float) -> Append:
-    """An append that succeeds only if no workflow has this incarnation, and keeps it so."""
+    """An append that reserves an incarnation: it succeeds only if no workflow has it."""
     row = CatalogRow(
         workflow_id=sweep_id(incarnation),
         incarnation=incarnation,

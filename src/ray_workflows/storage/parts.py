@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @unique
 class CommitOutcome(str, Enum):
-    """What became of one append."""
+    """The outcome of one append."""
 
     #: The entry is durable and is the end of the journal.
     OK = "ok"
@@ -69,8 +69,8 @@ class Home(ABC):
     def open_existing(self) -> None:
         """Check that it is there and can be read. Creates and changes nothing.
 
-        For those who only look, such as the command line. The default checks nothing: what is
-        wrong shows at the first read.
+        For readers, such as the command line. The default checks nothing: errors show at the first
+        read.
 
         Raises:
             StorageConfigError: there is none, or it can't be read; the message names the remedy.
@@ -82,13 +82,13 @@ class Home(ABC):
         """Give back connections and threads of this process. Using it again reopens it."""
 
     def has_workflows(self) -> bool:
-        """Whether it has the journals of workflows. The blobs of another storage then can't be
-        here, because each of the two would remove what the other one needs."""
+        """Whether it has the journals of workflows. Then another storage can't keep its blobs here:
+        each sweep would delete the other's blobs."""
         return False
 
 
 class Part(ABC):
-    """What the three parts have in common.
+    """Base class of the three parts.
 
     Instances are picklable, and all methods may be called from several threads. Every method may
     raise `StorageUnavailableError` when the home does not answer (the caller repeats) and
@@ -98,7 +98,7 @@ class Part(ABC):
         StorageConfigError: an instance is made of a class that lacks a method; names it.
     """
 
-    #: Where it is. Parts of one home have the same object.
+    #: Where the part is. Parts with the same home share the object.
     home: Home
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
@@ -119,22 +119,22 @@ class JournalStore(Part):
 
     @property
     def commits_at_once(self) -> bool:
-        """Whether a small commit takes no longer now than waking a thread some times does, as on a
-        disk of this machine: the coordinator then does nothing else meanwhile."""
+        """Whether a small commit takes about as long as waking a thread, as on a local disk. The
+        coordinator then commits on its own thread, and does nothing else meanwhile."""
         return False
 
     @property
     def lists_current_rows(self) -> bool:
         """Whether `list_catalog` gives each row as the last commit wrote it. If not, ``seq`` and
-        ``due_at`` may be those of an earlier one."""
+        ``due_at`` may be those of an earlier commit."""
         return True
 
     @abstractmethod
     def commit(self, appends: Sequence[Append]) -> list[CommitOutcome]:
-        """Append to several journals at once and say, for each, what became of it.
+        """Append to several journals at once, and return the outcome of each.
 
-        Each append is atomic with its catalog row and its outcome is independent of the others;
-        several to one workflow take effect in their order. When this returns OK, the entry
+        Each append is atomic with its catalog row, and its outcome is independent of the others.
+        Several appends to one workflow take effect in their order. When this returns OK, the entry
         survives power loss. If an exception is raised, nothing is known about any of them: all
         are ambiguous. Creating a workflow is stale if its id or its incarnation is in use.
 
@@ -156,13 +156,12 @@ class JournalStore(Part):
     def list_catalog(self, query: CatalogQuery) -> Page:
         """One page of rows, oldest submission first (equal times: by workflow id).
 
-        With ``newest_first`` in exactly the reverse order. Rows of which not all conditions of the
-        query hold (`matches`) are left out.
+        With ``newest_first`` in exactly the reverse order. Only rows for which all conditions of
+        the query hold (`matches`).
 
         Ids are ordered by their code points, as Python and the bytes of UTF-8 order them.
 
-        A row that can't be read keeps nobody from the others: it is left out, and ``damaged`` says
-        what is wrong with it.
+        A row that can't be read is left out, and ``damaged`` says what is wrong with it.
 
         Raises:
             ValueError: the cursor is none of this storage's, or the limit is below 1.
@@ -183,16 +182,16 @@ class JournalStore(Part):
         """Delete journal and catalog row, if the journal still ends at ``expected_seq``, and the
         blobs of the incarnation that are in the same home.
 
-        The id is free for a new workflow afterwards. A crash in between leaves what `sweep`
-        removes.
+        The id is free for a new workflow afterwards. After a crash in between, `sweep` removes the
+        rest.
         """
 
     def relist(self, workflow_id: str) -> bool:
-        """Write anew what leads to a workflow's journal, where that is damaged or missing and lies
-        apart from it; whether anything was. The default has nothing that does.
+        """Rewrite damaged or missing objects that lead to a workflow's journal. Returns whether
+        there were any. The default has no such objects.
 
         Raises:
-            StorageCorruptError: the journal is damaged too: nothing is made up.
+            StorageCorruptError: the journal is damaged too; nothing was written.
         """
         return False
 
@@ -210,10 +209,10 @@ class JournalStore(Part):
     def listen(
         self, holder_id: str, on_news: Callable[[], None], lives: Sequence[str] = ()
     ) -> None:
-        """Call back, on any thread, when somebody else may have appended to a holder's journal.
-        ``lives``: holders that it was before, and whose journals it looks after.
+        """Call back, on any thread, when another process may have appended to a journal of a
+        holder. ``lives``: the coordinator's earlier holder ids, whose journals it drives too.
 
-        Only to be sooner: the holder looks at the ends of its journals every second anyhow. The
+        This only saves time: the holder scans the ends of its journals every second anyhow. The
         default never calls back. The process drives workflows as ``holder_id`` from now on;
         `close` ends it.
         """
@@ -245,8 +244,8 @@ class BlobStore(Part):
         """
 
     def stream_blob(self, incarnation: str, blob: Blob) -> Iterator[memoryview]:
-        """The bytes of a blob piece by piece, for those who pass them on. Checked at the end: they
-        are what was written only if the iteration ends without an error.
+        """The bytes of a blob piece by piece, for copying. The check comes at the end: the bytes
+        are intact only if the iteration ends without an error.
 
         The default reads the blob whole.
 
@@ -261,11 +260,12 @@ class BlobStore(Part):
 
     @abstractmethod
     def delete_blobs(self, incarnation: str) -> None:
-        """Delete all blobs of an incarnation (one that never came to be, or is deleted)."""
+        """Delete all blobs of an incarnation, which is deleted or was never created."""
 
     @abstractmethod
     def old_blobs(self, grace_seconds: float) -> list[str]:
-        """Incarnations whose newest blob is older than the grace period, with a workflow or not."""
+        """Incarnations, with or without a workflow, whose newest blob is older than the grace
+        period."""
 
 
 class LeaseStore(Part):
@@ -277,7 +277,7 @@ class LeaseStore(Part):
 
     @abstractmethod
     def remove_holder(self, holder_id: str) -> None:
-        """Remove the holder's row: it ended in good order."""
+        """Remove the row of a holder that shut down in good order."""
 
     @abstractmethod
     def read_holders(self) -> list[Holder]:

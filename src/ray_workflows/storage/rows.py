@@ -24,13 +24,13 @@ ROW_ENCODER = msgspec.msgpack.Encoder()
 #: The columns of the catalog; SQL has ``digest`` behind them.
 COLUMNS = CatalogRow.__struct_fields__
 
-#: So many columns a row had before others could be added.
+#: The number of columns before the first addition.
 FIRST_COLUMNS = 12
 
-#: What `encode_row` gives, by name.
+#: The names of the values that `encode_row` returns.
 STORED = (*COLUMNS, "digest")
 
-#: The first one that a row need not be given.
+#: The first column with a default.
 FIRST_OPTIONAL = COLUMNS.index("started_at")
 
 TIMES = [COLUMNS.index(name) for name in ("submitted_at", "started_at", "ended_at", "due_at")]
@@ -38,12 +38,12 @@ RELEASED = COLUMNS.index("released")
 
 
 def make_page(found: Sequence[tuple[Any, ...]], limit: int, where: str) -> Page:
-    """The page of what an SQL query found, of which one row more than ``limit`` was asked for.
+    """The page for the rows of an SQL query with a limit of one row more than ``limit``.
 
     ``where`` as in `decode_row`.
 
     Raises:
-        StorageCorruptError: no row can be read, nor where the next page begins.
+        StorageCorruptError: no row can be read, nor the position of the next page.
     """
     rows: list[CatalogRow] = []
     damaged: list[str] = []
@@ -66,9 +66,9 @@ def make_page(found: Sequence[tuple[Any, ...]], limit: int, where: str) -> Page:
 
 def encode_row(row: CatalogRow, clean: Callable[[str], str]) -> list[Any]:
     """A row as SQL backends store it: its columns in their order, and last a digest, by which
-    `decode_row` can tell damage: the row's ``seq``, a colon, and a checksum.
+    `decode_row` detects damage: the row's ``seq``, a colon, and a checksum.
 
-    ``clean`` makes of a text, such as that of an error, one that the backend can store.
+    ``clean`` turns a text, such as that of an error, into one that the backend can store.
     """
     values = stored_values(row, clean)
     values.append(f"{row.seq}:{checksum_of(values)}")
@@ -76,7 +76,7 @@ def encode_row(row: CatalogRow, clean: Callable[[str], str]) -> list[Any]:
 
 
 def stored_values(row: CatalogRow, clean: Callable[[str], str]) -> list[Any]:
-    """What is in the columns of a row, in their order."""
+    """The values of the columns of a row, in their order."""
     return [
         row.workflow_id,
         row.incarnation,
@@ -104,7 +104,8 @@ def stored_values(row: CatalogRow, clean: Callable[[str], str]) -> list[Any]:
 def checksum_of(values: Sequence[Any]) -> str:
     """The checksum of the columns of a row.
 
-    Last ones that have their defaults don't count: rows of before a column was there keep theirs.
+    Trailing columns with default values don't count, so that rows written before a column was added
+    keep their checksum.
     """
     end = len(values)
     while end > FIRST_COLUMNS and values[end - 1] == DEFAULTS[end - 1]:
@@ -114,8 +115,8 @@ def checksum_of(values: Sequence[Any]) -> str:
 
 
 def as_written(columns: Sequence[Any]) -> list[Any]:
-    """The columns of a row that was read, whatever a damaged one has in them, with the types that
-    they were written with."""
+    """The columns of a row that was read, with the types that they were written with. A damaged row
+    may have any values in them."""
     values = list(columns)
     for place in TIMES:
         if values[place] is not None:
@@ -125,12 +126,12 @@ def as_written(columns: Sequence[Any]) -> list[Any]:
 
 
 class DamagedRowError(StorageCorruptError):
-    """A catalog row can't be read. What its journal is, the row may say wrongly too.
+    """A catalog row can't be read. Its incarnation and seq may be damaged too.
 
     Attributes:
-        workflow_id: whose row it is.
-        incarnation: the journal that it names.
-        seq: the number that it has.
+        workflow_id: the workflow of the row.
+        incarnation: the journal that the row names.
+        seq: the end of the journal by the row.
     """
 
     def __init__(self, row: tuple[Any, ...], where: str, reason: Exception) -> None:
@@ -148,22 +149,22 @@ def decode_row(row: tuple[Any, ...], *, where: str) -> CatalogRow:
 
     Args:
         row: its columns in the order of the fields, ``digest``, and the ``seq`` that the row was
-            stored with, where the journal may have grown since without it.
+            stored with, since which the journal may have grown.
         where: names the storage in errors.
 
     Raises:
-        StorageCorruptError: it is not what was written; names the workflow and ``where``.
+        StorageCorruptError: the row is damaged; names the workflow and ``where``.
     """
     *columns, digest, stored_seq = row
     try:
-        # A row that a release before 0.2.0 has written since has its new seq, and an old digest.
+        # If a release before 0.2.0 has written the row since, its seq is new and its digest old.
         known, _, checksum = digest.partition(":")
         if digest and int(known) == stored_seq:
             stored = [*columns[:2], stored_seq, *columns[3:]]
             if checksum_of(as_written(stored)) != checksum:
                 raise ValueError("it does not match its checksum")
             return row_of(columns)
-        # Nothing vouches for what is in it.
+        # There is no valid checksum, so check the types.
         return msgspec.convert(msgspec.structs.asdict(row_of(columns)), CatalogRow)
     except (ValueError, TypeError, AttributeError, RecursionError) as reason:
         raise DamagedRowError(row, where, reason) from reason
@@ -179,5 +180,5 @@ def row_of(columns: Sequence[Any]) -> CatalogRow:
     return CatalogRow(**fields)
 
 
-#: What a row has in each column if nothing else is given.
+#: The default value of each column.
 DEFAULTS = stored_values(CatalogRow("", "", 0, WorkflowStatus.NONE, "", 0.0), str)

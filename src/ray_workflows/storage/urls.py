@@ -1,4 +1,4 @@
-"""From what a user gives as ``storage=`` to a `Storage`.
+"""Makes a `Storage` from the ``storage=`` and ``blobs=`` that a user gives.
 Nothing is opened or created here.
 """
 
@@ -16,7 +16,7 @@ from ray_workflows.storage.combined import combine
 from ray_workflows.storage.sqlite import SqliteStorage
 
 VARIABLE = "RAY_WORKFLOW_STORAGE"
-#: Where the values are of the storage that nobody names but the environment.
+#: Where the values are, for the storage that `VARIABLE` names.
 BLOBS_VARIABLE = "RAY_WORKFLOW_BLOBS"
 
 SUPPORTED = (
@@ -58,8 +58,8 @@ def missing_extra(what: str, extra: str, error: ImportError) -> StorageConfigErr
     )
 
 
-#: What makes a storage of a URL, by the scheme in lower case. Each imports what it needs itself:
-#: nobody has to have the packages of storages that they don't use.
+#: Functions that make a storage of a URL, by the scheme in lower case. Each imports its packages
+#: itself, so that unused storages need none installed.
 LOADERS: dict[str, Callable[[str], Storage]] = {
     "az": load_objects,
     "gs": load_objects,
@@ -102,7 +102,7 @@ def storage_from_url(spec: str | os.PathLike[str] | Storage | None = None) -> St
         return LOADERS[scheme[1].lower()](spec)
     name = spec.partition(":")[0].lower()
     if ":" in spec and name in LOADERS:
-        # Taken for a directory's name, it would be shown, and what follows may be a password.
+        # As a directory's name it would appear in messages, and it may contain a password.
         raise StorageConfigError(
             f"A {name} URL begins with {name}://, and this one does not. {SUPPORTED} (A directory "
             f"that is called like this is ./{name}:...)"
@@ -122,9 +122,9 @@ def storage_from_urls(
 
     Args:
         storage: as in `storage_from_url`.
-        blobs: where the values are, in the same ways. None: with the rest, unless ``storage`` is
-            None too, and ``$RAY_WORKFLOW_BLOBS`` says otherwise: the variable belongs to the
-            storage of the environment, not to one that the code names.
+        blobs: where the values are, in the same forms. None: in ``storage``; if that is None too,
+            where ``$RAY_WORKFLOW_BLOBS`` says. The variable does not apply to a storage that the
+            code names.
 
     Raises:
         StorageConfigError: one can't be used; the message says what is supported.
@@ -152,7 +152,7 @@ def url_path(url: str, scheme: str) -> str:
         host, slash, path = rest[2:].partition("/")
         rest = slash + path
     if host not in ("", "localhost"):
-        # What is before an @ may be a password.
+        # The part before an @ may be a password.
         host = host.rpartition("@")[2]
         raise StorageConfigError(
             f"The {scheme} URL names the host {host!r}, but it can only name a directory as this "

@@ -1,4 +1,4 @@
-"""What every backend does alike: check what it is given and what it reads, filter and page rows.
+"""Helpers that all backends share: check arguments and read bytes, and page rows.
 No input or output here; a backend of your own may use it or not.
 """
 
@@ -29,7 +29,7 @@ MAX_NAME_LENGTH = 200
 #: 2 GB at once, and a slice that was just hashed is still in the processor's cache.
 SLICE_BYTES = 4 * 1024 * 1024
 
-#: A place in the listing: submission time and workflow id of the last row that was seen.
+#: A place in the listing: submission time and workflow id of a row.
 Position = tuple[float, str]
 
 #: Before every row, in the order from the oldest.
@@ -71,8 +71,8 @@ def check_name(kind: str, name: str) -> str:
 
 
 def is_name(name: str) -> bool:
-    """Whether something can be the name of a blob or an incarnation: what others leave in a
-    directory mostly can't."""
+    """Whether a text can be the name of a blob or an incarnation. Most foreign files in a directory
+    have other names."""
     return len(name) <= MAX_NAME_LENGTH and SAFE_NAME.match(name) is not None
 
 
@@ -107,14 +107,14 @@ def slices(chunks: Iterable[bytes | memoryview]) -> Iterator[memoryview]:
         view = memoryview(chunk)
         if view.nbytes == 0:
             continue
-        # Only C-contiguous memory can be written as it lies.
+        # Only C-contiguous memory can be written without a copy.
         flat = view.cast("B") if view.c_contiguous else memoryview(view.tobytes())
         for start in range(0, flat.nbytes, SLICE_BYTES):
             yield flat[start : start + SLICE_BYTES]
 
 
 def checked(pieces: Iterable[memoryview], blob: Blob, what: str) -> Iterator[memoryview]:
-    """The pieces of a blob as they come; raises at the end if they are not what was written.
+    """Pass the pieces of a blob on; raises at the end if their checksum or size is wrong.
 
     ``what`` names the blob in errors.
     """
@@ -130,7 +130,7 @@ def checked(pieces: Iterable[memoryview], blob: Blob, what: str) -> Iterator[mem
 def check(data: bytes | memoryview, blob: Blob, what: str) -> None:
     """Raise if these bytes are not those of a blob, which ``what`` names in errors."""
     checksum = Checksum(like=blob.checksum)
-    # Of another size, it needs no look.
+    # A wrong size is an error without hashing.
     if len(data) == blob.size:
         checksum.update(data)
     check_read(len(data), checksum, blob, what)

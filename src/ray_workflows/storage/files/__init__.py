@@ -1,1 +1,1 @@
-"""Blobs as files, and what a storage needs of a file system."""
+"""Blobs as files, and helpers for file systems."""

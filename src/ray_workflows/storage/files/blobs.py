@@ -1,5 +1,5 @@
 """Blobs as files, one directory per incarnation: durable, put-if-absent, verified when read.
-Knows nothing of journals and catalog: who may delete what is decided by its callers.
+Knows nothing of journals and catalog: callers decide what may be deleted.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ TEMPORARY_PREFIX = ".tmp-"
 #: Smaller blobs are read, not mapped: before Python 3.13 every mapping holds a file descriptor.
 MAP_FROM_BYTES = 1024 * 1024
 
-#: What is read at once to compute a checksum.
+#: Bytes that are read at once to compute a checksum.
 BUFFER_BYTES = 1024 * 1024
 
-#: How many directories are remembered.
+#: The most directories in `BlobFiles.named`.
 NAMED = 1000
 
-#: How often to start again when a writer and a deletion meet in one directory.
+#: How often to try again when a writer and a deletion collide in one directory.
 ATTEMPTS = 10
 
 
@@ -56,10 +56,10 @@ class BlobFiles(BlobStore):
     Args:
         root: the directory. It must exist: it is never created here, so that nothing is written
             beside a storage that was moved away or unmounted.
-        home: what it belongs to.
-        mapped: whether large blobs are read by mapping them, which needs files that stay readable
-            when they are deleted: those of this machine.
-        clock: the time that files are dated with, in seconds since 1970.
+        home: the home of this part.
+        mapped: whether large blobs are mapped into memory to read them. Only local files stay
+            readable when they are deleted.
+        clock: the clock of the file dates, in seconds since 1970.
     """
 
     def __init__(
@@ -101,13 +101,13 @@ class BlobFiles(BlobStore):
             raise StorageUnavailableError(
                 f"{path} was deleted while it was written. Write it again if it is still needed."
             )
-        # Also for a blob that was there: its writer may not have come this far yet.
+        # Also for an existing blob: its writer may not have synced the names yet.
         with io_errors(path):
             self.sync_names(os.path.dirname(path))
         return blob
 
     def sync_names(self, directory: str) -> None:
-        """Wait until the names in the directory of an incarnation, and its own, are on the disk."""
+        """Sync the names in the directory of an incarnation, and the directory's own name."""
         sync_directory(directory)
         if directory not in self.named:
             sync_directory(self.root)
@@ -116,13 +116,13 @@ class BlobFiles(BlobStore):
             self.named.add(directory)
 
     def write_new(self, path: str, key: str, chunks: Iterable[bytes | memoryview]) -> Blob | None:
-        """Write a blob, or return None if somebody else was faster."""
+        """Write a blob, or return None if another writer was faster."""
         with io_errors(path):
             temporary, descriptor = self.create_temporary(os.path.dirname(path))
         try:
             with FileWriter(descriptor, direct=self.local) as writer:
                 for data in writer.filled(slices(chunks)):
-                    # Only our own I/O is translated: an OSError of the chunks is their owner's.
+                    # Translate only our own I/O errors, not an OSError of the caller's chunks.
                     with io_errors(path):
                         writer.write(data)
             with io_errors(path):
@@ -141,8 +141,8 @@ class BlobFiles(BlobStore):
 
     @functools.cached_property
     def local(self) -> bool:
-        """Whether the disk is one of this machine: a server is sent more at once by the page cache
-        than by direct writes, each of which waits for its answer."""
+        """Whether the disk is local. Direct writes to a file server would wait for each answer,
+        while the page cache sends many at once."""
         return is_local(self.root)
 
     def create_temporary(self, directory: str) -> tuple[str, int]:
@@ -151,7 +151,7 @@ class BlobFiles(BlobStore):
         path = os.path.join(directory, TEMPORARY_PREFIX + uuid.uuid4().hex)
         for attempt in range(ATTEMPTS):
             try:
-                # Read-only from the start: nobody has a reason to change a blob.
+                # Read-only from the start: a blob never changes.
                 return path, os.open(path, flags, 0o400)
             except FileNotFoundError:
                 # Not yet there, or a deletion removed it in between.
@@ -192,7 +192,7 @@ class BlobFiles(BlobStore):
         return checked(self.pieces(path, what), blob, what)
 
     def pieces(self, path: str, what: str) -> Iterator[memoryview]:
-        """What is in a file now."""
+        """The bytes of a file piece by piece, unchecked."""
         with io_errors(path):
             try:
                 file = io.FileIO(path)
@@ -202,7 +202,7 @@ class BlobFiles(BlobStore):
                 raise StorageCorruptError(f"The {what} is missing.") from None
         with file:
             while True:
-                # A buffer for each piece: whoever takes one may keep it.
+                # A new buffer for each piece: the caller may keep it.
                 with io_errors(path):
                     data = file.read(SLICE_BYTES)
                 if not data:
@@ -233,7 +233,7 @@ class BlobFiles(BlobStore):
     def delete_blobs(self, incarnation: str) -> None:
         """Delete all blobs of an incarnation. Values mapped before stay readable.
 
-        What others have put there goes too if it can; if not, it stays, and the directory with it.
+        Foreign files in the directory are deleted too if possible; else they and it stay.
         """
         directory = self.directory(incarnation)
         self.named.discard(directory)

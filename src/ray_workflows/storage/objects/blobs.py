@@ -34,7 +34,7 @@ PARTS = "parts"
 
 #: A blob of up to this size is one object, put at once.
 WHOLE_BYTES = 8 * 1024 * 1024
-#: Large ones go in parts of this size, so many at once: S3 takes 10,000 parts, 160 GB.
+#: The size of upload parts in bytes, and how many are sent at once. S3 takes 10,000 parts, 160 GB.
 PART_BYTES = 16 * 1024 * 1024
 PARTS_AT_ONCE = 4
 
@@ -42,8 +42,8 @@ MAGIC = b"rwb1"
 
 
 class Head(msgspec.Struct, array_like=True):
-    """What a blob's object begins with. ``part``: the key of the upload, if it is not whole.
-    ``where``: the key of the object itself; empty where a release before 0.2.0 wrote it."""
+    """The header of a blob's object. ``part``: the key of the upload that has the bytes; empty if
+    they follow here. ``where``: the object's own key; empty in objects of releases before 0.2.0."""
 
     nonce: str
     size: int
@@ -103,7 +103,7 @@ class ObjectBlobs(BlobStore):
         pieces: Iterator[memoryview],
         checksum: Checksum,
     ) -> int:
-        """Upload the bytes begun with and the rest of the pieces; how many they are."""
+        """Upload ``begun`` and the remaining pieces. Returns the number of bytes."""
         import obstore
 
         size = 0
@@ -116,11 +116,11 @@ class ObjectBlobs(BlobStore):
             for piece in self.rest(begun, pieces, checksum):
                 size += piece.nbytes
                 with self.operations.errors(part):
-                    # The writer takes bytes of its own: a view of them may change.
+                    # The writer copies: the view's memory may change afterwards.
                     writer.write(piece)
         except BaseException:
-            # Only a completed upload can be removed; one that breaks off stays, unseen and paid
-            # for, until a rule of the bucket ends it.
+            # Only a completed upload can be deleted. An incomplete one stays, invisible and paid
+            # for, until a lifecycle rule of the bucket aborts it.
             with contextlib.suppress(Exception):
                 writer.close()
             with contextlib.suppress(StorageUnavailableError):
@@ -133,7 +133,7 @@ class ObjectBlobs(BlobStore):
     def rest(
         self, begun: bytearray, pieces: Iterator[memoryview], checksum: Checksum
     ) -> Iterator[memoryview]:
-        """What was gathered, then all other pieces, counted into the checksum."""
+        """``begun``, then the remaining pieces, which it adds to the checksum."""
         yield memoryview(begun)
         for piece in pieces:
             checksum.update(piece)
@@ -174,7 +174,7 @@ class ObjectBlobs(BlobStore):
         return view
 
     def expected(self, incarnation: str, blob: Blob, what: str) -> tuple[Head, Found]:
-        """The head of a blob and its object, if it is of the size that it was written with."""
+        """The head of a blob and its object; raises if its size is not the expected one."""
         found = self.found(incarnation, blob.key)
         if found is None:
             raise StorageCorruptError(f"The {what} is missing.")
@@ -230,7 +230,7 @@ class ObjectBlobs(BlobStore):
         return memoryview(buffer).toreadonly()
 
     def find_blob(self, incarnation: str, key: str) -> Blob | None:
-        """The description of a stored blob, or None. It is what was written: `read` checks it."""
+        """The description of a stored blob, or None. It is not checked: `read_blob` does that."""
         head = self.head(incarnation, key)
         return None if head is None else described(key, head)
 
@@ -242,7 +242,7 @@ class ObjectBlobs(BlobStore):
             self.operations.delete([f"{below}/{name}" for name in names])
 
     def incarnations(self) -> list[str]:
-        """All incarnations that have blobs, or began to, in order."""
+        """All incarnations with blobs or uploads, in order."""
         found = {*self.operations.list_prefixes(BLOBS), *self.operations.list_prefixes(PARTS)}
         return sorted(found)
 
@@ -253,7 +253,7 @@ class ObjectBlobs(BlobStore):
         return [name for name, time in newest if time is not None and time <= before]
 
     def newest(self, incarnation: str) -> float | None:
-        """When something was last written for an incarnation, on the store's clock."""
+        """When the newest blob or upload of an incarnation was written, on the store's clock."""
         times = [
             listed.modified
             for prefix in (BLOBS, PARTS)
@@ -262,7 +262,7 @@ class ObjectBlobs(BlobStore):
         return max(times, default=None)
 
     def remove_temporaries(self, incarnation: str, before: float) -> None:
-        """Remove uploads that no blob came of."""
+        """Remove old uploads that no blob refers to."""
         old = [
             listed.name
             for listed in self.operations.list(f"{PARTS}/{incarnation}")
@@ -281,7 +281,7 @@ def blob_key(incarnation: str, key: str) -> str:
 
 
 def described(key: str, head: Head) -> Blob:
-    """What others refer to a blob by."""
+    """The description by which values refer to a blob."""
     return Blob(key, head.size, head.checksum)
 
 

@@ -1,5 +1,5 @@
 """`ObjectStorage`: workflows in a bucket of S3, Google Cloud Storage or Azure.
-The algorithm is `PutOnceStorage`; here is where it is, and whose credentials are used.
+The algorithm is `PutOnceStorage`; this module knows URLs, options and credentials.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ OPTIONS = {
     "az": ("account_name", "endpoint", "allow_http", "use_emulator"),
 }
 
-#: Where an option is read from if the URL has it not. Read once, so that every process of the
-#: cluster goes to the same place, whatever its own environment says.
+#: The environment variables for options that the URL leaves out. They are read once, so that every
+#: process of the cluster uses the same place, whatever its own environment says.
 VARIABLES = {
     "s3": {
         "endpoint": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
@@ -37,7 +37,8 @@ VARIABLES = {
     },
 }
 
-#: The options that make it another storage: equal bucket names elsewhere are other buckets.
+#: The options that are part of the identity: the same bucket name at another endpoint is another
+#: bucket.
 IDENTITY = ("account_name", "endpoint", "use_emulator")
 
 BOOLEANS = ("allow_http", "virtual_hosted_style_request", "request_payer", "use_emulator")
@@ -67,7 +68,7 @@ class Bucket(ObjectsHome):
 
     @property
     def url(self) -> str:
-        """The URL with the options that tell it from others, without credentials."""
+        """The URL with the options that identify the storage, without credentials."""
         return self.full_url(IDENTITY)
 
     def full_url(self, names: tuple[str, ...]) -> str:
@@ -157,7 +158,7 @@ def split_url(url: str) -> tuple[str, str, str, dict[str, str]]:
 
 
 def check_http(options: dict[str, str]) -> None:
-    """Raise if the endpoint is not encrypted and nobody said that this is meant."""
+    """Raise if the endpoint is plain http and ``allow_http`` is not set."""
     plain = options.get("endpoint", "").lower().startswith("http://")
     if plain and options.get("allow_http") != "true" and options.get("use_emulator") != "true":
         raise StorageConfigError(
@@ -168,7 +169,7 @@ def check_http(options: dict[str, str]) -> None:
 
 
 def with_environment(scheme: str, given: dict[str, str]) -> dict[str, str]:
-    """The options of a URL and, of those it has not, what this process's environment says."""
+    """The options of a URL, completed from this process's environment."""
     options = dict(given)
     for name, variables in VARIABLES[scheme].items():
         if name not in options:

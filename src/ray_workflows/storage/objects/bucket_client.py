@@ -1,5 +1,5 @@
 """`RemoteOperations`: named objects in S3, Google Cloud Storage or Azure, through obstore.
-Every request ends in bounded time; what the store says is told as an error of ours.
+Every request ends in bounded time; errors of the store become errors of this library.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 5
 READ_SECONDS = 10
 SMALL_SECONDS = 60
-#: Large uploads send for long before an answer begins, so only all of it is bounded.
+#: Large uploads send for a long time before an answer begins, so only the whole time is bounded.
 LARGE_SECONDS = 180
 LARGE_BYTES = 1024 * 1024
-#: Until when a request that the store answered with 5xx, or could not be sent, is sent again.
+#: Seconds during which a request that got a 5xx answer, or could not be sent, is sent again.
 RETRY_SECONDS = 10
 RETRIES = 4
 
-#: The store's answers that no repetition mends, what they mean, and what to do.
+#: The store's answers that no retry fixes, what they mean, and what to do.
 CONFIG_ERRORS = (
     (
         r"NoSuchBucket|ContainerNotFound|The specified bucket does not exist",
@@ -69,8 +69,8 @@ CONFIG_ERRORS = (
 )
 
 
-#: The store's answers when it, or what this user may have of it, is full: that passes when somebody
-#: frees some space. Some answer 403 to that.
+#: The store's answers when it is full or a quota is used up. They are transient: somebody can free
+#: some space. Some stores answer 403 then.
 FULL = r"XMinioStorageFull|InsufficientStorage|507 Insufficient|QuotaExceeded"
 
 
@@ -91,7 +91,7 @@ class RemoteOperations(Operations):
         self.pid = os.getpid()
 
     def store(self, size: int = 0) -> ObjectStore:
-        """The store for a request that sends so many bytes."""
+        """The obstore store for a request that sends ``size`` bytes."""
         kind = "large" if size > LARGE_BYTES else "small"
         with self.lock:
             if self.pid != os.getpid():
@@ -119,10 +119,8 @@ class RemoteOperations(Operations):
             raise self.translated(error, key) from None
 
     def translated(self, error: Exception, key: str) -> StorageError:
-        """The error of ours for one of the store's.
-
-        ``from None``, and with nothing but the first line: later ones show the client's innards.
-        """
+        """Our error for one of the store's. Its text has only the first line of the store's error:
+        later lines show internals of the client."""
         text = str(error)
         if re.search(FULL, text):
             return StorageUnavailableError(
@@ -150,7 +148,7 @@ class RemoteOperations(Operations):
         return True
 
     def put(self, key: str, data: bytes) -> None:
-        """Write an object, in place of what is there."""
+        """Write an object; replaces an existing one."""
         import obstore
 
         with self.errors(key):
@@ -209,7 +207,7 @@ class RemoteOperations(Operations):
             with self.errors(wanted[0]):
                 obstore.delete(self.store(), wanted)
         except FileNotFoundError:
-            # Some stores say so, and stop: the others are then deleted one by one.
+            # Some stores stop at the first missing key: then delete the others one by one.
             if len(wanted) > 1:
                 for key in wanted:
                     self.delete([key])

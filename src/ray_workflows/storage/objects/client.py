@@ -1,7 +1,7 @@
 """The few operations on named objects that `PutOnceStorage` is built on.
 
-A store has objects under keys like ``a/b/c``. All it must do atomically is to create an object
-only if there is none of that name. There is no compare-and-swap: not every store has one.
+A store has objects under keys like ``a/b/c``. Its one atomic operation creates an object only if
+its key is free. Compare-and-swap is not used, because not every store has it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ray_workflows.exceptions import StorageUnavailableError
 
 T = TypeVar("T")
 
-#: How often a creation that was refused, though nothing is there, is tried again.
+#: How often a creation is tried that the store refuses although the key is free.
 ATTEMPTS = 5
 
 
@@ -43,13 +43,13 @@ class Operations(ABC):
     def create(self, key: str, data: bytes) -> bool:
         """Write an object durably unless the key exists; False if it does.
 
-        May be False after a write that succeeded: a client library that got no answer asks again.
-        `put_if_absent` tells these apart.
+        May be False after a write that succeeded, because a client library that got no answer
+        repeats the request. `put_if_absent` detects that.
         """
 
     @abstractmethod
     def put(self, key: str, data: bytes) -> None:
-        """Write an object durably, in place of what is there."""
+        """Write an object durably; replaces an existing one."""
 
     @abstractmethod
     def get(self, key: str) -> Found | None:
@@ -59,7 +59,7 @@ class Operations(ABC):
     def list(self, prefix: str, after: str = "") -> Iterator[Listed]:
         """The objects directly below a prefix whose names are greater than ``after``, by name.
 
-        What is there from before the listing to its end is in it.
+        An object that exists during the whole listing is in it.
         """
 
     @abstractmethod
@@ -71,9 +71,10 @@ class Operations(ABC):
         """Delete objects. It does not matter whether they exist."""
 
     def now(self, key: str) -> float:
-        """The store's clock, in seconds since 1970: the one that `Found.modified` is read from.
+        """The store's clock, in seconds since 1970, on which `Found.modified` is measured.
 
-        There is no other way to learn it than to write an object: ``key`` is the caller's own.
+        Writes an object under ``key``, which must be the caller's own, because stores have no other
+        way to tell their time.
         """
         self.put(key, b"")
         found = self.get(key)
@@ -82,18 +83,19 @@ class Operations(ABC):
         return found.modified
 
     def sweep(self, before: float) -> None:
-        """Remove what killed writers left before that time beside the objects, if anything."""
+        """Remove temporary files that killed writers left before a time, if the store has any."""
         return
 
     def close(self) -> None:
-        """Give back what this process holds; the next use takes it anew."""
+        """Close the connections of this process; the next use opens them again."""
         return
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Write an object unless the key exists; whether these bytes are there by this call.
+        """Write an object unless the key exists. Returns whether this call wrote it.
 
-        ``data`` has to be unique to the call, which is how an answer that was lost, and a
-        creation that was refused because its own first try had succeeded, are told from a rival.
+        ``data`` has to be unique to the call. So reading it back distinguishes a rival's object
+        from one's own after a lost answer, or after a repeated request that was refused because the
+        first one had succeeded.
         """
         for _ in range(ATTEMPTS):
             try:
@@ -102,13 +104,13 @@ class Operations(ABC):
             except StorageUnavailableError:
                 found = self.get(key)
                 if found is None:
-                    # It may still be on its way.
+                    # The write may still take effect.
                     raise
                 return found.data == data
             found = self.get(key)
             if found is not None:
                 return found.data == data
-            # Refused because of another request at the same time, which came to nothing.
+            # Refused because of a concurrent request, which then failed.
         raise StorageUnavailableError(
             f"{key} could not be created in {ATTEMPTS} attempts, though it does not exist. The "
             f"operation can be repeated."
@@ -118,8 +120,8 @@ class Operations(ABC):
 class Crew:
     """Runs independent operations at once.
 
-    Two pools: what runs in the first may wait for the second, never the other way round, so that
-    no thread waits for itself.
+    It has two pools. Work of the outer pool may wait for the inner one, never the other way round,
+    so that it can't deadlock.
     """
 
     def __init__(self, threads: int = 128) -> None:
@@ -128,7 +130,7 @@ class Crew:
         self.inner: ThreadPoolExecutor | None = None
 
     def groups(self, works: Sequence[Callable[[], T]]) -> list[T | Exception]:
-        """Do all of them, each of which may use `together`; what they returned or raised."""
+        """Run all of them, each of which may use `together`. Returns results and exceptions."""
         if len(works) == 1:
             return [outcome(works[0])]
         if self.outer is None:
@@ -136,7 +138,7 @@ class Crew:
         return list(self.outer.map(outcome, works))
 
     def together(self, works: Sequence[Callable[[], T]]) -> list[T]:
-        """Do all of them, which must be single operations; raises the first error, at the end."""
+        """Run single operations. Waits for all, then raises the first error, if any."""
         if len(works) == 1:
             return [works[0]()]
         if self.inner is None:
@@ -154,7 +156,7 @@ class Crew:
 
 
 class InTurn(Crew):
-    """Does one after the other: for tests that must know the order."""
+    """Runs operations one after the other, for tests that need a fixed order."""
 
     def groups(self, works: Sequence[Callable[[], T]]) -> list[T | Exception]:
         """Do them in order."""
@@ -166,7 +168,7 @@ class InTurn(Crew):
 
 
 def outcome(work: Callable[[], T]) -> T | Exception:
-    """What it returned or raised."""
+    """The result of a function, or the exception that it raised."""
     try:
         return work()
     except Exception as error:

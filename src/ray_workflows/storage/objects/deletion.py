@@ -1,7 +1,7 @@
-"""What is left of workflows that are deleted, or never came to be, and its removal.
+"""Removes the objects of deleted workflows and of interrupted creations.
 
-A deleted journal keeps all its numbers, emptied, for some hours: nobody who read it before can
-append to it. Knows nothing of what is deleted and why.
+Each number of a deleted journal stays taken by an empty object for two hours, so that a writer that
+read the journal before can't append to it. This module does not decide what is deleted.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ Work = TypeVar("Work")
 
 GRAVES = "graves"
 
-#: Holders whose lease ran out this long ago, in seconds, are forgotten: as dead as if they stayed.
+#: Holders whose lease ran out this long ago, in seconds, are removed: a missing holder is dead too.
 HOLDER_SECONDS = 7 * 24 * 3600.0
-#: Objects that somebody wrote to learn the time; each process has one.
+#: Age in seconds at which clock objects are removed; each process writes one to learn the time.
 CLOCK_SECONDS = 24 * 3600.0
 
 
 class Blobs(Protocol):
-    """What it takes of the blobs in the same home; as `BlobFiles`."""
+    """What `Burial` needs of the blobs in the same home; `BlobFiles` has it."""
 
     def delete_blobs(self, incarnation: str) -> None:
         """Delete all blobs of an incarnation."""
@@ -52,14 +52,14 @@ class Blobs(Protocol):
         """All incarnations that have blobs."""
 
     def newest(self, incarnation: str) -> float | None:
-        """When something was last written for an incarnation."""
+        """When the last blob of an incarnation was written; None without blobs."""
 
     def remove_temporaries(self, incarnation: str, before: float) -> None:
-        """Remove what killed writers left."""
+        """Remove temporary files that killed writers left."""
 
 
 class Burial:
-    """Deletes what no workflow needs, so that an interruption anywhere is made good later."""
+    """Deletes what no workflow needs. After an interruption at any step, a sweep completes it."""
 
     def __init__(self, index: Index, blobs: Blobs) -> None:
         self.index = index
@@ -84,7 +84,7 @@ class Burial:
             ]
         )
         self.journals.forget_all(incarnation)
-        # Last: what is listed as settled is taken for true unless something is open.
+        # Open entries go last: without one, readers believe a settled entry.
         self.operations.delete([k for k in known if k.startswith(OPEN)])
         grave.done = True
         self.operations.put(key, encode(grave, key))
@@ -95,7 +95,8 @@ class Burial:
         self.operations.put(key, encode(Segment(new_nonce(), workflow_id), key))
 
     def abandon(self, incarnation: str, workflow_id: str, entries: Iterable[str] = ()) -> bool:
-        """Bury a journal that no id leads to, so that none ever will; False if one does by now."""
+        """Delete a journal that no id points to, so that none ever can; False if one does by
+        now."""
         end = self.journals.end(incarnation)
         if end is None or not end.segment.tombstone:
             seq = 1 if end is None else end.seq + 1
@@ -106,7 +107,7 @@ class Burial:
         return True
 
     def sweep(self, now: float, grace_seconds: float) -> int:
-        """Remove what is left over and old; how many incarnations had interrupted deletions or
+        """Remove old leftovers. Returns the number of incarnations with interrupted deletions or
         blobs of no workflow."""
         graves, finished = self.visit_graves(now)
         known = self.visit_entries(now) | graves
@@ -117,7 +118,10 @@ class Burial:
         return finished
 
     def visit_graves(self, now: float) -> tuple[set[str], int]:
-        """Finish interrupted burials; remove the graves that nobody can stumble into any more."""
+        """Finish interrupted deletions; remove tombstones that no reader can still need.
+
+        Returns the hashes of the deleted incarnations, and how many deletions it finished.
+        """
         found: set[str] = set()
         finished = 0
         for listed in filter(lambda each: is_name(each.name), list(self.operations.list(GRAVES))):
@@ -128,7 +132,7 @@ class Burial:
             try:
                 grave = decode(Grave, object.data, key)
             except StorageCorruptError as error:
-                # Not ours, or damaged: then the name tells whose grave it is, and it stays.
+                # Not ours, or damaged: its name says which incarnation it is for, and it stays.
                 logger.warning("A deletion is not finished: %s", error)
                 found.add(short_hash(listed.name))
                 continue
@@ -141,7 +145,7 @@ class Burial:
         return found, finished
 
     def clear(self, key: str, grave: Grave) -> None:
-        """Remove the last traces of a deleted workflow."""
+        """Remove the last objects of a deleted workflow."""
         incarnation = grave.incarnation
         chain = self.journals.chain(grave.workflow_id)
         self.operations.delete([k for k, pointer in chain if pointer.incarnation == incarnation])
@@ -153,8 +157,8 @@ class Burial:
         self.operations.delete([key])
 
     def visit_entries(self, now: float) -> set[str]:
-        """Compare the open entries with their journals where that is due; the hashes of all
-        incarnations that have an entry."""
+        """Compare open entries that can't be believed with their journals. Returns the hashes of
+        all incarnations that have an entry."""
         groups: dict[str, list[tuple[Entry, float]]] = {}
         for listed in list(self.operations.list(OPEN)):
             entry = parse(OPEN, listed.name)
@@ -175,7 +179,7 @@ class Burial:
         return known
 
     def visit_group(self, now: float, group: list[tuple[Entry, float]]) -> None:
-        """Let the entries of one incarnation be right, or bury what they lead to."""
+        """Correct the entries of one incarnation, or delete the journal that they point to."""
         row = None
         for entry, _ in group:
             row = row or self.index.row(entry.key)
@@ -188,7 +192,7 @@ class Burial:
             self.bury(incarnation, row.workflow_id, keys)
             return
         if self.index.mend(incarnation, keys) is not None:
-            # Entries that were written before a segment that never came.
+            # Entries for a segment that was never written.
             old = [
                 entry.key
                 for entry, modified in group
@@ -199,7 +203,7 @@ class Burial:
             self.abandon(incarnation, row.workflow_id, keys)
 
     def visit_journals(self, now: float, known: set[str]) -> None:
-        """Journals that no entry leads to: creations that broke off, or entries that got lost."""
+        """Visit journals without an entry: creations that broke off, or lost entries."""
 
         def visit(incarnation: str) -> None:
             end = self.journals.end(incarnation)
@@ -218,21 +222,22 @@ class Burial:
         self.each(unknown, visit)
 
     def visit_blobs(self, before: float, known: set[str]) -> int:
-        """Blobs of no workflow, older than that time; of how many incarnations."""
+        """Remove blobs of no workflow that are older than a time. Returns the number of
+        incarnations."""
         swept = 0
         for incarnation in filter(is_name, self.blobs.incarnations()):
             if short_hash(incarnation) in known:
                 self.blobs.remove_temporaries(incarnation, before)
                 continue
             newest = self.blobs.newest(incarnation)
-            # Once buried, the workflow can't be created any more, so that it can't lose its blobs.
+            # After `abandon` the workflow can't be created any more: no workflow loses its blobs.
             if newest is None or newest > before or self.index.live_end(incarnation) is not None:
                 continue
             swept += self.abandon(incarnation, "")
         return swept
 
     def visit_holders(self, now: float) -> None:
-        """Forget those long dead, and what was written to learn the time."""
+        """Remove holders that are long dead, and old clock objects."""
         for prefix, name, age in (
             (HOLDERS, HOLDER_NAME, HOLDER_SECONDS),
             (CLOCKS, CLOCK_NAME, CLOCK_SECONDS),
@@ -245,11 +250,11 @@ class Burial:
             self.operations.delete(old)
 
     def unknown(self, incarnations: Iterable[str], known: set[str]) -> list[str]:
-        """Those that no entry and no grave is about."""
+        """The incarnations that have no entry and no tombstone."""
         return [name for name in incarnations if short_hash(name) not in known]
 
     def each(self, found: list[Work], visit: Callable[[Work], None]) -> None:
-        """Visit all of them, many at once. What is damaged is left for its reader to complain."""
+        """Visit all of them, many at once. Damaged ones are skipped: their readers report them."""
         for outcome in self.crew.groups([partial(visit, one) for one in found]) if found else []:
             if isinstance(outcome, Exception) and not isinstance(outcome, StorageCorruptError):
                 raise outcome

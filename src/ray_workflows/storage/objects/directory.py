@@ -1,5 +1,5 @@
 """`SharedDirectory`: objects in a directory that several machines see, such as an NFS mount.
-Here is where it is and what can be wrong with it.
+This module knows its path, and checks what can be wrong with the directory.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class SharedDirectory(ObjectsHome):
         with prepared_directory(self.directory, shared=True):
             self.operations.prepare()
             os.makedirs(self.blobs_directory, mode=0o700, exist_ok=True)
-            # Where all that is needed exists, nothing else would try.
+            # If everything exists already, nothing else would try to write.
             os.unlink(self.operations.write_temporary(b"try"))
         super().open()
 

@@ -1,7 +1,7 @@
 """`DirectoryOperations`: named objects as files of a directory that several machines may see.
 
-Objects are written under another name, synced, and linked to their own: a link, unlike a rename,
-never replaces what is there, also on a network file system.
+Objects are written under a temporary name, synced, and linked to their own name: a link, unlike a
+rename, never replaces an existing file, also on a network file system.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from ray_workflows.storage.files.blobs import (
 from ray_workflows.storage.files.fsync import sync, sync_directory
 from ray_workflows.storage.objects.client import Found, Listed, Operations
 
-#: Where files are written before they get their names. Created by `prepare` alone: where it is
-#: missing, the file system is not mounted, and nothing must be written to what is below it.
+#: The directory of temporary files. Only `prepare` creates it. If it is missing, the file system is
+#: not mounted, and nothing may be written below the mount point.
 TEMPORARY = "tmp"
 
-#: How often to start again when a writer and the removal of an empty directory meet.
+#: How often to try again when another process removes an empty directory meanwhile.
 ATTEMPTS = 10
 
-#: What a file system says that has no hard links.
+#: The errors of a file system without hard links.
 NO_LINKS = frozenset((errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK))
 
 
@@ -46,14 +46,14 @@ class DirectoryOperations(Operations):
         return os.path.join(self.root, *parts)
 
     def prepare(self) -> None:
-        """Create what must be there before anything is written."""
+        """Create the directory of temporary files."""
         path = os.path.join(self.root, TEMPORARY)
         with contextlib.suppress(FileExistsError):
             os.mkdir(path, 0o700)
             sync_directory(self.root)
 
     def write_temporary(self, data: bytes) -> str:
-        """Write a file that has no name yet; its path."""
+        """Write a temporary file, and return its path."""
         path = os.path.join(self.root, TEMPORARY, TEMPORARY_PREFIX + uuid.uuid4().hex)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         descriptor = os.open(path, flags, 0o600)
@@ -77,7 +77,7 @@ class DirectoryOperations(Operations):
             try:
                 return self.name(temporary, path, os.link)
             except FileExistsError:
-                # A network file system may have linked it and lost the answer.
+                # On a network file system the link may exist although its answer was lost.
                 if os.stat(temporary).st_nlink != 2:
                     return False
                 sync_directory(os.path.dirname(path))
@@ -95,7 +95,7 @@ class DirectoryOperations(Operations):
                     os.unlink(temporary)
 
     def put(self, key: str, data: bytes) -> None:
-        """Write an object durably, in place of what is there."""
+        """Write an object durably; replaces an existing one."""
         path = self.path(key)
         with io_errors(path):
             temporary = self.write_temporary(data)
@@ -156,7 +156,7 @@ class DirectoryOperations(Operations):
         path = self.path(prefix)
         found: dict[str, float] = {}
         with io_errors(path):
-            # What is renamed while a directory is read may be in none of what was read.
+            # One reading may miss a file that is renamed meanwhile.
             for _ in range(2):
                 try:
                     with os.scandir(path) as entries:
@@ -186,7 +186,7 @@ class DirectoryOperations(Operations):
                 return []
 
     def check_mounted(self) -> None:
-        """Raise if what seems to be empty is not there at all."""
+        """Raise if the directory seems empty because it is not mounted."""
         if not os.path.isdir(os.path.join(self.root, TEMPORARY)):
             raise StorageUnavailableError(
                 f"{self.root} is not there, or not the storage that was opened: it has no "
@@ -194,7 +194,7 @@ class DirectoryOperations(Operations):
             )
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Delete objects, and directories that are empty by that."""
+        """Delete objects, and directories that are empty then."""
         directories = set()
         for key in keys:
             path = self.path(key)
@@ -208,7 +208,7 @@ class DirectoryOperations(Operations):
                     os.rmdir(directory)
 
     def now(self, key: str) -> float:
-        """The clock of the file server, as it dates a file that is written now."""
+        """The clock of the file server: the date that it gives a new file."""
         with io_errors(self.root):
             path = self.write_temporary(b"now")
             try:
@@ -217,5 +217,5 @@ class DirectoryOperations(Operations):
                 os.unlink(path)
 
     def sweep(self, before: float) -> None:
-        """Remove what killed writers left."""
+        """Remove temporary files that killed writers left."""
         remove_temporaries(os.path.join(self.root, TEMPORARY), before)

@@ -1,7 +1,7 @@
 """`ObjectsHome`: the home of parts on any store that can create an object only if it is not there.
 
-Object stores and shared directories are the two kinds. The parts share what is known here of
-journals, holders and the index.
+Object stores and shared directories are the two kinds. The parts share its journals, holders and
+index, with their caches.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LAYOUT_VERSION = 1
 
 
 class ObjectsHome(Home):
-    """Journals, index and holders as objects. Subclasses say where.
+    """Journals, index and holders as objects. Subclasses are the kinds of stores.
 
     Args:
         operations: the store.

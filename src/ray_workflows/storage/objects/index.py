@@ -1,7 +1,7 @@
-"""The index of `PutOnceStorage`: which workflows there are, in order, by names of objects alone.
+"""The index of `PutOnceStorage`: lists workflows in order, by names of objects alone.
 
-The journals are the truth. An entry is believed if its holder lives; others are compared with the
-journal, and mended, by whoever meets them.
+The journals are the truth. A reader believes an entry if its holder lives; else it compares the
+entry with the journal, and corrects it.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ from ray_workflows.storage.validation import (
 
 logger = logging.getLogger(__name__)
 
-#: How often a page is listed anew because workflows moved while it was.
+#: How often a page is listed, if workflows move between its prefixes meanwhile.
 ATTEMPTS = 3
 
-#: As names have them.
+#: The settled statuses as they stand in names.
 SETTLED_STATUSES = tuple(status.value for status in WorkflowStatus if status not in ACTIVE)
 
-#: So many rows are read at once where it is not known which of them are wanted.
+#: Rows read at once when only the rows tell which of them match.
 LEAST_BATCH = 64
 
-#: A place in the order, the entry that stands there, and its row where that was read.
+#: A place in the order, the entry at that place, and its row if it was read.
 Candidate = tuple[str, Entry, CatalogRow | None]
 
 
@@ -62,14 +62,14 @@ class Index:
         self.journals = journals
         self.operations = journals.operations
         self.crew = journals.crew
-        #: Whether the holder of this hash lives, by its lease.
+        #: Whether the holder with this hash lives, by its lease.
         self.is_alive = is_alive
         self.lock = Lock()
         #: Rows of entries, which never change, by key.
         self.rows: OrderedDict[str, CatalogRow] = OrderedDict()
         #: Keys of entries that were compared with the journal.
         self.verified: OrderedDict[str, None] = OrderedDict()
-        #: Entries to be mended when the store answers again, by incarnation.
+        #: Keys to correct when the store answers again, by incarnation.
         self.debts: dict[str, set[str]] = {}
 
     # -- writing ---------------------------------------------------------------------------
@@ -79,10 +79,10 @@ class Index:
         self.operations.put(key, encode(pack_row(row), key))
 
     def advance(self, row: CatalogRow, *, add: str, remove: Iterable[str]) -> bool:
-        """List a workflow by the entry for its new end, in place of others.
+        """Put the entry for a workflow's new end, and delete older ones.
 
-        False if the store does not answer: the journal has it, and what is owed to the index is
-        paid later.
+        False if the store does not answer: the journal has the append, and `pay` corrects the index
+        later.
         """
         try:
             if add:
@@ -97,18 +97,18 @@ class Index:
         return True
 
     def withdraw_if_late(self, incarnation: str, seq: int, key: str) -> None:
-        """Take an entry back if the journal has gone on: who did that has removed what it knew of,
-        and may have done so before it was written."""
+        """Delete an entry if the journal has a later segment: its writer deletes older entries, but
+        may have done so before this one was put."""
         if self.operations.get(segment_key(incarnation, seq + 1)) is not None:
             self.operations.delete([key])
 
     def owe(self, incarnation: str, keys: Iterable[str]) -> None:
-        """Note that entries of an incarnation are to be mended."""
+        """Note entries of an incarnation that `pay` has to correct."""
         with self.lock:
             self.debts.setdefault(incarnation, set()).update(key for key in keys if key)
 
     def pay(self) -> None:
-        """Mend what is owed, as far as the store answers."""
+        """Correct the noted entries, as far as the store answers."""
         with self.lock:
             debts, self.debts = self.debts, {}
         while debts:
@@ -124,12 +124,12 @@ class Index:
     def mend(
         self, incarnation: str, keys: Iterable[str], *, sure: bool = True
     ) -> CatalogRow | None:
-        """Let the entries of an incarnation be what its journal says; its row if it has one.
+        """Make the entries of an incarnation agree with its journal; its row if it has one.
 
-        ``keys``: what entries there are, if that is sure, or may be.
+        ``keys``: the entries that exist if ``sure``, else those that may exist.
 
-        Entries for numbers that the journal has not reached stay: they may be somebody's who is
-        about to append. `Sweeper` takes them when they are old.
+        Entries for numbers beyond the journal's end stay, because a writer may be about to append.
+        The sweep removes them when they are old.
         """
         found = self.live_end(incarnation)
         if found is None:
@@ -141,7 +141,7 @@ class Index:
             self.withdraw_if_late(incarnation, end.seq, right)
         known = {*keys, *end.segment.replaced}
         wrong = [key for key in known if key != right and seq_of(key) <= end.seq]
-        # The open ones last: they say that something is in doubt.
+        # Open entries go last: while one is there, readers compare with the journal.
         self.operations.delete(sorted(wrong, key=lambda key: key.startswith(OPEN)))
         with self.lock:
             self.verified[right] = None
@@ -150,7 +150,7 @@ class Index:
         return row
 
     def live_end(self, incarnation: str) -> tuple[End, CatalogRow] | None:
-        """The end of a journal and its row, unless it is deleted or never came to be."""
+        """The end of a journal and its row; None if it is deleted or its creation is incomplete."""
         end = self.journals.end(incarnation)
         if end is None or end.segment.row is None:
             return None
@@ -159,8 +159,8 @@ class Index:
         return end, unpack_row(end.segment.row)
 
     def check_end(self, row: CatalogRow) -> None:
-        """Raise if a workflow is listed with a later end than its journal has: an entry is put
-        after its segment, unless it is tentative.
+        """Raise if the index has a later end than the journal. That is damage, because entries that
+        are not tentative are put after their segments.
 
         Raises:
             StorageCorruptError: names the segment that is missing.
@@ -192,7 +192,7 @@ class Index:
         return list(itertools.chain.from_iterable(found))
 
     def entries(self, prefix: str, after: str = "") -> Iterator[Entry]:
-        """The entries directly below a prefix, in order. Other names are none of ours."""
+        """The entries directly below a prefix, in order. Other names are skipped."""
         for listed in self.operations.list(prefix, after):
             entry = parse(prefix, listed.name)
             if entry is not None:
@@ -227,7 +227,7 @@ class Index:
             opened = list(self.entries(OPEN))
             resolved = self.resolve(opened, damaged)
             candidates = self.ordered(query, resolved, after)
-            # One more shows whether there is a next page.
+            # One row more than the limit shows whether there is a next page.
             rows = self.take(candidates, query, after, limit + 1, damaged, patient=not last_try)
             if rows is None or (not last_try and self.moved(query, opened)):
                 continue
@@ -239,8 +239,8 @@ class Index:
         raise AssertionError("unreachable")
 
     def moved(self, query: CatalogQuery, opened: list[Entry]) -> bool:
-        """Whether a settled workflow was opened while the settled ones were listed: it may have
-        been missed among both."""
+        """Whether a settled workflow became open during the listing, which may have missed it in
+        both places."""
         if query.statuses and not any(status not in ACTIVE for status in query.statuses):
             return False
         before = {entry.incarnation_hash for entry in opened}
@@ -249,9 +249,9 @@ class Index:
         )
 
     def resolve(self, opened: Iterable[Entry], damaged: list[str]) -> dict[str, Candidate | None]:
-        """What the open entries come to, by hash of the incarnation; None for what is not there.
+        """The workflows of the open entries, by hash of the incarnation; None if there is none.
 
-        ``damaged`` is told what is wrong with those that can't be read.
+        Appends to ``damaged`` what is wrong with those that can't be read.
         """
         groups: dict[str, list[Entry]] = {}
         for entry in opened:
@@ -276,24 +276,24 @@ class Index:
         return resolved
 
     def is_believed(self, entry: Entry) -> bool:
-        """Whether an entry that is alone needs no comparison with the journal."""
+        """Whether an incarnation's only entry can be used without reading the journal."""
         if entry.key in self.verified:
             return True
         return not entry.tentative and self.is_alive(entry.holder_hash)
 
     def verify(self, group: list[Entry]) -> Candidate | None:
-        """Read from the journal what entries of one incarnation come to, and mend them."""
+        """Read the true row of one incarnation from its journal, and correct its entries."""
         best = max(group, key=lambda entry: entry.seq)
         row = None
         for entry in group:
             row = row or self.row(entry.key)
         if row is None:
-            return None  # All gone meanwhile.
+            return None  # All entries were deleted meanwhile.
         incarnation = row.incarnation
         try:
             true = self.mend(incarnation, [entry.key for entry in group])
         except StorageUnavailableError:
-            # This reader may not be allowed to write; what it reads is true nevertheless.
+            # This reader may have no right to write. It can still read the journal.
             found = self.live_end(incarnation)
             true = None if found is None else found[1]
         if true is None:
@@ -303,7 +303,7 @@ class Index:
     def ordered(
         self, query: CatalogQuery, resolved: dict[str, Candidate | None], after: Position
     ) -> Iterator[Candidate]:
-        """All that may be on the page, by place, from the cursor on."""
+        """The workflows that may be on the page, by place, from the cursor on."""
         reverse = query.newest_first
         opened = sorted(
             (candidate for candidate in resolved.values() if candidate is not None),
@@ -355,9 +355,9 @@ class Index:
         *,
         patient: bool,
     ) -> list[CatalogRow] | None:
-        """The first rows that the query asks for; None if one vanished and should be looked for.
+        """The first rows that match the query; None if ``patient`` and one vanished meanwhile.
 
-        ``damaged`` is told what is wrong with those that can't be read.
+        Appends to ``damaged`` what is wrong with those that can't be read.
         """
         holders = {short_hash(holder): holder for holder in query.holders}
         statuses = query.statuses or WORKFLOWS
@@ -377,7 +377,7 @@ class Index:
             query.newest_first,
             damaged,
         )
-        # Of conditions only the rows tell, and those are read at once.
+        # Conditions need the rows, so many are read at once.
         least = LEAST_BATCH if query.conditions else 1
         while len(rows) < count:
             batch = list(itertools.islice(wanted, max(count - len(rows), least)))
@@ -419,11 +419,11 @@ class Index:
         reverse: bool,
         damaged: list[str],
     ) -> Iterator[Candidate]:
-        """Those after the cursor, by submission time and id. Equal places are sorted by the ids,
-        which are read where the names have not all of them."""
+        """The candidates after the cursor, by submission time and id. At equal places the id
+        decides, which is read from the row if the name has only its first bytes."""
         for where, group in itertools.groupby(candidates, key=lambda candidate: candidate[0]):
             at = time_of(where)
-            # What is far from the cursor needs no id.
+            # Only candidates with the cursor's time need their id compared.
             if at < after[0] if not reverse else at > after[0]:
                 continue
             by_id: dict[str, Candidate] = {}
@@ -438,7 +438,7 @@ class Index:
                     if read is None:
                         continue
                     name = read.workflow_id
-                # Two entries of one workflow: it moved from one to the other meanwhile.
+                # The workflow moved from one entry to the other meanwhile.
                 if name not in by_id or by_id[name][1].seq < entry.seq:
                     by_id[name] = candidate
             for name in sorted(by_id, reverse=reverse):
@@ -447,13 +447,13 @@ class Index:
 
 
 def note_damage(damaged: list[str], error: StorageCorruptError) -> None:
-    """A workflow is left out of a listing."""
+    """Log that a workflow is left out of a listing, and why."""
     logger.warning("A workflow is left out of a listing: %s", error)
     damaged.append(str(error))
 
 
 def entry_damage(key: str, damage: StorageCorruptError) -> StorageCorruptError:
-    """The error for an entry, which says nothing that the journal does not say."""
+    """The error for a damaged entry, with the advice to rebuild it from the journal."""
     entry = parse("", key.rpartition("/")[2])
     name = "" if entry is None else id_of(entry) or ""
     return StorageCorruptError(
@@ -463,7 +463,7 @@ def entry_damage(key: str, damage: StorageCorruptError) -> StorageCorruptError:
 
 
 def seq_of(key: str) -> int:
-    """The journal's number that an entry is for."""
+    """The number of the journal entry that an index entry is for."""
     entry = parse("", key.rpartition("/")[2])
     return 0 if entry is None else entry.seq
 
@@ -474,6 +474,6 @@ def copied(row: CatalogRow) -> CatalogRow:
 
 
 def quietly(work: Callable[[], object]) -> None:
-    """Do what may be left to the sweep, if the store does not answer."""
+    """Do work that the sweep can do later, and ignore that the store does not answer."""
     with contextlib.suppress(StorageUnavailableError):
         work()

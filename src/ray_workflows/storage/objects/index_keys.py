@@ -1,4 +1,4 @@
-"""Names of index entries: a listing of names alone says what to list, and in which order.
+"""Names of index entries. A list of names is enough to filter and sort workflows.
 
 A workflow has an entry below ``index/open`` unless its journal ends in the settled state that its
 entry below ``index/settled/<status>/<day>`` says. No input or output here.
@@ -31,7 +31,7 @@ LAST_DAY = 8_999_999
 
 STATUSES = tuple(WorkflowStatus)
 
-#: A name of ours. Others (of editors, file managers, file systems) are passed over.
+#: A name of ours. Other names (of editors, file managers, file systems) are skipped.
 NAME = re.compile(
     r"[0-9a-f]{16}\.[0-9a-v]*\.[01]\.[0-9a-f]{20}\.[0-9]{10,}\.[0-9][01]\.[0-9a-f]{20}\."
     r"[0-9a-f]{12}"
@@ -39,10 +39,10 @@ NAME = re.compile(
 
 
 class Entry(NamedTuple):
-    """What the name of an index entry says.
+    """A parsed name of an index entry.
 
     ``place`` sorts like submission time and id (or its first bytes: then ``truncated``).
-    ``tentative`` ones were written before their journal segment, which may have come to nothing.
+    ``tentative``: it was put before its journal segment, which may never have been created.
     """
 
     key: str
@@ -61,12 +61,12 @@ class Entry(NamedTuple):
 
 
 def short_hash(text: str) -> str:
-    """What stands for a text in a name: it has to be compared, not read."""
+    """The hash that stands for a text in a name, where it is compared but not read."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
 
 
 def place(submitted_at: float, workflow_id: str) -> str:
-    """What sorts like a place in the listing. Longer ids are cut."""
+    """A string that sorts like submission time and id. Long ids are truncated."""
     return f"{sortable(submitted_at)}.{sortable_id(workflow_id)}"
 
 
@@ -91,7 +91,7 @@ def time_of(found: str) -> float:
 
 
 def id_of(entry: Entry) -> str | None:
-    """The workflow id, if the name has all of it, and is one that we made."""
+    """The workflow id, if the name has all of it and is valid."""
     if entry.truncated:
         return None
     text = entry.place[17:].upper()
@@ -128,7 +128,7 @@ def entry_key(row: CatalogRow, nonce: str, *, tentative: bool = False) -> str:
 
 
 def parse(prefix: str, name: str) -> Entry | None:
-    """What a name says; None if it is none of ours."""
+    """Parse a name; None if it is none of ours."""
     if NAME.fullmatch(name) is None:
         return None
     time, head, truncated, incarnation, seq, flags, holder, _ = name.split(".")

@@ -1,7 +1,7 @@
 """`ObjectsJournals`: journals on any store that can create an object only if it is not there.
 
-Object stores and shared directories are the two kinds; this is the one algorithm of both. What
-keeps a stale writer out is that the next number of a journal can be created once. See
+Object stores and shared directories are the two kinds; this is the one algorithm of both. The next
+number of a journal can be created only once: that fences a stale writer. See
 ``docs/decisions/011-put-once-storage.md``.
 """
 
@@ -40,13 +40,16 @@ from ray_workflows.storage.validation import check_appends
 
 OK, STALE, AMBIGUOUS = CommitOutcome.OK, CommitOutcome.STALE, CommitOutcome.AMBIGUOUS
 
-#: An entry that was put longer ago than this before its segment is put again after it.
+#: A tentative index entry older than this, in seconds, when its segment is created is put again.
 PROMPT_SECONDS = 60.0
 
 
 class Ready(NamedTuple):
-    """An append with what it puts. ``unlisted``: nothing is listed anew. ``doubt``: what is listed
-    before, if anything."""
+    """An append with the objects that it puts.
+
+    ``unlisted``: the index entry stays as it is. ``doubt``: the key of the tentative index entry to
+    put before the segment, or empty.
+    """
 
     append: Append
     before: End
@@ -59,7 +62,7 @@ class Ready(NamedTuple):
 
 
 class ObjectsJournals(JournalStore):
-    """Journals and catalog as objects, whose blobs in the same home go with them.
+    """Journals and catalog as objects. Deletes a workflow's blobs in the same home with it.
 
     Args:
         home: the store.
@@ -79,7 +82,7 @@ class ObjectsJournals(JournalStore):
 
     @property
     def lists_current_rows(self) -> bool:
-        """No: who died between the two has written to a journal and not to the index."""
+        """False: a process that dies between two puts has changed a journal and not the index."""
         return False
 
     def commit(self, appends: Sequence[Append]) -> list[CommitOutcome]:
@@ -109,16 +112,16 @@ class ObjectsJournals(JournalStore):
             for number, each in zip(numbers, said, strict=True):
                 outcomes[number] = each
         if found and all(isinstance(outcome, Exception) for outcome in found):
-            # So that the caller can say why.
+            # The caller can report the reason.
             assert isinstance(found[0], Exception)
             raise found[0]
         return outcomes
 
     def single_put(self, appends: list[Append]) -> Ready | None:
-        """The append to a workflow, if all that it takes is one put: nearly every one is so.
+        """The append to a workflow if one put does it, as nearly always; else None.
 
-        Then only the put has a thread. With all of it on one, threads of a large group take the
-        interpreter from each other, and it takes four times as long.
+        Then only the put runs on a thread. If the preparation ran there too, the threads of a large
+        group would compete for the interpreter lock, and take four times as long.
         """
         if len(appends) > 1 or appends[0].expected_seq <= 1:
             return None
@@ -129,7 +132,7 @@ class ObjectsJournals(JournalStore):
         return ready if ready.unlisted else None
 
     def append_in_turn(self, appends: list[Append]) -> list[CommitOutcome]:
-        """Append to one workflow. What comes after an unknown outcome is not tried."""
+        """Append to one workflow, one after the other, up to the first unknown outcome."""
         outcomes: list[CommitOutcome] = []
         for append in appends:
             try:
@@ -155,13 +158,13 @@ class ObjectsJournals(JournalStore):
         return self.settle(ready, self.home.operations.put_if_absent(ready.key, ready.data))
 
     def make_ready(self, append: Append, before: End) -> Ready:
-        """What an append after an end puts; does nothing."""
+        """Prepare an append after an end. Writes nothing."""
         assert before.segment.row is not None
         row = append.catalog
         was = before.segment.row.row
         segment = new_segment(append)
-        # What its own coordinator appends need not be seen by others at once. What another one
-        # does (a request) has to be, and its holder looks for it in the listing.
+        # Other coordinators need not see the owner's appends at once. The owner must see theirs
+        # (requests), and finds them by scanning the listing.
         ours = self.home.holders.is_ours(row.holder)
         unlisted = ours and before.listed and is_same_listing(before.segment, segment)
         doubt = ""
@@ -170,10 +173,11 @@ class ObjectsJournals(JournalStore):
         else:
             segment.listed_as = entry_key(row, segment.nonce)
             entries = before.segment.entries
-            # What came before the entry of an end that we listed is gone.
+            # If we listed that end, its older index entries are already deleted.
             segment.replaced = entries[-1:] if before.listed else entries
             if was.status not in ACTIVE:
-                # Before a settled workflow becomes something else, it is listed as open.
+                # An open entry comes before a settled workflow changes: until it is there, readers
+                # believe the settled one.
                 doubt = entry_key(row, segment.nonce, tentative=True)
                 if row.status in ACTIVE:
                     segment.listed_as = doubt
@@ -182,7 +186,7 @@ class ObjectsJournals(JournalStore):
         return Ready(append, before, key, segment, data, unlisted, doubt, self.home.clock())
 
     def settle(self, ready: Ready, created: bool) -> CommitOutcome:
-        """What follows from whether the segment of an append could be created."""
+        """Finish an append after its put; ``created``: whether the put created the segment."""
         journals, segment, doubt = self.home.journals, ready.segment, ready.doubt
         row, incarnation = ready.append.catalog, ready.append.incarnation
         if not created:
@@ -199,16 +203,16 @@ class ObjectsJournals(JournalStore):
             listed = self.home.index.advance(
                 row,
                 add="" if segment.listed_as == doubt and not late else segment.listed_as,
-                # The doubt stays for the next who lists: between two settled states, somebody who
-                # is listing them now sees by it that he may have missed this one.
+                # Keep the tentative entry: a concurrent listing of settled workflows notices by it
+                # that it may have missed this one, which moved from one settled state to another.
                 remove=[key for key in segment.replaced if key != segment.listed_as],
             )
         journals.learn(incarnation, End(row.seq, segment, self.home.clock(), listed))
         return OK
 
     def is_timely(self, before: End, incarnation: str) -> bool:
-        """Whether what an append was based on still held: its process may have slept for hours,
-        and the workflow been deleted meanwhile, with all traces. Takes the append back if not."""
+        """Whether the end that an append followed was still valid. The process may have been paused
+        for hours while the workflow was deleted and swept. If not, takes the append back."""
         if self.home.journals.is_recent(before.read_at):
             return True
         found = self.home.journals.segment_now(incarnation, before.seq)
@@ -219,8 +223,8 @@ class ObjectsJournals(JournalStore):
         return False
 
     def create(self, append: Append) -> CommitOutcome:
-        """Create a workflow: its first segment, then the pointer from its id. It exists from the
-        moment that the pointer is there."""
+        """Create a workflow: first its segment, then the pointer from its id. The workflow exists
+        from when the pointer exists."""
         journals = self.home.journals
         workflow_id, incarnation, row = append.workflow_id, append.incarnation, append.catalog
         segment = new_segment(append)
@@ -236,7 +240,7 @@ class ObjectsJournals(JournalStore):
         chain = journals.follow(keys)
         link = None
         if not created:
-            # An earlier try of this creation that broke off, or somebody else's incarnation.
+            # An earlier try of this creation was interrupted, or it is another's incarnation.
             first = journals.end(incarnation)
             if first is None or first.seq != 1 or not is_same_creation(first.segment, append):
                 self.undo(append, False, None, doubt)
@@ -249,7 +253,8 @@ class ObjectsJournals(JournalStore):
                 return STALE
             link = journals.link(workflow_id, incarnation, chain)
             chain = journals.chain(workflow_id)
-        # Two that find nothing in different hours create different pointers; both then see both.
+        # Two creators that find no pointer in different hours create different ones. Listing again
+        # shows both pointers to both.
         others = [(key, pointer) for key, pointer in chain if pointer.incarnation != incarnation]
         if journals.current(others) is not None or not journals.is_recent(started_at):
             self.undo(append, created, link, doubt)
@@ -278,7 +283,7 @@ class ObjectsJournals(JournalStore):
     def read_journal(self, incarnation: str, after: int = 0) -> list[JournalEntry]:
         """Entries with ``seq > after``, in order."""
         segments = self.home.journals.read(incarnation, after)
-        # A single one may be of a creation that came to nothing.
+        # A single entry may belong to a creation that was never completed.
         if [seq for seq, _ in segments] == [1] and not self.home.journals.is_linked(
             segments[0][1].workflow_id, incarnation
         ):
@@ -296,21 +301,21 @@ class ObjectsJournals(JournalStore):
             return None
         row = unpack_row(current[1].segment.row)
         if row.status in ACTIVE and not self.is_driven(row):
-            # Nobody drives it, or so it seems: its last segments may be lost.
+            # It seems that no coordinator drives it: its last segments may be lost.
             self.home.index.check_end(row)
         return row
 
     def is_driven(self, row: CatalogRow) -> bool:
-        """Whether a live coordinator drives a workflow, as far as that can be told."""
+        """Whether a live coordinator drives a workflow; False if that can't be found out."""
         try:
             return self.home.holders.is_alive(short_hash(row.holder))
         except StorageUnavailableError:
-            # The clock of a directory takes a write, and a disk that is read-only can be read.
+            # A directory's clock needs a write. On a read-only disk rows must stay readable.
             return False
 
     def list_catalog(self, query: CatalogQuery) -> Page:
-        """One page of rows. Of a workflow in the hands of a live coordinator, ``seq`` may be that
-        of its last change of status or by another process."""
+        """One page of rows. While a live coordinator drives a workflow, its ``seq`` may be that of
+        the last entry that changed its status or came from another process."""
         self.home.index.pay()
         return self.home.index.page(query)
 
@@ -331,12 +336,13 @@ class ObjectsJournals(JournalStore):
             journals.forget(incarnation)
             quietly(partial(self.home.operations.delete, [doubt]))
             return STALE
-        # The workflow is gone, whatever happens now; the entry in doubt leads to what is left.
+        # The workflow is deleted, whatever happens now. The tentative entry leads the sweep to what
+        # is left.
         quietly(partial(self.burial.bury, incarnation, workflow_id, (doubt,)))
         return OK
 
     def relist(self, workflow_id: str) -> bool:
-        """Write anew the pointer and the index entry of a workflow, if they are damaged."""
+        """Rewrite the pointer and the index entry of a workflow if they are damaged."""
         return self.relisting.relist(workflow_id)
 
     def sweep(self, grace_seconds: float) -> int:

@@ -1,7 +1,7 @@
 """Journals as objects, one per entry, and which journal a workflow id means.
 
-An entry is appended by creating the object of its number. Of a deleted journal every number stays
-taken for longer than anybody may act on an old reading of it.
+Creating the object of the next number appends an entry. Each number of a deleted journal stays
+taken for longer than a writer may rely on what it has read.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from ray_workflows.storage.objects.client import Crew, Operations
 from ray_workflows.storage.objects.index_keys import short_hash
 from ray_workflows.storage.objects.records import Pointer, Segment, decode, encode, new_nonce
 
-#: What was read longer ago than this, in seconds, is read again before anything is based on it.
+#: Seconds for which a writer may rely on what it has read; after that it reads again.
 READING_SECONDS = 3600.0
-#: How long what is left of a deleted workflow stays, so that no such reading is wrong.
+#: Seconds for which the tombstones of a deleted workflow stay: longer than any such reading.
 GRAVE_SECONDS = 2 * READING_SECONDS
 
-#: Read segments that are kept, because they never change: so many bytes, of so small ones.
+#: The size of the segment cache, in bytes, and of the largest segment in it. Segments never change.
 CACHE_BYTES = 16 * 1024 * 1024
 CACHED_SEGMENT_BYTES = 128 * 1024
 
@@ -33,7 +33,7 @@ KNOWN_ENDS = 50_000
 
 HOUR = 3600.0
 
-#: The names of segments and of pointers. Others in their directories are not of this package.
+#: The names of segments and of pointers. Other names in their directories are skipped.
 SEGMENT_NAME = re.compile(r"[0-9]{10}")
 POINTER_NAME = re.compile(r"[0-9]{14}")
 
@@ -83,7 +83,7 @@ class Journals:
         return segment
 
     def remember(self, key: str, segment: Segment, size: int) -> None:
-        """Keep a segment for the next who reads it."""
+        """Cache a segment."""
         if size > CACHED_SEGMENT_BYTES:
             return
         with self.lock:
@@ -118,7 +118,7 @@ class Journals:
         return known
 
     def at(self, incarnation: str, seq: int) -> End | None:
-        """What is known of a segment, if that is what the journal ended with when it was read."""
+        """A segment as an end, unless the journal is known to be longer."""
         if (known := self.known(incarnation, seq)) is not None:
             return known
         with self.lock:
@@ -130,14 +130,14 @@ class Journals:
         return None if segment is None else End(seq, segment, read_at)
 
     def segment_now(self, incarnation: str, seq: int) -> Segment | None:
-        """A segment as it is in the store now, whatever was read before."""
+        """A segment, read from the store and not from the cache."""
         with self.lock:
             if (dropped := self.cache.pop(segment_key(incarnation, seq), None)) is not None:
                 self.cached_bytes -= dropped[1]
         return self.segment(incarnation, seq)
 
     def is_recent(self, read_at: float) -> bool:
-        """Whether a reading may still be acted upon."""
+        """Whether a writer may still rely on a reading."""
         return abs(self.clock() - read_at) < READING_SECONDS
 
     def learn(self, incarnation: str, end: End) -> None:
@@ -149,12 +149,12 @@ class Journals:
                 self.ends.popitem(last=False)
 
     def forget(self, incarnation: str) -> None:
-        """It does not end where we thought."""
+        """Forget where a journal ends, after it turned out to be wrong."""
         with self.lock:
             self.ends.pop(incarnation, None)
 
     def forget_all(self, incarnation: str) -> None:
-        """All that was read of a journal is gone."""
+        """Forget all that was read of a journal."""
         prefix = journal_prefix(incarnation) + "/"
         with self.lock:
             self.ends.pop(incarnation, None)
@@ -174,7 +174,7 @@ class Journals:
             return known
         segment = self.segment(incarnation, numbers[-1])
         if segment is None:
-            return None  # Removed between the two: it was deleted long ago.
+            return None  # Removed since the listing: the journal was deleted long ago.
         end = End(numbers[-1], segment, read_at)
         if not segment.tombstone:
             self.learn(incarnation, end)
@@ -191,7 +191,7 @@ class Journals:
         numbers = self.numbers(incarnation, after)
         if not numbers:
             return []
-        # A store that lists while others write may show a later one without an earlier.
+        # A listing during writes may show a later segment without an earlier one.
         wanted = range(after + 1, numbers[-1] + 1)
         last = self.segment(incarnation, wanted[-1])
         if last is None or last.tombstone:
@@ -219,7 +219,7 @@ class Journals:
     # -- ids -------------------------------------------------------------------------------
 
     def chain(self, workflow_id: str) -> list[tuple[str, Pointer]]:
-        """All that an id ever meant, or was to mean, and that is not yet cleaned up; in order."""
+        """The pointers of an id that are not cleaned up yet, oldest first, with their keys."""
         return self.follow(self.chain_keys(workflow_id))
 
     def chain_keys(self, workflow_id: str) -> list[str]:
@@ -229,7 +229,7 @@ class Journals:
         return [f"{prefix}/{name}" for name in names if POINTER_NAME.fullmatch(name)]
 
     def follow(self, keys: Sequence[str]) -> list[tuple[str, Pointer]]:
-        """The pointers of a chain. There is one, but for ids that were used again."""
+        """The pointers of a chain. More than one only if an id was used again."""
         found = [(key, self.pointer(key)) for key in keys]
         return [(key, pointer) for key, pointer in found if pointer is not None]
 
@@ -261,10 +261,10 @@ class Journals:
     def link(
         self, workflow_id: str, incarnation: str, chain: Sequence[tuple[str, Pointer]]
     ) -> str | None:
-        """Let an id mean an incarnation, next in the chain; the key, or None if it is taken.
+        """Put the next pointer of an id; its key, or None if another one took the number.
 
-        The number has the hour in it, so that one that was removed is never used again, and a
-        removal that comes late hits nothing.
+        The number has the hour in it, so that no removed number is used again, and a late removal
+        hits no newer pointer.
         """
         number = int(self.clock() // HOUR) * 1_000_000
         if chain:
@@ -294,7 +294,7 @@ class Journals:
                 self.linked.popitem(last=False)
 
     def current(self, chain: Sequence[tuple[str, Pointer]]) -> tuple[str, End] | None:
-        """The incarnation that a chain means now, and its end: the first that is not deleted."""
+        """The incarnation that an id means now (the first not deleted one), and its end."""
         for _, pointer in chain:
             end = self.end(pointer.incarnation)
             if end is not None and not end.segment.tombstone:
@@ -304,8 +304,8 @@ class Journals:
 
 
 def journal_prefix(incarnation: str) -> str:
-    """Where the segments of an incarnation are. No other name goes there: a later release may
-    put packs of many segments beside them."""
+    """The prefix of an incarnation's segments. Reserved: a later release may put packs of many
+    segments there."""
     return f"journal/{incarnation}"
 
 

@@ -32,7 +32,7 @@ ALIVE_SECONDS = 3.0
 
 NEVER = float("-inf")
 
-#: The names of holders and clocks. Others in the directories are not of this package.
+#: The names of holders and clocks. Other names in their directories are skipped.
 HOLDER_NAME = re.compile(r"[0-9a-f]{20}")
 CLOCK_NAME = re.compile(r"[0-9a-f]{32}")
 
@@ -53,7 +53,7 @@ class Holders:
         #: Hashes of holders that live, and when that was read.
         self.alive: frozenset[str] = frozenset()
         self.alive_at = NEVER
-        #: Until when holders live that this process renews, on its own clock.
+        #: When the leases that this process renews end, on its own clock.
         self.renewed: dict[str, float] = {}
 
     def renew(self, holder: Holder, lease_seconds: float) -> None:
@@ -75,7 +75,7 @@ class Holders:
         self.operations.delete([holder_key(holder_id)])
 
     def read(self) -> list[Holder]:
-        """All holders, by id. One that can't be read is left out: a live one is put again soon."""
+        """All holders, by id. Unreadable ones are left out: a live holder is put again soon."""
         names = [listed.name for listed in self.operations.list(HOLDERS)]
         keys = [f"{HOLDERS}/{name}" for name in names if HOLDER_NAME.fullmatch(name)]
         found = self.crew.together([partial(self.operations.get, key) for key in keys])
@@ -95,11 +95,11 @@ class Holders:
         return sorted(holders, key=lambda holder: holder.holder_id)
 
     def is_ours(self, holder_id: str) -> bool:
-        """Whether this process renews it."""
+        """Whether this process renews the holder's lease."""
         return short_hash(holder_id) in self.renewed
 
     def is_alive(self, holder_hash: str) -> bool:
-        """Whether the lease of a holder runs, as far as was read some seconds ago."""
+        """Whether the lease of a holder runs, by a reading at most `ALIVE_SECONDS` old."""
         now = self.clock()
         with self.lock:
             if self.renewed.get(holder_hash, NEVER) > now:

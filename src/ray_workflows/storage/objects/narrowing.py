@@ -1,4 +1,4 @@
-"""What the names of objects say about the conditions of a query; the rest is in their rows."""
+"""Evaluates conditions of a query on the names of index entries, as far as names can tell."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ray_workflows.storage.objects.index_keys import Entry, day, id_of, time_of
 
 
 def may_match(entry: Entry, conditions: Iterable[Condition]) -> bool:
-    """Whether the name of an entry leaves open that all conditions hold of its row."""
+    """Whether all conditions may hold for an entry's row, as far as its name tells."""
     for condition in conditions:
         value: str | float | None = None
         if condition.column == "workflow_id":
@@ -22,7 +22,7 @@ def may_match(entry: Entry, conditions: Iterable[Condition]) -> bool:
 
 
 def days_within(days: Sequence[str], conditions: Iterable[Condition]) -> list[str]:
-    """The days on which a workflow may have been submitted of which all conditions hold."""
+    """The days on which workflows that match all conditions may have been submitted."""
     found = list(days)
     for condition in conditions:
         if condition.column == "submitted_at" and condition.number is not None:

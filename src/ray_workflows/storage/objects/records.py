@@ -1,6 +1,6 @@
-"""The bytes of what `PutOnceStorage` keeps in objects: journal segments, rows, holders.
-Each carries its format, a checksum and its own key, so that what is damaged or in another's place
-says so. No input or output here.
+"""Encodes the objects of `PutOnceStorage`: journal segments, rows, holders.
+Each has its format, a checksum and its own key, so that decoding detects damage and exchanged
+objects. No input or output here.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ FORMAT = b"\x01"
 class Row(msgspec.Struct, array_like=True, omit_defaults=True):
     """A catalog row; the metadata as JSON, which keeps integers of any size.
 
-    ``key``, here and in all others, is what the object was written as. Empty: by a release before
-    0.2.0, or as a part of another object.
+    ``key``, in all records, is the key that the object was written under. It is empty in objects of
+    releases before 0.2.0 and in records that are part of another object.
     """
 
     row: CatalogRow
@@ -34,9 +34,9 @@ class Row(msgspec.Struct, array_like=True, omit_defaults=True):
 class Segment(msgspec.Struct, array_like=True, omit_defaults=True):
     """One journal entry with the catalog row after it: both are written by one put.
 
-    ``listed_as`` is the key of the index entry that this row is listed under, ``replaced`` are
-    those that came before it and may still be there. ``nonce`` makes the bytes unique to the
-    attempt to write them. A tombstone, in place of an entry, says that the workflow is deleted.
+    ``listed_as`` is the key of this row's index entry, ``replaced`` are the keys of earlier entries
+    that may still exist. ``nonce`` makes the bytes unique to the attempt to write them. A segment
+    without a row is a tombstone: the workflow is deleted.
     """
 
     nonce: str
@@ -50,7 +50,7 @@ class Segment(msgspec.Struct, array_like=True, omit_defaults=True):
 
     @property
     def entries(self) -> tuple[str, ...]:
-        """All index entries that it knows of, the right one last."""
+        """The keys of all index entries that it names, the current one last."""
         return (*self.replaced, self.listed_as) if self.listed_as else self.replaced
 
     @property
@@ -69,7 +69,10 @@ class Pointer(msgspec.Struct, array_like=True):
 
 
 class Grave(msgspec.Struct, array_like=True):
-    """A deleted incarnation and its index entries. ``done``: only its emptied numbers are left."""
+    """The tombstone of a deleted incarnation, with its index entries.
+
+    ``done``: all is removed but the empty objects of its numbers.
+    """
 
     incarnation: str
     workflow_id: str
@@ -87,7 +90,7 @@ class Lease(msgspec.Struct, array_like=True):
 
 
 class Layout(msgspec.Struct):
-    """What marks a storage as one of ours. Later releases count up."""
+    """The object that marks a storage as one of ours. Later releases increase the number."""
 
     nonce: str
     layout: int = 1
@@ -98,12 +101,12 @@ Record = TypeVar("Record", Row, Segment, Pointer, Grave, Lease, Layout)
 
 
 def new_nonce() -> str:
-    """What no other attempt has."""
+    """A random text for one attempt to write an object."""
     return os.urandom(16).hex()
 
 
 def tombstone(last: Segment) -> Segment:
-    """What deletes a journal that ends with a segment: it leads to the entries of that."""
+    """The segment that deletes a journal, after its last one; it keeps the keys of its entries."""
     return Segment(new_nonce(), last.workflow_id, replaced=last.entries)
 
 
@@ -131,7 +134,7 @@ def decode(kind: type[Record], data: bytes, key: str) -> Record:
 
 
 def unpack(kind: type[Record], data: bytes, key: str) -> Record:
-    """The record of these bytes, wherever it belongs; errors as in `decode`."""
+    """The record of these bytes, without a check of its key; errors as in `decode`."""
     if not data or data[:1] > FORMAT:
         if data and zlib.crc32(data[5:]) == int.from_bytes(data[1:5], "big"):
             raise StorageConfigError(
@@ -174,5 +177,5 @@ def unpack_row(stored: Row) -> CatalogRow:
 
 
 def clean(text: str) -> str:
-    """A text as UTF-8 can hold it: file names in messages can bring surrogates."""
+    """A text without surrogates, which UTF-8 can't encode; file names in messages may have them."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,6 +1,6 @@
-"""Writing anew the objects that lead to a workflow: pointers from its id, and index entries.
+"""Rewrites the objects that lead to a workflow: pointers from its id, and index entries.
 
-They say nothing that the journal does not say. Where that is damaged, nothing is written.
+All they say is in the journal too. If the journal is damaged, nothing is written.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ray_workflows.storage.objects.records import Pointer, encode, new_nonce
 
 
 class Relisting:
-    """Mends what leads to one workflow.
+    """Repairs the pointers and index entries of one workflow.
 
     Args:
         index: the index, and the journals that it is of.
@@ -27,7 +27,7 @@ class Relisting:
         self.operations = index.operations
 
     def relist(self, workflow_id: str) -> bool:
-        """Write anew what is damaged or missing; whether anything was.
+        """Rewrite damaged and missing objects. Returns whether there were any.
 
         Raises:
             StorageCorruptError: the journal is damaged, or ends before what is listed.
@@ -60,7 +60,7 @@ class Relisting:
             for row in rows
             if isinstance(row, CatalogRow) and row.workflow_id == workflow_id
         }
-        # A journal of one entry that no pointer leads to is of a creation that came to nothing.
+        # A journal of one entry without a pointer may belong to an incomplete creation.
         least = 1 if damaged else 2
         live = [incarnation for incarnation in mine if self.length(incarnation) >= least]
         return live[0] if len(live) == 1 else None
@@ -71,8 +71,8 @@ class Relisting:
         return 0 if end is None or end.segment.tombstone else end.seq
 
     def entries_of(self, workflow_id: str) -> Iterator[Entry]:
-        """The entries whose names can be those of a workflow. When it was submitted, which the
-        names begin with, is not known: this lists all of the index."""
+        """The entries whose names may be those of a workflow. Lists the whole index, because names
+        begin with the time of submission, which is not known."""
         prefixes = [OPEN]
         for status in SETTLED_STATUSES:
             days = self.operations.list_prefixes(f"{SETTLED}/{status}")
@@ -82,7 +82,7 @@ class Relisting:
             yield from (each for each in self.index.entries(prefix) if each.place.endswith(end))
 
     def mend_entries(self, incarnation: str) -> bool:
-        """Let the index list a workflow as its journal says; whether anything was wrong."""
+        """Make a workflow's entries agree with its journal. Returns whether any was wrong."""
         found = self.index.live_end(incarnation)
         if found is None:
             return False

@@ -44,7 +44,7 @@ class ObjectsLeases(LeaseStore):
 
 
 class PutOnceStorage(Storage):
-    """Workflows on a store of objects. Subclasses say where; they are what users name.
+    """Workflows on a store of objects. Users name its subclasses, one for each kind of store.
 
     Args:
         home: the store.
@@ -110,7 +110,7 @@ class SharedStorage(PutOnceStorage):
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         home = SharedDirectory(directory)
         self.directory: str = home.directory
-        # Not mapped: a file that another machine deletes is gone under its readers.
+        # Not mapped: if another machine deletes a mapped file, its readers crash.
         blobs = BlobFiles(home.blobs_directory, home, mapped=False, clock=home.fresh_now)
         super().__init__(home, blobs)
 
