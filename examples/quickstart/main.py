@@ -6,8 +6,9 @@ This script stands outside. It lets ``program.py`` run with a Ray cluster of its
 with SIGKILL when half of the work is stored, starts the program again on a new cluster, and checks
 that nothing stored was lost or done twice. It exits with an error if any of that does not hold.
 
-Where to read on: ``basics.py`` for the features, ``stdlib_report.py`` for the workflow, and
-``program.py`` for what a user writes to start and to resume it.
+Where to read on: ``basics.py`` for the features, ``tested.py`` for how a workflow is tested,
+``stdlib_report.py`` for the workflow, and ``program.py`` for what a user writes to start and to
+resume it.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from stdlib_report import (
     report_without_workflow,
     stdlib_directory,
 )
+from tested import run_test
 
 PROGRAM = str(Path(__file__).with_name("program.py"))
 
@@ -239,6 +241,11 @@ def main() -> None:
     # Below /tmp because Ray puts sockets there, whose paths must be short.
     with tempfile.TemporaryDirectory(prefix="quickstart-", dir="/tmp") as name:
         home = Path(name)
+        runs = len(run_test().points)
+        console.print(
+            f"[bold]A test without a cluster[/]: {runs} runs of an order, each with a crash at "
+            f"another place, all with the same result\n"
+        )
         console.print("[bold]The features, one by one[/]")
         crash = run_until_half(home)
         console.print(

@@ -168,16 +168,11 @@ def run(
         >>> workflow.run(add.bind(100, one.bind()))
         101
     """
-    return workflows.run(
-        dag,
-        args,
-        kwargs,
-        workflow_id,
-        validate_metadata(metadata),
-        validate_tags(tags),
-        validate_timeout(timeout),
-        check_flag("progress", progress),
-    )
+    given = (validate_metadata(metadata), validate_tags(tags), validate_timeout(timeout))
+    check_flag("progress", progress)
+    if connection.stand_in is not None:
+        return connection.stand_in.run(dag, args, kwargs, workflow_id, *given)
+    return workflows.run(dag, args, kwargs, workflow_id, *given, progress)
 
 
 def run_async(

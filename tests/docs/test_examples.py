@@ -64,6 +64,22 @@ def test_the_pages_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.own_cluster
+def test_the_page_on_testing_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = python_blocks(ROOT / "docs" / "testing.md")
+    exec(block, {"__name__": "a_page"})
+    expected = re.findall(r"^ *print.*  # (.+)$", block, re.MULTILINE)
+    assert len(expected) == 5
+    assert capsys.readouterr().out.splitlines() == expected
+
+
+@pytest.mark.own_cluster
+def test_the_docstring_of_the_environment_runs() -> None:
+    from ray_workflows.testing import environment
+
+    assert doctest.testmod(environment, raise_on_error=True).attempted > 10
+
+
+@pytest.mark.own_cluster
 def test_the_example_of_a_codec_runs(tmp_path: Path) -> None:
     blocks = python_blocks(ROOT / "docs" / "storage.md")
     (block,) = [block for block in blocks if "PayloadCodec" in block]

@@ -20,7 +20,9 @@ from ray_workflows._coordinator.admission import UNLIMITED, Limits
 from ray_workflows._coordinator.eviction import EVICT_SECONDS
 from ray_workflows._coordinator.liveness import LEASE_SECONDS
 from ray_workflows._environment.code.interpreter import check_python
+from ray_workflows._environment.snapshot import take_snapshot
 from ray_workflows._executor.node_storage import NodeStorage
+from ray_workflows._model.plan import Environment
 from ray_workflows._ray.cluster import call_inside, is_outside
 from ray_workflows._version import __version__
 from ray_workflows.codec import PayloadCodec
@@ -117,6 +119,10 @@ class Connection(Reader):
             raise answer
         return answer
 
+    def snapshot(self) -> Environment:
+        """The environment of this process, with everything stored that it names."""
+        return take_snapshot(self.storage, self.storage.url)
+
     def values(self, incarnation: str) -> ValueReader:
         """Reads the values of a workflow; ObjectRefs come back as such."""
         return ValueReader(self.storage, incarnation)
@@ -127,6 +133,9 @@ current: Connection | None = None
 
 #: The storage if `init` is given none: what `ray.init(storage=...)` was given under `compat`.
 default_storage: Storage | str | None = None
+
+#: What stands in for the connection to a cluster while a `testing.Environment` is entered.
+stand_in: Any = None
 
 #: Why this process may not connect now; empty if it may.
 refused = ""
@@ -312,6 +321,8 @@ def init(
     """
     global current
     check_not_refused()
+    if stand_in is not None:
+        return stand_in  # type: ignore[no-any-return]
     with lock:
         if storage is None:
             storage = default_storage
@@ -391,6 +402,8 @@ def check_same_settings(settings: Settings, **asked: int | None) -> None:
 def connect() -> Connection:
     """The connection of this process; initializes with defaults if need be."""
     check_not_refused()
+    if stand_in is not None:
+        return stand_in  # type: ignore[no-any-return]
     connection = current
     if connection is not None and ray.is_initialized() and connection.session == session_id():
         return connection

@@ -138,10 +138,12 @@ def owner_address(ref: ray.ObjectRef) -> bytes:
     """The address of the process that owns an object, the same in every process of the cluster.
 
     The public ``ref.owner_address()`` is empty in the owner itself on Ray 2.48. Empty here if Ray
-    does not know the object.
+    does not know the object, or this process is not connected.
     """
     from ray._private.worker import global_worker
 
+    if not global_worker.connected:
+        return b""
     try:
         return bytes(global_worker.core_worker.get_owner_address(ref))
     except ValueError:

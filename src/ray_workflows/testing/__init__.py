@@ -6,6 +6,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ray_workflows.testing.crash_points import CrashPoint
+from ray_workflows.testing.environment import (
+    CrashReport,
+    Environment,
+    Execution,
+    StartedWorkflow,
+    WorkflowStalledError,
+    crash_everywhere,
+)
+
 if TYPE_CHECKING:
     from ray_workflows.testing.contract import (
         BlobStoreContract,
@@ -14,11 +24,25 @@ if TYPE_CHECKING:
         StorageContract,
     )
 
-__all__ = ["BlobStoreContract", "JournalStoreContract", "LeaseStoreContract", "StorageContract"]
+CONTRACTS = ("BlobStoreContract", "JournalStoreContract", "LeaseStoreContract", "StorageContract")
+
+__all__ = [
+    "BlobStoreContract",
+    "CrashPoint",
+    "CrashReport",
+    "Environment",
+    "Execution",
+    "JournalStoreContract",
+    "LeaseStoreContract",
+    "StartedWorkflow",
+    "StorageContract",
+    "WorkflowStalledError",
+    "crash_everywhere",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in CONTRACTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import pytest
 

@@ -1,0 +1,95 @@
+"""Where a cluster can crash so that it matters: before and after each commit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import msgspec
+
+from ray_workflows._codec.journal import Chain
+from ray_workflows._model import events as ev
+from ray_workflows._model.catalog import Append, JournalEntry
+from ray_workflows.testing.local_cluster import ClusterCrashed
+
+BEFORE, AFTER = "before", "after"
+
+
+class CrashPoint(msgspec.Struct, frozen=True):
+    """A moment at which the cluster crashes.
+
+    Attributes:
+        commit: the number of the commit, from 1 on.
+        when: ``"before"`` the commit, so that it is lost, or ``"after"``, so that it is durable and
+            nobody has heard of it.
+        what: what the commit says, for people.
+    """
+
+    commit: int
+    when: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.when} commit {self.commit} ({self.what})"
+
+
+class CrashPoints:
+    """Follows the commits of a storage, and crashes its cluster at some of them."""
+
+    def __init__(self) -> None:
+        #: What each commit so far said.
+        self.commits: list[str] = []
+        #: Where it crashes, and where it did.
+        self.wanted: list[Callable[[str, int, Sequence[str]], bool]] = []
+        self.crashed: list[CrashPoint] = []
+        #: By incarnation and number, the ids of tasks.
+        self.task_ids: dict[tuple[str, int], str] = {}
+
+    def before(self, appends: Sequence[Append]) -> None:
+        """Something is about to be committed."""
+        self.ended: list[str] = []
+        self.commits.append(", ".join(self.describe(appends)))
+        self.crash_if_wanted(BEFORE)
+
+    def after(self, appends: Sequence[Append]) -> None:
+        """It is committed."""
+        self.crash_if_wanted(AFTER)
+
+    def crash_if_wanted(self, when: str) -> None:
+        """Crash if this is one of the places."""
+        number = len(self.commits)
+        for wanted in self.wanted:
+            if wanted(when, number, self.ended):
+                self.wanted.remove(wanted)
+                self.crashed.append(CrashPoint(number, when, self.commits[-1]))
+                raise ClusterCrashed
+
+    def at_commit(self, commit: int, when: str) -> None:
+        """Crash before or after the commit of this number."""
+        self.wanted.append(lambda at, number, ended: at == when and number == commit)
+
+    def at_task(self, task_id: str, when: str) -> None:
+        """Crash before or after the commit that has the result of a task."""
+        self.wanted.append(lambda at, number, ended: at == when and task_id in ended)
+
+    def describe(self, appends: Sequence[Append]) -> Iterator[str]:
+        """What a commit says."""
+        for append in appends:
+            chain = Chain(append.workflow_id, append.incarnation, append.expected_seq)
+            entry = JournalEntry(append.expected_seq + 1, append.commit_id, append.entry)
+            for event in chain.decode(entry):
+                yield self.describe_event(append, event)
+
+    def describe_event(self, append: Append, event: ev.Event) -> str:
+        """What an event says, for people."""
+        name = type(event).__name__
+        if isinstance(event, (ev.WorkflowSubmitted, ev.TaskContinued)):
+            first = event.first if isinstance(event, ev.TaskContinued) else 0
+            for number, task_id in enumerate(event.task_ids, first):
+                self.task_ids[append.incarnation, number] = task_id
+        task = getattr(event, "task", None)
+        if not isinstance(task, int):
+            return f"{name} of '{append.workflow_id}'"
+        task_id = self.task_ids.get((append.incarnation, task), str(task))
+        if isinstance(event, (ev.TaskSucceeded, ev.TaskContinued, ev.TaskFailed, ev.SignalTaken)):
+            self.ended.append(task_id)
+        return f"{name} '{task_id}' of '{append.workflow_id}'"

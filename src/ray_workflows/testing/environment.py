@@ -1,0 +1,513 @@
+"""Workflows in one process, without a cluster and without waiting, for the tests of users."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import timedelta
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+import msgspec
+from ray.dag import DAGNode
+from ray.remote_function import RemoteFunction
+
+from ray_workflows._capture.dag import check_root, function_name
+from ray_workflows._client import connection, reads, workflows
+from ray_workflows._client.outputs import read_row, settled_output
+from ray_workflows._client.reader import ACTIVE
+from ray_workflows._client.submissions import SubmissionBuilder
+from ray_workflows._client.task_states import UNFINISHED
+from ray_workflows._coordinator.requests import submit_input
+from ray_workflows._executor.protocol import AttemptRequest
+from ray_workflows._model import messages as msg
+from ray_workflows._model.answers import Stopped
+from ray_workflows._model.catalog import CatalogRow, Tag
+from ray_workflows._model.ids import validate_signal_text, validate_workflow_id
+from ray_workflows._model.status import WorkflowStatus
+from ray_workflows._model.tags import validate_tags
+from ray_workflows._model.tasks import TaskInfo
+from ray_workflows._ray.private import remote_body
+from ray_workflows.options import validate_metadata, validate_timeout
+from ray_workflows.testing.clock import VirtualClock
+from ray_workflows.testing.crash_points import AFTER, BEFORE, CrashPoint, CrashPoints
+from ray_workflows.testing.local_cluster import LocalCluster, LocalConnection
+
+#: What `Environment.mock` takes for a task: what is bound, or the id of one task.
+Target = Callable[..., Any] | str
+
+
+class WorkflowStalledError(Exception):
+    """A workflow waits for something that no passing of time brings, such as a signal."""
+
+
+class Execution(msgspec.Struct, frozen=True):
+    """Code of a task that ran.
+
+    Attributes:
+        workflow_id: the workflow.
+        task_id: the task.
+        function: what its function is called, with its module.
+        attempt: 1 for the first attempt.
+        mocked: whether a mock ran in place of the function.
+    """
+
+    workflow_id: str
+    task_id: str
+    function: str
+    attempt: int
+    mocked: bool
+
+
+class Mock:
+    """What runs in place of the functions of some tasks, the next ``times`` times."""
+
+    def __init__(self, target: Target, action: Callable[..., Any], times: int | None) -> None:
+        self.task_id = target if isinstance(target, str) else None
+        self.function = None if isinstance(target, str) else function_name(body_of(target))
+        self.action = action
+        self.times = times
+
+    def fits(self, request: AttemptRequest) -> bool:
+        """Whether it runs in place of the function of an attempt."""
+        if self.times == 0:
+            return False
+        if self.task_id is not None:
+            return request.task_id == self.task_id
+        return request.function.name == self.function
+
+
+def body_of(target: Any) -> Callable[..., Any]:
+    """The function behind a remote function, or the function itself."""
+    if isinstance(target, RemoteFunction):
+        return remote_body(target)
+    if not callable(target):
+        raise TypeError(
+            f"A mock is for a remote function, a function or the id of a task, not {target!r}."
+        )
+    body: Callable[..., Any] = target
+    return body
+
+
+class StartedWorkflow:
+    """A workflow that `Environment.run_async` has started.
+
+    Attributes:
+        workflow_id: its id.
+    """
+
+    def __init__(self, environment: Environment, workflow_id: str) -> None:
+        self.environment = environment
+        self.workflow_id = workflow_id
+
+    def __repr__(self) -> str:
+        return f"StartedWorkflow({self.workflow_id!r})"
+
+    @property
+    def status(self) -> WorkflowStatus:
+        """Its status now."""
+        return self.environment.get_status(self.workflow_id)
+
+    def result(self) -> Any:
+        """Its output: time passes until it has ended. Raises what `run` raises."""
+        return self.environment.wait(self.workflow_id)
+
+
+class Environment:
+    """Runs workflows in this process: no cluster, no files, and sleeps take no time.
+
+    Inside of ``with``, workflows go through the same engine, journal, pickling and retries as on a
+    cluster; tasks run one after the other, in this process, and their arguments and results are
+    copied as they are between processes. Time is virtual: a workflow that sleeps for a day, backs
+    off before a retry or waits for a signal with a timeout has done so at once. `crash_at`
+    and `crash_everywhere` show that a workflow survives the death of its cluster.
+
+    While it is entered, functions of `ray_workflows` act on it, also in the code under test and in
+    tasks: ``run``, ``start``, ``signal``, ``cancel``, ``get_status``, ``get_tasks``,
+    ``get_metadata``, ``list_workflows``, ``set_tags`` and ``delete``. ``ray.put``, ``ray.get`` and
+    ``ray.wait`` work without Ray on what is made in it. What needs Ray is missing: ``run_async``
+    (use the environment's own), ``.remote()``, actors, resources, runtime environments. A task's
+    own ``timeout`` is not watched, and an event listener waits in real time: mock it.
+
+    Args:
+        start_time: the time when it begins, in seconds since 1970.
+
+    Raises:
+        RuntimeError: when it is entered while another one is.
+
+    Examples:
+        >>> import ray, ray_workflows as workflow
+        >>> from ray_workflows.testing import Environment
+        >>> @ray.remote(retry_exceptions=True)
+        ... def charge(amount):
+        ...     return f"{amount} charged"
+        >>> @ray.remote
+        ... def ship(receipt, approval):
+        ...     return f"{receipt}, {approval}"
+        >>> order = ship.bind(charge.bind(5), workflow.wait_for_signal("approved", timeout=3600))
+        >>> with Environment() as env:
+        ...     env.mock(charge, raises=OSError("no network"), times=1)
+        ...     started = env.run_async(order, workflow_id="order-5")
+        ...     env.restart()  # The cluster dies, and another one goes on.
+        ...     env.signal("order-5", "approved", "by Ada")
+        ...     started.result()
+        ...     [each.task_id.rpartition(".")[2] for each in env.executions]
+        '5 charged, by Ada'
+        ['charge', 'charge', 'ship']
+    """
+
+    def __init__(self, *, start_time: float = 1_700_000_000.0) -> None:
+        self.clock = VirtualClock(start_time)
+        self.mocks: list[Mock] = []
+        #: The code of tasks that ran, in order, of all workflows; a crash takes none away.
+        self.executions: list[Execution] = []
+        self.crash_points = CrashPoints()
+        self.cluster = LocalCluster(
+            self.clock,
+            self.stand_in,
+            self.began,
+            self.crash_points.before,
+            self.crash_points.after,
+        )
+        self.scope = ExitStack()
+        self.connection = LocalConnection(self.cluster, self.run_given)
+
+    def __enter__(self) -> Environment:
+        if connection.stand_in is not None:
+            raise RuntimeError("Another testing.Environment is entered: leave it first.")
+        connection.stand_in = self.connection
+        self.scope.enter_context(self.cluster.objects.in_place_of_rays())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        connection.stand_in = None
+        self.scope.close()
+
+    # -- running ---------------------------------------------------------------------------
+
+    def run(
+        self,
+        dag: DAGNode,
+        *args: Any,
+        workflow_id: str | None = None,
+        metadata: dict[str, Any] | None = None,
+        tags: dict[str, Tag] | None = None,
+        timeout: float | timedelta | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run a workflow to its end, and return its output. Arguments and errors as of
+        `ray_workflows.run`.
+
+        Raises:
+            WorkflowStalledError: it waits for something that no passing of time brings; says what.
+        """
+        given = (validate_metadata(metadata), validate_tags(tags), validate_timeout(timeout))
+        return self.run_given(dag, args, kwargs, workflow_id, *given)
+
+    def run_async(
+        self,
+        dag: DAGNode,
+        *args: Any,
+        workflow_id: str | None = None,
+        metadata: dict[str, Any] | None = None,
+        tags: dict[str, Tag] | None = None,
+        timeout: float | timedelta | None = None,
+        **kwargs: Any,
+    ) -> StartedWorkflow:
+        """Start a workflow, and run what can run without time passing. Arguments and errors as of
+        `ray_workflows.run_async`."""
+        given = (validate_metadata(metadata), validate_tags(tags), validate_timeout(timeout))
+        return self.start(dag, args, kwargs, workflow_id, *given)
+
+    def start(
+        self,
+        dag: DAGNode,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        workflow_id: str | None,
+        metadata: dict[str, Any],
+        tags: dict[str, Tag],
+        timeout: float | None,
+    ) -> StartedWorkflow:
+        """As `run_async`, with arguments that were checked."""
+        self.check_entered()
+        check_root(dag)
+        chosen = workflows.given_or_generated(workflow_id)
+        with SubmissionBuilder(self.connection) as builder:  # type: ignore[arg-type]
+            builder.capture(dag, args, kwargs, chosen, metadata, tags, timeout)
+            message = submit_input(*builder.submissions)
+            answer = self.cluster.ask(chosen, message)
+            if isinstance(answer, Stopped):
+                message = msgspec.structs.replace(message, asks_first=False)
+                answer = self.cluster.ask(chosen, message)
+            self.connection.answer(answer)
+        self.settle()
+        return StartedWorkflow(self, chosen)
+
+    def run_given(self, *given: Any) -> Any:
+        """As `run`, with arguments that were checked."""
+        return self.start(*given).result()
+
+    def resume(self, workflow_id: str, *, canceled: bool = False) -> StartedWorkflow:
+        """Go on with a workflow that has failed, with the code that it was started with; with
+        ``canceled``, also with one that was canceled. Errors as of `ray_workflows.resume`."""
+        self.check_entered()
+        row = read_row(self.connection.storage, validate_workflow_id(workflow_id))
+        request_id = f"resume-{next(self.cluster.ids)}"
+        message = msg.Resume(request_id, canceled, None, row.incarnation)
+        self.connection.answer(self.cluster.ask(workflow_id, message))
+        self.settle()
+        return StartedWorkflow(self, workflow_id)
+
+    def wait(self, workflow_id: str) -> Any:
+        """The output of a workflow, or the error that it ended with; time passes until then.
+
+        Raises:
+            WorkflowStalledError: it waits for something that no passing of time brings; says what.
+        """
+        self.check_entered()
+        while (row := read_row(self.connection.storage, workflow_id)).status in ACTIVE:
+            if row.released:
+                break
+            if not self.cluster.go_on(until=float("inf")):
+                # The last step may have ended it.
+                row = read_row(self.connection.storage, workflow_id)
+                if row.status in ACTIVE and not row.released:
+                    raise WorkflowStalledError(self.why_stalled(row))
+        return settled_output(self.connection, row, self.connection.status(row))
+
+    def why_stalled(self, row: CatalogRow) -> str:
+        """What a workflow waits for, as the text of an error."""
+        waits = "; ".join(
+            f"task '{task.task_id}' is {task.status.value}: {task.reason}"
+            for task in self.get_tasks(row.workflow_id)
+            if task.status in UNFINISHED
+        )
+        return (
+            f"Workflow '{row.workflow_id}' goes on only if something is sent to it: {waits}. Start "
+            f"it with run_async, send what it waits for, then ask for its result."
+        )
+
+    def settle(self) -> None:
+        """Run all that can run without time passing."""
+        while self.cluster.go_on(until=self.clock.now):
+            pass
+
+    def check_entered(self) -> None:
+        """Raise unless this environment is entered."""
+        if connection.stand_in is not self.connection:
+            raise RuntimeError("Use the environment in a with statement: with Environment() as env")
+
+    # -- what workflows are told, and what they say ------------------------------------------
+
+    def signal(self, workflow_id: str, name: str, value: Any = None) -> None:
+        """Send a workflow a signal, and run what follows without time passing. Errors as of
+        `ray_workflows.signal`."""
+        self.check_entered()
+        workflows.signal(workflow_id, validate_signal_text("name", name), value, None)
+        self.settle()
+
+    def cancel(self, workflow_id: str) -> None:
+        """Stop a workflow; see `ray_workflows.cancel`."""
+        self.check_entered()
+        workflows.cancel(workflow_id)
+        self.settle()
+
+    def get_status(self, workflow_id: str) -> WorkflowStatus:
+        """The status of a workflow."""
+        return reads.get_status(self.connection, workflow_id)
+
+    def get_tasks(self, workflow_id: str, *, attempts: bool = False) -> list[TaskInfo]:
+        """The tasks of a workflow; see `ray_workflows.get_tasks`."""
+        return reads.get_tasks(self.connection, workflow_id, attempts=attempts)
+
+    def get_output(self, workflow_id: str, task_id: str | None = None) -> Any:
+        """The output of a workflow or of a task, if it is there.
+
+        Raises:
+            OutputNotAvailableError: it is not there now. (It is a ValueError.)
+        """
+        return reads.stored_output(self.connection, workflow_id, task_id)
+
+    # -- time ------------------------------------------------------------------------------
+
+    @property
+    def now(self) -> float:
+        """The time, in seconds since 1970."""
+        return self.clock.now
+
+    def advance(self, time: float | timedelta) -> None:
+        """Let time pass, in seconds or as a timedelta, and run all that is due by then."""
+        self.check_entered()
+        seconds = time.total_seconds() if isinstance(time, timedelta) else float(time)
+        if not 0.0 <= seconds < float("inf"):
+            raise ValueError(f"Time passes forwards, by a number of seconds: not by {time!r}.")
+        until = self.clock.now + seconds
+        while self.cluster.go_on(until=until):
+            pass
+        self.clock.now = until
+
+    # -- other code than the tasks' own ------------------------------------------------------
+
+    def mock(
+        self,
+        target: Target,
+        *,
+        returns: Any = None,
+        raises: BaseException | type[BaseException] | None = None,
+        calls: Callable[..., Any] | None = None,
+        times: int | None = None,
+    ) -> None:
+        """Let something else happen in place of a task's code. Of several that fit, the newest
+        counts. Retries, checkpoints and errors are as of the task's own code.
+
+        Args:
+            target: a remote function or function, for all tasks of it, or the id of one task.
+            returns: what is returned.
+            raises: what is raised in place of that.
+            calls: what is called in place of that, with the arguments of the task.
+            times: how often; then the one before it counts again. None: always.
+
+        Raises:
+            TypeError: the target is neither, or several of the three are given.
+        """
+        if sum(each is not None for each in (returns, raises, calls)) > 1:
+            raise TypeError("A mock returns, raises or calls: give one of the three.")
+
+        def action(*args: Any, **kwargs: Any) -> Any:
+            if raises is not None:
+                raise raises
+            return returns if calls is None else calls(*args, **kwargs)
+
+        self.mocks.append(Mock(target, action, times))
+
+    def stand_in(self, request: AttemptRequest) -> Callable[..., Any] | None:
+        """What runs in place of a task's function; None: the function."""
+        for mock in reversed(self.mocks):
+            if mock.fits(request):
+                if mock.times is not None:
+                    mock.times -= 1
+                return mock.action
+        return None
+
+    def began(self, request: AttemptRequest, mocked: bool) -> None:
+        """Note that code of a task runs."""
+        self.executions.append(
+            Execution(
+                request.workflow_id,
+                request.task_id,
+                request.function.name,
+                request.attempt,
+                mocked,
+            )
+        )
+
+    # -- crashes ---------------------------------------------------------------------------
+
+    def restart(self) -> None:
+        """Kill the cluster now, and let another one go on with what is in the storage. Results with
+        ``checkpoint=False`` are lost."""
+        self.check_entered()
+        self.cluster.restart()
+        self.settle()
+
+    def crash_at(self, task_id: str, when: str = AFTER) -> None:
+        """Kill the cluster once, when the result of a task is committed, and let another one go on.
+
+        Args:
+            task_id: the task, also one that does not exist yet.
+            when: ``"before"`` the commit: the task has run and its result is lost. ``"after"`` it:
+                the result is durable, and nobody has heard of it.
+        """
+        self.crash_points.at_task(task_id, check_when(when))
+
+    @property
+    def crashes(self) -> list[CrashPoint]:
+        """Where the cluster was killed by `crash_at`."""
+        return list(self.crash_points.crashed)
+
+
+def check_when(when: str) -> str:
+    """The word, or ValueError if it says nothing about a commit."""
+    if when not in (BEFORE, AFTER):
+        raise ValueError(f"when must be 'before' or 'after', not {when!r}.")
+    return when
+
+
+class CrashReport(msgspec.Struct, frozen=True):
+    """What `crash_everywhere` has tried.
+
+    Attributes:
+        result: that of the run without a crash.
+        points: where the cluster crashed, once in each of the other runs.
+        executions: for each of these runs, how much code of tasks ran.
+    """
+
+    result: Any
+    points: tuple[CrashPoint, ...]
+    executions: tuple[int, ...]
+
+
+def run_dag(dag: DAGNode, env: Environment) -> Any:
+    """The scenario of a DAG alone."""
+    return env.run(dag, workflow_id="crash-everywhere")
+
+
+def crash_everywhere(
+    scenario: DAGNode | Callable[[Environment], Any],
+    *,
+    equal: Callable[[Any, Any], Any] = operator.eq,
+) -> CrashReport:
+    """Run a workflow once for each place where a crash can matter, and compare the results.
+
+    It runs once without a crash. Then, for each commit of that run, it runs in an environment whose
+    cluster dies just before the commit, and in another one whose cluster dies just after it.
+
+    Args:
+        scenario: a DAG, or a function that is given an `Environment` (entered), runs workflows in
+            it, with signals and mocks as needed, and returns what is to be compared.
+        equal: whether two results are the same.
+
+    Raises:
+        AssertionError: a run with a crash has another result, or an error; says where it crashed.
+
+    Examples:
+        >>> import ray
+        >>> from ray_workflows.testing import crash_everywhere
+        >>> @ray.remote
+        ... def add(a, b):
+        ...     return a + b
+        >>> report = crash_everywhere(add.bind(add.bind(1, 2), 3))
+        >>> report.result, str(report.points[0])[:13]
+        (6, 'before commit')
+    """
+    run = partial(run_dag, scenario) if isinstance(scenario, DAGNode) else scenario
+    with Environment() as env:
+        expected = run(env)
+    points: list[CrashPoint] = []
+    executions: list[int] = []
+    for commit, what in enumerate(env.crash_points.commits, 1):
+        for when in (BEFORE, AFTER):
+            with Environment() as crashing:
+                crashing.crash_points.at_commit(commit, when)
+                point = CrashPoint(commit, when, what)
+                try:
+                    result = run(crashing)
+                except Exception as error:
+                    raise AssertionError(
+                        f"With a crash {point}, it raises {type(error).__name__}: {error}"
+                    ) from error
+            if not equal(result, expected):
+                raise AssertionError(
+                    f"With a crash {point}, the result is {result!r} and not {expected!r}."
+                )
+            points.append(point)
+            executions.append(len(crashing.executions))
+    return CrashReport(expected, tuple(points), tuple(executions))

@@ -1,0 +1,84 @@
+"""ObjectRefs without a cluster: what they refer to is kept in this process, as a pickle."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import ray
+
+from ray_workflows._capture.objects import remember_restored
+from ray_workflows._capture.pickling import Pickled, pickle_value
+from ray_workflows._capture.values import ValueReader
+from ray_workflows._model.blobs import BlobStore
+from ray_workflows._model.values import Blob, Value
+
+#: How many bytes the id of an object has.
+ID_SIZE = 28
+
+
+class LocalObjects:
+    """The object store of this process. Ray does not know its refs, which are `ray.ObjectRef`."""
+
+    def __init__(self) -> None:
+        self.values: dict[bytes, Pickled] = {}
+        self.ray_get, self.ray_wait = ray.get, ray.wait
+
+    @contextmanager
+    def in_place_of_rays(self) -> Iterator[None]:
+        """Scope in which ``ray.put``, ``ray.get`` and ``ray.wait`` are those of this store. Refs
+        that it does not know are Ray's."""
+        with mock.patch.multiple(ray, put=self.put, get=self.get, wait=self.wait):
+            yield
+
+    def keep(self, pickled: Pickled) -> ray.ObjectRef:
+        """A ref of a value that is pickled already."""
+        ref = ray.ObjectRef(os.urandom(ID_SIZE))
+        self.values[ref.binary()] = pickled
+        return ref
+
+    def put(self, value: Any, **_: Any) -> ray.ObjectRef:
+        """As ``ray.put``."""
+        return self.keep(pickle_value(value, where="object of ray.put"))
+
+    def get(self, refs: Any, **options: Any) -> Any:
+        """As ``ray.get``: a new copy of the value each time."""
+        if isinstance(refs, (list, tuple)):
+            return [self.get(ref, **options) for ref in refs]
+        found = self.values.get(refs.binary()) if isinstance(refs, ray.ObjectRef) else None
+        return self.ray_get(refs, **options) if found is None else found.open()
+
+    def wait(
+        self, refs: Sequence[Any], *, num_returns: int = 1, **options: Any
+    ) -> tuple[list[Any], list[Any]]:
+        """As ``ray.wait``: what is here is ready."""
+        if all(isinstance(ref, ray.ObjectRef) and ref.binary() in self.values for ref in refs):
+            return list(refs[:num_returns]), list(refs[num_returns:])
+        ready, others = self.ray_wait(refs, num_returns=num_returns, **options)
+        return ready, others
+
+
+class LocalReader(ValueReader):
+    """Reads values whose ObjectRefs are those of this process."""
+
+    def __init__(
+        self,
+        objects: LocalObjects,
+        storage: BlobStore,
+        incarnation: str,
+        live: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(storage, incarnation, live, objects.get)
+        self.objects = objects
+
+    def read_object(self, blob: Blob) -> ray.ObjectRef:
+        """The ObjectRef of a checkpointed object: the live one, or one of its stored value."""
+        ref = self.live.get(blob.key)
+        if not isinstance(ref, ray.ObjectRef):
+            where = f"object {blob.key}"
+            ref = self.objects.keep(self.unopened(self.envelope(Value(blob), where=where)))
+            remember_restored(ref, self.incarnation, blob)
+        return ref
