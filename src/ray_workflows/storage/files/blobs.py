@@ -274,7 +274,7 @@ class BlobFiles(BlobStore):
         return [name for name, time in newest if time is not None and time <= before]
 
     def newest(self, incarnation: str) -> float | None:
-        """When something was last written for an incarnation, in seconds since 1970."""
+        """When the newest file of an incarnation was written, in seconds since 1970."""
         directory = self.directory(incarnation)
         with io_errors(directory):
             try:
@@ -286,12 +286,12 @@ class BlobFiles(BlobStore):
         return max(times)
 
     def remove_temporaries(self, incarnation: str, before: float) -> None:
-        """Remove what writers left that were killed before that time."""
+        """Remove temporary files of writers that were killed before a time."""
         remove_temporaries(self.directory(incarnation), before)
 
 
 def is_ours(name: str) -> bool:
-    """Whether a file in the directory of an incarnation is a blob, or was to become one."""
+    """Whether a file in the directory of an incarnation is a blob or a temporary file of ours."""
     return is_name(name) or name.startswith(TEMPORARY_PREFIX)
 
 

@@ -1,10 +1,9 @@
 """`FileWriter`: the bytes of a new file, past the page cache where that is cheaper.
 
-A large value that goes through the page cache is copied there, page by page, and from there to
-the disk: on a fast disk this copy is what takes the time. So large files are written by direct
-I/O: from buffers that lie as the disk wants them, which a value is copied into piece by piece,
-while it stays in the processor's cache and is hashed there. One is filled while the other is
-written.
+The page cache copies a large value page by page, and from there to the disk: on a fast disk this
+copy takes most of the time. So large files are written by direct I/O, from two buffers that are
+aligned as the disk needs. The value is copied into them piece by piece, and hashed while a piece is
+in the processor's cache. One buffer is filled while the other is written.
 """
 
 from __future__ import annotations
@@ -19,40 +18,39 @@ from concurrent.futures import ThreadPoolExecutor
 
 from ray_workflows.storage.checksums import Checksum
 
-#: What is written at once. Half or twice as much is not faster. Smaller files go through the page
+#: Bytes written at once. Half or twice as much is not faster. Smaller files go through the page
 #: cache: the copy costs little, and they may be read again soon.
 BUFFER_BYTES = 4 * 1024 * 1024
 
-#: What direct I/O can write starts, ends and lies in memory at multiples of this. Where a disk
-#: wants more, it refuses, and the page cache is used.
+#: The alignment of direct I/O, in the file and in memory, in bytes. A disk with larger blocks
+#: refuses, and the page cache is used.
 BLOCK_BYTES = 4096
 
-#: The flag of direct I/O; 0 on systems that have none.
+#: The flag of direct I/O; 0 on systems without it.
 DIRECT: int = getattr(os, "O_DIRECT", 0)
 
-#: Buffers that nobody uses now: a new one costs as much as writing some megabytes.
+#: Unused buffers, kept because a new one costs as much as writing some megabytes.
 spare: list[memoryview] = []
 MAX_SPARE = 2
 
 
 class FileWriter:
-    """Writes a file from its beginning to its end. Used as a context.
+    """Writes a file from its beginning to its end. A context manager.
 
     Args:
         descriptor: of the file, open for writing. Not closed.
-        direct: whether to write past the page cache if the file is large. Where the file system
-            does not take that, it is written as any other.
+        direct: whether to bypass the page cache if the file is large and its file system allows it.
     """
 
     def __init__(self, descriptor: int, *, direct: bool) -> None:
         self.descriptor = descriptor
         self.direct = direct and bool(DIRECT)
-        #: Of what was taken of the pieces so far.
+        #: Of the bytes taken from the pieces so far.
         self.checksum = Checksum()
         self.size = 0
         self.buffers: list[memoryview] = []
         self.thread: ThreadPoolExecutor | None = None
-        #: What did not fit into the last one.
+        #: The bytes that did not fit into the last buffer.
         self.rest = memoryview(b"")
 
     def __enter__(self) -> FileWriter:
@@ -66,9 +64,9 @@ class FileWriter:
         self.buffers.clear()
 
     def filled(self, pieces: Iterator[memoryview]) -> Iterator[memoryview]:
-        """The bytes of the pieces, to be given to `write`: in full buffers, but for the last one.
+        """The bytes of the pieces, for `write`: in full buffers, but for the last one.
 
-        While one is used the next one is filled, by another thread: the pieces are taken there.
+        While one buffer is written, another thread takes pieces and fills the next one.
         """
         data = self.fill(self.buffer(0), pieces)
         if len(data) < BUFFER_BYTES:
@@ -77,7 +75,8 @@ class FileWriter:
             return
         self.thread = ThreadPoolExecutor(1)
         for number in itertools.count(1):
-            # Not the other way round: copying keeps the interpreter, waiting for the disk does not.
+            # The thread copies, and does not write: copying holds the interpreter lock, waiting for
+            # the disk does not.
             ahead = self.thread.submit(self.fill, self.buffer(number % 2), pieces)
             yield data
             data = ahead.result()
@@ -95,7 +94,7 @@ class FileWriter:
         return self.buffers[number]
 
     def fill(self, buffer: memoryview, pieces: Iterator[memoryview]) -> memoryview:
-        """Copy the next bytes into a buffer; what is in it then."""
+        """Copy the next bytes into a buffer, and return its filled part."""
         filled = 0
         rest = self.rest
         while filled < BUFFER_BYTES:
@@ -115,7 +114,7 @@ class FileWriter:
         return data
 
     def write(self, data: memoryview) -> None:
-        """Write what `filled` has given, directly as far as it is whole blocks."""
+        """Write data from `filled`: whole blocks directly, the rest through the page cache."""
         if self.direct and self.switch(True):
             blocks = len(data) - len(data) % BLOCK_BYTES
             self.write_all(data[:blocks])
@@ -125,7 +124,7 @@ class FileWriter:
         self.write_all(data)
 
     def switch(self, direct: bool) -> bool:
-        """Write directly from now on, or not; whether that is so."""
+        """Turn direct I/O on or off. Returns whether it is on."""
         flags = fcntl.fcntl(self.descriptor, fcntl.F_GETFL)
         wanted = flags | DIRECT if direct else flags & ~DIRECT
         if wanted != flags:
@@ -146,20 +145,20 @@ class FileWriter:
             except OSError as error:
                 if error.errno != errno.EINVAL or not self.direct:
                     raise
-                # Said only now: this disk has larger blocks, or less was written than asked for.
+                # The disk has larger blocks, or the last write was short and broke the alignment.
                 self.direct = self.switch(False)
 
 
 def new_buffer() -> memoryview:
-    """Memory that starts at a page, and is of large pages if possible: a disk takes few pieces of
-    memory at once, and small pages are one piece each."""
-    # Private: a process that is forked has its own.
+    """Page-aligned memory, of large pages if possible: a disk takes few pieces of memory at once,
+    and each small page is one piece."""
+    # Private: a forked process has its own.
     memory = mmap.mmap(-1, BUFFER_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         try:
             memory.madvise(mmap.MADV_HUGEPAGE)
         except OSError as error:
-            # A kernel without them.
+            # The kernel has no large pages.
             if error.errno != errno.EINVAL:
                 raise
     return memoryview(memory)

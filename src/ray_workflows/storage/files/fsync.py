@@ -1,4 +1,4 @@
-"""Waiting until files and names are on the disk."""
+"""Syncs files and directories to the disk."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import sys
 
 
 def sync(descriptor: int) -> None:
-    """Wait until what was written to a file is on the disk."""
+    """Wait until all written bytes of a file are on the disk."""
     if sys.platform == "darwin":
-        # fsync there stops at the disk's cache. Some file systems know only fsync.
+        # On macOS, fsync stops at the disk's cache. Some file systems only have fsync.
         with contextlib.suppress(OSError):
             fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
             return

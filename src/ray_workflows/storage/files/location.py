@@ -1,5 +1,5 @@
-"""The directory of a storage: whether it may be one, and creating it.
-Only the file system is touched; a failure leaves nothing behind.
+"""Checks and creates the directory of a storage.
+A failure leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ REMEDY = (
     "$RAY_WORKFLOW_STORAGE."
 )
 
-#: Trouble that passes without another configuration.
+#: Transient errors, which need no other configuration.
 PASSING_ERRORS = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
 )
 
 
 def open_error(path: str, error: OSError) -> StorageError:
-    """What to raise when the storage at ``path`` can't be opened for this reason."""
+    """The error to raise if the storage at ``path`` can't be opened for this reason."""
     what = f"The storage directory {path} can't be used: {error.strerror or error}"
     if error.filename and os.fspath(error.filename) != path:
         what += f" ({os.fsdecode(error.filename)})"
@@ -92,7 +92,7 @@ def network_filesystem(path: str, mounts: str) -> str | None:
 
 
 def read_mounts() -> str:
-    """What is mounted where; empty on systems that don't say."""
+    """The text of ``/proc/mounts``; empty on systems without it."""
     try:
         with open("/proc/mounts", encoding="utf-8", errors="surrogateescape") as file:
             return file.read()
@@ -120,7 +120,7 @@ def check_existing(path: str) -> None:
     """Raise unless there is a database file at ``path``, on a local disk.
 
     Raises:
-        StorageConfigError: there is none, or this user may not look.
+        StorageConfigError: there is none, or this user may not read it.
         StorageUnavailableError: the disk is broken.
     """
     directory = os.path.dirname(path)
@@ -142,7 +142,7 @@ def check_existing(path: str) -> None:
 
 @contextlib.contextmanager
 def prepared_directory(path: str, *, shared: bool = False) -> Iterator[None]:
-    """Create a directory (mode 0700) and its parents, and take them away if the body raises.
+    """Create a directory (mode 0700) and its parents, and remove them if the body raises.
 
     ``shared``: it may be on a network file system.
 
@@ -164,7 +164,7 @@ def prepared_directory(path: str, *, shared: bool = False) -> Iterator[None]:
     created: list[str] = []
     try:
         for directory in reversed(missing):
-            # Somebody else may be creating the same one.
+            # Another process may be creating the same one.
             with contextlib.suppress(FileExistsError):
                 os.mkdir(directory, 0o700)
                 created.append(directory)
@@ -172,7 +172,7 @@ def prepared_directory(path: str, *, shared: bool = False) -> Iterator[None]:
         yield
     except BaseException as error:
         for directory in reversed(created):
-            # Not empty: somebody else uses it by now.
+            # Not empty: another process uses it by now.
             with contextlib.suppress(OSError):
                 os.rmdir(directory)
         if isinstance(error, OSError):

@@ -1,4 +1,4 @@
-"""What a commit sends to PostgreSQL: which statements, their parameters, and no more than needed.
+"""Composes the statements of a commit to PostgreSQL and their parameters, as small as possible.
 Nothing here talks to a server.
 """
 
@@ -15,7 +15,7 @@ from ray_workflows._model.catalog import Append, CatalogRow
 from ray_workflows.storage.base import CommitOutcome
 from ray_workflows.storage.rows import COLUMNS, DEFAULTS, FIRST_OPTIONAL, STORED, encode_row
 
-#: How much one statement carries, in bytes of entries. A transaction has as many as it needs.
+#: The most bytes of entries in one statement. A transaction has as many statements as it needs.
 STATEMENT_BYTES = 8 * 1024 * 1024
 
 #: How many journals' ends are remembered.
@@ -23,23 +23,23 @@ KNOWN_ENDS = 50_000
 
 
 class Ends:
-    """What this process appended last to each journal: the entry's commit id, and its catalog row.
+    """The last append of this process to each journal: the entry's commit id, and its catalog row.
 
     An entry and its catalog row are stored together. So while a journal ends with that very entry,
-    that is the row, and an append that changes nothing of it need not send it. The server compares
-    the commit id of the last entry: whatever happened since (a rival, a deletion, a restored
-    backup), the worst of a wrong memory is that an append is stale.
+    the stored row is this one, and an append that leaves it unchanged need not send it. The server
+    compares the commit id of the last entry. Whatever happened since (a rival, a deletion, a
+    restored backup), an outdated memory only makes the append stale.
 
-    Without a lock, which a fork could find taken: each of these steps is one for other threads, and
-    what is remembered stays true in whatever order it is written down.
+    It has no lock, which a fork could inherit locked: each step is atomic for other threads, and
+    the entries stay true in whatever order threads write them.
     """
 
     def __init__(self) -> None:
         self.ends: OrderedDict[str, tuple[str, CatalogRow]] = OrderedDict()
 
     def unchanged(self, appends: Iterable[Append]) -> list[str | None]:
-        """For each append that leaves the row but for ``seq`` as it is, the commit id of the entry
-        that it follows; None where the row has to be sent."""
+        """For each append that changes only ``seq`` of the row, the commit id of the entry that it
+        follows; None if the row has to be sent."""
         found: list[str | None] = []
         get = self.ends.get
         for append in appends:
@@ -49,7 +49,9 @@ class Ends:
         return found
 
     def learn(self, appends: Sequence[Append], outcomes: Sequence[CommitOutcome]) -> None:
-        """Remember what became of appends. The oldest go where there are too many."""
+        """Remember successful appends, and forget stale ones. The oldest are dropped over the
+        limit.
+        """
         ends = self.ends
         if outcomes.count(CommitOutcome.OK) == len(appends):
             ends.update({a.incarnation: (a.commit_id, a.catalog) for a in appends})
@@ -63,7 +65,7 @@ class Ends:
             ends.popitem(last=False)
 
     def forget(self, incarnation: str) -> None:
-        """It is gone."""
+        """Forget a deleted journal."""
         self.ends.pop(incarnation, None)
 
 
@@ -80,7 +82,7 @@ def alike(one: CatalogRow, other: CatalogRow) -> bool:
 
 
 class Statement(NamedTuple):
-    """A query, its parameters, and which appends of the commit it has."""
+    """A query, its parameters, and the numbers of the appends in it."""
 
     query: str
     parameters: dict[str, Any]
@@ -98,10 +100,10 @@ def make_statements(appends: Sequence[Append], ends: Ends) -> list[Statement]:
 
 
 def statement_numbers(appends: Sequence[Append]) -> Iterator[list[int]]:
-    """Which appends go into one statement: each workflow once, sorted, and not too many bytes.
+    """Split appends into statements: each workflow once, sorted, up to `STATEMENT_BYTES`.
 
-    Several appends to one workflow come in statements after each other. Each statement takes its
-    locks in the order of the ids, so that rival transactions can't wait for each other in a ring.
+    Several appends to one workflow go into successive statements. Each statement takes its
+    locks in the order of the ids, so that rival transactions can't deadlock.
     """
     rounds: list[list[int]] = []
     ids = {append.workflow_id for append in appends}
@@ -111,7 +113,7 @@ def statement_numbers(appends: Sequence[Append]) -> Iterator[list[int]]:
     else:
         rounds = rounds_of(appends)
     for numbers in rounds:
-        # By code points, as the server has them.
+        # By code points, as the server sorts them.
         numbers.sort(key=lambda number: appends[number].workflow_id)
         part: list[int] = []
         size = 0
@@ -125,7 +127,7 @@ def statement_numbers(appends: Sequence[Append]) -> Iterator[list[int]]:
 
 
 def rounds_of(appends: Sequence[Append]) -> list[list[int]]:
-    """The numbers of appends of which some are to the same workflow, each workflow once a round."""
+    """Split the numbers of appends into rounds that have each workflow once."""
     rounds: list[list[int]] = []
     ends: dict[tuple[str, str], int] = {}
     for number, append in enumerate(appends):
@@ -142,9 +144,9 @@ def rounds_of(appends: Sequence[Append]) -> list[list[int]]:
 def make_query(
     appends: Sequence[Append], after: Sequence[str | None]
 ) -> tuple[str, dict[str, Any]]:
-    """The query that makes these appends, each to another workflow, and its parameters.
+    """The query for these appends, each to another workflow, and its parameters.
 
-    ``after`` has the commit ids that they follow where their rows need not be sent.
+    ``after``: the commit ids of the entries that they follow, or None if the row has to be sent.
     """
     if len(appends) == 1 and appends[0].expected_seq:
         (append,) = appends
@@ -174,8 +176,8 @@ def make_query(
     return "commit_appends", {**parameters, "rows": msgspec.json.encode(rows).decode()}
 
 
-#: Under which name a column travels: short, because the server reads it in each row. What the
-#: arrays beside the rows have does not travel with them.
+#: The key of each column in the JSON: short, because the server reads it in each row. Columns that
+#: are in the arrays beside the rows are not among them.
 SENT = {
     "workflow_id": "i",
     "status": "t",
@@ -198,17 +200,17 @@ SENT = {
     "digest": "d",
 }
 
-#: What `commit_appends` puts in where nothing is sent.
+#: The values that `commit_appends` uses for columns that are not sent.
 UNSENT = dict(zip(COLUMNS[FIRST_OPTIONAL:], DEFAULTS[FIRST_OPTIONAL:], strict=True))
 
 
 def named_row(row: CatalogRow) -> dict[str, Any]:
-    """A row as it is stored, by column."""
+    """The stored values of a row, by column."""
     return dict(zip(STORED, encode_row(row, clean), strict=True))
 
 
 def encode_sent(row: CatalogRow) -> dict[str, Any]:
-    """A row as ``commit_appends`` takes it."""
+    """The JSON object of a row for ``commit_appends``."""
     encoded = named_row(row)
     return {
         short: encoded[name]
@@ -218,10 +220,11 @@ def encode_sent(row: CatalogRow) -> dict[str, Any]:
 
 
 def encode_texts(texts: Sequence[str | None]) -> str:
-    """An array as PostgreSQL reads it; psycopg takes longer for it than the server."""
+    """An array literal of PostgreSQL. psycopg's own encoding takes longer than the server's
+    work."""
     if None not in texts:
         joined = '","'.join(texts)  # type: ignore[arg-type]
-        # Nothing in them to be escaped, as nearly always.
+        # Nearly always there is nothing to escape.
         if "\\" not in joined and joined.count('"') == 2 * (len(texts) - 1):
             return f'{{"{joined}"}}'
     return "{" + ",".join(map(encode_text, texts)) + "}"
@@ -235,5 +238,5 @@ def encode_text(text: str | None) -> str:
 
 
 def clean(text: str) -> str:
-    """A text as PostgreSQL can hold it: without lone surrogates and zeros."""
+    """A text that PostgreSQL can store: without lone surrogates and NULs."""
     return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")

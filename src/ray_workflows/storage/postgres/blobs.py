@@ -1,5 +1,5 @@
 """Blobs as rows of PostgreSQL: chunked, written whole or not at all, verified when read.
-Knows nothing of journals and catalog: who may delete what is decided by its callers.
+Knows nothing of journals and catalog: callers decide what may be deleted.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from ray_workflows.storage.validation import (
     slices,
 )
 
-#: The size of a row, but for the last. Large enough that rows cost nothing beside their bytes,
-#: small enough that client and server hold a few at a time.
+#: The bytes of each chunk but the last. Large enough that a row's overhead does not matter, small
+#: enough that client and server can hold a few at a time.
 CHUNK_BYTES = 1024 * 1024
 
-#: How many rows a reader that passes them on takes at once.
+#: How many chunks `stream_blob` reads at once.
 CHUNKS_AT_ONCE = 8
 
 COLUMN_TYPES = ("uuid", "int4", "bytea")
@@ -59,7 +59,7 @@ class BlobRows(BlobStore):
         check_name("blob key", key)
         rows = packed(chunks)
         first = next(rows, b"")
-        # Nothing is asked of the server while a producer may still fail at once.
+        # Read two chunks before talking to the server: a failing producer then costs no request.
         second = next(rows, None)
         if second is None:
             blob = self.write_small(incarnation, key, first)
@@ -94,7 +94,7 @@ class BlobRows(BlobStore):
     def write_large(
         self, incarnation: str, key: str, rows: Iterable[bytes | memoryview]
     ) -> Blob | None:
-        """Write a blob, or return None if somebody else was faster."""
+        """Write a blob, or return None if another writer was faster."""
         checksum = Checksum()
         size = 0
         blob_id = new_blob_id()
@@ -119,7 +119,7 @@ class BlobRows(BlobStore):
                 "checksum": blob.checksum,
             }
             if connection.first(self.queries["write_blob_header"], values) is None:
-                # The chunks go with the transaction.
+                # The rollback removes the chunks.
                 raise Rollback(transaction)
             return blob
         return None
@@ -149,14 +149,14 @@ class BlobRows(BlobStore):
                 raise StorageCorruptError(
                     f"The {what} was written with {found[1]} bytes, expected {blob.size}."
                 )
-            # Filled in place: it is in memory once, beside a chunk or two.
+            # Filled in place: memory holds the value once, and a chunk or two.
             data = bytearray(blob.size)
             end = 0
             checksum = Checksum(like=blob.checksum)
             with connection.cursor(binary=True) as cursor:
                 for (chunk,) in cursor.stream(self.queries["read_chunks"], {"id": found[3]}):
                     checksum.update(chunk)
-                    # A slice that is too long would make the buffer longer.
+                    # Cut: assigning a longer slice would grow the buffer.
                     data[end : end + len(chunk)] = chunk[: blob.size - end]
                     end += len(chunk)
             check_read(end, checksum, blob, what)
@@ -170,7 +170,7 @@ class BlobRows(BlobStore):
         return checked(self.pieces(incarnation, blob, what), blob, what)
 
     def pieces(self, incarnation: str, blob: Blob, what: str) -> Iterator[memoryview]:
-        """The chunks of a blob as they are in the table, some for each query."""
+        """The chunks of a blob, unchecked; each query reads `CHUNKS_AT_ONCE`."""
         found = self.pool.read(lambda connection: self.look_up(connection, incarnation, blob.key))
         if found is None:
             raise StorageCorruptError(f"The {what} is missing.")
@@ -201,13 +201,13 @@ class BlobRows(BlobStore):
 
 
 def new_blob_id() -> uuid.UUID:
-    """An id that nobody else has. Later ones are larger, so that an index grows at its end."""
+    """A unique id. Later ids are larger, so that the index grows at its end."""
     milliseconds = time.time_ns() // 1_000_000
     return uuid.UUID(int=(milliseconds << 80) | secrets.randbits(80))
 
 
 def packed(chunks: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
-    """The same bytes in rows of `CHUNK_BYTES`. Large pieces are not copied."""
+    """The same bytes in chunks of `CHUNK_BYTES`. Large pieces are not copied."""
     pending = bytearray()
     for piece in slices(chunks):
         start = 0

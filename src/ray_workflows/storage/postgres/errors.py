@@ -1,4 +1,4 @@
-"""From PostgreSQL's errors to ours: what is known, what to do, and no more.
+"""Translates errors of PostgreSQL to ours, with a remedy where one is known.
 psycopg's own errors do not leave the storage: processes without psycopg must unpickle ours.
 """
 
@@ -14,12 +14,11 @@ from ray_workflows.exceptions import (
 )
 from ray_workflows.storage.access import StorageAccessError
 
-#: Refused for now: there are more processes than connections.
+#: Messages of a server whose connections are all in use: transient.
 FULL = ("too many clients", "too many connections", "connection slots", "no more connections")
 
-#: What a server or libpq says while connecting, in part, and what to do. These need somebody to
-#: change something; everything else may pass. A server with other messages than English gives the
-#: general remedy.
+#: Parts of permanent errors of a server or libpq while connecting, and the remedy. All other errors
+#: count as transient. A server with messages in other languages gets the general remedy.
 REFUSALS = {
     "password authentication failed": (
         "Check user and password; special characters in them are percent-encoded in a URL. A "
@@ -53,17 +52,17 @@ REFUSALS = {
 
 
 def reason_of(error: BaseException) -> str:
-    """What an error says, on one line and without a period at its end."""
+    """The text of an error, on one line and without the final period."""
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 def is_full(error: psycopg.Error) -> bool:
-    """Whether the server has no connection to spare just now."""
+    """Whether all connections of the server are in use now."""
     return any(part in str(error).lower() for part in FULL)
 
 
 def connect_error(error: psycopg.Error, url: str) -> StorageError:
-    """The error of ours for a connection that was not made."""
+    """Our error for a failed connection."""
     reason = reason_of(error)
     lowered = reason.lower()
     if is_full(error):
@@ -81,7 +80,7 @@ def connect_error(error: psycopg.Error, url: str) -> StorageError:
 
 
 def translate(error: psycopg.Error, url: str) -> StorageError | None:
-    """The error of ours for one of a statement; None for a mistake in our own use."""
+    """Our error for a failed statement; None for a mistake in our own use."""
     reason = reason_of(error)
     if isinstance(error, errors.UndefinedTable | errors.InvalidSchemaName | errors.UndefinedColumn):
         return StorageUnavailableError(

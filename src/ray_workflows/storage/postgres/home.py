@@ -56,7 +56,7 @@ class PostgresHome(Home):
             self.pool.read(self.schema.check_existing)
 
     def close(self) -> None:
-        """Close the connections of this process that are not in use; the next use opens others."""
+        """Close the idle connections of this process; the next use opens new ones."""
         listener, self.listener = self.listener, None
         if listener is not None:
             listener.stop()

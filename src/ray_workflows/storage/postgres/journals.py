@@ -33,15 +33,15 @@ from ray_workflows.storage.validation import (
 
 T = TypeVar("T")
 
-#: How often a transaction that the server gave up, to end a deadlock, is begun again.
+#: How often a transaction is tried that the server aborts to end a deadlock.
 ATTEMPTS = 5
 
-#: What says for certain that nothing was committed.
+#: Errors after which certainly nothing is committed.
 CLASHES = (errors.SerializationFailure, errors.DeadlockDetected)
 
 
 class PostgresJournals(JournalStore):
-    """Journals and catalog in a schema, whose blobs go with them.
+    """Journals and catalog in a schema. Deletes a workflow's blobs with it.
 
     Args:
         home: the schema.
@@ -61,7 +61,7 @@ class PostgresJournals(JournalStore):
 
     def commit(self, appends: Sequence[Append]) -> list[CommitOutcome]:
         """Append to several journals in one transaction; see `Storage.commit`."""
-        # Taken out and encoded here so that what raises does so before the transaction.
+        # Read and encode all before the transaction: errors are raised here.
         appends = list(appends)
         check_appends(appends)
         statements = make_statements(appends, self.ends)
@@ -82,10 +82,10 @@ class PostgresJournals(JournalStore):
         return outcomes
 
     def transact(self, work: Callable[[Connection], T], appends: int = 0) -> T:
-        """Do something in one transaction; again if the server gave that up.
+        """Run work in one transaction, and again if the server aborts it.
 
-        One that had a rival's entry in its way begins again at once, and sees it then: that append
-        is stale from now on, so that this ends after as many times as there are ``appends``.
+        If a rival's entry got in the way, the transaction begins again at once and sees that entry:
+        the append is then stale for good. So there are at most as many repetitions as ``appends``.
         """
         clashes = 0
         while True:
@@ -104,24 +104,24 @@ class PostgresJournals(JournalStore):
             time.sleep(random.uniform(0.0, 0.01 * 2**clashes))
 
     def tell(self, holders: Iterable[str]) -> None:
-        """Tell others that one of their journals has grown.
+        """Notify other holders that one of their journals has grown.
 
-        Nobody is told of their own commits, which are nearly all: the server passes every word on
-        under one lock.
+        A holder's own commits, which are nearly all, send no notification: the server delivers
+        all notifications under one lock.
         """
         if self.home.listener is None:
             return
         others = sorted(set(holders) - {self.home.listener.holder_id})
         if others:
             values = {"channel": self.home.listener.channel, "holders": others}
-            # The commit stands; they find it themselves within a second.
+            # If this fails, the commit stands, and the others find it by a scan within a second.
             with contextlib.suppress(StorageError), self.home.pool.use() as connection:
                 connection.execute(self.home.queries["tell_holders"], values)
 
     def execute_commit(self, connection: Connection, statements: list[Statement]) -> list[set[str]]:
         """Run the statements of a commit in one transaction and one trip to the server.
 
-        For each, the incarnations that were appended to.
+        Returns, for each, the incarnations that were appended to.
         """
         queries = self.home.queries
         if len(statements) == 1:
@@ -192,7 +192,7 @@ class PostgresJournals(JournalStore):
     def sweep(self, grace_seconds: float) -> int:
         """Remove old blobs that belong to no workflow.
 
-        Their incarnations get tombstones: a submission that arrives later still is stale, and does
+        Their incarnations get tombstones: a submission that arrives even later is stale, and does
         not become a workflow without its blobs.
         """
         with self.home.pool.use() as connection, connection.patient():

@@ -1,5 +1,5 @@
-"""Being told, by LISTEN and NOTIFY, that somebody appended to a journal of ours.
-Only a hint: what is missed is found by whoever looks at the journals now and then.
+"""Listens, by LISTEN and NOTIFY, for appends of other processes to journals of this holder.
+Only a hint: the coordinator's periodic scan finds appends whose notification was lost.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from ray_workflows.storage.postgres.pool import Connection, Pool
 
 logger = logging.getLogger(__name__)
 
-#: How long until a connection that was lost is made again, in seconds.
+#: Seconds before a lost connection is opened again.
 RETRY_SECONDS = 3.0
 
-#: How often to look whether the thread is still wanted, in seconds, and after how many of these
-#: looks without a word the server is asked whether it is still there.
+#: How often, in seconds, to check whether the thread shall stop, and after how many quiet checks to
+#: ask whether the server still answers.
 CHECK_SECONDS = 1.0
 QUIET_LOOKS = 20
 
 
 def channel_of(schema: str) -> str:
-    """The channel of a schema; its name may be longer than a channel's can be."""
+    """The channel of a schema: a hash, because a channel's name is limited in length."""
     return "ray_workflows_" + hashlib.sha256(schema.encode()).hexdigest()[:32]
 
 
@@ -44,32 +44,32 @@ class Listener:
         self.ours = {holder_id, *lives}
         self.on_news = on_news
         self.stopping = threading.Event()
-        #: A word for us was among what the server sent.
+        #: Whether a notification for this holder arrived.
         self.heard = False
         thread = threading.Thread(target=self.run, name="ray-workflows-listen", daemon=True)
         thread.start()
 
     def stop(self) -> None:
-        """Let the thread end."""
+        """Make the thread end."""
         self.stopping.set()
 
     def run(self) -> None:
-        """What the thread does: listen, and begin again when the connection is lost."""
+        """Listen, and reconnect when the connection is lost. Runs on the thread."""
         while not self.stopping.is_set():
             try:
                 with contextlib.closing(self.pool.connect()) as connection:
                     self.listen(connection)
             except (StorageError, psycopg.Error):
-                pass  # The lease says so.
+                pass  # The renewal of the lease reports that the storage is away.
             except Exception:
                 logger.exception("What listens for news met an unexpected error.")
             self.stopping.wait(RETRY_SECONDS)
 
     def listen(self, connection: Connection) -> None:
-        """Call back for each word, until the connection is lost or nobody wants to hear."""
+        """Call back for each notification, until the connection is lost or `stop` is called."""
         connection.add_notify_handler(self.hear)
         connection.execute(f"LISTEN {self.channel}")
-        # Something may have been said before.
+        # A notification may have been lost before.
         self.on_news()
         poll = select.poll()
         poll.register(connection.pgconn.socket, select.POLLIN)
@@ -78,13 +78,13 @@ class Listener:
             spoke = poll.poll(CHECK_SECONDS * 1000.0)
             quiet = 0 if spoke else quiet + 1
             if spoke or quiet % QUIET_LOOKS == 0:
-                # Takes in what was said, or finds that the server is gone.
+                # Receives notifications, or fails if the server is gone.
                 connection.execute("SELECT 1")
             if self.heard:
                 self.heard = False
                 self.on_news()
 
     def hear(self, notify: psycopg.Notify) -> None:
-        """Take one word; called by the connection."""
+        """Note a notification; called by the connection."""
         if notify.payload in self.ours:
             self.heard = True

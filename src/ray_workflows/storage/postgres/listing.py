@@ -1,4 +1,4 @@
-"""What asks PostgreSQL for rows of the catalog. Nothing here talks to a server."""
+"""Composes catalog queries for PostgreSQL. Nothing here talks to a server."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def compose_count(queries: Mapping[str, str], query: CatalogQuery) -> tuple[str,
 
 
 def start(queries: Mapping[str, str], query: CatalogQuery) -> tuple[Listing, list[str]]:
-    """The listing, and the names of the conditions that are no columns' alone."""
+    """The listing, and the names of its conditions on status and holder."""
     listing = Listing(queries, query, lambda name: f"%({name})s")
     statuses = sorted({status.value for status in query.statuses or WORKFLOWS})
     listing.parameters["statuses"] = statuses

@@ -25,30 +25,30 @@ from ray_workflows.storage.postgres.target import Target
 
 T = TypeVar("T")
 
-#: How many connections a process has at most.
+#: The most connections of a process.
 LIMIT = 4
 
 #: How long to wait for one of them, in seconds.
 TURN_SECONDS = 30.0
 
-#: How long a connection is kept for the next use, and how old it gets, in seconds.
+#: How long an idle connection is kept, and the greatest age of a connection, in seconds.
 IDLE_SECONDS = 20.0
 LIFE_SECONDS = 3600.0
 
-#: How long a server may be silent while it is waited for, in seconds. A dead one is noticed
-#: earlier, by TCP; this is for one that hangs and for networks that swallow packets.
+#: How long a server may be silent during a statement, in seconds. TCP notices a dead server
+#: earlier; this limit is for a server that hangs and for networks that swallow packets.
 SILENCE_SECONDS = 10.0
 
-#: The same where it has much to do: migrations, deletions of many blobs.
+#: The same for long statements: migrations, deletions of many blobs.
 PATIENT_SECONDS = 300.0
 
-#: For how long it is remembered that a server was silent for too long, in seconds.
+#: How long `Patience` remembers that a server was silent for too long, in seconds.
 SILENT_SECONDS = 600.0
 
-#: How long to ask a server again that has no connection to spare, in seconds.
+#: How long to try again when all connections of the server are in use, in seconds.
 FULL_SECONDS = 20.0
 
-#: What the wait functions of psycopg call the events of a socket.
+#: The events of a socket, by psycopg's names for them.
 EVENTS = {
     Wait.R: select.POLLIN,
     Wait.W: select.POLLOUT,
@@ -60,14 +60,14 @@ class Connection(psycopg.Connection[Any]):
     """A connection that waits for its server for a limited time."""
 
     silence_seconds = SILENCE_SECONDS
-    #: When it was made, by the monotonic clock; whether it was used before; whether its server
-    #: did not answer in time.
+    #: When it was opened, on the monotonic clock; whether it was used before; whether its server
+    #: failed to answer in time.
     born = 0.0
     was_kept = False
     is_silent = False
 
     def wait(self, gen: Any, interval: float = 0.0, timeout: float | None = None) -> Any:
-        """Let a protocol generator come to its end. An interrupted one leaves it closed."""
+        """Run a protocol generator to its end. An interruption closes the connection."""
         limit = self.silence_seconds if timeout is None else timeout
         poll = select.poll()
         number = self.pgconn.socket
@@ -75,7 +75,7 @@ class Connection(psycopg.Connection[Any]):
             wanted = next(gen)
             poll.register(number, EVENTS[wanted])
             while True:
-                # Every byte of progress starts the time anew: a slow network is no dead one.
+                # Every byte restarts the time: a slow network is not a dead one.
                 found = poll.poll(limit * 1000.0)
                 if not found:
                     self.is_silent = True
@@ -97,17 +97,18 @@ class Connection(psycopg.Connection[Any]):
                 self.pgconn.finish()
             raise
         except BaseException:
-            # What the server does with it is not known; nobody must read the rest as an answer.
+            # The server's progress is unknown, and a later reader must not take the rest of this
+            # answer for its own.
             self.pgconn.finish()
             raise
 
     def first(self, query: str, parameters: dict[str, Any] | None = None) -> Any:
-        """The first row that a query gives; None if there is none."""
+        """The first row of a query; None without rows."""
         return self.execute(query, parameters).fetchone()
 
     @contextlib.contextmanager
     def patient(self) -> Iterator[None]:
-        """For statements that may take long."""
+        """Scope for statements that may take long."""
         self.silence_seconds = PATIENT_SECONDS
         try:
             yield
@@ -116,11 +117,11 @@ class Connection(psycopg.Connection[Any]):
 
 
 class Patience:
-    """How long a server may be silent over a write: each time that was not enough, the next write
-    waits twice as long, up to `PATIENT_SECONDS`.
+    """How long a server may be silent during a write: after each timeout the next write waits twice
+    as long, up to `PATIENT_SECONDS`.
 
-    A large write to a slow disk would otherwise be given up and sent again for ever. A server that
-    hangs is still noticed soon, at first.
+    Otherwise a large write to a slow disk would time out and be repeated for ever. The first write
+    still notices a hanging server soon.
     """
 
     def __init__(self) -> None:
@@ -129,7 +130,7 @@ class Patience:
 
     @contextlib.contextmanager
     def over(self, connection: Connection) -> Iterator[None]:
-        """For the statements of one write."""
+        """Scope for the statements of one write."""
         if time.monotonic() - self.silent_at > SILENT_SECONDS:
             self.factor = 1.0
         factor = self.factor
@@ -155,10 +156,10 @@ class Pool:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew, knowing of no connection."""
+        """Start without connections."""
         self.lock = threading.Lock()
         self.turns = threading.BoundedSemaphore(LIMIT)
-        #: The one used last is at the end, and used next: the others grow idle.
+        #: The connection used last is at the end, and used next, so that the others stay idle.
         self.idle: list[tuple[Connection, float]] = []
         self.reaper: threading.Timer | None = None
 
@@ -167,7 +168,7 @@ class Pool:
         """A connection in autocommit mode, for this thread alone.
 
         Raises:
-            StorageUnavailableError: nothing is known about what was sent.
+            StorageUnavailableError: the outcome of the statements is unknown.
         """
         turns = self.turns
         if not turns.acquire(timeout=TURN_SECONDS):
@@ -190,7 +191,7 @@ class Pool:
             turns.release()
 
     def read(self, work: Callable[[Connection], T]) -> T:
-        """Do something that changes nothing; once more if a kept connection turns out dead."""
+        """Run work that only reads; once more if a kept connection turns out to be dead."""
         was_kept = False
         try:
             with self.use() as connection:
@@ -204,7 +205,7 @@ class Pool:
             return work(connection)
 
     def take(self) -> Connection | None:
-        """A connection that is open and still alive as far as can be seen from here."""
+        """An idle connection that still seems alive; None without one."""
         while True:
             with self.lock:
                 if not self.idle:
@@ -215,7 +216,7 @@ class Pool:
             connection.close()
 
     def connect(self) -> Connection:
-        """A new connection. Waits its turn if the server has none to spare."""
+        """A new connection. Retries while all connections of the server are in use."""
         deadline = time.monotonic() + FULL_SECONDS
         while True:
             try:
@@ -225,17 +226,17 @@ class Pool:
             except psycopg.Error as error:
                 if not is_full(error) or time.monotonic() > deadline:
                     raise connect_error(error, self.target.url) from None
-                # A thousand workers must not come back at once.
+                # Random, so that a thousand workers do not retry at once.
                 time.sleep(random.uniform(0.05, 0.5))
             else:
                 connection.born = time.monotonic()
-                # Where a transaction waits for a lock, its next statement has to see what others
-                # have committed meanwhile, whatever the server's default is.
+                # Whatever the server's default: after a transaction has waited for a lock, its next
+                # statement has to see what others have committed meanwhile.
                 connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
                 return connection
 
     def give_back(self, connection: Connection) -> None:
-        """Keep a connection for the next use, if it is as good as new."""
+        """Keep a connection for the next use if it is clean, else close it."""
         now = time.monotonic()
         state = connection.info.transaction_status
         if state is not TransactionStatus.IDLE or now - connection.born > LIFE_SECONDS:
@@ -247,7 +248,7 @@ class Pool:
             self.arm()
 
     def arm(self) -> None:
-        """See to it that what grows idle is closed; the caller has the lock."""
+        """Start the timer that closes idle connections; the caller has the lock."""
         if self.reaper is None and self.idle:
             self.reaper = threading.Timer(IDLE_SECONDS, self.reap)
             self.reaper.name = "ray-workflows-postgres"
@@ -255,7 +256,7 @@ class Pool:
             self.reaper.start()
 
     def reap(self) -> None:
-        """Close what was not used for a while."""
+        """Close connections that were idle for too long."""
         before = time.monotonic() - IDLE_SECONDS * 0.99
         with self.lock:
             old = [connection for connection, since in self.idle if since <= before]
@@ -266,7 +267,7 @@ class Pool:
             connection.close()
 
     def drop_idle(self) -> None:
-        """Close what is not in use."""
+        """Close all idle connections."""
         with self.lock:
             idle, self.idle = self.idle, []
             reaper, self.reaper = self.reaper, None
@@ -277,7 +278,7 @@ class Pool:
 
 
 def is_quiet(connection: Connection) -> bool:
-    """Whether a connection is open and its server has nothing to say: a farewell, mostly."""
+    """Whether a connection is open and has no pending input, which would mostly be a shutdown."""
     if connection.closed:
         return False
     poll = select.poll()
@@ -290,7 +291,7 @@ def is_quiet(connection: Connection) -> bool:
 POOLS: weakref.WeakValueDictionary[str, Pool] = weakref.WeakValueDictionary()
 POOLS_LOCK = threading.Lock()
 
-#: Connections of the process that this one was forked from: never used, never closed here, which
+#: Connections of the parent of this forked process. They are never used or closed here: closing
 #: would end the parent's session.
 INHERITED: list[Any] = []
 
@@ -298,7 +299,7 @@ INHERITED: list[Any] = []
 def pool_of(target: Target) -> Pool:
     """The pool that all storages of this target share in this process.
 
-    Every task brings a storage of its own with it; they must not each have connections.
+    Every task unpickles a storage of its own, and they must not each have connections.
     """
     key = repr((target.schema, sorted(target.connect_parameters().items())))
     with POOLS_LOCK:

@@ -1,11 +1,11 @@
 -- The queries of PostgresStorage, by name. {schema} is the schema's quoted name. Catalog columns
 -- come in the order of CatalogRow, then as `rows.decode_row` takes them. Functions are named with
--- their schema: who may create one in a schema of the search path could otherwise put one of more
--- fitting argument types in their place, and have it run with the rights of this user. (But unnest of
--- several arrays, which is syntax, and means PostgreSQL's own.)
+-- their schema. Otherwise a user with the right to create functions in a schema of the search path
+-- could add one with better matching argument types, and have it run with the rights of this user.
+-- (Except unnest of several arrays, which is syntax and always means PostgreSQL's own.)
 
 -- name: read_server
--- The catalog is asked itself: to_regclass may answer from before the transaction waited for a lock.
+-- Reads the system catalog: to_regclass may answer from before the transaction waited for a lock.
 SELECT pg_catalog.current_setting('server_version_num')::integer, pg_catalog.current_setting('server_encoding'),
     pg_catalog.current_setting('fsync'), pg_catalog.current_setting('transaction_read_only'),
     EXISTS (SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = %(schema_name)s),
@@ -26,7 +26,7 @@ SELECT pg_catalog.pg_advisory_xact_lock(
 );
 
 -- name: fix_search_path
--- For the transaction that creates tables: what their definitions name is PostgreSQL's own.
+-- For the transaction that creates tables: names in their definitions then mean PostgreSQL's own.
 SELECT pg_catalog.set_config('search_path', 'pg_catalog', true);
 
 -- name: create_schema
@@ -47,10 +47,10 @@ CROSS JOIN LATERAL pg_catalog.unnest(pg_catalog.string_to_array(wanted.rights, '
 WHERE NOT pg_catalog.has_table_privilege(pg_catalog.format('%%I.%%I', %(schema_name)s::text, wanted.name), privilege);
 
 -- name: configure_transaction
--- For a transaction of several statements. Set for it alone, so that it does no harm, and works,
--- behind a pooler that hands out a connection per transaction.
--- Durable whatever the server's default is, which may be stronger. If this client is cut off in
--- the middle, the server gives up its locks soon.
+-- For a transaction of several statements. Set for the transaction alone, so that it works, and does
+-- no harm, behind a pooler that hands out a connection per transaction.
+-- Commits are durable whatever the server's default is, which may be stronger. If this client is cut
+-- off in the middle, the server releases its locks soon.
 SELECT
     pg_catalog.set_config('synchronous_commit', CASE pg_catalog.current_setting('synchronous_commit')
         WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true),
@@ -62,7 +62,7 @@ SELECT
 -- name: append_entries
 -- Appends that change nothing of their catalog rows but seq: at most one to each workflow, sorted by
 -- workflow_id, each with the commit id of the entry that it follows. Returns the incarnations that
--- were appended to; what is not among them is stale. One statement, so that one trip to the server
+-- were appended to; all other appends are stale. One statement, so that one trip to the server
 -- takes and releases the locks.
 -- The fence: an entry is appended only after the journal's last one. Each append and each deletion
 -- locks that last entry first. So transactions wait only for these locks, never for an insert, and all
@@ -87,14 +87,14 @@ appended AS (
     INSERT INTO {schema}.journal (incarnation, seq, commit_id, entry)
     SELECT incarnation, seq, commit_id, entry FROM locked
 )
--- Durable whatever the server's default is, also where this is a transaction by itself.
+-- Durable whatever the server's default is, also if this is a transaction by itself.
 SELECT pg_catalog.array_agg(incarnation), pg_catalog.set_config('synchronous_commit',
     CASE pg_catalog.current_setting('synchronous_commit')
         WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true)
 FROM locked;
 
 -- name: append_entry
--- As append_entries, for one append, with as little to think about for the planner as can be.
+-- As append_entries, for one append, and as cheap as possible to plan.
 INSERT INTO {schema}.journal (incarnation, seq, commit_id, entry)
 SELECT %(incarnation)s, %(seq)s, %(commit_id)s, %(entry)b
 FROM {schema}.journal
@@ -106,8 +106,8 @@ RETURNING ARRAY[incarnation], pg_catalog.set_config('synchronous_commit',
         WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true);
 
 -- name: commit_appends
--- As append_entries, for any appends. The catalog rows that change, or are new, come as JSON (`SENT` in
--- `appends.py`) beside the arrays; where nothing changes, the row is empty and has an `after`.
+-- As append_entries, for any appends. Changed and new catalog rows come as JSON (`SENT` in
+-- `appends.py`) beside the arrays; the row of an unchanged one is empty and has an `after`.
 WITH wanted AS MATERIALIZED (
     SELECT incarnation, seq, commit_id, after, entry, workflow_id, status, holder, submitted_at,
         started_at, ended_at, coalesce(metadata, '{}') AS metadata,
@@ -131,8 +131,8 @@ WITH wanted AS MATERIALIZED (
         parent, due_at, tags, snapshot, digest
     )
 ),
--- A row is found by one look into an index, and updated where it was found: joined by their ids, a
--- large catalog would be read whole. It needs no lock: whoever changes it holds the journal's end.
+-- Each row is found by one index lookup, and updated in place: for a join by ids, the planner may scan
+-- a large catalog. The row needs no lock: all writers of it hold the lock of the journal's end.
 locked AS MATERIALIZED (
     SELECT wanted.*, found.place,
         last.seq = wanted.seq - 1 AND last.commit_id = wanted.after AS unchanged
@@ -165,7 +165,7 @@ advanced AS (
     WHERE row.ctid = ANY (ARRAY(SELECT place FROM locked)) AND row.ctid = locked.place
     RETURNING locked.incarnation, locked.seq, locked.commit_id, locked.entry
 ),
--- After the locks, in everybody: creations of the same ids wait for each other.
+-- Every transaction creates after it has its locks: creations of the same ids wait for each other.
 created AS (
     INSERT INTO {schema}.catalog (
         workflow_id, incarnation, seq, status, holder, submitted_at, started_at, ended_at,
@@ -233,7 +233,7 @@ WHERE incarnation = %(incarnation)s AND seq > %(after)s
 ORDER BY seq;
 
 -- name: read_catalog
--- Appends that change nothing of a row but its seq leave it as it is: the journal says where it ends.
+-- Appends that change only seq do not write the row: the journal has the true end.
 SELECT workflow_id, incarnation, greatest(seq, (
         SELECT pg_catalog.max(journal.seq) FROM {schema}.journal
         WHERE journal.incarnation = catalog.incarnation
@@ -243,8 +243,8 @@ FROM {schema}.catalog WHERE workflow_id = %(workflow_id)s;
 
 -- name: list_page
 -- The rows whose places one of the next queries finds. In braces stand other queries, and `ASC`, `>`
--- and `<=` or, where the newest come first, `DESC`, `<` and `>=` (`listing.py`). Each row is found by
--- one look into an index: given a join, the planner may read a large catalog whole.
+-- and `<=` or, with the newest first, `DESC`, `<` and `>=` (`listing.py`). Each row is found by
+-- one index lookup: for a join, the planner may scan a large catalog.
 SELECT found.workflow_id, found.incarnation, greatest(found.seq, (
         SELECT pg_catalog.max(journal.seq) FROM {schema}.journal
         WHERE journal.incarnation = found.incarnation
@@ -267,9 +267,9 @@ LIMIT %(limit)s;
 
 -- name: places_by_status
 -- As places. A page of each status is read from the index, and the pages are merged: one scan
--- would pass over all rows of the other statuses, or sort all of these. Said as a range and an
--- order of all columns, because no other index can serve that: given an equality, the planner may
--- take the one by submission and throw away what it did not hope to meet.
+-- would read all rows of the other statuses, or sort all of these. Written as a range and an order
+-- of all columns, which no other index can serve: with an equality, the planner may scan the index by
+-- submission and filter.
 SELECT page.submitted_at, page.workflow_id
 FROM pg_catalog.unnest(%(statuses)s::text[]) AS wanted (status)
 CROSS JOIN LATERAL (
@@ -301,7 +301,7 @@ ORDER BY page.submitted_at {order}, page.workflow_id {order}
 LIMIT %(limit)s;
 
 -- name: places_by_tag
--- As places; one of the conditions below says which tag it is, and what it is like.
+-- As places; one of the conditions below selects the tag and its value.
 SELECT submitted_at, workflow_id FROM {schema}.catalog_tags
 WHERE {tagged}
     AND (submitted_at, workflow_id) {beyond} (%(submitted_at)s::double precision, %(workflow_id)s){conditions}
@@ -309,7 +309,7 @@ ORDER BY submitted_at {order}, workflow_id {order}
 LIMIT %(limit)s;
 
 -- name: places_of_two
--- What two of these find. No row has a tag twice.
+-- The union of two of these. No row has a tag twice.
 SELECT submitted_at, workflow_id FROM ({first}) AS first
 UNION ALL
 SELECT submitted_at, workflow_id FROM ({second}) AS second
@@ -334,7 +334,7 @@ catalog.status = ANY (%(statuses)s::text[]);
 catalog.holder = ANY (%(holders)s::text[]);
 
 -- name: text_is
--- That it is not empty, and below that it is no DAG, lets the planner use the index of those.
+-- "Not empty", and below "not a DAG", let the planner use the partial indices.
 catalog.{column} = {text} AND catalog.{column} <> '';
 
 -- name: text_begins
@@ -371,7 +371,8 @@ EXISTS (
 );
 
 -- name: lock_end
--- Before delete_workflow, in a statement of its own: what appends while this waits is seen by the next.
+-- Before delete_workflow, in a statement of its own: the next statement sees appends made while this
+-- one waited.
 SELECT seq FROM {schema}.journal
 WHERE incarnation = %(incarnation)s
 ORDER BY seq DESC
@@ -379,8 +380,8 @@ LIMIT 1
 FOR UPDATE;
 
 -- name: delete_workflow
--- Everything of it, if the journal ends where the caller says, and with the entry that was locked.
--- Returns how many workflows there were.
+-- Deletes everything of the workflow, if the journal ends where the caller says, and with the locked
+-- entry. Returns how many workflows there were.
 WITH gone AS (
     DELETE FROM {schema}.catalog
     USING (
@@ -407,7 +408,7 @@ SELECT pg_catalog.count(*), pg_catalog.set_config('synchronous_commit',
 FROM gone;
 
 -- name: write_blob
--- A blob of one chunk, whole; returns how many were written.
+-- Writes a blob of one chunk; returns how many were written.
 WITH header AS (
     INSERT INTO {schema}.blobs (id, incarnation, key, size, checksum)
     VALUES (%(id)s, %(incarnation)s, %(key)s, %(size)s, %(checksum)s)
@@ -427,7 +428,7 @@ FROM header;
 COPY {schema}.blob_chunks (blob_id, number, data) FROM STDIN (FORMAT BINARY);
 
 -- name: write_blob_header
--- Last, when all chunks are there. The time is when it became one, not when it was begun.
+-- Runs last, when all chunks are written. The time is that of completion, not of the beginning.
 INSERT INTO {schema}.blobs (id, incarnation, key, size, checksum, written_at)
 VALUES (%(id)s, %(incarnation)s, %(key)s, %(size)s, %(checksum)s, pg_catalog.clock_timestamp())
 ON CONFLICT DO NOTHING
@@ -441,7 +442,7 @@ WHERE incarnation = %(incarnation)s AND key = %(key)s;
 SELECT data FROM {schema}.blob_chunks WHERE blob_id = %(id)s ORDER BY number;
 
 -- name: read_some_chunks
--- A part of a blob, for those who pass it on: nothing is held open on the server in between.
+-- A part of a blob, for streaming: the server holds nothing open between two parts.
 SELECT data FROM {schema}.blob_chunks
 WHERE blob_id = %(id)s AND number >= %(first)s AND number < %(end)s ORDER BY number;
 
@@ -478,8 +479,8 @@ SELECT EXISTS (
 );
 
 -- name: lock_catalog
--- Waits for creations that began before the tombstones were there. Later ones see them: whoever
--- waits for this lock reads what is committed when it has it.
+-- Waits for creations that began before the tombstones were written. Later creations see the
+-- tombstones: after waiting for this lock, a transaction reads what is committed then.
 LOCK TABLE {schema}.catalog IN SHARE MODE;
 
 -- name: spare_created
@@ -492,7 +493,7 @@ WHERE incarnation IN (SELECT incarnation FROM {schema}.tombstones)
     AND NOT EXISTS (SELECT 1 FROM {schema}.catalog WHERE catalog.incarnation = blobs.incarnation);
 
 -- name: remove_tombstones
--- Kept long after the sweep: a submission may still be on its way.
+-- Kept long after the sweep: a late submission may still arrive.
 DELETE FROM {schema}.tombstones
 WHERE buried_at < pg_catalog.clock_timestamp() - interval '30 days'
     AND NOT EXISTS (SELECT 1 FROM {schema}.blobs WHERE blobs.incarnation = tombstones.incarnation);

@@ -1,4 +1,4 @@
-"""The schema of a `PostgresStorage`: making it, renewing it, and refusing what is not ours."""
+"""The schema of a `PostgresStorage`: creates and migrates it, and refuses foreign tables."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from ray_workflows.storage.queries import read_queries, read_sql
 
 logger = logging.getLogger(__name__)
 
-#: The files that make the schema, in their order: number n brings it to version n.
+#: The migration files in their order: number n brings the schema to version n.
 MIGRATIONS: tuple[str, ...] = (
     "postgres/schema_1.sql",
     "postgres/schema_2.sql",
     "postgres/schema_3.sql",
 )
 
-#: The oldest server, as its ``server_version_num``. Older ones get no fixes from their makers.
+#: The oldest supported server, as ``server_version_num``. Older ones are out of support.
 OLDEST_SERVER = 130000
 
 QUERIES = read_queries("postgres/queries.sql")
 
-#: The server refuses because of what is there, or who asks: repeating does not mend it.
+#: Errors because of existing objects or missing rights: no retry helps.
 REFUSED = (errors.InsufficientPrivilege, errors.DuplicateObject, errors.DuplicateTable)
 
 
 def for_schema(text: str, schema: str) -> str:
-    """A query with the name of its schema put in, quoted."""
+    """A query with the quoted name of its schema."""
     return text.replace("{schema}", sql.Identifier(schema).as_string(None))
 
 
 class Schema:
-    """What is known of a target's schema, and the queries in it."""
+    """A target's schema, and the queries for it."""
 
     def __init__(self, target: Target) -> None:
         self.target = target
@@ -49,7 +49,7 @@ class Schema:
         }
 
     def ensure(self, connection: Connection) -> None:
-        """Create the schema, or bring it up to date, if need be; check that it can be used.
+        """Create or migrate the schema if needed, and check that it can be used.
 
         Raises:
             StorageConfigError: it can't be used; the message names the remedy.
@@ -118,7 +118,7 @@ class Schema:
         return bool(has_table)
 
     def version(self, connection: Connection) -> int:
-        """The version of a schema that is there."""
+        """The version of an existing schema."""
         try:
             found = connection.first(self.queries["read_schema_version"])
         except errors.InsufficientPrivilege as error:
@@ -130,7 +130,7 @@ class Schema:
         return found[0]
 
     def check_version(self, version: int) -> None:
-        """Raise if a newer release has written here."""
+        """Raise if a newer release wrote the schema."""
         if version > len(MIGRATIONS):
             raise StorageConfigError(
                 f"{self.target.url} was made or changed by a newer release of ray-workflows "
@@ -139,7 +139,7 @@ class Schema:
             )
 
     def migrate(self, connection: Connection) -> None:
-        """Bring the schema to the newest version, unless another process just does."""
+        """Migrate the schema to the newest version, unless another process has done it."""
         try:
             with connection.transaction():
                 connection.execute(self.queries["lock_schema"], self.names)
@@ -156,7 +156,7 @@ class Schema:
             raise self.refused(error) from None
 
     def check_rights(self, connection: Connection) -> None:
-        """Raise if this user may not do all that a coordinator does."""
+        """Raise if this user lacks a right that a coordinator needs."""
         missing = connection.first(self.queries["read_missing_rights"], self.names)[0]
         if missing:
             name = self.names["schema_text"]
@@ -166,7 +166,7 @@ class Schema:
             )
 
     def refused(self, error: Exception) -> StorageConfigError:
-        """The error for what this user may not do, or what something else is in the way of."""
+        """The error for a missing right, or for a name that is taken."""
         name = self.names["schema_text"]
         url = self.target.url
         if not isinstance(error, errors.InsufficientPrivilege):
@@ -181,7 +181,7 @@ class Schema:
         )
 
     def foreign(self) -> StorageConfigError:
-        """The error for tables that only have our names."""
+        """The error for foreign tables with our names."""
         return StorageConfigError(
             f"Schema {self.target.schema!r} of {self.target.url} holds tables that are not of "
             f"ray-workflows. Choose another one with ?schema=name."

@@ -1,5 +1,5 @@
 """`PostgresStorage`: workflows in a schema of a PostgreSQL database, for any number of clusters.
-Needs the extra ``postgres``; nothing else in the package imports it before it is asked for.
+Needs the extra ``postgres``; the package imports this module only for a ``postgresql:`` URL.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ class PostgresStorage(Storage):
     on the server's disk when it is acknowledged, whatever its ``synchronous_commit``. Each process
     has a few connections, opened on demand and closed when idle. Only `open` creates anything.
 
-    Instances pickle with all that is needed to connect, the password too: they travel to the
-    processes of the cluster, and into nothing that is stored. Neither ``url`` nor ``repr`` nor
-    any message shows it.
+    Instances pickle with all connection parameters, including the password: they travel to the
+    processes of the cluster, and are never stored. Neither ``url`` nor ``repr`` nor any message
+    shows the password.
 
     Args:
-        url: ``postgresql://user:password@host:port/database?schema=name``. What is left out comes
+        url: ``postgresql://user:password@host:port/database?schema=name``. Missing parts come
             from the PG* variables, the service file and ``~/.pgpass``, as for other programs;
-            the schema is ``ray_workflows``. Other parameters are libpq's, such as ``sslmode``.
+            the default schema is ``ray_workflows``. Other parameters are libpq's, such as
+            ``sslmode``.
 
     Raises:
         StorageConfigError: the URL can't be understood.
@@ -42,7 +43,7 @@ class PostgresStorage(Storage):
         self.connect_to(parse_target(url))
 
     def connect_to(self, target: Target) -> None:
-        """Compose it for a target; nothing is connected yet."""
+        """Compose the parts for a target; nothing is connected yet."""
         self.target: Target = target
         home = PostgresHome(target)
         blobs = BlobRows(home)
@@ -58,7 +59,7 @@ class PostgresStorage(Storage):
 
 
 def rebuild(cls: type[PostgresStorage], target: Target) -> PostgresStorage:
-    """A pickled storage, in the process it came to."""
+    """Unpickle a storage."""
     storage = cls.__new__(cls)
     storage.connect_to(target)
     return storage

@@ -1,4 +1,4 @@
-"""Which PostgreSQL a URL means: connection parameters, schema, and a URL that is safe to show.
+"""Parses PostgreSQL URLs: connection parameters, schema, and a URL that is safe to show.
 Nothing is connected here.
 """
 
@@ -16,8 +16,8 @@ from ray_workflows.exceptions import StorageConfigError
 
 DEFAULT_SCHEMA = "ray_workflows"
 
-#: Added where the URL does not say otherwise: a server that is gone is noticed within seconds,
-#: not when the system gives up after a quarter of an hour. Seconds; the last but one milliseconds.
+#: Defaults of parameters. With them a lost server is noticed within seconds, not when the system
+#: gives up after a quarter of an hour. Seconds; the last but one in milliseconds.
 DEFAULTS: dict[str, str] = {
     "connect_timeout": "5",
     "keepalives_idle": "10",
@@ -27,13 +27,13 @@ DEFAULTS: dict[str, str] = {
     "fallback_application_name": "ray-workflows",
 }
 
-#: Of these, what this process would use goes along to the others, whose account is another.
+#: Parameters whose defaults depend on the account: this process's values travel to the others.
 PERSONAL = ("user", "port")
 
-#: libpq takes it in URLs, for URLs that were made for JDBC, but does not list it.
+#: A parameter that libpq accepts in URLs (made for JDBC) but does not list.
 UNLISTED = {"ssl"}
 
-#: All of libpq's are like this. Anything else may be the end of a password.
+#: The form of libpq's parameter names. Any other text may be the end of a password.
 PARAMETER = re.compile(r"[a-z_]+")
 
 
@@ -57,10 +57,10 @@ class Target:
         return f"Target({self.url!r})"
 
     def connect_parameters(self) -> dict[str, Any]:
-        """What is handed to libpq."""
+        """The parameters for libpq."""
         parameters = {**DEFAULTS, **self.parameters, "client_encoding": "UTF8"}
         if "," in str(parameters.get("host", "")):
-            # Of several servers, the one that can be written to.
+            # Of several servers, use the one that takes writes.
             parameters.setdefault("target_session_attrs", "read-write")
         return parameters
 
@@ -92,19 +92,19 @@ def parse_target(url: str) -> Target:
         kept.append(part)
     check_schema(schema)
     scheme, _, rest = address.partition("://")
-    # Where a password is not encoded, its end would pass for the name of a database, and be shown.
+    # The end of an unencoded password would be taken for the database's name, and be shown.
     if set("@/") & set(rest.partition("/")[2]):
         raise unreadable()
     try:
         parameters = conninfo_to_dict(f"{scheme.lower()}://{rest}?{'&'.join(kept)}".rstrip("?"))
     except ProgrammingError:
-        # libpq quotes the URL in its message, and so perhaps the password.
+        # libpq's message quotes the URL, perhaps with the password.
         raise unreadable() from None
     ports = str(parameters.get("port") or "").split(",")
     if not all(port == "" or (port.isascii() and port.isdigit()) for port in ports):
         raise unreadable()
     if "" in ports:
-        # An empty one means the default, to libpq; here it would hide what the URLs have in common.
+        # libpq takes an empty port for the default. Written out, equal URLs stay equal.
         parameters["port"] = ",".join(port or "5432" for port in ports)
     if not any(ports):
         del parameters["port"]
@@ -116,7 +116,8 @@ def parse_target(url: str) -> Target:
 
 
 def unreadable() -> StorageConfigError:
-    """The error for a URL whose parts can't be told apart: none of them can be shown."""
+    """The error for a URL that can't be split into parts: it shows none, as one may be a
+    password."""
     return StorageConfigError(
         "The PostgreSQL URL can't be read. It is postgresql://user:password@host:port/database"
         "?schema=name; in user and password, write %40 for '@', %3A for ':', %2F for '/', "
@@ -125,7 +126,7 @@ def unreadable() -> StorageConfigError:
 
 
 def environment() -> dict[str, Any]:
-    """What this process's environment adds: PG* variables, its service file, its account."""
+    """Parameters from this process's environment: PG* variables, service file, account."""
     everything = "PGSERVICE" in os.environ
     found = {}
     for option in pq.Conninfo.get_defaults():
@@ -133,7 +134,7 @@ def environment() -> dict[str, Any]:
         named = option.envvar is not None and option.envvar.decode() in os.environ
         if option.val and (everything or named or name in PERSONAL):
             found[name] = option.val.decode()
-    # What it named is here now, and need not be a file of other nodes.
+    # Its values are resolved now, so that other nodes need no service file.
     found.pop("service", None)
     found.pop("servicefile", None)
     return found
@@ -141,7 +142,7 @@ def environment() -> dict[str, Any]:
 
 def check_schema(schema: str) -> None:
     """Raise unless PostgreSQL takes this as the name of a schema."""
-    # A percent sign would be the mark of a parameter in every query.
+    # A percent sign would start a placeholder in every query.
     if (
         not schema
         or set("\0%") & set(schema)
@@ -155,7 +156,7 @@ def check_schema(schema: str) -> None:
 
 
 def public_url(parameters: dict[str, Any], schema: str) -> str:
-    """A URL without credentials, the same for all that means the same."""
+    """A URL without credentials, in a normal form: equal targets have equal URLs."""
     query = {}
     hosts = str(parameters.get("host") or parameters.get("hostaddr") or "").split(",")
     ports = str(parameters.get("port") or "").split(",")
@@ -165,7 +166,7 @@ def public_url(parameters: dict[str, Any], schema: str) -> str:
     if any(host.startswith(("/", "@")) for host in hosts):
         query.update(host=",".join(hosts), port=",".join(ports))
     else:
-        # One port serves all hosts if there is one only.
+        # A single port is for all hosts.
         ports = ports * len(hosts) if len(ports) == 1 else ports
         pairs = zip(hosts, ports, strict=False)
         address = ",".join(f"{bracketed(h.lower())}:{p}" if p else bracketed(h) for h, p in pairs)
@@ -177,5 +178,5 @@ def public_url(parameters: dict[str, Any], schema: str) -> str:
 
 
 def bracketed(host: str) -> str:
-    """A host as URLs have it: IPv6 addresses in brackets."""
+    """A host in the form of URLs: IPv6 addresses in brackets."""
     return f"[{host}]" if ":" in host else quote(host, safe="")

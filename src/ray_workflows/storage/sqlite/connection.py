@@ -29,18 +29,18 @@ from ray_workflows.storage.queries import read_queries, read_sql
 #: Marks a database as ours: 'RWRF'.
 APPLICATION_ID = 0x52575246
 
-#: The files that make the schema, in their order: number n brings it to version n.
+#: The migration files in their order: number n brings the schema to version n.
 MIGRATIONS: tuple[str, ...] = (
     "sqlite/schema_1.sql",
     "sqlite/schema_2.sql",
     "sqlite/schema_3.sql",
 )
 
-#: How long to wait for another process's transaction, in seconds. A verb's commit may come after
-#: one that waits too, and has to fail, with the reason, before the verb is given up.
+#: How long to wait for another process's transaction, in seconds. A verb's commit may queue behind
+#: one that waits too, and has to fail, with the reason, before the verb's own timeout.
 BUSY_SECONDS = 5.0
 
-#: How long to queue for the turn to ask for the write lock, and how often to look, in seconds.
+#: How long to queue for the right to wait for the write lock, and how often to poll, in seconds.
 TURN_SECONDS = 2.0
 TURN_POLL_SECONDS = 0.0005
 
@@ -54,8 +54,8 @@ Identity = tuple[tuple[int, int] | None, tuple[int, int] | None]
 class Database:
     """A connection to an existing database, shared by the threads of this process one at a time.
 
-    One connection with a lock, not one per thread: SQLite admits one writer anyhow, and its own
-    waiting for another connection sleeps up to 100 ms where a lock wakes at once.
+    One connection with a lock, not one per thread: SQLite admits one writer anyhow, and while a
+    lock wakes a thread at once, SQLite waits for another connection by sleeping up to 100 ms.
     """
 
     def __init__(self, path: str):
@@ -63,8 +63,8 @@ class Database:
         self.lock: threading.RLock = threading.RLock()
         self.connection: sqlite3.Connection | None = None
         self.turnstile: int | None = None
-        #: For those who only look, and not for long: a database that can't be written is read
-        #: without locks if nobody has it open.
+        #: For short-lived readers: a database that this process can't write may be read without
+        #: locks if no process has it open for writing.
         self.may_be_immutable = False
         self.identity: Identity = (None, None)
         with FORK_LOCK:
@@ -75,7 +75,7 @@ class Database:
 
     @contextlib.contextmanager
     def use(self) -> Iterator[sqlite3.Connection]:
-        """The connection, for single statements. Errors leave it closed: it reopens fresh."""
+        """The connection, for single statements. An error closes it; the next use reopens it."""
         with self.lock:
             try:
                 yield self.connected()
@@ -94,14 +94,14 @@ class Database:
         """The connection inside a write transaction, which is committed unless the body raises.
 
         Raises:
-            StorageUnavailableError: nothing is known about the transaction.
+            StorageUnavailableError: the outcome of the transaction is unknown.
         """
         with self.use() as connection:
             with self.turn():
                 connection.execute("BEGIN IMMEDIATE")
             yield connection
             connection.execute("COMMIT")
-            # Only now is it known that the commit is in the file that others will find.
+            # Only now it is certain that the commit is in the file that other processes open.
             self.check_identity()
 
     def is_free(self) -> bool:
@@ -115,12 +115,12 @@ class Database:
     def turn(self) -> Iterator[None]:
         """Queue with the other processes for the right to wait for SQLite's write lock.
 
-        Without it, a process that commits without pause keeps the others out for seconds: SQLite
-        waits by sleeping, and finds the lock taken whenever it wakes. Only fairness depends on
-        this, so that a process that was stopped in the queue is passed by after a while.
+        Without the queue, a process that commits without pause keeps the others out for seconds:
+        SQLite waits by sleeping, and finds the lock taken whenever it wakes. Only fairness depends
+        on the queue, so a wait for a stopped process ends after `TURN_SECONDS`.
         """
         if self.turnstile is None:
-            # A descriptor of the directory: there is no further file that could be missing.
+            # A descriptor of the directory, so that no further file is needed.
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
             with contextlib.suppress(OSError):
                 self.turnstile = os.open(os.path.dirname(self.path), flags)
@@ -149,7 +149,7 @@ class Database:
         try:
             return connect(self.path)
         except sqlite3.OperationalError:
-            # SQLite keeps its log beside the database, also to read, and here it can't.
+            # SQLite needs to write its log beside the database even to read, and here it can't.
             if not self.may_be_immutable or not is_at_rest(self.path):
                 raise
             return connect(self.path, "mode=ro&immutable=1")
@@ -157,7 +157,8 @@ class Database:
     def check_identity(self) -> None:
         """Raise if the files are not those that were opened.
 
-        SQLite would go on writing to a file without a name, and acknowledge what nobody can read.
+        SQLite would go on writing to an unlinked file, and acknowledge commits that no other
+        process can read.
         """
         if identify(self.path) != self.identity:
             raise StorageUnavailableError(
@@ -166,10 +167,10 @@ class Database:
             )
 
     def ensure_version(self, *, migrate: bool) -> None:
-        """Bring the schema to the newest version, or raise if that is not asked for.
+        """Migrate the schema to the newest version; raise if it is old and ``migrate`` is False.
 
-        Only who opens a storage asks: a process that was at work before a newer release migrated
-        goes on, whenever it connects again.
+        Only opening a storage calls this, not reconnecting: so a running process goes on after a
+        newer release has migrated the schema.
 
         Raises:
             StorageConfigError: the schema is a newer release's, or has to be migrated.
@@ -205,12 +206,12 @@ class Database:
 def fetch_all(
     connection: sqlite3.Connection, query: str, values: Mapping[str, Any]
 ) -> list[tuple[Any, ...]]:
-    """All rows of a query. A text that is not UTF-8 comes with other characters in place of what
-    can't be read: its own row is damaged, and no other."""
+    """All rows of a query. Invalid bytes in a text are replaced, so that a text that is not UTF-8
+    damages its own row and no other."""
     try:
         return connection.execute(query, values).fetchall()
     except sqlite3.OperationalError as error:
-        # Python knows no code for it.
+        # Python has no error code for it.
         if "decode to UTF-8" not in str(error):
             raise
     connection.text_factory = readable
@@ -221,13 +222,13 @@ def fetch_all(
 
 
 def readable(text: bytes) -> str:
-    """A text whatever its bytes are."""
+    """Decode any bytes to a text."""
     return text.decode("utf-8", "replace")
 
 
 def close(connection: sqlite3.Connection) -> None:
     """Close a connection, whatever state it is in."""
-    # A cursor kept by a traceback would keep the transaction, and its lock, beyond the close.
+    # A cursor that a traceback holds would keep the transaction and its lock after the close.
     with contextlib.suppress(sqlite3.Error):
         if connection.in_transaction:
             connection.execute("ROLLBACK")
@@ -236,7 +237,7 @@ def close(connection: sqlite3.Connection) -> None:
 
 
 def try_lock(descriptor: int) -> bool:
-    """Take an advisory lock if nobody has it. True also where there are no such locks."""
+    """Take an advisory lock if it is free. True also on systems without such locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -247,9 +248,9 @@ def try_lock(descriptor: int) -> bool:
 
 
 def is_at_rest(path: str) -> bool:
-    """Whether this process can't write a database, and nobody has it open for writing.
+    """Whether this process can't write a database, and no process has it open for writing.
 
-    All that was committed is then in the database file itself.
+    Then all commits are in the database file itself, and none in a log.
     """
     try:
         logged = os.path.getsize(f"{path}-wal")
@@ -264,7 +265,7 @@ def connect(path: str, mode: str = "mode=rw") -> tuple[sqlite3.Connection, Ident
         f"file:{quote(os.fsencode(path))}?{mode}",
         uri=True,
         timeout=BUSY_SECONDS,
-        # Transactions are begun and ended by us, not by the module.
+        # This module begins and ends transactions, not Python's.
         isolation_level=None,
         # The lock keeps the threads apart.
         check_same_thread=False,
@@ -295,15 +296,15 @@ def verify(connection: sqlite3.Connection, path: str) -> None:
 
 
 def read_version(connection: sqlite3.Connection) -> int:
-    """Which version the schema has: how many migrations were run."""
+    """The version of the schema: how many migrations were run."""
     version: int = connection.execute(QUERIES["read_schema_version"]).fetchone()[0]
     return version
 
 
 def run_migrations(connection: sqlite3.Connection) -> None:
-    """Run what is missing, in the caller's transaction."""
+    """Run the missing migrations, in the caller's transaction."""
     for number, name in enumerate(MIGRATIONS, 1):
-        # Somebody else may have done it since the caller looked.
+        # Another process may have run it since the caller's check.
         if number > read_version(connection):
             for statement in statements(read_sql(name)):
                 connection.execute(statement)
@@ -321,7 +322,8 @@ def statements(text: str) -> Iterator[str]:
 
 
 def create(path: str) -> None:
-    """Create the database, unless somebody else does so first. A failure leaves nothing behind."""
+    """Create the database, unless another process does so first. A failure leaves nothing
+    behind."""
     directory = os.path.dirname(path)
     temporary = os.path.join(directory, TEMPORARY_PREFIX + uuid.uuid4().hex)
     try:
@@ -333,7 +335,7 @@ def create(path: str) -> None:
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             run_migrations(connection)
             connection.execute("COMMIT")
-            # In the file's header from here on; not possible inside the transaction.
+            # Stored in the file's header. Not possible inside the transaction.
             mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         finally:
             close(connection)
@@ -355,7 +357,7 @@ def create(path: str) -> None:
 
 
 def sync_file(path: str) -> None:
-    """Wait until a file is on the disk. Not for a database in use: closing it drops its locks."""
+    """Sync a file to the disk. Not for a database in use: closing the file drops its locks."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         sync(descriptor)
@@ -364,7 +366,7 @@ def sync_file(path: str) -> None:
 
 
 def identify(path: str) -> Identity:
-    """Which files are there now."""
+    """The current database file and log."""
     return inode(path), inode(f"{path}-wal")
 
 
@@ -378,7 +380,7 @@ def inode(path: str) -> tuple[int, int] | None:
 
 
 def translate(error: sqlite3.Error, path: str) -> StorageError | None:
-    """The error of ours for one of SQLite's; None for a mistake in our own use of it."""
+    """Our error for one of SQLite's; None for a mistake in our own use of it."""
     reason = str(error)
     # Python 3.10 has no error codes; the classes and SQLite's fixed texts tell them apart.
     if isinstance(error, sqlite3.OperationalError):
@@ -409,9 +411,9 @@ def translate(error: sqlite3.Error, path: str) -> StorageError | None:
 
 # -- fork ------------------------------------------------------------------------------------
 
-# SQLite's locks belong to the process, and a child that inherits a connection believes it has
-# them: even a new connection of its own would then be unprotected. So there is none open while
-# the process forks. (subprocess does not run these hooks, and need not: exec forgets everything.)
+# SQLite's locks belong to the process. A child that inherits a connection believes that it has
+# them, and even its new connections would be unprotected. So none is open while the process forks.
+# (subprocess does not run these hooks, and need not: exec discards everything.)
 
 DATABASES: weakref.WeakSet[Database] = weakref.WeakSet()
 FORK_LOCK = threading.RLock()
@@ -419,7 +421,7 @@ AT_FORK: list[Database] = []
 
 
 def before_fork() -> None:
-    """Wait for running transactions, close all connections and let nobody open one."""
+    """Wait for running transactions, close all connections, and block new ones."""
     FORK_LOCK.acquire()
     AT_FORK.extend(DATABASES)
     for database in AT_FORK:
@@ -428,7 +430,7 @@ def before_fork() -> None:
 
 
 def after_fork_in_parent() -> None:
-    """Let the threads go on; they reconnect."""
+    """Release the threads; they reconnect."""
     for database in AT_FORK:
         database.lock.release()
     AT_FORK.clear()
@@ -436,7 +438,7 @@ def after_fork_in_parent() -> None:
 
 
 def after_fork_in_child() -> None:
-    """The same with new locks: the threads that may wait for the old ones are not here."""
+    """Replace the locks: the threads that held the old ones do not exist here."""
     global FORK_LOCK
     for database in AT_FORK:
         database.lock = threading.RLock()

@@ -36,7 +36,7 @@ class SqliteDirectory(Home):
         self.directory: str = real_path(directory)
         self.blobs_directory: str = os.path.join(self.directory, BLOBS_NAME)
         path = os.path.join(self.directory, DATABASE_NAME)
-        # Two connections: nobody who reads waits for the disk while somebody else commits.
+        # Two connections, so that readers do not wait for the disk during a commit.
         self.writer: Database = Database(path)
         self.reader: Database = Database(path)
 
@@ -64,7 +64,7 @@ class SqliteDirectory(Home):
             StorageUnavailableError: the disk is full or broken, or the database stays locked.
         """
         with prepared_directory(self.directory), prepared_directory(self.blobs_directory):
-            # The directory may be local and the database in it a mount or a link.
+            # The directory may be local while the database in it is a mount or a link.
             path = self.writer.path
             if os.path.lexists(path):
                 check_local(path)
@@ -76,7 +76,7 @@ class SqliteDirectory(Home):
     def open_existing(self) -> None:
         """Check that there is a storage here and that it can be read; creates nothing.
 
-        One that this user can't write, or on a read-only disk, is read nevertheless.
+        Works also if this user can't write it, or the disk is read-only.
 
         Raises:
             StorageConfigError: there is none, this user may not read it, the file system is a

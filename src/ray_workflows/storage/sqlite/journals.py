@@ -29,13 +29,13 @@ from ray_workflows.storage.validation import (
     check_limit,
 )
 
-#: What the queries that write rows are given, in this order.
+#: The parameters of the queries that write rows, in their order.
 GIVEN = (*STORED, "expected_seq")
 
 
 def by_number(query: str) -> str:
-    """A query whose parameters are taken from `GIVEN` by their numbers: by their names takes SQLite
-    twice as long as all else."""
+    """A query with the parameters of `GIVEN` by number. By name, they would take SQLite twice as
+    long as everything else."""
     return re.sub(r":(\w+)", lambda match: f"?{GIVEN.index(match[1]) + 1}", QUERIES[query])
 
 
@@ -44,16 +44,16 @@ ADVANCE = by_number("advance_workflow")
 TOUCH = by_number("touch_workflow")
 APPEND = QUERIES["append_entry"]
 
-#: How much of a journal is deleted in one transaction: entries, and their bytes.
+#: How much of a journal one transaction deletes: the number of entries, and their bytes.
 DELETE_ENTRIES = 5_000
 DELETE_BYTES = 16 * 1024 * 1024
 
-#: A workflow that comes to one of these by an append was most often in it before.
+#: An append that leaves a workflow in one of these mostly found it in the same one.
 ACTIVE = WorkflowStatus.non_terminating_status()
 
 
 class SqliteJournals(JournalStore):
-    """Journals and catalog in the database of a directory, whose blob files go with them.
+    """Journals and catalog in the database of a directory. Deletes a workflow's blobs with it.
 
     Args:
         home: the directory.
@@ -68,12 +68,13 @@ class SqliteJournals(JournalStore):
 
     @property
     def commits_at_once(self) -> bool:
-        """Whether it waits for a disk of this machine alone: nobody in this process writes."""
+        """Whether a commit waits for the local disk only: no other thread of this process
+        writes."""
         return self.home.writer.is_free()
 
     def commit(self, appends: Sequence[Append]) -> list[CommitOutcome]:
         """Append to several journals in one transaction; see `Storage.commit`."""
-        # Taken out here so that a sequence that raises does so before the transaction.
+        # Read completely before the transaction: a sequence that raises does so here.
         appends = list(appends)
         check_appends(appends)
         if not appends:
@@ -110,7 +111,7 @@ class SqliteJournals(JournalStore):
         return self.count(*compose_count(query))
 
     def count(self, text: str, parameters: dict[str, Any]) -> int:
-        """What a query counts."""
+        """The number that a query returns."""
         with self.home.reader.use() as connection:
             found: int = fetch_all(connection, text, parameters)[0][0]
         return found
@@ -118,7 +119,7 @@ class SqliteJournals(JournalStore):
     def delete(self, workflow_id: str, incarnation: str, expected_seq: int) -> CommitOutcome:
         """Delete a workflow and its blobs, if its journal still ends at ``expected_seq``.
 
-        A long journal goes in several transactions, so that commits get in between.
+        A long journal takes several transactions, so that commits get in between.
         """
         buried = False
         with self.home.writer.transaction() as connection:
@@ -135,7 +136,8 @@ class SqliteJournals(JournalStore):
                 connection.execute(QUERIES["write_tombstone"], grave)
                 buried = True
         if buried:
-            # The workflow is gone whatever happens now; the tombstone leads `sweep` to the rest.
+            # The workflow is deleted, whatever happens now; the tombstone leads `sweep` to the
+            # rest.
             with contextlib.suppress(StorageUnavailableError):
                 self.finish_tombstone(incarnation)
         return CommitOutcome.OK
@@ -172,7 +174,7 @@ class SqliteJournals(JournalStore):
             elif self.bury_orphan(incarnation, before):
                 self.finish_tombstone(incarnation)
                 swept.add(incarnation)
-        # What a process left that was killed while it created the database.
+        # Files of processes that were killed while they created the database.
         remove_temporaries(self.home.directory, before)
         return len(swept)
 
@@ -184,10 +186,10 @@ class SqliteJournals(JournalStore):
         return found is not None
 
     def bury_orphan(self, incarnation: str, before: float) -> bool:
-        """Write a tombstone for blobs older than that time, unless their workflow exists by now.
+        """Write a tombstone for blobs older than a time, unless their workflow exists by now.
 
-        From then on the workflow can't be created any more, so that it can't lose its blobs
-        between the check and their removal.
+        The tombstone prevents the workflow's creation, so that it can't lose its blobs between the
+        check and their removal.
         """
         newest = self.blobs.newest(incarnation)
         if newest is None or newest > before:
@@ -198,8 +200,8 @@ class SqliteJournals(JournalStore):
 
 
 def delete_some(connection: sqlite3.Connection, incarnation: str) -> bool:
-    """Delete the first entries of a journal, as many as take some ten milliseconds; whether there
-    may be more. Inside a transaction."""
+    """Delete the first entries of a journal, as many as take about ten milliseconds, inside a
+    transaction. Returns whether there may be more."""
     key = {"incarnation": incarnation, "limit": DELETE_ENTRIES}
     found = connection.execute(QUERIES["read_sizes"], key).fetchall()
     size = count = 0
@@ -213,7 +215,7 @@ def delete_some(connection: sqlite3.Connection, incarnation: str) -> bool:
 
 
 def let_others_in() -> None:
-    """Give other threads and processes the time to take a lock that was just released."""
+    """Pause, so that another thread or process can take the lock that was just released."""
     time.sleep(0.001)
 
 
@@ -221,7 +223,7 @@ def append_one(connection: sqlite3.Connection, append: Append) -> CommitOutcome:
     """Write one append and its catalog row, or neither, inside a transaction."""
     values = row_values(append)
     if append.expected_seq == 0:
-        # It has no number that another query would have to be given.
+        # The query of a creation does not take ``expected_seq``.
         changed = connection.execute(CREATE, values[:-1]).rowcount
     else:
         changed = connection.execute(ADVANCE, values).rowcount
@@ -232,8 +234,9 @@ def append_one(connection: sqlite3.Connection, append: Append) -> CommitOutcome:
 
 
 def append_as_expected(connection: sqlite3.Connection, appends: Sequence[Append]) -> bool:
-    """Write appends as nearly all groups are: every journal ends where expected, and who runs after
-    the append ran before it. Writes nothing and returns False if one is not so.
+    """Write a group on the guess that nearly always holds: every journal ends where expected, and
+    appends that leave a workflow running found it running. If the guess is wrong, writes nothing
+    and returns False.
 
     A group costs half of what it costs one by one.
     """
@@ -256,7 +259,7 @@ def append_as_expected(connection: sqlite3.Connection, appends: Sequence[Append]
 
 
 def row_values(append: Append) -> list[Any]:
-    """What is `GIVEN` to the queries that write catalog rows."""
+    """The values of `GIVEN` for an append."""
     values = encode_row(append.catalog, clean)
     values.append(append.expected_seq)
     return values
@@ -268,5 +271,5 @@ def entry_values(append: Append) -> tuple[Any, ...]:
 
 
 def clean(text: str) -> str:
-    """A text as UTF-8 can hold it: file names in messages can bring surrogates."""
+    """A text without surrogates, which UTF-8 can't encode; file names in messages may have them."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")

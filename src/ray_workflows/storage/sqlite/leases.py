@@ -34,7 +34,7 @@ class SqliteLeases(LeaseStore):
             connection.execute(QUERIES["remove_holder"], {"holder_id": holder_id})
 
     def read_holders(self) -> list[Holder]:
-        """All holders, by id. One that can't be read is left out: a live one is renewed soon."""
+        """All holders, by id. Unreadable ones are left out: a live holder is renewed soon."""
         with self.home.reader.use() as connection:
             rows = fetch_all(connection, QUERIES["read_holders"], {})
         return decode_holders(rows, where=self.home.reader.path)

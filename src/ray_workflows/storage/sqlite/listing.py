@@ -1,4 +1,4 @@
-"""What asks SQLite for rows of the catalog. Nothing here talks to a database."""
+"""Composes catalog queries for SQLite. Nothing here talks to a database."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ray_workflows._model.status import WORKFLOWS
 from ray_workflows.storage.listing import Listing, driving_tag, is_narrow
 from ray_workflows.storage.sqlite.connection import QUERIES
 
-#: A column of which fewer rows than this are what is asked for is where to look for them; with
-#: more, they are found sooner in the order of the listing. (SQLite knows neither.)
+#: If fewer rows match a condition, its index finds them; if more, a scan in the listing's order
+#: finds a page sooner. (SQLite has no statistics here.)
 MANY = 10_000
 
-#: How many rows a query finds, with these parameters.
+#: Counts the rows of a query, with these parameters.
 Count = Callable[[str, dict[str, Any]], int]
 
 
@@ -38,13 +38,13 @@ def compose_listing(query: CatalogQuery, count: Count) -> tuple[str, dict[str, A
 
 
 def is_wide(condition: Condition) -> bool:
-    """Whether it may hold of many rows or of few, which an index tells."""
+    """Whether a condition may match many rows or few, so that counting in the index decides."""
     prefix = condition.operator is Operator.BEGINS and bool(condition.text)
     return prefix or condition.column == "ended_at"
 
 
 def compose_probe(condition: Condition) -> tuple[str, dict[str, Any]]:
-    """The query that counts rows of which a condition holds, up to `MANY`."""
+    """The query that counts the rows that match a condition, up to `MANY`."""
     listing, _ = start(CatalogQuery(conditions=(condition,)))
     listing.parameters["most"] = MANY
     text = listing.part("some_rows").replace("{condition}", listing.condition(condition))
@@ -58,7 +58,7 @@ def compose_count(query: CatalogQuery) -> tuple[str, dict[str, Any]]:
 
 
 def start(query: CatalogQuery) -> tuple[Listing, list[str]]:
-    """The listing, and the names of the conditions that are no columns' alone."""
+    """The listing, and the names of its conditions on status and holder."""
     listing = Listing(QUERIES, query, lambda name: f":{name}")
     statuses = sorted({status.value for status in query.statuses or WORKFLOWS})
     listing.parameters["statuses"] = json.dumps(statuses)

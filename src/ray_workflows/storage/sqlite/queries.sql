@@ -2,8 +2,8 @@
 -- `rows.decode_row` takes them.
 
 -- name: configure_connection
--- FULL: a commit is on the disk before it is acknowledged; the next two are what that takes on
--- macOS. The limit gives the disk space of an exceptionally large commit back.
+-- FULL: a commit is on the disk before it is acknowledged; macOS needs the next two for that. The
+-- limit frees the disk space after an exceptionally large commit.
 PRAGMA synchronous = FULL;
 PRAGMA fullfsync = ON;
 PRAGMA checkpoint_fullfsync = ON;
@@ -38,8 +38,8 @@ SET seq = :seq, status = :status, holder = :holder, submitted_at = :submitted_at
 WHERE workflow_id = :workflow_id AND incarnation = :incarnation AND seq = :expected_seq;
 
 -- name: touch_workflow
--- As advance_workflow where nothing changes that is in an index of all rows, or in the tags: no index has
--- to be rewritten, which SQLite does for every column that is set, whatever to.
+-- As advance_workflow, if no column of a full index and no tag changes. SQLite rewrites the indices of
+-- every column that is set, even to the same value.
 UPDATE catalog
 SET seq = :seq, holder = :holder, started_at = :started_at, ended_at = :ended_at,
     metadata = :metadata, plan_digest = :plan_digest, error = :error, released = :released,
@@ -73,7 +73,7 @@ FROM catalog WHERE workflow_id = :workflow_id;
 
 -- name: list_page
 -- The rows whose places one of the next queries finds. In braces stand other queries, and `ASC` and `>`
--- or, where the newest come first, `DESC` and `<` (`listing.py`).
+-- or, with the newest first, `DESC` and `<` (`listing.py`).
 SELECT found.workflow_id, found.incarnation, found.seq, found.status, found.holder,
     found.submitted_at, found.started_at, found.ended_at, found.metadata, found.plan_digest,
     found.error, found.released, found.kind, found.name, found.queue, found.priority,
@@ -90,27 +90,27 @@ ORDER BY submitted_at {order}, workflow_id {order}
 LIMIT :limit;
 
 -- name: places_in_order
--- As places, where many rows are what is asked for: a page of them is soon found in their order.
+-- As places, if many rows match: a scan in the listing's order finds a page of them soon.
 SELECT id, submitted_at, workflow_id FROM catalog INDEXED BY catalog_by_submission
 WHERE (submitted_at, workflow_id) {beyond} (:submitted_at, :workflow_id){conditions}
 ORDER BY submitted_at {order}, workflow_id {order}
 LIMIT :limit;
 
 -- name: places_sorted
--- As places, where few are: they are read from another index, and sorted. Plus keeps SQLite from
--- passing over all others in their order.
+-- As places, if few rows match: they are read from another index, and sorted. The plus keeps SQLite
+-- from scanning all rows in the listing's order.
 SELECT id, submitted_at, workflow_id FROM catalog
 WHERE (+submitted_at, +workflow_id) {beyond} (:submitted_at, :workflow_id){conditions}
 ORDER BY +submitted_at {order}, +workflow_id {order}
 LIMIT :limit;
 
 -- name: some_rows
--- How many rows there are of which a condition holds; no more than `most` are looked at.
+-- How many rows match a condition, counted up to `most`.
 SELECT count(*) FROM (SELECT 1 FROM catalog WHERE {condition} LIMIT :most);
 
 -- name: places_by_status
 -- As places. A page of each status is read from the index, and the pages are merged: one scan would
--- pass over all rows of the other statuses, or sort all of these.
+-- read all rows of the other statuses, or sort all of these.
 SELECT some.id, some.submitted_at, some.workflow_id
 FROM json_each(:statuses) AS wanted
 CROSS JOIN catalog AS some
@@ -125,14 +125,14 @@ ORDER BY some.submitted_at {order}, some.workflow_id {order}
 LIMIT :limit;
 
 -- name: places_by_tag
--- As places; one of the conditions below says which tag it is, and what it is like.
+-- As places; one of the conditions below selects the tag and its value.
 SELECT row_id AS id, submitted_at, workflow_id FROM catalog_tags
 WHERE {tagged} AND (submitted_at, workflow_id) {beyond} (:submitted_at, :workflow_id){conditions}
 ORDER BY submitted_at {order}, workflow_id {order}
 LIMIT :limit;
 
 -- name: places_of_two
--- What two of these find. No row has a tag twice.
+-- The union of two of these. No row has a tag twice.
 SELECT id, submitted_at, workflow_id FROM ({first})
 UNION ALL
 SELECT id, submitted_at, workflow_id FROM ({second})
@@ -149,14 +149,14 @@ SELECT count(*) FROM catalog WHERE true{conditions};
 catalog.status <> 'NONE';
 
 -- name: status_is_one
--- Not by the index of statuses, whose rows would have to be sorted: hence the plus.
+-- The plus keeps SQLite from using the index of statuses, whose rows it would have to sort.
 +catalog.status IN (SELECT value FROM json_each(:statuses));
 
 -- name: holder_is_one
 catalog.holder IN (SELECT value FROM json_each(:holders));
 
 -- name: text_is
--- That it is not empty, and below that it is no DAG, lets SQLite use the index of those.
+-- "Not empty", and below "not a DAG", let SQLite use the partial indices.
 catalog.{column} = {text} AND catalog.{column} <> '';
 
 -- name: text_begins
@@ -205,7 +205,7 @@ INSERT INTO tombstones (incarnation, deleted_at) VALUES (:incarnation, :deleted_
 ON CONFLICT DO NOTHING;
 
 -- name: write_orphan_tombstone
--- For blobs without a workflow; writes nothing if the workflow has come to be.
+-- For blobs without a workflow; writes nothing if the workflow exists by now.
 INSERT INTO tombstones (incarnation, deleted_at)
 SELECT :incarnation, :deleted_at
 WHERE NOT EXISTS (SELECT 1 FROM catalog WHERE incarnation = :incarnation)
