@@ -32,6 +32,9 @@ from tests.support.moto import CREDENTIALS
 #: How long the healing may take, in seconds: so long nothing is found missing.
 HEAL_SECONDS = 240.0
 
+#: For how long workflows are deleted before the next question how many are left, in seconds.
+DELETE_SECONDS = 60.0
+
 #: The environment of clusters and drivers.
 SETTINGS = {**CREDENTIALS, LEASE_VARIABLE: str(LEASE), "RAY_AUTH_MODE": AUTH_MODE}
 
@@ -219,13 +222,17 @@ class Run:
         )
         found = check(history)
         found += [Violation("stored bytes are readable", name, text) for name, text in damage]
+        self.say(f"{len(found)} violations; all workflows are deleted")
         self.history = history
         return found
 
     def clean_up(self) -> None:
         """Delete all workflows; what is there then is left over."""
         cluster = self.slots[0]
-        cluster.call(delete_all)
+        left = cluster.call(delete_some, DELETE_SECONDS)
+        while left:
+            before, left = left, cluster.call(delete_some, DELETE_SECONDS)
+            assert left < before, f"{left} workflows can't be deleted"
         # What they shared, and blobs of submissions that never arrived: else they stay for a while.
         storage = storage_from_url(self.place.url)
         collect(storage, unused_seconds=0.0)
@@ -367,21 +374,21 @@ class Run:
 # -- in the driver of a cluster ------------------------------------------------------------
 
 
-def delete_all() -> None:
-    """Delete all workflows, as soon as their coordinators are known to be dead."""
+def delete_some(seconds: float) -> int:
+    """Delete workflows for so long, as soon as their coordinators are known to be dead; how many
+    are left. An S3 takes seconds for each."""
     import ray_workflows as workflow
 
-    deadline = time.monotonic() + 120.0
-    while True:
-        left = workflow.list_all()
-        if not left:
-            return
-        assert time.monotonic() < deadline, left
+    deadline = time.monotonic() + seconds
+    while left := workflow.list_all():
         for name, _ in left:
+            if time.monotonic() > deadline:
+                return len(workflow.list_all())
             try:
                 workflow.delete(name)
             except workflow.WorkflowStillActiveError:
                 time.sleep(0.2)
+    return 0
 
 
 def count_in_cluster() -> tuple[int, list[str]]:
