@@ -10,5 +10,5 @@ ELAPSED_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 def elapsed() -> float:
-    """Seconds since some moment, whatever becomes of the wall clock."""
+    """Seconds since some fixed moment; changes of the wall clock don't matter."""
     return time.clock_gettime(ELAPSED_CLOCK)

@@ -1,5 +1,5 @@
-"""`PayloadCodec`: the hook through which users compress or encrypt what is stored of their values.
-Only its shape is here, and how one is checked; `_codec.envelope` applies it.
+"""`PayloadCodec`: the hook by which users compress or encrypt stored values.
+This module defines and checks codecs; `_codec.envelope` applies them.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from ray_workflows.exceptions import PayloadCodecError
 
 NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,100}")
 
-#: What a codec is tried with: nothing, a little, and all bytes there are.
+#: The bytes that a codec is tried with: none, a few, and every byte value.
 SAMPLES = (b"", b"ray-workflows", bytes(range(256)) * 64)
 
 
 class PayloadCodec(ABC):
-    """Turns the bytes of values into what is stored, and back. Subclass it.
+    """Turns the bytes of values into the bytes to store, and back. Subclass it.
 
     Give an instance to ``init(codec=...)``. It travels to workers and coordinators by pickle, and
     is called there from several threads, with up to 4 MiB at a time: a large value is encoded piece
-    by piece, each for itself. Encoding may give other bytes each time.
+    by piece, each separately. Encoding may give other bytes each time.
 
-    The name is stored with each value, so that reading it without the codec says which is missing:
-    give a codec that can't read what an older one wrote another name.
+    The name is stored with each value, so that the error of a missing codec names it. A codec that
+    can't read the output of an older one needs another name.
 
     Example:
         >>> import zlib
@@ -40,25 +40,25 @@ class PayloadCodec(ABC):
         b'value'
     """
 
-    #: What it is called, for ever: up to 100 ASCII letters, digits and ``_.:/-``.
+    #: Its permanent name: up to 100 ASCII letters, digits and ``_.:/-``.
     name: str = ""
 
     @abstractmethod
     def encode(self, data: bytes) -> bytes:
-        """What is stored in place of these bytes."""
+        """The bytes to store in place of these."""
 
     @abstractmethod
     def decode(self, data: bytes) -> bytes:
-        """The bytes that were encoded; raises if they can't be had."""
+        """The original bytes; raises if they can't be restored."""
 
 
 def check_codecs(codec: PayloadCodec | Sequence[PayloadCodec] | None) -> tuple[PayloadCodec, ...]:
-    """The codecs that ``codec=`` names, each of which was tried.
+    """The codecs that ``codec=`` names, after a trial of each.
 
     Raises:
         TypeError: something else was given.
         ValueError: two have the same name, or one has none.
-        PayloadCodecError: one does not give back what it was given.
+        PayloadCodecError: one does not return the bytes that it was given.
     """
     if codec is None:
         return ()
@@ -87,14 +87,14 @@ def check_codecs(codec: PayloadCodec | Sequence[PayloadCodec] | None) -> tuple[P
 
 
 def described(value: Any) -> str:
-    """How messages call what is no codec."""
+    """The description, in messages, of a value that is not a codec."""
     if isinstance(value, type) and issubclass(value, PayloadCodec):
         return f"the class {value.__name__} (call it: {value.__name__}())"
     return type(value).__name__
 
 
 def try_codec(codec: PayloadCodec) -> None:
-    """Raise unless it gives back what it was given, as bytes."""
+    """Raise unless the codec returns what it was given, as bytes."""
     for sample in SAMPLES:
         try:
             found: Any = codec.decode(codec.encode(sample))

@@ -1,1 +1,1 @@
-"""Bytes of the journal and of values: versions and checksums; nothing of what they mean."""
+"""Encodes journal entries and values as bytes, with versions and checksums."""

@@ -1,11 +1,11 @@
-"""Envelopes: a pickle and its out-of-band buffers as one run of bytes, and back without copying.
+"""Envelopes: a pickle and its out-of-band buffers as one run of bytes, read without copying.
 
 Layout: ``MAGIC``, a version byte, the header's length (4 bytes, big-endian), the header
 (MessagePack), the pickle, then each buffer at the next multiple of `ALIGNMENT`. That is version 1.
 
-In version 2 all that follows the header is encoded by the codec that the header names: cut into
-pieces of `PIECE_BYTES`, each encoded for itself, and written behind its length (8 bytes,
-big-endian). The header stays readable: it says which blobs belong to the value.
+In version 2 the codec that the header names encodes all that follows the header: it is cut into
+pieces of `PIECE_BYTES`, each encoded separately, and written after its length (8 bytes,
+big-endian). The header stays readable: it names the blobs that belong to the value.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from ray_workflows.exceptions import PayloadCodecError, StorageCorruptError
 
 MAGIC = b"RV"
 PLAIN, ENCODED = 1, 2
-#: What an envelope begins with: magic, version, the length of the header.
+#: The beginning of an envelope: magic, version, the length of the header.
 PREFIX = struct.Struct(">2sBI")
 PREFIX_SIZE = PREFIX.size
 
 #: Arrays restored from a mapped blob start at cache line boundaries.
 ALIGNMENT = 64
 
-#: A codec gets so many bytes at once: what is held in memory beside the value.
+#: The bytes that a codec gets at once, which memory holds beside the value.
 PIECE_BYTES = 4 * 1024 * 1024
 LENGTH_BYTES = 8
 
@@ -63,14 +63,14 @@ def padding(position: int) -> int:
 
 @functools.lru_cache(maxsize=1024)
 def plain_head(pickle_size: int) -> bytes:
-    """What stands before a pickle that is all there is."""
+    """The bytes before the pickle in an envelope that has nothing else."""
     header = ENCODER.encode(Header(pickle_size))
     return PREFIX.pack(MAGIC, PLAIN, len(header)) + header
 
 
 @functools.lru_cache(maxsize=1024)
 def plain_head_in(size: int) -> bytes | None:
-    """What such an envelope of so many bytes begins with; None if none has that size."""
+    """The head of such an envelope with a total of ``size`` bytes; None if none has that size."""
     shortest, longest = len(plain_head(0)), len(plain_head(size))
     for length in range(shortest, min(size, longest + 1)):
         head = plain_head(size - length)
@@ -85,7 +85,7 @@ def seal(
     objects: Iterable[Blob] = (),
     codec: PayloadCodec | None = None,
 ) -> Iterable[bytes | memoryview]:
-    """The chunks of an envelope, to be taken once; ``b"".join`` makes them one.
+    """The chunks of an envelope, to be iterated once; ``b"".join`` makes them one.
 
     Without a codec no buffer is copied. With one, pieces are encoded as they are taken.
 
@@ -108,7 +108,7 @@ def seal(
 def laid_out(
     pickled: bytes | memoryview, buffers: Sequence[memoryview], position: int
 ) -> Iterator[bytes | memoryview]:
-    """The pickle, which comes to lie at a position, and the buffers with the gaps before them."""
+    """The pickle, which starts at ``position``, and the buffers with the padding before them."""
     yield pickled
     position += len(pickled)
     for buffer in buffers:
@@ -120,7 +120,7 @@ def laid_out(
 
 
 def encoded(chunks: Iterable[bytes | memoryview], codec: PayloadCodec) -> Iterator[bytes]:
-    """The chunks encoded piece by piece, each piece behind its length."""
+    """The chunks encoded piece by piece, each piece after its length."""
     for piece in pieces(chunks):
         try:
             data = bytes(codec.encode(piece))
@@ -160,7 +160,7 @@ def unseal(
     Args:
         data: the envelope.
         where: names it in errors.
-        codecs: by their names what it may be encoded with.
+        codecs: the codecs that it may be encoded with.
 
     Raises:
         StorageCorruptError: the bytes are no envelope, or a newer release wrote them.
@@ -187,7 +187,7 @@ def unseal(
 def decoded(
     view: memoryview, header: Header, *, where: str, codecs: Sequence[PayloadCodec]
 ) -> memoryview:
-    """What follows the header, decoded into memory of its own; read-only."""
+    """The decoded body of an envelope, in new memory; read-only."""
     codec = next((each for each in codecs if each.name == header.codec), None)
     if codec is None:
         known = ", ".join(repr(each.name) for each in codecs) or "none"
@@ -199,7 +199,7 @@ def decoded(
         )
     size = body_size(header)
     if size > PIECE_BYTES * count_pieces(view):
-        # No memory is taken because a damaged header says so.
+        # Don't allocate the size that a damaged header names.
         raise StorageCorruptError(
             f"The stored value of {where} is damaged: it has too few pieces for the {size} bytes "
             f"that its header says."
@@ -219,7 +219,7 @@ def decoded(
                 f"with the key, that they were encoded with?",
             ) from error
         start += length
-        # A slice that is too long would make the buffer longer.
+        # Cut: assigning a longer slice would grow the buffer.
         found[end : end + len(piece)] = piece[: len(found) - end]
         end += len(piece)
     if end != len(found) or start != view.nbytes:
@@ -241,7 +241,7 @@ def count_pieces(view: memoryview) -> int:
 
 
 def body_size(header: Header) -> int:
-    """How many bytes follow the header before they are encoded."""
+    """The bytes after the header, before they are encoded."""
     end = header.pickle_size
     for size in header.buffer_sizes:
         end += padding(end) + size
@@ -265,12 +265,12 @@ def read_header(view: memoryview, *, where: str) -> tuple[Header, int]:
             raise ValueError("a size in its header is negative")
         return header, end
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        # Text that is no UTF-8 is a ValueError.
+        # Text that is not UTF-8 is a ValueError.
         raise StorageCorruptError(f"The stored value of {where} is damaged: {error}") from error
 
 
 def header_end(view: memoryview) -> int:
-    """Where the header ends of an envelope that begins so."""
+    """The end of the header, from the beginning of an envelope."""
     size: int = PREFIX.unpack_from(view)[2]
     return PREFIX_SIZE + size
 
@@ -278,13 +278,13 @@ def header_end(view: memoryview) -> int:
 def objects_in(
     beginning: bytes | memoryview, *, where: str, partial: bool = False
 ) -> tuple[Blob, ...] | None:
-    """The blobs of the ObjectRefs in an envelope that begins so.
+    """The blobs of the ObjectRefs in an envelope, from its beginning.
 
-    ``partial``: more of it may be needed to tell; None if so.
+    ``partial``: ``beginning`` may be too short; None if it is.
     """
     view = memoryview(beginning)
     if partial and bytes(view[:2]) != MAGIC[: view.nbytes]:
-        return ()  # No envelope: more of it would not help.
+        return ()  # Not an envelope: more bytes would not help.
     if partial and (view.nbytes < PREFIX_SIZE or view.nbytes < header_end(view)):
         return None
     return read_header(view, where=where)[0].objects

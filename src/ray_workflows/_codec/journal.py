@@ -3,14 +3,14 @@
 An entry is ``MAGIC``, one version byte, the link (8 bytes), the checksum (8 bytes), and the
 MessagePack array of its events. The checksum covers the version, the workflow id, the incarnation,
 the entry's number, the link and the events, so that an entry in another journal or under another
-number is damage. The link is the checksum of the entry before, so that each entry vouches for all
+number is detected. The link is the checksum of the entry before, so that each entry confirms all
 before it. Versions 1 and 2 have in place of both the CRC-32 of the events (4 bytes, big-endian);
-`UPCASTERS` brings them up to date. Checksums tell accidents; they are no protection from somebody
-who changes entries on purpose, and could compute them too.
+`UPCASTERS` brings them up to date. Checksums detect accidents, not an attacker, who could compute
+them too.
 
-What needs a new version: everything that a reader of the version before would misread or not know,
-such as a new kind of event. What does not: a field at the end of a record, with a default, without
-which a reader of the version before does the right thing.
+A change needs a new version if a reader of the version before would misread or not know it, such as
+a new kind of event. It needs none if it adds a field at the end of a record, with a default, and
+a reader of the version before does the right thing without it.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ from ray_workflows.exceptions import StorageCorruptError
 
 MAGIC = b"RW"
 VERSION = 3
-#: Up to this version, entries know nothing of the journal that they belong to.
+#: Up to this version, entries don't name the journal that they belong to.
 LAST_UNLINKED = 2
 UNLINKED_HEADER = len(MAGIC) + 1 + 4
 
 LINK_SIZE = 8
 HEADER_SIZE = len(MAGIC) + 1 + 2 * LINK_SIZE
 
-#: The link of a first entry, and of one whose writer had not read the entry before.
+#: The link of a first entry, and of an entry whose writer had not read the one before.
 NO_LINK = bytes(LINK_SIZE)
 
 #: The events of an entry as MessagePack has them: lists, each with its tag first.
 PlainEvents = list[list[Any]]
 
-#: For each older version, from 1 on, the function that makes the next version's events of its own.
-#: They stay for ever, and know nothing of today's records, which go on changing.
+#: For each older version, from 1 on, the function that turns its events into the next version's.
+#: They stay for ever, and don't use today's records, which go on changing.
 UPCASTERS: dict[int, Callable[[PlainEvents], PlainEvents]] = {
-    # 2: signals, as events and as a kind of task. What version 1 knows means the same.
+    # 2: signals, as events and as a kind of task. Events of version 1 mean the same.
     1: lambda events: events,
     # 3: the header, tasks that no node can hold, signals that a listener has had, snapshots, tags,
-    # and messages to others. What version 2 knows means the same.
+    # and messages to others. Events of version 2 mean the same.
     2: lambda events: events,
 }
 
@@ -67,7 +67,7 @@ def encode_entry(
     """The bytes of one journal entry.
 
     Args:
-        events: what the entry says.
+        events: the contents of the entry.
         workflow_id: the workflow whose journal it belongs to.
         incarnation: the incarnation of that workflow.
         seq: the entry's number in the journal.
@@ -82,7 +82,7 @@ PREFIX = MAGIC + bytes((VERSION,))
 
 
 def checksum_of(head: bytes, payload: bytes, workflow_id: str, incarnation: str, seq: int) -> bytes:
-    """The checksum of an entry; ``head`` is what stands before it, version and link."""
+    """The checksum of an entry; ``head``: the bytes before it, version and link."""
     place = f"{workflow_id}\0{incarnation}\0{seq}\0".encode("utf-8", "surrogatepass")
     digest = xxhash.xxh3_64(head + place)
     digest.update(payload)
@@ -91,12 +91,12 @@ def checksum_of(head: bytes, payload: bytes, workflow_id: str, incarnation: str,
 
 
 def link_of(entry: bytes) -> bytes:
-    """What links the next entry to one that `encode_entry` has made."""
+    """The link for the entry after one that `encode_entry` made."""
     return entry[HEADER_SIZE - LINK_SIZE : HEADER_SIZE]
 
 
 class Chain:
-    """Decodes the entries of one journal in their order, and checks that they belong there.
+    """Decodes the entries of one journal in their order, and checks that they belong to it.
 
     Args:
         workflow_id: the workflow.
@@ -111,15 +111,15 @@ class Chain:
         self.incarnation: str = incarnation
         #: The number of the entry that was read last.
         self.seq: int = after
-        #: What the next entry has to be linked to; None if that is not known.
+        #: The link that the next entry must have; None if it is not known.
         self.link: bytes | None = NO_LINK if after <= 0 else None
 
     def decode(self, entry: JournalEntry) -> list[AnyEvent]:
         """The events of the next entry.
 
         Raises:
-            StorageCorruptError: the bytes are not what was written there, an entry is missing
-                before it or was replaced, or a newer release wrote it.
+            StorageCorruptError: the bytes are damaged, the entry before is missing or was replaced,
+                or a newer release wrote it.
         """
         where = f"{self.seq + 1} of workflow '{self.workflow_id}'"
         if entry.seq != self.seq + 1:
@@ -131,7 +131,7 @@ class Chain:
         version = version_of(data, where)
         if version <= LAST_UNLINKED:
             payload = unlinked_payload(data, where)
-            # What is read from the middle on can't be compared with what comes before.
+            # After a start in the middle of the journal, the link before is not known.
             link = None if self.link is None else xxhash.xxh3_64_digest(self.link + data)
         else:
             payload = self.payload(data, where)
@@ -169,7 +169,7 @@ def decode_entries(
 
 
 def version_of(data: bytes, where: str) -> int:
-    """The version of an entry; raises if it is none that this release reads."""
+    """The version of an entry; raises if this release can't read it."""
     if not isinstance(data, bytes) or len(data) < UNLINKED_HEADER or not data.startswith(MAGIC):
         raise StorageCorruptError(f"Journal entry {where} is not a journal entry.")
     version = data[len(MAGIC)]
@@ -194,7 +194,7 @@ def unlinked_payload(data: bytes, where: str) -> bytes:
 
 
 def decode_events(payload: bytes, version: int, where: str) -> list[AnyEvent]:
-    """The events of a payload that its checksum vouches for."""
+    """The events of a payload whose checksum is right."""
     try:
         return DECODER.decode(payload if version == VERSION else upcast(payload, version))
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
@@ -210,7 +210,7 @@ def upcast(payload: bytes, version: int) -> bytes:
 
 
 def encode_events(events: Sequence[Event]) -> bytes:
-    """Events on their way between processes."""
+    """Encode events for sending to another process."""
     return ENCODER.encode(events)
 
 
@@ -220,7 +220,7 @@ def events_from(data: bytes) -> list[AnyEvent]:
 
 
 def encode_plan(plan: Plan) -> msgspec.Raw:
-    """A plan on its way between processes."""
+    """Encode a plan for sending to another process."""
     return msgspec.Raw(ENCODER.encode(plan))
 
 

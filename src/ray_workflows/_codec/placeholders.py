@@ -1,4 +1,4 @@
-"""Placeholders: what stands in a pickle for something that is not pickled with it.
+"""Placeholders in a pickle for objects that are not pickled with it.
 
 Stored bytes name `placeholder` by this module's path, so neither may ever move.
 """
@@ -16,7 +16,7 @@ OBJECT_REF, OBJECT_VALUE = "object-ref", "object-value"
 
 
 def placeholder(kind: str, index: int) -> Any:
-    """Stands for the thing of this kind and index; unpicklers put the thing in its place."""
+    """Stands for the object of this kind and index; unpicklers put the object in its place."""
     raise RuntimeError(
         f"A stored value with a placeholder ({kind} {index}) was unpickled by plain pickle. "
         f"Read it through ray_workflows, which knows what belongs there."

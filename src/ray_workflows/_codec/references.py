@@ -1,4 +1,4 @@
-"""Which blobs a record refers to, wherever in it they are."""
+"""Finds the blobs that a record refers to, at any depth."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ray_workflows._model.values import Blob
 
 def stored_parts(record: Any) -> Iterator[Blob | Package]:
     """Every stored blob of the workflow, and every package, in a plan, an event, or a tuple of
-    such; one may come up again. A package's own blob is none of the workflow's."""
+    such; with repetitions. A package's own blob does not belong to the workflow."""
     pending = [record]
     while pending:
         current = pending.pop()
@@ -31,5 +31,5 @@ def stored_parts(record: Any) -> Iterator[Blob | Package]:
 
 
 def blobs_in(record: Any) -> Iterator[Blob]:
-    """Of `stored_parts`, the blobs."""
+    """The blobs among `stored_parts`."""
     return (part for part in stored_parts(record) if isinstance(part, Blob))

@@ -1,14 +1,14 @@
-"""A message through Ray: the only argument of a call that is made often, or its answer.
+"""Messages of frequent calls through Ray: their only argument, and their answer.
 
-Ray takes bytes as they are. Everything else costs time where it is sent and where it comes, even a
-number or an empty dict (about 30 microseconds each), and most of all what it has to pickle.
+Ray passes bytes unchanged. Every other argument costs time in sender and receiver, even a number or
+an empty dict (about 30 microseconds each), and values that Ray has to pickle cost most.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-#: Bytes, or a list of them and of objects that only Ray can bring.
+#: Bytes, or a list of bytes and of objects that only Ray can carry.
 Message = bytes | list[Any]
 
 
@@ -16,14 +16,14 @@ def message(data: bytes, objects: Any = None) -> Message:
     """A message of bytes.
 
     Args:
-        data: all that can be encoded.
+        data: the encoded part.
         objects: an ObjectRef, or a dict with ObjectRefs; None or empty if there are none.
     """
     return [data, objects] if objects else data
 
 
 def opened(message: Message) -> tuple[bytes, Any]:
-    """The bytes and the objects of a message; None if it has none."""
+    """The bytes and the objects of a message; None for the objects if there are none."""
     if isinstance(message, bytes):
         return message, None
     data, objects = message

@@ -1,4 +1,4 @@
-"""What is answered to what was asked about a workflow; errors are answers too."""
+"""Answers to requests about a workflow; errors are answers too."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ray_workflows._model.values import Value
 class Accepted(msgspec.Struct, frozen=True, tag=True):
     """The workflow is durable and this coordinator drives it.
 
-    ``created``: by this very request. ``same_plan``: what runs is what was submitted.
+    ``created``: by this very request. ``same_plan``: the workflow runs the submitted plan.
     """
 
     incarnation: str
@@ -19,31 +19,31 @@ class Accepted(msgspec.Struct, frozen=True, tag=True):
 
 
 class Stopped(msgspec.Struct, frozen=True, tag=True):
-    """There is such a workflow, and nobody drives it: whether it can go on here is the driver's to
-    find out, who has what may be missing."""
+    """The workflow exists, and no coordinator drives it. The driver must check whether it can go on
+    here, because the driver has its code and variables, and then send the request again."""
 
 
 class Finished(msgspec.Struct, frozen=True, tag=True):
-    """There is nothing to run: the workflow has succeeded before. ``incarnation``: which one of its
-    id; empty if the coordinator is of 0.1.0, which does not say it."""
+    """Nothing to run: the workflow has succeeded. ``incarnation``: of that workflow; empty from a
+    coordinator of 0.1.0."""
 
     incarnation: str = ""
     same_plan: bool = True
 
 
 class Received(msgspec.Struct, frozen=True, tag=True):
-    """A signal is in the workflow's journal. ``taken``: it has reached its task, and is kept no
-    longer. ``value``: to `FindSignal`, of the one that is kept."""
+    """A signal is in the workflow's journal. ``taken``: its task has it, and it is no longer kept.
+    ``value``: for `FindSignal`, that of the kept signal."""
 
     taken: bool = False
     value: Value | None = None
 
 
 class OtherSignal(msgspec.Struct, frozen=True, tag=True):
-    """The signal is not kept: its name has another one, and is to have one only."""
+    """The signal is not kept: its name may have one signal only, and has another one."""
 
 
 class TooManySignals(msgspec.Struct, frozen=True, tag=True):
-    """The signal is not kept: ``kept`` others are, that nobody has taken."""
+    """The signal is not kept: the workflow keeps ``kept`` untaken ones already."""
 
     kept: int

@@ -1,4 +1,4 @@
-"""What capture and workers need of a storage: blobs, and nothing of journals."""
+"""The part of a storage that capture and workers need: blobs, no journals."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ class BlobStore(Protocol):
 
     @property
     def codecs(self) -> tuple[PayloadCodec, ...]:
-        """What values are encoded with (the first) and decoded with (all)."""
+        """The codecs of values: the first encodes, all decode."""
 
     def write_blob(self, incarnation: str, key: str, chunks: Iterable[bytes | memoryview]) -> Blob:
-        """Write durably unless the key exists; the description of what is stored."""
+        """Write durably unless the key exists; the description of the stored blob."""
 
     def read_blob(self, incarnation: str, blob: Blob) -> memoryview:
         """The bytes, checked against size and checksum."""
 
     def stream_blob(self, incarnation: str, blob: Blob) -> Iterator[memoryview]:
-        """The same piece by piece; they are right if the iteration ends without an error."""
+        """The same piece by piece. The bytes are intact if the iteration ends without an error."""
 
     def find_blob(self, incarnation: str, key: str) -> Blob | None:
-        """The description of what is stored, or None."""
+        """The description of the stored blob, or None."""

@@ -11,8 +11,8 @@ import msgspec
 
 from ray_workflows._model.status import WorkflowStatus
 
-#: The ``due_at`` of a workflow that goes on when it is asked to, and not by time: the end of year
-#: 9999. Infinity is no number in JSON.
+#: The ``due_at`` of a workflow that waits for requests and not for a time: the end of year 9999.
+#: (JSON has no infinity.)
 NEVER = 253402300799.0
 
 #: The kinds of workflows.
@@ -27,15 +27,15 @@ class CatalogRow(msgspec.Struct, frozen=True):
     """Summary of a workflow. ``seq`` is the number of the last entry of its journal, ``snapshot``
     that of the last one with a snapshot; 0 if there is none.
 
-    ``status`` is what the journal says; whether its holder still lives is for the reader to add
-    (a running workflow with a dead holder is RESUMABLE). Times are seconds since 1970.
+    ``status`` is that of the journal. The reader adds whether the holder still lives: a running
+    workflow with a dead holder is RESUMABLE. Times are seconds since 1970.
 
     The fields are the one list of the catalog's columns: each storage has these, under these names
-    and in this order. A new one comes last and has a default, which rows of before have then.
+    and in this order. A new column comes last and has a default, which older rows get.
 
-    ``kind`` is what runs (`KINDS`), and ``name`` what its root function is called. ``parent`` is
+    ``kind`` says what runs (`KINDS`), ``name`` is that of the root function. ``parent`` is
     the id of the workflow that started it. ``due_at``: when its coordinator has to act if nothing
-    happens before, `NEVER` if it need not; None if it has something to do now, has ended, or is a
+    happens before, or `NEVER`; None if it has something to do now, has ended, or is a
     row of 0.1.0.
     """
 
@@ -62,7 +62,8 @@ class CatalogRow(msgspec.Struct, frozen=True):
 
 
 class Holder(msgspec.Struct, frozen=True):
-    """Identity of a coordinator process: enough to prove its death without waiting for a lease.
+    """Identity of a coordinator process, by which others can prove its death without waiting for
+    the lease.
 
     ``coordinator`` is stable over restarts of one coordinator actor. ``host`` identifies the
     booted machine and its process namespace; ``pid`` and ``started_ticks`` the process on it.
@@ -95,7 +96,7 @@ class Append(msgspec.Struct, frozen=True):
 class Page(msgspec.Struct, frozen=True):
     """A page of catalog rows. ``cursor`` continues after it; None at the end.
 
-    ``damaged`` says of rows that can't be read what is wrong with each; ``rows`` has the others.
+    ``damaged`` says what is wrong with each row that can't be read; ``rows`` has the others.
     """
 
     rows: tuple[CatalogRow, ...]
@@ -111,7 +112,7 @@ class JournalEntry(msgspec.Struct, frozen=True):
     entry: bytes
 
 
-#: The columns that conditions are about: texts, times, and the tags.
+#: The columns that conditions can compare: texts, times, and the tags.
 TEXT_COLUMNS = ("workflow_id", "kind", "name", "queue", "parent")
 TIME_COLUMNS = ("submitted_at", "ended_at")
 TAGS = "tags"
@@ -123,7 +124,7 @@ class Operator(str, Enum):
 
     IS = "="
     BEGINS = "begins"
-    #: It is there: the text is not empty, or there is such a tag.
+    #: The text is not empty, or the tag exists.
     THERE = "there"
     LESS = "<"
     AT_MOST = "<="
@@ -132,15 +133,15 @@ class Operator(str, Enum):
 
 
 class Condition(msgspec.Struct, frozen=True):
-    """What a row has to be like to be listed.
+    """A condition that a row must satisfy to be listed.
 
-    A text is compared with ``text``, a time with ``number``, in seconds since 1970; so is the tag
-    of the name ``tag`` whose value is a number. (``number`` is None where ``text`` is none; such a
-    tag differs then.) The text of a tag that is true or false is ``true`` or ``false``. Where
-    nothing is there, nothing holds.
+    A text is compared with ``text``, a time with ``number``, in seconds since 1970. The tag named
+    ``tag`` is compared with ``number`` if its value is a number, else with ``text``. (``number`` is
+    None if ``text`` is not a number; then no numeric tag matches.) The text of a boolean tag is
+    ``true`` or ``false``. A missing value matches nothing.
 
     Raises:
-        ValueError: the column can't be compared so.
+        ValueError: the column does not support the operator.
     """
 
     column: str
@@ -161,23 +162,23 @@ class Condition(msgspec.Struct, frozen=True):
 
 
 def matches(row: CatalogRow, conditions: Iterable[Condition]) -> bool:
-    """Whether all conditions hold of a row. What storages do in their own ways is this."""
+    """Whether all conditions hold for a row. Each storage implements this in its own way."""
     return all(holds(condition, row) for condition in conditions)
 
 
 def holds(condition: Condition, row: CatalogRow) -> bool:
-    """Whether a condition holds of a row."""
+    """Whether a condition holds for a row."""
     if condition.column == TAGS:
         value = row.tags.get(condition.tag)
     else:
         value = getattr(row, condition.column)
-        # An empty text is none.
+        # An empty text counts as missing.
         value = None if value == "" else value
     return value is not None and compares(condition, value)
 
 
 def compares(condition: Condition, value: Tag) -> bool:
-    """Whether a condition holds of a value that is there."""
+    """Whether a condition holds for a value."""
     if condition.operator is Operator.THERE:
         return True
     if isinstance(value, bool):
@@ -199,8 +200,8 @@ COMPARISONS: dict[Operator, Callable[[float, float], bool]] = {
 
 
 class CatalogQuery(msgspec.Struct, frozen=True):
-    """Which rows to list. Empty ``statuses``: those that workflows have. A row of the status NONE
-    is no workflow: the library keeps it for itself, and lists it only by that status.
+    """Which rows to list. Empty ``statuses``: all but NONE. A row of the status NONE belongs to the
+    library and is not a workflow; only a query for that status lists it.
 
     Oldest submission first, or newest first. A cursor continues a listing of the same order.
     """

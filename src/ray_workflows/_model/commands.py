@@ -1,5 +1,5 @@
-"""Commands: intentions derived from state. They are never stored; after a crash they are derived
-again."""
+"""Commands: actions derived from the state. They are never stored: after a crash the engine derives
+them again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Command(msgspec.Struct, frozen=True, gc=False):
 
 
 class StartAttempt(Command, frozen=True):
-    """Run this attempt of a task, not before a time. Starting it twice is starting it once."""
+    """Run this attempt of a task, not before a time. Starting it again has no effect."""
 
     task: int
     epoch: int
@@ -23,7 +23,7 @@ class StartAttempt(Command, frozen=True):
 
 
 class CancelAttempt(Command, frozen=True):
-    """Stop the attempt of a task whose result nobody wants any more."""
+    """Stop the attempt of a task whose result is no longer needed."""
 
     task: int
 
@@ -35,16 +35,16 @@ class WakeAt(Command, frozen=True):
 
 
 class ReleaseValue(Command, frozen=True):
-    """One task's hold on a value ends: no consumer will ask for it again on its account."""
+    """Drop one task's reference to a live value: this task needs it no more."""
 
     value: Value
 
 
 class Deliver(Command, frozen=True):
-    """Bring a message to its target, which takes it once, however often it comes."""
+    """Deliver a message to its target. Repeated deliveries have no further effect."""
 
     message: OutboxMessage
 
 
 class Settle(Command, frozen=True):
-    """The workflow reached a terminal status: tell those who wait."""
+    """The workflow reached a terminal status: answer the callers that wait for it."""

@@ -1,4 +1,4 @@
-"""What users see of the environment of a workflow."""
+"""Public records about the environment of a workflow."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import msgspec
 
 
 class ResumedBy(msgspec.Struct, frozen=True):
-    """Somebody resumed a workflow.
+    """A resumption of a workflow.
 
     Attributes:
         at: when, in seconds since 1970.
-        by: who: user and host.
+        by: the user and the host.
         code: ``"recorded"`` or ``"current"``.
-        environment: whether its environment is another one since then.
-        tasks: ids of the tasks that were given other options.
+        environment: whether the resumption changed the environment.
+        tasks: ids of the tasks whose options it changed.
     """
 
     at: float
@@ -26,7 +26,7 @@ class ResumedBy(msgspec.Struct, frozen=True):
 
 
 class Difference(msgspec.Struct, frozen=True):
-    """Something that was recorded and is another here.
+    """A difference between the recorded environment and this process.
 
     Attributes:
         what: ``"python"``, ``"ray"``, the name of an installed package, or of a file of the code.
@@ -40,7 +40,7 @@ class Difference(msgspec.Struct, frozen=True):
 
 
 class EnvironmentInfo(msgspec.Struct, frozen=True):
-    """What a workflow remembers of where it was submitted, or of what it was resumed with.
+    """The recorded environment of a workflow: of its submission, or its last change.
 
     Attributes:
         workflow_id: the workflow.
@@ -54,11 +54,11 @@ class EnvironmentInfo(msgspec.Struct, frozen=True):
         modules: the SHA-256 of the files of the user's code, by name.
         installed: versions of the installed packages that this code imports, by name.
         python_path: the directories from which the driver imported its own modules.
-        resumed: who has resumed it, oldest first.
-        differences: what is another in this process. Files are looked for where they were, and if
-            they are not there, among what this process can import.
-        diffs: how changed files differ, by name: from what was recorded to what is here.
-        skipped: modules and files of the user's that were not stored, by name, and why.
+        resumed: its resumptions, oldest first.
+        differences: differences in this process. Files are compared at their recorded place, or if
+            missing there, with the modules that this process can import.
+        diffs: unified diffs of changed files, by name: from the recorded version to the one here.
+        skipped: the user's modules and files that were not stored, by name, and why.
     """
 
     workflow_id: str

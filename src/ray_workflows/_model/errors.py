@@ -1,5 +1,5 @@
-"""How an error becomes the text that is kept of it. Made by users, it may do anything when it is
-looked at; nothing here lets that out."""
+"""Turns an error into the text that the journal keeps. A user's exception may run any code when it
+is converted to text; errors of that code do not get out of here."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ MESSAGE_CHARACTERS, TRACEBACK_CHARACTERS = 16_000, 48_000
 
 
 def clean(text: str) -> str:
-    """A text that UTF-8 can hold: lone surrogates, as file names bring them, are escaped."""
-    # Not its own methods: it may be of a class that the user wrote.
+    """A text that UTF-8 can encode: lone surrogates, as file names bring them, are escaped."""
+    # Not the text's own method: it may be of a user's subclass.
     return str.encode(text, "utf-8", "backslashreplace").decode()
 
 
 def clip(text: str, most: int) -> str:
-    """A text of about so many characters at most: head and tail say more than the middle."""
+    """A text cut to about ``most`` characters: head and tail say more than the middle."""
     left_out = len(text) - most
     if left_out <= 0:
         return text
@@ -32,7 +32,7 @@ def name_of(error: BaseException) -> str:
 
 
 def text_of(error: BaseException) -> str:
-    """What ``str`` gives for an error, whatever that does."""
+    """The result of ``str`` for an error, even if that raises."""
     try:
         return clean(str(error))
     except BaseException:
@@ -42,7 +42,7 @@ def text_of(error: BaseException) -> str:
 def error_info(
     type_name: str, message: str, traceback: str = "", exception: Value | None = None
 ) -> ErrorInfo:
-    """An error as the journal keeps it: cleaned, and clipped to about 64 KiB of text."""
+    """The journal's record of an error: cleaned, and clipped to about 64 KiB of text."""
     return ErrorInfo(
         type_name=clean(type_name),
         message=clip(clean(message), MESSAGE_CHARACTERS),

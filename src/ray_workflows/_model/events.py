@@ -25,7 +25,7 @@ class Event(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class WorkflowSubmitted(Event, frozen=True, tag="workflow-submitted"):
     """The workflow exists: acknowledged and durable. It is pending until it is started.
 
-    ``task_ids`` are the ids of the plan's tasks, which are numbered from 0. ``timeout`` is how
+    ``task_ids`` are the ids of the plan's tasks, which are numbered from 0. ``timeout``: how
     long it may run from each start, in seconds. ``parent``: the workflow that started it.
     """
 
@@ -40,7 +40,7 @@ class WorkflowSubmitted(Event, frozen=True, tag="workflow-submitted"):
 
 
 class WorkflowClaimed(Event, frozen=True, tag="workflow-claimed"):
-    """A coordinator took the workflow over; attempts of the former holder no longer count."""
+    """A coordinator took the workflow over. Reports of the former holder's attempts are ignored."""
 
     holder: str
 
@@ -52,8 +52,8 @@ class WorkflowStarted(Event, frozen=True, tag="workflow-started"):
 class WorkflowResumed(Event, frozen=True, tag="workflow-resumed"):
     """A failed or canceled workflow goes on: failed tasks get a fresh retry budget.
 
-    ``change``: who resumed it, and what is different from now on. ``request_id``: by which request,
-    if it was a user's.
+    ``change``: the user and the changes that hold from now on. ``request_id``: of the user's
+    request, if there was one.
     """
 
     holder: str
@@ -66,24 +66,24 @@ class WorkflowCanceled(Event, frozen=True, tag="workflow-canceled"):
 
 
 class CancelRequested(Event, frozen=True, tag="cancel-requested"):
-    """Somebody who does not hold the workflow asked to cancel it."""
+    """A coordinator that does not hold the workflow was asked to cancel it."""
 
 
 class WorkflowSucceeded(Event, frozen=True, tag="workflow-succeeded"):
-    """The end, with the output (again) so that it can be read from the last entry alone."""
+    """The end. Repeats the output, so that readers need the last entry alone."""
 
     output: Outcome
 
 
 class WorkflowFailed(Event, frozen=True, tag="workflow-failed"):
-    """An error that nobody caught ended the workflow. ``task_id`` names the task, if one did."""
+    """An uncaught error ended the workflow. ``task_id`` names the task that raised it, if any."""
 
     error: ErrorInfo
     task_id: str | None = None
 
 
 class WorkflowTimedOut(Event, frozen=True, tag="workflow-timed-out"):
-    """It ran longer than it may: its attempts are stopped, and it has failed."""
+    """It ran longer than its timeout: its attempts are stopped, and it has failed."""
 
 
 class WorkflowReleased(Event, frozen=True, tag="workflow-released"):
@@ -93,10 +93,10 @@ class WorkflowReleased(Event, frozen=True, tag="workflow-released"):
 
 
 class AttemptStarted(Event, frozen=True, tag="attempt-started"):
-    """An attempt has been running for a while. For those who look on: nothing follows from it.
+    """An attempt has been running for a while. Only for views: the engine does nothing about it.
 
     ``node``, here and below: the first digits of the id of the node that it runs on; empty in
-    journals of 0.1.0, and where it is not known.
+    journals of 0.1.0, and if it is not known.
     """
 
     task: int
@@ -106,8 +106,8 @@ class AttemptStarted(Event, frozen=True, tag="attempt-started"):
 
 
 class TasksUnplaceable(Event, frozen=True, tag="tasks-unplaceable"):
-    """No node of the cluster can hold these tasks: why, or empty if one now can. For those who look
-    on: nothing follows from it."""
+    """No node of the cluster can hold these tasks: why, or empty if one now can. Only for views:
+    the engine does nothing about it."""
 
     tasks: tuple[int, ...]
     reason: str
@@ -131,8 +131,8 @@ class AttemptFailed(Event, frozen=True, tag="attempt-failed"):
 
 
 class TaskSucceeded(Event, frozen=True, tag="task-succeeded"):
-    """The one committed result of a task. ``metadata``, here and below: what the task has added to
-    the metadata that it was given. ``messages``: what it sends to others, once this is durable."""
+    """The one committed result of a task. ``metadata``, here and below: the task's additions to the
+    metadata that it was given. ``messages``: to other workflows, sent once this is durable."""
 
     task: int
     attempt: int
@@ -187,13 +187,13 @@ class ErrorCaught(Event, frozen=True, tag="error-caught"):
 
 
 class ValuesLost(Event, frozen=True, tag="values-lost"):
-    """Results that were not checkpointed are gone: these tasks run again."""
+    """Unstored results are lost: these tasks run again."""
 
     tasks: tuple[int, ...]
 
 
 class SignalReceived(Event, frozen=True, tag="signal-received"):
-    """Somebody sent the workflow a signal. It is kept until a task takes it.
+    """The workflow was sent a signal. It is kept until a task takes it.
 
     ``signal_id`` is unique among the signals of a name.
     """
@@ -214,19 +214,19 @@ class SignalTaken(Event, frozen=True, tag="signal-taken"):
 
 
 class SignalAcknowledged(Event, frozen=True, tag="signal-acknowledged"):
-    """A listener has had the signal, and its result is durable: the signal is kept no longer."""
+    """A listener has the signal in its durable result: the signal is no longer kept."""
 
     name: str
     signal_id: str
 
 
 class StateSaved(Event, frozen=True, tag="state-saved"):
-    """The state after this entry, of which it is the last event: nobody who wants that state need
-    read the entries before. Nothing follows from it.
+    """A snapshot: the state after this entry, whose last event it is. A reader that needs only the
+    state starts here. Folding ignores it.
 
-    ``version`` is that of the records in ``lifecycle``, what holds of the workflow as a whole, and
-    ``tasks``, the rest; None if that was not saved, and then ``last_whole`` is the number of the
-    last entry before with both, or 0.
+    ``version`` is that of the records in ``lifecycle`` and ``tasks``. ``lifecycle`` has the state
+    of the workflow as a whole, ``tasks`` the rest. ``tasks`` is None if only the lifecycle was
+    saved; then ``last_whole`` is the number of the last earlier entry with both, or 0.
     """
 
     version: int
@@ -236,7 +236,7 @@ class StateSaved(Event, frozen=True, tag="state-saved"):
 
 
 class TagsSet(Event, frozen=True, tag="tags-set"):
-    """These are the tags of the workflow from now on, and no others."""
+    """The complete tags of the workflow from now on."""
 
     tags: dict[str, Tag]
 
@@ -252,7 +252,7 @@ class WorkflowEnding(Event, frozen=True, tag="workflow-ending"):
 
 
 class Delivered(Event, frozen=True, tag="delivered"):
-    """The target of a message knows it. ``refusal``: or it refuses it, for ever, and why."""
+    """The target of a message has it. ``refusal``: why the target refuses it, for ever."""
 
     message_id: str
     refusal: ErrorInfo | None = None

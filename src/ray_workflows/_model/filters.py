@@ -1,8 +1,8 @@
-"""Filters: texts such as ``status=FAILED id=order-* tag.team=vision submitted>2026-01-01`` that say
-what workflows are meant. Here a filter is read, and nothing else done with it.
+"""Parses filters: texts such as ``status=FAILED id=order-* tag.team=vision submitted>2026-01-01``
+that select workflows.
 
 A word is a column, an operator and a value. All words have to hold. A value ends at a space, unless
-it stands in double quotes; a ``*`` behind it stands for anything that follows.
+it stands in double quotes; a ``*`` after it matches any rest.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ray_workflows._model.status import WORKFLOWS, WorkflowStatus
 from ray_workflows._model.tags import TAG_NAME
 from ray_workflows.exceptions import InvalidFilterError
 
-#: The columns as they are called in filters, and what they are of a row.
+#: The names of columns in filters, and the fields of a row.
 TEXTS = {"id": "workflow_id", "kind": "kind", "name": "name", "queue": "queue", "parent": "parent"}
 TIMES = {"submitted": "submitted_at", "ended": "ended_at"}
 
@@ -36,11 +36,11 @@ COLUMNS = ", ".join(("status", *TEXTS, *TIMES, "tag.<name>"))
 
 
 class Filter(msgspec.Struct, frozen=True):
-    """Which workflows are meant.
+    """A parsed filter.
 
     Attributes:
-        statuses: these alone, as users see them; empty: any.
-        conditions: what else has to hold.
+        statuses: the allowed statuses, as users see them; empty: any.
+        conditions: further conditions.
     """
 
     statuses: tuple[WorkflowStatus, ...] = ()
@@ -48,7 +48,7 @@ class Filter(msgspec.Struct, frozen=True):
 
 
 class Word(NamedTuple):
-    """A word of a filter, taken apart. ``star``: whether it may go on behind the value."""
+    """A parsed word of a filter. ``star``: whether the value is a prefix."""
 
     text: str
     position: int
@@ -59,16 +59,16 @@ class Word(NamedTuple):
     star: bool
 
     def wrong(self, reason: str) -> InvalidFilterError:
-        """The error for it."""
+        """The error for this word."""
         return InvalidFilterError(self.text, self.position, reason)
 
 
 def parse_filter(text: str) -> Filter:
-    """What a filter means.
+    """Parse a filter.
 
     Raises:
-        TypeError: it is no text.
-        InvalidFilterError: it can't be read; names the word and its position.
+        TypeError: it is not a string.
+        InvalidFilterError: it is malformed; names the word and its position.
     """
     if not isinstance(text, str):
         raise TypeError(f"A filter is a text such as 'status=FAILED', not {type(text).__name__}.")
@@ -104,7 +104,7 @@ def words(text: str) -> list[Word]:
 
 
 def read_word(match: re.Match[str]) -> Word:
-    """A word, if it has all its parts."""
+    """Parse a word; raises if a part is missing."""
     text, position = match[0], match.start()
     quoted, column = match["quoted"] is not None, match["column"]
 
@@ -149,7 +149,7 @@ def read_statuses(word: Word) -> tuple[WorkflowStatus, ...]:
 
 
 def read_condition(word: Word) -> Condition:
-    """The condition of a word that is about no status."""
+    """The condition of a word about a column other than status."""
     if word.column in TIMES:
         if word.operator is Operator.IS:
             raise word.wrong(f"write a time with <, <=, > or >=, as {word.column}>2026-01-31.")
@@ -166,7 +166,7 @@ def read_condition(word: Word) -> Condition:
 
 
 def text_operator(word: Word) -> Operator:
-    """How a word compares texts."""
+    """The operator of a word about a text."""
     if not word.star:
         return Operator.IS
     return Operator.BEGINS if word.value else Operator.THERE
@@ -186,7 +186,7 @@ def read_tag(word: Word) -> Condition:
 
 
 def read_number(text: str) -> float | None:
-    """The number that a text is; None if it is none."""
+    """Parse a number; None if the text is not one."""
     if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text, re.ASCII) is None:
         return None
     number = float(text)

@@ -1,4 +1,4 @@
-"""What may name a workflow, a signal or a task."""
+"""Checks names of workflows, signals and tasks."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from ray_workflows.exceptions import InvalidWorkflowIdError
 #: Ids are stored as UTF-8; the limit keeps an index row small on every backend.
 MAX_ID_BYTES = 512
 
-#: The ids of catalog rows that are of the library itself, such as packages of code, begin so. No
-#: workflow's id does: to delete such a row is to delete what workflows need.
+#: The prefix of ids of the library's own catalog rows, such as packages of code. No workflow's id
+#: may begin so: deleting such a row would delete what workflows need.
 RESERVED_PREFIX = "ray_workflows/"
 
 

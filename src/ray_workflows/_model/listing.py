@@ -1,4 +1,4 @@
-"""Workflows as listings show them."""
+"""Public records of listings."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from ray_workflows._model.status import WorkflowStatus
 
 
 class WorkflowInfo(msgspec.Struct, frozen=True):
-    """A workflow in a listing. Times are seconds since 1970; None: it has not come to that.
+    """A workflow in a listing. Times are seconds since 1970; None: it has not happened yet.
 
     Attributes:
         workflow_id: its id.
         status: its status.
         kind: what runs: ``"dag"``.
-        name: what its root function is called; empty for one of a release before 0.2.0 that has
+        name: of its root function; empty for a workflow of a release before 0.2.0 that has
             not gone on since.
         queue: the queue that it is in; empty: none.
         priority: its priority there.
         parent: the id of the workflow that started it; empty: none did.
         tags: its tags.
-        metadata: what was kept with it.
+        metadata: its metadata.
         submitted_at: when it was submitted.
         started_at: when it was started.
         ended_at: when it ended.
-        due_at: when it is to be woken, if nothing happens before; None: not by time alone, or it
-            has something to do now.
-        error: the first line of it and its type, if it failed.
+        due_at: when its next timer is due, if nothing happens before; None: it waits for no time,
+            or has something to do now.
+        error: the type and first line of its error, if it failed.
     """
 
     workflow_id: str
@@ -62,7 +62,7 @@ class WorkflowPage(msgspec.Struct, frozen=True):
     Attributes:
         rows: the workflows.
         next: give it as ``after`` to have the next page; None: this is the last.
-        damaged: what is wrong with rows that can't be read, and are left out.
+        damaged: what is wrong with rows that are left out because they can't be read.
     """
 
     rows: tuple[WorkflowInfo, ...]

@@ -1,4 +1,4 @@
-"""Inputs: what is asked of the engine or reported to it. Not yet facts; `decide` makes them so."""
+"""Messages: requests and reports to the engine. `decide` turns them into events."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Asked(Message, frozen=True):
-    """Base of what is asked about one workflow, and answered once what follows is durable."""
+    """Base of requests about one workflow. They are answered when their events are durable."""
 
 
 class Submit(Asked, frozen=True):
     """Create the workflow, or go on with the one that has its id. Repeating it with its
     ``request_id`` is harmless.
 
-    ``incarnation``: of the new one. ``history``: what a fork knows of its tasks from the start, as
-    `fork_history` made it; a fork goes on with nothing that is there. ``change``: how a stored one
-    goes on. ``asks_first``: its driver wants to look at that before. ``changes``: the incarnation
-    that the driver has looked at, if it has. ``parent``: the workflow that starts it; it has room,
-    because that one was given room.
+    ``incarnation``: of the new workflow. ``history``: the events that a fork begins with, from
+    `fork_history`; a fork never goes on with an existing workflow. ``change``: the change with
+    which an existing workflow goes on. ``asks_first``: the driver wants to check an existing
+    workflow before it goes on. ``changes``: the incarnation that the driver has checked, if any.
+    ``parent``: the workflow that starts it; the limits don't apply to it, because its parent was
+    admitted.
     """
 
     plan: Plan
@@ -50,8 +51,8 @@ class Resume(Asked, frozen=True):
     """Go on with a workflow that failed, was canceled, or lost its coordinator. Repeating it with
     its ``request_id`` is harmless.
 
-    ``canceled``: also with one that was canceled. ``change``: see `WorkflowResumed`.
-    ``incarnation``, here and below: of which workflow of this id; any if it is empty.
+    ``canceled``: also if it was canceled. ``change``: see `WorkflowResumed`.
+    ``incarnation``, here and below: of the workflow that is meant; empty: any with this id.
     """
 
     request_id: str = ""
@@ -61,17 +62,17 @@ class Resume(Asked, frozen=True):
 
 
 class Cancel(Asked, frozen=True):
-    """Stop the workflow. Where another coordinator drives it, the wish is left in the journal."""
+    """Stop the workflow. If another coordinator drives it, append a request to the journal."""
 
     incarnation: str = ""
 
 
 class Signal(Asked, frozen=True):
-    """Keep a signal for the workflow, whoever drives it. Repeating it is harmless.
+    """Keep a signal for the workflow, whichever coordinator drives it. Repeating it is harmless.
 
-    ``sole``: its name has this signal only; another one of the name is refused. ``most``: it is
-    refused if that many signals are kept already; None: there is no limit. ``asks``: keep nothing;
-    the answer is what it would be, or None where the signal would be kept.
+    ``sole``: refuse the signal if its name has another one. ``most``: refuse it if that many
+    signals are kept already; None: no limit. ``asks``: keep nothing; answer as if it were to be
+    kept, or None if it would be.
     """
 
     name: str
@@ -84,7 +85,7 @@ class Signal(Asked, frozen=True):
 
 
 class SetTags(Asked, frozen=True):
-    """Lay tags over those of the workflow, whoever drives it; None takes one away. Repeating it is
+    """Set tags of the workflow, whichever coordinator drives it; None removes one. Repeating it is
     harmless."""
 
     tags: dict[str, Tag | None]
@@ -92,22 +93,22 @@ class SetTags(Asked, frozen=True):
 
 
 class FindSignal(Asked, frozen=True):
-    """The oldest signal of a name that is kept, and whether one was taken; changes nothing."""
+    """Ask for the oldest kept signal of a name, and whether one was taken; changes nothing."""
 
     name: str
     incarnation: str = ""
 
 
 class AcknowledgeSignals(Asked, frozen=True):
-    """A listener has had the signals of a name: keep them no longer. Repeating it is harmless."""
+    """A listener has the signals of a name: stop keeping them. Repeating it is harmless."""
 
     name: str
     incarnation: str = ""
 
 
 class Claim(Message, frozen=True):
-    """Take the workflow over, which nobody drives. ``may_wait``: where no more may run, it waits
-    as PENDING."""
+    """Take over a workflow that no live coordinator drives. ``may_wait``: over the limit of running
+    workflows, it waits as PENDING."""
 
     may_wait: bool = False
 
@@ -123,18 +124,18 @@ class Release(Message, frozen=True):
 
 
 class Delivered(Message, frozen=True):
-    """The target of a message has answered; ``refusal``: that it does not take it, ever."""
+    """The target of a message has answered; ``refusal``: why it will never take it."""
 
     message_id: str
     refusal: ErrorInfo | None = None
 
 
 class Wake(Message, frozen=True):
-    """Time has passed: timers that are due go off, and signals that were kept are taken."""
+    """Time has passed: due timers fire, and waiting tasks take kept signals."""
 
 
 class AttemptNews(Message, frozen=True):
-    """Base of what is heard of an attempt. ``epoch`` counts the claims before it was started."""
+    """Base of reports about an attempt. ``epoch`` counts the claims before it was started."""
 
     task: int
     epoch: int
@@ -143,14 +144,14 @@ class AttemptNews(Message, frozen=True):
 
 
 class AttemptRuns(AttemptNews, frozen=True):
-    """It has been running for a while. ``node``, here and below, as in `AttemptStarted`."""
+    """The attempt has been running for a while. ``node``, here and below: as in
+    `AttemptStarted`."""
 
     node: str = ""
 
 
 class FoundUnplaceable(Message, frozen=True):
-    """No node of the cluster can hold these tasks, whose attempts wait: why, or empty if one now
-    can."""
+    """No node of the cluster can hold these waiting tasks: why, or empty if one now can."""
 
     epoch: int
     tasks: tuple[int, ...]
@@ -158,14 +159,14 @@ class FoundUnplaceable(Message, frozen=True):
 
 
 class AttemptReport(AttemptNews, frozen=True):
-    """Base of what an attempt reports when it ends."""
+    """Base of reports of an attempt's end."""
 
     ended_at: float
 
 
 class AttemptReturned(AttemptReport, frozen=True, tag=True):
-    """The task returned a value. ``metadata``, here and below: what it has added to its own.
-    ``messages``: what it sends to others."""
+    """The task returned a value. ``metadata``, here and below: the task's additions to its own.
+    ``messages``: to other workflows."""
 
     value: Value
     node: str = ""
@@ -185,8 +186,8 @@ class AttemptReturnedPlan(AttemptReport, frozen=True, tag=True):
 class AttemptRaised(AttemptReport, frozen=True, tag=True):
     """User code raised, or overran its timeout.
 
-    ``retryable``: it matches the exceptions to retry, as judged where they can be unpickled.
-    ``timed_out``: it overran its timeout.
+    ``retryable``: it matches the exceptions to retry, as the worker judged, which can unpickle
+    them. ``timed_out``: it overran its timeout.
     """
 
     error: ErrorInfo
@@ -198,11 +199,11 @@ class AttemptRaised(AttemptReport, frozen=True, tag=True):
 class Crash(Enum):
     """What ended the process of an attempt."""
 
-    #: It died: the attempt may be to blame.
+    #: The process died: the attempt may be to blame.
     KILLED = "killed"
-    #: Its node was lost or preempted, or short of memory: nobody is to blame.
+    #: Its node was lost or preempted, or short of memory: the attempt is not to blame.
     PREEMPTED = "preempted"
-    #: User code asked for it, as ``sys.exit`` does: that is an error of its own making.
+    #: User code ended it, as ``sys.exit`` does: an error of the attempt.
     EXITED = "exited"
 
 
@@ -216,16 +217,16 @@ class AttemptCrashed(AttemptReport, frozen=True, tag=True):
 
 class AttemptLostStorage(AttemptReport, frozen=True, tag=True):
     """The storage did not answer the worker for minutes, or the head of the cluster did not answer
-    when the attempt was submitted: nobody's fault, so nothing is charged."""
+    when the attempt was submitted. The attempt is not charged."""
 
     error: ErrorInfo
     node: str = ""
 
 
 class AttemptLostInput(AttemptReport, frozen=True, tag=True):
-    """An object the attempt needed was gone: nobody's fault, so nothing is charged.
+    """An object that the attempt needed was lost. The attempt is not charged.
 
-    ``lost`` are the tasks whose results, not checkpointed, have to be computed again.
+    ``lost``: the tasks whose unstored results have to be computed again.
     """
 
     error: ErrorInfo
@@ -234,7 +235,7 @@ class AttemptLostInput(AttemptReport, frozen=True, tag=True):
 
 
 class AttemptFoundCorruption(AttemptReport, frozen=True, tag=True):
-    """What the attempt needed from storage is not what was written, or can't be loaded here."""
+    """Stored data that the attempt needed is damaged, or can't be loaded here."""
 
     error: ErrorInfo
     node: str = ""

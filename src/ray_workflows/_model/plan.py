@@ -1,4 +1,4 @@
-"""A captured DAG as data: what is stored of user code and arguments before anything runs."""
+"""A captured DAG as data: the user code and arguments that are stored before anything runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ray_workflows._model.values import Blob, Value
 #: for a signal.
 FUNCTION, LISTENER, TIMER, SIGNAL = "function", "listener", "timer", "signal"
 
-#: These have nothing to run: the engine itself brings them to their end.
+#: Kinds without attempts: the engine itself completes them.
 ENGINE_KINDS = (TIMER, SIGNAL)
 
 #: Ray's own default for tasks.
@@ -35,15 +35,15 @@ class Backoff(msgspec.Struct, frozen=True, array_like=True):
 class TaskOptions(msgspec.Struct, frozen=True, array_like=True):
     """Options of a task. None means: inherit from the task whose continuation this is.
 
-    ``ray`` is what goes to Ray's ``.options()``, as JSON-compatible data. ``retry_on`` and
+    ``ray``: the arguments for Ray's ``.options()``, as JSON-compatible data. ``retry_on`` and
     ``give_up_on`` are pickled tuples of exception types, for the worker alone; exceptions are
-    retried if they match the first (None: all do) and not the second. ``retry_timeouts`` is the
-    same judgement about attempts that overran ``timeout``. ``timeout``, of one attempt or of the
-    wait for a signal, and ``duration``, of a timer, are in seconds. ``batch``: if it is short, it
-    may travel with others. ``signal`` is the name of the signal that is waited for.
-    ``preemptions``: how often it is tried again when its node was lost; -1: as often as it takes;
-    None: so too, but never if it is not to be retried at all. ``tags``: of a workflow whose result
-    the task makes.
+    retried if they match the first (None: all do) and not the second. ``retry_timeouts``: whether
+    attempts that overran ``timeout`` are retried. ``timeout``, of one attempt or of the wait for a
+    signal, and ``duration``, of a timer, are in seconds. ``batch``: whether a short task may share
+    a Ray task with others. ``signal``: the name of the signal that the task waits for.
+    ``preemptions``: how often it is tried again when its node was lost; -1: without limit; None:
+    without limit, unless it is not to be retried at all. ``tags``: of a workflow whose root is this
+    task.
     """
 
     kind: str = FUNCTION
@@ -65,14 +65,14 @@ class TaskOptions(msgspec.Struct, frozen=True, array_like=True):
     tags: dict[str, Tag] = {}
 
     def with_ray(self, given: Mapping[str, Any]) -> TaskOptions:
-        """With some of Ray's options laid over; one that is None is taken away."""
+        """A copy with some of Ray's options replaced; None removes one."""
         ray = {k: v for k, v in {**self.ray, **given}.items() if v is not None}
         return msgspec.structs.replace(self, ray=ray)
 
 
 class Function(msgspec.Struct, frozen=True, array_like=True):
-    """A pickled function. ``digest`` tells it from all others: workers cache by it. ``present``: it
-    took the place of a recorded one, and so do the classes that it brings along."""
+    """A pickled function. ``digest`` identifies it: workers cache by it. ``present``: it replaced a
+    recorded function, and the classes in its pickle replace recorded ones too."""
 
     digest: str
     name: str
@@ -101,7 +101,7 @@ class TaskSpec(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Package(msgspec.Struct, frozen=True, array_like=True):
     """Files that tasks import, or find in their working directory: stored once for all workflows.
 
-    ``uri`` is what a runtime_env calls it; the bytes are the blob of an incarnation of its own.
+    ``uri`` is its name in a runtime_env; the bytes are the blob of an incarnation of its own.
     """
 
     uri: str
@@ -129,7 +129,7 @@ class Environment(msgspec.Struct, frozen=True, array_like=True):
 
 
 class EnvironmentChange(msgspec.Struct, frozen=True, array_like=True):
-    """What is to be different from now on: who resumes a workflow has decided so.
+    """The changes that a resumption makes to a workflow.
 
     ``code`` is what was asked for, ``by`` who asked. ``environment`` None: as it was.
     ``functions`` take the place of those with the digests that they are keyed by, ``ray_options``

@@ -26,12 +26,12 @@ class WorkflowStatus(str, Enum):
 
     @classmethod
     def non_terminating_status(cls) -> tuple[WorkflowStatus, ...]:
-        """The statuses of a workflow that somebody is driving."""
+        """The statuses of a workflow that has not ended and has a holder."""
         return cls.RUNNING, cls.PENDING
 
     def __str__(self) -> str:
         return self.value
 
 
-#: The statuses of workflows: NONE is that of what the library keeps for itself.
+#: The statuses of workflows. NONE is the status of the library's own rows.
 WORKFLOWS = tuple(status for status in WorkflowStatus if status is not WorkflowStatus.NONE)

@@ -1,5 +1,5 @@
-"""Tags: what workflows are found by that their users give them. Names, with a text, a number or a
-flag each.
+"""Tags: names that users give to workflows to find them by, each with a text, a number or a
+boolean.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from typing import Any
 from ray_workflows._model.catalog import Tag
 from ray_workflows._model.ids import plain_text, problem_with
 
-#: What a name consists of, so that it can stand in a filter.
+#: The form of names, which filters can contain.
 TAG_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.:/-]{0,99}"
 
 #: How many tags a workflow can have.
 MAX_TAGS = 50
 
-#: Every storage gives back integers up to this one as they are.
+#: The largest integer that every storage returns exactly.
 MAX_INTEGER = 2**53
 
 
 def validate_tags(tags: object, *, removes: bool = False) -> dict[str, Any]:
-    """Tags as they are stored, or raise if they can't be.
+    """Check tags, and return them with plain types.
 
     Args:
-        tags: what a user gave; None is none.
-        removes: whether a value may be None, which takes the tag away.
+        tags: from the user; None: no tags.
+        removes: whether a value may be None, which removes the tag.
 
     Raises:
         TypeError: not a dict, or a name or value of a wrong type.
@@ -81,11 +81,11 @@ def validate_value(name: str, value: object) -> Tag:
 
 
 def with_tags(tags: Mapping[str, Tag], given: Mapping[str, Tag | None]) -> dict[str, Tag]:
-    """The tags of a workflow with others laid over them; one that is None is taken away."""
+    """The tags of a workflow after an update; None removes a tag."""
     merged = {**tags, **given}
     return {name: value for name, value in merged.items() if value is not None}
 
 
 def too_many(count: int) -> str:
-    """What is wrong with so many."""
+    """The error message for too many tags."""
     return f"{count} tags are too many: a workflow can have {MAX_TAGS}. Keep some in metadata=."

@@ -1,4 +1,4 @@
-"""What users see of a task."""
+"""Public records about tasks and attempts."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ import msgspec
 class TaskStatus(str, Enum):
     """Status of a task. A ``str``, as `WorkflowStatus`. `TaskInfo.reason` says more."""
 
-    #: It waits: for results of other tasks, a time, a signal or an event, or because nobody drives
-    #: its workflow.
+    #: It waits: for results of other tasks, a time, a signal or an event, or because no coordinator
+    #: drives its workflow.
     WAITING = "WAITING"
-    #: It can run and was handed to Ray; no worker has said that it runs.
+    #: It can run and was handed to Ray; no worker has reported that it runs.
     QUEUED = "QUEUED"
-    #: A worker runs it. Workers say so of attempts that take longer than a quarter of a second.
+    #: A worker runs it. Workers report attempts that take longer than a quarter of a second.
     RUNNING = "RUNNING"
     #: An attempt failed, and the next one starts at `TaskInfo.retry_at`.
     RETRYING = "RETRYING"
     #: It returned a continuation, whose output will be its result.
     CONTINUED = "CONTINUED"
-    #: Its result is stored, or was needed and is needed no more.
+    #: Its result is stored, or no task needs its unstored result any more.
     SUCCESSFUL = "SUCCESSFUL"
     #: Its last attempt failed.
     FAILED = "FAILED"
     #: It was stopped with its workflow, which was canceled or ran into its timeout. It runs when
     #: the workflow is resumed.
     CANCELED = "CANCELED"
-    #: It belonged to a continuation that an error ended, and was given up.
+    #: It belonged to a continuation that an error ended.
     ABANDONED = "ABANDONED"
 
     def __str__(self) -> str:
@@ -38,7 +38,7 @@ class TaskStatus(str, Enum):
 
 @unique
 class AttemptOutcome(str, Enum):
-    """What became of an attempt. A ``str``, as `WorkflowStatus`."""
+    """The outcome of an attempt. A ``str``, as `WorkflowStatus`."""
 
     #: A worker runs it.
     RUNNING = "running"
@@ -58,9 +58,9 @@ class AttemptOutcome(str, Enum):
     LOST_VALUE = "lost_value"
     #: Its worker could not reach the storage for minutes.
     LOST_STORAGE = "lost_storage"
-    #: It was no longer wanted: its workflow was canceled or ended, or its result needed no more.
+    #: It was stopped: its workflow was canceled or ended, or its result was no longer needed.
     CANCELED = "canceled"
-    #: The coordinator that had started it was lost; what it reported later no longer counts.
+    #: The coordinator that had started it was lost; its later reports were ignored.
     INTERRUPTED = "interrupted"
 
     def __str__(self) -> str:
@@ -74,13 +74,13 @@ class AttemptInfo(msgspec.Struct, frozen=True):
         attempt: its number, from 1. An attempt that was interrupted is followed by one with the
             same number and a higher epoch.
         epoch: how often the workflow had changed hands when it started, from 0.
-        outcome: what became of it.
+        outcome: how it ended, or that it runs.
         started_at: when it started, in seconds since 1970; None if it never reached a worker.
-        ended_at: when it ended; None if it runs, or if nobody saw its end.
+        ended_at: when it ended; None if it runs, or if its end was not recorded.
         error: type and message of its error.
         traceback: the whole traceback of its error, as text.
         node: the first 8 digits of the id of the node it ran on, as ``ray list nodes`` shows it;
-            empty if that is not known.
+            empty if it is not known.
     """
 
     attempt: int
@@ -98,16 +98,16 @@ class TaskInfo(msgspec.Struct, frozen=True):
 
     Attributes:
         task_id: its id in the workflow.
-        status: where it stands.
-        attempts: how many attempts have ended, with whatever result.
-        started_at: when the newest attempt started that is known to have, in seconds since 1970.
+        status: its status.
+        attempts: how many attempts have ended, with any outcome.
+        started_at: when the newest known attempt started, in seconds since 1970.
         ended_at: when its last attempt ended.
         upstream: ids of the tasks whose results it takes.
         error: type and message of its error, also of one that was caught or is retried.
         reason: why it has not ended: what it waits for, or since when and where it runs. None if it
             has.
         retry_at: when the next attempt starts of a task that is RETRYING.
-        history: its attempts, the oldest first; empty unless `get_tasks` was asked for them.
+        history: its attempts, the oldest first; empty without ``get_tasks(attempts=True)``.
     """
 
     task_id: str

@@ -1,14 +1,14 @@
-"""References to stored bytes: what a value is to everybody who must not unpickle it.
+"""References to stored bytes: the form of values for code that must not unpickle them.
 
-Records of which there are thousands say ``gc=False``: they can't refer to themselves, and what the
-garbage collector does not know of keeps it from nothing.
+Records that exist in thousands have ``gc=False``: they can't form cycles, and the garbage collector
+is faster without them.
 """
 
 from __future__ import annotations
 
 import msgspec
 
-#: A value of up to this many bytes rides in the journal; a larger one becomes a blob.
+#: A value of up to this many bytes is stored in the journal; a larger one becomes a blob.
 INLINE_LIMIT = 64 * 1024
 
 
@@ -16,9 +16,8 @@ class Blob(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Bytes stored beside the journal, under a key that is unique in its workflow.
 
     ``size`` is in bytes; ``checksum`` is a word for its kind, a colon and the hex digest of the
-    stored bytes, as `storage.checksums` has them. An empty checksum marks a result that was not
-    checkpointed: the key names it among the live values of the coordinator that started the
-    attempt, and nothing is stored.
+    stored bytes (`storage.checksums`). An empty checksum marks a result that is not stored: the key
+    then names a live value of the coordinator that started the attempt.
     """
 
     key: str
@@ -52,7 +51,7 @@ class Value(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class ErrorInfo(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """An error as the journal keeps it: readable without unpickling anything.
+    """The journal's record of an error, readable without unpickling.
 
     ``exception`` is the pickled exception, or None if it can't be pickled.
     """
@@ -64,7 +63,7 @@ class ErrorInfo(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What a finished task hands to its consumers: a value or an error, never both.
+    """The result of a finished task for its consumers: a value or an error, never both.
 
     ``wrapped``: ``catch_exceptions`` applies, consumers get ``(value, None)`` or ``(None, error)``.
     """
@@ -79,7 +78,7 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return self.value is None or self.value.stored
 
     def wrap_if(self, catches: bool) -> Outcome:
-        """The outcome behind a task or continuation that catches; nested catchers wrap once."""
+        """The outcome of an enclosing task that catches; nested catching tasks wrap it once."""
         if not catches or self.wrapped:
             return self
         return Outcome(value=self.value, error=self.error, wrapped=True)
