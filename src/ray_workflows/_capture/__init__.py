@@ -1,1 +1,1 @@
-"""From live Python and Ray objects to plans and stored values, and back. It decides nothing."""
+"""Turns live Python and Ray objects into plans and stored values, and back."""

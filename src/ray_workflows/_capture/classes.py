@@ -1,9 +1,9 @@
-"""Which class a pickle means that brings one along: a class of a script or notebook.
+"""Matches classes of a script or notebook, which pickles contain by value, with those of this
+process.
 
-cloudpickle stores such a class with its contents, under an id by which a process knows it again for
-as long as it lives. Here the id also says the name of the class and what it is defined as. So a
-process that has a class of this name and definition, as a script does that was started again, takes
-its own, and leaves that as it is.
+cloudpickle pickles such a class with its contents, under an id by which one process recognizes it
+again. Here the id also has the name of the class and a digest of its definition. So a process that
+has a class of this name and definition, such as a restarted script, uses its own class, unchanged.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from ray_workflows._ray.private import class_id, track_class
 
 logger = logging.getLogger(__name__)
 
-#: What an id begins with that says what its class is.
+#: The prefix of ids that name their class and its definition.
 PREFIX = "ray_workflows"
 
-#: Definitions of this process's own classes, and those whose ids say what they are.
+#: Definitions of this process's own classes; and the classes that have such an id.
 definitions: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
 named_classes: weakref.WeakSet[type] = weakref.WeakSet()
 
 
 class Identity(NamedTuple):
-    """What an id says of its class. ``before``: the id that its process had for it before, by which
-    what plain Ray has pickled there knows it."""
+    """The contents of an id. ``before``: the earlier id of the class in its process, which is in
+    pickles that plain Ray made there."""
 
     before: str
     module: str
@@ -40,12 +40,12 @@ class Identity(NamedTuple):
 
     @property
     def name(self) -> tuple[str, str]:
-        """The name by which modules have it."""
+        """The module and qualified name of the class."""
         return self.module, self.qualname
 
 
 def identity_in(tracker_id: Any) -> Identity | None:
-    """What an id says; None if it is one of cloudpickle's own."""
+    """Parse an id; None for one of cloudpickle's own."""
     parts = tracker_id.split(":", 4) if isinstance(tracker_id, str) else []
     if len(parts) != 5 or parts[0] != PREFIX:
         return None
@@ -54,13 +54,13 @@ def identity_in(tracker_id: Any) -> Identity | None:
 
 
 def own_class(module: str, qualname: str) -> type | None:
-    """The class that this process has under a name."""
+    """The class with a name in this process."""
     found = named(module, qualname)
     return found if isinstance(found, type) else None
 
 
 def own_definition(cls: type) -> str:
-    """The definition of a class of this process, as it was when it was first asked for."""
+    """The definition of a class of this process, from when it was first computed."""
     found = definitions.get(cls)
     if found is None:
         found = definitions[cls] = definition(cls)
@@ -68,7 +68,7 @@ def own_definition(cls: type) -> str:
 
 
 def bring_along(value: Any) -> None:
-    """Let pickles bring a class or function along if it is the script's, and say what it is."""
+    """Make pickles contain a class or function of the script by value, with a descriptive id."""
     module = value.__module__
     if comes_along(module):
         if module != SCRIPT:
@@ -78,16 +78,16 @@ def bring_along(value: Any) -> None:
 
 
 def name_class(cls: type) -> None:
-    """Let pickles of a class say what it is, if it is this process's own: one made by a function
-    has no name, and one that came in a pickle has its id."""
+    """Give a class of this process a descriptive id. A class that a function made has no name, and
+    one that came in a pickle has its id already."""
     module, qualname = cls.__module__, cls.__qualname__
     if cls in named_classes or named(module, qualname) is not cls:
         return
     named_classes.add(cls)
     meaning = own_definition(cls)
     if meaning:
-        # Unique: what the functions of the class find in their modules is another in each process,
-        # and a worker that serves two scripts must not take the one's for the other's.
+        # Unique: the globals of the class's functions differ between processes, and a worker that
+        # serves two scripts must not confuse their classes.
         before = class_id(cls) or uuid.uuid4().hex
         track_class(cls, ":".join((PREFIX, before, meaning, module, qualname)))
 
@@ -96,21 +96,21 @@ class Classes(Protocol):
     """What a reader of pickles implements to replace the classes in them."""
 
     def find(self, identity: Identity) -> type | None:
-        """The class to take; None for that of the pickle."""
+        """The class to use; None for that of the pickle."""
 
     def made(self, identity: Identity, cls: type) -> None:
-        """A class of the pickle was taken."""
+        """Called when the class of the pickle is used."""
 
 
 class OwnClasses:
-    """The classes of this process's modules: those that are the same by name and definition."""
+    """Replaces classes by this process's own with the same name and definition."""
 
     def __init__(self) -> None:
-        #: Those of which was warned.
+        #: Classes with a different definition here, after a warning.
         self.warned: set[Identity] = set()
 
     def find(self, identity: Identity) -> type | None:
-        """This process's own class, if it is the same; warns, once, if it is another."""
+        """This process's own class if its definition is the same; warns once if it differs."""
         own = own_class(*identity.name)
         if own is None or own_definition(own) == identity.definition:
             return own
@@ -128,22 +128,22 @@ class OwnClasses:
         """Nothing to note."""
 
 
-#: How many different classes are warned of.
+#: The most classes that are warned about.
 MAX_WARNED = 1000
 
 OWN = OwnClasses()
 
 
 class BroughtClasses:
-    """The classes that a function has brought along. They stand for those that are the same by name
-    and definition; ``by_name``: for all of their names, as classes of imported modules do."""
+    """Replaces classes by those in the pickle of a function with the same name and definition;
+    ``by_name``: with the same name, as for classes of imported modules."""
 
     def __init__(self, by_name: bool) -> None:
         self.by_name = by_name
         self.classes: dict[tuple[str, str], tuple[str, type]] = {}
 
     def find(self, identity: Identity) -> type | None:
-        """The class that stands for it."""
+        """The class that replaces it."""
         meaning, cls = self.classes.get(identity.name, ("", None))
         return cls if self.by_name or meaning == identity.definition else None
 
@@ -152,15 +152,15 @@ class BroughtClasses:
 
 
 class Bringing:
-    """Takes the classes in the pickle of a function as they are, and notes them."""
+    """Uses the classes in the pickle of a function, and collects them."""
 
     def __init__(self, by_name: bool = False) -> None:
         self.brought = BroughtClasses(by_name)
 
     def find(self, identity: Identity) -> type | None:
-        """None: that of the pickle."""
+        """None: use that of the pickle."""
         return None
 
     def made(self, identity: Identity, cls: type) -> None:
-        """Note it."""
+        """Collect the class."""
         self.brought.classes[identity.name] = identity.definition, cls

@@ -1,8 +1,9 @@
-"""Whether two versions of a function do the same, as far as their code says.
+"""Compares the code of two versions of a function.
 
-Not what identifies a function (`functions`): that differs when a comment moves its lines. Compared
-are the bytecode with its names and constants, default arguments, and the values in closures and
-globals; of whatever is stored as code: the function, its helpers, the methods of its classes.
+The digest of a function (`functions`) would not do: it changes when a comment moves its lines. This
+module compares the bytecode with its names and constants, default arguments, and the values in
+closures and globals, of all that is stored as code: the function, its helpers, the methods of its
+classes.
 """
 
 from __future__ import annotations
@@ -30,20 +31,20 @@ from ray_workflows._ray.private import (
     REMOTE_FUNCTION_PARTS,
 )
 
-#: Where generators of random numbers come from. The state of one is another in each process; a
-#: function that uses `random.random` has it in its pickle.
+#: Modules of random number generators. Their state, which is in the pickle of a function that uses
+#: `random.random`, differs between processes.
 RANDOM = ("random.", "numpy.random.")
 
-#: Flag of code objects that are functions, and no bodies of classes or modules.
+#: Flag of code objects of functions; bodies of classes and modules don't have it.
 CO_OPTIMIZED = 1
 
-#: Instructions that say nothing of what code does.
+#: Instructions without effect.
 WITHOUT_EFFECT = frozenset(("NOP", "CACHE", "EXTENDED_ARG"))
 
-#: Names that Python gives the bodies of classes, with values that tell of lines or have no order.
+#: Names that Python adds to class bodies, whose values depend on lines or have no order.
 LINE_OF_CLASS, ATTRIBUTES_OF_CLASS = "__firstlineno__", "__static_attributes__"
 
-#: What a class has and its code does not say, or says elsewhere.
+#: Attributes of a class that are not from its code, or are compared elsewhere.
 NOT_COMPARED = frozenset(
     (
         LINE_OF_CLASS,
@@ -67,7 +68,7 @@ class Part(NamedTuple):
     line: int
 
 
-#: By qualified name. Several may have one name: a decorator's wrapper has that of what it wraps.
+#: By qualified name. Several may share a name: a decorator's wrapper has that of its function.
 Parts = dict[str, list[Part]]
 
 
@@ -81,10 +82,10 @@ class FunctionCode(NamedTuple):
 
 
 def code_of_pickle(data: bytes | memoryview, buffers: Iterable[memoryview]) -> FunctionCode:
-    """What the pickle of a function says of its code. Nothing of it is run or imported.
+    """The code in the pickle of a function. Runs and imports nothing of it.
 
     Raises:
-        Exception: it can't be read so.
+        Exception: the pickle can't be analyzed.
     """
     root = load_inert(data, list(buffers))
     walk = Walk()
@@ -107,7 +108,7 @@ def code_of_function(function: Any, where: str) -> FunctionCode:
 
 
 def differing(then: Parts, now: Parts) -> dict[str, Part | None]:
-    """What differs between two versions, by qualified name: as it is now, or None if it is gone."""
+    """The parts that differ, by qualified name: the present one, or None if it is gone."""
     found: dict[str, Part | None] = {}
     for name in (*now, *(name for name in then if name not in now)):
         old, new = then.get(name, []), now.get(name, [])
@@ -119,8 +120,8 @@ def differing(then: Parts, now: Parts) -> dict[str, Part | None]:
 
 
 def differing_in_source(parts: Parts, source: dict[str, list[bytes]], file: str) -> list[str]:
-    """The functions from a file, by qualified name, whose code is not in it now, where
-    `code_in_source` says what is."""
+    """The functions from a file, by qualified name, whose code is not in its present source
+    (``source``, from `code_in_source`)."""
     there = {digest for digests in source.values() for digest in digests}
     return [
         name
@@ -131,10 +132,10 @@ def differing_in_source(parts: Parts, source: dict[str, list[bytes]], file: str)
 
 def code_in_source(text: str) -> dict[str, list[bytes]]:
     """Digests of the code in a source text, by qualified names: of its functions, of the bodies of
-    its classes, and under an empty name of what runs when it is imported.
+    its classes, and under an empty name of the code that runs on import.
 
     Raises:
-        SyntaxError: it is no source.
+        SyntaxError: it is not Python source.
         ValueError: it has null bytes.
     """
     walk = Walk()
@@ -163,8 +164,8 @@ def digest_of(kind: str, *parts: bytes) -> bytes:
 
 
 def instructions(code: CodeType) -> list[Any]:
-    """The instructions of a code object, and what each ``try`` covers, without those that Python
-    leaves for the numbers of lines alone."""
+    """The instructions of a code object, and the range of each ``try``, without instructions that
+    exist for line numbers alone."""
     found = dis.Bytecode(code)
     kept = [each for each in found if each.opname not in WITHOUT_EFFECT]
     offsets = [each.offset for each in kept]
@@ -183,12 +184,12 @@ def instructions(code: CodeType) -> list[Any]:
 
 
 def symbol_of(called: Any) -> str:
-    """The name of what a pickle called; empty for what has none."""
+    """The name of an object that a pickle called; empty without a name."""
     return called if isinstance(called, str) else getattr(called, "symbol", "")
 
 
 def is_function(value: Any) -> bool:
-    """Whether a pickle makes a function of code here."""
+    """Whether this part of a pickle makes a function from code."""
     return isinstance(value, Inert) and symbol_of(value.called).endswith(f".{MAKES_FUNCTION}")
 
 
@@ -201,21 +202,22 @@ def slots(function: Inert) -> dict[str, Any]:
 
 
 class Walk:
-    """Digests of values in pickles. Functions and classes are met by their names: each is a part of
-    its own, so that only what was changed differs."""
+    """Computes digests of values in pickles. A function or class counts by its name there, and is a
+    part of its own, so that only changed parts differ."""
 
     def __init__(self) -> None:
         self.parts: Parts = {}
-        #: Functions, and calls that make classes, whose parts are still to be made; those met.
+        #: Functions, and calls that make classes, whose parts are not made yet; and the ids of all
+        #: seen so far.
         self.pending: list[Inert] = []
         self.met: set[int] = set()
-        #: Digests by identity, with what they are of: what is gone has its identity no more.
+        #: Digests by identity, with the value, which keeps its identity from being reused.
         self.known: dict[int, tuple[bytes, Any]] = {}
-        #: What the value that is looked at lies in.
+        #: The identities of the values around the current one.
         self.around: set[int] = set()
 
     def finish(self) -> None:
-        """Make the parts of all that was met."""
+        """Make the parts of all functions and classes seen."""
         while self.pending:
             made = self.pending.pop()
             name, part = self.function(made) if is_function(made) else self.made_class(made)
@@ -249,8 +251,8 @@ class Walk:
         return call.args[1], Part(whole, b"", "", 0)
 
     def code(self, code: CodeType, alone: bool = False) -> bytes:
-        """The digest of a code object, without where it stands. ``alone``: those that it makes
-        count by their names only."""
+        """The digest of a code object, without its place. ``alone``: inner code objects count by
+        their names only."""
         constants: Iterable[Any] = code.co_consts
         if LINE_OF_CLASS in code.co_names:
             constants = [each for each in constants if each != code.co_firstlineno]
@@ -279,7 +281,7 @@ class Walk:
         return found
 
     def made(self, value: Any) -> bytes:
-        """As `value`, of one that is no atom and was not met before."""
+        """As `value`, for one that is no atom and was not seen before."""
         if isinstance(value, CodeType):
             return self.code(value)
         if isinstance(value, (tuple, list)):
@@ -301,7 +303,7 @@ class Walk:
         return digest_of(type(value).__name__, repr(value).encode())
 
     def call(self, value: Inert) -> bytes:
-        """The digest of what a pickle makes by a call."""
+        """The digest of an object that a pickle makes by a call."""
         symbol = symbol_of(value.called)
         if is_function(value):
             self.meet(value)
@@ -310,7 +312,7 @@ class Walk:
         if symbol.startswith(RANDOM):
             return digest_of(symbol)
         if symbol in REMOTE_FUNCTION_PARTS:
-            # The rest of it is of the process that made it.
+            # The rest of its state belongs to the process that made it.
             state = value.states[0]
             return digest_of(
                 symbol, *(self.value(state.get(k)) for k in REMOTE_FUNCTION_PARTS[symbol])

@@ -1,4 +1,4 @@
-"""Why a value can't be pickled: the part at fault, and the way to it."""
+"""Finds the part of a value that can't be pickled, and the path to it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ray_workflows._capture.parts import children
 from ray_workflows._model.errors import name_of, text_of
 from ray_workflows.exceptions import WorkflowError
 
-#: Steps of the way to a part that is too deep that an error shows.
+#: How many steps of the path to a too deep part an error shows.
 SHOWN_STEPS = 5
 
 
 def describe_depth(value: Any, where: str) -> str:
-    """Say how deep a value is that is too deep, and where."""
+    """Describe how deep a too deep value is, and where."""
     steps = deepest(value, children)
     begin = "".join(steps[:SHOWN_STEPS])
     return (
@@ -28,7 +28,7 @@ def describe_depth(value: Any, where: str) -> str:
 def describe_failure(
     value: Any, where: str, error: Exception, can_pickle: Callable[[Any], bool]
 ) -> str:
-    """Name the type at fault and the way to it."""
+    """Name the type at fault and the path to it."""
     reason = text_of(error)
     if not isinstance(error, WorkflowError):
         reason = f"{name_of(error)}: {reason}"
@@ -49,7 +49,7 @@ def find_culprit(value: Any, can_pickle: Callable[[Any], bool]) -> tuple[str, An
         try:
             parts = children(value)
         except Exception:
-            break  # It is of a user's class, which may raise when it is looked at.
+            break  # Code of a user's class raised.
         for step, part in parts:
             if not can_pickle(part):
                 path += step

@@ -1,4 +1,4 @@
-"""Ray DAG to plan: iteratively and in linear time, with all that tasks need to run elsewhere."""
+"""Captures a Ray DAG as a plan, without recursion and in linear time."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from ray_workflows._ray.private import node_function, node_input, node_options, 
 
 
 class DAGInput:
-    """The arguments of ``run(dag, *args, **kwargs)``, as tasks get them that take a bare InputNode
-    of a DAG with several inputs: ``input[0]``, ``input["x"]``, ``input.x``."""
+    """The arguments of ``run(dag, *args, **kwargs)`` for a task that takes a bare InputNode of a
+    DAG with several inputs: ``input[0]``, ``input["x"]``, ``input.x``."""
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.args = args
@@ -63,12 +63,12 @@ def function_name(body: Any) -> str:
     return f"{module}.{slugify(qualname)}"
 
 
-#: The signatures of functions, for as long as these live: what they close over may be large.
+#: The signatures of functions. Weak, because a function's closure may be large.
 signatures: weakref.WeakKeyDictionary[Any, inspect.Signature | None] = weakref.WeakKeyDictionary()
 
 
 def signature_of(body: Any) -> inspect.Signature | None:
-    """The signature of a function; None for one that does not tell it (written in C)."""
+    """The signature of a function; None if it has none (written in C)."""
     try:
         return signatures[body]
     except KeyError:
@@ -82,7 +82,7 @@ def signature_of(body: Any) -> inspect.Signature | None:
 
 
 def check_arguments(body: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, task: str) -> None:
-    """Raise TypeError unless the function can be called so."""
+    """Raise TypeError unless the function takes these arguments."""
     signature = signature_of(body)
     if signature is None:
         return
@@ -93,7 +93,7 @@ def check_arguments(body: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *,
 
 
 def check_root(dag: object) -> FunctionNode:
-    """Raise unless it is a DAG that can be a workflow."""
+    """Raise unless the DAG can be a workflow."""
     if isinstance(dag, FunctionNode):
         return dag
     if isinstance(dag, DAGNode):
@@ -112,7 +112,7 @@ def check_root(dag: object) -> FunctionNode:
 
 
 class Kind:
-    """What nodes of one function with the same options have in common; worked out once."""
+    """The common parts of nodes with one function and the same options, computed once."""
 
     __slots__ = (
         "body",
@@ -131,21 +131,21 @@ class Kind:
         self.options, task_id = task_options(node.get_options(), where=f"task '{default_name}'")
         self.name: str = task_id or default_name
         self.runs = self.options.kind not in ENGINE_KINDS
-        #: Of one that takes no results of others; most are such.
+        #: The shape digest of nodes without upstream tasks, as most are.
         self.first_digest = shape_digest(self.name, ())
-        #: How it is called: how many arguments by position, and which by name.
+        #: The checked forms of calls: the number of positional arguments, and the names of others.
         self.called: set[tuple[int | str, ...]] = set()
-        #: Indices into the plan's functions and options; -1 until they are there.
+        #: Indices into the plan's functions and options; -1 until these are in the plan.
         self.function = self.option = -1
 
 
 def shape_digest(name: str, upstream: tuple[int, ...]) -> bytes:
-    """What identifies a task beside its arguments."""
+    """The digest of a task without its arguments."""
     return repr((name, upstream)).encode()
 
 
 class Node(Arguments):
-    """What one FunctionNode contributes to the plan."""
+    """One FunctionNode, captured for the plan."""
 
     __slots__ = ("kind",)
 
@@ -154,7 +154,7 @@ class Node(Arguments):
     ) -> None:
         self.kind = kind
         if not kind.runs:
-            # A timer's arguments are the value it produces; nobody reads those of other kinds.
+            # A timer's arguments are the value that it produces; other kinds have none.
             self.children, self.keys, self.direct = (), (), NONE
             self.pickled = pickle_value(None, where=f"task '{kind.name}'")
             return
@@ -204,7 +204,7 @@ class DAGCapture:
         self.nodes = postorder(root, lambda node: Node(node, kind_of(node), input_hook, shared))
 
     def kind(self, node: FunctionNode) -> Kind:
-        """The kind of a node. The DAG keeps alive what its identity is told by."""
+        """The kind of a node. Identities are safe keys, because the DAG keeps the objects alive."""
         options = node_options(node)
         key = (id(node_function(node)), id(options) if options else 0)
         kind = self.kinds.get(key)
@@ -274,13 +274,13 @@ class DAGCapture:
         )
 
     def digest_value(self, digest: Any, value: Value, pickled: Pickled) -> None:
-        """Let a value be a part of what identifies the plan."""
+        """Add a value to the digest of the plan."""
         encodes = self.writer.codec is not None
         if not encodes and not value.objects:
             data = value.data
             digest.update(data.checksum.encode() if isinstance(data, Blob) else data)
             return
-        # What is encoded may be other bytes each time, and an envelope has the names of objects.
+        # Hash the pickle: encoded bytes may differ each time, and an envelope names its objects.
         for part in (pickled.data, *pickled.buffers):
             digest.update(part)
         for ref, blob in zip(pickled.refs, value.objects, strict=True):
@@ -291,7 +291,7 @@ class DAGCapture:
             digest.update(told.encode())
 
     def plan(self, environment: Environment) -> Plan:
-        """The plan of what was captured. Blobs are durable when it returns."""
+        """The plan of the captured DAG. Its blobs are durable on return."""
         digest = hashlib.sha256()
         constants = []
         for index, value in enumerate(self.constant_values):
@@ -320,7 +320,7 @@ class DAGCapture:
             if node.keys:
                 upstream, nested = tuple([indices[key] for key in node.keys]), node.nested
                 shape = shape_digest(kind.name, upstream)
-            # By position: names take a third of the time more, and thousands are made at once.
+            # By position: keywords take a third more time, and thousands are made at once.
             specs.append(
                 TaskSpec(kind.name, kind.function, kind.option, arguments, upstream, nested)
             )
@@ -349,8 +349,8 @@ def capture_plan(
 
     Args:
         dag: the output node of the DAG.
-        writer: where arguments go that are too large for the journal.
-        environment: where the code of the tasks is found.
+        writer: stores arguments that are too large for the journal.
+        environment: the environment of the tasks' code.
         prefix: makes the keys of blobs unique in the workflow.
         args: positional DAG inputs.
         kwargs: named DAG inputs.

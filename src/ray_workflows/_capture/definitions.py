@@ -1,7 +1,7 @@
-"""What a class of a script says, as a digest: equal digests, the same code and the same constants.
+"""Digests of classes of a script: equal digests mean the same code and the same constants.
 
-Where it stands in its file is no part of that, nor is what changes while a program runs: lists,
-dicts, and objects that are no constants of Python's own, count by their types alone.
+A class's place in its file does not count. Lists, dicts, and all objects but constants of Python's
+own count by their types alone, because they change while a program runs.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any
 from ray_workflows._environment.code.loaded import names_in, names_of_class
 from ray_workflows._environment.code.modules import find_spec
 
-#: The module that the script of a process is, whatever that is.
+#: The module name of a process's script.
 SCRIPT = "__main__"
 
-#: What Python, and cloudpickle, add to a class, and where the class stands.
+#: Attributes that Python and cloudpickle add to a class, and its place.
 NOT_DEFINED = frozenset(
     (
         *("__module__", "__dict__", "__weakref__", "__firstlineno__", "__static_attributes__"),
@@ -31,13 +31,13 @@ NOT_DEFINED = frozenset(
     )
 )
 
-#: The dicts of a class that say what its fields are; what a dataclass says of one of them.
+#: The dicts of a class that describe its fields; the attributes of a dataclass field.
 FIELDS = ("__annotations__", "__dataclass_fields__")
 OF_FIELD = ("type", "default", "default_factory", "init", "repr", "hash", "compare", "kw_only")
 
 ATOMS = (type(None), bool, int, float, complex, type(Ellipsis), type(NotImplemented))
 
-#: Modules of Python whose objects are constants, which ``repr`` tells apart.
+#: Modules of Python whose objects are constants that differ in their ``repr``.
 CONSTANTS = frozenset(
     (
         *("builtins", "dataclasses", "datetime", "decimal", "fractions", "ipaddress", "pathlib"),
@@ -46,13 +46,13 @@ CONSTANTS = frozenset(
 )
 CHANGING = (list, dict, set, bytearray)
 
-#: What tells one code object from another: all but its place.
+#: The attributes of code objects that are compared: all but the place.
 OF_CODE = (
     *("co_name", "co_argcount", "co_posonlyargcount", "co_kwonlyargcount", "co_flags", "co_code"),
     *("co_names", "co_varnames", "co_freevars", "co_cellvars", "co_consts"),
 )
 
-#: Modules whose objects are around functions (properties, class methods, caches); by these names.
+#: Modules of wrappers around functions (properties, class methods, caches), and their attributes.
 WRAPPERS = frozenset(("builtins", "functools", "abc", "enum"))
 WRAPPED = ("__func__", "__wrapped__", "fget", "fset", "fdel", "func")
 
@@ -60,19 +60,19 @@ ADDRESS = re.compile(r"0x[0-9a-f]+")
 
 
 def definition(cls: type) -> str:
-    """The digest of what a class says; empty if it can't be told."""
+    """The digest of a class; empty if it can't be computed."""
     digest = hashlib.sha256()
     try:
         for word in Walk().class_words(cls):
             digest.update(word.encode("utf-8", "surrogatepass") + b"\0")
     except Exception:
-        # Something of the class raises when it is looked at, or it is too deep.
+        # Code of the class raised, or it is too deep.
         return ""
     return digest.hexdigest()[:32]
 
 
 def named(module: str, qualname: str) -> Any:
-    """What this process has under a name; None if that is nothing."""
+    """The object with a name in this process, or None."""
     found: Any = sys.modules.get(module)
     names = names_in(found)
     for name in qualname.split("."):
@@ -82,8 +82,8 @@ def named(module: str, qualname: str) -> Any:
 
 
 def comes_along(module: Any) -> bool:
-    """Whether pickles bring along what a module of this name has, because no other process can
-    import it: the script, or one that ``runpy`` runs under a name of its own."""
+    """Whether pickles contain the classes and functions of this module by value, because no other
+    process can import it: the script, or a module that ``runpy`` runs under another name."""
     if module == SCRIPT:
         return True
     if type(module) is not str or "." in module or module not in sys.modules:
@@ -101,16 +101,16 @@ def can_find(module: str) -> bool:
 
 
 def is_elsewhere(value: Any) -> bool:
-    """Whether a class or function is in a module that is imported: its name stands for it."""
+    """Whether a class or function is in an importable module: pickles contain only its name."""
     module = value.__module__
     return not comes_along(module) and named(module, value.__qualname__) is value
 
 
 class Walk:
-    """One walk over a class. Its words come in an order that the class alone decides."""
+    """One walk over a class. The order of its words depends on the class alone."""
 
     def __init__(self) -> None:
-        #: What was met, and its number, by identity: what refers to itself ends there.
+        #: The objects seen and their numbers, by identity. A cycle ends at one of them.
         self.met: dict[int, tuple[int, Any]] = {}
 
     def class_words(self, cls: type) -> Iterator[str]:
@@ -156,7 +156,7 @@ class Walk:
             yield from self.words_of(value, kind)
 
     def words_of(self, value: Any, kind: type) -> Iterator[str]:
-        """The words of what may refer to itself."""
+        """The words of a value that may contain itself."""
         if isinstance(value, (type, FunctionType)):
             if is_elsewhere(value):
                 yield from (value.__module__, value.__qualname__)

@@ -1,4 +1,4 @@
-"""Values nested in each other deeper than Python's limit of recursion lets a pickler go.
+"""Values nested deeper than Python's recursion limit allows for pickling.
 
 Pickling is recursive, and takes about two levels of the limit for each list in a list; unpickling
 is not. Plain Ray takes lists 1,000 deep, and the usual limit is used up by 500.
@@ -12,31 +12,31 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-#: The limit of recursion, in calls, for what does not fit into the usual one, and the stack for it.
-#: Of the stack only what is used takes memory.
+#: The recursion limit, in calls, for values that exceed the usual one, and the stack for it. Only
+#: the used part of the stack takes memory.
 DEEP_LIMIT = 10_000
 STACK_BYTES = 512 * 1024 * 1024
 
-#: So many parts of a value are looked at for one that is to be named in an error.
+#: The most parts of a value that are searched for the one to name in an error.
 MAX_LOOKED_AT = 100_000
 
-#: Both numbers are the process's.
+#: Recursion limit and stack size are settings of the process.
 deep_lock = threading.Lock()
 
-#: How deep dicts and lists may be in each other in what is kept as JSON: metadata and options. All
-#: that takes them apart later is recursive, and would fail where nobody expects it.
+#: How deep dicts and lists may be nested in JSON data: metadata and options. Later readers recurse
+#: into them, and would fail in unexpected places.
 JSON_DEPTH = 100
 
 Children = Callable[[Any], list[tuple[str, Any]]]
 
 
 def is_too_deep(error: BaseException) -> bool:
-    """Whether it is Python's limit of recursion that was met. Cloudpickle tells it as its cause."""
+    """Whether an error, or its cause (with cloudpickle), is that of Python's recursion limit."""
     return isinstance(error, RecursionError) or isinstance(error.__cause__, RecursionError)
 
 
 def deeply(work: Callable[[], Any]) -> None:
-    """Do something with room for deep recursion: on a thread with a large stack of its own."""
+    """Run work with room for deep recursion: on a thread with a large stack."""
     raised: list[BaseException] = []
 
     def run() -> None:
@@ -60,10 +60,10 @@ def deeply(work: Callable[[], Any]) -> None:
 
 
 def is_deeper_than(levels: int, value: Any) -> bool:
-    """Whether dicts and lists are in each other to more than so many levels."""
+    """Whether dicts and lists are nested to more than ``levels`` levels."""
     level = [value]
     for _ in range(levels + 1):
-        # What comes up twice is looked at once: parts may share parts.
+        # Each once: containers may share parts.
         containers = {id(each): each for each in level if isinstance(each, (dict, list, tuple))}
         if not containers:
             return False
@@ -74,22 +74,22 @@ def is_deeper_than(levels: int, value: Any) -> bool:
 
 
 def find(value: Any, wanted: Callable[[Any], bool], children: Children) -> list[str] | None:
-    """The steps from a value to the nearest part of it that is wanted; None if none is found."""
+    """The steps from a value to the nearest wanted part of it; None without one."""
     steps, part = nearest_or_last(value, wanted, children)
     return steps if wanted(part) else None
 
 
 def deepest(value: Any, children: Children) -> list[str]:
-    """The steps from a value to a part of it that no other is farther from."""
+    """The steps from a value to its deepest part."""
     return nearest_or_last(value, lambda part: False, children)[0]
 
 
 def nearest_or_last(
     value: Any, wanted: Callable[[Any], bool], children: Children
 ) -> tuple[list[str], Any]:
-    """Look at the parts of a value, near ones first, until one is wanted; the steps to that one, or
-    to the last one, and the part."""
-    # Each with the one that it is a part of: whole paths would take memory by their square.
+    """Visit the parts of a value, near ones first, up to a wanted one. Returns the steps to that
+    part, or to the last one, and the part."""
+    # Each with its parent: whole paths would take quadratic memory.
     first: tuple[Any, str, Any] = (None, "", value)
     last, pending, seen = first, deque([first]), set[int]()
     while pending and len(seen) < MAX_LOOKED_AT:

@@ -1,4 +1,4 @@
-"""Executing a DAG as plain Ray tasks, outside of any workflow.
+"""Executes a DAG as plain Ray tasks, outside of any workflow.
 
 Ray's own ``DAGNode.execute`` is deprecated, and overflows the stack on deep DAGs.
 """

@@ -1,4 +1,4 @@
-"""Functions of tasks as they are stored, and what tells one from another."""
+"""Stores functions of tasks, and identifies them by digest."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def function_digest(pickled: Pickled, objects: Iterable[Blob]) -> str:
 
     Args:
         pickled: the function.
-        objects: the blobs of its ObjectRefs. A pickle has only their places, so that functions
-            over different ObjectRefs have equal pickles.
+        objects: the blobs of its ObjectRefs. A pickle has only placeholders for them, so that
+            functions over different ObjectRefs have equal pickles.
     """
     sha = hashlib.sha256(pickled.data)
     for buffer in pickled.buffers:
-        # With its size: the same bytes can be cut into other buffers.
+        # With its size: the same bytes can be split into other buffers.
         sha.update(buffer.nbytes.to_bytes(8, "big"))
         sha.update(buffer)
     for blob in objects:
@@ -43,11 +43,11 @@ def write_function(
     Args:
         writer: that of the workflow.
         body: the function.
-        name: what the function is called in listings.
+        name: the name of the function in listings.
         where: names it in errors.
 
     Raises:
-        SerializationError: it can't be stored; names what in it is at fault.
+        SerializationError: it can't be stored; names the part at fault.
     """
     pickled = pickle_value(
         body, where=where, node_hook=refuse_node_in_function, kind=FunctionPickler

@@ -1,4 +1,4 @@
-"""Looking for garbage less often while very many objects are made, none of which is garbage."""
+"""Collects garbage less often while code makes very many objects that all stay alive."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import contextlib
 import gc
 from collections.abc import Iterator
 
-#: How many more objects than now there must be before the young ones are looked at. By default it
-#: is some hundred, with which a third of the time of a capture goes into looking.
+#: The threshold of the youngest generation. With Python's default of some hundred objects, a third
+#: of a capture's time goes into collections.
 YOUNG_OBJECTS = 50_000
 
 
 @contextlib.contextmanager
 def seldom() -> Iterator[None]:
-    """Scope in which it is looked for less often in this process, if it is at all."""
+    """Scope in which this process collects garbage less often."""
     before = gc.get_threshold()
     if not 0 < before[0] < YOUNG_OBJECTS:
-        # Nobody looks, or another thread is in here.
+        # Collection is off, or another thread is in here.
         yield
         return
     gc.set_threshold(YOUNG_OBJECTS, *before[1:])

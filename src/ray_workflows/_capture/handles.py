@@ -1,7 +1,7 @@
-"""Actor handles as values: stored as Ray itself pickles them, with what tells whose they are.
+"""Actor handles as values: stored in Ray's own pickled form, with the name of the actor.
 
-A handle in storage does not keep its actor alive, as none does that is pickled. A named actor is
-looked up by its name again, and may be a new one; any other lives in its own cluster alone.
+A stored handle does not keep its actor alive; no pickled handle does. A named actor is looked up by
+its name again, and may be a new one; any other exists in its own cluster alone.
 
 Stored bytes name `restored_handle` by this module's path, so neither may ever move.
 """
@@ -21,7 +21,7 @@ from ray_workflows._ray.private import (
 )
 from ray_workflows.exceptions import SerializationError
 
-#: By its name: the class can be imported only where Ray Client can be used.
+#: The class's name, because it can be imported only where Ray Client is installed.
 CLIENT_HANDLE = "ClientActorHandle"
 
 
@@ -31,10 +31,10 @@ def is_handle(value: object) -> bool:
 
 
 def reduce_handle(handle: Any) -> tuple[Any, tuple[Any, ...]]:
-    """What a pickle has in place of a handle.
+    """The reduced form of a handle in a pickle.
 
     Raises:
-        SerializationError: this process is a Ray Client, which has tokens in place of handles.
+        SerializationError: this process is a Ray Client, which has tokens instead of handles.
     """
     if type(handle).__name__ == CLIENT_HANDLE:
         raise SerializationError(
@@ -49,7 +49,7 @@ def reduce_handle(handle: Any) -> tuple[Any, tuple[Any, ...]]:
 def restored_handle(
     state: bytes, weak: bool, name: str, namespace: str, label: str, session: str
 ) -> Any:
-    """The handle that was stored, or that of the actor which has its name now.
+    """The stored handle, or that of the actor with its name now.
 
     Raises:
         ray.exceptions.RayActorError: there is no such actor here; says which.

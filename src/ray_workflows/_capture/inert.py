@@ -1,7 +1,7 @@
-"""Pickles of functions as data: nothing in them is imported, called or made.
+"""Reads pickles of functions as data, and imports, calls and makes nothing in them.
 
-So functions can be looked at where their modules, actors and objects are not, and without a trace
-in this process: unpickling a class of a script gives the class of the same origin other methods.
+So functions can be compared without their modules, actors and objects, and without side effects in
+this process: unpickling a class of a script would replace methods of the class of the same origin.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from ray_workflows._ray.private import MAKE_CLASSES, NAMES_TYPE, SET_STATE
 
 
 class Inert:
-    """What a pickle makes by calling something: what was called, and with what."""
+    """A call in a pickle: the callable's name and its arguments."""
 
-    #: What stands under this name of this module; of a class that a pickle makes, empty.
+    #: ``module.name`` of the callable; empty for a class that the pickle makes.
     symbol = ""
-    #: Of a class that a pickle makes: the call that makes it.
+    #: For a class that the pickle makes: the call that makes it.
     made_by: Inert | None = None
 
     called: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    #: What was set on it later, and put into it.
+    #: The states set on the object later, and the items added to it.
     states: list[Any]
     items: list[Any]
     pairs: list[tuple[Any, Any]]
 
-    # Whatever its class is called with, it is made of, and nothing is looked at.
+    # Keeps all arguments, and evaluates none.
     def __new__(cls, *args: Any, **kwargs: Any) -> Inert:
         new = object.__new__(cls)
         new.called, new.args, new.kwargs = cls, args, kwargs
@@ -63,7 +63,7 @@ class Inert:
 
 
 def made_class(symbol: str) -> Any:
-    """What stands for a function that makes a class."""
+    """A stand-in for a function that makes a class."""
 
     def make(*args: Any) -> type[Inert]:
         call = Inert(*args)
@@ -74,7 +74,7 @@ def made_class(symbol: str) -> Any:
 
 
 def set_state(made: Inert | type[Inert], state: Any) -> None:
-    """What stands for the functions that fill functions and classes."""
+    """The stand-in for cloudpickle's functions that fill functions and classes."""
     call = made.made_by if isinstance(made, type) else made
     assert call is not None
     call.states.append(state)
@@ -94,7 +94,7 @@ class InertUnpickler(pickle.Unpickler):
         return self.symbols[symbol]
 
     def stand_in(self, symbol: str, name: str) -> Any:
-        """What takes the place of something that has a name."""
+        """The stand-in for an object that the pickle refers to by name."""
         if symbol == f"{restored_code.__module__}.{restored_code.__qualname__}":
             return lambda lines, *args: CodeType(*args)
         if name == NAMES_TYPE:
@@ -107,9 +107,9 @@ class InertUnpickler(pickle.Unpickler):
 
 
 def load_inert(data: bytes | memoryview, buffers: Sequence[memoryview]) -> Any:
-    """A pickle as data.
+    """Read a pickle as data.
 
     Raises:
-        Exception: it does something that no pickle of a function does.
+        Exception: it has something that no pickle of a function has.
     """
     return InertUnpickler(data, buffers).load()

@@ -1,7 +1,7 @@
-"""What values refer to, on its way to storage: objects behind ObjectRefs, and parts of values.
+"""Stores what values refer to: objects behind ObjectRefs, and parts of values.
 
-It is written before the value is, once each, to any depth. No recursion: there may be thousands of
-objects in each other.
+Each is written once, before the value, to any depth. No recursion: thousands of objects may be
+nested.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ray_workflows._ray.cluster import call_inside, is_outside
 from ray_workflows._ray.private import owner_address
 from ray_workflows.exceptions import SerializationError
 
-#: What Ray raises when an object is gone with its owner or its node: nobody's fault.
+#: Ray's errors for an object that is lost with its owner or its node.
 LOST_OBJECT_ERRORS = (
     ray.exceptions.ObjectLostError,
     ray.exceptions.ObjectFetchTimedOutError,
@@ -34,39 +34,40 @@ LOST_OBJECT_ERRORS = (
     ray.exceptions.ObjectReconstructionFailedError,
 )
 
-#: Blobs behind ObjectRefs that this process restored: returned again, they are not stored again.
-#: The oldest leave first; who forgets one stores it once more.
+#: The blobs behind ObjectRefs that this process restored: if returned again, they are not stored
+#: again. The oldest are dropped over the limit, and then stored once more.
 restored_objects: OrderedDict[str, tuple[str, Blob]] = OrderedDict()
 RESTORED_OBJECTS_LIMIT = 10_000
 
 
 def identity_of(ref: ray.ObjectRef) -> str:
-    """What tells an object from all others: its id in hex and, after a dash, a digest of its owner.
+    """The unique identity of an object: its id in hex and, after a dash, a digest of its owner.
 
-    Ray counts ids anew in each cluster. A workflow that resumes in another one would take the new
-    object for the one that it has stored under that id.
+    The id alone is not unique, because Ray counts ids anew in each cluster: a workflow that resumes
+    in another one would confuse a new object with the one stored under that id.
     """
     if is_outside():
-        return str(ref.hex())  # Compared in this process alone.
+        return str(ref.hex())  # Only compared within this process.
     return f"{ref.hex()}-{hashlib.sha256(owner_address(ref)).hexdigest()[:16]}"
 
 
 def remember_restored(ref: ray.ObjectRef, incarnation: str, blob: Blob) -> None:
-    """An ObjectRef was restored from a blob."""
+    """Remember that an ObjectRef was restored from a blob."""
     restored_objects[identity_of(ref)] = (incarnation, blob)
     while len(restored_objects) > RESTORED_OBJECTS_LIMIT:
         restored_objects.popitem(last=False)
 
 
 def key_of(ref: Reference) -> str:
-    """The key of the blob for what a placeholder refers to."""
+    """The key of the blob of a reference."""
     return ref.key if isinstance(ref, Part) else f"object-{identity_of(ref)}"
 
 
 def refers_to(
     storage: BlobStore, incarnation: str, blobs: Iterable[Blob], ref_hex: str, where: str
 ) -> bool:
-    """Whether one of these blobs, or one that they refer to, is of the object with this id."""
+    """Whether one of these blobs, or a blob that they refer to, is that of the object with this
+    id."""
     pending, seen = list(blobs), set[str]()
     while pending:
         blob = pending.pop()
@@ -79,10 +80,10 @@ def refers_to(
 
 
 class Found:
-    """What a value refers to, to be written under its key.
+    """A reference in a value, to be written under its key.
 
-    ``within`` is the value, in which it has this index; ``holder`` is what that value is behind or
-    a part of, or None. Without a value, nothing is known of where it was found.
+    ``within`` is the value and ``index`` the reference's index in it; ``holder`` is the reference
+    to that value, or None. Without ``within``, its place is not known.
     """
 
     __slots__ = ("holder", "index", "key", "pickled", "ref", "within")
@@ -100,12 +101,12 @@ class Found:
         self.within = within
         self.index = index
         self.holder = holder
-        #: What is to be written, while what it refers to is written.
+        #: The pickled object, while the objects that it refers to are written.
         self.pickled: Pickled | None = None
 
     @property
     def path(self) -> str:
-        """How one gets to it from the outermost value, as an expression."""
+        """The path to it from the outermost value, as an expression."""
         above: list[Found] = [self]
         while (holder := above[-1].holder) is not None:
             above.append(holder)
@@ -119,9 +120,9 @@ class Found:
 
 
 class ObjectWriter:
-    """Writes what the values of one workflow refer to: objects and parts.
+    """Writes the objects and parts that values of one workflow refer to.
 
-    ``written`` are the live ObjectRefs of the objects that it wrote or found, by the keys of their
+    ``written``: the live ObjectRefs of the objects that it wrote or found, by the keys of their
     blobs.
     """
 
@@ -132,7 +133,7 @@ class ObjectWriter:
         self.written: dict[str, ray.ObjectRef] = {}
 
     def write_all(self, pickled: Pickled, *, where: str) -> tuple[Blob, ...]:
-        """Write all that a value refers to; the blobs in the order of its references.
+        """Write all that a value refers to. Returns the blobs in the order of its references.
 
         Args:
             pickled: the value.
@@ -141,7 +142,7 @@ class ObjectWriter:
         Raises:
             SerializationError: an object is lost, refers to itself, or can't be stored; says where
                 in the value it is.
-            Exception: what an object's task raised, as ``ray.get`` raises it.
+            Exception: the error of an object's task, as ``ray.get`` raises it.
         """
         found = self.found_in(pickled, None)
         for each in found:
@@ -149,7 +150,7 @@ class ObjectWriter:
         return tuple([self.blobs[each.key] for each in found])
 
     def write(self, found: Found, where: str) -> Blob:
-        """Write what was found, and before it what it refers to."""
+        """Write a reference, and before it the references in it."""
         pending, opened = [found], set[str]()
         while pending:
             current = pending[-1]
@@ -175,14 +176,14 @@ class ObjectWriter:
         return self.blobs[found.key]
 
     def found_in(self, pickled: Pickled, holder: Found | None) -> list[Found]:
-        """What a value refers to."""
+        """The references in a value."""
         return [
             Found(ref, key_of(ref), pickled, index, holder)
             for index, ref in enumerate(pickled.refs)
         ]
 
     def is_known(self, found: Found) -> bool:
-        """Whether there is a blob of it, as this writer or this process knows."""
+        """Whether this writer or this process knows a blob of it."""
         if found.key in self.blobs:
             return True
         if isinstance(found.ref, Part):
@@ -194,11 +195,11 @@ class ObjectWriter:
         return True
 
     def stored(self, found: Found, where: str) -> Blob | None:
-        """The blob of an object that is stored already, or that only the cluster can store."""
+        """The blob of an object that is stored already, or that the cluster stores now."""
         if isinstance(found.ref, Part):
-            return None  # It is here, and not written if its key exists.
+            return None  # `write_blob` skips an existing key.
         if is_outside():
-            # The object stays in the cluster: its value may be large, or of no use out here.
+            # Store it inside the cluster: its value may be large, or can't be unpickled out here.
             blob: Blob = call_inside(
                 write_object, self.storage, self.incarnation, [found.ref], where
             )
@@ -211,7 +212,7 @@ class ObjectWriter:
             self.written[blob.key] = found.ref
 
     def fetch(self, found: Found, where: str) -> Pickled:
-        """What is behind an ObjectRef, or a part."""
+        """The pickled object behind an ObjectRef, or a part."""
         if isinstance(found.ref, Part):
             return found.ref
         try:
@@ -225,7 +226,7 @@ class ObjectWriter:
         return pickle_value(value, where=f"object that the {where} refers to")
 
     def seal(self, found: Found, pickled: Pickled) -> Blob:
-        """Write something; all that it refers to is written."""
+        """Write an object whose references are all written."""
         found.pickled = None
         inner = [self.blobs[key_of(ref)] for ref in pickled.refs]
         codec = self.storage.codecs[0] if self.storage.codecs else None
@@ -236,14 +237,15 @@ class ObjectWriter:
 def write_object(
     storage: BlobStore, incarnation: str, refs: list[ray.ObjectRef], where: str
 ) -> Blob:
-    """As `ObjectWriter.write`, for the one ref in a list: a bare one would arrive as its value."""
+    """As `ObjectWriter.write`, for the one ref in a list: Ray would pass a bare one as its
+    value."""
     (ref,) = refs
     writer = ObjectWriter(storage, incarnation)
     return writer.write(Found(ref, key_of(ref)), where)
 
 
 def path_to_ref(pickled: Pickled, index: int) -> str:
-    """The way from a value to the ObjectRef of this index; empty if it is not found."""
+    """The path from a value to the ObjectRef with this index; empty if it is not found."""
     mark = object()
 
     def resolve(kind: str, at: int) -> Any:
@@ -252,5 +254,5 @@ def path_to_ref(pickled: Pickled, index: int) -> str:
     try:
         value = unpickle_value(pickled.data, pickled.buffers, resolve)
     except Exception:
-        return ""  # Code of the value's may want the ObjectRef itself.
+        return ""  # The value's own code may need the real ObjectRef.
     return "".join(find(value, lambda part: part is mark, children) or ())

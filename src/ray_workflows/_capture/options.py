@@ -1,8 +1,8 @@
 """Options of a bound task: ours, found in Ray's ``_labels``, and Ray's, as data.
 
-Ray rejects option keys it does not know, but takes ``_labels``, a dict of strings; ours travel
-there as one JSON string. What goes to Ray's ``.options()`` later is kept as JSON-compatible data,
-so that the coordinator can submit a task without unpickling anything of the user's.
+Ray rejects unknown option keys, but takes ``_labels``, a dict of strings; our options are one JSON
+string there. Arguments for Ray's ``.options()`` are stored as JSON-compatible data, so that
+the coordinator can submit a task without unpickling user data.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from ray_workflows._ray.private import LABELS, placement_group
 #: The label under which the options of `ray_workflows.options` travel.
 LABEL = "ray_workflows.options"
 
-#: What the engine owns, and what makes no sense for a workflow task.
+#: Options that the engine handles, or that make no sense for a workflow task.
 NOT_FOR_RAY = ("max_retries", "retry_exceptions", "num_returns", LABELS)
 
-#: Ray's conditions on the labels of nodes, by the names that they are stored by.
+#: Ray's conditions on the labels of nodes, by their stored names.
 OPERATORS = {"In": In, "NotIn": NotIn, "Exists": Exists, "DoesNotExist": DoesNotExist}
 
 #: The module of Ray's scheduling strategies.
@@ -57,7 +57,7 @@ def write_label(options: Mapping[str, Any]) -> dict[str, str]:
 
 
 def task_options(bound: Mapping[str, Any], *, where: str) -> tuple[TaskOptions, str | None]:
-    """The options of a task and the task id asked for, from a node's bound options.
+    """The options of a task and the requested task id, from a node's bound options.
 
     Raises:
         ValueError: an option that a workflow task can't have; names it and the task.
@@ -88,7 +88,7 @@ def task_options(bound: Mapping[str, Any], *, where: str) -> tuple[TaskOptions, 
 def retry_options(
     bound: Mapping[str, Any], policy: Mapping[str, Any] | None, *, where: str
 ) -> dict[str, Any]:
-    """When the task is retried: as Ray's options say, or as a policy does."""
+    """The retry options of a task: from a policy, else from Ray's options."""
     max_retries = bound.get("max_retries")
     exceptions = bound.get("retry_exceptions")
     if policy is None:
@@ -111,7 +111,7 @@ def retry_options(
         "retry_on": from_hex(policy["retry_on"]),
         "give_up_on": from_hex(policy["give_up_on"]),
         "retry_timeouts": policy["retry_timeouts"],
-        # A function that 0.1.0 stored may bring a policy that does not say.
+        # A policy in a function that 0.1.0 stored lacks this key.
         "preemptions": policy.get("preemptions"),
         "backoff": Backoff(policy["backoff"], policy["max_backoff"], policy["jitter"]),
     }
@@ -123,7 +123,7 @@ def to_hex(types: tuple[type[BaseException], ...]) -> str | None:
 
 
 def pickled_types(types: tuple[type[BaseException], ...]) -> bytes:
-    """Exception types as a task has them among its options."""
+    """Exception types in the form of a task's options."""
     return bytes(pickle_value(types, where="exception types to retry on").data)
 
 
@@ -150,7 +150,7 @@ def encode_ray_options(bound: Mapping[str, Any], *, where: str) -> dict[str, Any
 
 
 def encode_ray_option(key: str, value: Any, *, where: str) -> Any:
-    """A value of plain types alone: without subclasses of text and numbers, as numpy has them."""
+    """The value with plain types: subclasses of str and numbers, such as numpy's, are converted."""
     try:
         if is_deeper_than(JSON_DEPTH, value):
             raise ValueError(f"it is more than {JSON_DEPTH} levels deep")
@@ -191,15 +191,15 @@ def encode_labels(expressions: Any) -> dict[str, list[Any]]:
 
 
 def decode_labels(encoded: Mapping[str, list[Any]]) -> dict[str, Any]:
-    """What `encode_labels` encoded, as `NodeLabelSchedulingStrategy` takes it."""
+    """Decode the output of `encode_labels` for `NodeLabelSchedulingStrategy`."""
     return {key: OPERATORS[name](*values) for key, (name, *values) in encoded.items()}
 
 
 class StrategyUnpickler(pickle.Unpickler):
-    """Unpickles a strategy as 0.1.0 stored those about labels: of Ray's classes alone."""
+    """Unpickles a label strategy stored by 0.1.0; allows Ray's classes alone."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """A class of a strategy or of what it consists of."""
+        """A class of a strategy or of its parts."""
         found = super().find_class(module, name) if module == STRATEGIES else None
         if isinstance(found, type) and found.__module__ == STRATEGIES:
             return found
@@ -225,7 +225,7 @@ def decode_strategy(data: Any) -> Any:
 
 
 def decode_ray_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What to pass to Ray's ``.options()``."""
+    """The arguments for Ray's ``.options()``."""
     decoded = dict(options)
     if "scheduling_strategy" in decoded:
         decoded["scheduling_strategy"] = decode_strategy(decoded["scheduling_strategy"])

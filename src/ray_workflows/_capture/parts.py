@@ -1,4 +1,4 @@
-"""The parts of a value, each with the way to it, as errors name them."""
+"""The parts of a value, each with the path to it for error messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ray.dag import DAGNode
 
 
 class Direct:
-    """Marks a direct argument: the task gets the value behind it, not a reference to it."""
+    """Marks a direct argument: the task gets the value, not a reference to it."""
 
     __slots__ = ("target",)
 
@@ -20,8 +20,8 @@ class Direct:
 
 
 def children(value: Any) -> list[tuple[str, Any]]:
-    """The parts of a value, each with the way to it; a DAG node is taken as a whole. Empty where
-    code of the value's raises when it is looked at."""
+    """The parts of a value, each with the path to it. A DAG node has no parts, nor has a value
+    whose own code raises."""
     try:
         return parts_of(value)
     except Exception:
@@ -57,7 +57,7 @@ def parts_of(value: Any) -> list[tuple[str, Any]]:
 
 
 def content(cell: CellType) -> Any:
-    """What a variable of a closure has; None if it has nothing yet."""
+    """The value of a closure's variable; None if it is unset."""
     try:
         return cell.cell_contents
     except ValueError:

@@ -1,6 +1,7 @@
-"""Pickling of user values: ObjectRefs and DAG nodes become placeholders, large buffers stay out.
+"""Pickles user values: ObjectRefs and DAG nodes become placeholders, large buffers stay out of
+band.
 
-The only module that pickles values of users; `unpickling` unpickles them.
+No other module pickles values of users; `unpickling` unpickles them.
 """
 
 from __future__ import annotations
@@ -26,23 +27,24 @@ from ray_workflows._codec.placeholders import OBJECT_REF, OBJECT_VALUE, placehol
 from ray_workflows._ray.private import node_function
 from ray_workflows.exceptions import InvalidResultError, SerializationError
 
-#: Types whose values are pickled by any pickler in the same way, and refer to nothing.
+#: Types whose values every pickler pickles in the same way, and that refer to nothing.
 ATOMS = frozenset((type(None), bool, int, float, complex, str, bytes))
 
-#: Containers with more in them, or with containers so deep in them, are not searched for others.
+#: Larger or deeper containers are not searched: they count as not plain.
 MAX_SEARCHED, MAX_DEPTH = 16, 3
 
-#: Buffers of at least this many bytes are kept out of the pickle, to be written and read in place.
+#: Buffers of at least this many bytes stay out of the pickle, to be written and read in place.
 OUT_OF_BAND_LIMIT = 4096
 
 
 class Pickled:
-    """A pickled value and what stayed out of it: large buffers, and ObjectRefs and parts of it that
-    are pickled for themselves, to which its placeholders refer.
+    """A pickled value, its large buffers, and the ObjectRefs and separately pickled parts that its
+    placeholders refer to.
 
-    Pickled again, by Ray on the way to another process, it becomes the value where it arrives, and
-    user code runs there alone. Live copies are put into the object store so: whoever takes one gets
-    what the storage would give. Of some values Ray would make others (of a bytearray, bytes).
+    When Ray pickles it again and sends it to another process, it unpickles there to the value, and
+    user code runs only there. Live copies are in the object store in this form, so that consumers
+    get the same value as from the storage. Ray itself would change some values (bytearray to
+    bytes).
     """
 
     __slots__ = ("buffers", "data", "refs")
@@ -62,7 +64,8 @@ class Pickled:
 
     @property
     def parts(self) -> tuple[Any, list[pickle.PickleBuffer], list[Reference]]:
-        """What `open_pickled` takes. What is large is no copy: Ray writes it from where it lies."""
+        """The arguments of `open_pickled`. Large buffers are not copied: Ray writes them in
+        place."""
         data = self.data
         large = len(data) >= OUT_OF_BAND_LIMIT
         return (
@@ -72,7 +75,7 @@ class Pickled:
         )
 
     def open(self) -> Any:
-        """The value: another one each time, but for its large buffers, which are read-only."""
+        """The value: a new object each time, with the same read-only large buffers."""
         return open_pickled(self.data, self.buffers, self.refs)
 
     @property
@@ -85,7 +88,7 @@ class Pickled:
 
 
 class Part(Pickled):
-    """A part of a value, to be stored as the blob ``key``."""
+    """A separately pickled part of a value, to be stored as the blob ``key``."""
 
     __slots__ = ("key",)
 
@@ -94,7 +97,7 @@ class Part(Pickled):
         self.key = key
 
 
-#: What placeholders refer to.
+#: The target of a placeholder.
 Reference: TypeAlias = ray.ObjectRef | Part
 
 #: Turns a DAG node into the kind and index of its placeholder; ``direct`` as for `Direct`.
@@ -109,7 +112,7 @@ def describe_node(node: DAGNode) -> str:
 
 
 def refuse_node(node: DAGNode, direct: bool) -> tuple[str, int]:
-    """The hook for results: a node among other things was meant to go on, and would not."""
+    """The hook for results: refuses a DAG node inside of another value, which would not run."""
     raise InvalidResultError(
         f"it contains a DAG node ({describe_node(node)}) inside a container. Return the node "
         f"itself, through workflow.continuation(node); to combine several, bind them to one more "
@@ -134,11 +137,11 @@ class ValuePickler(cloudpickle.CloudPickler):  # type: ignore[misc]
         self.refs: list[Reference] = []
         self.ref_indices: dict[bytes | str, int] = {}
         self.node_hook = node_hook
-        #: What the hook raised: not a failure of pickling.
+        #: The error of the hook, which is not a failure of pickling.
         self.hook_error: Exception | None = None
 
-        # No method: the pickler would then refer to itself, and keep what it pickled, gigabytes,
-        # until the garbage collector comes by.
+        # Not a method: a cycle would keep the pickler, with gigabytes, until the next garbage
+        # collection.
         def keep_in_band(buffer: pickle.PickleBuffer) -> bool:
             raw = buffer.raw()
             if raw.nbytes < OUT_OF_BAND_LIMIT:
@@ -149,7 +152,7 @@ class ValuePickler(cloudpickle.CloudPickler):  # type: ignore[misc]
         super().__init__(file, protocol=5, buffer_callback=keep_in_band)
 
     def reducer_override(self, obj: Any) -> Any:
-        # The first, because thousands of them come together.
+        # First, because there may be thousands.
         if type(obj) is Direct:
             target = obj.target
             if isinstance(target, (ray.ObjectRef, Part)):
@@ -182,11 +185,11 @@ class ValuePickler(cloudpickle.CloudPickler):  # type: ignore[misc]
 
 
 class FunctionPickler(ValuePickler):
-    """Pickles the function of a task; what of it is stored as code, with the lines of that code."""
+    """Pickles the function of a task. Functions stored by value keep their source lines."""
 
     def __init__(self, file: io.BytesIO, node_hook: NodeHook) -> None:
         super().__init__(file, node_hook)
-        #: Code objects within others, whose lines they share, by identity.
+        #: Identities of code objects within others, whose source lines they share.
         self.inner: set[int] = set()
 
     def reducer_override(self, obj: Any) -> Any:
@@ -209,8 +212,8 @@ def pickle_value(
     """Pickle a value.
 
     Args:
-        value: anything cloudpickle takes; ObjectRefs stay out of it, and actor handles are as
-            `handles` has them.
+        value: anything cloudpickle takes; ObjectRefs become placeholders, and `handles` reduces
+            actor handles.
         where: names the value in errors ("argument 'x' of task 'f'").
         node_hook: what to do with DAG nodes; by default they are refused.
         kind: makes the pickler.
@@ -236,7 +239,7 @@ def pickle_value(
     except Exception as error:
         refused = pickler.hook_error
         if isinstance(refused, ValueError):
-            raise refused from None  # About an input of the DAG, not about what is pickled.
+            raise refused from None  # About an input of the DAG, not about pickling.
         if refused is not None:
             path, _ = find_culprit(value, lambda part: can_pickle(part, node_hook))
             text = f"The {where} can't be stored{f' (at {path})' if path else ''}: {refused}"
@@ -248,20 +251,20 @@ def pickle_value(
 
 
 def pickle_plain(value: Any) -> Pickled | None:
-    """A value pickled without a pickler of ours, which costs ten times as much, if it needs none:
-    None if it may."""
+    """Pickle a value that needs no `ValuePickler`, which takes ten times as long; None if it may
+    need one."""
     return Pickled(pickle.dumps(value, 5)) if is_plain(value) else None
 
 
 def pickle_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pickled | None:
-    """As `pickle_plain`, of the arguments of a call."""
+    """As `pickle_plain`, for the arguments of a call."""
     if not is_plain(args) or (kwargs and not is_plain(kwargs)):
         return None
     return Pickled(pickle.dumps((args, kwargs), 5))
 
 
 def is_plain(value: Any, depth: int = MAX_DEPTH) -> bool:
-    """Whether there is nothing in a value, for certain, that needs a pickler of ours."""
+    """Whether a value certainly needs no `ValuePickler`."""
     kind = type(value)
     if kind in ATOMS:
         return True
@@ -269,14 +272,14 @@ def is_plain(value: Any, depth: int = MAX_DEPTH) -> bool:
         return False
     if kind is dict:
         value = (*value, *value.values())
-    # First without a step of Python for each: most of capturing a small task would be that.
+    # First without a Python step per item, which would dominate capturing a small task.
     if ATOMS.issuperset(map(type, value)):
         return True
     return all(is_plain(part, depth - 1) for part in value)
 
 
 def open_pickled(data: bytes | memoryview, buffers: Sequence[Any], refs: Sequence[Any]) -> Any:
-    """The value of a `Pickled` that has arrived, and its parts before it."""
+    """The value of a `Pickled` in the receiving process. Opens its parts first."""
 
     def resolve(kind: str, index: int) -> Any:
         ref = refs[index]
@@ -286,7 +289,7 @@ def open_pickled(data: bytes | memoryview, buffers: Sequence[Any], refs: Sequenc
             return ref.open()
         return ray.get(ref) if isinstance(ref, ray.ObjectRef) else ref
 
-    # As the storage would give them.
+    # Read-only, as from the storage.
     views = [memoryview(each).toreadonly() for each in buffers]
     return unpickle_value(data, views, resolve if refs else placeholder)
 

@@ -1,7 +1,7 @@
-"""Large parts of arguments: stored once, however many tasks of a plan take them.
+"""Large parts of arguments: stored once for all tasks of a plan that take them.
 
-Such a part is pickled for itself, and the arguments refer to it as to an object behind an
-ObjectRef. What a task gets is its own, as where it was passed by value.
+Such a part is pickled separately, and the arguments refer to it as to an object behind an
+ObjectRef. Each task gets its own copy, as if passed by value.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from ray_workflows._capture.pickling import NodeHook, Part, Pickled, ValuePickle
 from ray_workflows._codec.placeholders import OBJECT_VALUE, placeholder
 from ray_workflows._model.values import INLINE_LIMIT
 
-#: An array inside of an argument is a part of its own from so many bytes on. A table may have
+#: Arrays inside of an argument of at least this many bytes are parts of their own. A table may have
 #: thousands of smaller ones, and each part is a blob.
 INNER_LIMIT = 1024 * 1024
 
-#: What is searched for arrays, and not taken as a whole.
+#: Containers that are searched for arrays, and are not parts as a whole.
 CONTAINERS = (list, tuple, dict, set)
 
 
 class SplittingPickler(ValuePickler):
-    """Pickles a value without its parts, which ``part_of`` gives."""
+    """Pickles a value without its parts, which ``part_of`` returns."""
 
     def __init__(
         self, file: io.BytesIO, node_hook: NodeHook, part_of: Callable[[Any], Part | None]
@@ -49,22 +49,22 @@ class SharedParts:
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
-        #: By the identity of what was pickled, which is kept alive for that; None if it is small.
+        #: By the identity of the value, which is kept alive for that; None if it is small.
         self.parts: dict[int, tuple[Any, Part | None]] = {}
-        #: By their size, with a digest of their contents: taken only of several of one size, for it
-        #: takes as long as it takes to write them.
+        #: By size, with a digest of the contents. The digest is computed only for several of one
+        #: size, because it takes as long as writing them.
         self.alike: dict[int, list[tuple[Part, str]]] = {}
         self.count = 0
 
     def known(self, argument: Any) -> Any:
-        """What stands for an argument: its part, if another task takes it too and it is large."""
+        """The stand-in for an argument: its part if it is large and another task takes it too."""
         part = self.parts.get(id(argument), (None, None))[1]
         return argument if part is None else Direct(part)
 
     def split(
         self, args: Sequence[Any], kwargs: dict[str, Any], *, where: str, node_hook: NodeHook
     ) -> Pickled:
-        """Arguments pickled with their large parts left out."""
+        """Pickle arguments without their large parts."""
         args = tuple([self.whole(arg) for arg in args])
         kwargs = {name: self.whole(arg) for name, arg in kwargs.items()}
         return pickle_value((args, kwargs), where=where, node_hook=node_hook, kind=self.splitting)
@@ -74,19 +74,19 @@ class SharedParts:
         return SplittingPickler(file, node_hook, self.array)
 
     def whole(self, argument: Any) -> Any:
-        """What stands for an argument: the part that it is as a whole, or itself."""
+        """The stand-in for an argument: the whole of it as a part, or itself."""
         if type(argument) is Direct:
             return argument
         part = self.part(argument, INLINE_LIMIT)
         return argument if part is None else Direct(part)
 
     def array(self, value: Any) -> Part | None:
-        """The part that something inside of an argument is, if it is memory, and large."""
+        """The part for a value inside of an argument if it is a large buffer; else None."""
         try:
             with memoryview(value) as view:
                 large = view.nbytes > INNER_LIMIT
         except Exception:
-            return None  # It has none to give.
+            return None  # It has no buffer.
         return self.part(value, INNER_LIMIT) if large else None
 
     def part(self, value: Any, limit: int) -> Part | None:
@@ -95,7 +95,7 @@ class SharedParts:
         if found is None:
             kind = self.splitting if isinstance(value, CONTAINERS) else ValuePickler
             part = None
-            # What fails has DAG nodes in it; all else was pickled before.
+            # Values with DAG nodes fail here; all others were pickled before.
             with contextlib.suppress(Exception):
                 pickled = pickle_value(value, where="argument", kind=kind)
                 part = self.named(pickled) if pickled.nbytes > limit else None
@@ -103,7 +103,7 @@ class SharedParts:
         return found[1]
 
     def named(self, pickled: Pickled) -> Part:
-        """The part that has these contents: one that is there, or a new one."""
+        """The part with these contents: an existing or a new one."""
         alike = self.alike.setdefault(pickled.nbytes, [])
         digest = contents_of(pickled) if alike else ""
         for index, (part, known) in enumerate(alike):
@@ -117,10 +117,10 @@ class SharedParts:
 
 
 def contents_of(pickled: Pickled) -> str:
-    """A digest: in one plan, equal ones are of equal contents."""
+    """A digest of the contents, for comparison within one plan."""
     sha = hashlib.sha256()
     for chunk in (pickled.data, *pickled.buffers):
-        # With its size: the same bytes can be cut into other buffers.
+        # With its size: the same bytes can be split into other buffers.
         sha.update(memoryview(chunk).nbytes.to_bytes(8, "big"))
         sha.update(chunk)
     for ref in pickled.refs:

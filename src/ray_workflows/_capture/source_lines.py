@@ -1,8 +1,8 @@
-"""The source of functions that are stored as code, so that a traceback shows the lines that ran.
+"""Source lines of functions that are stored by value, so that tracebacks show the lines that ran.
 
-A traceback reads its lines from the file that the code was compiled from. For a function of a
-script or a notebook that file may have been edited since, or lie on another machine. So the pickle
-of such a function carries its own lines; only the text of a traceback is made from them.
+Python reads the lines of a traceback from the file of the code. For a function of a script or a
+notebook that file may have been edited since, or be on another machine. So the pickle of such a
+function contains its source lines; they are used for the text of tracebacks only.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import CodeType, TracebackType
 
-#: Functions with a longer text than this, in characters, are stored without it.
+#: Functions with longer source than this, in characters, are stored without it.
 TEXT_LIMIT = 32_768
 
-#: How many code objects a process keeps the lines of; the oldest leave first.
+#: The most code objects whose lines a process keeps; the oldest are dropped first.
 KEPT_LIMIT = 4096
 
-#: When this process began to read code, about, in seconds since 1970.
+#: About when this process loaded its code, in seconds since 1970.
 LOADED_AT = time.time()
 
 #: A code object with its file: code objects of different files can be equal.
@@ -38,10 +38,10 @@ Lines = tuple[int, bytes]
 #: The lines of functions that this process has unpickled.
 kept: OrderedDict[Key, Lines] = OrderedDict()
 
-#: Guards ``kept``, and `linecache` while it has other lines than those of the files.
+#: Guards ``kept``, and `linecache` while its lines differ from the files.
 lock = threading.Lock()
 
-#: An error that holds others; nothing is one before Python 3.11.
+#: The class of exception groups; none before Python 3.11.
 GROUPS = getattr(builtins, "BaseExceptionGroup", ())
 
 
@@ -54,8 +54,8 @@ def nested(code: CodeType) -> Iterator[CodeType]:
 
 
 def restored_code(lines: Lines, *args: object) -> CodeType:
-    """The code object that a pickle holds with its lines. Stored bytes name this function by the
-    path of its module, so neither may ever move."""
+    """Restore a code object from a pickle, and keep its lines. Stored bytes name this function by
+    the path of its module, so neither may ever move."""
     code = CodeType(*args)  # type: ignore[arg-type]
     with lock:
         for part in nested(code):
@@ -97,13 +97,13 @@ def last_line(code: CodeType) -> int:
 
 
 def is_source(filename: str, text: str, code: CodeType) -> bool:
-    """Whether a code object was made of this text, and not of what the file held before it was
-    edited."""
+    """Whether a code object was compiled from this text, and not from an earlier version of the
+    file."""
     try:
         if os.stat(filename).st_mtime < LOADED_AT:
             return True
     except OSError:
-        return True  # A cell of a notebook: its text is in the memory of this process.
+        return True  # A notebook cell, whose text this process has in memory.
     return code in compiled(text)
 
 
@@ -117,14 +117,12 @@ def compiled(text: str) -> frozenset[CodeType]:
 
 
 def traceback_text(error: BaseException, trace: TracebackType | None) -> str:
-    """As `traceback.format_exception`, with the lines of the code that ran.
-
-    Where they are not known, there are none, rather than wrong ones.
-    """
+    """As `traceback.format_exception`, with the lines of the code that ran. Unknown lines are left
+    out, rather than wrong ones shown."""
     summary = traceback.TracebackException(
         type(error), error, trace, lookup_lines=False, compact=True
     )
-    # What runs while others wait for the lock is none of the user's code.
+    # Before taking the lock, because this runs user code.
     codes = list(codes_in(error, trace))
     with lock, shown(codes):
         look_up(summary)
@@ -132,7 +130,7 @@ def traceback_text(error: BaseException, trace: TracebackType | None) -> str:
 
 
 def codes_in(error: BaseException, trace: TracebackType | None) -> Iterator[CodeType]:
-    """The code objects in the tracebacks of an error and of those that it came from."""
+    """The code objects in the tracebacks of an error, its causes and contexts."""
     pending: list[tuple[BaseException | None, TracebackType | None]] = [(error, trace)]
     seen: set[int] = set()
     while pending:
@@ -148,7 +146,7 @@ def codes_in(error: BaseException, trace: TracebackType | None) -> Iterator[Code
 
 
 def look_up(summary: traceback.TracebackException) -> None:
-    """Read the lines of all frames, those of the errors that it came from too."""
+    """Read the lines of all frames of an error, its causes and contexts."""
     pending: list[traceback.TracebackException | None] = [summary]
     while pending:
         each = pending.pop()
@@ -167,13 +165,13 @@ def shown(codes: Iterable[CodeType]) -> Iterator[None]:
         found = kept.get((code.co_filename, code))
         if found is not None:
             first, lines = found
-            # Lines end where `linecache` ends them, not at form feeds and the like.
+            # Split as `linecache` does, not at form feeds and the like.
             numbered = enumerate(zlib.decompress(lines).decode().split("\n"), first)
             files.setdefault(code.co_filename, {}).update(numbered)
     before = {name: linecache.cache.get(name) for name in files}
     for name, numbers in files.items():
         listed = [numbers.get(number, "") + "\n" for number in range(1, max(numbers) + 1)]
-        # Without a time of the file, an entry is not compared with what is there.
+        # An entry without a modification time is not compared with the file.
         linecache.cache[name] = (sum(map(len, listed)), None, listed, name)
     try:
         yield

@@ -1,8 +1,8 @@
-"""Values and errors of users that pass through a process without being unpickled there.
+"""Passes values and errors of users through a process without unpickling them there.
 
-Unpickling runs code of the user's. In a process that serves many workflows, code that hangs or ends
-the process would hold up all of them, so such a process hands the bytes on: pickled again, by Ray
-on the way to whoever asked, they become the value itself where they arrive.
+Unpickling runs user code. In a process that serves many workflows, code that hangs or ends the
+process would stop all of them. So such a process passes the bytes on; Ray pickles them again, and
+they unpickle to the value itself in the receiving process.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from ray_workflows._model.values import ErrorInfo, Value
 
 
 class UnopenedError(Exception):
-    """An error of a user's as it was stored. It can be raised, and chained as a cause.
+    """A user's error in its stored form. It can be raised, and chained as a cause.
 
     Args:
-        where: whose error it is.
-        info: all that is known of it but the exception.
+        where: names the task or workflow.
+        info: the record of the error.
         exception: the exception; None if it could not be stored.
     """
 
@@ -37,7 +37,7 @@ class UnopenedError(Exception):
 
 
 def open_error(where: str, info: ErrorInfo, parts: tuple[Any, ...] | None) -> BaseException:
-    """The error of an `UnopenedError` that has arrived, as Ray raises it."""
+    """The error of an `UnopenedError` in the receiving process, as Ray raises it."""
     return restored_error(info, where, None if parts is None else lambda: open_pickled(*parts))
 
 
@@ -45,17 +45,17 @@ class UnopenedReader(ValueReader):
     """Reads values of one workflow, and unpickles none of them."""
 
     def read_plain(self, value: Value) -> Any:
-        """None: also a plain value stays unopened."""
+        """None: plain values stay unopened too."""
         return None
 
     def opened(
         self, envelope: Envelope, *, where: str, resolve: Callable[[str, int], Any]
     ) -> Pickled:
-        """The value, which is opened where it arrives."""
+        """The value, to be unpickled in the receiving process."""
         return self.unopened(envelope)
 
     def read_error(self, error: ErrorInfo, *, where: str) -> UnopenedError:
-        """The error, which is opened where it arrives."""
+        """The error, to be unpickled in the receiving process."""
         exception = None if error.exception is None else self.read(error.exception, where=where)
         info = ErrorInfo(error.type_name, error.message, error.traceback)
         return UnopenedError(where, info, exception)

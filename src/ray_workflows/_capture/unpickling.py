@@ -1,6 +1,6 @@
-"""Unpickling of user values: what stands behind placeholders, and which classes values have.
+"""Unpickles user values: fills in placeholders, and replaces classes.
 
-With `pickling` the only module that unpickles values of users.
+Only this module and `pickling` unpickle values of users.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from ray_workflows._ray.private import (
     tracked_class,
 )
 
-#: The name that is in every pickle with a placeholder in it.
+#: A name in every pickle with a placeholder.
 PLACEHOLDER = placeholder.__name__.encode()
 
-#: Finds what is in every pickle that brings a class along.
+#: Finds the name that is in every pickle with a class by value.
 find_skeleton = re.compile(re.escape(SKELETON)).search
 
-#: No pickle of so few bytes brings a class along: most results have fewer, and are not searched.
+#: Smaller pickles contain no class by value. Most results are smaller, and are not searched.
 SMALLEST_CLASS = 128
 
 
 class ValueUnpickler(pickle.Unpickler):
-    """Unpickles one value; ``resolve`` says what stands behind each placeholder, ``classes`` what
-    takes the place of the classes that the pickle brings along."""
+    """Unpickles one value; ``resolve`` gives the object for each placeholder, ``classes`` replaces
+    classes that the pickle contains by value."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class ValueUnpickler(pickle.Unpickler):
         super().__init__(file, buffers=buffers)
         self.resolve = resolve
         self.classes = classes
-        #: What took the place of a class.
+        #: Classes that replaced one of the pickle.
         self.taken: set[type] = set()
 
     def find_class(self, module: str, name: str) -> Any:
@@ -69,7 +69,7 @@ class ValueUnpickler(pickle.Unpickler):
         cls = self.classes.find(identity) or tracked_class(identity.before)
         found = cls is not None
         if cls is None:
-            # One that this process has pickled before is found again.
+            # cloudpickle returns the class itself if this process has pickled it before.
             cls = make(*args)
             know_class(cls, identity.before)
         if found or cls is own_class(*identity.name):
@@ -78,7 +78,7 @@ class ValueUnpickler(pickle.Unpickler):
         return cls
 
     def fill_class(self, cls: type, state: Any) -> type:
-        # One that took the place of a class has its own contents.
+        # A replacing class keeps its own contents.
         return cls if cls in self.taken else FILL_CLASS(cls, state)
 
 
@@ -93,24 +93,23 @@ def unpickle_value(
         return pickle.loads(data, buffers=buffers)
     data = bytes(data)
     if PLACEHOLDER not in data and not brings_classes(data):
-        # Nothing to put into it.
+        # Nothing to replace.
         return pickle.loads(data, buffers=buffers)
     return ValueUnpickler(io.BytesIO(data), buffers, resolve, classes).load()
 
 
 def brings_classes(pickled: bytes | memoryview) -> bool:
-    """Whether a pickle may bring classes along."""
+    """Whether a pickle may contain classes by value."""
     if type(pickled) is bytes:
         return SKELETON in pickled
-    # Without a copy of what may be large.
+    # Without a copy, which may be large.
     return find_skeleton(pickled) is not None
 
 
 def unpickle_plain(sealed: bytes) -> Any:
-    """The value in an envelope that holds a pickle and nothing else, of which nothing was left out;
-    None if it is another one.
+    """The value of an envelope with a plain pickle and nothing else; None for any other.
 
-    It takes half the time of the long way, and most values are small and plain.
+    Takes half the time of the general way, and most values are small and plain.
     """
     head = plain_head_in(len(sealed))
     if head is None or not sealed.startswith(head) or PLACEHOLDER in sealed:

@@ -1,7 +1,7 @@
-"""Functions that are stored with a workflow, in their present version: those of the script.
+"""Replaces stored functions of a workflow by their present versions in the script.
 
-A function of a module is stored as its name, and comes with the module. One of the script itself,
-or of a notebook, is stored as code.
+A function of a module is stored by name, and comes with the module. A function of the script
+itself, or of a notebook, is stored by value.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ray_workflows._ray.private import remote_body
 
 
 def present_version(module: str, qualname: str) -> Any:
-    """What the script of this process has under the name of a function of a script, or None."""
+    """The function of this process's script with the name of a recorded one, or None."""
     if module != "__main__":
         return None
     found: Any = sys.modules.get("__main__")
@@ -37,14 +37,14 @@ def present_version(module: str, qualname: str) -> Any:
 def upgraded(
     reader: ValueReader, writer: ValueWriter, functions: Mapping[str, Function]
 ) -> dict[str, Function]:
-    """What the script has under the names of functions, where it differs.
+    """The script's versions of functions, where they differ.
 
     Args:
         reader: of the workflow that has the functions.
         writer: of the workflow that gets those of the script.
-        functions: by the digests of those that were submitted, those that are used now.
+        functions: the functions in use, by the digests of the submitted ones.
     """
-    # Their names alone are asked for: classes that differ are to be expected, and of no interest.
+    # Only the names are needed: don't warn about classes that differ.
     reader.classes = Bringing()
     found: dict[str, Function] = {}
     for digest, function in functions.items():
@@ -52,7 +52,8 @@ def upgraded(
         try:
             body = reader.read(Value(function.data, function.objects), where=where)
         except (ImportError, ray.exceptions.RayActorError):
-            # One of a module, which comes with the module; or one over an actor that is gone.
+            # A function of a module, which comes with the module, or one that refers to a dead
+            # actor.
             continue
         present = present_version(
             getattr(body, "__module__", None) or "", getattr(body, "__qualname__", "")

@@ -1,6 +1,6 @@
-"""Values on their way to storage and back: envelopes, blobs, ObjectRefs.
+"""Stores and reads Python values, with their envelopes, blobs and ObjectRefs.
 
-`ValueWriter` makes a `Value` of a Python value; `ValueReader` makes a Python value of a `Value`.
+`ValueWriter` turns a Python value into a `Value`, `ValueReader` turns it back.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from ray_workflows.exceptions import (
     is_transient,
 )
 
-#: What Python writes above a traceback. Ray writes the process that prints it in its place.
+#: Python's header of a traceback. Ray replaces it by one with the process that prints it.
 HEADER = re.compile(r"^Traceback \(most recent call last\):$", re.MULTILINE)
 
 
 class Brought:
-    """A live value that Ray has brought into this process. It may be an ObjectRef itself."""
+    """A live value that Ray has brought into this process. The value may itself be an ObjectRef."""
 
     __slots__ = ("value",)
 
@@ -47,7 +47,7 @@ class Brought:
 
 
 class ValueWriter:
-    """Writes values of one workflow. Blobs are durable when a method returns."""
+    """Writes values of one workflow. Blobs are durable on return."""
 
     def __init__(self, storage: BlobStore, incarnation: str) -> None:
         self.storage = storage
@@ -55,12 +55,12 @@ class ValueWriter:
 
     @cached_property
     def objects(self) -> ObjectWriter:
-        """Writes what values refer to. Most refer to nothing."""
+        """Writes the objects that values refer to. Made on first use: most refer to none."""
         return ObjectWriter(self.storage, self.incarnation)
 
     @property
     def codec(self) -> PayloadCodec | None:
-        """What is stored is encoded by it."""
+        """The codec that encodes new values, or None."""
         codecs = self.storage.codecs
         return codecs[0] if codecs else None
 
@@ -73,14 +73,14 @@ class ValueWriter:
         )
 
     def write_plain(self, pickled: Pickled) -> Value | None:
-        """Store what `pickle_value` made, if it is inline and has no ObjectRefs in it."""
+        """Store a pickled value if it is inline and has no ObjectRefs; else None."""
         data = pickled.data
         if len(data) > INLINE_LIMIT or pickled.buffers or pickled.refs or self.storage.codecs:
             return None
         return Value(plain_head(len(data)) + data)
 
     def write_pickled(self, pickled: Pickled, *, key: str, where: str) -> Value:
-        """Store what `pickle_value` made."""
+        """Store a pickled value."""
         plain = self.write_plain(pickled)
         if plain is not None:
             return plain
@@ -91,7 +91,7 @@ class ValueWriter:
         return Value(self.storage.write_blob(self.incarnation, key, chunks), objects)
 
     def write_objects(self, pickled: Pickled, *, where: str) -> tuple[Blob, ...]:
-        """Checkpoint what the ObjectRefs in a value refer to."""
+        """Checkpoint the objects of the ObjectRefs in a value."""
         return self.objects.write_all(pickled, where=where) if pickled.refs else ()
 
     def write_error(self, error: BaseException, *, key: str, traceback: str = "") -> ErrorInfo:
@@ -106,7 +106,7 @@ class ValueWriter:
             # An exception whose constructor takes other arguments pickles but does not unpickle.
             ValueReader(self.storage, self.incarnation).read(value, where=name)  # type: ignore[arg-type]
         except BaseException as failure:
-            # What its pickling and unpickling raise is the user's: it may be anything.
+            # The user's pickling and unpickling code may raise anything.
             if is_transient(failure):
                 raise
             value = None
@@ -116,8 +116,8 @@ class ValueWriter:
 class ValueReader:
     """Reads values of one workflow.
 
-    ``live`` are live copies by blob key: ObjectRefs, which ``get`` waits for; what was `Brought`
-    here; or a `Pickled` of this process. What is not among them, or was lost, is read from storage.
+    ``live``: live copies by blob key: ObjectRefs, which ``get`` waits for, `Brought` values, or a
+    `Pickled` of this process. Other values, and lost ones, are read from the storage.
     """
 
     def __init__(
@@ -131,12 +131,12 @@ class ValueReader:
         self.incarnation = incarnation
         self.live = live or {}
         self.get = get
-        #: What takes the place of classes that values bring along.
+        #: Replaces classes that values contain.
         self.classes: Classes = OWN
 
     def read_plain(self, value: Value) -> Any:
-        """The Python value of an inline one with nothing left out of it; None if it is another
-        one. Most are such: for these nothing is named, and nothing looked up."""
+        """The Python value of an inline value with a plain pickle; None for any other. A fast path:
+        most values are plain."""
         data = value.data
         return unpickle_plain(data) if type(data) is bytes else None
 
@@ -161,7 +161,7 @@ class ValueReader:
         return self.opened(self.envelope(value, where=where), where=where, resolve=resolve)
 
     def envelope(self, value: Value, *, where: str) -> Envelope:
-        """A value as the journal or the storage has it."""
+        """The envelope of a value, from the journal or the storage."""
         data = value.data
         if isinstance(data, Blob):
             if not data.stored:
@@ -169,14 +169,14 @@ class ValueReader:
             try:
                 view: bytes | memoryview = self.read_blob(data)
             except StorageCorruptError as error:
-                # The storage knows the key, and not what it is of.
+                # The storage knows only the key, so name the value too.
                 raise StorageCorruptError(f"The {where} can't be read. {error}") from error
         else:
             view = data
         return unseal(view, where=where, codecs=self.storage.codecs)
 
     def unopened(self, envelope: Envelope) -> Pickled:
-        """The value in an envelope, for Ray to bring it to whoever opens it."""
+        """The value in an envelope, not unpickled: Ray unpickles it in the receiving process."""
         refs = [self.read_object(blob) for blob in envelope.objects]
         return Pickled(envelope.pickle, envelope.buffers, refs)
 
@@ -239,9 +239,9 @@ def restored_error(
     """An error as Ray raises it, see `ValueReader.read_error`.
 
     Args:
-        error: all that is known of it but the exception.
-        where: whose error it is.
-        read: gives the exception; None if it was not stored.
+        error: the record of the error.
+        where: names the task or workflow.
+        read: returns the exception; None if it was not stored.
     """
     cause: BaseException | None = None
     if read is not None:
@@ -252,7 +252,7 @@ def restored_error(
                 f"{error.type_name}: {error.message} (it can't be restored here: {failure})"
             )
     if cause is None and error.type_name == SignalTimeoutError.__name__:
-        # Made by the engine, which pickles nothing.
+        # The engine made it, which pickles nothing.
         cause = SignalTimeoutError(error.message)
     if cause is None:
         cause = RuntimeError(f"{error.type_name}: {error.message}")
@@ -262,18 +262,17 @@ def restored_error(
 
 
 def error_text(error: ErrorInfo) -> str:
-    """The traceback of an error; its type and message where there is none."""
+    """The traceback of an error, else its type and message."""
     return error.traceback or f"{error.type_name}: {error.message}"
 
 
 def as_task_error(where: str, text: str, cause: Exception) -> BaseException:
-    """An error as Ray raises that of a task: an instance of its own class and of RayTaskError.
-
-    One that can't be pickled again is raised as it is.
+    """An error in the form in which Ray raises that of a task: an instance of its own class and of
+    RayTaskError. If such an error can't be made, the cause itself.
 
     Args:
-        where: whose error it is.
-        text: what ``str`` of it gives, without frames of Ray's own.
+        where: names the task or workflow.
+        text: its ``str``, without Ray's own frames.
         cause: the error.
     """
     try:
@@ -284,11 +283,11 @@ def as_task_error(where: str, text: str, cause: Exception) -> BaseException:
 
 
 def as_instance_of_cause(wrapped: ray.exceptions.RayTaskError) -> BaseException:
-    """Ray's error of a task as an instance of what the task raised too; one that pickles, and has
-    the ``__cause__`` of that."""
+    """Ray's error of a task as an instance also of the task's exception class. It pickles, and has
+    the ``__cause__`` of the task's exception."""
     error: BaseException = wrapped.as_instanceof_cause()
     if error is not wrapped:
-        # Ray makes a class for each such error, which pickle does not find by its name.
+        # Ray makes a class for each such error, which pickle can't find by name.
         type(error).__reduce__ = lambda self: (as_instance_of_cause, (wrapped,))  # type: ignore
     if wrapped.cause.__cause__ is not None:
         error.__cause__ = wrapped.cause.__cause__
@@ -296,14 +295,12 @@ def as_instance_of_cause(wrapped: ray.exceptions.RayTaskError) -> BaseException:
 
 
 def with_header(traceback: str, header: str) -> str:
-    """The text of a traceback, each of its headers ("Traceback (most recent call last):") replaced
-    by one that says whose it is."""
+    """The text of a traceback, with each header ("Traceback (most recent call last):") replaced."""
     return HEADER.sub(lambda _: f"{header}:", traceback)
 
 
 class DetachedReader(ValueReader):
-    """Reads values where there is no cluster, and so no ObjectRef: the value that one refers to
-    stands in its place."""
+    """Reads values without a cluster: replaces each ObjectRef by its value."""
 
     def read_object(self, blob: Blob) -> Any:
         """The value of a checkpointed object."""
@@ -318,6 +315,6 @@ class DetachedReader(ValueReader):
 
 @ray.remote(num_cpus=0, max_retries=3)  # type: ignore[untyped-decorator]
 def restore_object(storage: BlobStore, incarnation: str, blob: Blob) -> Any:
-    """Bring a checkpointed object back into the object store."""
+    """Put a checkpointed object back into the object store."""
     reader = ValueReader(storage, incarnation)
     return reader.unopened(reader.envelope(Value(blob), where=f"object {blob.key}"))

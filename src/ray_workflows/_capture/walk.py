@@ -1,4 +1,4 @@
-"""Walking a Ray DAG without recursion: a DAG of any depth, each node once, inputs first."""
+"""Walks a Ray DAG of any depth without recursion: each node once, inputs first."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ NONE: frozenset[int] = frozenset()
 
 
 class Arguments:
-    """The pickled arguments of a node. Placeholders index ``children``, the nodes they came from,
+    """The pickled arguments of a node. Placeholders are indices into ``children``, the input nodes,
     and ``keys``, their stable uuids.
 
-    ``direct`` are the positions of children that are arguments themselves, not inside containers.
+    ``direct``: the positions of children that are arguments themselves, not inside containers.
     ``task`` names the task in errors; ``shared`` has the large parts of other nodes' arguments.
     """
 
@@ -47,7 +47,7 @@ class Arguments:
         input_hook: InputHook,
         shared: SharedParts | None = None,
     ) -> None:
-        # Ray has a list where there are none.
+        # Without arguments, Ray has a list here.
         args = tuple(args)
         plain = pickle_call(args, kwargs)
         if plain is not None and (shared is None or len(plain.data) <= INLINE_LIMIT):
@@ -85,20 +85,20 @@ class Arguments:
         except TypeError:
             named = {str(index + 1): arg for index, arg in enumerate(args)}
             for name, arg in (named | {repr(name): arg for name, arg in kwargs.items()}).items():
-                # The one at fault raises, and is named.
+                # The argument at fault raises an error that names it.
                 pickle_value(arg, where=f"argument {name} of {task}", node_hook=node_hook)
             raise
 
 
 def direct_argument(arg: Any, shared: SharedParts | None = None) -> Any:
-    """What stands for an argument in a pickle."""
+    """The stand-in for an argument in a pickle."""
     if isinstance(arg, (DAGNode, ray.ObjectRef)):
         return Direct(arg)
     return arg if shared is None else shared.known(arg)
 
 
 class Visited(Protocol):
-    """What a visit returns: it names the nodes to visit before this one is done."""
+    """The result of a visit: names the nodes to visit before this one is done."""
 
     @property
     def children(self) -> Sequence[FunctionNode]: ...

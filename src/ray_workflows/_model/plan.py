@@ -131,9 +131,9 @@ class Environment(msgspec.Struct, frozen=True, array_like=True):
 class EnvironmentChange(msgspec.Struct, frozen=True, array_like=True):
     """The changes that a resumption makes to a workflow.
 
-    ``code`` is what was asked for, ``by`` who asked. ``environment`` None: as it was.
-    ``functions`` take the place of those with the digests that they are keyed by, ``ray_options``
-    are laid over those of the tasks with these ids; an option None is taken away.
+    ``code``: as requested; ``by``: the user and host. ``environment`` None: unchanged.
+    ``functions`` replace those with the digests that are their keys. ``ray_options`` update those
+    of the tasks with these ids; None removes an option.
     """
 
     code: str
