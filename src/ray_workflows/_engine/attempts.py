@@ -1,4 +1,4 @@
-"""What becomes of attempts, and what follows for their tasks and the workflow."""
+"""Rules for reports of attempts: the events for their tasks and the workflow."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ray_workflows._model.values import ErrorInfo, Outcome
 
 
 def reported_task(state: WorkflowState, report: msg.AttemptNews) -> Task | None:
-    """The task that a report is about, if it is about the attempt that counts."""
+    """The task of a report, if the report is about its current attempt; else None."""
     task = state.tasks.get(report.task)
     if (
         task is None
@@ -76,7 +76,7 @@ def on_attempt_returned(state: WorkflowState, message: msg.AttemptReturned, now:
         messages=message.messages,
     )
     if not task.is_output:
-        # Most are not: nothing else follows.
+        # Most tasks are no output: nothing else follows.
         return [succeeded]
     return [succeeded, *after_success(state, task, Outcome(value=message.value), now)]
 
@@ -128,7 +128,7 @@ def on_attempt_crashed(state: WorkflowState, message: msg.AttemptCrashed, now: f
     if retry_at is not None:
         charged = why == AttemptOutcome.CRASHED
         return [attempt_failed(message, retry_at, why, charged=charged, now=now)]
-    # Not caught by catch_exceptions if the process was killed: that is about what user code does.
+    # catch_exceptions does not catch a killed process: it is for errors that user code raises.
     follows = after_failure if message.crash is msg.Crash.EXITED else uncaught
     return [task_failed(message, why, now), *follows(state, task, message.error, now)]
 
@@ -158,7 +158,7 @@ def on_attempt_found_corruption(
 ) -> Events:
     if reported_task(state, message) is None:
         return []
-    # An attempt that counts is of a workflow that is not released.
+    # The workflow of a current attempt is not released.
     return [ev.WorkflowReleased(at=now, error=message.error)] if state.status in ACTIVE else []
 
 
@@ -189,7 +189,8 @@ def attempt_failed(
 def too_late_to_send(
     report: msg.AttemptReturned | msg.AttemptReturnedPlan, now: float
 ) -> ev.AttemptFailed:
-    """The task runs again if the workflow is resumed: only one that is open delivers messages."""
+    """The event for a result with messages after the workflow's end: only an open workflow delivers
+    messages, so the task runs again if the workflow is resumed."""
     return ev.AttemptFailed(
         at=now,
         task=report.task,
@@ -227,9 +228,9 @@ def after_failure(state: WorkflowState, task: Task, error: ErrorInfo, now: float
     if task.options.catch_exceptions:
         return caught(state, task, None, error, now)
     if state.status is WorkflowStatus.FAILED:
-        # To catch it would end a workflow that is settled. It is caught when it is resumed.
+        # Catching it would end a settled workflow. It is caught when the workflow is resumed.
         return []
-    # The nearest continuation around it whose parent catches.
+    # The innermost enclosing continuation whose parent catches.
     for frame in state.frames_around(task.frame):
         if frame.wraps:
             return caught(state, task, frame, error, now)
@@ -237,9 +238,9 @@ def after_failure(state: WorkflowState, task: Task, error: ErrorInfo, now: float
 
 
 def uncaught(state: WorkflowState, task: Task, error: ErrorInfo, now: float) -> Events:
-    """Only the first error that nobody caught fails the workflow; siblings report after it.
+    """The first uncaught error fails the workflow. Siblings that fail after it change nothing.
 
-    One that was resumed and is pending has such siblings too, and fails anew.
+    A resumed, pending workflow may have such siblings too: then it fails again.
     """
     if state.status is WorkflowStatus.FAILED:
         return []
@@ -258,7 +259,7 @@ def caught(
 
 
 def after_success(state: WorkflowState, task: Task, outcome: Outcome, now: float) -> Events:
-    """What follows from a task's result: the end of the workflow, or nothing."""
+    """The events after a task's result: the end of the workflow, or none."""
     if not task.is_output:
         return []
     return after_frame(state, task.frame, outcome.wrap_if(task.options.catch_exceptions), now)

@@ -1,4 +1,4 @@
-"""`commands`: all that should be in flight, derived from the state. Recovery is asking for it."""
+"""`commands`: all that should be in flight, derived from the state. Recovery calls it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ def start_attempt(state: WorkflowState, task: Task) -> StartAttempt:
 
 
 def commands(state: WorkflowState) -> list[Command]:
-    """Every command that is due: messages that are not delivered, attempts of active tasks, each
-    time at which timers go off, and at once if a signal can be taken or somebody asked to
-    cancel."""
+    """Every command that is due: deliveries of messages, attempts of active tasks, a wake-up for
+    the next timer, and an immediate one if a signal can be taken or a cancel was requested."""
     due = deliveries(state)
     if is_to_be_canceled(state):
         return [*due, WakeAt(0.0)]
@@ -39,9 +38,9 @@ def commands(state: WorkflowState) -> list[Command]:
 
 
 def followers(state: WorkflowState, task: Task) -> Iterator[Task]:
-    """The tasks that can run right after a task in the same worker, each on the result of the one
-    before: that result is not stored and has no other consumer, and the follower lacks no other
-    input. Nothing needs to be committed in between."""
+    """The chain of tasks that can run right after a task in the same worker. Each consumes the
+    result of the one before: that result is not stored and has no other consumer, and the follower
+    lacks no other input. So nothing needs to be committed in between."""
     while not state.checkpoints(task) and len(task.consumers) == 1:
         follower = state.tasks[task.consumers[0]]
         if (
@@ -56,20 +55,20 @@ def followers(state: WorkflowState, task: Task) -> Iterator[Task]:
 
 
 def deliveries(state: WorkflowState) -> list[Command]:
-    """The commands for the messages that are not delivered."""
+    """The commands for undelivered messages."""
     if state.status not in ACTIVE or state.released:
         return []
     return [Deliver(message) for message in state.outbox.values()]
 
 
 def is_to_be_canceled(state: WorkflowState) -> bool:
-    """Whether somebody has asked for it, and nothing else is to be done."""
+    """Whether a cancel was requested: then nothing else of the workflow is started."""
     return state.cancel_requested and state.status in ACTIVE and not state.released
 
 
 def next_wake(state: WorkflowState) -> float | None:
-    """The first time at which a timer goes off, the workflow is out of time, or is to be canceled;
-    None if there is none."""
+    """When the first timer is due, the workflow times out, or it is to be canceled; None for
+    none."""
     if is_to_be_canceled(state):
         return 0.0
     if not state.running:
@@ -81,7 +80,7 @@ def next_wake(state: WorkflowState) -> float | None:
 
 
 def due_at(state: WorkflowState) -> float:
-    """When its coordinator has to act if nothing comes in, in seconds since 1970: 0 for at once, or
+    """When its coordinator has to act if no message comes, in seconds since 1970: 0 for at once, or
     `NEVER`."""
     if state.status not in ACTIVE or state.released:
         return NEVER

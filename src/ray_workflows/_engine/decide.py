@@ -1,4 +1,4 @@
-"""`decide`: messages become events. It judges and changes nothing; `evolve` does the reverse."""
+"""`decide` turns messages into events, and changes nothing. `evolve` applies events."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ray_workflows._engine.decision import Decision, Events, Surroundings
 from ray_workflows._engine.state import Lifecycle, WorkflowState
 from ray_workflows._model import messages as msg
 
-#: A coordinator that nobody shares the storage with, and that has room.
+#: The surroundings of a sole coordinator on its storage, below its limits.
 ALONE = Surroundings()
 
 
@@ -29,7 +29,7 @@ def decide(
     return outbox.keep_end(state, decision, now, around) if decision.events else decision
 
 
-#: What is asked, and depends on no task of the workflow.
+#: Rules for requests that depend on no task of the workflow.
 ASKED_OF_LIFECYCLE: dict[
     type[msg.Message], Callable[[Lifecycle, Any, float, Surroundings], Decision]
 ] = {
@@ -40,7 +40,7 @@ ASKED_OF_LIFECYCLE: dict[
     msg.AcknowledgeSignals: lifecycle.on_acknowledge_signals,
 }
 
-#: What is asked, or done by a coordinator: depends on what is around the workflow.
+#: Rules for requests, and for actions of a coordinator. They depend on the surroundings.
 ASKED: dict[type[msg.Message], Callable[[WorkflowState, Any, float, Surroundings], Decision]] = {
     **ASKED_OF_LIFECYCLE,
     msg.Submit: lifecycle.on_submit,
@@ -50,7 +50,7 @@ ASKED: dict[type[msg.Message], Callable[[WorkflowState, Any, float, Surroundings
     msg.Release: lifecycle.on_release,
 }
 
-#: What is heard of attempts and of time.
+#: Rules for reports of attempts, and for time.
 REPORTED: dict[type[msg.Message], Callable[[WorkflowState, Any, float], Events]] = {
     msg.Wake: waits.on_wake,
     msg.Delivered: outbox.on_delivered,

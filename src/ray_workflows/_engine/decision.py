@@ -1,4 +1,4 @@
-"""What a decision is made of beside the workflow's state, and what comes of it."""
+"""The inputs of a decision beside the workflow's state, and its result."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ SETTLED = (WorkflowStatus.SUCCESSFUL, WorkflowStatus.FAILED, WorkflowStatus.CANC
 
 
 class Surroundings(msgspec.Struct, frozen=True, gc=False):
-    """What no journal tells, and decisions depend on.
+    """Facts that are not in the journal, and that decisions depend on.
 
     Attributes:
         holder: the coordinator that decides.
         driven_elsewhere: another live coordinator drives the workflow.
-        live: values that are in no storage are still there, because this coordinator was driving
-            the workflow when they were made.
+        live: the unstored values are still there, because this coordinator was driving the workflow
+            when they were made.
         can_run: one more workflow may run.
-        can_wait: one more workflow may wait for that.
+        can_wait: one more workflow may be pending.
     """
 
     holder: str = ""
@@ -35,8 +35,8 @@ class Surroundings(msgspec.Struct, frozen=True, gc=False):
 
 
 class Decision(msgspec.Struct, frozen=True, gc=False):
-    """What follows from a message: events, in order, and the answer to whoever asked, which may be
-    an exception. The answer holds once the events are durable."""
+    """The result of a message: events, in order, and the answer to the caller, which may be an
+    exception. The answer is valid once the events are durable."""
 
     events: Events
     answer: Any = None

@@ -1,7 +1,7 @@
-"""`evolve`: events become state. The only code that changes a workflow's state.
+"""`evolve` applies events to the state. No other code changes a workflow's state.
 
-Appliers are found by name: event ``TaskSucceeded`` is applied by ``apply_task_succeeded``. Each
-returns the commands that are new by it; `commands.commands` derives all that are due.
+Appliers are found by name: ``apply_task_succeeded`` applies event ``TaskSucceeded``. Each adds the
+new commands; `commands.commands` derives all that are due.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from ray_workflows._model.plan import Plan
 from ray_workflows._model.tasks import AttemptOutcome
 from ray_workflows._model.values import Outcome, Value
 
-#: Attempts that ended so say nothing of user code's own errors: the next one waits longer.
+#: Ends without an error of user code: after several in a row the next attempt waits longer.
 SETBACKS = (AttemptOutcome.CRASHED, AttemptOutcome.PREEMPTED, AttemptOutcome.LOST_STORAGE)
 
 
 def evolve(state: WorkflowState, event: ev.Event) -> list[Command]:
-    """Fold one event into the state, in place, and return the commands that are new by it."""
+    """Apply one event to the state, in place, and return the new commands."""
     deltas: list[Command] = []
     APPLIERS[type(event)](state, event, deltas)
     return deltas
@@ -75,7 +75,7 @@ def apply_workflow_started(
             if not task.unmet:
                 activate(state, task, event.at)
     else:
-        # As the workflow has its whole timeout again, so have those that wait for a signal.
+        # The workflow has its whole timeout again, and so have tasks that wait for a signal.
         for waiting in state.waits.values():
             for number in waiting:
                 restart(state, state.tasks[number], event.at)
@@ -90,7 +90,7 @@ def apply_workflow_resumed(
         if task.phase is Phase.FAILED:
             task.phase = Phase.WAITING
             task.charged = task.preempted = task.setbacks = 0
-            # An input may have been lost since.
+            # An input may have been lost since the failure.
             if not task.unmet:
                 activate(state, task, event.at)
     deltas += deliveries(state)
@@ -106,9 +106,9 @@ def apply_workflow_canceled(
 
 def stop_attempts(state: WorkflowState, deltas: list[Command]) -> None:
     if state.ending is not None:
-        return  # They were stopped when the end was kept.
+        return  # `WorkflowEnding` has stopped them.
     for number in state.active:
-        # When it is resumed, what the stopped attempt still reports is about the past.
+        # A new number, so that reports of the stopped attempt are ignored after a resumption.
         state.tasks[number].attempts += 1
         state.tasks[number].last_end = AttemptOutcome.CANCELED
         deltas.append(CancelAttempt(number))
@@ -131,7 +131,7 @@ def apply_workflow_succeeded(
 def apply_workflow_failed(
     state: WorkflowState, event: ev.WorkflowFailed, deltas: list[Command]
 ) -> None:
-    # Attempts in flight go on: what they commit need not run again when it is resumed.
+    # Attempts in flight go on: tasks that they complete need not run again after a resumption.
     lifecycle.apply_workflow_failed(state, event)
     deltas.append(Settle())
 
@@ -165,17 +165,17 @@ def apply_workflow_released(
 def apply_attempt_started(
     state: WorkflowState, event: ev.AttemptStarted, deltas: list[Command]
 ) -> None:
-    """Views show it; nothing is decided by it, so that nobody need wait for it."""
+    """Views show it. The engine ignores it, so that nothing waits for its commit."""
 
 
 def apply_tasks_unplaceable(
     state: WorkflowState, event: ev.TasksUnplaceable, deltas: list[Command]
 ) -> None:
-    """As of an attempt that started: views show it."""
+    """Views show it. The engine ignores it."""
 
 
 def apply_state_saved(state: WorkflowState, event: ev.StateSaved, deltas: list[Command]) -> None:
-    """Those who do not have the state begin with it; all others have it already."""
+    """Nothing to do: a reader that needs the snapshot has started with it."""
 
 
 def apply_attempt_failed(
@@ -241,8 +241,7 @@ def apply_task_continued(
 
 
 def store_results(state: WorkflowState, frame: Frame) -> None:
-    """What was done in a frame is not to be done again: its result is stored, and those of the
-    frames around it."""
+    """Make a frame and those around it store their results, because the frame can't run again."""
     for around in takewhile(lambda around: not around.stored, state.frames_around(frame)):
         around.stored = True
 
@@ -273,7 +272,7 @@ def apply_values_lost(state: WorkflowState, event: ev.ValuesLost, deltas: list[C
         for number in task.consumers:
             consumer = state.tasks[number]
             if consumer.phase is Phase.ACTIVE:
-                # It can't be done without the value: what it reports now is about the past.
+                # It needs the lost value. A new number, so that reports of its attempt are ignored.
                 consumer.phase = Phase.WAITING
                 consumer.attempts += 1
                 consumer.last_end = AttemptOutcome.LOST_VALUE
@@ -318,7 +317,7 @@ def apply_signal_acknowledged(
 def send(
     state: WorkflowState, event: ev.TaskSucceeded | ev.TaskContinued, deltas: list[Command]
 ) -> None:
-    """A task has messages for others."""
+    """Put the messages of a task into the outbox."""
     outbox.apply_messages(state, event)
     deltas += [Deliver(message) for message in event.messages]
 
@@ -352,18 +351,18 @@ def open_frame(
 
 
 def activate(state: WorkflowState, task: Task, at: float) -> None:
-    """All inputs are there: the task waits for what brings its result."""
+    """Begin the task's wait for its source (attempt, timer, signal): all inputs are there."""
     SOURCES[task.options.kind].begin(state, task, at)
 
 
 def announce(state: WorkflowState, task: Task, deltas: list[Command]) -> None:
-    """The commands for a task that was activated."""
+    """Add the commands for an activated task."""
     if state.running:
         deltas += WAITING[task.phase].commands(state, task)
 
 
 def end_wait(state: WorkflowState, task: Task) -> None:
-    """The task waits no more, if it did."""
+    """End the task's wait for its source, if it waits."""
     source = WAITING.get(task.phase)
     if source is not None:
         source.leave(state, task)
@@ -372,7 +371,7 @@ def end_wait(state: WorkflowState, task: Task) -> None:
 def resolve(
     state: WorkflowState, task: Task, outcome: Outcome, at: float, deltas: list[Command]
 ) -> None:
-    """Give a task its one result, and whatever follows from it inside the workflow."""
+    """Give a task its one result, and update its consumers and frame."""
     end_wait(state, task)
     task.phase = Phase.SUCCEEDED
     outcome = task.outcome = outcome.wrap_if(task.options.catch_exceptions)
@@ -392,10 +391,10 @@ def resolve(
 def resolve_frame(
     state: WorkflowState, frame: Frame, outcome: Outcome, at: float, deltas: list[Command]
 ) -> None:
-    """The frame has its result: it goes away, and its parent has that result."""
+    """Close a frame that has its result, and give the result to its parent."""
     outcome = outcome.wrap_if(frame.wraps)
     close_frame(state, frame, keep=outcome, deltas=deltas)
-    # That of the workflow is in its end, which follows.
+    # Without a parent, the result is in the event of the workflow's end, which follows.
     if frame.parent is not None:
         resolve(state, state.tasks[frame.parent], outcome, at, deltas)
 
@@ -403,7 +402,7 @@ def resolve_frame(
 def close_frame(
     state: WorkflowState, frame: Frame, keep: Outcome | None, deltas: list[Command]
 ) -> None:
-    """Drop a frame and what hangs below it. ``keep`` is the outcome that lives on."""
+    """Drop a frame and the frames inside it. ``keep``: the outcome that stays in use."""
     kept = None if keep is None else keep.value
     doomed = [frame]
     while doomed:
@@ -413,12 +412,12 @@ def close_frame(
             task = state.tasks.pop(number)
             phase = task.phase
             if phase is Phase.SUCCEEDED:
-                # First, because nearly all have come here.
+                # First, because nearly all tasks have succeeded.
                 value = task.outcome.value if task.outcome is not None else None
                 if value is not None and value is not kept:
                     release(value, deltas)
             elif phase is Phase.CONTINUED:
-                # Abandoned by an error that was caught further out.
+                # An error that an outer task caught abandons this frame.
                 doomed += [child for child in state.frames.values() if child.parent == number]
             else:
                 end_wait(state, task)
@@ -427,13 +426,13 @@ def close_frame(
 
 
 def release(value: Value, deltas: list[Command]) -> None:
-    """The command for a hold on a value that ends; most have no live copies to be held."""
+    """Add the command that drops a reference to a value, if it may have live copies."""
     if value.has_copies:
         deltas.append(ReleaseValue(value))
 
 
 def forget_inputs(state: WorkflowState, task: Task, deltas: list[Command]) -> None:
-    """The task will never run again: it no longer holds its inputs."""
+    """Release the inputs of a task that will never run again."""
     settled = [task]
     while settled:
         for number in settled.pop().upstream:
@@ -445,7 +444,7 @@ def forget_inputs(state: WorkflowState, task: Task, deltas: list[Command]) -> No
             if outcome.value is not None:
                 release(outcome.value, deltas)
             if not outcome.stored:
-                # It could have had to run again until now, and so held its own inputs.
+                # The upstream task might have had to run again until now, and kept its inputs.
                 settled.append(upstream)
 
 

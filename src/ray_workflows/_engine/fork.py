@@ -1,10 +1,10 @@
-"""A fork's past: what a journal says of the tasks that need not run again.
+"""Makes the first events of a fork: the results of tasks that need not run again.
 
-The new workflow has the same plan. Of the old one's events it takes the results of all tasks but
-the one it starts from and those downstream; tasks get new numbers where continuations fall away.
-A signal that a kept task took is its result. Those that nobody took were sent to the old workflow:
-a signal is taken once, and so the new one waits for its own. What a kept task has sent was sent
-once, by the old one.
+The new workflow has the same plan. It takes the old one's results of all tasks but the one that it
+starts from and those downstream. Tasks get new numbers, because some continuations are left out.
+A signal that a kept task took becomes the task's result. Other signals were sent to the old
+workflow: a signal is taken once, so the new workflow waits for its own. Messages of kept tasks are
+left out: the old workflow sent them.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Lineage:
 
 
 def read_lineage(events: Sequence[ev.Event]) -> Lineage:
-    """Replay a journal and note what the engine forgets."""
+    """Replay a journal, and record the frames that a state forgets."""
     lineage = Lineage()
     state = WorkflowState("", "")
     for event in events:
@@ -85,10 +85,10 @@ def read_lineage(events: Sequence[ev.Event]) -> Lineage:
 
 
 def fork_history(events: Sequence[ev.Event], from_task: str) -> list[ev.Event] | None:
-    """What a fork knows from the start, to follow its ``WorkflowStarted``.
+    """The events with which a fork begins, after its ``WorkflowStarted``.
 
     Args:
-        events: the journal of the workflow that is forked, from its first event.
+        events: the journal of the origin, from its first event.
         from_task: id of the task to run again.
 
     Returns:
@@ -102,7 +102,7 @@ def fork_history(events: Sequence[ev.Event], from_task: str) -> list[ev.Event] |
 
 
 def result_of_signal(event: ev.SignalTaken, value: Value) -> ev.TaskSucceeded:
-    """What is known of a task that took a signal where nothing is known of the signal."""
+    """The event for a task that took a signal, without the signal itself."""
     return ev.TaskSucceeded(
         at=event.at,
         task=event.task,
@@ -114,17 +114,17 @@ def result_of_signal(event: ev.SignalTaken, value: Value) -> ev.TaskSucceeded:
 
 
 class History:
-    """Writes the events that are kept, with the numbers that tasks and frames have in the fork."""
+    """Writes the kept events, with the numbers that tasks and frames have in the fork."""
 
     def __init__(self, lineage: Lineage, again: set[int], open_frames: set[int]) -> None:
         self.lineage = lineage
         self.again = again
         self.open_frames = open_frames
-        #: Tasks that wait for such a frame. Their results, and what else became of them when
-        #: those were lost, are not in the fork.
+        #: Tasks that wait for such a frame. Their results, and events about the loss of these, are
+        #: not in the fork.
         self.continued = {lineage.opener[frame] for frame in open_frames}
         self.state = WorkflowState("", "")
-        #: New numbers by old ones, of what is in the fork.
+        #: New numbers by old ones, of the tasks and frames in the fork.
         self.tasks: dict[int, int] = {}
         self.frames: dict[int, int] = {}
         self.kept: list[ev.Event] = []
@@ -145,7 +145,7 @@ class History:
                     self.enter(frame_number, first=self.kept[-1].first)  # type: ignore[attr-defined]
                 frame_number += 1
             elif isinstance(event, ev.TaskFailed):
-                # A failure is a result only if somebody caught it.
+                # A failure is a result only if it was caught.
                 caught = events[index + 1] if index + 1 < len(events) else None
                 if isinstance(caught, ev.ErrorCaught) and self.keeps_catch(caught):
                     self.keep(event)
@@ -170,7 +170,7 @@ class History:
         return self.kept
 
     def keeps(self, task: int) -> bool:
-        """Whether a task that is in the fork has what it had."""
+        """Whether the fork keeps what happened to a task."""
         return (
             task in self.tasks
             and task in self.lineage.done
@@ -189,7 +189,7 @@ class History:
         return None if frame is None else self.frames[frame]
 
     def enter(self, frame: int, *, first: int) -> None:
-        """A frame is in the fork too: number what is in it."""
+        """Number a frame that is in the fork too, and its tasks."""
         old = self.lineage.frames[frame]
         self.frames[frame] = self.state.next_frame - 1
         for offset in range(len(old.plan.tasks)):
@@ -203,7 +203,8 @@ class History:
         self.kept.append(kept)
 
     def lose_unstored(self) -> None:
-        """Live values belong to the old workflow: what was not checkpointed runs again."""
+        """Lose unstored results: their live values belong to the old workflow, so the tasks run
+        again."""
         lost = tuple(unstored(self.state))
         if lost:
             self.kept.append(ev.ValuesLost(at=0.0, tasks=lost))

@@ -1,4 +1,4 @@
-"""What must hold of every state. Tests run `check` after every step; nothing else reads it."""
+"""Invariants of every state. Tests run `check` after every step; nothing else uses it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ray_workflows._model.status import WorkflowStatus
 
 
 def check(state: WorkflowState) -> None:
-    """Recompute what is derived and compare; raise AssertionError with what differs."""
+    """Recompute derived fields and compare; raise AssertionError with the difference."""
     started = state.started_at is not None
     active: set[int] = set()
     timing: dict[int, float] = {}
@@ -51,7 +51,7 @@ def check(state: WorkflowState) -> None:
         assert state.output.stored
     if state.output is not None:
         assert not state.tasks
-    # Nobody would deliver what a workflow that has ended has to deliver.
+    # No coordinator delivers messages of a workflow that has ended.
     assert not state.outbox or state.status in WorkflowStatus.non_terminating_status()
     assert state.ending is None or state.outbox
     runs = state.status is WorkflowStatus.RUNNING
@@ -59,7 +59,7 @@ def check(state: WorkflowState) -> None:
     if state.status in WorkflowStatus.non_terminating_status():
         assert state.ended_at is None
         assert state.output is None or state.ending is not None
-        # Progress is possible: something runs, a timer runs, or a signal may come.
+        # Progress is possible: an attempt or a timer runs, or a signal may come.
         goes_on = state.active or state.timers or state.waits or state.outbox
         assert not started or goes_on or state.released, "stuck"
 

@@ -1,5 +1,5 @@
-"""What is asked about a workflow as a whole, and what a coordinator does with it: each rule once,
-whether the workflow is new, driven here, driven elsewhere, or by nobody.
+"""Rules for requests about a workflow as a whole, and for actions of a coordinator. Each rule is
+written once, whether the workflow is new, driven here, driven elsewhere, or not driven.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ from ray_workflows.exceptions import (
 #: Type name of the error of a workflow that ran into its timeout.
 TIMED_OUT = "WorkflowTimeoutError"
 
-#: Signals are kept for these: they run, will run, or may be resumed without saying more.
+#: Workflows of these statuses keep signals: they run, will run, or may be resumed without
+#: ``canceled=True``.
 TAKES_SIGNALS = (WorkflowStatus.PENDING, WorkflowStatus.RUNNING, WorkflowStatus.FAILED)
 
 
@@ -65,12 +66,12 @@ def is_driven(state: Lifecycle, around: Surroundings) -> bool:
 
 
 def has_gone_on(state: Lifecycle, around: Surroundings) -> bool:
-    """Whether what was accepted took its course: the workflow is driven, or has ended."""
+    """Whether the workflow has gone on since a request was accepted: it is driven, or has ended."""
     return is_driven(state, around) or state.status in SETTLED
 
 
 def is_there(state: Lifecycle, incarnation: str) -> bool:
-    """Whether there is a workflow, and it is the one that is asked about."""
+    """Whether the workflow exists, and is the requested incarnation."""
     return state.status is not WorkflowStatus.NONE and incarnation in ("", state.incarnation)
 
 
@@ -102,7 +103,7 @@ def on_submit(
         events.append(ev.WorkflowStarted(at=now))
     events += [msgspec.structs.replace(event, at=now) for event in history]
     if history and not around.can_run:
-        # What has a past has been started, and waits as one that is resumed.
+        # A fork with results has been started already; it waits as a resumed workflow does.
         events.append(ev.WorkflowResumed(at=now, holder=around.holder))
     return Decision(events, Accepted(state.incarnation, created=True))
 
@@ -110,7 +111,7 @@ def on_submit(
 def on_submit_again(
     state: WorkflowState, message: msg.Submit, now: float, around: Surroundings
 ) -> Decision:
-    """A workflow of this id is there."""
+    """Decide on a submission of an id that is in use."""
     known = state.is_known(message.request_id)
     same_plan = message.plan.digest == state.plan_digest
     accepted = Accepted(
@@ -119,7 +120,7 @@ def on_submit_again(
         same_plan=same_plan,
     )
     if known and has_gone_on(state, around):
-        return Decision([], accepted)  # Asked again because the answer was lost.
+        return Decision([], accepted)  # Repeated because the answer was lost.
     if message.history is not None and not known:
         return Decision([], WorkflowAlreadyExistsError(state.workflow_id))
     refusal = why_not_resumed(state, around, canceled=False, same_plan=same_plan)
@@ -137,7 +138,7 @@ def on_resume(
         return Decision([], WorkflowToResumeNotFoundError(state.workflow_id))
     accepted = Accepted(state.incarnation, created=False)
     if state.is_known(message.request_id) and has_gone_on(state, around):
-        return Decision([], accepted)  # Asked again because the answer was lost.
+        return Decision([], accepted)  # Repeated because the answer was lost.
     refusal = why_not_resumed(state, around, canceled=message.canceled, same_plan=True)
     if refusal is not None:
         return Decision([], refusal)
@@ -147,7 +148,7 @@ def on_resume(
 def why_not_resumed(
     state: WorkflowState, around: Surroundings, *, canceled: bool, same_plan: bool
 ) -> Exception | Finished | None:
-    """The answer where a workflow does not go on by being asked to; None if it can."""
+    """The answer if a workflow can't be resumed; None if it can."""
     if is_driven(state, around):
         return WorkflowAlreadyRunningError(state.workflow_id)
     if state.status is WorkflowStatus.SUCCESSFUL:
@@ -167,9 +168,9 @@ def resumed(
     around: Surroundings,
     accepted: Accepted,
 ) -> Decision:
-    """The workflow goes on here."""
+    """Resume the workflow here."""
     if state.ending is not None:
-        # To its end, which waits for nothing but its messages.
+        # Only the delivery of its messages is left before its end.
         return Decision([ev.WorkflowClaimed(at=now, holder=around.holder)], accepted)
     if not around.can_run and not around.can_wait:
         return Decision([], no_room())
@@ -179,7 +180,7 @@ def resumed(
         )
     ]
     if state.output is not None:
-        # It had succeeded before it was canceled: there is nothing to run.
+        # It had its output before it was canceled: there is nothing to run.
         events.append(ev.WorkflowSucceeded(at=now, output=state.output))
     elif around.can_run:
         events.append(ev.WorkflowStarted(at=now))
@@ -204,8 +205,8 @@ def on_signal(state: Lifecycle, message: msg.Signal, now: float, around: Surroun
         return Decision([], WorkflowNotFoundError(state.workflow_id))
     if is_known(state, message.name, message.signal_id):
         taken = (message.name, message.signal_id) in state.taken
-        # Sent again because the answer was lost. The workflow may have ended by it; the sender of
-        # an event hears that the workflow has ended without it.
+        # Repeated because the answer was lost. The signal may have ended the workflow. If the
+        # workflow has ended without taking an event, the event's sender gets that answer below.
         if taken or not message.sole or state.status in TAKES_SIGNALS:
             return Decision([], Received(taken=taken))
     elif message.sole and has_another(state, message.name):
@@ -225,7 +226,7 @@ def on_signal(state: Lifecycle, message: msg.Signal, now: float, around: Surroun
 def on_set_tags(
     state: Lifecycle, message: msg.SetTags, now: float, around: Surroundings
 ) -> Decision:
-    """Also of one that has ended: nothing follows from its tags."""
+    """Set tags, also of a workflow that has ended."""
     if not is_there(state, message.incarnation):
         return Decision([], WorkflowNotFoundError(state.workflow_id))
     tags = with_tags(state.tags, message.tags)
@@ -250,7 +251,7 @@ def on_acknowledge_signals(
     if not is_there(state, message.incarnation):
         return Decision([], WorkflowNotFoundError(state.workflow_id))
     if state.status not in TAKES_SIGNALS:
-        # Nobody asks for them any more.
+        # A workflow that has ended needs no acknowledgement.
         return Decision([])
     return Decision(
         [
@@ -261,7 +262,7 @@ def on_acknowledge_signals(
 
 
 def no_room() -> Exception:
-    """The answer where no more workflows may run, nor wait for it."""
+    """The answer if no more workflows may run or be pending."""
     return queue.Full("Workflow queue has been full")
 
 
@@ -285,8 +286,8 @@ def on_claim(
 
 
 def lost_elsewhere(state: WorkflowState, now: float, around: Surroundings) -> Events:
-    """What only lived in the cluster of another coordinator, or of an earlier life of this one, is
-    gone."""
+    """The event for unstored values that were lost with another coordinator's cluster, or an
+    earlier life of this one."""
     return [] if around.live else lose(state, unstored(state), now)
 
 
@@ -310,8 +311,8 @@ def on_release(
 
 
 def evolve_lifecycle(state: Lifecycle, event: ev.Event) -> None:
-    """Fold one event into what holds of the workflow as a whole, in place. `evolve` does this and
-    more: this alone is for those who do not have the tasks."""
+    """Apply one event to the lifecycle, in place. `evolve` does this and more; callers without the
+    tasks use this alone."""
     applier = APPLIERS.get(type(event))
     if applier is not None:
         applier(state, event)
@@ -360,7 +361,7 @@ def apply_workflow_resumed(state: Lifecycle, event: ev.WorkflowResumed) -> None:
 def change_environment(state: Lifecycle, change: EnvironmentChange) -> None:
     if change.environment is not None:
         state.environment = change.environment
-    # Those of before are not changed in place: attempts that are on their way have them.
+    # A new dict: attempts in flight share the old one.
     state.functions = {**state.functions, **change.functions}
     given = {
         task_id: {**state.ray_options.get(task_id, {}), **options}

@@ -10,7 +10,7 @@ from ray_workflows._model.events import Event
 
 
 def replay(workflow_id: str, incarnation: str, events: Iterable[Event]) -> WorkflowState:
-    """Fold events into a fresh state; `commands.commands` of it should be in flight."""
+    """Apply events to a new state; `commands.commands` gives what should be in flight."""
     state = WorkflowState(workflow_id, incarnation)
     for event in events:
         evolve(state, event)

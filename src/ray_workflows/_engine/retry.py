@@ -1,4 +1,4 @@
-"""Whether a task that failed gets another attempt, and when. Judged from counts."""
+"""Decides from counts whether and when a failed task gets another attempt."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import zlib
 
 from ray_workflows._engine.state import Task
 
-#: ``max_retries=-1``: as often as it takes.
+#: ``max_retries=-1``: without limit.
 UNLIMITED = -1
 
 
 #: Pauses between crashes in a row, in seconds: the first one and the longest.
 FIRST_FLOOR, LONGEST_FLOOR = 1.0, 60.0
 
-#: Pauses double this often at most: far beyond any maximum that makes sense.
+#: The most doublings of a pause: far beyond any sensible maximum.
 MAX_DOUBLINGS = 60
 
 
@@ -26,8 +26,9 @@ def next_attempt_at(task: Task, incarnation: str, now: float) -> float | None:
 
 
 def after_preemption(task: Task, now: float) -> float | None:
-    """When the attempt after the loss of a node may start, or None if there is none left. Nobody is
-    to blame, so ``max_retries`` is not asked; but what must not be retried may have run there."""
+    """When the attempt after the loss of a node may start, or None if there is none left. The task
+    is not to blame, so ``max_retries`` does not apply. But a task that must not be retried may have
+    run there, and gets no further attempt."""
     limit = task.options.preemptions
     if limit is None:
         limit = 0 if task.options.max_retries == 0 else UNLIMITED
@@ -43,8 +44,8 @@ def after_crash(task: Task, incarnation: str, now: float) -> float | None:
 
 
 def floor(task: Task) -> float:
-    """How long to wait at least after an attempt that ended for no error of user code, in seconds:
-    what kills each attempt at once must not fill the journal, whatever the policy says."""
+    """The least pause after an attempt that ended without an error of user code, in seconds. It
+    holds whatever the policy says, so that attempts that die at once don't fill the journal."""
     if not task.setbacks:
         return 0.0
     return min(FIRST_FLOOR * 2.0 ** min(task.setbacks - 1, MAX_DOUBLINGS), LONGEST_FLOOR)
@@ -56,6 +57,6 @@ def pause(task: Task, incarnation: str) -> float:
     if not backoff.initial:
         return 0.0
     full = min(backoff.initial * 2.0 ** min(task.charged, MAX_DOUBLINGS), backoff.maximum)
-    # Spread by what never repeats, because a journal must replay without a random number.
+    # Jitter from unique names: a journal must replay without random numbers.
     text = f"{incarnation}/{task.number}/{task.attempts}"
     return full * (1 - backoff.jitter * zlib.crc32(text.encode()) / 2**32)

@@ -1,8 +1,8 @@
-"""Signals: what is kept of them, who waits for them, and who takes which. Changes the state only
-for `evolve`.
+"""Kept signals and the tasks that wait for them. Only `evolve` calls the functions that change the
+state.
 
-First come, first served, for each name: the signal that was received first goes to the task that
-has been waiting longest.
+First come, first served, for each name: the task that has waited longest takes the signal that was
+received first.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from ray_workflows._engine.state import Lifecycle, Phase, Task, WorkflowState
 from ray_workflows._model.values import Value
 
-#: Ids are remembered of so many signals that were taken, the newest ones. A signal that is sent
-#: again later than that is another one: memory has to have an end.
+#: How many ids of taken signals are remembered, the newest ones. A signal that is repeated later
+#: counts as a new one, because memory has to be bounded.
 REMEMBERED = 1000
 
 
@@ -54,12 +54,12 @@ def deliveries(state: WorkflowState) -> Iterator[tuple[Task, str, str, Value]]:
 
 
 def keep(state: Lifecycle, name: str, signal_id: str, value: Value) -> None:
-    """The signal was received."""
+    """Keep a received signal."""
     state.signals.setdefault(name, OrderedDict())[signal_id] = value
 
 
 def take(state: Lifecycle, name: str, signal_id: str) -> Value:
-    """The signal is taken: its value."""
+    """Take a signal, and return its value."""
     kept = state.signals[name]
     value = kept.pop(signal_id)
     if not kept:
@@ -71,14 +71,14 @@ def take(state: Lifecycle, name: str, signal_id: str) -> Value:
 
 
 def wait(state: WorkflowState, task: Task, at: float) -> None:
-    """The task waits from now on, behind those that do already."""
+    """Put the task at the end of the queue for its signal."""
     task.phase = Phase.AWAITING_SIGNAL
     state.waits.setdefault(task.options.signal, OrderedDict())[task.number] = None
     restart(state, task, at)
 
 
 def restart(state: WorkflowState, task: Task, at: float) -> None:
-    """The task that waits has its whole time from now on."""
+    """Restart the timeout of a waiting task."""
     task.until = at
     gives_up = gives_up_at(task)
     if gives_up is not None:
@@ -86,13 +86,13 @@ def restart(state: WorkflowState, task: Task, at: float) -> None:
 
 
 def gives_up_at(task: Task) -> float | None:
-    """When the task that waits gives up; None if it never does."""
+    """When a waiting task times out; None if never."""
     timeout = task.options.timeout
     return None if timeout is None else task.until + timeout
 
 
 def leave(state: WorkflowState, task: Task) -> None:
-    """The task waits no more, whatever becomes of it."""
+    """Remove the task from the queue for its signal."""
     waiting = state.waits[task.options.signal]
     del waiting[task.number]
     if not waiting:

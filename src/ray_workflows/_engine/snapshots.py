@@ -1,7 +1,7 @@
-"""Snapshots: a state as data, and the state that is made of it again.
+"""Snapshots: a state as data, and its restoration.
 
-What is derived is no part of a snapshot. The order in which tasks became active, or began to wait
-for a signal, is: it decides who comes first, and no task knows it.
+Derived fields are no part of a snapshot. The order in which tasks became active, or began to wait
+for a signal, is a part: it decides which comes first, and no task has it.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from ray_workflows._model import events as ev
 from ray_workflows._model.plan import Plan
 from ray_workflows._model.values import Outcome
 
-#: The version of the records below. A field at the end of one, with a default, needs no new one.
+#: The version of the records below. A new field at the end, with a default, needs no new version.
 VERSION = 1
 
 
 class UnknownSnapshotError(Exception):
-    """A newer release took the snapshot."""
+    """A newer release saved the snapshot."""
 
 
 class SavedTask(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A task that is not as it was when its plan was opened; the fields are those of `Task`."""
+    """A task that changed since its plan was opened; the fields are those of `Task`."""
 
     number: int
     phase: Phase
@@ -40,7 +40,7 @@ class SavedTask(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class SavedFrame(msgspec.Struct, frozen=True, array_like=True):
-    """A frame; the fields are those of `Frame`. ``tasks`` has those that have begun."""
+    """A frame; the fields are those of `Frame`. ``tasks``: the changed ones."""
 
     number: int
     plan: Plan
@@ -54,7 +54,7 @@ class SavedFrame(msgspec.Struct, frozen=True, array_like=True):
 
 
 class SavedTasks(msgspec.Struct, frozen=True, array_like=True):
-    """The part of the state that is not its lifecycle; the fields are those of `WorkflowState`."""
+    """The state without its lifecycle; the fields are those of `WorkflowState`."""
 
     next_task: int
     next_frame: int
@@ -78,8 +78,8 @@ def save(state: WorkflowState, at: float, last_whole: int | None) -> ev.StateSav
     Args:
         state: the state after all other events of the entry.
         at: the time, in seconds since 1970.
-        last_whole: the number of the last entry with a whole snapshot, to save the lifecycle alone;
-            None to save the whole state.
+        last_whole: None to save the whole state; the number of the last entry with a whole
+            snapshot to save the lifecycle alone.
     """
     lifecycle = Lifecycle(*[getattr(state, name) for name in Lifecycle.__struct_fields__])
     return ev.StateSaved(
@@ -136,7 +136,7 @@ def save_task(task: Task) -> SavedTask:
 
 
 def restore_lifecycle(saved: ev.StateSaved) -> Lifecycle:
-    """The lifecycle that was saved.
+    """The saved lifecycle.
 
     Raises:
         UnknownSnapshotError: a newer release saved it.
@@ -152,7 +152,7 @@ def restore_lifecycle(saved: ev.StateSaved) -> Lifecycle:
 
 
 def restore(saved: ev.StateSaved) -> WorkflowState:
-    """The state that was saved, without tasks if these were not; errors are those of
+    """The saved state, without tasks if only the lifecycle was saved; errors as in
     `restore_lifecycle`."""
     lifecycle = restore_lifecycle(saved)
     state = WorkflowState(*[getattr(lifecycle, name) for name in Lifecycle.__struct_fields__])
@@ -198,7 +198,7 @@ def restore_frame(state: WorkflowState, saved: SavedFrame) -> None:
 
 
 def derive(state: WorkflowState, task: Task) -> None:
-    """Compute what is derived of a task, once all others are there."""
+    """Compute the derived fields of a task, once all others are restored."""
     tasks = state.tasks
     task.unmet = sum(tasks[number].phase is not Phase.SUCCEEDED for number in task.upstream)
     task.wanted = sum(not tasks[number].is_final for number in task.consumers)

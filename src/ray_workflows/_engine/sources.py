@@ -1,7 +1,8 @@
-"""What a task waits for once its inputs are there: the end of an attempt, a time, or a signal.
+"""Sources of results, for which a task waits once its inputs are there: the end of an attempt, a
+time, or a signal.
 
-Each is an entry of one table; `evolve`, `waits` and `snapshots` know of none of them. Changes the
-state only for `evolve`.
+Each is an entry of one table; `evolve`, `waits` and `snapshots` name none of them. Only `evolve`
+calls the functions that change the state.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from ray_workflows.exceptions import SignalTimeoutError
 
 
 class Source(NamedTuple):
-    """What brings a task its result.
+    """A source of a task's result.
 
     Attributes:
         phase: the phase of tasks that wait for it.
-        begin: the task waits from now on.
-        commands: what has to be done so that it goes on, in a workflow that runs.
-        leave: the task waits no more, whatever becomes of it.
+        begin: starts a task's wait.
+        commands: the commands for a waiting task of a running workflow.
+        leave: ends a task's wait.
         goes_off: when time ends the wait; None if it does not.
-        on_time: what follows when that time has come.
-        repeats: it can be waited for again: the result need not be stored.
+        on_time: the events when that time has come.
+        repeats: whether a task can wait for it again, so that its result need not be stored.
     """
 
     phase: Phase
@@ -103,7 +104,7 @@ def commands_of_signal(state: WorkflowState, task: Task) -> Sequence[Command]:
 
 
 def gave_up_waiting(state: WorkflowState, task: Task, at: float, now: float) -> Events:
-    """No signal came in time. Nothing is gained by waiting again: there is no retry."""
+    """No signal came in time. The wait is not retried: waiting again would gain nothing."""
     error = ErrorInfo(
         type_name=SignalTimeoutError.__name__,
         message=f"Task '{task.task_id}' of workflow '{state.workflow_id}' waited for a signal "
@@ -123,7 +124,7 @@ def gave_up_waiting(state: WorkflowState, task: Task, at: float, now: float) -> 
 
 # -- the table -----------------------------------------------------------------------------
 
-#: Its timeout is watched where it runs.
+#: The worker watches an attempt's timeout.
 ATTEMPT = Source(
     phase=Phase.ACTIVE,
     begin=begin_attempt,
@@ -152,7 +153,7 @@ SOURCES: dict[str, Source] = {
         leave=signals.leave,
         goes_off=signals.gives_up_at,
         on_time=gave_up_waiting,
-        # A signal is taken once.
+        # A signal can be taken once only.
         repeats=False,
     ),
 }

@@ -22,7 +22,7 @@ from ray_workflows._model.values import ErrorInfo, Outcome, Value
 
 @unique
 class Phase(IntEnum):
-    """Where a task stands."""
+    """The phase of a task."""
 
     #: Not all of its inputs are there, or the workflow was never started.
     WAITING = 0
@@ -34,7 +34,7 @@ class Phase(IntEnum):
     CONTINUED = 3
     #: It has its one result.
     SUCCEEDED = 4
-    #: Its last attempt failed, and nobody caught the error.
+    #: Its last attempt failed, and no task caught the error.
     FAILED = 5
     #: It waits for a signal, since ``until``.
     AWAITING_SIGNAL = 6
@@ -47,9 +47,9 @@ class Frame:
     It is never itself the output of its frame: a continuation in tail position replaces the frame
     it ends (see `evolve.apply_task_continued`), so frames nest only as deep as the user's tree.
     ``wraps``: ``catch_exceptions`` of the parent applies to everything inside.
-    ``checkpoint`` is what tasks inherit that do not say. ``stored``: its result is, whatever they
-    say: it can't be made again. That of the workflow has to be there for who asks; one that a
-    signal is waited for inside can't have the signal again, because a signal is taken once.
+    ``checkpoint``: the default for tasks without this option. ``stored``: its result is stored
+    whatever they say. True for the workflow's output, which users ask for, and for frames in which
+    tasks wait for a signal: a signal is taken once, so the frame could not run again.
     """
 
     __slots__ = (
@@ -81,8 +81,8 @@ class Frame:
         self.wraps = wraps
         self.checkpoint = checkpoint
         self.stored = stored
-        # Derived from the plan: the number of the task whose result is the frame's; for each task,
-        # who takes its result.
+        # Derived from the plan: the number of the task whose result is the frame's; the consumers
+        # of each task.
         self.output = first + plan.output
         consumers: list[list[int]] = [[] for _ in plan.tasks]
         for index, spec in enumerate(plan.tasks):
@@ -95,10 +95,10 @@ class Task:
     """A task of a frame.
 
     ``attempts`` counts ended attempts, ``charged`` those that count against ``max_retries``,
-    ``preempted`` those whose node was lost, and ``setbacks`` the last ones in a row that ended for
-    no error of user code. ``last_end`` says why the last one ended, as an `AttemptOutcome`.
-    ``until`` is when a timer goes off, or before when the next attempt must not start, or since
-    when a signal is waited for.
+    ``preempted`` those whose node was lost, and ``setbacks`` the last ones in a row that ended
+    without an error of user code. ``last_end`` says why the last one ended, as an `AttemptOutcome`.
+    ``until``: when a timer is due, or the earliest start of the next attempt, or the start of a
+    wait for a signal.
     """
 
     __slots__ = (
@@ -128,8 +128,7 @@ class Task:
         self.number = number
         self.task_id = task_id
         self.frame = frame
-        # Found in the frame: what was captured of the task, the options it was bound with, the
-        # numbers of the tasks that take its result.
+        # From the frame: the captured task, its bound options, the numbers of its consumers.
         self.spec = spec
         self.options = frame.plan.options[spec.options]
         self.consumers = consumers
@@ -141,21 +140,22 @@ class Task:
         self.last_end = ""
         self.until = 0.0
         self.outcome: Outcome | None = None
-        #: The outcome was there and nobody can want it again.
+        #: The task had its outcome, and no task can need it again.
         self.released = False
-        # Derived: inputs that are not there yet; consumers that may still ask for the outcome.
+        # Derived: the number of missing inputs; the number of consumers that may still need the
+        # outcome.
         self.unmet = len(spec.upstream)
         self.wanted = len(consumers)
 
     @property
     def upstream(self) -> tuple[int, ...]:
-        """Numbers of the tasks whose results it takes, in the order of its placeholders."""
+        """Numbers of its upstream tasks, in the order of its placeholders."""
         first, upstream = self.frame.first, self.spec.upstream
         return tuple([first + index for index in upstream]) if first else upstream
 
     @property
     def checkpoint(self) -> bool:
-        """Whether its result is to be stored: as it says, or as it inherits."""
+        """Whether its result is to be stored, by its own option or the inherited one."""
         checkpoint = self.options.checkpoint
         return self.frame.checkpoint if checkpoint is None else checkpoint
 
@@ -175,7 +175,7 @@ class Task:
 class Lifecycle(msgspec.Struct, array_like=True, eq=False):
     """The part of the state that does not depend on the tasks: the holder, the status, the signals.
 
-    A snapshot has it as it is; so a field may be added at the end, with a default, and none may be
+    Snapshots contain this very record: fields may be added at the end, with a default, but not
     moved or removed.
     """
 
@@ -184,21 +184,21 @@ class Lifecycle(msgspec.Struct, array_like=True, eq=False):
     #: PENDING, RUNNING, SUCCESSFUL, FAILED or CANCELED; NONE before the first event.
     status: WorkflowStatus = WorkflowStatus.NONE
     holder: str = ""
-    #: Counts changes of the holder: attempts of an earlier epoch no longer count.
+    #: Counts changes of the holder: reports of attempts of an earlier epoch are ignored.
     epoch: int = 0
     released: bool = False
     cancel_requested: bool = False
     metadata: dict[str, Any] = {}
     plan_digest: str = ""
-    #: Where its code runs. What resumptions have changed: functions by the digest of the one they
-    #: take the place of, Ray options by task id.
+    #: The environment of its code. The changes of resumptions: functions by the digest of the
+    #: replaced one, Ray options by task id.
     environment: Environment = Environment()
     functions: dict[str, Function] = {}
     ray_options: dict[str, dict[str, Any]] = {}
     #: The requests that submitted it and that last resumed it.
     request_id: str = ""
     resume_id: str = ""
-    #: How long it may run from each start, in seconds, and when that is over.
+    #: How long it may run from each start, in seconds, and when that time ends.
     timeout: float | None = None
     deadline: float | None = None
     submitted_at: float = 0.0
@@ -207,23 +207,23 @@ class Lifecycle(msgspec.Struct, array_like=True, eq=False):
     error: ErrorInfo | None = None
     failed_task: str | None = None
     output: Outcome | None = None
-    #: By name and id, the signals that nobody has taken, in the order they were received.
-    #: (OrderedDicts, whose first is found at once; no type for that can be decoded.)
+    #: By name and id, the untaken signals in the order in which they were received.
+    #: (The values are OrderedDicts, whose first item is found at once; msgspec has no type for it.)
     signals: dict[str, dict[str, Value]] = {}
     #: Names and ids of signals that were taken; the newest ones, see `signals.REMEMBERED`.
     taken: dict[tuple[str, str], None] = {}
-    #: What the function is called whose result is the workflow's.
+    #: The name of the root function.
     name: str = ""
     tags: dict[str, Tag] = {}
     #: The workflow that started it.
     parent: str = ""
-    #: By id, the messages that are not delivered. A workflow that has ended has none.
+    #: By id, the undelivered messages. A workflow that has ended has none.
     outbox: dict[str, OutboxMessage] = {}
-    #: How it ends, once they are.
+    #: How it ends, once they are delivered.
     ending: End | None = None
 
     def is_known(self, request_id: str) -> bool:
-        """Whether it is here, or goes on, by this request."""
+        """Whether this request submitted it or last resumed it."""
         return bool(request_id) and request_id in (self.request_id, self.resume_id)
 
     @property
@@ -241,9 +241,9 @@ class WorkflowState(Lifecycle, eq=False):
     next_frame: int = 0
     #: For each base name, the suffix to try next.
     names: dict[str, int] = {}
-    # Derived: tasks in phase ACTIVE, in the order they became so; by the signal's name, those
-    # in phase AWAITING_SIGNAL, in that order; when tasks in phase AWAITING_TIMER go off, and when
-    # those in phase AWAITING_SIGNAL give up. (The first of an OrderedDict is found at once.)
+    # Derived: tasks in phase ACTIVE, in the order in which they became so; by the signal's name,
+    # tasks in phase AWAITING_SIGNAL, in that order; when tasks in phase AWAITING_TIMER are due, and
+    # when those in phase AWAITING_SIGNAL time out. (An OrderedDict finds its first item at once.)
     active: dict[int, None] = {}
     waits: dict[str, OrderedDict[int, None]] = {}
     timers: dict[int, float] = {}
@@ -253,7 +253,7 @@ class WorkflowState(Lifecycle, eq=False):
         return task.checkpoint or (task.is_output and task.frame.stored)
 
     def frames_around(self, frame: Frame) -> Iterator[Frame]:
-        """A frame, that of its parent, and so on to the workflow's."""
+        """A frame and its enclosing frames, innermost first."""
         yield frame
         while frame.parent is not None:
             frame = self.tasks[frame.parent].frame

@@ -41,8 +41,8 @@ def catalog_row(
 
 
 def is_row_of(row: CatalogRow, said: CatalogRow) -> bool:
-    """Whether a row is what its journal says: ``said``. Not every writer knew when it is due, and
-    0.1.0 knew no name."""
+    """Whether a row agrees with ``said``, the row by its journal. Some writers did not know
+    ``due_at``, and 0.1.0 wrote no name."""
     name = said.name if row.name else ""
     return row == msgspec.structs.replace(said, due_at=row.due_at, name=name)
 

@@ -1,4 +1,4 @@
-"""What waits for time or for signals: what follows when the workflow is woken."""
+"""Rules for a wake-up: due timers, and signals that waiting tasks take."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def on_wake(state: WorkflowState, message: msg.Wake, now: float) -> Events:
     if state.deadline is not None and state.deadline <= now:
         return [ev.WorkflowTimedOut(at=now)]
     events: Events = []
-    # What came in time, and was only not looked at, is not too late.
+    # Signals first: one that came before the timeout counts, however late the wake-up is.
     done: set[int] = set()
     for delivery in deliveries(state):
         done.add(delivery[0].number)
@@ -45,7 +45,7 @@ def on_wake(state: WorkflowState, message: msg.Wake, now: float) -> Events:
 def taken(
     state: WorkflowState, task: Task, name: str, signal_id: str, value: Value, now: float
 ) -> Events:
-    """A task that waited has its signal."""
+    """The events for a waiting task that takes a signal."""
     event = ev.SignalTaken(
         at=now, task=task.number, name=name, signal_id=signal_id, started_at=task.until
     )
