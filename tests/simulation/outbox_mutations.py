@@ -21,25 +21,25 @@ def what_is_not_delivered_is_forgotten_by_a_crash(patch: Any) -> None:
 
 @breaks("children", world="parents")
 def a_message_has_another_id_each_time(patch: Any) -> None:
-    original = Deliveries.read
+    original = Deliveries.decode
 
-    def read(self: Any, sender: str, incarnation: str, message: Any) -> Any:
-        submission = original(self, sender, incarnation, message)
+    def decode(self: Any, *arguments: Any) -> Any:
+        submission = original(self, *arguments)
         return msgspec.structs.replace(
             submission, request_id=f"{submission.request_id} {id(self)}", history=None
         )
 
-    patch.setattr(Deliveries, "read", read)
+    patch.setattr(Deliveries, "decode", decode)
 
 
 @breaks("children", world="parents")
 def a_message_goes_into_a_workflow_that_is_there(patch: Any) -> None:
-    original = Deliveries.read
+    original = Deliveries.decode
 
-    def read(self: Any, *arguments: Any) -> Any:
+    def decode(self: Any, *arguments: Any) -> Any:
         return msgspec.structs.replace(original(self, *arguments), history=None)
 
-    patch.setattr(Deliveries, "read", read)
+    patch.setattr(Deliveries, "decode", decode)
 
 
 @breaks("invariant", world="parents")
@@ -56,8 +56,9 @@ def what_has_failed_sends_messages(patch: Any) -> None:
 def a_message_is_said_to_be_delivered_when_it_is_sent(patch: Any) -> None:
     original = Deliveries.send
 
-    def send(self: Any, incarnation: str, message: Any, input: Any) -> None:
-        self.report(incarnation, [outbox_module.msg.Delivered(message.message_id)])
-        original(self, incarnation, message, input)
+    def send(self: Any, letter: Any) -> None:
+        said = outbox_module.msg.Delivered(letter.message.message_id)
+        self.report(letter.incarnation, [said])
+        original(self, letter)
 
     patch.setattr(Deliveries, "send", send)

@@ -136,6 +136,11 @@ class ActiveWorkflows(Mapping[str, Workflow]):
             )
         )
 
+    def drives_incarnation(self, incarnation: str) -> bool:
+        """As `drives`, of the workflow of an incarnation, if it is in memory."""
+        workflow = self.by_incarnation.get(incarnation)
+        return workflow is not None and self.drives(workflow)
+
     def may_take(self, state: WorkflowState | CatalogRow) -> bool:
         """Whether a workflow is to be driven by us, as we or an earlier life were doing."""
         if state.status not in ACTIVE or state.released:

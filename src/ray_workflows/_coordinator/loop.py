@@ -117,7 +117,9 @@ class Loop:
         #: What something came in for.
         self.dirty: dict[int, Workflow] = {}
         self.commits = Commits(self.store, self.after, self.guard, self.applied, self.overtaken)
-        self.deliveries = Deliveries(self.store, self.after, self.ask, self.report)
+        self.deliveries = Deliveries(
+            self.store, self.after, elapsed, self.ask, self.report, self.active.drives_incarnation
+        )
         self.starter = Starter(
             executor,
             self.timers,

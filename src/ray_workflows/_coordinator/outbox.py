@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import queue
+from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -19,36 +20,73 @@ from ray_workflows._model.values import Blob, ErrorInfo
 
 logger = logging.getLogger(__name__)
 
-#: How soon a message is sent again that could not be delivered, in seconds.
-AGAIN_SECONDS = 1.0
+#: How often it is looked for targets that may be asked again, in seconds.
+LOOK_SECONDS = 1.0
+
+#: Pauses before a target is asked again that could not take a message, in seconds: each is twice
+#: the one before, up to this.
+LONGEST_PAUSE = 60.0
 
 DECODER = msgspec.msgpack.Decoder(Submission)
+
+
+class Letter(NamedTuple):
+    """A message that was read: whose it is, and what is asked of its target."""
+
+    incarnation: str
+    message: OutboxMessage
+    submit: msg.Submit
+
+
+class BlockedTarget:
+    """A target that could not take a message: one is sent again after a pause, the others wait."""
+
+    __slots__ = ("due", "failures", "letters")
+
+    def __init__(self) -> None:
+        self.letters: deque[Letter] = deque()
+        self.failures = 0
+        #: When it is asked again; None while it is being asked.
+        self.due: float | None = None
 
 
 class Deliveries:
     """Messages on their way. Each is delivered until its target has answered; the target knows it
     by its id, in whichever cluster it is, and so takes it once.
 
+    A target that is damaged is asked again after longer and longer pauses, by one message, however
+    many there are for it. While the storage is away, no target is asked.
+
     Args:
         store: where large messages are.
         after: has something done on the loop's thread in so many seconds.
+        elapsed: seconds of a clock that nobody sets.
         ask: puts a request about a workflow to the loop.
         report: brings what was heard to the workflow of an incarnation, if it is in memory.
+        is_driven: whether the workflow of an incarnation is driven here.
     """
 
     def __init__(
         self,
         store: RetryingStorage,
         after: Callable[[float, Callable[[], None]], None],
+        elapsed: Callable[[], float],
         ask: Callable[[str, msg.Asked, Reply], None],
         report: Callable[[str, Iterable[msg.Delivered]], None],
+        is_driven: Callable[[str], bool],
     ) -> None:
         self.store = store
         self.after = after
+        self.elapsed = elapsed
         self.ask = ask
         self.report = report
+        self.is_driven = is_driven
         #: By the sender's incarnation and their ids.
         self.under_way: set[tuple[str, str]] = set()
+        #: By id.
+        self.blocked: dict[str, BlockedTarget] = {}
+        #: Whether it will be looked for those whose pause is over.
+        self.looks = False
 
     def deliver(self, workflow: Workflow, message: OutboxMessage) -> None:
         """Bring a message to its target, unless that is being done."""
@@ -57,39 +95,61 @@ class Deliveries:
         if key in self.under_way:
             return
         self.under_way.add(key)
-        self.store.call(
-            lambda: self.read(sender, incarnation, message),
-            lambda submit: self.send(incarnation, message, submit),
-            what=f"A message of workflow '{sender}'",
-        )
-
-    def read(self, sender: str, incarnation: str, message: OutboxMessage) -> msg.Submit:
-        """The submission in a message. Blocks."""
         body = message.body.data
         if isinstance(body, Blob):
-            body = bytes(self.store.storage.read_blob(incarnation, body))
+            self.store.call(
+                lambda: self.decode(sender, message, self.read(incarnation, body)),
+                lambda submit: self.was_read(incarnation, message, submit),
+                what=f"A message of workflow '{sender}'",
+            )
+            return
+        try:
+            submit: msg.Submit | Exception = self.decode(sender, message, body)
+        except Exception as error:
+            submit = error
+        self.was_read(incarnation, message, submit)
+
+    def read(self, incarnation: str, body: Blob) -> bytes:
+        """A large message. Blocks."""
+        return bytes(self.store.storage.read_blob(incarnation, body))
+
+    def decode(self, sender: str, message: OutboxMessage, body: bytes) -> msg.Submit:
+        """The submission in a message."""
         submission = submit_input(DECODER.decode(body))
         # A history, even an empty one, goes into no workflow that is there.
         return msgspec.structs.replace(
             submission, request_id=message.message_id, history=(), parent=sender
         )
 
-    def send(
+    def was_read(
         self, incarnation: str, message: OutboxMessage, submit: msg.Submit | Exception
     ) -> None:
         if isinstance(submit, Exception):
             # What is damaged in storage does not become whole.
             self.end(incarnation, message, submit)
             return
+        letter = Letter(incarnation, message, submit)
+        blocked = self.blocked.get(message.target)
+        if blocked is None:
+            self.send(letter)
+        else:
+            blocked.letters.append(letter)
 
-        def take(answer: Any) -> None:
-            if isinstance(answer, Exception) and not is_final(answer):
-                logger.warning("Workflow '%s' can't be started yet: %s", message.target, answer)
-                self.after(AGAIN_SECONDS, lambda: self.send(incarnation, message, submit))
-            else:
-                self.end(incarnation, message, answer)
+    def send(self, letter: Letter) -> None:
+        """Ask the target to take a message."""
+        target = letter.message.target
+        self.ask(target, letter.submit, lambda answer: self.answered(target, letter, answer))
 
-        self.ask(message.target, submit, take)
+    def answered(self, target: str, letter: Letter, answer: Any) -> None:
+        """The target has taken a message, refuses it, or can't say."""
+        if isinstance(answer, Exception) and not is_final(answer):
+            self.block(target, letter, answer)
+            return
+        self.end(letter.incarnation, letter.message, answer)
+        blocked = self.blocked.pop(target, None)
+        if blocked is not None:
+            for each in blocked.letters:
+                self.send(each)
 
     def end(self, incarnation: str, message: OutboxMessage, answer: Any) -> None:
         """A message was answered."""
@@ -99,6 +159,54 @@ class Deliveries:
             refusal = ErrorInfo(name_of(answer), text_of(answer))
             logger.warning("Workflow '%s' is not started: %s", message.target, answer)
         self.report(incarnation, [msg.Delivered(message.message_id, refusal)])
+
+    # -- targets that can't take anything ----------------------------------------------------
+
+    def block(self, target: str, letter: Letter, error: Exception) -> None:
+        """Send the message again later, and nothing else to the target before that."""
+        self.look_later()
+        blocked = self.blocked.setdefault(target, BlockedTarget())
+        blocked.letters.append(letter)
+        if blocked.due is not None:
+            return  # It was sent before the target was known to be blocked.
+        pause = min(LONGEST_PAUSE, LOOK_SECONDS * 2**blocked.failures)
+        blocked.failures += 1
+        blocked.due = self.elapsed() + pause
+        logger.warning(
+            "Workflow '%s' can't be started yet; again in %.0f s: %s", target, pause, error
+        )
+
+    def look_later(self) -> None:
+        if not self.looks:
+            self.looks = True
+            self.after(LOOK_SECONDS, self.look)
+
+    def look(self) -> None:
+        """Ask the targets whose pause is over."""
+        self.looks = False
+        now, away = self.elapsed(), self.store.error is not None
+        for target, blocked in list(self.blocked.items()):
+            if blocked.due is None:
+                continue
+            if away:
+                # Nothing was wrong with the target itself: it is asked as soon as that is over.
+                blocked.failures, blocked.due = 0, now
+            elif blocked.due <= now:
+                self.ask_again(target, blocked)
+        if self.blocked:
+            self.look_later()
+
+    def ask_again(self, target: str, blocked: BlockedTarget) -> None:
+        """Send the first message whose sender is still driven here; let go of others."""
+        while blocked.letters:
+            letter = blocked.letters.popleft()
+            if self.is_driven(letter.incarnation):
+                blocked.due = None
+                self.send(letter)
+                return
+            # Whoever drives it delivers.
+            self.under_way.discard((letter.incarnation, letter.message.message_id))
+        del self.blocked[target]
 
 
 def is_final(error: Exception) -> bool:
