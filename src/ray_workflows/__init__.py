@@ -5,7 +5,14 @@ from ray_workflows._executor.worker.context import CurrentTask
 from ray_workflows._model.environment import EnvironmentInfo
 from ray_workflows._model.listing import WorkflowInfo, WorkflowPage
 from ray_workflows._model.status import WorkflowStatus
-from ray_workflows._model.tasks import AttemptInfo, AttemptOutcome, TaskInfo, TaskStatus
+from ray_workflows._model.tasks import (
+    AttemptInfo,
+    AttemptOutcome,
+    StartInfo,
+    StartStatus,
+    TaskInfo,
+    TaskStatus,
+)
 from ray_workflows._version import __version__
 from ray_workflows.api import (
     cancel,
@@ -118,6 +125,8 @@ __all__ = [
     "SerializationError",
     "SignalRefusedError",
     "SignalTimeoutError",
+    "StartInfo",
+    "StartStatus",
     "StorageConfigError",
     "StorageCorruptError",
     "StorageError",

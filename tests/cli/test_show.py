@@ -3,6 +3,8 @@ from __future__ import annotations
 import pytest
 
 from ray_workflows._model import messages as msg
+from ray_workflows._model.outbox import OutboxMessage
+from ray_workflows._model.values import ErrorInfo, Value
 from tests.cli.conftest import Cli
 from tests.cli.store import STEP, Store
 from tests.unit.plans import plan
@@ -121,3 +123,29 @@ def test_the_way_on_of_a_failed_one(store: Store, cli: Cli) -> None:
     assert "resume" not in result.stdout
     assert cli("show", "--json", "broken").stderr == ""
     assert cli("show", "done").stderr == ""
+
+
+def test_what_a_task_has_started_in_vain(store: Store, cli: Cli) -> None:
+    story = store.story("parent")
+    messages = tuple(
+        OutboxMessage(f"id-{name}", name, Value(b"submission"))
+        for name in ("there", "id in use", "on its way")
+    )
+    story.report(msg.AttemptReturned, "fetch", value=Value(b"v"), messages=messages)
+    refusal = ErrorInfo("WorkflowAlreadyExistsError", "Workflow 'id in use' exists already.")
+    story.send(msg.Delivered("id-there"))
+    story.send(msg.Delivered("id-id in use", refusal))
+    store.save(story)
+    _, _, starts = cli("show", "parent").stdout.rpartition("\n\n")
+    why = "WorkflowAlreadyExistsError: Workflow 'id in use' exists already."
+    assert [line.split("\t") for line in starts.splitlines()] == [
+        ["fetch", "id in use", "REFUSED", why],
+        ["fetch", "on its way", "PENDING", ""],
+    ]
+    fetch, total = cli.json("show", "parent")["tasks"]
+    assert fetch["starts"] == [
+        {"workflow_id": "there", "status": "STARTED", "error": None},
+        {"workflow_id": "id in use", "status": "REFUSED", "error": why},
+        {"workflow_id": "on its way", "status": "PENDING", "error": None},
+    ]
+    assert total["starts"] == []

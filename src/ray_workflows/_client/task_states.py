@@ -171,6 +171,7 @@ def task_info(view: WorkflowView, task: TaskView, seen: Observation) -> TaskInfo
         reason=task_reason(view, task, status, seen),
         retry_at=view.state.tasks[task.number].until if retries else None,
         history=history(view, task),
+        starts=tuple(task.starts.values()),
     )
 
 

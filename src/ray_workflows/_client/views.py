@@ -12,7 +12,7 @@ from ray_workflows._engine.state import Frame, Task, WorkflowState
 from ray_workflows._model import events as ev
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.plan import TaskOptions
-from ray_workflows._model.tasks import AttemptInfo, AttemptOutcome
+from ray_workflows._model.tasks import AttemptInfo, AttemptOutcome, StartInfo, StartStatus
 from ray_workflows._model.values import ErrorInfo, Outcome
 from ray_workflows.storage.base import Storage
 from ray_workflows.storage.histories import History
@@ -51,6 +51,7 @@ class TaskView:
         "outcome",
         "running",
         "started_at",
+        "starts",
         "task_id",
         "unplaceable",
         "upstream",
@@ -79,6 +80,8 @@ class TaskView:
         self.ended_at: float | None = None
         #: Its attempts, if the view records them.
         self.history: list[AttemptInfo] = []
+        #: What it has started, by the ids of its messages.
+        self.starts: dict[str, StartInfo] = {}
 
 
 class WorkflowView:
@@ -96,6 +99,8 @@ class WorkflowView:
         #: For each frame, the tasks whose result it is: its parent, and those whose continuation
         #: took their place.
         self.results_of: dict[int, list[int]] = {}
+        #: The senders of messages that are not delivered, by their ids.
+        self.senders: dict[str, TaskView] = {}
 
     @property
     def seq(self) -> int:
@@ -161,6 +166,10 @@ class WorkflowView:
         elif isinstance(event, ev.TasksUnplaceable):
             for number in event.tasks:
                 self.by_number[number].unplaceable = (self.state.epoch, event.reason)
+        elif isinstance(event, ev.Delivered):
+            self.delivered(event)
+        if isinstance(event, (ev.TaskSucceeded, ev.TaskContinued)) and event.messages:
+            self.sent(event)
         if isinstance(event, ev.TaskSucceeded):
             self.resolve(event.task, Outcome(value=event.value))
         elif isinstance(event, ev.TaskFailed):
@@ -194,6 +203,23 @@ class WorkflowView:
         view.last_error = error
         outcome = outcome_of(event)
         self.record(view, event.attempt, outcome, event.started_at, ended_at, error, event.node)
+
+    def sent(self, event: ev.TaskSucceeded | ev.TaskContinued) -> None:
+        """The task has started workflows."""
+        view = self.by_number[event.task]
+        for message in event.messages:
+            view.starts[message.message_id] = StartInfo(message.target, StartStatus.PENDING)
+            self.senders[message.message_id] = view
+
+    def delivered(self, event: ev.Delivered) -> None:
+        """One of them is there, or never will be."""
+        starts = self.senders.pop(event.message_id).starts
+        refused = event.refusal is not None
+        starts[event.message_id] = msgspec.structs.replace(
+            starts[event.message_id],
+            status=StartStatus.REFUSED if refused else StartStatus.STARTED,
+            error=describe_error(event.refusal),
+        )
 
     def close_attempts(self, outcome: AttemptOutcome) -> None:
         """All attempts that run have ended, and nobody saw when."""

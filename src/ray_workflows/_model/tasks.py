@@ -93,6 +93,35 @@ class AttemptInfo(msgspec.Struct, frozen=True):
     node: str = ""
 
 
+@unique
+class StartStatus(str, Enum):
+    """What became of a workflow that a task has started. A ``str``, as `WorkflowStatus`."""
+
+    #: It is handed over until it is there.
+    PENDING = "PENDING"
+    #: It was made, once.
+    STARTED = "STARTED"
+    #: It was not made and will not be: `StartInfo.error` says why.
+    REFUSED = "REFUSED"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class StartInfo(msgspec.Struct, frozen=True):
+    """A workflow that a task has started with `start`.
+
+    Attributes:
+        workflow_id: its id.
+        status: what became of it.
+        error: type and message of the error for which it was refused; None if it was not.
+    """
+
+    workflow_id: str
+    status: StartStatus
+    error: str | None = None
+
+
 class TaskInfo(msgspec.Struct, frozen=True):
     """A task of a workflow, as its journal tells it.
 
@@ -108,6 +137,8 @@ class TaskInfo(msgspec.Struct, frozen=True):
             has.
         retry_at: when the next attempt starts of a task that is RETRYING.
         history: its attempts, the oldest first; empty without ``get_tasks(attempts=True)``.
+        starts: the workflows that it has started, in that order. Their own ends are theirs:
+            `list_workflows("parent=...")` shows them.
     """
 
     task_id: str
@@ -120,3 +151,4 @@ class TaskInfo(msgspec.Struct, frozen=True):
     reason: str | None = None
     retry_at: float | None = None
     history: tuple[AttemptInfo, ...] = ()
+    starts: tuple[StartInfo, ...] = ()

@@ -13,7 +13,7 @@ from ray_workflows._client.outputs import read_row
 from ray_workflows._client.reads import get_tasks
 from ray_workflows._model.ids import validate_workflow_id
 from ray_workflows._model.status import WorkflowStatus
-from ray_workflows._model.tasks import AttemptInfo, TaskInfo, TaskStatus
+from ray_workflows._model.tasks import AttemptInfo, StartStatus, TaskInfo, TaskStatus
 from ray_workflows.cli.clusters import find_reader
 from ray_workflows.cli.list import describe
 from ray_workflows.cli.messages import way_on
@@ -33,6 +33,7 @@ from ray_workflows.cli.printing import (
 )
 
 TITLES = ("TASK", "STATUS", "ATTEMPTS", "DURATION", "ERROR", "REASON")
+START_TITLES = ("TASK", "STARTS", "STATUS", "ERROR")
 ATTEMPT_TITLES = ("TASK", "ATTEMPT", "OUTCOME", "STARTED", "DURATION", "NODE", "ERROR")
 
 
@@ -52,6 +53,7 @@ def describe_task(task: TaskInfo, now: float | None) -> dict[str, Any]:
         "reason": task.reason,
         "retry_at": task.retry_at,
         "upstream": list(task.upstream),
+        "starts": [msgspec.to_builtins(start) for start in task.starts],
     }
 
 
@@ -73,7 +75,9 @@ def show(workflow_id: str, attempts: bool, storage: str | None, as_json: bool) -
 
     Tasks have a state, a number of attempts and a duration. In a pipe the tasks follow after an
     empty line, each a line with tabs between its ID, state, attempts, duration, the first line of
-    its error, and the reason why it has not ended. The attempts follow after another empty line.
+    its error, and the reason why it has not ended. The attempts follow after another empty line,
+    and after one more the workflows that tasks have started and that are not there: the task, the
+    workflow, PENDING or REFUSED, and why it was refused.
     """
     reader = find_reader(storage)
     row = read_row(reader.storage, validate_workflow_id(workflow_id))
@@ -119,8 +123,25 @@ def show(workflow_id: str, attempts: bool, storage: str | None, as_json: bool) -
     if attempts:
         print_result()
         print_table(ATTEMPT_TITLES, attempt_rows(infos))
+    missing = list(start_rows(infos))
+    if missing:
+        print_result()
+        print_table(START_TITLES, missing)
     if status is WorkflowStatus.FAILED:
         note(way_on(workflow_id))
+
+
+def start_rows(infos: Iterable[TaskInfo]) -> Iterator[tuple[str, ...]]:
+    """A row of the table for each workflow that a task has started and that is not there."""
+    for info in infos:
+        for start in info.starts:
+            if start.status is not StartStatus.STARTED:
+                yield (
+                    printable(info.task_id),
+                    printable(start.workflow_id),
+                    start.status.value,
+                    first_line(start.error),
+                )
 
 
 def attempt_rows(infos: Iterable[TaskInfo]) -> Iterator[tuple[str, ...]]:

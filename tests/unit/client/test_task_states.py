@@ -11,8 +11,10 @@ from ray_workflows._coordinator.liveness import this_holder
 from ray_workflows._engine.summary import catalog_row
 from ray_workflows._model import messages as msg
 from ray_workflows._model.catalog import Append
+from ray_workflows._model.outbox import OutboxMessage
 from ray_workflows._model.plan import LISTENER, SIGNAL, TIMER, Backoff
-from ray_workflows._model.tasks import AttemptOutcome, TaskInfo, TaskStatus
+from ray_workflows._model.status import WorkflowStatus
+from ray_workflows._model.tasks import AttemptOutcome, StartInfo, StartStatus, TaskInfo, TaskStatus
 from ray_workflows._model.values import ErrorInfo, Value
 from ray_workflows.storage import MemoryStorage
 from ray_workflows.testing.builders import OK, make_holder
@@ -302,3 +304,45 @@ def test_what_a_task_added_is_shown_beside_what_it_was_given() -> None:
     reader, workflow_id = stored(driver)
     found = {task: get_metadata(reader, workflow_id, task)["user_metadata"] for task in ("a", "b")}
     assert found == {"a": {"team": "vision", "loss": 0.5}, "b": {"continued": True}}
+
+
+# -- started workflows ---------------------------------------------------------------------
+
+
+def test_what_a_task_has_started_is_there_or_refused_or_on_its_way() -> None:
+    driver = Driver(CHAIN)
+    messages = tuple(
+        OutboxMessage(f"id-{name}", name, Value(b"submission"))
+        for name in ("there", "refused", "on its way")
+    )
+    driver.report(msg.AttemptReturned, "a", value=Value(b"v"), messages=messages)
+    refusal = ErrorInfo("WorkflowAlreadyExistsError", "Workflow 'refused' exists already.")
+    driver.send(msg.Delivered("id-there"))
+    driver.send(msg.Delivered("id-refused", refusal))
+    a, b = tasks_of(driver)
+    assert a.starts == (
+        StartInfo("there", StartStatus.STARTED),
+        StartInfo(
+            "refused",
+            StartStatus.REFUSED,
+            "WorkflowAlreadyExistsError: Workflow 'refused' exists already.",
+        ),
+        StartInfo("on its way", StartStatus.PENDING),
+    )
+    assert (a.status, a.error) == (TaskStatus.SUCCESSFUL, None)
+    assert b.starts == ()
+
+
+def test_what_a_continued_task_has_started_is_its_own() -> None:
+    driver = Driver(plan(("a", ())))
+    messages = (OutboxMessage("id", "child", Value(b"submission")),)
+    driver.report(
+        msg.AttemptReturnedPlan, "a", plan=plan(("x", ()), ("y", (0,))), messages=messages
+    )
+    driver.succeed("x")
+    driver.succeed("y")
+    # The workflow does not end before it is handed over.
+    driver.send(msg.Delivered("id"))
+    starts = {task.task_id: task.starts for task in tasks_of(driver)}
+    assert starts == {"a": (StartInfo("child", StartStatus.STARTED),), "x": (), "y": ()}
+    assert driver.state.status is WorkflowStatus.SUCCESSFUL
