@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from ray_workflows._client.connection import connect
 from ray_workflows._model import events as ev
 from ray_workflows.storage.histories import History
 from tests.ray.marks import Marks
+from tests.ray.processes import DriverProcess
 from tests.ray.test_crashes import coordinator_pid
 
 
@@ -97,6 +99,35 @@ def test_a_coordinator_that_is_killed_starts_what_was_committed(wid: str, marks:
         assert workflow.get_output(each)[2] == each
         assert marks.count(f"child-{n}") >= 1
     assert children(wid) == sorted(ids)
+
+
+@pytest.mark.own_cluster
+def test_a_coordinator_killed_before_and_after_it_delivers_starts_each_child_once(
+    tmp_path: Path,
+) -> None:
+    """It dies when the task's result is durable and nothing is sent, and again when a child is
+    there and its parent does not know it."""
+    code = f"""
+        import ray_workflows as workflow
+        from tests.ray.killing_storage import BEGINS, SENDS, killing_storage
+        from tests.ray.marks import Marks
+        from tests.ray.start import start_cluster
+        from tests.ray.test_children import children, starts
+        start_cluster(num_cpus=2)
+        marks, kills = Marks({str(tmp_path / "marks")!r}), Marks({str(tmp_path / "kills")!r})
+        workflow.init(killing_storage({str(tmp_path / "store")!r}, kills))
+        ids = workflow.run(starts.bind(marks, ["one", "two", None], 1), workflow_id="parent")
+        assert [workflow.get_output(each)[2] for each in ids] == ids
+        assert children("parent") == sorted(ids)
+        assert marks.counts() == {{"starts": 1, **{{f"child-{{n}}": 1 for n in range(3)}}}}
+        (task,) = workflow.get_tasks("parent")
+        assert {{start.status for start in task.starts}} == {{workflow.StartStatus.STARTED}}
+        # Each kill was of a coordinator of its own.
+        assert len({{*kills.pids(SENDS), *kills.pids(BEGINS)}}) == 2
+        print("all right", flush=True)
+    """
+    with DriverProcess(tmp_path, code) as driver:
+        assert "all right" in driver.wait()
 
 
 def test_each_turn_of_a_loop_starts_its_own(wid: str, marks: Marks) -> None:
