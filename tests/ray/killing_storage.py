@@ -1,5 +1,5 @@
-"""A user's own storage: the embedded one, which kills the coordinator as soon as a commit is durable
-that it was told to look for. Nothing that follows from the commit has been done then."""
+"""A user's own storage: the embedded one, which kills the coordinator as soon as a commit of a kind
+is durable. Nothing that follows from the commit has been done then."""
 
 from __future__ import annotations
 
