@@ -1,4 +1,4 @@
-"""The workflows in a coordinator's memory, and whose they are."""
+"""The workflows in a coordinator's memory, and which of them it drives."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class ActiveWorkflows(Mapping[str, Workflow]):
 
     Args:
         holder_id: the coordinator.
-        room: counts those that are driven here, and those that were and are in storage alone.
+        room: counts the workflows that are driven here, including evicted ones.
 
     Attributes:
-        evicted: what is driven here, and in storage alone.
-        lives: the ids of earlier lives of the coordinator; None until they were looked for. Later
-            ones are no earlier lives: whoever sees them is cut off.
+        evicted: workflows that are driven here, and in storage alone.
+        lives: the ids of earlier lives of the coordinator, read once; None before. An id that
+            appears later is that of a later life, which has replaced this process.
         kept: those of them that workflows may name, whose leases are renewed.
-        listed: whether the catalog was looked through for what is ours.
-        looks: how often that was begun.
+        listed: whether the catalog was scanned for our workflows.
+        looks: the number of scans begun.
     """
 
     def __init__(self, holder_id: str, admission: Admission) -> None:
@@ -60,11 +60,11 @@ class ActiveWorkflows(Mapping[str, Workflow]):
         self.index(workflow)
 
     def holds(self, workflow: Workflow) -> bool:
-        """Whether it is in memory still."""
+        """Whether it is still in memory."""
         return self.workflows.get(workflow.workflow_id) is workflow
 
     def remove(self, workflow: Workflow) -> bool:
-        """Keep it no more; whether it was kept."""
+        """Remove it from memory; whether it was there."""
         kept = self.holds(workflow)
         if kept:
             del self.workflows[workflow.workflow_id]
@@ -73,7 +73,7 @@ class ActiveWorkflows(Mapping[str, Workflow]):
         return kept
 
     def evict(self, workflow: Workflow) -> None:
-        """Keep a workflow that is driven here in storage alone."""
+        """Remove a workflow from memory that is still driven here."""
         del self.workflows[workflow.workflow_id]
         self.unindex(workflow)
         state = workflow.state
@@ -81,24 +81,24 @@ class ActiveWorkflows(Mapping[str, Workflow]):
         self.evicted.add(workflow.workflow_id, evicted)
 
     def leave(self, row: CatalogRow, due_at: float) -> None:
-        """Leave what an earlier life was driving in storage, where it is at rest."""
+        """Count a workflow of an earlier life, which is at rest, as evicted."""
         self.evicted.add(row.workflow_id, Evicted(row.seq, due_at, row.status, self.looks))
         self.admission.change(row.workflow_id, None, row.status)
 
     def become(self, workflow: Workflow, found: Recovered | None) -> None:
-        """A workflow is what was read; None if there is nothing, or nothing was read yet."""
+        """Set a workflow to what was read; None if there is nothing, or nothing was read yet."""
         self.unindex(workflow)
         workflow.become(found)
         self.index(workflow)
 
     def name(self, workflow: Workflow, incarnation: str) -> None:
-        """A workflow that is not there is about to be created."""
+        """Name the incarnation of a workflow that is about to be created."""
         self.unindex(workflow)
         workflow.state = WorkflowState(workflow.workflow_id, incarnation)
         self.index(workflow)
 
     def index(self, workflow: Workflow) -> None:
-        """Let what is reported of its attempts come to it."""
+        """Route reports of its attempts to it."""
         if workflow.incarnation:
             self.by_incarnation[workflow.incarnation] = workflow
         self.count(workflow)
@@ -108,8 +108,8 @@ class ActiveWorkflows(Mapping[str, Workflow]):
             del self.by_incarnation[workflow.incarnation]
 
     def count(self, workflow: Workflow) -> None:
-        """Count it among those that run or wait, if it is driven here. One that is being read is
-        what it was."""
+        """Count it as running or pending if it is driven here. While it is read, its count
+        stays."""
         if workflow.reading:
             return
         status = workflow.state.status
@@ -117,13 +117,13 @@ class ActiveWorkflows(Mapping[str, Workflow]):
         self.count_as(workflow, status if counts else None)
 
     def count_as(self, workflow: Workflow, status: WorkflowStatus | None) -> None:
-        """Count it with a status; None: it is not in hand any more."""
+        """Count it with a status; None: it is not driven here any more."""
         self.admission.change(workflow.workflow_id, workflow.counted, status)
         workflow.counted = status
 
     def drives(self, workflow: Workflow) -> bool:
-        """Whether this coordinator acts on what the workflow asks for: it is ours, and open or has
-        attempts to hear of."""
+        """Whether this coordinator starts the workflow's commands: it is ours, and open or has
+        attempts in flight."""
         state = workflow.state
         return (
             state.holder == self.holder_id
@@ -142,7 +142,7 @@ class ActiveWorkflows(Mapping[str, Workflow]):
         return workflow is not None and self.drives(workflow)
 
     def may_take(self, state: WorkflowState | CatalogRow) -> bool:
-        """Whether a workflow is to be driven by us, as we or an earlier life were doing."""
+        """Whether we have to drive a workflow, because we or an earlier life were doing so."""
         if state.status not in ACTIVE or state.released:
             return False
         return self.is_ours(state.holder)

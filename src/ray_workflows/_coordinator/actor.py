@@ -1,8 +1,8 @@
 """The Ray actor around the loop. Its methods only pass requests on; one thread runs the loop.
 
-Each call has a thread: one that waits for a workflow keeps it, so it takes one of `SEATS`, and not
-for ever. `Coordinator.__init__` touches no storage and never raises: an actor whose restart raised
-would be dead for good. What is wrong with the storage is said to whoever asks.
+Each call has a thread. A long poll keeps its thread, so the number of long polls (`SEATS`) and
+their time are limited. `Coordinator.__init__` touches no storage and never raises: an actor whose
+restart raised would be dead for good. Errors of the storage are answers to requests.
 """
 
 from __future__ import annotations
@@ -76,42 +76,41 @@ from ray_workflows.storage.base import Storage
 
 logger = logging.getLogger(__name__)
 
-#: Where the coordinator of a cluster is found.
+#: The name and namespace of the actor.
 ACTOR_NAME = "coordinator"
 NAMESPACE = "ray_workflows"
 
-#: A verb that is not answered within this many seconds is answered with an error.
+#: After this many seconds without an answer, a verb is answered with an error.
 ANSWER_SECONDS = 20.0
 
-#: New objects after which the process of a coordinator looks for garbage among them. By default it
-#: is 700, and a quarter of engine and loop is looking: states are large, and refer to no cycles.
+#: The garbage collector's threshold for young objects. With the default of 700, a quarter of the
+#: time of engine and loop goes into collections, although large states contain no cycles.
 YOUNG_OBJECTS = 20_000
 
-#: Calls that may wait for workflows at once.
+#: The most long polls at once.
 SEATS = 256
 
-#: Threads for calls that are answered soon, beside those that wait; and for what workers report,
-#: which is not to wait behind clients.
+#: Threads for short calls, beside those of long polls; and for reports of workers, which must not
+#: queue behind clients.
 VERB_THREADS = 64
 REPORT_THREADS = 64
 
-#: Threads for what is asked of the head of the cluster.
+#: Threads for requests to the head of the cluster.
 HEAD_THREADS = 2
 
-#: The concurrency group of what workers report.
+#: The concurrency group of workers' reports.
 REPORTS = "reports"
 
 
-#: Steps of the loop in a row that may raise: a process in which nothing succeeds any more is
-#: better started anew.
+#: After this many steps of the loop in a row that raise, the process ends, and Ray starts it anew.
 MAX_FAILURES = 100
 
-#: Where the answer to a request comes.
+#: Receives the answer to a request.
 AnswerBox = queue.SimpleQueue[Any]
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """How a coordinator works, as long as its cluster lives; see `init`."""
+    """The settings of a coordinator, fixed for the life of its cluster; see `init`."""
 
     limits: Limits = Limits()
     auto_resume: bool = False
@@ -130,7 +129,7 @@ class Coordinator:
         self.started_by = started_by
         self.inbox: Inbox = queue.SimpleQueue()
         self.broken: Exception | None = None
-        # A task's error must not be able to end what drives all tasks.
+        # Unpickling a task's error must not end the process that drives all tasks.
         unpickle_no_user_errors()
         gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
         self.seats = PollLimit(SEATS)
@@ -140,7 +139,7 @@ class Coordinator:
             self.holder.holder_id, self.watch, self.withdraw, elapsed, self.seats
         )
         cluster = RayCluster(storage, context.current_actor)
-        # Threads of its own: while the head is away, calls of the storage go on.
+        # Separate threads, so that calls of the storage go on while the head is away.
         head = ThreadOffloader(self.inbox.put, HEAD_THREADS)
         self.executor = RayExecutor(cluster, self.report, self.inbox.put, head.call)
         self.observers = Observers()
@@ -171,24 +170,25 @@ class Coordinator:
     # -- the loop's thread -----------------------------------------------------------------
 
     def drive(self) -> None:
-        """The loop's thread. When it dies, the process does, and Ray starts the actor anew."""
+        """Run the loop, on its thread. If the thread dies, the process ends, and Ray starts the
+        actor anew."""
         failures = 0
         while failures < MAX_FAILURES:
             try:
                 work_off(self.inbox, self.loop.step())
                 failures = 0
             except Exception as error:
-                # A bug of ours. Work goes on, unless nothing else happens any more.
+                # A bug of ours. The loop goes on, unless every step fails.
                 self.met_error("The coordinator's loop", error)
                 failures += 1
 
     def met_error(self, what: str, error: Exception) -> None:
-        """A bug of ours was survived; it is in the log and in `describe`."""
+        """Record a bug of ours, for the log and `describe`."""
         self.broken = error
         log_failure(what, error)
 
     def listen(self) -> Steps:
-        """Have the storage say when there is something to look for."""
+        """Let the storage notify the loop of appends by others."""
         lives = self.loop.active.lives
         if lives is None:
             return SOON
@@ -215,7 +215,8 @@ class Coordinator:
     # Errors are returned, not raised: Ray would wrap them, and their causes would be lost.
 
     def put(self, workflow_id: str, make: Callable[[], msg.Asked], seconds: float) -> AnswerBox:
-        """Put a request to the loop; its answer to be, for which somebody waits so long."""
+        """Put a request to the loop, for a caller that waits ``seconds``. Returns the answer
+        box."""
         answer: AnswerBox = queue.SimpleQueue()
         self.put_with(workflow_id, make, answer.put, seconds)
         return answer
@@ -223,24 +224,24 @@ class Coordinator:
     def put_with(
         self, workflow_id: str, make: Callable[[], msg.Asked], reply: Reply, seconds: float
     ) -> None:
-        """As `put`; ``reply`` gets the answer, on the loop's thread but for what can't be read."""
+        """As `put`; ``reply`` gets the answer, on the loop's thread, unless ``make`` raises."""
         until = elapsed() + seconds
         try:
             message = make()
         except Exception as error:
-            # Others that came with it can.
+            # Other requests of the same call go on.
             reply(error)
         else:
             self.inbox.put(lambda: self.loop.ask(workflow_id, message, reply, until))
 
     def request(self, workflow_id: str, message: msg.Asked) -> Any:
-        """Put a request to the loop and wait for its answer, but not for ever."""
+        """Put a request to the loop and wait for its answer, up to `ANSWER_SECONDS`."""
         box = self.put(workflow_id, lambda: message, ANSWER_SECONDS)
         (answer,) = self.in_time([box], ANSWER_SECONDS)
         return answer
 
     def in_time(self, asked: Sequence[AnswerBox], seconds: float) -> list[Any]:
-        """The answers; where there is none after so many seconds, the reason."""
+        """The answers within ``seconds``; an error in place of each missing one."""
         end = time.monotonic() + seconds
         answers = []
         for each in asked:
@@ -287,14 +288,14 @@ class Coordinator:
         return box
 
     def submitted(self, answers: list[Any]) -> Submitted:
-        """What is answered to submissions."""
+        """The answer to submissions."""
         return Submitted(self.holder.holder_id, answers)
 
-    # Ray would repeat it for ever, and say so each time, while the cluster has no head.
+    # Without this, Ray would repeat it for ever, with a message each time, while there is no head.
     @ray.method(max_task_retries=0)  # type: ignore[untyped-decorator]
     def run(self, encoded: bytes) -> Message:
-        """As `submit`, of one; once it is accepted, what `watch_one` sees. One call, because a
-        caller who waits anyway would only be woken once more."""
+        """As `submit` for one workflow and then, if it is accepted, `watch_one`. One call, because
+        a caller that waits anyway saves a round trip."""
         submissions = SUBMISSIONS.decode(encoded).submissions
         with self.seats.one() as seated:
             if seated:
@@ -309,7 +310,7 @@ class Coordinator:
 
         def take(answer: Any) -> None:
             if isinstance(answer, Accepted):
-                # Nobody is woken by that. What is asked now is looked at before the end can come.
+                # The caller is not woken yet. The watch is added before the workflow can end.
                 accepted.append(answer)
                 self.watch(watch)
             else:
@@ -334,7 +335,7 @@ class Coordinator:
         incarnation: str = "",
     ) -> Any:
         """Resume a workflow: `Accepted`, `Finished` or an error. ``incarnation``, here and below:
-        which one of this id; any if it is empty."""
+        of the workflow that is meant; empty: any with this id."""
         return self.request(workflow_id, msg.Resume(request_id, canceled, change, incarnation))
 
     def cancel(self, workflow_id: str, incarnation: str = "") -> Any:
@@ -342,18 +343,18 @@ class Coordinator:
         return self.request(workflow_id, msg.Cancel(incarnation))
 
     def set_tags(self, workflow_id: str, tags: dict[str, Tag | None], incarnation: str = "") -> Any:
-        """Lay tags over those of a workflow: None or an error."""
+        """Set tags of a workflow: None or an error."""
         return self.request(workflow_id, msg.SetTags(tags, incarnation))
 
     def signal(self, encoded: bytes) -> Any:
-        """Give a workflow a signal, which is `Sent`: `Received` or an error."""
+        """Send a workflow a signal, an encoded `Sent`: `Received` or an error."""
         sent = SENT.decode(encoded)
         return self.request(
             sent.workflow_id, msg.Signal(sent.name, sent.signal_id, sent.value, sent.incarnation)
         )
 
     def send_event(self, encoded: bytes) -> Any:
-        """Give a workflow an event, which is `SentEvent`: an answer to `messages.Signal`."""
+        """Send a workflow an event, an encoded `SentEvent`: an answer to `messages.Signal`."""
         sent, most, asks = SENT_EVENT.decode(encoded)
         message = msg.Signal(
             sent.name, sent.signal_id, sent.value, sent.incarnation, sole=True, most=most, asks=asks
@@ -361,11 +362,11 @@ class Coordinator:
         return self.request(sent.workflow_id, message)
 
     def find_signal(self, workflow_id: str, name: str, incarnation: str) -> Any:
-        """The oldest signal of a name that is kept: `Received`, None, or an error."""
+        """The oldest kept signal of a name: `Received`, None, or an error."""
         return self.request(workflow_id, msg.FindSignal(name, incarnation))
 
     def acknowledge_signals(self, workflow_id: str, name: str, incarnation: str) -> Any:
-        """A listener has had the signals of a name: None or an error."""
+        """A listener has the signals of a name: None or an error."""
         return self.request(workflow_id, msg.AcknowledgeSignals(name, incarnation))
 
     def delete(self, workflow_id: str, incarnation: str = "") -> Any:
@@ -380,8 +381,8 @@ class Coordinator:
 
     @ray.method(max_task_retries=0)  # type: ignore[untyped-decorator]
     def watch_one(self, workflow_id: str, after: int | None) -> Message:
-        """Wait for one workflow, as in `WatchRequest`: what was seen; nothing after `SIT_SECONDS`,
-        and at once if there is no seat."""
+        """Long-poll one workflow, as in `WatchRequest`. Returns None after `SIT_SECONDS`, and at
+        once if `SEATS` long polls wait already."""
         seen: Watched | None = None
         with self.seats.one() as seated:
             if seated:
@@ -392,7 +393,7 @@ class Coordinator:
         return encode_watched(seen)
 
     def seen(self, watch: WatchRequest, box: AnswerBox) -> Watched | None:
-        """What a watch sees within `SIT_SECONDS`. Then it is over."""
+        """Wait up to `SIT_SECONDS` for what a watch sees. Then withdraw the watch."""
         try:
             seen: Watched = box.get(timeout=SIT_SECONDS)
         except queue.Empty:
@@ -430,7 +431,7 @@ class Coordinator:
         started_at: float,
         node: str = "",
     ) -> None:
-        """A worker says that an attempt runs, since when, and on which node."""
+        """A worker reports that an attempt runs, since when, and on which node."""
         self.executor.attempt_runs(incarnation, task, epoch, attempt)
         self.report(incarnation, [AttemptRuns(task, epoch, attempt, started_at, node)])
 
@@ -438,19 +439,19 @@ class Coordinator:
     def attempt_waits(
         self, incarnation: str, task: int, epoch: int, attempt: int, waits: int
     ) -> None:
-        """A worker says that an attempt waits for the storage, or that it goes on."""
+        """A worker reports that an attempt waits for the storage, or goes on."""
         self.executor.attempt_waits(incarnation, task, epoch, attempt, waits)
 
     @ray.method(concurrency_group=REPORTS)  # type: ignore[untyped-decorator]
     def batch_overran(self, wire: WireReport) -> None:
-        """A worker hands back what waits behind an attempt that takes long."""
+        """A worker returns the attempts that wait behind a long one."""
         self.executor.batch_overran(wire)
 
     @ray.method(concurrency_group=REPORTS)  # type: ignore[untyped-decorator]
     def batch_done(self, wire: WireReport) -> bytes | list[EncodedBatch] | None:
-        """A worker reports a batch, and waits a moment for others; None if there are none.
+        """A worker reports a batch, and pulls the next ones; None if there are none.
 
-        It waits no longer than the worker does: then the worker ends with what it has, and
+        The call waits a moment, no longer than the worker does. Then the worker ends, and
         batches that come too late run elsewhere.
         """
         answer: AnswerBox = queue.SimpleQueue()
@@ -462,12 +463,12 @@ class Coordinator:
 
     @ray.method(max_task_retries=0)  # type: ignore[untyped-decorator]
     def ping(self) -> None:
-        """Whether it is there."""
+        """Return, as a sign that the coordinator lives."""
 
     # -- about itself ----------------------------------------------------------------------
 
     def describe(self) -> dict[str, Any]:
-        """What it is and how it fares."""
+        """Its identity, settings and health."""
         return {
             "storage": self.storage,
             "url": self.storage.url,

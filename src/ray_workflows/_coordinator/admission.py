@@ -1,4 +1,4 @@
-"""How many workflows may run and wait in a coordinator at once, and which of them wait."""
+"""Admission: how many workflows may run and be pending at once, and which are pending."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ UNLIMITED = -1
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """How many workflows may run and wait at once; -1 is no limit."""
+    """How many workflows may run and be pending at once; -1 is no limit."""
 
     max_running: int = UNLIMITED
     max_pending: int = UNLIMITED
 
 
 class Admission:
-    """What the limits leave free of the workflows in hand, which are counted as they change: to
-    count 100,000 for each submission takes longer than the submission."""
+    """Compares the limits with the workflows that are driven here. It counts them as they change:
+    counting 100,000 anew for each submission would take longer than the submission."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -31,7 +31,7 @@ class Admission:
     def change(
         self, workflow_id: str, before: WorkflowStatus | None, after: WorkflowStatus | None
     ) -> None:
-        """A workflow that was counted with a status has another one; None: it is not in hand."""
+        """Count a workflow with another status; None: it is not driven here."""
         if before is after:
             return
         if before is not None:
@@ -39,7 +39,7 @@ class Admission:
         if after is not None:
             self.counts[after] += 1
         if after is WorkflowStatus.PENDING:
-            # It has its turn after those that wait already.
+            # At the end of the queue.
             self.waiting[workflow_id] = None
         else:
             self.waiting.pop(workflow_id, None)
@@ -50,12 +50,12 @@ class Admission:
         return limit == UNLIMITED or self.counts[WorkflowStatus.RUNNING] < limit
 
     def can_queue(self) -> bool:
-        """Whether one more workflow may wait."""
+        """Whether one more workflow may be pending."""
         limit = self.limits.max_pending
         return limit == UNLIMITED or self.counts[WorkflowStatus.PENDING] < limit
 
     def left(self, at_most: int) -> int:
-        """How many more may come, to run or to wait: ``at_most`` if there is no limit."""
+        """How many more may run or be pending: ``at_most`` without a limit."""
         limits = self.limits
         if UNLIMITED in (limits.max_running, limits.max_pending):
             return at_most

@@ -1,4 +1,4 @@
-"""The coordinator's time: what waits is not moved by who sets the wall clock."""
+"""The coordinator's clock: setting the wall clock does not move due times."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import Callable
 
 from ray_workflows._elapsed import elapsed
 
-#: Seconds by which the clock gains or loses in each second to come back to the wall clock. All that
-#: waits is early or late by as much.
+#: Seconds that the clock gains or loses in each second to return to the wall clock. Waits are short
+#: or long by as much.
 SLEW = 0.01
 
 
 class SteadyClock:
     """Seconds since 1970 that pass evenly, also when the wall clock is set.
 
-    Due times are kept as such seconds, and compared with them, so all that waits in this process
-    ends after the time that it was to wait. Where the wall clock was set, this one comes back to it
-    little by little: an hour takes four days. A process begins with the wall clock.
+    Due times are such seconds, so each wait in this process lasts as long as it should. After the
+    wall clock was set, this clock returns to it slowly: an hour takes four days. A process starts
+    with the wall clock's time.
 
     Args:
         wall: the wall clock.
-        elapsed: a clock that nobody sets.
+        elapsed: a monotonic clock.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Deleting workflows, for those who ask a coordinator: it knows what it drives."""
+"""Deletes workflows through a coordinator, which knows what it drives."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from ray_workflows.storage.base import CommitOutcome
 
 
 class Deletion:
-    """Deletes a workflow that nobody drives: the storage does it, unless the journal has grown.
+    """Deletes a workflow that no coordinator drives, unless its journal grows meanwhile.
 
-    What is in the journal need not be known for that: one of a million tasks takes seconds to read.
+    It does not read the journal's contents: a million tasks take seconds to read.
 
     Args:
         loop: the coordinator's.
         workflow_id: the workflow.
-        incarnation: which one of this id; empty for any.
+        incarnation: of the workflow that is meant; empty: any with this id.
         reply: gets None, or the error, on the loop's thread.
-        until: by `Loop.elapsed`, it is not begun after that.
+        until: the latest start, on `Loop.elapsed`.
     """
 
     def __init__(
@@ -66,19 +66,19 @@ class Deletion:
             answer(self.reply, self.still_active())
             return
         if workflow is not None and self.incarnation not in ("", workflow.incarnation):
-            answer(self.reply, None)  # It was there once, and somebody has deleted it.
+            answer(self.reply, None)  # The wanted incarnation is deleted already.
             return
         if workflow is not None and loop.active.drives(workflow):
             if workflow.state.status in ACTIVE:
                 answer(self.reply, self.still_active())
                 return
-            # Let go of the attempts of its siblings: what they report is nobody's.
+            # Forget the attempts of siblings that still run: their reports are ignored.
             workflow.flying.clear()
             loop.drop(workflow)
         loop.offloader.call(self.read, self.take)
 
     def is_over(self) -> bool:
-        """Whether nobody waits for the answer any more: then nothing is deleted."""
+        """Whether the caller no longer waits: then nothing is deleted."""
         if self.loop.elapsed() <= self.until:
             return False
         answer(self.reply, CoordinatorUnavailableError("The request came too late."))
@@ -88,7 +88,7 @@ class Deletion:
         return WorkflowStillActiveError("DELETE", self.workflow_id)
 
     def read(self) -> tuple[CatalogRow | None, Liveness]:
-        """Where the journal ends, and who lives. Blocks."""
+        """Read the journal's end, and the live holders. Blocks."""
         return read_end(self.loop.storage, self.workflow_id), self.loop.read_claims()
 
     def take(self, result: Any) -> None:
@@ -99,7 +99,7 @@ class Deletion:
         if self.is_over():
             return
         if row is None or self.incarnation not in ("", row.incarnation):
-            # It was there once if it has a name, and somebody has deleted it, as was wanted.
+            # A named incarnation existed, so it is deleted already, as wanted.
             gone = None if self.incarnation else WorkflowNotFoundError(self.workflow_id)
             answer(self.reply, gone)
         elif claims.status(row) in ACTIVE or self.loop.active.may_take(row):

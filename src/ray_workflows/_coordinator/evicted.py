@@ -1,4 +1,4 @@
-"""Workflows of this coordinator that are in storage alone: they wait for a time or for others."""
+"""Evicted workflows: driven by this coordinator, waiting, and in storage alone."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import msgspec
 from ray_workflows._model.catalog import NEVER
 from ray_workflows._model.status import WorkflowStatus
 
-#: Entries of the heap that are of no use any more, beside as many as there are others.
+#: Outdated entries of the heap that are tolerated, beyond as many as there are valid ones.
 MAX_STALE = 64
 
 
 class Evicted(msgspec.Struct, gc=False):
-    """What is kept in memory of a workflow that is not.
+    """What stays in memory of an evicted workflow.
 
     Attributes:
-        seq: the number of the last entry of its journal that we know of.
-        due_at: when it is to be woken, or read for another reason, in seconds since 1970; `NEVER`.
-        status: as what `Admission` counts it.
-        look: the number of the look through the catalog in which it was seen last, or left memory.
+        seq: the number of the last known entry of its journal.
+        due_at: when it has to be read, in seconds since 1970, or `NEVER`.
+        status: the status with which `Admission` counts it.
+        look: the number of the catalog scan that saw it last, or during which it was evicted.
     """
 
     seq: int
@@ -31,11 +31,11 @@ class Evicted(msgspec.Struct, gc=False):
 
 
 class EvictedWorkflows(Mapping[str, Evicted]):
-    """By id. A million of them take some 300 MB."""
+    """The evicted workflows by id. A million of them take some 300 MB."""
 
     def __init__(self) -> None:
         self.workflows: dict[str, Evicted] = {}
-        #: Times and ids. What is not so in ``workflows`` any more is left out when it is met.
+        #: Due times and ids. Entries that disagree with ``workflows`` are outdated, and skipped.
         self.heap: list[tuple[float, str]] = []
 
     def __getitem__(self, workflow_id: str) -> Evicted:
@@ -51,7 +51,7 @@ class EvictedWorkflows(Mapping[str, Evicted]):
         return workflow_id in self.workflows
 
     def add(self, workflow_id: str, evicted: Evicted) -> None:
-        """It is in storage alone from now on."""
+        """Add a workflow that was evicted."""
         self.workflows[workflow_id] = evicted
         if evicted.due_at != NEVER:
             heapq.heappush(self.heap, (evicted.due_at, workflow_id))
@@ -60,23 +60,23 @@ class EvictedWorkflows(Mapping[str, Evicted]):
                 heapq.heapify(self.heap)
 
     def take(self, workflow_id: str) -> Evicted | None:
-        """It comes into memory, or is not ours any more."""
+        """Remove a workflow that is read into memory, or is no longer ours."""
         return self.workflows.pop(workflow_id, None)
 
     def is_valid(self, entry: tuple[float, str]) -> bool:
-        """Whether a workflow is still to be woken then."""
+        """Whether an entry of the heap is up to date."""
         at, workflow_id = entry
         evicted = self.workflows.get(workflow_id)
         return evicted is not None and evicted.due_at == at
 
     def next_due(self) -> float:
-        """When the first one is to be woken; `NEVER`."""
+        """The first due time, or `NEVER`."""
         while self.heap and not self.is_valid(self.heap[0]):
             heapq.heappop(self.heap)
         return self.heap[0][0] if self.heap else NEVER
 
     def due(self, by: float, at_most: int) -> list[str]:
-        """Those that are to be woken by a time, the first ones, each once."""
+        """The first workflows that are due by a time, each once."""
         found: list[str] = []
         while len(found) < at_most and self.next_due() <= by:
             found.append(heapq.heappop(self.heap)[1])

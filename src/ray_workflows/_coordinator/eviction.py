@@ -1,4 +1,4 @@
-"""Workflows that wait leave memory, and come back when they are to be woken or somebody asks."""
+"""Evicts waiting workflows from memory, and reads them again when they are due."""
 
 from __future__ import annotations
 
@@ -12,31 +12,30 @@ from ray_workflows._engine.values import has_unstored
 from ray_workflows._executor.timers import Timer, TimerQueue
 from ray_workflows._model.catalog import NEVER
 
-#: How long a workflow has been at rest before it leaves memory, in seconds. One that is to be
-#: woken sooner than that stays.
+#: How long a workflow must be at rest before it is evicted, in seconds. One that is due sooner than
+#: that stays.
 EVICT_SECONDS = 10.0
 
-#: How long before it is due a workflow is read, in seconds.
+#: How long before its due time a workflow is read, in seconds.
 AHEAD_SECONDS = 0.1
 
-#: How many leave memory in one step of the loop.
+#: The most evictions in one step of the loop.
 AT_ONCE = 1_000
 
-#: How many that are due are being read at once, and how soon it is looked for the next ones, in
-#: seconds.
+#: How many due workflows are read at once, and the pause before the next ones, in seconds.
 READ_AT_ONCE, SOON_SECONDS = 100, 0.02
 
 
 class Eviction:
-    """Takes workflows at rest out of memory.
+    """Evicts workflows at rest from memory.
 
-    At rest is what has nothing in flight, nothing to decide and no values that are in no storage.
+    A workflow at rest has nothing in flight, nothing to decide and no unstored values.
 
     Args:
-        active: the workflows in memory, and those that were.
+        active: the workflows in memory, and the evicted ones.
         timers: calls at times.
         clock: seconds since 1970 that pass evenly.
-        evict: takes a workflow out of memory.
+        evict: removes a workflow from memory.
         bring_back: reads a workflow into memory.
         seconds: how long a workflow has to be at rest.
     """
@@ -56,17 +55,17 @@ class Eviction:
         self.evict = evict
         self.bring_back = bring_back
         self.seconds = seconds
-        #: Workflows that were at rest, and since when, the longest first.
+        #: Workflows at rest, and since when, the longest first.
         self.resting: dict[int, tuple[Workflow, float]] = {}
         self.evicting: Timer | None = None
-        #: Wakes the first one that is in storage alone, and when.
+        #: The timer for the first due evicted workflow, and its time.
         self.waking: Timer | None = None
         self.waking_at = NEVER
-        #: Those that were due and are being read.
+        #: Due workflows that are being read.
         self.coming: list[str] = []
 
     def rests(self, workflow: Workflow) -> None:
-        """There is nothing to do for a workflow now."""
+        """Note that there is nothing to do for a workflow now."""
         if self.is_at_rest(workflow):
             self.forget(workflow)
             self.resting[id(workflow)] = (workflow, self.timers.clock())
@@ -74,11 +73,11 @@ class Eviction:
                 self.evicting = self.timers.after(self.seconds, self.evict_some)
 
     def forget(self, workflow: Workflow) -> None:
-        """It is at rest no more, or not in memory."""
+        """Note that a workflow is no longer at rest, or not in memory."""
         self.resting.pop(id(workflow), None)
 
     def is_at_rest(self, workflow: Workflow) -> bool:
-        """Whether nothing happens to it for a while, unless somebody asks."""
+        """Whether nothing happens to a workflow for a while without a request."""
         return (
             workflow.is_idle
             and self.active.drives(workflow)
@@ -86,14 +85,14 @@ class Eviction:
         )
 
     def evict_some(self) -> None:
-        """Take out of memory what was at rest for long enough."""
+        """Evict workflows that were at rest for long enough."""
         self.evicting = None
         latest = self.timers.clock() - self.seconds
         for workflow, since in list(islice(self.resting.values(), AT_ONCE)):
             if since > latest:
                 break
             del self.resting[id(workflow)]
-            # What is in no storage is lost when it is let go of.
+            # Eviction would lose unstored values.
             if self.is_at_rest(workflow) and not has_unstored(workflow.state):
                 self.evict(workflow)
         self.wake_in_time()
@@ -102,7 +101,7 @@ class Eviction:
             self.evicting = self.timers.after(since - latest, self.evict_some)
 
     def wake_in_time(self) -> None:
-        """See to it that the first one is woken that is due."""
+        """Set the timer for the first due evicted workflow."""
         at = self.active.evicted.next_due()
         if at < self.waking_at:
             self.timers.cancel(self.waking)
@@ -110,8 +109,8 @@ class Eviction:
             self.waking = self.timers.after(at - AHEAD_SECONDS - self.clock(), self.wake_some)
 
     def wake_some(self) -> None:
-        """Read those that are due soon; when there are many, the next ones when these are read: the
-        lease and what is asked are read and written by the same threads."""
+        """Read workflows that are due soon, up to `READ_AT_ONCE`, and the next ones after these:
+        the same threads serve the lease and requests."""
         self.waking, self.waking_at = None, NEVER
         active, by = self.active, self.clock() + AHEAD_SECONDS
         self.coming = [each for each in self.coming if each in active and active[each].reading]

@@ -1,6 +1,6 @@
-"""Taking over, without being asked, the workflows of coordinators that are dead.
+"""Failover: takes over the workflows of dead coordinators.
 
-What `init(auto_resume=True)` adds to a coordinator. See ``docs/decisions/012-auto-resume.md``.
+Part of a coordinator with `init(auto_resume=True)`. See ``docs/decisions/012-auto-resume.md``.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from ray_workflows.storage.histories import History
 
 logger = logging.getLogger(__name__)
 
-#: How often it is looked for holders that died, in seconds.
+#: How often to scan for dead holders, in seconds.
 CHECK_SECONDS = 1.0
-#: How long after the end of a walk through all open workflows the next one begins, in seconds.
+#: The pause between two walks through all open workflows, in seconds.
 WALK_SECONDS = 15.0
-#: How long a lease that has lapsed must have been seen so before its holder counts as dead, in
-#: seconds: a live one would have renewed it.
+#: How long a lapsed lease must be seen unchanged before its holder counts as dead, in seconds: a
+#: live holder would have renewed it.
 PATIENCE_SECONDS = 1.25 * RENEW_SECONDS
-#: How many orphans are read in one look; when there are more, the next one follows at once.
+#: How many orphans one scan reads; if there are more, the next scan follows at once.
 AT_ONCE = 100
 
-#: A workflow with which so many coordinators in a row died within so many seconds, without having
-#: gone on with it, may be what they died of.
+#: If this many coordinators in a row die within this many seconds after claiming a workflow,
+#: without progress in it, the workflow may have killed them.
 QUICK_DEATHS = 3
 QUICK_SECONDS = 120.0
 
-#: What a coordinator commits that takes a workflow up, before it has got anywhere with it, and how
-#: many of its last journal entries are searched for that.
+#: The events that a coordinator commits when it takes over a workflow, before any progress, and how
+#: many of the last journal entries are searched for them.
 TAKING_UP = (
     ev.WorkflowClaimed,
     ev.WorkflowResumed,
@@ -55,12 +55,12 @@ TAKING_UP = (
 )
 LAST_ENTRIES = 10 * QUICK_DEATHS
 
-#: The row of a holder is removed when its lease lapsed so many seconds ago, and nothing names it.
+#: Seconds after the end of its lease when the row of a holder that no workflow names is removed.
 BURY_SECONDS = 3600.0
 
 
 class Orphan(msgspec.Struct, frozen=True):
-    """A workflow that nobody drives: read back, or the reason why it can't be taken up."""
+    """A workflow without a live holder: its state, or the reason why it can't be taken over."""
 
     row: CatalogRow
     recovered: Recovered | None
@@ -68,46 +68,46 @@ class Orphan(msgspec.Struct, frozen=True):
 
 
 class Findings(msgspec.Struct):
-    """What one look found."""
+    """The results of one scan."""
 
     orphans: list[Orphan] = []
-    #: Whether these are all of those that were looked for.
+    #: Whether these are all orphans of the scan.
     complete: bool = True
     #: Holders that are dead.
     dead: frozenset[str] = frozenset()
-    #: By how many seconds the storage's clock is ahead of ours, if it was read.
+    #: The seconds by which the storage's clock is ahead of ours, if it was read.
     ahead: float | None = None
     #: The page of the walk that was read.
     page: Page | None = None
 
 
 class Failover:
-    """Looks for orphans, again and again: RUNNING or PENDING workflows with a dead holder.
+    """Scans for orphans periodically: RUNNING or PENDING workflows with a dead holder.
 
-    A look costs a reading of the holders. When one has died, its workflows are listed. Besides,
-    there is a walk through all open workflows, a page in a look: a commit may take effect after
-    the death of who sent it, and a workflow that was copied here has a holder that never was here.
+    A scan reads the holders. If one has died, the scan lists its workflows. Besides, each scan
+    reads a page of all open workflows, because a commit may take effect after its sender's death,
+    and a copied workflow has a holder that never was here.
     """
 
     def __init__(self, loop: Loop, lease: Lease) -> None:
         self.loop = loop
         self.lease = lease
-        #: Dead holders whose workflows were listed: none is left that could be taken.
+        #: Dead holders whose workflows were all listed and taken.
         self.searched: frozenset[str] = frozenset()
         self.ahead = 0.0
-        #: By incarnation, the end of a journal that could not be read. Until it has grown, reading
-        #: it again would give the same.
+        #: By incarnation, the end of a journal that could not be read. It is not read again until
+        #: it has grown.
         self.unreadable: dict[str, int] = {}
-        #: When the walk goes on, where, and the holders that it has met.
+        #: When and where the walk goes on, and the holders that it has seen.
         self.walk_at = float("-inf")
         self.cursor: str | None = None
         self.named: set[str] = set()
-        #: Each holder's lease as it was last seen, and since when it is that.
+        #: Each holder's lease as last seen, and since when it is unchanged.
         self.noticed: dict[str, tuple[float, float]] = {}
         self.looking = loop.job("look for workflows of dead coordinators", self.steps)
 
     def look(self) -> None:
-        """Look now, and from now on."""
+        """Start scanning."""
         self.looking.start()
 
     def steps(self) -> Steps:
@@ -120,7 +120,7 @@ class Failover:
         try:
             findings = yield lambda: self.search(held, room, walks)
         except StorageUnavailableError:
-            # The renewals of the lease say so.
+            # The renewal of the lease reports it.
             return CHECK_SECONDS
         except Exception as error:
             logger.error("Workflows of dead coordinators are not looked for: %s", error)
@@ -128,7 +128,7 @@ class Failover:
         return self.found(findings)
 
     def found(self, findings: Findings) -> float:
-        """Take what was found, as far as there is room; when to look again."""
+        """Take over orphans, up to the limits. Returns the seconds until the next scan."""
         loop = self.loop
         done = [self.try_to_take(orphan) for orphan in findings.orphans]
         ids = [orphan.row.workflow_id for orphan in findings.orphans]
@@ -146,7 +146,7 @@ class Failover:
         return 0.0 if taken else CHECK_SECONDS
 
     def walked(self, page: Page) -> None:
-        """A page of the walk is done with."""
+        """Move the walk to the next page."""
         self.named.update(row.holder for row in page.rows)
         self.cursor = page.cursor
         if page.cursor is None:
@@ -155,7 +155,7 @@ class Failover:
             self.loop.offloader.call(lambda: self.bury(named), lambda result: None)
 
     def try_to_take(self, orphan: Orphan) -> bool:
-        """As `take`; one that can't be taken is left alone until its journal has grown."""
+        """As `take`. An orphan that can't be taken is left alone until its journal has grown."""
         try:
             return self.take(orphan)
         except Exception as error:
@@ -164,7 +164,7 @@ class Failover:
             return True
 
     def take(self, orphan: Orphan) -> bool:
-        """Take an orphan into hand; False if it has to be looked for again."""
+        """Take over an orphan; False if a later scan has to find it again."""
         loop, row, recovered = self.loop, orphan.row, orphan.recovered
         if row.workflow_id in loop.active:
             return False
@@ -184,9 +184,9 @@ class Failover:
     # -- what runs on a thread of `Offloader` -----------------------------------------------------
 
     def search(self, held: frozenset[str], room: int, walks: bool) -> Findings:
-        """Read who is dead, and up to ``room`` workflows of theirs, or of the walk's next page."""
+        """Find dead holders, and read up to ``room`` workflows of them and of the next page."""
         storage, holders = self.loop.storage, self.loop.storage.read_holders()
-        # What this coordinator and its earlier lives hold is the lease's to look after.
+        # `Holdings` handles the workflows of this coordinator and its earlier lives.
         ours = {self.loop.holder_id, *(self.loop.active.lives or ())}
         others = [holder for holder in holders if holder.holder_id not in ours]
         self.notice(others)
@@ -217,7 +217,7 @@ class Failover:
         return findings
 
     def notice(self, holders: list[Holder]) -> None:
-        """Note since when each lease is as it is, on our own clock."""
+        """Note since when each lease is unchanged, on our own clock."""
         now, before = self.loop.elapsed(), self.noticed
         self.noticed = {}
         for holder in holders:
@@ -227,12 +227,12 @@ class Failover:
             self.noticed[holder.holder_id] = (holder.lease_until, since)
 
     def unchanged(self, holder: Holder) -> float:
-        """For how many seconds its lease has not been renewed, as far as we have seen."""
+        """The seconds since we last saw the holder's lease change."""
         return self.loop.elapsed() - self.noticed[holder.holder_id][1]
 
     def believed(self, holder: Holder, now: float) -> Holder:
-        """The holder as its lease is believed here. The storage's clock may be set: forward, a live
-        holder seems dead until it renews; back, a dead one seems alive for as long."""
+        """The holder with a corrected lease. The storage's clock may be set: forward, so that a
+        live holder seems dead until it renews; or back, so that a dead one seems alive."""
         seconds = self.unchanged(holder)
         if seconds < PATIENCE_SECONDS:
             return msgspec.structs.replace(holder, lease_until=now + LEASE_SECONDS)
@@ -241,8 +241,8 @@ class Failover:
         return holder
 
     def is_suspect(self, holder: Holder) -> bool:
-        """Whether it seems dead, by what we know of the storage's clock: to ask it takes two
-        requests more of some storages."""
+        """Whether a holder seems dead by our estimate of the storage's clock, which saves reading
+        the clock: some storages need two requests for that."""
         if self.unchanged(holder) > LEASE_SECONDS + PATIENCE_SECONDS:
             return True
         if holder.lease_until <= self.loop.clock() + self.ahead:
@@ -250,7 +250,7 @@ class Failover:
         return self.loop.probe(holder) is False
 
     def read(self, row: CatalogRow) -> Iterator[Orphan]:
-        """An orphan, unless it is none any more."""
+        """Read an orphan; nothing if it is none any more."""
         try:
             recovered = recover(self.loop.storage, row.workflow_id)
             if recovered is None or recovered.row.holder != row.holder or recovered.row.released:
@@ -266,7 +266,7 @@ class Failover:
             yield Orphan(row, None, error)
 
     def suspicion(self, recovered: Recovered) -> Exception | None:
-        """Why it is better left alone."""
+        """Why the workflow should be left alone; None if it need not be."""
         if recovered.state.epoch < QUICK_DEATHS:
             return None
         row = recovered.row
@@ -289,7 +289,7 @@ class Failover:
         )
 
     def bury(self, named: frozenset[str]) -> None:
-        """Remove the rows of holders that are long dead and that no open workflow names."""
+        """Remove the rows of long dead holders that no open workflow names."""
         storage = self.loop.storage
         latest = storage.now() - BURY_SECONDS
         for holder in storage.read_holders():

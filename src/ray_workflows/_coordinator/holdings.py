@@ -1,5 +1,5 @@
-"""What a coordinator holds, by the catalog: what earlier lives of it were driving is taken over, or
-left at rest in storage; and what others did to its workflows is noticed.
+"""Scans the catalog for the workflows of a coordinator: takes over those of its earlier lives, or
+counts them as evicted; and notices what other coordinators appended to its workflows.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableErro
 
 logger = logging.getLogger(__name__)
 
-#: How often it is looked after what is held, in seconds; and if there is nothing in hand.
+#: The pause between two scans, in seconds; and without workflows.
 CHECK_SECONDS, IDLE_SECONDS = 1.0, LEASE_SECONDS
 
-#: Rows of the catalog that may be read in a second to look after what is held: at 7 microseconds
-#: each, 1.5 % of a core. A coordinator that holds more scans less often; PostgreSQL notifies it.
+#: The most rows that scans read per second: at 7 microseconds each, 1.5 % of a core. A coordinator
+#: with more workflows scans less often; PostgreSQL notifies it.
 ROWS_PER_SECOND = 2_000.0
 
-#: Workflows that are read before they are taken into hand, and the next ones read.
+#: How many workflows are read at once before they are taken over.
 READ_AT_ONCE = 50
 
-#: With more earlier lives than this, all that they were driving is claimed, so that their leases
-#: need not be renewed for ever; and so many workflows at rest are claimed in a second.
+#: With more earlier lives than this, all their workflows are claimed, so that their leases need not
+#: be renewed for ever; and the most workflows at rest that are claimed per second.
 MAX_LIVES = 8
 CLAIMS_PER_SECOND = 300.0
 
-#: What was found of workflows that are ours and not in hand.
+#: Workflows that are ours and not in memory: their rows, and states or errors.
 Found = list[tuple[CatalogRow, "Recovered | Exception"]]
 
 
 class Look:
-    """One look through all open workflows that are ours.
+    """One scan of all open workflows that are ours.
 
     Attributes:
-        ends: of those that are driven in memory and quiet, where their journals ended.
-        listed: those of them that the catalog has as ours.
+        ends: the journal ends of quiet workflows in memory, at the start of the scan.
+        listed: those of them that the catalog lists as ours.
         named: the holders that rows name.
         rows: how many rows were read.
-        reviewed: how many workflows at rest are to be read nevertheless.
+        reviewed: how many workflows at rest have to be read nevertheless.
     """
 
     def __init__(self, ends: dict[str, int]) -> None:
@@ -59,17 +59,17 @@ class Look:
 
 
 class Holdings:
-    """Looks through the catalog for what is ours, again and again.
+    """Scans the catalog for our workflows periodically.
 
-    What is not in hand is taken: an earlier life was driving it, its submission seemed to have
-    failed, or a claim of ours took effect late. Of what is in hand, others may have appended to
-    the journal, or have taken it over while this coordinator was away.
+    It takes over workflows that are not in memory: an earlier life was driving them, their
+    submission seemed to have failed, or a claim of ours took effect late. For workflows in memory
+    it notices that others have appended to the journal, or taken it over.
 
-    What an earlier life was driving, and is at rest, is left in storage: it is claimed when it
-    comes back. Until then the lease of that life is renewed, and it counts as evicted by us.
+    A workflow of an earlier life that is at rest stays in storage, and is claimed when it is read
+    again. Until then the lease of that life is renewed, and the workflow counts as evicted.
 
     Args:
-        loop: drives what is found.
+        loop: drives the workflows.
         keep: renews the leases of these holders, and blocks.
     """
 
@@ -77,19 +77,19 @@ class Holdings:
         self.loop = loop
         self.keep = keep
         self.started = False
-        #: When the last look ended.
+        #: When the last scan ended.
         self.looked_at = float("-inf")
         #: When the holders were read last.
         self.claims_at = float("-inf")
         self.looking = loop.job("look after what is held", self.steps)
 
     def start(self) -> None:
-        """Look now, and from now on."""
+        """Start scanning."""
         self.started = True
         self.looking.start()
 
     def look(self) -> None:
-        """Look now: somebody may have appended to a journal."""
+        """Scan now, because another coordinator may have appended to a journal."""
         if self.started:
             self.looked_at = float("-inf")
             self.looking.hurry()
@@ -139,8 +139,8 @@ class Holdings:
         return max(CHECK_SECONDS, look.rows / ROWS_PER_SECOND)
 
     def find_lives(self, claims: Liveness) -> None:
-        """Learn which were earlier lives. One that shows up later and is not dead is none: whoever
-        sees a later life is cut off."""
+        """Learn the earlier lives, once. A life that shows up later and is not dead is a later one,
+        which has replaced this process."""
         active, found = self.loop.active, claims.former_lives()
         if active.lives is None:
             active.lives = []
@@ -151,8 +151,8 @@ class Holdings:
         active.kept += tuple(found)
 
     def is_new(self, look: Look, row: CatalogRow) -> bool:
-        """Whether a row is of a workflow that is not in hand. What others did to one that is, is
-        looked at."""
+        """Whether the workflow of a row is not driven here yet. For one that is, checks whether
+        others have appended to it."""
         if row.released:
             return False
         active, workflow_id = self.loop.active, row.workflow_id
@@ -170,21 +170,21 @@ class Holdings:
         return workflow is None and evicted is None
 
     def leave(self, look: Look, row: CatalogRow) -> bool:
-        """Leave in storage what an earlier life was driving and is at rest; False if it is not."""
+        """Count a workflow of an earlier life as evicted if it is at rest; False if it is not."""
         loop, active, due_at = self.loop, self.loop.active, row.due_at
         now = loop.clock()
         if due_at is None or due_at <= now or row.holder == active.holder_id:
             return False
         if not loop.storage.lists_current_rows or len(active.lives or ()) > MAX_LIVES:
-            # A row may be older than its journal; or its life is to be named no longer.
+            # The row may be older than its journal, or too many lives are named: claim it soon.
             look.reviewed += 1
             due_at = min(due_at, now + look.reviewed / CLAIMS_PER_SECOND)
         active.leave(row, due_at)
         return True
 
     def end(self, look: Look) -> None:
-        """What is not listed as ours any more was taken over, canceled or deleted by somebody who
-        thought us dead."""
+        """Verify workflows that are no longer listed as ours: a coordinator that believed us dead
+        has taken them over, canceled or deleted them."""
         loop, active = self.loop, self.loop.active
         self.looked_at = loop.elapsed()
         active.kept = tuple(each for each in active.lives or () if each in look.named)
@@ -193,7 +193,7 @@ class Holdings:
             workflow = active.get(workflow_id)
             if workflow is None or workflow_id in look.listed:
                 continue
-            # One that has gone on since knows its end.
+            # If it has gone on since the scan began, its own commits will tell.
             if self.is_quiet(workflow) and workflow.seq == seq:
                 loop.verify(workflow)
         for workflow_id, evicted in list(active.evicted.items()):
@@ -202,7 +202,7 @@ class Holdings:
         loop.admit()
 
     def found_all(self) -> None:
-        """All that earlier lives were driving was found, or can't be."""
+        """The first scan is complete: all workflows of earlier lives are known."""
         if not self.loop.active.listed:
             self.loop.active.listed = True
             self.loop.watchers.listed()
@@ -222,9 +222,8 @@ class Holdings:
         return self.loop.storage.list_catalog(query)
 
     def bury(self, unnamed: Iterable[str], claims: Liveness) -> None:
-        """Remove the rows of earlier lives that no workflow names. A live lease is nobody's who is
-        dead, whatever we take it for; and what is still named by a workflow, in hand or not, the
-        next life must know for a life of ours."""
+        """Remove the rows of earlier lives that no workflow names and whose lease has lapsed. Rows
+        that a workflow still names stay, so that the next life recognizes them as lives of ours."""
         for holder_id in unnamed:
             if claims.lapsed(holder_id):
                 self.loop.storage.remove_holder(holder_id)
@@ -247,7 +246,7 @@ class Holdings:
     # -- taking ----------------------------------------------------------------------------
 
     def try_to_take(self, row: CatalogRow, recovered: Recovered | Exception) -> None:
-        """As `take`; one that meets a bug is let go of."""
+        """As `take`. A workflow for which it raises is released."""
         try:
             self.take(row, recovered)
         except Exception as error:
@@ -255,11 +254,11 @@ class Holdings:
             self.loop.let_go(row, error)
 
     def take(self, row: CatalogRow, recovered: Recovered | Exception) -> None:
-        """Take into hand what was found; let go of what can't be read."""
+        """Take over a workflow; release one that can't be read."""
         loop = self.loop
         known = loop.active.get(row.workflow_id)
         if known is not None:
-            # It came into hand meanwhile, and maybe by an older reading.
+            # It is in memory by now, maybe by an older reading.
             older = isinstance(recovered, Recovered) and recovered.seq > known.seq
             if older and loop.active.drives(known):
                 loop.verify(known)

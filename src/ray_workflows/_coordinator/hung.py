@@ -1,7 +1,7 @@
-"""Calls of the storage that never return: the process ends, and Ray starts the coordinator anew.
+"""Ends the process if a call of the storage never returns; Ray then starts the coordinator anew.
 
-Every storage bounds its calls. But a disk or a server may hold one for ever in the kernel, and then
-nothing is committed any more, or the lease is not renewed, by a process that looks alive.
+Every storage bounds its calls. But a disk or a server may hold a call in the kernel for ever. Then
+the process seems alive but can't commit, or can't renew its lease.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from ray_workflows._executor.timers import end_process
 
 logger = logging.getLogger(__name__)
 
-#: How long a commit, or a renewal of the lease, may take, in seconds: far longer than any storage
-#: waits. With the process end the Ray tasks that it has started.
+#: How long a commit, or a renewal of the lease, may take, in seconds: far longer than any storage's
+#: timeout, because the process's Ray tasks end with it.
 HUNG_SECONDS = 900.0
 
-#: Between two looks, in seconds. Both have to see the same call: after the process was stopped for
-#: long, what has returned meanwhile is looked at before the second.
+#: Seconds between two checks. Two in a row must see the same call: after a long stop of the
+#: process, results that arrived meanwhile are processed before the second check.
 CHECK_SECONDS = 30.0
 
 
 class HungCalls:
-    """Looks for calls without which nothing goes on.
+    """Watches for commits and lease renewals that hang.
 
     Args:
-        loop: whose commits are watched.
-        lease: whose renewal is.
+        loop: its commits are watched.
+        lease: its renewals are watched.
         end: ends the process.
     """
 
@@ -38,12 +38,12 @@ class HungCalls:
         self.loop = loop
         self.lease = lease
         self.end = end
-        #: Since when each was hanging at the last look.
+        #: Since when each call was hanging at the last check.
         self.seen: dict[str, float] = {}
         loop.job("look for calls that never return", self.look).start(CHECK_SECONDS)
 
     def look(self) -> Steps:
-        """End the process if one of them hangs."""
+        """End the process if a call hangs."""
         calls = {
             "a commit": self.loop.store.committing_since,
             "the renewal of the lease": self.lease.renewing.waits_since,

@@ -1,5 +1,5 @@
-"""Jobs of the coordinator that repeat: each says when it is due again, and is due again whatever
-becomes of it."""
+"""Periodic jobs of the coordinator. A job says when it is due again, and stays scheduled even if a
+run raises."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 from ray_workflows._coordinator.offload import Offloader
 from ray_workflows._executor.timers import RETRY_SECONDS, Timer, TimerQueue
 
-#: One run of a job. It yields blocking work, is sent what that returned or thrown what that raised,
-#: and returns after how many seconds the job is due again; None if that is all.
+#: One run of a job. It yields blocking work, gets its result sent or its exception thrown, and
+#: returns the seconds until the next run; None for no next run.
 Steps = Generator[Callable[[], Any], Any, "float | None"]
 
 
 class Job:
-    """Something that is done again and again on the loop's thread, with blocking work in between.
+    """Periodic work on the loop's thread, with blocking work offloaded in between.
 
-    A run that raises is reported to `TimerQueue.on_error`, and the job is due again: no job re-arms
-    itself, so none can forget to.
+    If a run raises, `TimerQueue.on_error` gets the error, and the job is due again. This class
+    schedules the next run, so no job can forget to.
 
     Args:
         name: what it does, for the log.
         steps: begins a run.
         timers: of the loop.
-        offloader: does blocking work.
+        offloader: runs blocking work.
     """
 
     def __init__(
@@ -38,15 +38,15 @@ class Job:
         self.running: Steps | None = None
         self.hurried = False
         self.failures = 0
-        #: Since when it waits for blocking work, by the clock of the timers; None if it does not.
+        #: Since when it waits for blocking work, on the timers' clock; None if it does not.
         self.waits_since: float | None = None
 
     def start(self, seconds: float = 0.0) -> None:
-        """Let it be due for the first time."""
+        """Schedule the first run."""
         self.timer = self.timers.after(seconds, self.begin)
 
     def hurry(self) -> None:
-        """Let it be due at once; one that is being done is done once more."""
+        """Run now; if a run is in progress, run again after it."""
         if self.running is not None:
             self.hurried = True
         elif self.timer is not None:
@@ -59,7 +59,7 @@ class Job:
         self.go_on(self.running.send, None)
 
     def go_on(self, move: Callable[[Any], Callable[[], Any]], value: Any) -> None:
-        """Take a run to its next piece of blocking work, or to its end."""
+        """Advance a run to its next blocking work, or to its end."""
         seconds: float | None
         try:
             work = move(value)
@@ -79,7 +79,7 @@ class Job:
         self.hurried = False
 
     def came(self, result: Any) -> None:
-        """Blocking work is done."""
+        """Continue a run with the result of its blocking work."""
         assert self.running is not None
         self.waits_since = None
         if isinstance(result, Exception):

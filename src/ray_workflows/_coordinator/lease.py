@@ -1,6 +1,4 @@
-"""A coordinator's lease, which is renewed as long as it lives, with those of its earlier lives; and
-blobs that are swept.
-"""
+"""Renews the lease of a coordinator and of its earlier lives, and sweeps blobs periodically."""
 
 from __future__ import annotations
 
@@ -17,14 +15,14 @@ from ray_workflows._environment.shared_items import collect
 
 logger = logging.getLogger(__name__)
 
-#: How often unreferenced blobs are swept, and how old they must be: older than any submission
-#: takes, because its blobs are written before the workflow exists. In seconds.
+#: How often unreferenced blobs are swept, and how old they must be, in seconds: older than the
+#: longest submission, which writes its blobs before the workflow exists.
 SWEEP_SECONDS = 3600.0
 SWEEP_GRACE_SECONDS = 24 * 3600.0
 
 
 class Lease:
-    """Keeps the holder's row fresh, and looks after what is held.
+    """Renews the holder's row, and starts `Holdings` after the first renewal.
 
     ``seconds``: how long the holder counts as alive after a renewal.
     """
@@ -39,7 +37,7 @@ class Lease:
         self.sweeping = loop.job("sweep blobs", self.sweep)
 
     def start(self) -> None:
-        """Take the lease, take over, and keep watch."""
+        """Take the lease, and start the periodic jobs."""
         self.renewing.start()
         self.sweeping.start(SWEEP_SECONDS)
 
@@ -47,13 +45,13 @@ class Lease:
         loop = self.loop
         asked_at, kept = loop.elapsed(), loop.active.kept
         try:
-            # Ours last: it lasts no longer than those of earlier lives.
+            # Ours last, so that it never ends after those of earlier lives.
             yield lambda: self.keep((*kept, loop.holder_id))
         except Exception as error:
             loop.store.failed(error, "The lease")
             return min(loop.store.pause, self.renew_seconds)
         loop.store.answered()
-        # By now, not by when it was asked for: what was not started since counts.
+        # Compared with now, not with the time of the request: starts were held back until now.
         lapsed = loop.elapsed() > loop.lease_until
         if not self.holdings.started:
             self.holdings.start()
@@ -66,15 +64,14 @@ class Lease:
         return self.renew_seconds
 
     def keep(self, holder_ids: Iterable[str]) -> None:
-        """Renew leases. Those of earlier lives name this process: for all others, what an earlier
-        life was driving is in the hands of one that lives. Blocks."""
+        """Renew leases. Those of earlier lives name this process, so that others see their
+        workflows as driven by a live process. Blocks."""
         for holder_id in holder_ids:
             holder = msgspec.structs.replace(self.holder, holder_id=holder_id)
             self.loop.storage.renew_holder(holder, self.seconds)
 
     def sweep(self) -> Steps:
-        """Remove blobs of submissions that never arrived, of interrupted deletions, and what
-        workflows shared that are gone."""
+        """Remove blobs of incomplete submissions and deletions, and unused shared items."""
         loop = self.loop
 
         def work() -> None:

@@ -16,13 +16,14 @@ from ray_workflows._model.status import WorkflowStatus
 
 #: A holder that has not renewed its row for this long, in seconds, counts as dead.
 LEASE_SECONDS = 15.0
-#: How much longer than it may be a lease can seem, in seconds: by rounding, and by a storage whose
-#: clock is read after the lease.
+#: How much too long a lease may seem, in seconds: by rounding, and because the storage's clock is
+#: read after the lease.
 CLOCK_SLACK = 5.0
-#: How often a holder renews, in seconds. One with a shorter lease renews as much more often.
+#: How often a holder renews, in seconds. A holder with a shorter lease renews more often in
+#: proportion.
 RENEW_SECONDS = 4.0
 
-#: Whether the process behind a holder exists. None: it can't be told from here.
+#: Whether the process of a holder exists. None: this process can't find out.
 ProcessProbe = Callable[[Holder], bool | None]
 
 
@@ -64,18 +65,18 @@ def this_holder(coordinator: str) -> Holder:
 
 
 def probe_process(holder: Holder) -> bool | None:
-    """Look for the process of a holder, if it was on this host."""
+    """Whether the process of a holder exists, if it was on this host; else None."""
     if not holder.started_ticks or holder.host != this_host():
         return None
     return process_started(holder.pid) == holder.started_ticks
 
 
 class Liveness:
-    """The holders as read at one moment: answers for each workflow whether its holder lives.
+    """The holders at one moment, and whether each of them lives.
 
-    ``me``: the coordinator that asks. ``cluster``: the coordinator of the cluster of a reader who
-    asks; Ray restarts it for ever. What their earlier lives were driving they go on with when it is
-    due: these count as alive.
+    ``me``: the asking coordinator. ``cluster``: the coordinator of an asking reader's cluster,
+    which Ray always restarts. For a reader its earlier lives count as alive, because the
+    coordinator goes on with their workflows when these are due.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class Liveness:
         self.probe = probe
 
     def former_lives(self) -> list[str]:
-        """Ids of earlier lives of the coordinator that asks."""
+        """Ids of earlier lives of the asking coordinator."""
         if self.me is None:
             return []
         return [
@@ -104,7 +105,7 @@ class Liveness:
         ]
 
     def lapsed(self, holder_id: str) -> bool:
-        """Whether the holder has a row, and has not renewed it for a lease's time."""
+        """Whether the holder has a row, and its lease has lapsed."""
         holder = self.holders.get(holder_id)
         return holder is not None and holder.lease_until <= self.now
 
@@ -116,16 +117,16 @@ class Liveness:
         if holder.coordinator == self.cluster:
             return True
         if self.me is not None and holder.coordinator == self.me.coordinator:
-            # What earlier lives were driving is this one's to take.
+            # The asking coordinator takes over from its earlier lives, so they count as dead.
             return holder_id == self.me.holder_id
         return self.may_run(holder)
 
     def may_run(self, holder: Holder) -> bool:
-        """Whether the process of a holder may still be there."""
+        """Whether the process of a holder may still run."""
         exists = self.probe(holder)
         if exists is False or holder.lease_until <= self.now:
             return False
-        # A longer lease than any was given before the storage's clock was set back.
+        # A lease longer than possible was given before the storage's clock was set back.
         return exists is True or holder.lease_until <= self.now + LEASE_SECONDS + CLOCK_SLACK
 
     def status(self, row: CatalogRow) -> WorkflowStatus:

@@ -1,4 +1,4 @@
-"""Waiting for workflows: seats for calls that wait, and what clients that poll are answered.
+"""Long polls: their limit, and the answers to clients that poll.
 
 Nothing here waits itself or reads a clock. The coordinator's threads wait; a simulation has none.
 """
@@ -15,10 +15,10 @@ from ray_workflows._coordinator.protocol import Poll, Polled
 from ray_workflows._coordinator.requests import Reply, Watched, WatchRequest
 from ray_workflows._model.answers import Accepted
 
-#: How long a call waits at most, in seconds. Its client asks again, if it is still there.
+#: The longest wait of a call, in seconds. Then its client polls again, if it still lives.
 SIT_SECONDS = 60.0
 
-#: Clients that were forgotten and are still known by name.
+#: How many removed clients are remembered by name.
 MAX_FORGOTTEN = 10_000
 
 
@@ -36,20 +36,20 @@ class PollLimit:
         self.lock = threading.Lock()
 
     def take(self) -> bool:
-        """Take a seat, if there is one; whether there was."""
+        """Count one more long poll, unless the limit is reached; whether it was counted."""
         with self.lock:
             seated = self.taken < self.count
             self.taken += seated
         return seated
 
     def give_back(self) -> None:
-        """A call is over that has taken one."""
+        """Count one long poll less."""
         with self.lock:
             self.taken -= 1
 
     @contextmanager
     def one(self) -> Iterator[bool]:
-        """Scope in which a seat is taken, if there is one; whether there is."""
+        """Scope of a long poll; whether it is within the limit."""
         seated = self.take()
         try:
             yield seated
@@ -58,16 +58,16 @@ class PollLimit:
                 self.give_back()
 
 
-#: What is watched: a workflow by its id, and whether since its submission.
+#: A watched workflow: its id, and whether the watch began with its submission.
 Watch = tuple[str, bool]
 
 
 class WaitingPoll:
-    """A poll that is not answered.
+    """A poll that is not answered yet.
 
     Args:
-        poll: what came.
-        ready: called, once or more, when its answer can be taken.
+        poll: the client's poll.
+        ready: called, once or more, when there is an answer.
     """
 
     def __init__(self, poll: Poll, ready: Callable[[], None]) -> None:
@@ -75,75 +75,75 @@ class WaitingPoll:
         self.ready = ready
         self.seated = False
         self.turned_away = False
-        #: Watches of its client are lost.
+        #: Whether watches of its client are lost.
         self.unknown = False
 
 
-#: How many bytes of outputs wait for the next poll of a client, which may be gone: of what is seen
-#: beyond that, it reads the outputs from the storage.
+#: The most bytes of outputs that wait for the next poll of a client, which may be dead. The client
+#: reads further outputs from the storage.
 KEPT_BYTES = 64 * 1024 * 1024
 
 
 class WatchList:
-    """What one client waits for. ``polled_at`` tells whether it is still there, ``life`` which life
-    of it is the latest."""
+    """The watches of one client. ``polled_at``: its last poll; ``life``: its latest life."""
 
     def __init__(self, now: float) -> None:
         self.polled_at = now
         self.life = ""
-        #: Watches that have seen nothing: of each workflow that of its submission, and one for all
-        #: others. Were these one, a client that has asked for its output otherwise would take what
-        #: it sees for the answer to that, and the ref of the submission may come later.
+        #: Unanswered watches: for each workflow that of its submission, and one for all others.
+        #: They are separate because the client may watch the workflow for another reason before it
+        #: registers the ref of its submission: that watch must not consume the submission's answer.
         self.pending: dict[Watch, WatchRequest] = {}
         self.answered: list[tuple[str, Watched]] = []
-        #: How many bytes of outputs are in there.
+        #: The bytes of outputs in ``answered``.
         self.kept_bytes = 0
-        #: How often this life was given something.
+        #: How many answers with contents this life has got.
         self.batches = 0
-        #: The poll that waits; an older one is over when another one comes.
+        #: The waiting poll. A new poll ends an older one.
         self.waiting: WaitingPoll | None = None
 
     def begin(self, life: str) -> None:
-        """This life of the client is the latest: polls of others are over. A call of an earlier one
-        that comes late is not told from it, but then the latest life has to begin again."""
+        """Start a life of the client: polls of other lives end. A late call of an earlier life
+        looks like a new life too; then the latest life has to subscribe again."""
         if self.life != life:
             self.life = life
             self.batches = 0
             self.wait(None)
 
     def knows(self, poll: Poll) -> bool:
-        """Whether a poll is of the latest life, and of one that got all it was given: an answer may
-        be lost on its way, and what it said with it."""
+        """Whether a poll is of the latest life, and that life got all earlier answers: an answer
+        may be lost on its way."""
         self.begin(self.life or poll.life)
         if poll.life != self.life:
             return False
         return poll.batches in (None, self.batches)
 
     def wait(self, poll: WaitingPoll | None) -> None:
-        """Let a poll wait in the place of another one, which is over."""
+        """Let a poll wait in place of another one, which ends."""
         before, self.waiting = self.waiting, poll
         if before is not None:
             before.ready()
 
     def sees(self, watch: Watch, after: int | None) -> bool:
-        """Whether a pending watch sees this too, and no later."""
+        """Whether a pending watch will see the same no later."""
         pending = self.pending.get(watch)
         if pending is None:
             return False
         return after is None or (pending.after is not None and pending.after <= after)
 
     def forget(self) -> list[WatchRequest]:
-        """Nobody is waited for any more: the watches that are to be withdrawn."""
+        """Remove all watches, and return those to withdraw from the loop."""
         withdrawn = list(self.pending.values())
         self.pending.clear()
         return withdrawn
 
     def tell(self, watch: Watch, request: WatchRequest, watched: Watched | Exception) -> None:
-        """A watch is answered. Nothing stays live until a client comes that may be gone."""
+        """Queue the answer of a watch for the next poll. Drops the live ObjectRef, so that a dead
+        client can't keep the object alive."""
         if isinstance(watched, Exception):
-            watched = Watched(None)  # The client looks for itself.
+            watched = Watched(None)  # The client reads the storage itself.
         if self.pending.get(watch) is not request:
-            return  # Another one has taken its place, which sees as much.
+            return  # A newer watch that sees as much has replaced it.
         del self.pending[watch]
         size = output_bytes(watched)
         if self.kept_bytes + size > KEPT_BYTES:
@@ -154,7 +154,7 @@ class WatchList:
             self.waiting.ready()
 
     def take(self, poll: WaitingPoll, now: float) -> list[tuple[str, Watched]]:
-        """What a poll that is over has to be answered: nothing if another one has come since."""
+        """The answers for a poll that ends; none if a newer poll has replaced it."""
         if self.waiting is not poll:
             return []
         self.waiting = None
@@ -165,7 +165,7 @@ class WatchList:
 
 
 def output_bytes(watched: Watched) -> int:
-    """How many bytes of an output travel with what a watch saw."""
+    """The bytes of an output in the answer of a watch."""
     value = None if watched.output is None else watched.output.value
     return len(value.data) if value is not None and isinstance(value.data, bytes) else 0
 
@@ -176,10 +176,10 @@ class LongPolls:
 
     Args:
         holder_id: the coordinator's, in every answer: when it changes, watches are lost.
-        ask: asks the loop for what a watch sees.
-        withdraw: asks it no more.
-        clock: seconds of a clock that nobody sets.
-        seats: room for polls that wait.
+        ask: adds a watch to the loop.
+        withdraw: removes a watch from the loop.
+        clock: a monotonic clock, in seconds.
+        seats: the limit of waiting polls.
     """
 
     def __init__(
@@ -195,10 +195,10 @@ class LongPolls:
         self.withdraw = withdraw
         self.clock = clock
         self.seats = seats
-        #: Calls come on many threads, and what watches see on the loop's.
+        #: Calls come on many threads, and answers of watches on the loop's.
         self.lock = threading.Lock()
         self.lists: dict[str, WatchList] = {}
-        #: Clients that are to be told that their watches are gone, should they still come.
+        #: Removed clients, which have to subscribe again if they still live.
         self.forgotten: dict[str, bool] = {}
 
     # -- watches ---------------------------------------------------------------------------
@@ -216,8 +216,8 @@ class LongPolls:
         return self.holder_id
 
     def watching(self, client: str, workflow_id: str, reply: Reply) -> Reply:
-        """A reply to a submission that has the client watch the workflow if it is accepted: before
-        it is started, so that its end can't be missed."""
+        """A reply to a submission that also adds a watch of the client if the submission is
+        accepted: before the workflow is started, so that the watch can't miss its end."""
         with self.lock:
             self.of(client)
 
@@ -244,7 +244,7 @@ class LongPolls:
         self.ask(request)
 
     def of(self, client: str) -> WatchList:
-        """What a client waits for, which is about to wait for more."""
+        """The watches of a client, which is about to add more."""
         now = self.clock()
         found = self.lists.get(client)
         if found is None:
@@ -262,8 +262,8 @@ class LongPolls:
     # -- polls -----------------------------------------------------------------------------
 
     def begin(self, poll: Poll, ready: Callable[[], None]) -> WaitingPoll:
-        """A client waits until its watches see something. ``ready`` is called when `end` has to
-        be, if that is before `SIT_SECONDS` are over."""
+        """Start a client's poll. ``ready`` is called when the caller has to call `end`, if that is
+        before `SIT_SECONDS` are over."""
         waiting = WaitingPoll(poll, ready)
         with self.lock:
             watches = self.lists.get(poll.client)
@@ -283,7 +283,7 @@ class LongPolls:
         return waiting
 
     def end(self, waiting: WaitingPoll) -> Polled:
-        """What a poll is answered, which is over: nothing after `SIT_SECONDS`, or when another one
+        """End a poll, and return its answer: an empty one after `SIT_SECONDS`, or if a newer poll
         of the client has come."""
         with self.lock:
             if waiting.seated:
@@ -293,7 +293,7 @@ class LongPolls:
             seen = [] if watches is None else watches.take(waiting, self.clock())
             batches = 0 if watches is None else watches.batches
             if replaced and not waiting.unknown:
-                # Ray may have repeated the call, and the other one took what there was: this answer
-                # must not say that the client has it.
+                # Ray may have repeated the call, and the newer poll took the answers: this answer
+                # must not claim that the client has them.
                 batches = waiting.poll.batches or 0
         return Polled(self.holder_id, seen, waiting.turned_away, waiting.unknown, batches)

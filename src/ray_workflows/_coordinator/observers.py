@@ -1,9 +1,9 @@
-"""Observers: what is durable is handed to them, on threads of their own, and is dropped if they do
-not keep up. Nothing they do, or fail to do, holds up the loop, changes what it decides, or reaches
-another observer.
+"""Observers receive durable commits, each on a thread of its own. Commits are dropped for an
+observer that is too slow. No observer can delay the loop, change its decisions, or affect another
+observer.
 
-An observer sees the entries that its coordinator has committed. What must miss nothing (views,
-traces of a workflow) reads the journal, which has the same entries under the same numbers.
+An observer sees the entries that its coordinator has committed. Readers that must miss nothing
+(views, traces of a workflow) read the journal, which has the same entries under the same numbers.
 """
 
 from __future__ import annotations
@@ -25,37 +25,37 @@ from ray_workflows._model.events import Event
 
 logger = logging.getLogger(__name__)
 
-#: How long commits gather after the first one before they are handed over, in seconds: each
-#: hand-over takes the processor from the loop once.
+#: How long commits are collected before they are handed over, in seconds: each hand-over takes the
+#: interpreter lock from the loop once.
 GATHER_SECONDS = 0.1
 
-#: How much waits for one observer at most, in bytes of journal entries. In memory it takes about
-#: five times as much.
+#: The most bytes of journal entries that wait for one observer. In memory they take about five
+#: times as much.
 BUFFER_BYTES = 8 * 1024 * 1024
 
-#: An observer that raises again and again is logged once in so many seconds.
+#: Seconds between two log messages about an observer that raises.
 LOG_SECONDS = 60.0
 
 
 class TaskName(msgspec.Struct, frozen=True, gc=False):
-    """What the task with a number is called: its id, and the name that the id is made of, which it
-    shares with other tasks of the same function."""
+    """The names of a task: its id, and the base name of the id, which all tasks of the same
+    function share."""
 
     task_id: str
     name: str
 
 
 class Commit(msgspec.Struct, frozen=True, gc=False):
-    """An entry of a journal that is durable.
+    """A durable journal entry.
 
     Attributes:
         row: the summary of the workflow after it: its ids, status, kind, name, tags, times.
             ``row.seq`` is the number of the entry. The next entry of the same incarnation has the
-            next number; if another number follows, entries between them were dropped, or another
-            coordinator has written them, and the journal has them.
-        events: what the entry says, without snapshots.
-        tasks: what the tasks are called whose numbers are in the events.
-        size: how many bytes the events have in the journal.
+            next number. After a gap, the entries between were dropped here or written by another
+            coordinator; the journal has them.
+        events: the events of the entry, without snapshots.
+        tasks: the names of the tasks in the events, by number.
+        size: the bytes of the events in the journal.
     """
 
     row: CatalogRow
@@ -65,13 +65,12 @@ class Commit(msgspec.Struct, frozen=True, gc=False):
 
 
 class Observer(Protocol):
-    """Takes what is durable. An error it raises is logged, and the observer is called again with
-    what comes next."""
+    """Receives durable commits. If it raises, the error is logged, and it gets the next ones."""
 
     def on_commits(self, commits: Sequence[Commit], missed: int) -> None:
         """Take commits, in the order in which they became durable; always on the same thread.
 
-        It may take its time: meanwhile commits wait, up to `BUFFER_BYTES`.
+        It may be slow: meanwhile commits wait, up to `BUFFER_BYTES`.
 
         Args:
             commits: those since the last call.
@@ -80,12 +79,12 @@ class Observer(Protocol):
 
 
 class Feed:
-    """What waits for one observer. `put` is called on the loop's thread, `hand_over` on another.
+    """The queue of one observer. `put` is called on the loop's thread, `hand_over` on another.
 
     Args:
-        observer: takes it.
-        most: how many bytes wait at most.
-        clock: seconds of a clock that nobody sets.
+        observer: the observer.
+        most: the most bytes that wait.
+        clock: a monotonic clock, in seconds.
     """
 
     def __init__(
@@ -103,7 +102,7 @@ class Feed:
         self.waiting: deque[Commit] = deque()
         self.size = 0
         self.missed = 0
-        #: When an error was logged last, and how many were not since.
+        #: When an error was logged last, and how many errors since were not logged.
         self.logged_at = float("-inf")
         self.unlogged = 0
 
@@ -114,13 +113,13 @@ class Feed:
                 self.filled.set()
             self.waiting.append(commit)
             self.size += commit.size
-            # The newest stays, however large it is: the state has the same in memory.
+            # The newest stays, however large it is: the state has as much in memory.
             while self.size > self.most and len(self.waiting) > 1:
                 self.size -= self.waiting.popleft().size
                 self.missed += 1
 
     def hand_over(self) -> None:
-        """Hand over all that waits. It takes as long as the observer does."""
+        """Hand over all waiting commits. Blocks as long as the observer does."""
         with self.lock:
             commits, self.waiting = self.waiting, deque()
             missed, self.missed = self.missed, 0
@@ -133,7 +132,7 @@ class Feed:
             self.failed(error)
 
     def failed(self, error: BaseException) -> None:
-        """The observer has raised: say so, now and then."""
+        """Log an error of the observer, at most every `LOG_SECONDS`."""
         if self.clock() - self.logged_at < LOG_SECONDS:
             self.unlogged += 1
             return
@@ -142,7 +141,7 @@ class Feed:
         self.logged_at, self.unlogged = self.clock(), 0
 
     def run(self) -> None:
-        """Hand over what comes, for ever."""
+        """Hand over commits for ever."""
         while True:
             self.filled.wait()
             time.sleep(GATHER_SECONDS)
@@ -150,18 +149,18 @@ class Feed:
 
     @property
     def name(self) -> str:
-        """What the observer is called in the log."""
+        """The observer's name in the log."""
         return type(self.observer).__qualname__
 
 
 class Observers:
-    """The observers of one coordinator, each with a thread of its own: one that hangs keeps only
-    its own.
+    """The observers of one coordinator, each with a thread of its own: one that hangs blocks only
+    its own thread.
 
     Args:
-        observers: who they are.
-        most: how many bytes wait for each of them at most.
-        clock: seconds of a clock that nobody sets.
+        observers: the observers.
+        most: the most bytes that wait for each of them.
+        clock: a monotonic clock, in seconds.
     """
 
     def __init__(
@@ -177,24 +176,24 @@ class Observers:
         return bool(self.feeds)
 
     def start(self, end: Callable[[], None] = end_process) -> None:
-        """Start their threads. ``end``: called if one dies, which an observer can't bring about."""
+        """Start their threads. ``end``: called if a thread dies, which an observer can't cause."""
         for feed in self.feeds:
             start_for_ever(feed.run, f"ray-workflows-observer-{feed.name}", end)
 
     def committed(self, commit: Commit) -> None:
-        """A commit is durable. Called on the loop's thread; never raises, and waits for nobody's
-        work."""
+        """Queue a durable commit for all observers. Called on the loop's thread; never raises,
+        never blocks."""
         for feed in self.feeds:
             feed.put(commit)
 
 
-#: Of a coordinator that nobody observes.
+#: The observers of a coordinator without any.
 NOBODY = Observers()
 
 
 def name_tasks(names: dict[int, TaskName], state: WorkflowState, event: Event) -> None:
-    """Add what the tasks are called that an event is about. The state is that before the event:
-    after it, a task may be gone."""
+    """Add the names of the tasks in an event. ``state`` is that before the event, which may remove
+    a task."""
     task = getattr(event, "task", None)
     for number in getattr(event, "tasks", ()) if task is None else (task,):
         found = state.tasks.get(number)

@@ -1,5 +1,5 @@
-"""The loop's inbox, and blocking work on threads, whose result comes back on the loop: a hung store
-freezes nothing else.
+"""The loop's inbox, and blocking work on threads, whose results return to the loop: so a hung store
+blocks nothing else.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from ray_workflows._model.errors import name_of, text_of
 
 T = TypeVar("T")
 
-#: What other threads bring to the loop.
+#: Calls from other threads, for the loop to run.
 Inbox = queue.SimpleQueue[Callable[[], None]]
 
-#: How long the loop takes what comes in before it decides on it, in seconds. Under load there is
+#: How long the loop takes in messages before it decides on them, in seconds. Under load there are
 #: always more.
 TAKE_SECONDS = 0.02
 
@@ -26,7 +26,7 @@ Continue = Callable[[Any], None]
 
 
 def work_off(inbox: Inbox, timeout: float | None, seconds: float = TAKE_SECONDS) -> None:
-    """Do what comes in, for some seconds at most; wait for the first of it until the timeout."""
+    """Run calls from the inbox for at most ``seconds``; wait for the first until the timeout."""
     try:
         inbox.get(timeout=timeout)()
         until = time.monotonic() + seconds
@@ -37,19 +37,19 @@ def work_off(inbox: Inbox, timeout: float | None, seconds: float = TAKE_SECONDS)
 
 
 class Offloader(Protocol):
-    """Runs blocking work, elsewhere but for what is brief. ``then`` is called on the loop."""
+    """Runs blocking work on another thread, unless it is brief. ``then`` is called on the loop."""
 
     def call(self, work: Callable[[], Any], then: Continue, *, brief: bool = False) -> None:
-        """Run ``work`` and hand ``then`` what it returned or raised, later.
+        """Run ``work``, and later call ``then`` with its result or exception.
 
-        ``brief``: it takes less time than to wake another thread for it.
+        ``brief``: it takes less time than waking another thread.
         """
 
 
 class ThreadOffloader:
-    """`Offloader` on a pool of threads, but for what is brief.
+    """`Offloader` on a thread pool; brief work runs at once.
 
-    ``post`` brings a callable to the loop; any thread calls it.
+    ``post`` puts a call into the loop's inbox, from any thread.
     """
 
     def __init__(self, post: Callable[[Callable[[], None]], None], threads: int = 8) -> None:
@@ -75,5 +75,5 @@ class ThreadOffloader:
             self.pool.submit(run)
 
     def close(self) -> None:
-        """Give up waiting work and let running work end by itself."""
+        """Drop queued work and let running work end by itself."""
         self.pool.shutdown(wait=False, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""What clients and the coordinator tell each other often, as `messages`."""
+"""Frequent messages between clients and the coordinator (`_codec.transport`)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ray_workflows._model.answers import Accepted, Finished, Stopped
 from ray_workflows._model.errors import name_of, text_of
 from ray_workflows._model.values import Value
 
-#: What watches of one client have seen, by workflow id. Live copies stay with the coordinator.
+#: Answers of a client's watches, by workflow id. Live copies stay with the coordinator.
 Answered = list[tuple[str, Watched]]
 
 
 class Submissions(msgspec.Struct, frozen=True, array_like=True):
-    """Workflows on their way from a driver. ``client`` watches those that are accepted, as if it
-    had subscribed to them. Plans are views of the encoded bytes."""
+    """Submissions from a driver. ``client`` watches the accepted ones, as if it had subscribed to
+    them. Plans are views of the encoded bytes."""
 
     submissions: list[Submission]
     client: str | None
@@ -33,7 +33,7 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
 
 
 class Answers(msgspec.Struct, frozen=True, array_like=True):
-    """A `Submitted`, and what a watch saw of the only one of them, if somebody watched."""
+    """A `Submitted`, and the answer of a watch of its only workflow, if there was a watch."""
 
     holder_id: str
     answers: Sequence[Accepted | Finished | Stopped | Refused]
@@ -41,8 +41,8 @@ class Answers(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Poll(msgspec.Struct, frozen=True, array_like=True):
-    """A client waits for what its watches see, in this life of it. ``batches``: those of the last
-    answer that came; None: the client is of 0.1.0, and does not say."""
+    """A poll of a client's watches, in one life of the client. ``batches``: that of the last answer
+    that it got; None from a client of 0.1.0."""
 
     client: str
     life: str
@@ -50,9 +50,9 @@ class Poll(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Polled(msgspec.Struct, frozen=True, array_like=True):
-    """The coordinator's holder id, and what the watches have seen. ``turned_away``: too many wait
-    already. ``unknown``: watches of the client are forgotten, and it has to subscribe again.
-    ``batches``: how many answers this life of the client was given in which there was something."""
+    """The coordinator's holder id, and the answers of the watches. ``turned_away``: the limit of
+    waiting polls is reached. ``unknown``: the client's watches were removed, and it has to
+    subscribe again. ``batches``: the number of non-empty answers to this life of the client."""
 
     holder_id: str
     seen: Answered
@@ -62,7 +62,7 @@ class Polled(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Sent(NamedTuple):
-    """A signal on its way to a workflow, as in `messages.Signal`."""
+    """A signal for a workflow, as in `messages.Signal`."""
 
     workflow_id: str
     name: str
@@ -72,8 +72,8 @@ class Sent(NamedTuple):
 
 
 class SentEvent(NamedTuple):
-    """An event by HTTP on its way to a workflow: the only signal of its name. ``most``, ``asks``:
-    as in `messages.Signal`."""
+    """An event by HTTP for a workflow: the only signal of its name. ``most``, ``asks``: as in
+    `messages.Signal`."""
 
     signal: Sent
     most: int | None
@@ -81,7 +81,8 @@ class SentEvent(NamedTuple):
 
 
 class OutputWanted(NamedTuple):
-    """The output of a workflow that the coordinator of this holder id watches for the waiter."""
+    """A request for a workflow's output, which the coordinator of this holder id watches for the
+    waiter."""
 
     workflow_id: str
     incarnation: str
@@ -100,7 +101,7 @@ OUTPUT_WANTED = msgspec.msgpack.Decoder(OutputWanted)
 
 
 def encode_submitted(submitted: Submitted, watched: Watched | None = None) -> Message:
-    """What became of submissions, and what was seen of the only one of them."""
+    """Encode the answers to submissions, and the answer of a watch of the only one."""
     answers = [
         Refused(packed_error(answer)) if isinstance(answer, Exception) else answer
         for answer in submitted.answers
@@ -121,8 +122,8 @@ def decode_submitted(answer: Message) -> tuple[Submitted, Watched | None]:
 
 
 def packed_error(error: Exception) -> bytes:
-    """An error, pickled. One of a user's storage may not let itself be: its text travels, so that
-    the answers beside it arrive."""
+    """Pickle an error. If that fails, as it may for an error of a user's storage, its text is sent
+    instead, so that the answers beside it arrive."""
     try:
         packed: bytes = ray.cloudpickle.dumps(error)
     except Exception:
@@ -140,7 +141,7 @@ def opened_error(packed: bytes) -> Exception:
 
 
 def encode_watched(watched: Watched | None) -> Message:
-    """What a watch has seen, if it has seen anything."""
+    """Encode the answer of a watch, or None."""
     told, live = without_live(watched)
     return message(ENCODER.encode(told), live)
 
@@ -152,14 +153,14 @@ def decode_watched(answer: Message) -> Watched | None:
 
 
 def without_live(watched: Watched | None) -> tuple[Watched | None, Any]:
-    """What a watch saw without the live copy, and that."""
+    """The answer of a watch without its live copy, and the live copy."""
     if watched is None or watched.live is None:
         return watched, None
     return msgspec.structs.replace(watched, live=None), watched.live
 
 
 def with_live(watched: Watched | None, live: Any) -> Watched | None:
-    """What `without_live` took apart."""
+    """The reverse of `without_live`."""
     if watched is None or live is None:
         return watched
     return msgspec.structs.replace(watched, live=live)

@@ -1,4 +1,4 @@
-"""Workflows that can't be driven: their journals say so, whatever the state is that these tell."""
+"""Quarantine: releases workflows that can't be driven, by an event in their journal."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from ray_workflows._model.status import WorkflowStatus
 
 
 class Quarantine:
-    """Appends the end of a coordinator's part to journals, without `decide`: there may be no state.
+    """Appends `WorkflowReleased` to journals without `decide`, because there may be no valid state.
 
     Args:
         store: the storage.
         commits: takes the appends.
         clock: seconds since 1970.
         new_id: makes ids of commits.
-        guard: calls what follows for one workflow.
-        drop: lets go of a workflow.
+        guard: calls a function for one workflow, and handles its errors.
+        drop: removes a workflow from memory.
     """
 
     def __init__(
@@ -47,8 +47,8 @@ class Quarantine:
         self.drop = drop
 
     def release(self, workflow: Workflow, row: CatalogRow, error: Exception) -> None:
-        """Append to the journal why the workflow is let go of. Until that is durable, nothing is
-        decided about it."""
+        """Append the reason to the journal. Until that is durable, nothing is decided about the
+        workflow."""
         workflow.broken = error
         workflow.row, workflow.seq = row, row.seq
         append, event = end_of_our_part(row, error, at=self.clock(), commit_id=self.new_id())
@@ -56,7 +56,7 @@ class Quarantine:
         self.commits.add(workflow, Pending(append, [], [], [], commit))
 
     def release_again(self, workflow: Workflow) -> None:
-        """The journal has grown since it was readable: release it as it is now."""
+        """Release a workflow whose journal has grown meanwhile."""
         error = workflow.broken
         assert error is not None
         ours = workflow.row
@@ -86,7 +86,7 @@ class Quarantine:
 def end_of_our_part(
     row: CatalogRow, error: Exception, *, at: float, commit_id: str
 ) -> tuple[Append, ev.WorkflowReleased]:
-    """Let go of a workflow, and say why, without knowing the state that it has."""
+    """The append that releases a workflow with an error, made without knowing its state."""
     info = error_info(name_of(error), text_of(error))
     event = ev.WorkflowReleased(at=at, error=info)
     append = Append(
@@ -94,7 +94,7 @@ def end_of_our_part(
         incarnation=row.incarnation,
         expected_seq=row.seq,
         commit_id=commit_id,
-        # Not linked to the entry before it, which perhaps nobody can read.
+        # No link to the entry before it, which may be unreadable.
         entry=encode_entry([event], row.workflow_id, row.incarnation, row.seq + 1),
         catalog=msgspec.structs.replace(
             row,

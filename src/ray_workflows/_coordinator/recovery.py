@@ -1,5 +1,5 @@
-"""Reading a workflow back: its row, and its state as a replay of its journal from the last snapshot
-on. No other recovery."""
+"""Recovery: reads a workflow's row, and replays its journal from the last snapshot. There is no
+other recovery code."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from ray_workflows.storage.histories import History
 
 
 class Recovered:
-    """A workflow as storage has it. ``seq`` is the number of its last journal entry, ``link`` what
-    links the next one to it. ``whole``: the state has its tasks, and not its lifecycle alone.
+    """A workflow as stored. ``seq``: the number of its last journal entry; ``link``: the link for
+    the next one. ``whole``: the state has the tasks, not only the lifecycle.
     """
 
     __slots__ = ("link", "row", "seq", "state", "unsaved", "whole")
@@ -48,7 +48,7 @@ class Recovered:
 
 
 def recover(storage: Storage, workflow_id: str, *, whole: bool = True) -> Recovered | None:
-    """Read a workflow; None if there is none. ``whole`` false: nothing need be known of its tasks.
+    """Read a workflow; None if there is none. ``whole`` False: the lifecycle is enough.
 
     Raises:
         StorageUnavailableError: the storage does not answer.
@@ -64,7 +64,7 @@ def recover(storage: Storage, workflow_id: str, *, whole: bool = True) -> Recove
 
 
 def read_state(storage: Storage, row: CatalogRow, *, whole: bool = True) -> Recovered:
-    """The state of a workflow: its last snapshot, and what came after that.
+    """The state of a workflow: its last snapshot, and the entries after it.
 
     Raises:
         WorkflowNotFoundError: the workflow was deleted.
@@ -81,14 +81,14 @@ def read_state(storage: Storage, row: CatalogRow, *, whole: bool = True) -> Reco
             if saved is None:
                 raise no_snapshot(row)
             if whole and saved.tasks is None:
-                # Only the lifecycle is in it.
+                # The snapshot has only the lifecycle.
                 begin = saved.last_whole
                 break
             reading.begin(entry, saved)
         else:
             if begin > history.chain.seq:
                 raise no_snapshot(row)
-            # Read after the row, the journal may say more.
+            # The journal was read after the row, and may be longer.
             return reading.recovered(history)
 
 
@@ -105,7 +105,7 @@ class Reading:
         self.whole = True
 
     def begin(self, entry: JournalEntry, saved: StateSaved) -> None:
-        """Begin with the snapshot of an entry."""
+        """Start from the snapshot of an entry."""
         self.whole = saved.tasks is not None
         try:
             self.state = restore(saved)
@@ -114,28 +114,28 @@ class Reading:
         self.unsaved = self.unsaved.after(entry.seq, len(entry.entry), saved)
 
     def fold(self, entry: JournalEntry, events: Sequence[Event]) -> None:
-        """Go on with the next entry."""
+        """Apply the next entry."""
         fold(self.state, entry.seq, events, evolve if self.whole else evolve_lifecycle)
         self.unsaved = self.unsaved.after(entry.seq, len(entry.entry), saved_in(events))
 
     def recovered(self, history: History) -> Recovered:
-        """The workflow, now that its journal is read to the end."""
+        """The workflow, after its journal is read to the end."""
         chain = history.chain
         link = chain.link or NO_LINK
         return Recovered(self.state, chain.seq, link, self.unsaved, whole=self.whole)
 
 
 class More(NamedTuple):
-    """What a journal has after an entry that was read before."""
+    """The new entries of a journal that was read before."""
 
     entries: list[tuple[JournalEntry, list[AnyEvent]]]
     history: History
 
     def added_to(self, state: WorkflowState, unsaved: Unsaved) -> Recovered:
-        """The workflow, from its state after that entry, which changes.
+        """The workflow with the new entries applied to its state, which changes.
 
         Raises:
-            StorageCorruptError: what was appended does not follow from it; names the entry.
+            StorageCorruptError: the events can't be applied; names the entry.
         """
         reading = Reading(self.history.row)
         reading.state, reading.unsaved = state, unsaved
@@ -145,8 +145,8 @@ class More(NamedTuple):
 
 
 def read_more(storage: Storage, state: WorkflowState, seq: int, link: bytes) -> More | None:
-    """What a journal has after entry ``seq``, which left this state and this link; None if the
-    workflow was deleted. Errors are those of `recover`."""
+    """The entries after ``seq``, which left this state and this link; None if the workflow was
+    deleted. Errors are those of `recover`."""
     row = storage.read_catalog(state.workflow_id)
     if row is None or row.incarnation != state.incarnation:
         return None
@@ -175,7 +175,7 @@ def fold(
     """Apply the events of an entry.
 
     Raises:
-        StorageCorruptError: they do not follow from the state; names the entry.
+        StorageCorruptError: they can't be applied to the state; names the entry.
     """
     try:
         for event in events:
@@ -185,7 +185,7 @@ def fold(
 
 
 def does_not_follow(workflow_id: str, seq: int, error: Exception) -> StorageCorruptError:
-    """The error for a journal entry that was read, and whose events can't be applied."""
+    """The error for a journal entry whose events can't be applied."""
     return StorageCorruptError(
         f"Journal entry {seq} of workflow '{workflow_id}' does not follow from those before it: "
         f"{type(error).__name__}: {error}. Either the journal is damaged, or another release of "
@@ -194,15 +194,15 @@ def does_not_follow(workflow_id: str, seq: int, error: Exception) -> StorageCorr
 
 
 def read_end(storage: Storage, workflow_id: str) -> CatalogRow | None:
-    """Where a workflow stands, reading no more than that: a journal of a million tasks takes
-    seconds, and to delete it nobody need know what is in it. None if there is none.
+    """The row of a workflow as of its journal's end, without reading the tasks: a journal of a
+    million tasks takes seconds to read. None if there is no workflow.
 
     Errors are those of `recover`.
     """
     row = storage.read_catalog(workflow_id)
     if row is None or not storage.read_journal(row.incarnation, row.seq):
         return row
-    # The row is behind the journal, as it may be where the two are not written as one.
+    # The row is older than the journal, in a storage that does not write both at once.
     recovered = recover(storage, workflow_id, whole=False)
     return None if recovered is None else recovered.row
 

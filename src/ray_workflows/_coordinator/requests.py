@@ -1,4 +1,4 @@
-"""What may be asked of the loop, and what it answers. Answers go to a callback, once."""
+"""Requests to the loop, and its answers. A callback gets each answer, once."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ from ray_workflows._model.values import Outcome
 Reply = Callable[[Any], None]
 
 
-#: How much longer than other requests a submission may take, in seconds for each byte of it. A
-#: million tasks are 80 MB, and are decided, folded and committed in 8 s where nothing else runs.
+#: How much longer than other requests a submission may take, in seconds per byte. A million tasks
+#: are 80 MB, and take 8 s to decide, fold and commit on an idle machine.
 SECONDS_PER_BYTE = 1e-6
 
 
 class Submission(msgspec.Struct, frozen=True):
-    """A workflow on its way from a driver. ``plan`` and ``fork`` are encoded: the plan, and what a
-    fork knows of its tasks from the start. ``change``: how a stored one goes on, of the incarnation
-    ``changes``."""
+    """A workflow from a driver. ``plan`` and ``fork`` are encoded: the plan, and the first events
+    of a fork. ``change``: the change with which the stored incarnation ``changes`` goes on."""
 
     workflow_id: str
     incarnation: str
@@ -41,12 +40,12 @@ class Submission(msgspec.Struct, frozen=True):
 
     @property
     def size(self) -> int:
-        """How many bytes are to be read."""
+        """The encoded size in bytes."""
         return len(self.plan) + len(self.fork or b"")
 
 
 def submit_input(submission: Submission) -> msg.Submit:
-    """What a driver submits, as the engine takes it."""
+    """The engine's message for a submission."""
     fork = submission.fork
     return msg.Submit(
         plan=decode_plan(submission.plan),
@@ -63,15 +62,15 @@ def submit_input(submission: Submission) -> msg.Submit:
 
 
 def seconds_more(submissions: Iterable[Submission]) -> float:
-    """How much longer these may take, all together, than any other request."""
+    """How much longer these together may take than other requests, in seconds."""
     return SECONDS_PER_BYTE * sum(submission.size for submission in submissions)
 
 
 class Asked(NamedTuple):
-    """What is asked about a workflow.
+    """A request about a workflow.
 
-    ``until``: by `Loop.elapsed`, somebody waits so long for the answer: what was not begun by then
-    is not done any more, because whoever asked was told that it failed.
+    ``until``: how long the caller waits, on `Loop.elapsed`. A request that was not begun by then is
+    dropped, because its caller got an error.
     """
 
     message: msg.Asked
@@ -80,10 +79,8 @@ class Asked(NamedTuple):
 
 
 class WatchRequest(NamedTuple):
-    """Somebody waits until the journal has grown beyond ``after``, or the workflow is settled.
-
-    ``after`` None: only until it is settled.
-    """
+    """A watch: a caller waits until the journal has grown beyond ``after``, or the workflow is
+    settled. ``after`` None: until it is settled."""
 
     workflow_id: str
     reply: Reply
@@ -91,10 +88,10 @@ class WatchRequest(NamedTuple):
 
 
 class Watched(msgspec.Struct, frozen=True):
-    """What a watch saw. ``row`` is None if this coordinator does not drive the workflow.
+    """The answer of a watch. ``row`` is None if this coordinator does not drive the workflow.
 
-    ``output``: of a workflow that has succeeded, so that who waits need not read it. ``live``: the
-    ObjectRef of a live copy of it, which lives on as long as somebody has this.
+    ``output``: of a successful workflow, so that the caller need not read it. ``live``: the
+    ObjectRef of its live copy, which this record keeps alive.
     """
 
     row: CatalogRow | None
@@ -103,10 +100,8 @@ class Watched(msgspec.Struct, frozen=True):
 
 
 class Submitted(msgspec.Struct, frozen=True):
-    """What became of several submissions: an answer to each, by the holder of this id.
-
-    On its way to the driver there may be `Stopped` among them.
-    """
+    """The answers to several submissions, from the holder with this id. The driver handles
+    `Stopped` ones, and sends them again."""
 
     holder_id: str
     answers: list[Accepted | Finished | Exception]

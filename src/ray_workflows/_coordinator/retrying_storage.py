@@ -1,5 +1,5 @@
-"""The loop's way to the storage: commits, calls that are repeated until they succeed, and what is
-known of its health."""
+"""The loop's access to the storage: commits, calls that are retried until they succeed, and the
+storage's health."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from ray_workflows.storage.base import CommitOutcome, Storage
 
 logger = logging.getLogger(__name__)
 
-#: Pauses before a storage that failed is asked again, in seconds; the last one repeats.
+#: Pauses before a failed storage is tried again, in seconds; the last one repeats.
 BACKOFF_SECONDS = (0.05, 0.2, 1.0, 3.0)
 
-#: A commit of more appends, or of more bytes, is not a small one: there is time to decide on what
-#: comes next.
+#: Larger commits, by appends or bytes, run on a thread: the loop can decide on other messages
+#: meanwhile.
 SMALL_APPENDS = 8
 SMALL_BYTES = 16 * 1024
 
 
-#: What became of an append; an exception if the storage refuses this one.
+#: The outcome of an append; an exception if the storage refuses it.
 Committed = CommitOutcome | Exception
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether a commit failed because of what is in it. A storage that is damaged or misconfigured
-    refuses everything: that is waited for until somebody has mended it."""
+    """Whether a commit failed because of its contents. A damaged or misconfigured storage refuses
+    everything, and is retried until somebody has repaired it."""
     return not is_transient(error) and not isinstance(
         error, (StorageCorruptError, StorageConfigError)
     )
@@ -40,9 +40,9 @@ class RetryingStorage:
 
     Args:
         storage: where journals are.
-        offloader: does what blocks.
-        after: has something done on the loop's thread in so many seconds.
-        elapsed: seconds of a clock that nobody sets.
+        offloader: runs blocking work.
+        after: calls a function on the loop's thread after some seconds.
+        elapsed: a monotonic clock, in seconds.
     """
 
     def __init__(
@@ -56,18 +56,18 @@ class RetryingStorage:
         self.offloader = offloader
         self.after = after
         self.elapsed = elapsed
-        #: Why it does not answer, while it does not.
+        #: Why the storage does not answer; None while it does.
         self.error: Exception | None = None
         #: Why the last commit failed: a full or locked disk can still be read.
         self.commit_error: Exception | None = None
-        #: Since when it has not returned from a commit; None if there is none.
+        #: Since when a commit has been running; None without one.
         self.committing_since: float | None = None
         self.failures = 0
 
     def call(self, work: Callable[[], Any], then: Callable[[Any], None], *, what: str) -> None:
-        """Do something with the storage until it answers; ``then`` gets the result.
+        """Run work on the storage until it answers; ``then`` gets the result.
 
-        An error that would come again is a result too: it is the caller's, and of one workflow.
+        A permanent error is a result too: it concerns the caller's workflow only.
         """
 
         def attempt() -> None:
@@ -86,10 +86,10 @@ class RetryingStorage:
     def commit(
         self, appends: Sequence[Append], then: Callable[[Sequence[Committed]], None]
     ) -> None:
-        """Commit, once; ``then`` gets what became of each append.
+        """Commit, once; ``then`` gets the outcome of each append.
 
-        One that the storage can't take, now or ever, is not to keep the others from theirs: then
-        each is committed alone, and only that one has the error.
+        If the storage refuses an append for its contents, each is committed alone, so that only
+        that one has the error.
         """
 
         def done(result: Any) -> None:
@@ -125,14 +125,14 @@ class RetryingStorage:
         self.commit([first], lambda outcome: self.commit_apart(rest, [*done, *outcome], then))
 
     def failed(self, error: Exception, what: str) -> None:
-        """It does not answer."""
+        """Record that the storage does not answer."""
         if self.error is None:
             logger.warning("%s waits for the storage: %s", what, error)
         self.error = error
         self.failures += 1
 
     def answered(self) -> None:
-        """It answers."""
+        """Record that the storage answers."""
         if self.error is not None:
             logger.warning("The storage answers again.")
         self.error = None
@@ -140,12 +140,12 @@ class RetryingStorage:
 
     @property
     def pause(self) -> float:
-        """After how many seconds it is asked again; none if it answers."""
+        """The seconds before the next try; 0 while the storage answers."""
         if self.error is None:
             return 0.0
         return BACKOFF_SECONDS[min(self.failures, len(BACKOFF_SECONDS)) - 1]
 
 
 def is_small(appends: Sequence[Append]) -> bool:
-    """Whether a commit takes hardly longer than the least one."""
+    """Whether a commit takes hardly longer than the smallest one."""
     return len(appends) <= SMALL_APPENDS and sum(len(a.entry) for a in appends) <= SMALL_BYTES

@@ -1,5 +1,5 @@
-"""When a coordinator saves a state in its journal: often enough that what has to be read is little,
-and so rarely that writing snapshots costs a small part of writing the journal.
+"""Decides when a coordinator appends a snapshot to a journal: often enough that recovery reads
+little, and so rarely that snapshots are a small part of the journal.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ class SnapshotRule(msgspec.Struct, frozen=True):
     """When the state of a workflow is saved.
 
     Attributes:
-        entries: after so many entries without a snapshot,
-        size: or after so many bytes of them.
-        tasks: a state of more tasks is not saved whole: that would take longer than others can
-            wait. Its lifecycle is.
-        share: there are this many times more bytes of other entries than of snapshots.
+        entries: after this many entries without a snapshot,
+        size: or after this many bytes of them.
+        tasks: a state with more tasks is saved without them, because that would block the loop for
+            too long.
+        share: other entries have at least this many times the bytes of whole snapshots.
     """
 
     entries: int = 1000
@@ -31,17 +31,17 @@ class SnapshotRule(msgspec.Struct, frozen=True):
 
 
 class Unsaved(msgspec.Struct, frozen=True, gc=False):
-    """What a journal has since its last snapshot.
+    """The journal since its last snapshot.
 
     Attributes:
         snapshot: the number of the entry with the last snapshot; 0 if there is none.
-        whole: of the last one that has the tasks too.
-        entries: how many entries there are after the last snapshot.
-        size: how many bytes they have.
-        whole_size: how many bytes there are after the last whole snapshot.
-        largest: how many bytes the last whole snapshot has, or the largest entry after it: about
-            what the next one will have.
-        lifecycle: how many bytes the last saved lifecycle has.
+        whole: that of the last snapshot with the tasks.
+        entries: the number of entries after the last snapshot.
+        size: their bytes.
+        whole_size: the bytes after the last whole snapshot.
+        largest: the bytes of the last whole snapshot, or of the largest entry after it: about the
+            size of the next snapshot.
+        lifecycle: the bytes of the last saved lifecycle.
     """
 
     snapshot: int = 0
@@ -53,7 +53,7 @@ class Unsaved(msgspec.Struct, frozen=True, gc=False):
     lifecycle: int = 0
 
     def after(self, seq: int, size: int, saved: StateSaved | None) -> Unsaved:
-        """After one more entry, of this number and size, with this snapshot."""
+        """The value after one more entry of this number and size, with this snapshot."""
         if saved is None:
             return Unsaved(
                 self.snapshot,
@@ -79,7 +79,7 @@ class Unsaved(msgspec.Struct, frozen=True, gc=False):
 #: How often coordinators save states.
 RULE = SnapshotRule()
 
-#: Of a journal without entries.
+#: For a journal without entries.
 NOTHING = Unsaved()
 
 
@@ -90,14 +90,14 @@ def saved_in(events: Sequence[Event]) -> StateSaved | None:
 
 
 def size_of(saved: StateSaved) -> int:
-    """About how many bytes of an entry are its snapshot."""
+    """About how many bytes a snapshot takes in its entry."""
     return len(saved.lifecycle) + len(saved.tasks or b"")
 
 
 def next_snapshot(
     rule: SnapshotRule, unsaved: Unsaved, state: WorkflowState, at: float
 ) -> StateSaved | None:
-    """The snapshot for the next entry, after which the state is this one; None if none is due."""
+    """The snapshot for the next entry, given the state after it; None if none is due."""
     if unsaved.entries < rule.entries and unsaved.size < rule.size:
         return None
     if len(state.tasks) <= rule.tasks and unsaved.whole_size >= rule.share * unsaved.largest:

@@ -1,4 +1,4 @@
-"""Commands of durable states: attempts are started and stopped, alarms are set."""
+"""Executes commands of durable states: starts and stops attempts, sets alarms."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from ray_workflows._model.commands import (
 )
 from ray_workflows._model.outbox import OutboxMessage
 
-#: Commands that are started in one step: so many are begun within 20 to 40 ms; of attempts of no
-#: time smaller batches would be made.
+#: The most commands that are started in one step, which takes 20 to 40 ms. With fewer, batches of
+#: very short attempts would be smaller.
 STARTS = 5_000
 
 
 class Starter:
-    """Starts commands, no more at a time than others can wait for: a workflow may have a million.
+    """Starts commands in limited steps: a workflow may have a million.
 
     Args:
-        executor: where attempts run.
-        timers: calls at times.
+        executor: runs attempts.
+        timers: timers of the loop.
         clock: seconds since 1970 that pass evenly.
-        guard: calls what may raise for one workflow.
+        guard: calls a function for one workflow, and handles its errors.
         may_start: whether attempts of a workflow may be started now.
         touch: called when all commands of a workflow were started: it may be at rest now.
-        wake: called when a workflow's alarm goes off.
-        deliver: brings a message of a workflow to its target.
-        at_once: how many commands are started in a step.
+        wake: called when a workflow's alarm is due.
+        deliver: delivers a message of a workflow.
+        at_once: the most commands per step.
     """
 
     def __init__(
@@ -64,18 +64,18 @@ class Starter:
         self.waiting: dict[int, Workflow] = {}
 
     def add(self, workflow: Workflow, commands: Iterable[Command]) -> None:
-        """Let commands be started that a durable state asks for."""
+        """Queue the commands of a durable state."""
         workflow.commands.extend(commands)
         if workflow.commands:
             self.waiting[id(workflow)] = workflow
 
     def start(self) -> None:
-        """Start some of what waits."""
+        """Start queued commands, up to ``at_once``."""
         left = self.at_once
         while self.waiting and left:
             workflow = self.waiting.pop(next(iter(self.waiting)))
             if workflow.busy:
-                continue  # What is in hand is not durable. When it is, it comes back here.
+                continue  # Its state is not durable now. The commit adds it here again.
             some = workflow.commands[:left]
             del workflow.commands[:left]
             left -= len(some)
@@ -108,7 +108,7 @@ class Starter:
             self.deliver(workflow, command.message)
 
     def delay(self, workflow: Workflow, command: StartAttempt, seconds: float) -> None:
-        """Start an attempt after a while, as the last one of its task that was asked for."""
+        """Start an attempt after a pause, in place of an earlier delayed one of its task."""
 
         def start() -> None:
             del workflow.delayed[command.task]
@@ -127,20 +127,20 @@ class Starter:
         request = workflow.attempt_request(command)
         if request is not None:
             flying[task] = attempt
-            # A stored result is committed before others run on it.
+            # A result to be stored is committed before its consumers run, so only others are fused.
             followers = () if request.checkpoint else workflow.followers(request)
             self.executor.start(request, followers)
 
     def set_alarm(self, workflow: Workflow, at: float) -> None:
-        """Wake a workflow at a time of the wall clock, if it has no earlier alarm: one is enough,
-        because the next one is asked for when it is at rest."""
+        """Wake a workflow at a wall-clock time, unless it has an earlier alarm. One alarm is
+        enough, because each wake-up sets the next."""
         if workflow.alarm is None or at < workflow.alarm_at:
             self.timers.cancel(workflow.alarm)
             workflow.alarm_at = at
             workflow.alarm = self.timers.after(at - self.clock(), lambda: self.wake(workflow))
 
     def forget(self, workflow: Workflow) -> None:
-        """Nothing is to be started or to happen later on account of a workflow's state."""
+        """Drop all commands and timers of a workflow."""
         self.waiting.pop(id(workflow), None)
         workflow.commands.clear()
         self.forget_timers(workflow)

@@ -1,4 +1,4 @@
-"""Those who wait for a workflow to go on or to end."""
+"""Watches: callers that wait for a workflow to go on or to end."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from ray_workflows._executor.protocol import Executor
 
 
 class Watchers:
-    """Answers watches, each once. They are kept by the id of the workflow, which may be in storage
-    alone meanwhile.
+    """Answers watches, each once. They are kept by workflow id, so that the workflow may be evicted
+    meanwhile.
 
     Args:
         active: the workflows in memory.
         executor: has live copies of outputs.
-        touch: has a workflow looked at.
-        find: looks in the storage for a workflow that is not in memory. It is brought into memory
-            if it is driven here; if not, `turn_away` is called.
+        touch: schedules a workflow for the next step of the loop.
+        find: looks for a workflow in the storage. It is read into memory if it is driven here; if
+            not, `turn_away` is called.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Watchers:
         self.executor = executor
         self.touch = touch
         self.find = find
-        #: Those that are not answered, by the id of their workflow.
+        #: The unanswered watches by workflow id.
         self.waiting: dict[str, list[WatchRequest]] = {}
 
     def add(self, watch: WatchRequest) -> None:
@@ -42,7 +42,8 @@ class Watchers:
         workflow = self.active.get(workflow_id)
         if workflow is None:
             self.waiting.setdefault(workflow_id, []).append(watch)
-            # Before all is listed that is ours, what is about to be taken over seems nobody's.
+            # Until the first scan is complete, a workflow that is about to be taken over would seem
+            # not to be ours.
             if self.active.listed:
                 self.look(workflow_id, [watch])
         elif workflow.reading or self.active.drives(workflow):
@@ -52,13 +53,13 @@ class Watchers:
             answer(watch.reply, Watched(None))
 
     def listed(self) -> None:
-        """It is known what is ours: look for what is watched and not in memory."""
+        """The first scan is complete: look for watched workflows that are not in memory."""
         for workflow_id, watches in self.waiting.items():
             if workflow_id not in self.active:
                 self.look(workflow_id, watches)
 
     def look(self, workflow_id: str, watches: list[WatchRequest]) -> None:
-        """Look for a workflow that is not in memory, unless there is nothing to see of it yet."""
+        """Look for a workflow that is not in memory, unless it is evicted and has not gone on."""
         evicted = self.active.evicted.get(workflow_id)
         if evicted is None or any(
             each.after is not None and each.after < evicted.seq for each in watches
@@ -66,14 +67,14 @@ class Watchers:
             self.find(workflow_id)
 
     def withdraw(self, watch: WatchRequest) -> None:
-        """Nobody waits any more for what a watch sees."""
+        """Remove a watch whose caller no longer waits."""
         waiting = self.waiting.get(watch.workflow_id, [])
         if watch in waiting:
             waiting.remove(watch)
             self.keep(watch.workflow_id, waiting)
 
     def notify(self, workflow: Workflow, *, settled: bool) -> None:
-        """Answer those who watch a workflow, if there is what they watch for."""
+        """Answer the watches of a workflow that have something to see."""
         waiting = self.waiting.get(workflow.workflow_id)
         if not waiting:
             return
@@ -87,12 +88,12 @@ class Watchers:
         self.keep(workflow.workflow_id, kept)
 
     def turn_away(self, workflow_id: str) -> None:
-        """It is not driven here: there is nothing to wait for."""
+        """Answer all watches of a workflow that is not driven here."""
         for watch in self.waiting.pop(workflow_id, []):
             answer(watch.reply, Watched(None))
 
     def keep(self, workflow_id: str, waiting: list[WatchRequest]) -> None:
-        """So many still wait."""
+        """Keep the remaining watches of a workflow."""
         if waiting:
             self.waiting[workflow_id] = waiting
         else:

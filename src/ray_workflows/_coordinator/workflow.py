@@ -1,4 +1,4 @@
-"""One workflow as the loop drives it: working state, what waits for it, what is in flight."""
+"""One workflow as the loop drives it: working state, inbox, and attempts in flight."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from ray_workflows._model.plan import Environment, Package
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Blob, Outcome, Value
 
-#: How often a storage may refuse one commit until its workflow is stopped.
+#: After this many refusals of one commit by the storage, its workflow is stopped.
 MAX_REFUSALS = 3
 
-#: Scenes kept of one workflow: frames come and go.
+#: The most attempt templates kept per workflow: frames come and go.
 MAX_SCENES = 256
 
-#: What was asked, and the answer to it when what follows is durable.
+#: A request, and its answer, which is sent when its events are durable.
 Answer = tuple[Asked, object]
 
 
 class Pending:
-    """A commit on its way, and what happens when it is settled.
+    """A pending commit, and what to do when it is settled.
 
-    ``deltas`` are the commands to start when it is durable; ``messages`` is what it was decided
-    from, to decide again if the journal had moved on; ``commit`` is what observers see of it.
+    ``deltas``: the commands to start when it is durable; ``messages``: its messages, to decide
+    again if the commit is stale; ``commit``: the record for observers.
     """
 
     __slots__ = ("answers", "append", "commit", "deltas", "messages", "refusals", "unsaved")
@@ -56,22 +56,22 @@ class Pending:
         self.deltas = deltas
         self.messages = messages
         self.answers = answers
-        #: What the journal has since its last snapshot, when this is durable.
+        #: The journal since its last snapshot, when this is durable.
         self.unsaved = unsaved
         self.refusals = 0
 
     def is_refused_for_good(self) -> bool:
-        """Whether the storage has refused it once more, and that is enough. A workflow that is new
-        has nothing to lose: its client can try again."""
+        """Count a refusal by the storage; whether it is the last one. A new workflow is given up at
+        once: its client can try again."""
         self.refusals += 1
         return self.refusals >= (1 if self.append.expected_seq == 0 else MAX_REFUSALS)
 
 
 class Workflow:
-    """A workflow in the loop's hands.
+    """A workflow in memory.
 
-    ``state`` is ahead of what is durable (``seq``, ``link``, ``row``) while a commit is pending.
-    ``link``: what links the next journal entry to the last one.
+    While a commit is pending, ``state`` is ahead of the durable ``seq``, ``link`` and ``row``.
+    ``link``: the link for the next journal entry.
     """
 
     __slots__ = (
@@ -112,37 +112,37 @@ class Workflow:
         self.seq = seq
         self.link = link
         self.row = row
-        #: What the journal has since its last snapshot.
+        #: The journal since its last snapshot.
         self.unsaved = unsaved
-        #: Whether the tasks are in the state: what is asked may not need them.
+        #: Whether the state has the tasks, which some requests don't need.
         self.whole = True
-        #: What came in and is not decided on.
+        #: Messages that are not decided on.
         self.inbox: deque[Message | Asked] = deque()
-        #: Whether values are here that are in no storage, if there are any: it is driven here, and
-        #: what was lost with whoever drove it before is in the journal.
+        #: Whether its unstored values are here: it is driven here, and the journal records the
+        #: values that an earlier holder lost.
         self.live = False
         #: Whether another coordinator was driving it when it was read.
         self.driven_elsewhere = False
-        #: Of one that others may change: how many of the inbox came before it was read last.
+        #: If others may change it: how many messages of the inbox came before the last reading.
         self.covered = 0
         self.pending: Pending | None = None
-        #: What a durable state asks for, and is not started yet. A list: it is mostly empty, and an
-        #: empty deque takes 0.7 KiB of each of 100,000 workflows.
+        #: Commands of a durable state that are not started yet. A list, because it is mostly empty,
+        #: and an empty deque takes 0.7 KiB for each of 100,000 workflows.
         self.commands: list[Command] = []
-        #: Why it can't be driven: it is here only until the journal says so.
+        #: Why it can't be driven. It stays in memory until the journal records that.
         self.broken: Exception | None = None
-        #: Its journal is being read again; until then the state is of no use.
+        #: Its journal is being read again, and the state must not be used meanwhile.
         self.reading = False
         #: Read it again as soon as the pending commit is settled.
         self.doubtful = False
-        #: Tasks with an attempt in the executor, or whose report is not decided on: epoch, attempt.
+        #: Epoch and attempt by task, of attempts in flight or with a report not decided on.
         self.flying: dict[int, tuple[int, int]] = {}
-        #: As what `Admission` has counted it.
+        #: The status with which `Admission` counts it.
         self.counted: WorkflowStatus | None = None
-        #: When it is woken next.
+        #: The timer of its next wake-up.
         self.alarm: Timer | None = None
         self.alarm_at = 0.0
-        #: Attempts whose time has not come, by task.
+        #: Timers of delayed attempts, by task.
         self.delayed: dict[int, Timer] = {}
         self.templates: dict[tuple[int, int, int, str], AttemptTemplate] = {}
         self.scenes_of = state.functions
@@ -154,14 +154,14 @@ class Workflow:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing of it is on its way, or waits to be started or decided."""
+        """Whether nothing is in flight, queued to start, or to be decided."""
         return not (
             self.busy or self.doubtful or self.inbox or self.commands or self.flying or self.delayed
         )
 
     @property
     def settled(self) -> bool:
-        """Whether only an explicit request can change it."""
+        """Whether only a user's request can change it."""
         state = self.state
         return state.released or state.status in (
             WorkflowStatus.SUCCESSFUL,
@@ -171,16 +171,16 @@ class Workflow:
 
     @property
     def is_asked(self) -> bool:
-        """Whether somebody waits for an answer about it."""
+        """Whether a caller waits for an answer about it."""
         return any(isinstance(each, Asked) for each in self.inbox)
 
     def put_first(self, message: Message) -> None:
-        """Let something that was found by reading be decided on before all else."""
+        """Put a message, found by reading, before all others."""
         self.inbox.appendleft(message)
         self.covered += 1
 
     def become(self, found: Recovered | None) -> None:
-        """It is what was read; None if there is nothing, or nothing was read yet."""
+        """Set it to what was read; None if there is nothing, or nothing was read yet."""
         if found is None:
             self.state, self.seq, self.row = WorkflowState(self.workflow_id, ""), 0, None
             self.link, self.unsaved, self.whole = NO_LINK, NOTHING, True
@@ -189,12 +189,12 @@ class Workflow:
             self.link, self.unsaved, self.whole = found.link, found.unsaved, found.whole
 
     def is_ours(self) -> None:
-        """It is driven here, by what is durable."""
+        """Note that it is driven here, by a durable event."""
         self.live = True
         self.driven_elsewhere = False
 
     def seen(self, executor: Executor) -> Watched:
-        """What those who watch it are told: only what is durable."""
+        """The answer for its watches: durable facts only."""
         row = self.row
         if row is None or row.status is not WorkflowStatus.SUCCESSFUL:
             return Watched(row)
@@ -212,16 +212,16 @@ class Workflow:
         return self.state.incarnation
 
     def forget_starts(self) -> None:
-        """Attempts that are not started yet are asked for anew."""
+        """Drop queued starts: they will be requested again."""
         self.commands = [each for each in self.commands if not isinstance(each, StartAttempt)]
 
     def land(self, report: AttemptReport) -> None:
-        """The report is being decided on."""
+        """Remove the attempt of a report from those in flight."""
         if self.flying.get(report.task) == (report.epoch, report.attempt):
             del self.flying[report.task]
 
     def attempt_request(self, command: StartAttempt) -> AttemptRequest | None:
-        """What the executor needs for an attempt; None if the state has moved on."""
+        """The executor's request for an attempt; None if the state has moved on."""
         state, number = self.state, command.task
         tasks = state.tasks
         task = tasks.get(number)
@@ -247,7 +247,7 @@ class Workflow:
     ) -> AttemptRequest:
         spec = task.spec
         assert None not in inputs, (task.task_id, upstream)
-        # By position: names take time, and thousands are made at once.
+        # By position: keywords take time, and thousands are made at once.
         return AttemptRequest(
             self.template(task),
             task.number,
@@ -263,7 +263,7 @@ class Workflow:
         )
 
     def followers(self, request: AttemptRequest) -> Iterator[AttemptRequest]:
-        """Requests for the attempts that may be fused to this one, in their order."""
+        """Requests for the attempts that may be fused with this one, in their order."""
         tasks = self.state.tasks
         task = tasks[request.task]
         for follower in followers(self.state, task):
@@ -278,10 +278,10 @@ class Workflow:
             yield request
 
     def template(self, task: Task) -> AttemptTemplate:
-        """What the task has in common with others of its plan: one object for all of them."""
+        """The common part of attempts of equal tasks in a plan: one object for all of them."""
         frame, spec, state = task.frame, task.spec, self.state
         if self.scenes_of is not state.functions:
-            # Another state, or one that a resumption has changed.
+            # The state was replaced, or a resumption has changed it.
             self.templates.clear()
             self.scenes_of = state.functions
         own = state.ray_options.get(task.task_id) if state.ray_options else None
@@ -315,9 +315,9 @@ def with_packages(environment: Environment, packages: tuple[Package, ...]) -> En
 
 
 def answer(reply: Reply, value: object) -> None:
-    """Answer a request; one whose asker is gone harms nobody."""
+    """Answer a request; ignores a caller that is gone."""
     try:
         reply(value)
     except Exception:
-        # The asker's event loop is closed: there is nobody left to tell.
+        # The caller's event loop is closed: it no longer waits.
         return
