@@ -1,1 +1,1 @@
-"""Runs attempts and reports what became of them. It decides nothing and commits nothing."""
+"""Runs attempts and reports their outcomes. It decides nothing and commits nothing."""

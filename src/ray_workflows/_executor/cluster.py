@@ -1,4 +1,4 @@
-"""What the executor asks of Ray and of time. A simulation puts others in their place."""
+"""The executor's interface to Ray and to time. A simulation implements it too."""
 
 from __future__ import annotations
 
@@ -11,71 +11,72 @@ from ray_workflows._executor.worker.batch import EncodedBatch
 
 
 class Future(Protocol):
-    """The result of a Ray task, to be."""
+    """The future of a Ray task."""
 
     def add_done_callback(self, action: Callable[[Any], None], /) -> None:
-        """Call it with this, from some thread, when the task has ended."""
+        """Call ``action`` with this future, from some thread, when the task has ended."""
 
 
 class TaskRef(Protocol):
-    """A Ray task that was submitted."""
+    """A submitted Ray task."""
 
     def future(self) -> Future:
-        """Its result."""
+        """The future of its result."""
 
 
-#: Runs what blocks on another thread, and hands what it returned or raised to the second one, which
-#: runs on the coordinator's loop.
+#: Runs the first function, which may block, on another thread, and then the second one, with its
+#: result or exception, on the coordinator's loop.
 Aside = Callable[[Callable[[], Any], Callable[[Any], None]], None]
 
 
 class Cluster(Protocol):
-    """The cluster, as the executor uses it. What asks Ray's head may take as long as the head is
-    away: the executor's lock is not held then, and the loop does not wait. All other methods are
-    called with the lock held: they alone change what is kept here."""
+    """The cluster, as the executor uses it. Methods that ask Ray's head may block as long as the
+    head is away: they are called without the executor's lock and off the loop. All other methods
+    are called with the lock held, and only they change the state here."""
 
     def nodes(self) -> list[dict[str, float]]:
-        """The resources of each live node, whether they are free or not. Asks the head."""
+        """The total resources of each live node. Asks the head."""
 
     def prepare(self, template: AttemptTemplate) -> Any:
-        """What attempts of a shape need, for `keep`. Asks the head, and changes nothing here.
+        """Look up what attempts of a shape need, for `keep`. Asks the head, and changes nothing
+        here.
 
         Raises:
             Exception: why none of them can be sent.
         """
 
     def keep(self, shape: str, needs: Any) -> None:
-        """Remember what attempts of a shape need: they can be sent."""
+        """Remember what attempts of a shape need. From then on they can be sent."""
 
     def is_prepared(self, shape: str) -> bool:
         """Whether attempts of a shape can be sent."""
 
     def missing(self, batches: Iterable[SentBatch]) -> set[str]:
-        """Those packages of batches that are not in the cluster, by URI. Asks the head."""
+        """The URIs of the batches' packages that are not in the cluster. Asks the head."""
 
     def send(
         self, sent: SentBatch, loads: list[EncodedBatch], asks: bool, values: Brought
     ) -> TaskRef:
-        """Submit a Ray task with batches, the first of which is this one and takes the values, or
-        call a listener host; the result is that of `carry.run_batches`."""
+        """Submit a Ray task with batches, the first of which is ``sent`` and takes the values, or
+        call a listener host. The result is that of `worker.loop.run_batches`."""
 
     def cancel(self, ref: TaskRef, *, force: bool) -> None:
         """Stop a Ray task; by force, its worker ends."""
 
     def lacked(self, sent: SentBatch, missing: Collection[str]) -> bool:
-        """Whether a package of it is among those that are missing: it is brought again."""
+        """Whether a package of the batch is missing; then it will be uploaded again."""
 
     def why_missing(self, sent: SentBatch, missing: Collection[str]) -> Exception | None:
-        """Why a package of it can't be brought into the cluster; None if it can, or is there."""
+        """Why a package of the batch can't be uploaded; None if it can, or is there."""
 
     def tidy(self) -> None:
-        """Nothing runs: what was not needed for long may go."""
+        """Called while nothing runs: remove packages that were unused for long."""
 
     def ended(self, ref: TaskRef, *, host_died: bool) -> None:
-        """What was submitted has ended; with the listener host that served it, if that has died."""
+        """Note that a Ray task or call has ended, and whether its listener host has died."""
 
     def close(self) -> None:
-        """End what was started here."""
+        """End all listener hosts."""
 
 
 class Clock(Protocol):
@@ -85,11 +86,11 @@ class Clock(Protocol):
         """Since 1970."""
 
     def monotonic(self) -> float:
-        """Of a clock that nobody sets."""
+        """Of a monotonic clock."""
 
 
 class Timers(Protocol):
-    """Calls actions when it is time."""
+    """Calls actions after a delay."""
 
     def after(self, seconds: float, action: Callable[[], None]) -> None:
-        """Call it after so many seconds; it must not raise."""
+        """Call ``action`` after ``seconds``; it must not raise."""

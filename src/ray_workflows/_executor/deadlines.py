@@ -1,4 +1,4 @@
-"""Calls actions after a while, on one thread of its own."""
+"""Calls actions after a delay, on one thread of its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ray_workflows._executor.timers import TimerQueue, end_process, start_for_ev
 
 
 class Deadlines:
-    """A thread that sleeps until the next action is due. It starts with the first one.
+    """A thread that sleeps until the next action is due. It starts with the first action.
 
     An action that raises is called again later. When the thread dies, ``end`` is called.
     """
@@ -21,13 +21,13 @@ class Deadlines:
         self.end = end
 
     def after(self, seconds: float, action: Callable[[], None]) -> None:
-        """Call ``action`` on the thread after so many seconds."""
+        """Call ``action`` on the thread after ``seconds``."""
         with self.changed:
             added = self.timers.after(seconds, action)
             if self.thread is None:
                 self.thread = start_for_ever(self.run, "ray-workflows-deadlines", self.end)
             if self.timers.heap[0] is added:
-                # Only then it would sleep too long. To wake it each time costs more than the rest.
+                # Wake the thread only if it would sleep too long: waking costs more than the rest.
                 self.changed.notify()
 
     def run(self) -> None:
@@ -35,7 +35,7 @@ class Deadlines:
             with self.changed:
                 while (timer := self.timers.pop()) is None:
                     self.changed.wait(self.timers.sleep_seconds())
-            # Without the lock: an action may ask for another one, and take its time.
+            # Without the lock: an action may add another one, and may be slow.
             pause = self.timers.call(timer)
             if pause is not None:
                 with self.changed:

@@ -45,17 +45,17 @@ logger = logging.getLogger(__name__)
 
 
 class RayExecutor:
-    """Submits attempts to Ray and turns what comes back into reports.
+    """Submits attempts to Ray and turns results into reports.
 
     All methods may be called from any thread.
 
     Args:
         cluster: where attempts run.
-        report: takes what becomes of them; called from Ray's threads.
-        later: has something done soon, after which there is a `flush`.
-        aside: runs what asks the head of the cluster, and may wait for it.
-        deadlines: calls at times; by default on a thread of its own.
-        clock: says what time it is.
+        report: takes reports; called from Ray's threads.
+        later: runs a function soon, and then `flush`.
+        aside: runs requests to the head of the cluster, which may block.
+        deadlines: timers; by default on a thread of their own.
+        clock: the clock.
     """
 
     def __init__(
@@ -89,9 +89,9 @@ class RayExecutor:
             self.unprepared,
         )
         self.placement = PlacementCheck(self.dispatch, report)
-        #: Numbers of batches that are over, and whose reports are not looked at yet.
+        #: Numbers of ended batches whose reports are not processed yet.
         self.unsettled: set[int] = set()
-        #: Workflows in which a run of fused attempts took its worker down.
+        #: Workflows in which a chain of fused attempts killed its worker.
         self.suspects: set[str] = set()
 
     # -- asked by the coordinator ----------------------------------------------------------
@@ -142,7 +142,7 @@ class RayExecutor:
     def live_copy(self, incarnation: str, value: Value) -> Any:
         with self.lock:
             live = self.live.get(incarnation)
-            # ObjectRefs inside would be those of a worker, and go with it.
+            # ObjectRefs inside would belong to a worker, and be lost with it.
             if live is None or value.objects or not isinstance(value.data, Blob):
                 return None
             return live.objects.get(value.data.key)
@@ -155,24 +155,24 @@ class RayExecutor:
             self.suspects.discard(incarnation)
 
     def close(self) -> None:
-        """Stop everything; nothing is reported any more."""
+        """Stop everything. Nothing is reported afterwards."""
         with self.lock:
             for incarnation in list(self.flights):
                 self.forget(incarnation)
             self.live.clear()
             self.cluster.close()
 
-    # -- told by workers -------------------------------------------------------------------
+    # -- reported by workers ---------------------------------------------------------------
 
     def attempt_runs(self, incarnation: str, task: int, epoch: int, attempt: int) -> None:
-        """An attempt runs, since a while or, if it has a timeout, since now."""
+        """An attempt has been running for a while, or, if it has a timeout, starts now."""
         with self.lock:
             flight = self.told_of(incarnation, task, epoch, attempt)
             if flight is None:
                 return
             request = flight.request
             if request.options.timeout is None:
-                # One of a function that is not known yet: others need not wait for its end.
+                # The function may be new: other attempts need not wait for this one's end.
                 self.dispatch.durations.at_least(request.function.digest, TOLD_AFTER_SECONDS)
                 self.dispatch.pump(request.template.shape)
             elif not flight.timed:
@@ -182,7 +182,7 @@ class RayExecutor:
     def attempt_waits(
         self, incarnation: str, task: int, epoch: int, attempt: int, waits: int
     ) -> None:
-        """An attempt with a timeout waits for the storage, if the number is odd, or goes on."""
+        """An attempt with a timeout waits for the storage if ``waits`` is odd, else goes on."""
         with self.lock:
             flight = self.told_of(incarnation, task, epoch, attempt)
             if flight is not None and waits > flight.waits:
@@ -193,7 +193,7 @@ class RayExecutor:
     def told_of(
         self, incarnation: str, task: int, epoch: int, attempt: int
     ) -> InFlightAttempt | None:
-        """The attempt that a worker tells of, if it is in flight."""
+        """The attempt of a worker's message, if it is in flight."""
         flight = self.flight(incarnation, task)
         if flight is None:
             return None
@@ -201,13 +201,13 @@ class RayExecutor:
         return flight if (request.epoch, request.attempt) == (epoch, attempt) else None
 
     def let_time_run(self, flight: InFlightAttempt) -> None:
-        """Let the timeout of an attempt run from now on, unless it waits for the storage."""
+        """Start the timeout of an attempt, unless it waits for the storage."""
         timeout, waits = flight.request.options.timeout, flight.waits
         if timeout is not None and not waits % 2:
             self.deadlines.after(timeout, lambda: self.expire(flight, waits))
 
     def batch_overran(self, wire: WireReport) -> None:
-        """A member takes long: what is done so far, and members to run elsewhere."""
+        """A member takes long: take the results so far, and run the returned members elsewhere."""
         report, objects = decode_report(wire)
         with self.lock:
             sent = self.dispatch.sent.get(report.number)
@@ -219,12 +219,12 @@ class RayExecutor:
                 self.dispatch.ready_queues[sent.shape].expects_no_more(slot)
                 self.stop_if_unwanted(sent)
             elif not sent.open:
-                # It was at hand only, and is not any more.
+                # The whole batch was only prefetched, and was returned.
                 self.dispatch.over(sent)
             self.dispatch.pump(sent.shape)
 
     def batch_done(self, wire: WireReport, answer: Answer) -> None:
-        """A batch is through; its Ray task goes on with what is at hand, or waits for more."""
+        """A batch has ended; its Ray task runs a prefetched one, or gets the next in ``answer``."""
         report, objects = decode_report(wire)
         with self.lock:
             sent = self.dispatch.sent.get(report.number)
@@ -234,8 +234,8 @@ class RayExecutor:
                 return
             self.dispatch.over(sent)
             self.learn(sent, report)
-            # The next batch is on its way before thousands of reports are looked at. They are
-            # looked at whatever becomes of it: the worker has told all it knows.
+            # Send the next batch before processing thousands of reports. Process these even if
+            # that fails: the worker won't repeat them.
             try:
                 self.dispatch.go_on(slot, answer)
             finally:
@@ -248,13 +248,13 @@ class RayExecutor:
             self.settle(sent, report, objects)
 
     def missing_inputs(self, request: AttemptRequest) -> tuple[int, ...]:
-        """Upstream tasks whose values were not checkpointed and are not here any more."""
+        """Upstream tasks whose unstored values are no longer here."""
         if not request.upstream:
             return ()
         unstored = [
             (number, outcome.value)
             for number, outcome in zip(request.upstream, request.inputs, strict=True)
-            # First what can be told at once: there may be thousands.
+            # The cheap conditions first: there may be thousands.
             if outcome.value is not None and outcome.value.has_copies and not outcome.stored
         ]
         if not unstored:
@@ -270,8 +270,8 @@ class RayExecutor:
     # -- what comes back -------------------------------------------------------------------
 
     def refused(self, sent: SentBatch, error: Exception) -> None:
-        """A batch could not be submitted. If it has several members, one of them may be why: they
-        are tried one by one. The lock is held."""
+        """A batch could not be submitted. If it has several members, one of them may be the cause,
+        so they are tried one by one. The lock is held."""
         left = sent.left
         for flight in left:
             if len(left) == 1 or isinstance(error, LOST_HEAD_ERRORS):
@@ -281,16 +281,16 @@ class RayExecutor:
                 self.run_elsewhere(sent, flight)
 
     def unprepared(self, flights: list[InFlightAttempt], error: Exception) -> None:
-        """Attempts can't be submitted, because what they need was not found. The lock is held."""
+        """Attempts can't be submitted, because their needs were not found. The lock is held."""
         for flight in flights:
             if flight.follows:
-                # It is started anew when its input is there.
+                # The engine starts it again when its input is there.
                 self.take_out(flight)
             else:
                 self.land(flight, unsubmitted(flight, error))
 
     def done(self, slot: WorkerSlot, future: Any) -> None:
-        """A Ray task ended. Called from a thread of Ray's."""
+        """A Ray task ended. Called from one of Ray's threads."""
         try:
             try:
                 reports = [decode_report(wire) for wire in future.result()]
@@ -307,7 +307,7 @@ class RayExecutor:
                         self.learn(sent, report)
                         self.settle(sent, report, objects)
                 for sent in list(slot.loads):
-                    # It never got them, or they were handed back and that was lost.
+                    # It never got this batch, or the message that returned it was lost.
                     self.dispatch.over(sent)
                     for flight in sent.left:
                         self.run_elsewhere(sent, flight)
@@ -316,7 +316,7 @@ class RayExecutor:
             logger.exception("The end of a Ray task could not be handled.")
 
     def ended_with(self, slot: WorkerSlot, error: BaseException) -> None:
-        """A Ray task ended with an error. Whether a package was missing is for the head to say."""
+        """A Ray task ended with an error. Ask the head whether a package was missing."""
         if isinstance(error, RuntimeEnvSetupError):
             with self.lock:
                 loads = list(slot.loads)
@@ -330,8 +330,8 @@ class RayExecutor:
     def failed(
         self, slot: WorkerSlot, error: BaseException, missing: Collection[str] | Exception
     ) -> None:
-        """A Ray task ended with an error; it is known which of its packages are missing, or why
-        that can't be told."""
+        """A Ray task ended with an error. ``missing``: its missing packages, or why they can't be
+        found out."""
         with self.lock:
             self.dispatch.end(slot)
             self.cluster.ended(slot.ref, host_died=isinstance(error, RayActorError))
@@ -344,7 +344,7 @@ class RayExecutor:
             self.dispatch.pump(slot.shape)
 
     def learn(self, sent: SentBatch, report: BatchReport) -> None:
-        """How long the members of a batch took that is through."""
+        """Learn the durations of an ended batch's members."""
         taken: dict[str, list[float]] = {}
         members = sent.members
         for (index, _), seconds in zip(report.reports, report.seconds, strict=True):
@@ -354,9 +354,9 @@ class RayExecutor:
             self.dispatch.durations.learn(digest, sum(each) / len(each), len(each))
 
     def settle(self, sent: SentBatch, report: BatchReport, objects: Live) -> None:
-        """Take what a batch has to tell; what it told before is told again."""
+        """Process the reports of a batch, which repeat earlier ones."""
         members, number = sent.members, sent.number
-        # All of a workflow at once: thousands come together.
+        # All of a workflow at once: there may be thousands.
         landed: dict[str, list[AnyReport]] = {}
         for index, found in report.reports:
             flight = members[index]
@@ -374,7 +374,7 @@ class RayExecutor:
         if not flight.retired and flight.batch == sent.number:
             sent.open -= 1
             if flight.follows:
-                # It has no input of its own there. It is started anew when its input is there.
+                # It can't run alone without its input. The engine starts it again.
                 self.take_out(flight)
                 return
             flight.batch = None
@@ -383,10 +383,10 @@ class RayExecutor:
             self.dispatch.enqueue(flight)
 
     def fail(self, slot: WorkerSlot, error: BaseException, missing: Collection[str]) -> None:
-        """A Ray task failed with what it had. If several members are left, one was guilty: those of
-        the batch that ran first run again alone, and only the guilty one will be charged. It may
-        have been one of the next batch, if the report of the first was lost with the worker, or one
-        that nobody wants any more."""
+        """A Ray task failed with its batches. If several members are left, one killed the worker:
+        those of the first batch run again alone, so that only the guilty one is charged. The guilty
+        one may also be in the next batch, if the report of the first was lost with the worker, or
+        be a canceled one."""
         loads = list(slot.loads)
         for sent in loads:
             self.dispatch.over(sent)
@@ -415,8 +415,8 @@ class RayExecutor:
         refusal: Exception | None,
         error: BaseException,
     ) -> None:
-        """A package was not in the cluster: nobody's fault. It is brought again, unless it is
-        refused: then no attempt that needs it can run."""
+        """A package was not in the cluster. No attempt is charged. The package is uploaded again,
+        unless that is impossible (``refusal``): then no attempt that needs it can run."""
         for _, flight in left:
             if refusal is None:
                 self.land(flight, lost_input(flight.request, (), error, flight))
@@ -431,7 +431,7 @@ class RayExecutor:
     def landed(
         self, flight: InFlightAttempt, report: AnyReport, objects: dict[str, Any] | None = None
     ) -> AnyReport:
-        """What is to be reported of a flight that is over."""
+        """End a flight, and return its final report."""
         self.take_out(flight)
         request = flight.request
         if objects:
@@ -443,7 +443,7 @@ class RayExecutor:
         return report
 
     def without_lost(self, request: AttemptRequest, report: AttemptLostInput) -> AttemptLostInput:
-        """Forget the live copies the attempt was given: the next one reads from storage."""
+        """Forget the live copies that the attempt got: the next attempt reads the storage."""
         live = self.live.get(request.incarnation)
         if live is not None:
             live.drop([*direct_keys(request), *nested_keys(request)])
@@ -454,7 +454,7 @@ class RayExecutor:
         return None if flights is None else flights.get(task)
 
     def take_out(self, flight: InFlightAttempt) -> None:
-        """What still comes of it is about the past."""
+        """Remove a flight. Later reports of it are ignored."""
         flight.retired = True
         request = flight.request
         incarnation = request.template.incarnation
@@ -464,11 +464,10 @@ class RayExecutor:
             if not flights:
                 del self.flights[incarnation]
 
-    # -- what is stopped -------------------------------------------------------------------
+    # -- stopping --------------------------------------------------------------------------
 
     def retire(self, flight: InFlightAttempt) -> None:
-        """Stop an attempt whose report nobody wants, with those that were to run on its result; the
-        lock is held."""
+        """Stop an attempt whose report is not needed, and its fused followers. The lock is held."""
         if flight.retired:
             return
         stopped = [flight, *flight.followers]
@@ -481,16 +480,16 @@ class RayExecutor:
             self.stop_if_unwanted(sent)
 
     def stop_if_unwanted(self, sent: SentBatch) -> None:
-        """Stop a Ray task when nobody wants anything of it. While there are others in it, one that
-        is not wanted runs on: it is short, or those others are handed back."""
+        """Stop a Ray task if all its members are unwanted. While it has wanted members, an unwanted
+        one runs on: either it is short, or the others are returned to the queue."""
         slot = sent.slot
         if slot is not None and not slot.wanted:
             self.stop(sent)
 
     def expire(self, flight: InFlightAttempt, waits: int) -> None:
-        """Stop an attempt that overran its timeout. It is reported when it is really over, so that
-        it never runs beside the next one; if it makes it to its end meanwhile, that counts. One
-        that has waited for the storage since has time left."""
+        """Stop an attempt that overran its timeout. It is reported when its Ray task has ended, so
+        that it never runs beside the next attempt; if it succeeds meanwhile, that counts. An
+        attempt that has waited for the storage since (``waits``) has time left."""
         with self.lock:
             sent = None if flight.batch is None else self.dispatch.sent.get(flight.batch)
             if not flight.retired and sent is not None and flight.waits == waits:
@@ -502,7 +501,7 @@ class RayExecutor:
         if slot is not None and slot.ref is not None:
             slot.stopped = True
             try:
-                # A soft cancel can be swallowed by user code. Actor calls know no force.
+                # User code can swallow a soft cancel. Actor calls can't be canceled by force.
                 self.cluster.cancel(slot.ref, force=not sent.listens)
             except Exception as error:
                 where = sent.members[0].request.where

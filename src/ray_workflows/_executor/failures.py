@@ -36,12 +36,11 @@ from ray_workflows.exceptions import (
     TaskTimeoutError,
 )
 
-#: What Ray raises when the node of a Ray task is gone, or ended its worker to save itself: Ray's
-#: memory monitor chooses among all that run there. Ray itself does not charge that to
-#: ``max_retries`` either.
+#: Ray's errors when the node of a Ray task is lost, or Ray's memory monitor ended the worker. The
+#: monitor chooses any worker of the node, so Ray itself does not charge ``max_retries`` either.
 LOST_NODE_ERRORS = (NodeDiedError, LocalRayletDiedError, OutOfMemoryError)
 
-#: What Ray raises when the head of the cluster does not answer.
+#: Ray's errors when the head of the cluster does not answer.
 LOST_HEAD_ERRORS = (RpcError, RaySystemError, GetTimeoutError, ConnectionError)
 
 
@@ -53,7 +52,7 @@ def failure(flight: InFlightAttempt, error: BaseException) -> AnyReport:
     if isinstance(cause, LOST_OBJECT_ERRORS):
         return lost_input(flight.request, (), error, flight)
     if isinstance(error, RayTaskError):
-        # Of what brings packages: attempts report what they raise.
+        # From the Ray task that uploads packages: attempts report their own errors.
         return unsubmitted(flight, cause, error)
     lost_node = isinstance(error, LOST_NODE_ERRORS) or getattr(error, "preempted", False)
     crash = Crash.PREEMPTED if lost_node else Crash.KILLED
@@ -72,7 +71,7 @@ def identity(flight: InFlightAttempt) -> dict[str, Any]:
 
 
 def described(error: BaseException) -> ErrorInfo:
-    """An error of Ray's own, pickled here: nothing of the user's is in it."""
+    """The record of Ray's own error, with the pickled error: it contains no user data."""
     try:
         exception = Value(b"".join(seal(cloudpickle.dumps(error), [])))
     except Exception:
@@ -87,13 +86,13 @@ def raised(flight: InFlightAttempt, error: BaseException) -> AttemptRaised:
 def unsubmitted(
     flight: InFlightAttempt, cause: BaseException, error: BaseException | None = None
 ) -> AnyReport:
-    """The report of an attempt that did not run. What it needs of the cluster, a secret or a
-    package, is kept by the head as by a storage: where that does not answer, nobody is to blame.
+    """The report of an attempt that did not run. The head keeps secrets and packages that it needs:
+    if the head does not answer, the attempt is not charged, as for a storage.
 
     Args:
         flight: the attempt.
         cause: why it did not run.
-        error: what has this cause, if anything.
+        error: the error with this cause, if any.
     """
     if isinstance(cause, LOST_HEAD_ERRORS):
         return AttemptLostStorage(**identity(flight), error=described(error or cause))
@@ -114,14 +113,14 @@ def timed_out(flight: InFlightAttempt) -> AttemptRaised:
 
 
 def refused_package(error: BaseException) -> Exception | None:
-    """Why a package that a Ray task waited for could not be brought, if that is its error. Nothing
-    else that such a task runs raises one of these: it reports what its attempts raise."""
+    """Why a package that a Ray task waited for could not be uploaded, if that is the error. Only
+    the upload raises one of these, because the Ray task reports errors of its attempts."""
     cause = error.cause if isinstance(error, RayTaskError) else None
     return cause if isinstance(cause, (StorageCorruptError, PackageTooLargeError)) else None
 
 
 def no_package(flight: InFlightAttempt, why: Exception) -> AttemptFoundCorruption:
-    """The report of an attempt whose code can't be brought to a worker."""
+    """The report of an attempt whose code package can't be uploaded."""
     workflow_id = flight.request.workflow_id
     text = (
         f"{text_of(why)} The code of workflow '{workflow_id}' can't be loaded. Restore the package "

@@ -1,7 +1,7 @@
 """The executor in this process, for tests and simulation: the rules of `RayExecutor` without Ray.
 
 It runs nothing by itself and reads no clock: ``perform`` does the work of an attempt, and ``defer``
-says when. It knows nothing of what is committed.
+decides when.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from ray_workflows._model.values import Blob, ErrorInfo, Value
 #: report, and new live objects by blob key.
 Perform = Callable[[AttemptRequest, Mapping[str, Any]], tuple[AnyReport, dict[str, Any]]]
 
-#: Takes an attempt and the action that performs it; calls the action when it should happen.
+#: Takes an attempt and the action that performs it; calls the action at the right time.
 Defer = Callable[[AttemptRequest, Callable[[], None]], None]
 
 
 def at_once(request: AttemptRequest, action: Callable[[], None]) -> None:
-    """A `Defer` that performs an attempt where it is started."""
+    """A `Defer` that performs an attempt at once."""
     action()
 
 
@@ -55,7 +55,7 @@ class InlineExecutor:
         self.clock = clock
         self.defer = defer
         self.flights: dict[tuple[str, int], InlineAttempt] = {}
-        #: For each incarnation, live objects by blob key, and how many holds there are on each.
+        #: For each incarnation, live objects by blob key, and the reference count of each.
         self.live: dict[str, dict[str, Any]] = {}
         self.holds: dict[str, dict[str, int]] = {}
 
@@ -78,7 +78,7 @@ class InlineExecutor:
         self.defer(request, lambda: self.run(flight))
 
     def flush(self) -> None:
-        """Nothing was held back."""
+        """Nothing to do: `start` holds nothing back."""
 
     def cancel(self, incarnation: str, task: int) -> None:
         flight = self.flights.get((incarnation, task))
@@ -96,7 +96,7 @@ class InlineExecutor:
                 self.live.get(incarnation, {}).pop(key, None)
 
     def live_copy(self, incarnation: str, value: Value) -> Any:
-        # Outputs are read from storage here: there is no object store.
+        # There is no object store: outputs are read from the storage.
         return None
 
     def flight(self, incarnation: str, task: int) -> InlineAttempt | None:
@@ -109,7 +109,7 @@ class InlineExecutor:
         self.live.pop(incarnation, None)
         self.holds.pop(incarnation, None)
 
-    # -- what becomes of attempts ----------------------------------------------------------
+    # -- outcomes --------------------------------------------------------------------------
 
     def run(self, flight: InlineAttempt) -> None:
         if not flight.retired:
@@ -131,7 +131,7 @@ class InlineExecutor:
         self.land(flight, report, {})
 
     def lose(self, incarnation: str, key: str) -> None:
-        """A live object is gone, as when a node dies."""
+        """Lose a live object, as when a node dies."""
         self.live.get(incarnation, {}).pop(key, None)
 
     def land(self, flight: InlineAttempt, report: AnyReport, objects: dict[str, Any]) -> None:
@@ -154,7 +154,7 @@ class InlineExecutor:
         self.flights.pop((request.incarnation, request.task), None)
 
     def missing_inputs(self, request: AttemptRequest) -> tuple[int, ...]:
-        """Upstream tasks whose values were not checkpointed and are not here any more."""
+        """Upstream tasks whose unstored values are no longer here."""
         live = self.live.get(request.incarnation, {})
         return tuple(
             number

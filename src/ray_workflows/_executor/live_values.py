@@ -1,4 +1,4 @@
-"""Live values: objects in the cluster's store, by the keys of the blobs that hold the same."""
+"""Live values: objects in the cluster's object store, by the keys of their blobs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from ray_workflows._model.values import Blob, Value
 
 
 class LiveValues:
-    """Objects of one workflow in the cluster's object store, by blob key, with counted holds."""
+    """The objects of one workflow in the cluster's object store, by blob key, with reference
+    counts.
+    """
 
     def __init__(self) -> None:
         self.objects: dict[str, Any] = {}
@@ -30,7 +32,7 @@ class LiveValues:
                 self.objects.pop(key, None)
 
     def among(self, keys: list[str]) -> dict[str, Any]:
-        """Those of the keys that are live."""
+        """The live objects among the keys."""
         return {key: self.objects[key] for key in keys if key in self.objects}
 
     def drop(self, keys: list[str]) -> None:

@@ -1,8 +1,8 @@
-"""A storage as processes reach it that can't use it directly: by small Ray tasks where it is.
+"""Access to a storage of another node, by small Ray tasks on that node.
 
-The embedded default lives on one machine's disk. What runs there uses it directly; a worker
-elsewhere, or a Ray Client, must not write to its own disk of the same path, where nobody would
-find it.
+The embedded storage is on one machine's disk. Processes there use it directly. A worker
+elsewhere, or a Ray Client, must not write to the same path on its own disk, where no other process
+would find it.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ T = TypeVar("T")
 
 
 def call_method(method: Callable[..., Any], *args: Any) -> Any:
-    """Call a method of a storage, or of a part of it, where it can be used."""
+    """Call a method of a storage, or of a part of it, in a Ray task on its node."""
     result = method(*args)
-    # Large blobs go into the object store without a copy in a pickle.
+    # So that a large blob goes into the object store without a copy in a pickle.
     return BufferList([result]) if isinstance(result, memoryview) else result
 
 
@@ -69,7 +69,7 @@ class NodeHome(Home):
         return self.node_id in (None, ray.get_runtime_context().get_node_id())
 
     def call(self, method: Callable[..., T], *args: Any) -> T:
-        """Call a method of the storage, or of a part of it, where it can be used."""
+        """Call a method of the storage, or of a part of it: directly, or on its node."""
         if self.is_here:
             return method(*args)
         try:
@@ -123,7 +123,7 @@ class NodeJournals(NodePart, JournalStore):
 
     @property
     def commits_at_once(self) -> bool:
-        """Whether the storage does, where it is."""
+        """Whether the storage does, and it is here."""
         return self.home.is_here and self.storage.journals.commits_at_once
 
     @property
@@ -157,7 +157,7 @@ class NodeJournals(NodePart, JournalStore):
     def listen(
         self, holder_id: str, on_news: Callable[[], None], lives: Sequence[str] = ()
     ) -> None:
-        # Nobody elsewhere could call back here.
+        # A process elsewhere could not call back here.
         if self.home.is_here:
             self.storage.journals.listen(holder_id, on_news, lives)
 
@@ -177,7 +177,7 @@ class NodeBlobs(NodePart, BlobStore):
     def stream_blob(self, incarnation: str, blob: Blob) -> Iterator[memoryview]:
         if self.home.is_here:
             return self.storage.blobs.stream_blob(incarnation, blob)
-        # Elsewhere it comes through the object store, where it is whole for a while.
+        # From elsewhere it comes through the object store, which holds all of it for a while.
         return super().stream_blob(incarnation, blob)
 
     def find_blob(self, incarnation: str, key: str) -> Blob | None:
@@ -207,7 +207,7 @@ class NodeLeases(NodePart, LeaseStore):
 
 
 class NodeStorage(Storage):
-    """A storage that not every process can use directly. Values are encoded where they are made.
+    """A storage that not every process can use directly. The process that makes a value encodes it.
 
     Args:
         storage: as `NodeHome` takes it.
@@ -233,9 +233,9 @@ class NodeStorage(Storage):
 
 
 class BufferList:
-    """Chunks of a blob on their way: pickled out of band, iterated as memoryviews.
+    """Chunks of a blob in transit: pickled out of band, iterated as memoryviews.
 
-    Pickled again by every process it comes through: the server of a Ray Client is one more.
+    It can be pickled repeatedly, because it may pass through the server of a Ray Client too.
     """
 
     def __init__(self, buffers: list[Any]) -> None:

@@ -1,4 +1,4 @@
-"""What the coordinator asks of an executor, and what goes over the wire to a worker."""
+"""The coordinator's interface to an executor, and the messages to and from workers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SHARED_OPTIONS = (*NOT_SHAPE, "runtime_env")
 
 
 class AttemptTemplate(msgspec.Struct, frozen=True, array_like=True, dict=True):
-    """What the attempts of one function in one plan have in common."""
+    """The common part of attempts of one function in one plan."""
 
     workflow_id: str
     incarnation: str
@@ -43,7 +43,7 @@ class AttemptTemplate(msgspec.Struct, frozen=True, array_like=True, dict=True):
 
     @cached_property
     def shape(self) -> str:
-        """What decides where an attempt can run."""
+        """The scheduling class: attempts of one shape can run in the same Ray task."""
         options = {k: v for k, v in self.options.ray.items() if k not in NOT_SHAPE}
         environment = self.environment
         return repr(
@@ -59,10 +59,10 @@ class AttemptTemplate(msgspec.Struct, frozen=True, array_like=True, dict=True):
 
     @cached_property
     def batchable(self) -> bool:
-        """Whether attempts may travel in one Ray task with others of the function.
+        """Whether attempts may share a Ray task with others of the function.
 
-        Not if they have resources of their own, if they must be stopped one by one, or if one
-        that did run must not run again because a neighbour killed their worker.
+        Not if they have resources of their own, if they must be stopped one by one, or if they must
+        not run again when another member kills their worker.
         """
         options = self.options
         return (
@@ -79,8 +79,8 @@ class AttemptRequest(msgspec.Struct, frozen=True, gc=False):
 
     ``inputs`` are the outcomes of the upstream tasks, whose numbers are ``upstream``; those at
     the positions ``nested`` are taken by reference only.
-    ``checkpoint``: the result is to be stored. ``fused``: the next member of its batch, and
-    nobody else, takes the result. ``last_end``: why the attempt before it ended.
+    ``checkpoint``: the result is to be stored. ``fused``: the next member of its batch is the only
+    consumer of the result. ``last_end``: why the attempt before it ended.
     """
 
     template: AttemptTemplate
@@ -127,14 +127,14 @@ class AttemptRequest(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def blob_prefix(self) -> str:
-        """Start of the keys of blobs that this attempt writes; no other attempt has it. Each
-        execution adds a name of its own."""
-        # The incarnation, because a fork has the blobs of the workflow that it comes from.
+        """The prefix of keys of blobs that this attempt writes, unique to it. Each execution adds a
+        name of its own."""
+        # With the incarnation, because a fork has the blobs of its origin too.
         return f"{self.incarnation}-task-{self.task}-{self.epoch}-{self.attempt}"
 
     @property
     def fused_key(self) -> str:
-        """The key by which the next member of its batch, and nobody else, takes its result."""
+        """The key by which the next member of its batch takes its result."""
         return f"{self.blob_prefix}-fused"
 
 
@@ -156,7 +156,7 @@ class Member(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Batch(msgspec.Struct, frozen=True, array_like=True):
-    """Attempts that travel together, to run one after the other. ``number`` is the executor's."""
+    """Attempts to run one after the other in one Ray task. The executor gives ``number``."""
 
     number: int
     templates: tuple[AttemptTemplate, ...]
@@ -175,10 +175,10 @@ AnyReport = (
 
 
 class BatchReport(msgspec.Struct, frozen=True, array_like=True):
-    """What became of members of the batch of this number.
+    """The outcomes of members of the batch with this number.
 
     ``reports`` are pairs of the member's index and its report; ``seconds`` is how long each
-    of them kept the worker busy. ``unstarted`` are the indices of members handed back.
+    of them kept the worker busy. ``unstarted`` are the indices of members returned to the queue.
     """
 
     number: int
@@ -193,13 +193,13 @@ REPORT_DECODER = msgspec.msgpack.Decoder(BatchReport)
 
 
 def decode_report(wire: Message) -> tuple[BatchReport, dict[str, dict[str, Any]]]:
-    """A report on its way from a worker, and the live objects that the members made."""
+    """Decode a worker's report, and the live objects that the members made."""
     encoded, objects = opened(wire)
     return REPORT_DECODER.decode(encoded), objects or {}
 
 
 def encode_batch(number: int, requests: Sequence[AttemptRequest]) -> bytes:
-    """Attempts on their way to a worker."""
+    """Encode attempts for a worker."""
     templates: dict[int, int] = {}
     distinct: list[AttemptTemplate] = []
     members = []
@@ -228,7 +228,7 @@ def encode_batch(number: int, requests: Sequence[AttemptRequest]) -> bytes:
 
 
 def decode_batch(data: bytes) -> tuple[int, list[AttemptRequest]]:
-    """What `encode_batch` encoded: the number of the batch, and its attempts."""
+    """The reverse of `encode_batch`: the number of the batch, and its attempts."""
     batch = BATCH_DECODER.decode(data)
     requests = [
         AttemptRequest(
@@ -250,36 +250,36 @@ def decode_batch(data: bytes) -> tuple[int, list[AttemptRequest]]:
     return batch.number, requests
 
 
-#: What an executor reports of the attempts of a workflow.
+#: Reports of an executor about attempts of a workflow.
 News = AttemptNews | FoundUnplaceable
 
-#: Takes the incarnation of a workflow and news of its attempts. Any thread calls it.
+#: Takes the incarnation of a workflow and reports about its attempts. Any thread calls it.
 ReportSink = Callable[[str, Sequence[News]], None]
 
 
 class Executor(Protocol):
-    """Runs attempts. Every attempt that was started and not canceled is reported, once or more."""
+    """Runs attempts. Reports every started attempt that is not canceled, once or more often."""
 
     def start(self, request: AttemptRequest, followers: Iterable[AttemptRequest] = ()) -> None:
-        """Run an attempt, at the latest after `flush`. One that is running is left alone.
+        """Run an attempt, at the latest after `flush`. A running attempt is left alone.
 
-        ``followers``: attempts that are to be started when this one has succeeded, each by the one
-        before it, whose unstored result nobody else takes. They may be run at once after it,
-        and are reported then; those that are not reported will be started again.
+        ``followers``: a chain that may run right after this attempt in the same worker. Each is the
+        only consumer of the unstored result before it. Those that ran are reported; the engine
+        starts the others again.
         """
 
     def flush(self) -> None:
-        """No more is started for now: what was, is on its way when this returns."""
+        """Submit all started attempts that were held back."""
 
     def cancel(self, incarnation: str, task: int) -> None:
-        """Stop a task's attempt, if there is one; it reports nothing any more."""
+        """Stop a task's attempt, if there is one. It is not reported afterwards."""
 
     def release(self, incarnation: str, value: Value) -> None:
-        """One hold on a value ends; live copies that nobody holds are given up."""
+        """Drop one reference to a value; live copies without references are released."""
 
     def live_copy(self, incarnation: str, value: Value) -> Any:
         """The ObjectRef of a live copy of a value in a blob, which has no ObjectRefs inside; None
         if there is none."""
 
     def forget(self, incarnation: str) -> None:
-        """Stop all attempts of a workflow and give up all of its live values."""
+        """Stop all attempts of a workflow and release all of its live values."""

@@ -1,4 +1,4 @@
-"""What Ray is called with for a batch: the function with its options, the values, the packages."""
+"""Submits batches to Ray: the function with its options, the values, the packages."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from ray_workflows._model.plan import Package
 from ray_workflows._ray import private
 from ray_workflows.storage.base import Storage
 
-#: Ray functions with their options, ready to be called: one for each shape and name. As many shapes
-#: are kept with what their attempts need.
+#: The most cached Ray functions with options, one for each shape and name; and the most shapes
+#: whose needs are kept.
 MAX_REMOTES = 1_000
 
 
 class Needs(NamedTuple):
-    """What the attempts of a shape need, as Ray takes it."""
+    """The needs of attempts of a shape, in Ray's form."""
 
     options: dict[str, Any]
     runtime_env: dict[str, Any]
@@ -42,14 +42,14 @@ class RayCluster:
     """The `Cluster` that is Ray's: submits Ray tasks and calls listener hosts.
 
     Args:
-        storage: what attempts read from and write to.
-        coordinator: the handle that they are given, if it wants news.
+        storage: the storage of the attempts.
+        coordinator: the handle to which workers report, or None.
     """
 
     def __init__(self, storage: Storage, coordinator: Any) -> None:
         self.home = Home(storage, coordinator)
-        #: Bytes, and not an object of Ray's that each Ray task would have to have brought before it
-        #: starts: between two Ray tasks of a worker, that took longer than all the rest.
+        #: Pickled bytes, not an ObjectRef: fetching an object before each Ray task took longer than
+        #: all the rest between two Ray tasks of a worker.
         self.pickled_home: bytes | None = None
         self.package_cache = PackageCache(storage)
         self.listener_hosts = ListenerHosts(ray.kill)
@@ -59,7 +59,7 @@ class RayCluster:
         self.remotes: dict[tuple[str, str, int], Any] = {}
 
     def prepare(self, template: AttemptTemplate) -> Needs:
-        """What attempts of a shape need: values of secrets, the bundles of a placement group.
+        """Look up the needs of a shape: values of secrets, the bundles of a placement group.
 
         Changes nothing here: it runs without the executor's lock, beside all other methods.
 
@@ -73,15 +73,15 @@ class RayCluster:
         strategy = options.get("scheduling_strategy")
         for group in (options.get("placement_group"), getattr(strategy, "placement_group", None)):
             if isinstance(group, PlacementGroup):
-                # Ray looks them up when it is called, and keeps them in this object.
+                # Ray looks them up on this access, and caches them in the object.
                 _ = group.bundle_specs
         return Needs(options, runtime_env, packages_for(template.environment, runtime_env))
 
     def keep(self, shape: str, needs: Needs) -> None:
-        """Remember what attempts of a shape need. It is there at least until the next shape's is
-        kept: until then, what waits of this shape is sent."""
+        """Remember the needs of a shape, at least until those of the next shape: meanwhile the
+        waiting attempts of this shape are sent."""
         if len(self.needs) >= MAX_REMOTES:
-            # The oldest one alone: all others that wait would have to ask the head again.
+            # Drop only the oldest: shapes that are dropped have to ask the head again.
             del self.needs[next(iter(self.needs))]
         self.needs[shape] = needs
 
@@ -90,15 +90,15 @@ class RayCluster:
         return shape in self.needs
 
     def missing(self, batches: Iterable[SentBatch]) -> set[str]:
-        """Those packages of batches that are not in the cluster, by URI."""
+        """The URIs of the batches' packages that are not in the cluster."""
         uris = {package.uri for sent in batches for package in sent.packages}
         return {uri for uri in uris if not private.has_key(uri)}
 
     def send(
         self, sent: SentBatch, loads: list[EncodedBatch], asks: bool, values: Brought
     ) -> ray.ObjectRef:
-        """Submit a Ray task with batches, the first of which is this one and takes the values, or
-        call a listener host; the result is that of `carry.run_batches`."""
+        """Submit a Ray task with batches, the first of which is ``sent`` and takes the values, or
+        call a listener host. The result is that of `worker.loop.run_batches`."""
         if self.pickled_home is None:
             self.pickled_home = ray.cloudpickle.dumps(self.home)
         template = sent.members[0].request.template
@@ -115,7 +115,7 @@ class RayCluster:
         return remote.remote(loads, home, asks, list(values), *values.values(), *waits)
 
     def remote(self, template: AttemptTemplate) -> Any:
-        """The Ray function for a shape and a name. Ray parses options anew with each use."""
+        """The Ray function for a shape and a name. Cached, because Ray parses options each time."""
         given = template.options.ray
         name = given.get("name", template.function.name)
         max_calls = given.get("max_calls", 0)
@@ -146,14 +146,14 @@ class RayCluster:
         return self.listener_hosts.take(name, sent.members[0].request, start)
 
     def lacked(self, sent: SentBatch, missing: Collection[str]) -> bool:
-        """Whether a package of it is among those that are missing: it is brought again."""
+        """Whether a package of the batch is missing; then it will be uploaded again."""
         lacked = self.package_cache.lacked(sent.packages, missing)
         if lacked:
             self.remotes.clear()
         return lacked
 
     def why_missing(self, sent: SentBatch, missing: Collection[str]) -> Exception | None:
-        """Why a package of it can't be brought into the cluster."""
+        """Why a package of the batch can't be uploaded."""
         return self.package_cache.why_missing(sent.packages, missing)
 
     def cancel(self, ref: Any, *, force: bool) -> None:
@@ -161,15 +161,15 @@ class RayCluster:
         ray.cancel(ref, force=force)
 
     def nodes(self) -> list[dict[str, float]]:
-        """What each live node has."""
+        """The total resources of each live node."""
         return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
     def tidy(self) -> None:
-        """Take packages out of the cluster."""
+        """Remove unused packages from the cluster."""
         self.package_cache.tidy()
 
     def ended(self, ref: Any, *, host_died: bool) -> None:
-        """A listener host that serves nobody may end."""
+        """Note that a call has ended; an idle listener host may end then."""
         self.listener_hosts.ended(ref, host_died)
 
     def close(self) -> None:
@@ -178,11 +178,11 @@ class RayCluster:
 
 
 def load_of(sent: SentBatch, live: Mapping[str, LiveValues]) -> tuple[EncodedBatch, Brought]:
-    """What goes to the worker, and the live values that Ray has to bring there."""
+    """The encoded batch, and the live values that Ray has to bring to the worker."""
     requests = [flight.request for flight in sent.members]
     values: Brought = {}
     if not live:
-        # Most workflows have none.
+        # Most workflows have no live values.
         return encode_batch(sent.number, requests), values
     needs_objects = [
         (request, live[request.incarnation]) for request in requests if request.incarnation in live
@@ -195,8 +195,8 @@ def load_of(sent: SentBatch, live: Mapping[str, LiveValues]) -> tuple[EncodedBat
         incarnation = request.incarnation
         found = here.among(nested_keys(request))
         for key, value in here.among(direct_keys(request)).items():
-            # Ray brings one copy of a value: where several take it, each fetches its own, and so
-            # does a listener, whose host is called with nothing but its batch.
+            # Ray brings one copy of a value, so if several members take it, each fetches its own.
+            # So does a listener, because its host's call has no arguments but the batch.
             if taken[incarnation, key] == 1 and not sent.listens:
                 values[incarnation, key] = value
             else:

@@ -1,7 +1,7 @@
-"""Timers of one thread on a clock that nobody sets, and threads whose death ends the process.
+"""Timers of one thread on a monotonic clock, and threads whose death ends the process.
 
-It is the only mechanism by which the coordinator does something later: alarms of workflows, jobs
-that repeat, deadlines of attempts.
+All delayed work of the coordinator uses these timers: alarms of workflows, periodic jobs, deadlines
+of attempts.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from ray_workflows._elapsed import elapsed
 
 logger = logging.getLogger(__name__)
 
-#: The longest that a thread sleeps, in seconds. No lock or queue waits for a year, and none of
-#: them counts the time for which the machine sleeps.
+#: The longest sleep of a thread, in seconds. Locks and queues can't wait for a year, and don't
+#: count the time for which the machine sleeps.
 LONGEST_SLEEP = 60.0
 
-#: Pauses before an action is called again that raised, in seconds; the last one repeats.
+#: Pauses before an action that raised is called again, in seconds; the last one repeats.
 RETRY_SECONDS = (1.0, 5.0, 60.0)
 
-#: Cancelled timers that are kept, beside as many as there are others.
+#: Canceled timers that are tolerated in the heap, beyond as many as there are others.
 MAX_CANCELLED = 64
 
 
 def log_failure(what: str, error: BaseException) -> None:
-    """Log an error that nobody expected; work goes on."""
+    """Log an unexpected error; work goes on."""
     logger.error("%s met an unexpected error: %s", what, error, exc_info=error)
 
 
 class Timer:
-    """An action that is due at a time of `TimerQueue.clock`; without action once it is over."""
+    """An action that is due at a time of `TimerQueue.clock`; None after it ran or was canceled."""
 
     __slots__ = ("action", "due", "failures", "number")
 
@@ -51,8 +51,8 @@ class TimerQueue:
     """Timers of one thread. An action that raises is reported and called again later.
 
     Args:
-        clock: seconds of a clock that nobody sets.
-        on_error: takes what raised, and the error.
+        clock: a monotonic clock, in seconds.
+        on_error: takes the name of the action, and its error.
     """
 
     def __init__(
@@ -67,14 +67,14 @@ class TimerQueue:
         self.cancelled = 0
 
     def after(self, seconds: float, action: Callable[[], None]) -> Timer:
-        """Call ``action`` after a while; any number of seconds will do."""
+        """Call ``action`` after ``seconds``, which may be any number."""
         self.count += 1
         timer = Timer(self.clock() + seconds, self.count, action)
         heapq.heappush(self.heap, timer)
         return timer
 
     def cancel(self, timer: Timer | None) -> None:
-        """Do not call it. What the action refers to is let go of at once."""
+        """Cancel a timer, and drop its action's references at once."""
         if timer is None or timer.action is None:
             return
         timer.action = None
@@ -95,7 +95,7 @@ class TimerQueue:
         return None
 
     def call(self, timer: Timer) -> float | None:
-        """Call an action that is due; after how many seconds to call it again, if it raised."""
+        """Call a due action. Returns the seconds before the next try if it raised, else None."""
         action, timer.action = timer.action, None
         assert action is not None
         try:
@@ -108,36 +108,34 @@ class TimerQueue:
         return None
 
     def put_back(self, timer: Timer, seconds: float) -> None:
-        """Let a timer that was called be due again after a while."""
+        """Schedule a called timer again."""
         timer.due = self.clock() + seconds
         heapq.heappush(self.heap, timer)
 
     def run(self) -> None:
-        """Call all that is due."""
+        """Call all due actions."""
         while (timer := self.pop()) is not None:
             pause = self.call(timer)
             if pause is not None:
                 self.put_back(timer, pause)
 
     def sleep_seconds(self) -> float:
-        """How long there is nothing to do, at most `LONGEST_SLEEP`."""
+        """The seconds until the next timer, at most `LONGEST_SLEEP`."""
         if not self.heap:
             return LONGEST_SLEEP
         return min(LONGEST_SLEEP, max(0.0, self.heap[0].due - self.clock()))
 
 
 def end_process() -> None:
-    """End this process now; Ray starts an actor anew whose process has ended."""
+    """End this process now; Ray then restarts its actor."""
     os._exit(1)
 
 
 def start_for_ever(
     work: Callable[[], None], name: str, end: Callable[[], None] = end_process
 ) -> threading.Thread:
-    """Run ``work`` on a thread of its own. It never ends: if it does, the process ends.
-
-    A process without one of its threads looks alive, and answers nobody.
-    """
+    """Run ``work`` on a thread of its own, for ever. If the thread ends, the process ends, because
+    a process without one of its threads seems alive but answers no calls."""
 
     def run() -> None:
         try:

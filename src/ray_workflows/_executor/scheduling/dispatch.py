@@ -38,15 +38,15 @@ Unprepared = Callable[[list[InFlightAttempt], Exception], None]
 
 
 class Dispatch:
-    """Submits what is given to `enqueue`. Used with the lock held.
+    """Submits the attempts given to `enqueue`. Used with the lock held.
 
     Args:
         cluster: where Ray tasks run.
         live: live values by incarnation.
-        lock: taken for what happens at a time.
-        deadlines: calls at times.
-        clock: says what time it is.
-        aside: runs what asks the head of the cluster.
+        lock: taken by actions of timers.
+        deadlines: timers.
+        clock: the clock.
+        aside: runs requests to the head of the cluster.
         ended: called without the lock.
         refused: called with it.
         unprepared: called with it.
@@ -82,7 +82,7 @@ class Dispatch:
         self.durations = Durations()
         self.sent: dict[int, SentBatch] = {}
         self.slots = SlotPool()
-        #: How many tasks of one CPU the cluster can run at once, as far as is known.
+        #: How many tasks of one CPU the cluster can run at once, as last seen.
         self.capacity = 1
         #: Shapes whose attempts wait until the cluster has been asked for what they need.
         self.preparing: set[str] = set()
@@ -99,12 +99,12 @@ class Dispatch:
             ready_queue = self.ready_queues[shape] = ReadyQueue()
         self.grown[shape] = None
         if ready_queue.add(flight, self.durations, self.capacity):
-            # It begins while the rest of thousands is started.
+            # Submit these while the rest of thousands is enqueued.
             self.pump(shape)
 
     def pump(self, shape: str) -> None:
         """Submit the batches of a shape that are due. The lock is held."""
-        # Looked up each time: a Ray task that has ended at once brings us here again meanwhile.
+        # Looked up each time: a Ray task that ends at once calls this again meanwhile.
         while (ready_queue := self.ready_queues.get(shape)) is not None:
             if ready_queue.queues and not self.cluster.is_prepared(shape):
                 self.prepare(shape, ready_queue)
@@ -137,7 +137,7 @@ class Dispatch:
                 self.pump(shape)
 
     def prepare(self, shape: str, ready_queue: ReadyQueue) -> None:
-        """Look up what the attempts of a queue need of the cluster; they wait meanwhile."""
+        """Look up the needs of a queue's attempts; they wait meanwhile."""
         if shape not in self.preparing:
             self.preparing.add(shape)
             template = ready_queue.template
@@ -157,7 +157,7 @@ class Dispatch:
             self.pump(shape)
 
     def submit(self, ready_queue: ReadyQueue, members: list[InFlightAttempt]) -> None:
-        """Let a Ray task carry a batch that waits for one, or submit another."""
+        """Give a batch to a Ray task that waits for one, or submit another Ray task."""
         packed = self.pack(members)
         if packed is None:
             return
@@ -183,8 +183,8 @@ class Dispatch:
     def pack(
         self, members: list[InFlightAttempt]
     ) -> tuple[SentBatch, EncodedBatch, Brought] | None:
-        """A batch, what goes to the worker and what Ray has to bring there; None if that can't be
-        encoded, which is said of the attempts."""
+        """A batch, its encoded form and the values that Ray has to bring to the worker; None if it
+        can't be encoded, which is then the attempts' error."""
         sent = self.accept(members)
         try:
             return (sent, *load_of(sent, self.live))
@@ -194,14 +194,14 @@ class Dispatch:
             return None
 
     def hand(self, ready_queue: ReadyQueue, slot: WorkerSlot, loads: list[EncodedBatch]) -> None:
-        """Answer a slot with batches, and one more where there is plenty."""
+        """Answer a slot with batches, and one more to prefetch if many attempts wait."""
         loads += self.ahead(ready_queue, slot)
         members = [flight for sent in slot.loads for flight in sent.members]
         ready_queue.expect(slot, members, self.durations, self.clock.monotonic())
         slot.reply(loads)
 
     def ahead(self, ready_queue: ReadyQueue, slot: WorkerSlot) -> list[EncodedBatch]:
-        """The batch after the one that a slot has, if there is plenty."""
+        """The batch to prefetch after the one that a slot has, if many attempts wait."""
         members: list[InFlightAttempt] = []
         if slot.asks and len(slot.loads) < AT_ONCE:
             members = ready_queue.next_ahead(self.durations, self.capacity)
@@ -237,7 +237,7 @@ class Dispatch:
             slot.ref = self.cluster.send(sent, loads, slot.asks, values)
             slot.ref.future().add_done_callback(lambda future: self.ended(slot, future))
         except Exception as error:
-            # Options that this Ray refuses: the user's to mend.
+            # Ray refuses the options: the user's error.
             self.end(slot)
             for each in list(slot.loads):
                 self.over(each)
@@ -253,7 +253,7 @@ class Dispatch:
         return sent.shareable and (seconds is None or seconds <= TARGET_SECONDS)
 
     def go_on(self, slot: WorkerSlot, answer: Answer) -> None:
-        """A slot is through with a batch: it runs the next one, or waits, or ends."""
+        """A slot has finished a batch: it runs the next one, or waits, or ends."""
         ready_queue = self.ready_queues[slot.shape]
         ready_queue.expects_no_more(slot)
         now = self.clock.monotonic()
@@ -276,13 +276,13 @@ class Dispatch:
             self.slots.leave(slot)
 
     def leave(self, slot: WorkerSlot, waits: int) -> None:
-        """Nothing has come for it in the time it waits."""
+        """End the wait of a slot for which no batch has come."""
         with self.lock:
             if slot.answer is not None and slot.waits == waits:
                 self.slots.leave(slot)
 
     def end(self, slot: WorkerSlot) -> None:
-        """A Ray task is no more."""
+        """Note that a Ray task has ended."""
         if slot in self.slots.flying:
             ready_queue = self.ready_queues[slot.shape]
             ready_queue.submitted -= 1
@@ -290,7 +290,7 @@ class Dispatch:
             self.slots.end(slot)
 
     def over(self, sent: SentBatch) -> None:
-        """A batch is through, or lost."""
+        """Note that a batch has ended, or is lost."""
         del self.sent[sent.number]
         if sent.slot is not None:
             sent.slot.loads.remove(sent)

@@ -1,7 +1,7 @@
-"""What must hold of the scheduling after every step. Tests run `check`; nothing else reads it.
+"""Invariants of the scheduling after every step. Tests run `check`; nothing else uses it.
 
-The law behind it: an attempt that was given to the executor waits in a queue, or is in a Ray task
-whose end will be heard of, or was reported. What is in none of these would hang for ever.
+The law behind them: an attempt that was given to the executor waits in a queue, or is in a Ray task
+whose end will be noticed, or was reported. Any other attempt would hang for ever.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ray_workflows._executor.scheduling.queues import ReadyQueue
 
 
 def check(executor: RayExecutor) -> None:
-    """Look at every attempt, queue, batch and Ray task; raise AssertionError with what is wrong."""
+    """Check every attempt, queue, batch and Ray task; raise AssertionError with what is wrong."""
     with executor.lock:
         dispatch = executor.dispatch
         waiting = [
@@ -42,7 +42,7 @@ def name(flight: InFlightAttempt) -> str:
 
 
 def waiting_in(ready_queue: ReadyQueue) -> list[InFlightAttempt]:
-    """All that wait in a ready queue, with those that follow them."""
+    """All attempts in a ready queue, with their fused followers."""
     return [
         flight
         for queue in ready_queue.queues.values()

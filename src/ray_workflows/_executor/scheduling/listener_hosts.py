@@ -8,15 +8,15 @@ from typing import Any
 
 from ray_workflows._executor.protocol import AttemptRequest
 
-#: Hosts that serve nobody and are kept for the next listener of their environment.
+#: The most idle hosts that are kept for the next listener of their environment.
 MAX_IDLE = 4
 
-#: Listeners whose hosts died so often share at most two to this power of them.
+#: Listeners whose hosts keep dying are spread over at most two to this power of hosts.
 MAX_SPLITS = 6
 
 
 class Host:
-    """A listener host and how many listeners it serves."""
+    """A listener host and the number of its listeners."""
 
     __slots__ = ("actor", "name", "serves")
 
@@ -35,9 +35,9 @@ class ListenerHosts:
 
     def __init__(self, end: Callable[[Any], None]) -> None:
         self.end = end
-        #: By name; the one that was used last at the end.
+        #: By name; the most recently used host is last.
         self.hosts: dict[str, Host] = {}
-        #: Which host serves a call.
+        #: The host of each call.
         self.calls: dict[Any, Host] = {}
 
     def take(self, environment: str, request: AttemptRequest, make: Callable[[], Any]) -> Host:
@@ -53,7 +53,7 @@ class ListenerHosts:
         self.calls[call] = host
 
     def ended(self, call: Any, died: bool) -> None:
-        """A call has ended, or its host has died. Nothing happens for what is no listener."""
+        """Note that a call has ended, or its host has died. Ignores refs of Ray tasks."""
         host = self.calls.pop(call, None)
         if host is None:
             return
@@ -69,7 +69,7 @@ class ListenerHosts:
             self.end(each.actor)
 
     def close(self) -> None:
-        """End all of them."""
+        """End all hosts."""
         for host in self.hosts.values():
             self.end(host.actor)
         self.hosts.clear()
@@ -78,12 +78,13 @@ class ListenerHosts:
 def share(request: AttemptRequest) -> str:
     """Which of the hosts of an environment a listener gets.
 
-    All share one at first. Where it dies, nobody knows whose fault that was: each next attempt goes
-    to one of twice as many, so that the guilty one is soon with few others, and never with a new
-    one. Each attempt draws anew, so that none shares the host of the guilty one again and again.
+    All share one host at first. If it dies, the guilty listener is unknown: each next attempt draws
+    one of twice as many hosts, so that the guilty one soon shares its host with few others, and
+    never with a new listener. Each attempt draws anew, so that no listener stays with the guilty
+    one.
     """
     splits = min(request.attempt - 1, MAX_SPLITS)
-    # No checksum: those of two listeners would differ in the same bits at each attempt.
+    # Not a CRC: those of two listeners would differ in the same bits at each attempt.
     text = f"{request.incarnation} {request.task} {request.attempt}"
     drawn = hashlib.blake2b(text.encode(), digest_size=1).digest()[0]
     return f"{splits}-{drawn % (1 << splits)}"

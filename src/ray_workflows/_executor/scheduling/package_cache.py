@@ -27,33 +27,33 @@ logger = logging.getLogger(__name__)
 UNUSED_SECONDS = 1800.0
 CHECK_SECONDS = 60.0
 
-#: Attempts that were under way while a package was found missing fail for the same reason: for so
-#: long, in seconds.
+#: For how many seconds failures of attempts count as caused by a package that was found missing:
+#: they were in transit then.
 REMEMBERED_SECONDS = 30.0
 
-#: How often a package had to be brought again: a node remembers that it could not set up a
-#: runtime_env, so that the next one has to be another.
+#: A variable that counts repeated uploads of a package: a node remembers that it could not set up a
+#: runtime_env, so the next runtime_env has to differ.
 AGAIN_VARIABLE = "RAY_WORKFLOWS_BROUGHT_AGAIN"
 
 
 class PackageCache:
-    """Knows which packages are in the cluster. Any thread may call its methods.
+    """The packages in the cluster. Any thread may call its methods.
 
     Args:
-        storage: where packages come from.
+        storage: has the packages.
     """
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
-        #: Not the executor's, for which threads of Ray's would have to wait.
+        #: Not the executor's lock, for which Ray's threads would have to wait.
         self.lock = threading.RLock()
-        #: By URI, the Ray task that brings a package, or None when it is there.
+        #: By URI, the Ray task that uploads a package, or None when it is there.
         self.brought: dict[str, ray.ObjectRef | None] = {}
         self.used_at: dict[str, float] = {}
-        #: When one was found missing.
+        #: When a package was found missing.
         self.missed_at: dict[str, float] = {}
         self.again: dict[str, int] = {}
-        #: Why one could not be brought, if that would be so again.
+        #: Why a package can't be uploaded, if that is permanent.
         self.refused: dict[str, Exception] = {}
         self.looked_at = time.monotonic()
 
@@ -79,8 +79,8 @@ class PackageCache:
         return waits
 
     def settle(self, uri: str, ref: ray.ObjectRef, future: Any) -> None:
-        """Wait no longer for what is there; try again next time what could not be brought. The end
-        of a Ray task that brought an earlier copy, now missing, says nothing of the next one."""
+        """Process the end of an upload: the package is there, or the next need uploads it again.
+        Ignores the end of an upload whose package was found missing since."""
         error: Exception | None = None
         try:
             future.result()
@@ -102,8 +102,7 @@ class PackageCache:
     def why_missing(
         self, packages: Iterable[Package], missing: Collection[str]
     ) -> Exception | None:
-        """Why one of those that are missing can't be brought; None if all can, or if it was not
-        tried yet."""
+        """Why one of the missing packages can't be uploaded; None if all can, or were not tried."""
         with self.lock:
             for package in packages:
                 refused = self.refused.get(package.uri)
@@ -112,7 +111,7 @@ class PackageCache:
         return None
 
     def varied(self, runtime_env: dict[str, Any], packages: Iterable[Package]) -> dict[str, Any]:
-        """A runtime_env that is another one than those that nodes could not set up."""
+        """A runtime_env that differs from those that nodes could not set up."""
         with self.lock:
             times = sum(self.again.get(package.uri, 0) for package in packages)
         if not times:
@@ -121,8 +120,8 @@ class PackageCache:
         return {**runtime_env, "env_vars": {**env_vars, AGAIN_VARIABLE: str(times)}}
 
     def lacked(self, packages: Iterable[Package], missing: Collection[str]) -> bool:
-        """Whether one of them is among those that are missing in the cluster, or was a moment ago;
-        it will be brought again."""
+        """Whether a package is missing in the cluster, or was a moment ago; then it will be
+        uploaded again."""
         now = time.monotonic()
         found = False
         with self.lock:
@@ -136,7 +135,7 @@ class PackageCache:
         return found
 
     def tidy(self) -> None:
-        """Take out of the cluster what was not needed for long. Called while nothing runs."""
+        """Remove packages that were unused for long. Called while nothing runs."""
         now = time.monotonic()
         with self.lock:
             if now - self.looked_at < CHECK_SECONDS:

@@ -1,4 +1,4 @@
-"""The nodes of the cluster: how much runs at once, and which attempts none of them can hold."""
+"""The nodes of the cluster: how many tasks run at once, and which attempts no node can hold."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ray_workflows._executor.scheduling.in_flight import InFlightAttempt
 from ray_workflows._model.messages import FoundUnplaceable
 from ray_workflows._model.plan import FUNCTION
 
-#: How often the executor looks at the nodes of the cluster, in seconds.
+#: How often the executor reads the nodes of the cluster, in seconds.
 CHECK_SECONDS = 1.0
 
 #: Ray options that ask for an amount of a resource, and Ray's name of the resource.
 AMOUNTS = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
 
-#: What a task asks for that does not say.
+#: The CPUs of a task without an option for them.
 DEFAULT_CPUS = 1.0
 
-#: Ray gives each node so much of the resource that names its accelerator, and a task that asks for
-#: the accelerator takes a part of it.
+#: Each node has 1 of the resource that names its accelerator, and a task that asks for the
+#: accelerator takes this part of it.
 ACCELERATOR = "accelerator_type:"
 ACCELERATOR_PART = 0.001
 
@@ -30,7 +30,7 @@ Resources = Mapping[str, float]
 
 
 def demanded(options: Mapping[str, Any]) -> dict[str, float]:
-    """What a task with these Ray options asks for, by Ray's names of resources; memory in bytes."""
+    """The resources of a task with these Ray options, by Ray's names; memory in bytes."""
     amounts = {"num_cpus": DEFAULT_CPUS, **options}
     asked = {name: float(amounts.get(key) or 0.0) for key, name in AMOUNTS.items()}
     for name, amount in (options.get("resources") or {}).items():
@@ -45,11 +45,11 @@ def why_unplaceable(options: Mapping[str, Any], nodes: Iterable[Resources]) -> s
 
     Args:
         options: the task's Ray options as plain data.
-        nodes: what each live node has in all, whether it is free or not.
+        nodes: the total resources of each live node.
     """
     strategy = options.get("scheduling_strategy")
     if options.get("placement_group") or isinstance(strategy, dict):
-        # A placement group has resources of its own; of a node that is named, Ray tells itself.
+        # A placement group has resources of its own; for a named node, Ray reports the error.
         return ""
     asked = demanded(options)
     found = list(nodes)
@@ -68,23 +68,23 @@ def listed(resources: Resources) -> str:
 
 
 class PlacementCheck:
-    """Says how much the cluster runs at once, and reports attempts that no node can hold, and those
-    that a new node can.
+    """Finds out how many tasks the cluster runs at once, and reports attempts that no node can
+    hold, and those that a new node can.
 
     Args:
-        dispatch: has the attempts that wait, and is told the size of the cluster.
-        report: takes what is found.
+        dispatch: has the waiting attempts, and gets the size of the cluster.
+        report: takes the reports.
     """
 
     def __init__(self, dispatch: Dispatch, report: ReportSink) -> None:
         self.dispatch = dispatch
         self.report = report
-        #: Scheduling classes that no node could hold when it looked last.
+        #: Scheduling classes that no node could hold at the last check.
         self.unplaceable: set[str] = set()
         self.has_looked = False
 
     def look(self) -> None:
-        """Look once, unless nothing waits or runs. Called without the executor's lock, because it
+        """Check once, unless nothing waits or runs. Called without the executor's lock, because it
         asks the head for the nodes."""
         dispatch = self.dispatch
         if self.has_looked and not dispatch.ready_queues:
@@ -107,7 +107,7 @@ class PlacementCheck:
             self.unplaceable = found
 
     def waiting(self, shape: str) -> Iterator[InFlightAttempt]:
-        """The attempts of a scheduling class that were handed over and have not ended."""
+        """The attempts of a scheduling class that have not ended."""
         for queue in self.dispatch.ready_queues[shape].queues.values():
             yield from (flight for flight in queue if not flight.retired)
         for sent in self.dispatch.sent.values():
@@ -115,7 +115,7 @@ class PlacementCheck:
                 yield from sent.left
 
     def tell(self, flights: list[InFlightAttempt], reason: str) -> None:
-        """Report what is new of these."""
+        """Report the attempts whose reason has changed."""
         news: dict[tuple[str, int], list[int]] = defaultdict(list)
         for flight in flights:
             if flight.unplaceable != reason:

@@ -1,1 +1,1 @@
-"""What runs in the worker processes of Ray."""
+"""The code that runs in Ray's worker processes."""

@@ -1,6 +1,6 @@
 """One attempt inside a Ray worker, from its request to its report.
 
-It never raises for what user code did; a Ray error from here means that the worker is gone.
+It never raises because of user code; a Ray error from here means that the worker died.
 """
 
 from __future__ import annotations
@@ -50,21 +50,21 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Of these Ray gives back what it was given. They are put as they are, which takes less time.
+#: Types whose values Ray returns unchanged. They are put without a `Pickled`, which is faster.
 SAME_IN_RAY = frozenset({int, float, str, bytes, bool})
 
-#: How long a worker waits for a storage that is away, in seconds, and its pauses between tries,
-#: which double: what it has in hand may have taken hours.
+#: How long a worker waits for a storage that is away, in seconds, because its result may have taken
+#: hours; and the pauses between tries, which double.
 PATIENCE_SECONDS = 180.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
 
-#: By digest, and with ObjectRefs in them by what `function_key` adds.
+#: Functions by `function_key`.
 function_cache = FunctionCache()
 
 
 def function_key(request: AttemptRequest) -> Hashable:
-    """What a function is cached by. One with ObjectRefs in it is its workflow's alone, and its
-    digest in journals of 0.1.0 is the same whatever these refer to."""
+    """The cache key of a function. A function with ObjectRefs belongs to its workflow alone,
+    because its digest in journals of 0.1.0 does not depend on the ObjectRefs."""
     function = request.function
     if function.objects:
         return function.digest, request.incarnation, function.objects
@@ -72,7 +72,7 @@ def function_key(request: AttemptRequest) -> Hashable:
 
 
 class WaitingReader(ValueReader):
-    """Reads values for an attempt, which waits for the storage meanwhile."""
+    """Reads values for an attempt, and marks it as waiting for the storage meanwhile."""
 
     def __init__(self, running: RunningAttempt, *args: Any) -> None:
         super().__init__(*args)
@@ -87,10 +87,10 @@ class WaitingReader(ValueReader):
 class AttemptRun:
     """One attempt in this process.
 
-    ``live`` are at first the live objects that it may use, and in ``made`` those that it made, by
-    the key of the blob that holds the same. ``batch`` is the number of its batch, which no other
-    execution of the attempt has: where one died after it had written its result, the next one may
-    have another result, and the live copy has to be of what is stored under its key.
+    ``live``: the live objects that it may use; ``made``: those that it made, by the key of their
+    blobs. ``batch``: the number of its batch, unique to this execution, and part of its blob keys.
+    If an execution dies after it wrote its result, the next one may have another result, and its
+    live copy must agree with the blob under its own key.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class AttemptRun:
         patience: float = PATIENCE_SECONDS,
         running: RunningAttempt | None = None,
     ) -> None:
-        """``running``: what the coordinator is told of it meanwhile."""
+        """``running``: reports to the coordinator while the attempt runs."""
         incarnation = request.template.incarnation
         self.request = request
         self.batch = batch
@@ -118,17 +118,17 @@ class AttemptRun:
             self.reader = WaitingReader(self.running, *reading)
         self.writer = ValueWriter(storage, incarnation)
         self.started_at = self.process.time()
-        #: What user code has added to the metadata of its task.
+        #: The metadata that user code has added to its task.
         self.metadata: dict[str, Any] | None = None
-        #: What user code sends to others.
+        #: The messages that user code sends.
         self.outgoing: list[context.Outgoing] = []
         self.made: dict[str, Any] = {}
-        #: A result that the next member of the batch takes from here.
+        #: A result for the next member of the batch.
         self.kept: Pickled | None = None
 
     @property
     def blob_prefix(self) -> str:
-        """Start of the keys of all blobs that it writes. Most write none."""
+        """The prefix of the keys of all blobs that it writes. Most write none."""
         return f"{self.request.blob_prefix}-{self.batch:x}"
 
     @property
@@ -139,7 +139,7 @@ class AttemptRun:
     # -- before user code ------------------------------------------------------------------
 
     def loaded(self) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
-        """As `load`, with patience."""
+        """As `load`; waits while the storage is away."""
         return self.patiently(self.load)
 
     def load(self) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
@@ -159,7 +159,7 @@ class AttemptRun:
         return loaded.call, args, kwargs
 
     def load_function(self) -> Loaded:
-        """The function, and the classes that it brings along."""
+        """The function, and the classes in its pickle."""
         function = self.request.function
         self.reader.classes = bringing = Bringing(by_name=function.present)
         value = Value(function.data, function.objects)
@@ -173,7 +173,7 @@ class AttemptRun:
         outcome = request.inputs[index]
         if kind == UPSTREAM_VALUE:
             if outcome.value is not None and not outcome.wrapped:
-                # Most are such, and there may be thousands: these need no name.
+                # A fast path for plain values: most are, and there may be thousands.
                 found = self.reader.read_plain(outcome.value)
                 if found is not None:
                     return found
@@ -200,13 +200,13 @@ class AttemptRun:
             return self.process.put(held)
         if isinstance(held, Brought) and not data.stored:
             return self.process.put(pickle_value(held.value, where=where))
-        # As for objects inside values: the live one, or one restored from the blob.
+        # As for objects inside values: the live ObjectRef, or one restored from the blob.
         return reader.read_object(data)
 
     # -- after user code -------------------------------------------------------------------
 
     def returned(self, result: Any) -> AnyReport:
-        """The report for what user code returned."""
+        """The report for the return value of user code."""
         self.running.end_code()
         request = self.request
         ended_at = self.process.time()
@@ -218,7 +218,7 @@ class AttemptRun:
                 metadata=self.metadata,
                 messages=self.write_messages(),
             )
-            # Names and options of tasks are the user's texts: what can't be sent is this one's.
+            # Names and options of tasks are user texts: an encoding error is this attempt's.
             ENCODER.encode(report)
             return report
         value = self.write_result(result)
@@ -230,7 +230,7 @@ class AttemptRun:
         )
 
     def write_messages(self) -> tuple[OutboxMessage, ...]:
-        """What user code sends, the large of it in blobs."""
+        """The messages of user code, large ones in blobs."""
         messages, room = [], INLINE_LIMIT
         for number, (message_id, target, body) in enumerate(self.outgoing):
             data: bytes | Blob = body
@@ -245,16 +245,16 @@ class AttemptRun:
         return self.storage.write_blob(self.request.incarnation, key, [data])
 
     def capture(self, node: DAGNode) -> Plan:
-        """The plan of a continuation, stored as far as it has to be."""
+        """Capture the plan of a continuation, and store its large parts."""
         plan = capture_plan(
             node,
             writer=self.writer,
-            # That of the workflow applies, whatever it then is.
+            # Empty: the environment of the workflow applies, also after a change.
             environment=Environment(),
             prefix=self.blob_prefix,
         )
         if self.request.function.present:
-            # What a function of today's code makes is of today's code.
+            # The continuation of a replaced function consists of replaced functions too.
             functions = [msgspec.structs.replace(each, present=True) for each in plan.functions]
             plan = msgspec.structs.replace(plan, functions=tuple(functions))
         user = (self.request.workflow_id, self.request.incarnation)
@@ -264,11 +264,11 @@ class AttemptRun:
         request = self.request
         where = f"result of task '{request.task_id}'"
         pickled = pickle_value(result, where=where)
-        # What has sent something is not to be done again.
+        # A task that has sent messages must not run again, so its result is stored.
         checkpoint = request.checkpoint or bool(self.outgoing)
         plain = self.writer.write_plain(pickled) if checkpoint else None
         if plain is not None:
-            # Most results are such, and need no key.
+            # Most results are plain, and need no key.
             return plain
         key = self.result_key
         if not checkpoint:
@@ -282,7 +282,7 @@ class AttemptRun:
             return self.writer.write_pickled(pickled, key=key, where=where)
 
         if pickled.nbytes > INLINE_LIMIT:
-            # Both take long and neither needs the other.
+            # Write the blob and put the live copy in parallel: both are slow.
             with self.process.pool() as pool:
                 stored = pool.submit(self.patiently, write)
                 with contextlib.suppress(ray.exceptions.ObjectStoreFullError):
@@ -294,17 +294,17 @@ class AttemptRun:
         return value
 
     def put_kept(self) -> None:
-        """Make what was kept live, as any other result. Where there is no room for it, it is a lost
-        one, and made again."""
+        """Put the kept result into the object store. If that is full, the result counts as lost,
+        and is computed again."""
         if self.kept is not None:
             with contextlib.suppress(Exception):
                 self.made[self.result_key] = self.process.put(self.kept)
 
     def patiently(self, work: Callable[[], T]) -> T:
-        """Use the storage; while it is away, wait, with what is in hand, and try again.
+        """Run work on the storage; while the storage is away, wait and try again.
 
         Raises:
-            StorageUnavailableError: it was away for as long as is waited.
+            StorageUnavailableError: the storage was away for longer than ``patience``.
         """
         process = self.process
         end, pause = process.monotonic() + self.patience, FIRST_PAUSE_SECONDS
@@ -327,8 +327,8 @@ class AttemptRun:
         return msg.AttemptLostStorage(**self.identity(self.process.time()), error=info)
 
     def raised(self, error: BaseException) -> AnyReport:
-        """The report for an exception, of user code or of the way there, whatever it does when it
-        is looked at."""
+        """The report for an exception, of user code or of loading it. Never raises, whatever code
+        the exception runs."""
         self.running.end_code()
         try:
             return self.judged(error)
@@ -343,7 +343,7 @@ class AttemptRun:
             )
 
     def judged(self, error: BaseException) -> AnyReport:
-        """The report for an exception, by what it is about."""
+        """The report for an exception, by its kind."""
         ended_at = self.process.time()
         if isinstance(error, (StorageCorruptError, PayloadCodecError)):
             return msg.AttemptFoundCorruption(**self.identity(ended_at), error=self.describe(error))
@@ -354,7 +354,7 @@ class AttemptRun:
                 **self.identity(ended_at), error=self.describe_exit(error), crash=msg.Crash.EXITED
             )
         if self.is_lost_input(error):
-            # The ObjectRefs in it may be what is lost: they are restored anew.
+            # ObjectRefs in the function may be lost: reload it, which restores them.
             function_cache.drop(function_key(self.request))
             return msg.AttemptLostInput(**self.identity(ended_at), error=self.describe(error))
         return msg.AttemptRaised(
@@ -364,7 +364,7 @@ class AttemptRun:
         )
 
     def is_lost_input(self, error: BaseException) -> bool:
-        """Whether it is about an object that we handed out, not one that user code made."""
+        """Whether an error is about a lost input, not an object that user code made."""
         cause = error.cause if isinstance(error, RayTaskError) else error
         if isinstance(cause, SerializationError):
             cause = cause.__cause__
@@ -376,7 +376,7 @@ class AttemptRun:
         return lost in handed or lost in self.input_keys() or self.is_inside_input(lost)
 
     def is_inside_input(self, lost: str) -> bool:
-        """Whether an object is behind an ObjectRef in an object that it takes, and so is stored."""
+        """Whether an object is behind an ObjectRef inside of an input, and so is stored."""
         request = self.request
         taken = [request.arguments, *request.constants]
         taken += [outcome.value for outcome in request.inputs if outcome.value is not None]
@@ -384,8 +384,8 @@ class AttemptRun:
         return refers_to(self.storage, request.incarnation, blobs, lost, request.where)
 
     def input_keys(self) -> set[str]:
-        """The keys of the values it takes. One of them is gone when another attempt that takes it
-        has reported it lost while this one was on its way."""
+        """The keys of its inputs. One is missing among the live ones if another attempt has
+        reported it lost while this one was in transit."""
         return {*direct_keys(self.request), *nested_keys(self.request)}
 
     def is_retryable(self, error: BaseException) -> bool:
@@ -400,11 +400,11 @@ class AttemptRun:
             return False
 
     def types_in(self, pickled: bytes) -> Any:
-        """The types of exceptions in an option."""
+        """Unpickle the exception types of an option."""
         return unpickle_value(pickled, [], classes=self.reader.classes)
 
     def describe_exit(self, error: SystemExit) -> ErrorInfo:
-        """`sys.exit` as what it would have been, had it not been kept from ending the worker."""
+        """`sys.exit` as the crash that it would have been, had the worker not caught it."""
         info = self.describe(ray.exceptions.WorkerCrashedError())
         message = f"The task ended its process: SystemExit({text_of(error)})."
         trace = traceback_text(error, user_traceback(error))
@@ -412,7 +412,7 @@ class AttemptRun:
 
     def describe(self, error: BaseException) -> ErrorInfo:
         text = traceback_text(error, user_traceback(error))
-        # Where it was raised; who reads it is elsewhere.
+        # Name the process that raised it, because the reader is elsewhere.
         process = f"pid {os.getpid()} on {ray.util.get_node_ip_address()}"
         text = with_header(text, f"{self.request.where}, {process}")
         key = f"{self.blob_prefix}-error"
@@ -441,8 +441,8 @@ def user_traceback(error: BaseException) -> Any:
 
 
 def run_attempt(run: AttemptRun) -> AnyReport:
-    """Run an attempt to its end. Whatever user code raises, and be it to end the process, is the
-    attempt's alone: others run here as well."""
+    """Run an attempt to its end. Catches whatever user code raises, also `SystemExit`, because
+    other attempts run in this process."""
     try:
         function, args, kwargs = run.loaded()
         with context.running(run.request) as scope:

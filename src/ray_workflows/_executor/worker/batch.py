@@ -1,6 +1,6 @@
 """Runs a batch of attempts in a worker, one after the other. Most batches have one member.
 
-If a member takes long, the worker hands those after it back, so that other workers run them, and
+If a member takes long, the worker returns those after it, so that other workers run them, and
 reports those before it.
 """
 
@@ -26,34 +26,34 @@ from ray_workflows._executor.worker.running import RunningAttempt
 from ray_workflows._model.messages import AttemptReturned
 from ray_workflows.storage.base import Storage
 
-#: When a member has run this long, in seconds, those after it are handed back.
+#: When a member has run this long, in seconds, those after it are returned.
 OVERRUN_SECONDS = 0.05
 
-#: Live objects by incarnation and the key of the blob that holds the same.
+#: Live objects by incarnation and the key of their blob.
 Live = dict[str, dict[str, Any]]
 
 #: A `BatchReport`, with the live objects (`Live`) that the members made.
 WireReport = Message
 
-#: A `Batch`, with live ObjectRefs (`Live`) to be handed out as ObjectRefs.
+#: A `Batch`, with live ObjectRefs (`Live`) that members take as ObjectRefs.
 EncodedBatch = Message
 
 
 def pack_loads(loads: list[EncodedBatch] | None) -> bytes | list[EncodedBatch] | None:
-    """The answer to a report: batches, of which there is mostly one, or None for no more."""
+    """Pack the answer to a report: batches, mostly one, or None for no more."""
     if loads is not None and len(loads) == 1 and isinstance(loads[0], bytes):
         return loads[0]
     return loads
 
 
 def unpack_loads(answer: bytes | list[EncodedBatch] | None) -> list[EncodedBatch] | None:
-    """What `pack_loads` packed."""
+    """The reverse of `pack_loads`."""
     return [answer] if isinstance(answer, bytes) else answer
 
 
 class Home:
-    """Where attempts come from: the storage, and the coordinator's handle, if it wants news; and
-    the process in which they run, which is the one that this comes to."""
+    """The home of attempts: the storage, the coordinator's handle or None, and the process in which
+    they run, which is the one that unpickles this."""
 
     __slots__ = ("coordinator", "process", "storage")
 
@@ -68,7 +68,7 @@ class Home:
 
 @functools.lru_cache(maxsize=8)
 def home_of(pickled: bytes) -> Home:
-    """A home that came here before is this process's: its storage has its connections."""
+    """Unpickle a home, once per process, so that its storage keeps its connections."""
     home: Home = ray.cloudpickle.loads(pickled)
     return home
 
@@ -89,11 +89,11 @@ class BatchRun:
         self.live = live
         self.lock = threading.Lock()
         self.next = 0
-        #: Members from here on were handed back.
+        #: Members from this index on were returned.
         self.end = len(requests)
         self.running: RunningAttempt | None = None
         self.reports: list[tuple[int, AnyReport]] = []
-        #: How many of them were told before the end.
+        #: How many of them were sent before the end.
         self.told = 0
         self.seconds: list[float] = []
         self.made: Live = {}
@@ -101,7 +101,7 @@ class BatchRun:
         self.handed: dict[str, Any] = {}
 
     def run(self) -> WireReport:
-        """Run all members that are not handed back; what became of each."""
+        """Run all members that are not returned, and report them."""
         while True:
             with self.lock:
                 if self.next >= self.end:
@@ -122,7 +122,7 @@ class BatchRun:
             )
             report = run_attempt(attempt)
             with self.lock:
-                # From here on it is not in the way of others any more.
+                # From here on it does not delay others any more.
                 self.running = None
                 self.reports.append((index, report))
                 self.seconds.append(self.home.process.monotonic() - running.began)
@@ -131,10 +131,10 @@ class BatchRun:
                     self.made.setdefault(request.incarnation, {}).update(attempt.made)
 
     def hand_on(self, attempt: AttemptRun, report: AnyReport) -> dict[str, Any]:
-        """The result of this member, for the next one, which is fused to it."""
+        """The result of this member for the next one, which is fused with it."""
         if not isinstance(report, AttemptReturned) or report.messages:
-            # Those that follow are not to run: on an error, on a continuation still to come, or on
-            # a result that is stored because of what goes with it.
+            # Followers must not run: after an error, a continuation, or a result that has to be
+            # committed first because it has messages.
             self.end = self.next
             return {}
         if self.next < self.end and attempt.kept is not None:
@@ -144,14 +144,14 @@ class BatchRun:
         return {}
 
     def wire(self) -> WireReport:
-        """A report of all members so far. The coordinator ignores what it has had before."""
+        """A report of all members so far. The coordinator ignores repetitions."""
         unstarted = tuple(range(self.end, len(self.requests)))
         report = BatchReport(self.number, tuple(self.reports), tuple(self.seconds), unstarted)
         return message(ENCODER.encode(report), self.made)
 
     def check(self, now: float) -> bool:
-        """Tell what a member that takes long holds back, those behind it and the results of those
-        before it, and tell of that member; whether one takes long."""
+        """If a member takes long, report it and the results before it, and return the members after
+        it. Returns whether one takes long."""
         with self.lock:
             running = self.running
             if running is None:

@@ -1,4 +1,4 @@
-"""Which attempt is running here: set around user code, read by the public API."""
+"""The current attempt: set around user code, read by the public API."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ray_workflows._executor.protocol import AttemptRequest
 
 attempt: ContextVar[running | None] = ContextVar("ray_workflows_attempt", default=None)
 
-#: In the listener host coroutines are awaited by its own event loop.
+#: True in the listener host, whose event loop awaits coroutines.
 awaits_coroutines: ContextVar[bool] = ContextVar("ray_workflows_awaits", default=False)
 
 
@@ -30,9 +30,9 @@ class running:
 
     def __init__(self, request: AttemptRequest) -> None:
         self.request = request
-        #: What user code has added to the metadata of its task.
+        #: The metadata that user code has added to its task.
         self.metadata: dict[str, Any] | None = None
-        #: What user code sends to others.
+        #: The messages that user code sends.
         self.outgoing: list[Outgoing] = []
 
     def __enter__(self) -> running:
@@ -59,7 +59,7 @@ def add_metadata(metadata: dict[str, Any]) -> bool:
 
 
 class CurrentTask(msgspec.Struct, frozen=True):
-    """The task that is running.
+    """The running task.
 
     Attributes:
         workflow_id: the workflow.
@@ -93,7 +93,7 @@ def current_task() -> CurrentTask | None:
         task_id=request.task_id,
         attempt=request.attempt,
         idempotency_key=f"{request.incarnation}-{request.task}",
-        # Neither ever goes back, and one of them grows.
+        # Neither ever decreases, and each new attempt increases one of them.
         epoch=request.epoch + request.attempt,
         last_end=request.last_end or None,
     )

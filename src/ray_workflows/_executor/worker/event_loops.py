@@ -1,7 +1,7 @@
 """Event loops for listeners, on threads of their own.
 
-Listeners share a loop, thousands at a time. One that blocks it keeps that loop for itself: all
-others of it start again on another loop. It knows nothing of attempts, storages or Ray.
+Thousands of listeners share a loop. If one blocks the loop, all others start again on a new loop.
+This module knows nothing of attempts, storages or Ray.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Between two looks at the loops, in seconds.
+#: Seconds between two checks of the loops.
 CHECK_SECONDS = 0.1
 
-#: A loop that has not come round for so many looks is blocked. Not a time: where the machine gives
-#: this process none, the looks wait too.
+#: A loop that has not responded during this many checks is blocked. Not a time, because a starved
+#: process delays its checks too.
 BLOCKED_LOOKS = 4
 
-#: Threads for what blocks: reading arguments, writing results.
+#: Threads for blocking work: reading arguments, writing results.
 MAX_THREADS = 256
 
 
 class UserError(Exception):
-    """Carries what user code raised, also what would end a thread or an event loop."""
+    """Wraps an exception of user code, also one that would end a thread or an event loop."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(repr(error))
@@ -43,12 +43,12 @@ class Member:
     """A coroutine on a shared loop."""
 
     def __init__(self) -> None:
-        #: Its result, or a `UserError`; a `CancelledError` if it has to start again.
+        #: Its result or `UserError`; a `CancelledError` if it has to start again.
         self.done: Future[Any] = Future()
         self.task: asyncio.Task[Any] | None = None
 
 
-#: Whose coroutine creates a task.
+#: The member whose coroutine is running, which owns tasks that it creates.
 creator: ContextVar[Member] = ContextVar("ray_workflows_listener")
 
 
@@ -61,9 +61,9 @@ class LoopThread:
         self.lock = threading.Lock()
         self.members: set[Member] = set()
         self.owners: WeakKeyDictionary[Any, Member] = WeakKeyDictionary()
-        #: Looks since it came round.
+        #: Checks since the loop last responded.
         self.looks = 0
-        #: No others come any more.
+        #: Whether the loop takes no more members.
         self.left = False
         thread = threading.Thread(target=self.run, name="ray-workflows-listeners", daemon=True)
         thread.start()
@@ -73,7 +73,7 @@ class LoopThread:
             try:
                 self.loop.run_forever()
             except BaseException:
-                # asyncio lets SystemExit and KeyboardInterrupt of a user's task through.
+                # asyncio does not catch SystemExit and KeyboardInterrupt of a user's task.
                 logger.warning("A listener tried to end its process.", exc_info=True)
                 continue
             self.loop.close()
@@ -86,7 +86,7 @@ class LoopThread:
         return task
 
     def start(self, make: Callable[[], Coroutine[Any, Any, Any]]) -> Member | None:
-        """Begin to run a coroutine; None if no others come here any more."""
+        """Start a coroutine; None if the loop takes no more members."""
         member = Member()
         with self.lock:
             if self.left:
@@ -96,7 +96,7 @@ class LoopThread:
         def begin() -> None:
             creator.set(member)
             member.task = self.loop.create_task(follow(member, make))
-            # Also of one that is canceled before its first step.
+            # Runs also if the task is canceled before its first step.
             member.task.add_done_callback(lambda _: self.remove(member))
 
         self.loop.call_soon_threadsafe(begin)
@@ -110,18 +110,18 @@ class LoopThread:
             self.loop.call_soon_threadsafe(self.loop.stop)
 
     def cancel(self, member: Member) -> None:
-        """Stop a coroutine as soon as the loop comes round."""
+        """Stop a coroutine as soon as the loop responds."""
         self.loop.call_soon_threadsafe(lambda: member.task and member.task.cancel())
 
     def is_blocked(self) -> bool:
-        """Whether the loop does not come round."""
+        """Whether the loop does not respond."""
         self.looks += 1
         if self.looks == 1:
             self.loop.call_soon_threadsafe(self.come_round)
         return self.looks > BLOCKED_LOOKS
 
     def leave(self) -> None:
-        """Leave the loop to what blocks it; all others have to start again elsewhere."""
+        """Abandon the loop to the coroutine that blocks it; all others start again elsewhere."""
         running = asyncio.current_task(self.loop)
         blocker = None if running is None else self.owners.get(running)
         with self.lock:
@@ -146,7 +146,7 @@ async def follow(member: Member, make: Callable[[], Coroutine[Any, Any, Any]]) -
 
 
 def settle(done: Future[Any], result: Any, error: Exception | None) -> None:
-    """Set a result, unless nobody waits for it any more."""
+    """Set a result, unless the future is done already."""
     if done.set_running_or_notify_cancel():
         if error is None:
             done.set_result(result)
@@ -155,7 +155,8 @@ def settle(done: Future[Any], result: Any, error: Exception | None) -> None:
 
 
 class Loops:
-    """The loops of a process. One is shared; those that were blocked end with what blocked them."""
+    """The loops of a process. One is shared; a blocked one ends with the coroutine that blocked
+    it."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -163,7 +164,7 @@ class Loops:
         self.threads = ThreadPoolExecutor(MAX_THREADS, "ray-workflows-listener-io")
 
     async def run(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """What a coroutine returns. It is made and started anew if another one blocks its loop.
+        """Run a coroutine. If another one blocks its loop, it is made and started anew.
 
         Raises:
             UserError: it raised.
@@ -184,7 +185,7 @@ class Loops:
                 return result
 
     async def call(self, function: Callable[..., T], *args: Any) -> T:
-        """What a function returns that may block, and may raise whatever it likes.
+        """Run a function that may block and raise anything.
 
         Raises:
             UserError: it raised.
@@ -215,7 +216,7 @@ class Loops:
             return self.shared
 
     def watch(self, thread: LoopThread) -> None:
-        """Look at the shared loop until it is blocked; then there is another one."""
+        """Check the shared loop until it is blocked; then abandon it."""
         while True:
             time.sleep(CHECK_SECONDS)
             if thread.is_blocked():
@@ -226,20 +227,20 @@ class Loops:
 
 
 class OneLoop:
-    """In place of `Loops` where nothing blocks: everything runs in the caller's event loop."""
+    """A `Loops` for coroutines that never block: runs everything in the caller's event loop."""
 
     async def run(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """What a coroutine returns; raises `UserError`."""
+        """Run a coroutine; raises `UserError`."""
         try:
             return await make()
         except GeneratorExit:
-            # Its process is going away.
+            # The process is ending.
             raise
         except BaseException as error:
             raise UserError(error) from error
 
     async def call(self, function: Callable[..., T], *args: Any) -> T:
-        """What a function returns; raises `UserError`."""
+        """Run a function; raises `UserError`."""
         try:
             return function(*args)
         except BaseException as error:

@@ -1,4 +1,4 @@
-"""Functions that a worker keeps unpickled: the ones used last, within a bound in bytes."""
+"""A worker's cache of unpickled functions: least recently used ones leave first."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ray_workflows._capture.classes import Classes
 from ray_workflows._model.plan import Function
 from ray_workflows._model.values import Blob
 
-#: How many are kept, and how many bytes they may have been stored as. One that is larger is kept
-#: until the next one comes: a fan-out of it would read it anew for each task.
+#: The most cached functions, and their most stored bytes. A larger function is kept until the next
+#: one comes, so that a fan-out of it does not read it for each task.
 MAX_FUNCTIONS = 256
 MAX_BYTES = 64 * 1024 * 1024
 
@@ -21,31 +21,31 @@ class Loaded(NamedTuple):
     """A function in this process."""
 
     call: Callable[..., Any]
-    #: What takes the place of classes that values bring along.
+    #: Replaces classes in the pickles of values.
     classes: Classes
-    #: What it was stored as.
+    #: Its stored size.
     nbytes: int
 
 
 def size_of(function: Function) -> int:
-    """How many bytes a function was stored as."""
+    """The stored bytes of a function."""
     data = function.data
     return data.size if isinstance(data, Blob) else len(data)
 
 
 class FunctionCache:
-    """Functions by what tells them apart; the least recently used leave first."""
+    """Functions by key; the least recently used leave first."""
 
     def __init__(self, max_functions: int = MAX_FUNCTIONS, max_bytes: int = MAX_BYTES) -> None:
         self.max_functions = max_functions
         self.max_bytes = max_bytes
         self.kept: OrderedDict[Hashable, Loaded] = OrderedDict()
         self.nbytes = 0
-        #: Listeners of a host load theirs on threads.
+        #: Listeners load their functions on threads.
         self.lock = threading.Lock()
 
     def get(self, key: Hashable) -> Loaded | None:
-        """The function, if it is kept."""
+        """The function, if it is cached."""
         with self.lock:
             found = self.kept.get(key)
             if found is not None:
@@ -53,7 +53,7 @@ class FunctionCache:
             return found
 
     def put(self, key: Hashable, loaded: Loaded) -> None:
-        """Keep a function, and let go of those for which there is no room any more."""
+        """Cache a function, and drop others over the limits."""
         with self.lock:
             self.remove(key)
             self.kept[key] = loaded
@@ -62,7 +62,7 @@ class FunctionCache:
                 self.remove(next(iter(self.kept)))
 
     def drop(self, key: Hashable) -> None:
-        """Let go of a function."""
+        """Drop a function."""
         with self.lock:
             self.remove(key)
 

@@ -1,8 +1,8 @@
-"""The listener host: an actor in which event listeners wait, thousands at a time, on no CPU.
+"""The listener host: an actor in which thousands of event listeners wait, without a CPU.
 
-User code runs in it, so it is not the coordinator. A listener that blocks its event loop keeps it,
-and others go on with another one. One that ends the process ends the other listeners of it, which
-are started again: `listener_hosts.share` keeps them apart then.
+User code runs in it, so it is not the coordinator. If a listener blocks its event loop, the others
+go on with a new loop. If a listener ends the process, the other listeners are started again, and
+`listener_hosts.share` separates them then.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from ray_workflows._executor.worker.event_loops import Loops, OneLoop, UserError
 from ray_workflows._executor.worker.running import RunningAttempt
 from ray_workflows._executor.worker.watchdog import watching
 
-#: Listeners that one host serves at once.
+#: The most listeners of one host at once.
 MAX_LISTENERS = 10_000
 
 
 class ListenerHost:
-    """Waits for events, for listeners of one environment; owned by the coordinator."""
+    """Runs listeners of one environment; owned by the coordinator."""
 
     def __init__(self, *brought: None) -> None:
-        """``brought``: something for each package that Ray had to bring into the cluster before."""
+        """``brought``: the results of the Ray tasks that uploaded its packages."""
         prefer_packages()
         self.loops = Loops()
 
     async def listen(self, load: EncodedBatch, pickled_home: bytes) -> list[WireReport]:
-        """Run one attempt of a listener task: as `carry.run_batches`, but awaiting."""
+        """Run one attempt of a listener task: as `loop.run_batches`, but awaiting."""
         return await listen(load, home_of(pickled_home), self.loops)
 
 
@@ -61,8 +61,8 @@ async def listen(
 
 
 async def run_listener(run: AttemptRun, loops: Loops | OneLoop) -> AnyReport:
-    """Run user code on the loops, and what reads and writes on threads: nothing of it is in the way
-    of other listeners."""
+    """Run user code on the loops, and reading and writing on threads, so that neither blocks other
+    listeners."""
     try:
         function, args, kwargs = await loops.call(run.loaded)
         result = await loops.run(lambda: awaited(run, function, args, kwargs))
@@ -74,7 +74,7 @@ async def run_listener(run: AttemptRun, loops: Loops | OneLoop) -> AnyReport:
 async def awaited(
     run: AttemptRun, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """What the user's function of a listener task returns, awaited."""
+    """Call the user's function of a listener task, and await its result."""
     context.awaits_coroutines.set(True)
     with context.running(run.request) as scope:
         result = function(*args, **kwargs)
