@@ -14,8 +14,10 @@ from typing import Any
 import msgspec
 
 from ray_workflows._codec.journal import NO_LINK
+from ray_workflows._coordinator import activation as activation_module
 from ray_workflows._coordinator import active as active_module
 from ray_workflows._coordinator import loop as loop_module
+from ray_workflows._coordinator.activation import Activation
 from ray_workflows._coordinator.admission import Admission
 from ray_workflows._coordinator.clock import SteadyClock
 from ray_workflows._coordinator.commits import Commits
@@ -196,7 +198,8 @@ def values_are_released_after_their_first_consumer(patch: Any) -> None:
 @breaks("stuck")
 def only_the_first_timer_goes_off(patch: Any) -> None:
     """A workflow has one alarm, and nothing sets it again."""
-    patch.setattr(loop_module, "next_wake", lambda state: None)
+    for module in (loop_module, activation_module):
+        patch.setattr(module, "next_wake", lambda state: None)
 
 
 @breaks("stuck")
@@ -205,8 +208,9 @@ def recovery_wakes_for_no_timer(patch: Any) -> None:
         return [command for command in original(state) if not isinstance(command, WakeAt)]
 
     original = commands_module.commands
-    patch.setattr(loop_module, "commands", commands)
-    patch.setattr(loop_module, "next_wake", lambda state: None)
+    patch.setattr(activation_module, "commands", commands)
+    for module in (loop_module, activation_module):
+        patch.setattr(module, "next_wake", lambda state: None)
 
 
 @breaks("invariant", "snapshot", "unexpected", until=20.0, value_lost=0.5, worker_crash=0.4)
@@ -340,7 +344,7 @@ def a_late_commit_leaves_attempts_that_nobody_wants(patch: Any) -> None:
             deltas = [delta for delta in deltas if not isinstance(delta, CancelAttempt)]
         original(self, workflow, deltas)
 
-    def continue_with(self: Loop, workflow: Workflow, recovered: Any) -> None:
+    def continue_with(self: Activation, workflow: Workflow, recovered: Any) -> None:
         reading.append(True)
         try:
             go_on(self, workflow, recovered)
@@ -348,10 +352,10 @@ def a_late_commit_leaves_attempts_that_nobody_wants(patch: Any) -> None:
             reading.pop()
 
     reading: list[bool] = []
-    original, go_on = Starter.add, Loop.continue_with
+    original, go_on = Starter.add, Activation.continue_with
 
     patch.setattr(Starter, "add", add)
-    patch.setattr(Loop, "continue_with", continue_with)
+    patch.setattr(Activation, "continue_with", continue_with)
 
 
 @breaks("durable")
@@ -435,16 +439,16 @@ def what_a_lapsed_lease_held_back_is_forgotten(patch: Any) -> None:
     def renew(self: Lease) -> Any:
         loop = self.loop
         lapsed_then = loop.elapsed() > loop.lease_until
-        verify = loop.verify
+        verify = loop.activation.verify
 
         @contextmanager
         def judged() -> Iterator[None]:
             if not lapsed_then:
-                loop.verify = lambda workflow: None  # type: ignore[method-assign]
+                loop.activation.verify = lambda workflow: None  # type: ignore[method-assign]
             try:
                 yield
             finally:
-                loop.verify = verify  # type: ignore[method-assign]
+                loop.activation.verify = verify  # type: ignore[method-assign]
 
         return resumed_in(original(self), judged)
 
@@ -506,24 +510,25 @@ def a_repeated_resumption_is_taken_for_another(patch: Any) -> None:
 
 @breaks("chain")
 def entries_after_a_takeover_are_not_linked(patch: Any) -> None:
-    def take(self: Loop, recovered: Any, claim: msg.Claim) -> None:
+    def take(self: Activation, recovered: Any, claim: msg.Claim) -> None:
         recovered.link = NO_LINK
         original(self, recovered, claim)
 
-    original = Loop.take
-    patch.setattr(Loop, "take", take)
+    original = Activation.take
+    patch.setattr(Activation, "take", take)
 
 
 @breaks("start", "one owner", "one truth")
 def takeover_without_a_fence(patch: Any) -> None:
-    def take(self: Loop, recovered: Any, claim: msg.Claim) -> None:
+    def take(self: Activation, recovered: Any, claim: msg.Claim) -> None:
         workflow = Workflow(recovered.state, recovered.seq, recovered.row, link=recovered.link)
-        workflow.state.holder = self.holder_id
-        self.active.hold(workflow)
-        self.starter.add(workflow, commands_module.commands(workflow.state))
-        self.touch(workflow)
+        loop = self.loop
+        workflow.state.holder = loop.holder_id
+        loop.active.hold(workflow)
+        loop.starter.add(workflow, commands_module.commands(workflow.state))
+        loop.touch(workflow)
 
-    patch.setattr(Loop, "take", take)
+    patch.setattr(Activation, "take", take)
 
 
 @breaks(
@@ -622,11 +627,11 @@ def when_what_left_memory_is_due_is_forgotten(patch: Any) -> None:
 def who_asks_about_what_left_memory_finds_it_new(patch: Any) -> None:
     """A workflow that is brought back is taken for one that nobody has read."""
 
-    def activated(self: Loop, workflow: Workflow, found: Any, claims: Any) -> None:
+    def activated(self: Activation, workflow: Workflow, found: Any, claims: Any) -> None:
         original(self, workflow, None if found and not claims else found, claims)
 
-    original = Loop.activated
-    patch.setattr(Loop, "activated", activated)
+    original = Activation.activated
+    patch.setattr(Activation, "activated", activated)
 
 
 @breaks("stuck", auto_resume=1.0, until=25.0, crash_after_step=0.03, zombie=0.5, pause=0.005)

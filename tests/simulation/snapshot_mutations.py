@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 
 from ray_workflows._codec.journal import Chain
+from ray_workflows._coordinator import activation as activation_module
 from ray_workflows._coordinator import holdings as holdings_module
-from ray_workflows._coordinator import loop as loop_module
-from ray_workflows._coordinator.loop import Loop
+from ray_workflows._coordinator.activation import Activation
 from ray_workflows._coordinator.recovery import More, Reading, recover
 from ray_workflows._engine import snapshots as snapshots_module
 from tests.simulation.mutations import breaks
@@ -72,18 +72,18 @@ def a_saved_lifecycle_is_taken_for_the_state(patch: Any) -> None:
             found.whole = True
         return found
 
-    patch.setattr(loop_module, "recover", recover_lifecycle)
+    patch.setattr(activation_module, "recover", recover_lifecycle)
     patch.setattr(holdings_module, "recover", recover_lifecycle)
 
 
 @breaks("unexpected", "one truth", "replay", "durable", "start")
 def what_was_overtaken_is_kept(patch: Any) -> None:
-    original = Loop.reload
+    original = Activation.reload
 
     def reload(self: Any, workflow: Any, *, anew: bool = False) -> None:
         original(self, workflow)
 
-    patch.setattr(Loop, "reload", reload)
+    patch.setattr(Activation, "reload", reload)
 
 
 @breaks("stuck", "unexpected", "one truth", "replies")

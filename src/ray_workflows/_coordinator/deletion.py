@@ -89,7 +89,7 @@ class Deletion:
 
     def read(self) -> tuple[CatalogRow | None, Liveness]:
         """Read the journal's end, and the live holders. Blocks."""
-        return read_end(self.loop.storage, self.workflow_id), self.loop.read_claims()
+        return read_end(self.loop.storage, self.workflow_id), self.loop.activation.read_claims()
 
     def take(self, result: Any) -> None:
         if isinstance(result, Exception):

@@ -178,7 +178,7 @@ class Failover:
             return True
         if not loop.admission.left(1):
             return False
-        loop.take(recovered, msg.Claim(may_wait=True))
+        loop.activation.take(recovered, msg.Claim(may_wait=True))
         return True
 
     # -- what runs on a thread of `Offloader` -----------------------------------------------------

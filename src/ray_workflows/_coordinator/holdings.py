@@ -105,7 +105,7 @@ class Holdings:
         try:
             claims = None
             if loop.elapsed() - self.claims_at >= IDLE_SECONDS:
-                claims = yield loop.read_claims
+                claims = yield loop.activation.read_claims
                 self.find_lives(claims)
                 yield partial(self.keep, active.kept)
                 self.claims_at = loop.elapsed()
@@ -162,11 +162,11 @@ class Holdings:
         if workflow is not None:
             look.listed.add(workflow_id)
             if row.seq > workflow.seq and self.is_quiet(workflow):
-                self.loop.verify(workflow)
+                self.loop.activation.verify(workflow)
         elif evicted is not None:
             evicted.look = active.looks
             if row.seq > evicted.seq:
-                self.loop.bring_back(workflow_id)
+                self.loop.activation.bring_back(workflow_id)
         return workflow is None and evicted is None
 
     def leave(self, look: Look, row: CatalogRow) -> bool:
@@ -195,10 +195,10 @@ class Holdings:
                 continue
             # If it has gone on since the scan began, its own commits will tell.
             if self.is_quiet(workflow) and workflow.seq == seq:
-                loop.verify(workflow)
+                loop.activation.verify(workflow)
         for workflow_id, evicted in list(active.evicted.items()):
             if evicted.look < active.looks:
-                loop.bring_back(workflow_id)
+                loop.activation.bring_back(workflow_id)
         loop.admit()
 
     def found_all(self) -> None:
@@ -261,11 +261,11 @@ class Holdings:
             # It is in memory by now, maybe by an older reading.
             older = isinstance(recovered, Recovered) and recovered.seq > known.seq
             if older and loop.active.drives(known):
-                loop.verify(known)
+                loop.activation.verify(known)
         elif row.workflow_id in loop.active.evicted:
             return
         elif isinstance(recovered, Exception):
             logger.error("Workflow '%s' is not taken over: %s", row.workflow_id, recovered)
             loop.let_go(row, recovered)
         elif loop.active.may_take(recovered.state):
-            loop.take(recovered, msg.Claim())
+            loop.activation.take(recovered, msg.Claim())

@@ -59,7 +59,7 @@ class Lease:
             logger.warning("The lease lapsed: every workflow is read again.")
             for workflow in list(loop.active.values()):
                 if loop.active.drives(workflow):
-                    loop.verify(workflow)
+                    loop.activation.verify(workflow)
         loop.lease_until = asked_at + self.seconds
         return self.renew_seconds
 

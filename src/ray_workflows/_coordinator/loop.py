@@ -11,30 +11,28 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
-from functools import partial
 from itertools import islice
-from typing import Any
 
 from ray_workflows._codec.journal import encode_entry, link_of
+from ray_workflows._coordinator.activation import Activation
 from ray_workflows._coordinator.active import ActiveWorkflows
 from ray_workflows._coordinator.admission import Admission, Limits
 from ray_workflows._coordinator.commits import Commits
 from ray_workflows._coordinator.eviction import EVICT_SECONDS, Eviction
 from ray_workflows._coordinator.jobs import Job, Steps
-from ray_workflows._coordinator.liveness import Liveness, ProcessProbe, probe_process
+from ray_workflows._coordinator.liveness import ProcessProbe, probe_process
 from ray_workflows._coordinator.observers import NOBODY, Commit, Observers, TaskName, name_tasks
 from ray_workflows._coordinator.offload import Offloader
 from ray_workflows._coordinator.outbox import Deliveries
 from ray_workflows._coordinator.quarantine import Quarantine
-from ray_workflows._coordinator.recovery import More, Recovered, read_more, recover
 from ray_workflows._coordinator.requests import Asked, Reply
 from ray_workflows._coordinator.retrying_storage import RetryingStorage
 from ray_workflows._coordinator.snapshots import RULE, SnapshotRule, next_snapshot, size_of
 from ray_workflows._coordinator.starting import STARTS, Starter
 from ray_workflows._coordinator.watchers import Watchers
 from ray_workflows._coordinator.workflow import Answer, Pending, Workflow, answer
-from ray_workflows._engine.commands import commands, next_wake
-from ray_workflows._engine.decide import ASKED_OF_LIFECYCLE, decide
+from ray_workflows._engine.commands import next_wake
+from ray_workflows._engine.decide import decide
 from ray_workflows._engine.decision import ACTIVE, Surroundings
 from ray_workflows._engine.evolve import evolve
 from ray_workflows._engine.state import WorkflowState
@@ -44,9 +42,9 @@ from ray_workflows._executor.timers import TimerQueue, log_failure
 from ray_workflows._model import events as ev
 from ray_workflows._model import messages as msg
 from ray_workflows._model.catalog import Append, CatalogRow, Holder
-from ray_workflows._model.commands import CancelAttempt, Command, StartAttempt, WakeAt
+from ray_workflows._model.commands import Command, StartAttempt, WakeAt
 from ray_workflows._model.status import WorkflowStatus
-from ray_workflows.exceptions import CoordinatorUnavailableError, StorageCorruptError
+from ray_workflows.exceptions import CoordinatorUnavailableError
 from ray_workflows.storage.base import Storage
 
 logger = logging.getLogger(__name__)
@@ -113,7 +111,8 @@ class Loop:
         self.store = RetryingStorage(storage, offloader, self.after, elapsed)
         self.admission = Admission(limits)
         self.active = ActiveWorkflows(self.holder_id, self.admission)
-        self.watchers = Watchers(self.active, executor, self.touch, self.find)
+        self.activation = Activation(self)
+        self.watchers = Watchers(self.active, executor, self.touch, self.activation.find)
         #: What something came in for.
         self.dirty: dict[int, Workflow] = {}
         self.commits = Commits(self.store, self.after, self.guard, self.applied, self.overtaken)
@@ -133,7 +132,7 @@ class Loop:
         )
         self.quarantine = Quarantine(self.store, self.commits, clock, new_id, self.guard, self.drop)
         self.eviction = Eviction(
-            self.active, self.timers, clock, self.evict, self.bring_back, evicts_after
+            self.active, self.timers, clock, self.evict, self.activation.bring_back, evicts_after
         )
         #: Until when the lease holds, by `elapsed`: only then attempts are started.
         self.lease_until = float("-inf")
@@ -185,7 +184,7 @@ class Loop:
             return
         workflow = self.active.get(workflow_id)
         if workflow is None and workflow_id in self.active.evicted:
-            self.bring_back(workflow_id, asked)
+            self.activation.bring_back(workflow_id, asked)
             return
         if workflow is None:
             workflow = self.open(workflow_id, asked.message)
@@ -230,51 +229,6 @@ class Loop:
             workflow.covered = 1
         return workflow
 
-    def bring_back(self, workflow_id: str, *messages: msg.Message | Asked) -> None:
-        """Read a workflow that is in storage alone, and decide on what came in for it."""
-        if workflow_id in self.active:
-            return
-        workflow = Workflow(WorkflowState(workflow_id, ""), 0, None)
-        # It counts as what it was, until it was read.
-        workflow.reading = True
-        self.active.hold(workflow)
-        workflow.inbox.extend(messages)
-        # It is ours: it waits for the storage as others do that are in memory.
-        call = partial(self.store.call, what=f"Workflow '{workflow_id}'")
-        self.read(workflow, call, whole=True)
-
-    def find(self, workflow_id: str) -> None:
-        """Look in the storage whether a workflow is one of ours that is not in memory."""
-
-        def found(row: CatalogRow | Exception | None) -> None:
-            if workflow_id in self.active:
-                self.touch(self.active[workflow_id])
-            elif isinstance(row, CatalogRow) and self.active.may_take(row):
-                self.bring_back(workflow_id)
-            else:
-                self.watchers.turn_away(workflow_id)
-
-        self.offloader.call(lambda: self.storage.read_catalog(workflow_id), found)
-
-    def take(self, recovered: Recovered, claim: msg.Claim) -> None:
-        """Begin to drive what nobody drives."""
-        workflow = Workflow(
-            recovered.state,
-            recovered.seq,
-            recovered.row,
-            link=recovered.link,
-            unsaved=recovered.unsaved,
-        )
-        self.active.hold(workflow)
-        if recovered.state.holder == self.holder_id:
-            # No claim fences it off: what was read may be older than what we did since.
-            self.reload(workflow)
-        else:
-            workflow.inbox.append(claim)
-            workflow.covered = 1
-            # Decide now: the next one counts how many run and wait.
-            self.advance(workflow)
-
     def evict(self, workflow: Workflow) -> None:
         """Keep a workflow at rest in storage alone."""
         self.forget(workflow)
@@ -299,149 +253,6 @@ class Loop:
         self.dirty.pop(id(workflow), None)
         self.starter.forget(workflow)
         self.eviction.forget(workflow)
-
-    # -- reading ---------------------------------------------------------------------------
-
-    def activate(self, workflow: Workflow, *, whole: bool = False) -> None:
-        """Read a workflow that is not driven here, and who drives it. ``whole``: with its tasks,
-        whatever is asked."""
-        self.read(workflow, self.offloader.call, whole=whole)
-
-    def read(
-        self,
-        workflow: Workflow,
-        call: Callable[[Callable[[], Any], Callable[[Any], None]], None],
-        *,
-        whole: bool,
-    ) -> None:
-        workflow.reading = True
-        self.active.become(workflow, None)
-        workflow.live = False
-        workflow.covered = len(workflow.inbox)
-        inbox = workflow.inbox
-        whole = whole or not inbox or not all(map(is_about_lifecycle, inbox))
-
-        def work() -> tuple[Recovered | None, Liveness | None]:
-            found = recover(self.storage, workflow.workflow_id, whole=whole)
-            if found is not None and self.active.may_take(found.state):
-                return found, None
-            return found, self.read_claims()
-
-        def then(result: tuple[Recovered | None, Liveness | None] | Exception) -> None:
-            workflow.reading = False
-            if isinstance(result, Exception):
-                self.refuse_all(workflow, result)
-            else:
-                self.activated(workflow, *result)
-
-        call(work, lambda result: self.guard(workflow, lambda _: then(result)))
-
-    def read_claims(self) -> Liveness:
-        """The coordinators as they are now. Blocks: call it through `Offloader`."""
-        storage = self.storage
-        return Liveness(storage.read_holders(), storage.now(), me=self.holder, probe=self.probe)
-
-    def refuse_all(self, workflow: Workflow, error: Exception) -> None:
-        """Answer all that was asked about a workflow with the error; let go of it."""
-        asked = [each for each in workflow.inbox if isinstance(each, Asked)]
-        workflow.inbox.clear()
-        for each in asked:
-            answer(each.reply, error)
-        self.drop(workflow)
-
-    def activated(
-        self, workflow: Workflow, found: Recovered | None, claims: Liveness | None
-    ) -> None:
-        """A workflow was read, and the claims if it is not ours to take."""
-        self.active.become(workflow, found)
-        workflow.driven_elsewhere = (
-            found is not None and claims is not None and claims.status(found.row) in ACTIVE
-        )
-        if self.active.may_take(workflow.state):
-            if not workflow.whole:
-                self.activate(workflow, whole=True)
-                return
-            # It was in storage alone, or not heard of yet, or took effect after it was given up.
-            workflow.driven_elsewhere = False
-            workflow.put_first(msg.Claim())
-            if self.active.drives(workflow):
-                self.starter.add(workflow, commands(workflow.state))
-        else:
-            self.watchers.turn_away(workflow.workflow_id)
-            if workflow.state.outbox and not workflow.whole:
-                # It may be taken over, to deliver its messages.
-                self.activate(workflow, whole=True)
-                return
-        self.touch(workflow)
-
-    def verify(self, workflow: Workflow) -> None:
-        """Make sure that it is still ours before anything more is started."""
-        if workflow.busy:
-            workflow.doubtful = True
-        else:
-            self.reload(workflow)
-
-    def reload(self, workflow: Workflow, *, anew: bool = False) -> None:
-        """Read what others appended to the journal of a workflow of ours; go on if it still is,
-        yield if not. ``anew``: the state is not what the journal said before."""
-        workflow.reading = True
-        workflow.covered = len(workflow.inbox)
-        workflow.doubtful = False
-        state, seq, link = workflow.state, workflow.seq, workflow.link
-
-        def work() -> Recovered | More | None:
-            if anew:
-                return recover(self.storage, workflow.workflow_id)
-            return read_more(self.storage, state, seq, link)
-
-        def found(workflow: Workflow, result: Recovered | More | Exception | None) -> None:
-            if isinstance(result, More):
-                try:
-                    result = result.added_to(state, workflow.unsaved)
-                except StorageCorruptError as error:
-                    result = error
-            workflow.reading = False
-            if isinstance(result, Exception):
-                self.stop(workflow, result)
-            elif result is None or result.row.incarnation != workflow.incarnation:
-                logger.warning("Workflow '%s' was deleted.", workflow.workflow_id)
-                self.drop(workflow)
-            elif result.state.holder != self.holder_id:
-                # One that we were just claiming was never ours.
-                lost = workflow.row is not None and workflow.row.holder == self.holder_id
-                logger.log(
-                    logging.WARNING if lost else logging.INFO,
-                    "Workflow '%s' was taken over by coordinator %s; its attempts here stop.",
-                    workflow.workflow_id,
-                    result.state.holder,
-                )
-                self.drop(workflow)
-            else:
-                self.continue_with(workflow, result)
-
-        self.store.call(
-            work,
-            lambda result: self.guard(workflow, partial(found, result=result)),
-            what=f"Workflow '{workflow.workflow_id}'",
-        )
-
-    def continue_with(self, workflow: Workflow, recovered: Recovered) -> None:
-        self.active.become(workflow, recovered)
-        at = next_wake(workflow.state)
-        if at is not None and at <= self.clock():
-            # Before what was reported: a wish to cancel counts from when it was acknowledged.
-            workflow.put_first(msg.Wake())
-        if not workflow.live:
-            workflow.put_first(msg.Claim())
-        # All that should run is asked for again. Starting twice is starting once: what is in flight
-        # stays there, if it still should.
-        workflow.forget_starts()
-        self.starter.forget_timers(workflow)
-        active = workflow.state.active
-        over = [CancelAttempt(number) for number in workflow.flying if number not in active]
-        self.starter.add(workflow, [*over, *commands(workflow.state)])
-        self.watchers.notify(workflow, settled=False)
-        self.touch(workflow)
 
     # -- deciding and committing -----------------------------------------------------------
 
@@ -475,7 +286,7 @@ class Loop:
             or row.status not in ACTIVE
             or row.holder != self.holder_id
         ):
-            self.refuse_all(workflow, error)
+            self.activation.refuse_all(workflow, error)
             return
         self.executor.forget(workflow.incarnation)
         workflow.flying.clear()
@@ -500,9 +311,9 @@ class Loop:
         elif not covered:
             # Anybody may have changed or deleted it since it was read, if it was.
             if driven:
-                self.reload(workflow)
+                self.activation.reload(workflow)
             elif workflow.is_asked and workflow.seq == 0 and workflow.broken is None:
-                self.activate(workflow)
+                self.activation.activate(workflow)
             else:
                 self.drop(workflow)
             return
@@ -634,7 +445,7 @@ class Loop:
             self.starter.add(workflow, deltas)
         self.watchers.notify(workflow, settled=False)
         if workflow.doubtful and self.active.drives(workflow):
-            self.reload(workflow)
+            self.activation.reload(workflow)
         else:
             self.touch(workflow)
 
@@ -653,9 +464,9 @@ class Loop:
             if isinstance(each, msg.AttemptReport):
                 workflow.flying.setdefault(each.task, (each.epoch, each.attempt))
         if workflow.row is not None and workflow.row.holder == self.holder_id:
-            self.reload(workflow, anew=True)
+            self.activation.reload(workflow, anew=True)
         else:
-            self.activate(workflow)
+            self.activation.activate(workflow)
 
     # -- commands --------------------------------------------------------------------------
 
@@ -702,9 +513,4 @@ class Loop:
         """Read what is next to be started, if it is in storage alone."""
         for workflow_id in list(islice(self.admission.waiting, NEXT)):
             if workflow_id in self.active.evicted:
-                self.bring_back(workflow_id)
-
-
-def is_about_lifecycle(each: msg.Message | Asked) -> bool:
-    """Whether a decision about it depends on no task."""
-    return isinstance(each, Asked) and type(each.message) in ASKED_OF_LIFECYCLE
+                self.activation.bring_back(workflow_id)

@@ -261,7 +261,7 @@ class LocalCluster:
         for row in list_rows(self.storage, query):
             recovered = recover(self.storage, row.workflow_id)
             if recovered is not None and not row.released:
-                self.loop.take(recovered, msg.Claim())
+                self.loop.activation.take(recovered, msg.Claim())
 
     def restart(self) -> None:
         """Kill the coordinator and the workers, and begin the next life."""

@@ -65,7 +65,7 @@ def test_a_workflow_that_is_read_again_and_again(coordinator: Coordinator, waits
     if waits is RETRIES:
         crash(coordinator, workflow, 1)
     for _ in range(500):
-        loop.verify(workflow)
+        loop.activation.verify(workflow)
         coordinator.step()
         # One alarm, or one for each attempt that has to wait; cancelled ones go in time.
         assert len(loop.timers.heap) <= 2 * (before + 2) + MAX_CANCELLED

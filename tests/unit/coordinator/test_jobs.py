@@ -13,6 +13,7 @@ from ray.exceptions import RayError
 
 from ray_workflows._coordinator import actor as host_module
 from ray_workflows._coordinator import lease as lease_module
+from ray_workflows._coordinator.activation import Activation
 from ray_workflows._coordinator.actor import Coordinator as Host
 from ray_workflows._coordinator.actor import Settings
 from ray_workflows._coordinator.clock import SteadyClock
@@ -152,8 +153,8 @@ def test_the_lease_is_renewed_after_an_error_in_its_renewal(
 ) -> None:
     coordinator = Coordinator(world, "one", auto_resume=False)
     coordinator.submit("w")
-    broken = Failing(Loop.verify, Bug())
-    monkeypatch.setattr(Loop, "verify", method(broken))
+    broken = Failing(Activation.verify, Bug())
+    monkeypatch.setattr(Activation, "verify", method(broken))
     world.clock.now += 2 * LEASE_SECONDS
     world.pass_time(5.0)
     assert broken.calls

@@ -9,6 +9,7 @@ import pytest
 
 from ray_workflows._coordinator import loop as loop_module
 from ray_workflows._coordinator import recovery as recovery_module
+from ray_workflows._coordinator.activation import Activation
 from ray_workflows._coordinator.active import ActiveWorkflows
 from ray_workflows._coordinator.deletion import Deletion
 from ray_workflows._coordinator.loop import Loop
@@ -161,7 +162,7 @@ def test_a_journal_that_cant_be_folded_any_more_while_it_is_driven(
     other.loop.ask(BAD, msg.Signal("s", "id", Value(b"value")), lambda answer: None)
     other.step()
     broken_evolve(monkeypatch, KeyError)
-    second.loop.verify(second.loop.active[BAD])
+    second.loop.activation.verify(second.loop.active[BAD])
     world.pass_time(1.0)
     is_released(world, "KeyError")
     others_go_on(second)
@@ -290,7 +291,7 @@ def test_a_storage_that_is_away_refuses_nothing(
 # -- claim, ask ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("of", "name"), [(Loop, "take"), (ActiveWorkflows, "may_take")])
+@pytest.mark.parametrize(("of", "name"), [(Activation, "take"), (ActiveWorkflows, "may_take")])
 def test_one_that_cant_be_taken_over(
     world: World, monkeypatch: pytest.MonkeyPatch, of: type, name: str
 ) -> None:
@@ -309,22 +310,25 @@ def test_one_that_cant_be_taken_over(
     others_go_on(second)
 
 
-@pytest.mark.parametrize("name", ["open", "around", "activate", "activated"])
+@pytest.mark.parametrize(
+    ("of", "name"),
+    [(Loop, "open"), (Loop, "around"), (Activation, "activate"), (Activation, "activated")],
+)
 def test_one_request_that_meets_a_bug(
-    world: World, monkeypatch: pytest.MonkeyPatch, name: str
+    world: World, monkeypatch: pytest.MonkeyPatch, of: Any, name: str
 ) -> None:
     coordinator = Coordinator(world, "one", auto_resume=False)
     for workflow_id in (*GOOD, "known"):
         submit(coordinator, workflow_id)
     coordinator.loop.drop(coordinator.loop.active["known"])
-    original = getattr(Loop, name)
+    original = getattr(of, name)
 
-    def failing(self: Loop, about: Any, *arguments: Any) -> Any:
+    def failing(self: Any, about: Any, *arguments: Any) -> Any:
         if getattr(about, "workflow_id", about) in (BAD, "known"):
             raise Bug
         return original(self, about, *arguments)
 
-    monkeypatch.setattr(Loop, name, failing)
+    monkeypatch.setattr(of, name, failing)
     if name in ("activate", "activated"):
         assert isinstance(ask(coordinator, "known", msg.Resume("r")), Bug)
     else:

@@ -143,6 +143,6 @@ def test_what_is_canceled_meanwhile_is_not_started(large: Large) -> None:
 
 def test_each_is_started_once_though_the_journal_is_read_again(large: Large) -> None:
     large.loop.step()
-    large.loop.verify(large.loop.active["large"])
+    large.loop.activation.verify(large.loop.active["large"])
     large.finish()
     assert large.executor.tasks == list(range(TASKS))
