@@ -1,1 +1,1 @@
-"""What users ask, from their side: reads go to storage, writes to the coordinator."""
+"""The user verbs in the calling process: reads go to the storage, writes to the coordinator."""

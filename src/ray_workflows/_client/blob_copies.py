@@ -1,4 +1,4 @@
-"""Copying blobs, from one incarnation or storage to another, without ever having one in memory."""
+"""Copies blobs from one incarnation or storage to another, in pieces."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def copy_blobs(
     """Copy blobs under their keys, and the blobs of the ObjectRefs inside of them.
 
     Raises:
-        StorageCorruptError: one is damaged or missing, or the target has another of its key.
+        StorageCorruptError: one is damaged or missing, or the target has another one under its key.
     """
     copied: set[str] = set()
     pending = list(blobs)
@@ -28,7 +28,7 @@ def copy_blobs(
         copied.add(blob.key)
         begun, pieces = begin(source.stream_blob(origin, blob))
         written = target.write_blob(incarnation, blob.key, chain(begun, pieces))
-        # They may have checksums of different kinds; then it is read again.
+        # The checksums may be of different kinds; then compare the bytes.
         if written != blob and not is_stored(target, incarnation, blob):
             raise StorageCorruptError(
                 f"There is another blob {blob.key!r} of workflow incarnation {incarnation!r} "
@@ -40,7 +40,7 @@ def copy_blobs(
 
 
 def is_stored(storage: BlobStore, incarnation: str, blob: Blob) -> bool:
-    """Whether what is stored under the key of a blob are its bytes."""
+    """Whether the stored bytes under the key of a blob are its own."""
     try:
         for _ in storage.stream_blob(incarnation, blob):
             pass
@@ -50,7 +50,8 @@ def is_stored(storage: BlobStore, incarnation: str, blob: Blob) -> bool:
 
 
 def begin(pieces: Iterator[memoryview]) -> tuple[list[memoryview], Iterator[memoryview]]:
-    """The first pieces, as many as say which objects are referred to, and all others."""
+    """The first pieces, up to the end of the header, which names the objects; and the other
+    pieces."""
     begun: list[memoryview] = []
     for piece in pieces:
         begun.append(piece)
@@ -60,5 +61,5 @@ def begin(pieces: Iterator[memoryview]) -> tuple[list[memoryview], Iterator[memo
 
 
 def joined(pieces: list[memoryview]) -> bytes | memoryview:
-    """One run of bytes; nearly always there is one piece, which is not copied."""
+    """Join pieces; nearly always there is one, which is not copied."""
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)

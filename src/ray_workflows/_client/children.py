@@ -32,7 +32,7 @@ def start(
         )
     check_root(dag)
     request = scope.request
-    # The same for all attempts of the task: whichever of them is committed, it starts the same.
+    # The same for all attempts of the task, so that repeated attempts start the same workflow.
     message_id = f"{request.incarnation}-{request.task}-{len(scope.outgoing)}"
     child = message_id if workflow_id is None else validate_workflow_id(workflow_id)
     if child == request.workflow_id or any(child == each.target for each in scope.outgoing):

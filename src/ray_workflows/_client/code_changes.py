@@ -1,7 +1,8 @@
-"""What the code here has other than a workflow that goes on: found before it does, and said once.
+"""Compares the code here with the recorded code of a workflow that is about to go on, and warns
+once.
 
-Nothing of the recorded code is run for it, and nothing is written. What can't be compared keeps no
-workflow from going on, and nothing is said of it.
+It runs nothing of the recorded code, and writes nothing. Code that can't be compared causes no
+error and no warning.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ from ray_workflows.storage.base import Storage
 
 logger = logging.getLogger(__name__)
 
-#: How many functions, and how many workflows, are named.
+#: The most functions, and workflows, that a warning names.
 NAMED = 8
 
-#: How the code here is taken, in Python.
+#: How to use the code here, in Python.
 RESUME = (
     "resume({id}, code='current') takes the code here, once the workflow does not run any more."
 )
@@ -53,7 +54,7 @@ Given = Collection[tuple[str, Function]]
 
 
 class CodeChanges:
-    """What differs, over one call of a verb.
+    """The differences found in one call of a verb.
 
     Args:
         storage: where the workflows are.
@@ -61,13 +62,13 @@ class CodeChanges:
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
-        #: Workflows that go on with other code than there is here.
+        #: Workflows whose code differs from that here.
         self.workflows: list[str] = []
-        #: What differs, by its name, and where it is defined here.
+        #: The names of different functions and modules, and their places here.
         self.places: dict[str, str] = {}
-        #: Functions of scripts that were to be exchanged and have no namesake here.
+        #: Functions of scripts that were to be replaced and have no namesake here.
         self.not_found: list[str] = []
-        #: Functions that ``code="current"`` can't find, because they are defined in others.
+        #: Functions that ``code="current"`` can't find, because they are defined inside others.
         self.inner: list[str] = []
         #: The files of scripts that functions came from.
         self.scripts: list[str] = []
@@ -81,14 +82,14 @@ class CodeChanges:
         given: Given = (),
         functions: Mapping[str, Function] | None = None,
     ) -> None:
-        """Compare the code that a workflow goes on with to what is here.
+        """Compare the code with which a workflow goes on with the code here.
 
         Args:
             found: the workflow.
-            change: how it goes on.
-            given: functions that it was run with now, each with the incarnation it is stored in.
-            functions: those that will run, by the digests of those submitted; by default, those of
-                the tasks that it has not finished.
+            change: the change with which it goes on.
+            given: the functions of this call, each with the incarnation it is stored in.
+            functions: the functions that will run, by the digests of the submitted ones; by
+                default, those of unfinished tasks.
         """
         differs = False
         incarnation = found.row.incarnation
@@ -107,8 +108,8 @@ class CodeChanges:
     def look_at(
         self, incarnation: str, function: Function, change: EnvironmentChange, given: Given
     ) -> bool:
-        """Compare one function: to those of its name that were given, else to that of the script of
-        this process, else to the file that it came from. Whether it differs."""
+        """Compare one function: with a given one of its name, else with that of this process's
+        script, else with the file that it came from. Returns whether it differs."""
         then = self.code_of(incarnation, function)
         if then is None or not then.parts:
             return False
@@ -134,7 +135,7 @@ class CodeChanges:
         return bool(places)
 
     def code_of(self, incarnation: str, function: Function) -> FunctionCode | None:
-        """What a stored function says of its code; None if it can't be read so."""
+        """The code of a stored function; None if it can't be analyzed."""
         if function.digest not in self.codes:
             where = f"function {function.name}"
             data = function.data
@@ -149,7 +150,7 @@ class CodeChanges:
         return self.codes[function.digest]
 
     def changed_in_modules(self, found: RecordedEnvironment) -> dict[str, str]:
-        """Functions and modules of the user's that differ, and the files here that they are in."""
+        """The user's functions and modules that differ, and their files here."""
         record, environment = found.record, found.state.environment
         if record is None:
             return {}
@@ -169,10 +170,10 @@ class CodeChanges:
     # -- telling -------------------------------------------------------------------------------
 
     def text(self, take: str) -> str:
-        """What is to be said; empty if nothing differs.
+        """The text of the warning; empty if nothing differs.
 
         Args:
-            take: how the code that is here is taken instead; ``{id}`` stands for a workflow.
+            take: how to use the code here instead; ``{id}`` stands for a workflow.
         """
         if not self.workflows:
             return ""
@@ -197,7 +198,7 @@ class CodeChanges:
         return " ".join(sentences)
 
     def warn(self, take: str = RESUME) -> None:
-        """Warn the user of Python, at the line that called this package; see `text`."""
+        """Warn at the line that called this package; see `text`."""
         text = self.text(take)
         if text:
             warnings.warn(text, stacklevel=users_level())
@@ -211,15 +212,15 @@ def listed(names: Collection[str]) -> str:
 
 
 def place_of(part: Part | None) -> str:
-    """Where something is defined here."""
+    """The file and line of a part here."""
     if part is None:
         return "which is not used any more"
     return f"{part.file}:{part.line}" if part.file else "a class"
 
 
 def present_code(then: FunctionCode, script: str) -> FunctionCode | None:
-    """What the script of this process has under the name of a function. That of another script is
-    not taken for it, if the file of its own is here."""
+    """The code of the function with the same name in this process's script. If the function's own
+    script is another file that is here, None."""
     present = present_version(then.module, then.qualname)
     if present is None:
         return None
@@ -242,7 +243,7 @@ def not_in_file(then: FunctionCode, script: str) -> list[str] | None:
 
 
 def changed_in_file(name: str, then: bytes, path: str) -> dict[str, str]:
-    """What of a module's code differs, and where; none if one of both can't be read."""
+    """The parts of a module's code that differ, and where; none if a version can't be read."""
     try:
         old = in_source(then.decode())
         with open(path, encoding="utf-8") as file:
@@ -254,7 +255,7 @@ def changed_in_file(name: str, then: bytes, path: str) -> dict[str, str]:
 
 
 def users_level() -> int:
-    """The ``stacklevel`` of the line that called this package, for who calls this function."""
+    """The ``stacklevel``, for the calling function, of the line that called this package."""
     level, frame = 0, inspect.currentframe()
     while frame is not None and frame.f_code.co_filename.startswith(capture.PACKAGE_DIRECTORY):
         level, frame = level + 1, frame.f_back

@@ -1,4 +1,4 @@
-"""This process's way to the cluster's coordinator and to its storage."""
+"""This process's connection to the cluster's coordinator and its storage."""
 
 from __future__ import annotations
 
@@ -34,14 +34,15 @@ logger = logging.getLogger(__name__)
 
 #: How long `init` waits for a coordinator to come up, in seconds.
 START_SECONDS = 60.0
-#: How long a call may take before the coordinator counts as gone, in seconds. Longer than it
-#: takes itself to say that the storage is away, and than Ray needs to restart it.
+#: How long a call may take before the coordinator counts as gone, in seconds. Longer than the
+#: coordinator needs to report that the storage is away, and than Ray needs to restart it.
 CALL_SECONDS = 90.0
-#: Names how long Ray waits for the head of a cluster, in seconds.
+#: The variable for how long Ray waits for the head of a cluster, in seconds.
 HEAD_VARIABLE = "RAY_gcs_rpc_server_reconnect_timeout_s"
-#: Names the lease of a coordinator that is started by this process, in seconds.
+#: The variable for the lease of a coordinator that this process starts, in seconds.
 LEASE_VARIABLE = "RAY_WORKFLOW_LEASE_SECONDS"
-#: Names after how long at rest workflows leave the memory of such a coordinator, in seconds.
+#: The variable for how long workflows are at rest before such a coordinator evicts them, in
+#: seconds.
 EVICT_VARIABLE = "RAY_WORKFLOW_EVICT_SECONDS"
 
 
@@ -55,14 +56,15 @@ class Connection(Reader):
         self.settings: Settings = description["settings"]
         self.resumes_orphans = self.settings.auto_resume
         check_release(description)
-        #: Whether the coordinator is asked about incarnations: that of 0.1.0 knows ids alone.
+        #: Whether calls name incarnations: a coordinator of 0.1.0 knows ids alone.
         self.names_incarnations = "journal_version" in description
         self.session = session_id()
-        #: Whether it was said that the coordinator is away.
+        #: Whether it was logged that the coordinator is away.
         self.said_away = False
 
     def adopt(self, coordinator: Any) -> bool:
-        """Go over to another coordinator, or to the restarted one; whether it has the storage."""
+        """Use another coordinator, or the restarted one. Returns whether it has the same
+        storage."""
         description = describe(coordinator)
         if description["url"] != self.storage.url:
             return False
@@ -73,7 +75,7 @@ class Connection(Reader):
         return True
 
     def say_away(self, workflow_id: str) -> None:
-        """Say, once, that the coordinator is away."""
+        """Log, once, that the coordinator is away."""
         if not self.said_away:
             self.said_away = True
             logger.warning(
@@ -88,18 +90,18 @@ class Connection(Reader):
             )
 
     def call(self, method: str, *args: Any) -> Any:
-        """Call the coordinator and return its answer; raise what it answers as an error."""
+        """Call the coordinator and return its answer; raises an error that is the answer."""
         return self.answer(getattr(self.coordinator, method).remote(*args))
 
     def ask(self, method: str, workflow_id: str, *args: Any, incarnation: str) -> Any:
-        """As `call`, about one run of an id. Ray repeats a call whose coordinator died before it
-        had answered: by then, the id may be that of another workflow."""
+        """As `call`, about one incarnation. Ray repeats a call whose coordinator died before it
+        answered: by then, the id may belong to another workflow."""
         if self.names_incarnations:
             return self.call(method, workflow_id, *args, incarnation)
         return self.call(method, workflow_id, *args)
 
     def answer(self, ref: ray.ObjectRef, seconds: float = CALL_SECONDS) -> Any:
-        """The coordinator's answer to a call; raises what it answers as an error."""
+        """The coordinator's answer to a call; raises an error that is the answer."""
         try:
             return self.take(ref, seconds)
         except ray.exceptions.GetTimeoutError:
@@ -120,7 +122,7 @@ class Connection(Reader):
         return answer
 
     def snapshot(self) -> Environment:
-        """The environment of this process, with everything stored that it names."""
+        """The environment of this process; stores all packages that it names."""
         return take_snapshot(self.storage, self.storage.url)
 
     def values(self, incarnation: str) -> ValueReader:
@@ -131,10 +133,10 @@ class Connection(Reader):
 lock = threading.Lock()
 current: Connection | None = None
 
-#: The storage if `init` is given none: what `ray.init(storage=...)` was given under `compat`.
+#: The storage for an `init` without one: from `ray.init(storage=...)` under `compat`.
 default_storage: Storage | str | None = None
 
-#: What stands in for the connection to a cluster while a `testing.Environment` is entered.
+#: The replacement of the connection while a `testing.Environment` is entered.
 stand_in: Any = None
 
 #: Why this process may not connect now; empty if it may.
@@ -179,8 +181,8 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def check_release(description: dict[str, Any]) -> None:
-    """Warn if the coordinator is of an older release than this process, raise if this process
-    can't read what it writes. A coordinator of 0.1.0 does not say what it writes.
+    """Warn if the coordinator is of an older release than this process; raise if this process can't
+    read its journals. A coordinator of 0.1.0 does not name its journal version.
 
     Raises:
         StorageConfigError: it writes journals that this release can't read.
@@ -207,7 +209,7 @@ def check_release(description: dict[str, Any]) -> None:
 
 
 def why_it_died(error: ray.exceptions.RayActorError) -> str:
-    """What to do about a coordinator that can't live."""
+    """Why the coordinator died, and what to do."""
     if "No module named 'ray_workflows'" in str(error):
         return (
             f"The coordinator could not start: ray_workflows is not installed on the nodes of this "
@@ -221,17 +223,17 @@ def why_it_died(error: ray.exceptions.RayActorError) -> str:
 
 
 def reachable(storage: Storage) -> Storage:
-    """The cluster's storage as this process can use it."""
+    """The cluster's storage, in a form that this process can use."""
     if is_outside() and not isinstance(storage, NodeStorage):
         return NodeStorage(storage, None)
     return storage
 
 
 def seconds_given(variable: str, default: float, least: float, most: float, why: str) -> float:
-    """What a variable of the environment says, in seconds.
+    """The seconds in an environment variable.
 
     Raises:
-        StorageConfigError: it is no number of seconds, or not from ``least`` to ``most``.
+        StorageConfigError: it is not a number, or not from ``least`` to ``most``.
     """
     given = os.environ.get(variable, "")
     try:
@@ -247,13 +249,13 @@ def seconds_given(variable: str, default: float, least: float, most: float, why:
 
 
 def lease_seconds() -> float:
-    """The lease that a coordinator started here is given."""
+    """The lease of a coordinator started here, in seconds."""
     why = "Others rely on it that no lease is longer"
     return seconds_given(LEASE_VARIABLE, LEASE_SECONDS, 1.0, LEASE_SECONDS, why)
 
 
 def evict_seconds() -> float:
-    """After how long at rest workflows leave the memory of a coordinator started here."""
+    """How long workflows are at rest before a coordinator started here evicts them, in seconds."""
     why = "It says how long workflows that wait stay in memory"
     return seconds_given(EVICT_VARIABLE, EVICT_SECONDS, 0.0, 86400.0, why)
 
@@ -276,7 +278,7 @@ def start(storage: Storage, limits: Limits, auto_resume: bool) -> None:
 
 
 def check_absolute(spec: str | os.PathLike[str] | Storage | None) -> None:
-    """Raise for a relative path, which would name a directory of some worker of the cluster."""
+    """Raise for a relative path, which would name a directory of an arbitrary worker."""
     if isinstance(spec, (str, os.PathLike)):
         path = os.fspath(spec)
         if not path.startswith(("/", "~")) and ":" not in path:
@@ -290,8 +292,8 @@ def wanted_storage(
     storage: str | os.PathLike[str] | Storage | None,
     blobs: str | os.PathLike[str] | Storage | None,
 ) -> Storage:
-    """What ``storage=`` and ``blobs=`` name, where it means something: under a Ray Client
-    variables, home and links are those of the node that serves it.
+    """The storage that ``storage=`` and ``blobs=`` name. Under a Ray Client, variables, home and
+    links are resolved on the node of its server.
 
     Raises:
         StorageConfigError: it can't be used, or is a relative path under a Ray Client.
@@ -317,7 +319,7 @@ def init(
     Raises:
         StorageConfigError: the storage can't be used, or the cluster uses another one, or another
             codec.
-        ValueError: a setting differs from what the coordinator was started with.
+        ValueError: a setting differs from that of the running coordinator.
     """
     global current
     check_not_refused()
@@ -400,7 +402,7 @@ def check_same_settings(settings: Settings, **asked: int | None) -> None:
 
 
 def connect() -> Connection:
-    """The connection of this process; initializes with defaults if need be."""
+    """The connection of this process; initializes with defaults if there is none."""
     check_not_refused()
     if stand_in is not None:
         return stand_in  # type: ignore[no-any-return]

@@ -1,8 +1,8 @@
-"""Copying workflows to another storage: no cluster is needed, and nothing is unpickled.
+"""Copies workflows to another storage, without a cluster, and without unpickling.
 
 A copy has the same incarnation, entries and commit ids, so that it is the same workflow there: it
-goes on with the same idempotency keys. Values first, then the journal, then the row as it is; until
-then the copy is a canceled workflow, which nobody takes for one that was interrupted.
+goes on with the same idempotency keys. Values are copied first, then the journal, then the true
+row. Until then the copy has the status CANCELED, so that nothing resumes it.
 """
 
 from __future__ import annotations
@@ -43,27 +43,27 @@ from ray_workflows.storage.base import CommitOutcome, Storage
 from ray_workflows.storage.histories import History, unless_deleted
 from ray_workflows.storage.orphans import SWEEPER
 
-#: What a user may give as a storage.
+#: The forms of a user's ``storage=``.
 StorageSpec = str | os.PathLike[str] | Storage | None
 
-#: The holders of half copies are called like this.
+#: The prefix of holder ids of half copies.
 COPIER = "copy-"
-#: How long such a holder counts as alive, in seconds: object stores then ask less for each entry.
+#: The lease of such a holder, in seconds. With it, object stores need fewer requests per entry.
 COPIER_LEASE = 60.0
 
-#: A commit carries so many entries at most, or so many bytes if there are more than one.
+#: The most entries of a commit, and its most bytes if it has more than one entry.
 BATCH_ENTRIES = 500
 BATCH_BYTES = 16 * 1024 * 1024
 
-#: What keeps one workflow from being copied, and no other.
+#: Errors that concern one workflow only: others are still copied.
 REFUSALS = (WorkflowStillActiveError, WorkflowCopyError, StorageCorruptError)
 
 
 class Copying:
-    """From where to where."""
+    """Copies workflows from one storage to another."""
 
     def __init__(self, source: Storage, target: Storage) -> None:
-        # The place of the blobs is no other storage: journals can be in it once.
+        # Without the place of blobs: a storage has its journals only once.
         if source.url.partition("#")[0] == target.url.partition("#")[0]:
             raise StorageConfigError(
                 f"{target.url} is the storage that is copied from. Name another one to copy to."
@@ -86,12 +86,12 @@ class Copying:
         self.target.storage.open()
 
     def copy(self, workflow_id: str) -> bool:
-        """Copy a workflow, or go on where a copy was interrupted; False if it is there already.
+        """Copy a workflow, or complete an interrupted copy; False if it is complete already.
 
         Raises:
             WorkflowNotFoundError: there is none.
             WorkflowStillActiveError: it is running or pending, here or there.
-            WorkflowCopyError: there is another one of this id there.
+            WorkflowCopyError: the target has another workflow with this id.
             StorageCorruptError: a blob or entry of it is damaged.
             StorageUnavailableError: one of the storages does not answer.
         """
@@ -102,7 +102,7 @@ class Copying:
         done = self.check_target(row, entries)
         if done == row.seq:
             return False
-        # Those of earlier entries were written before these.
+        # The values of earlier entries are there already.
         new = entries[done:]
         chain = Chain(workflow_id, row.incarnation, done)
         with unless_deleted(self.source.storage, row):
@@ -140,7 +140,7 @@ class Copying:
                 shared_items.keep(target, name, partial(list, [data]), document.mentions, user)
 
     def check_source(self, row: CatalogRow) -> None:
-        """Raise for what is no workflow at rest."""
+        """Raise unless the workflow is at rest."""
         if self.source.claims(by_lease_alone).status(row) in ACTIVE:
             raise WorkflowStillActiveError("COPY", row.workflow_id)
         if is_half(row):
@@ -151,7 +151,7 @@ class Copying:
             )
 
     def check_target(self, row: CatalogRow, entries: list[JournalEntry]) -> int:
-        """How many of the entries are in the target; raises if anything else is."""
+        """How many of the entries are in the target; raises if other entries are."""
         there = self.target.storage.read_catalog(row.workflow_id)
         if there is None:
             return 0
@@ -214,9 +214,8 @@ class Copying:
                 )
 
     def copy_all(self) -> Iterator[tuple[str, Exception | None]]:
-        """Copy all workflows, oldest first: each that was not there, and what kept one of them.
-
-        Those whose rows can't be read come last, without their ids.
+        """Copy all workflows, oldest first. Yields the id and None for each new copy, and the id
+        and the error for each that failed. Unreadable rows come last, without their ids.
 
         Raises:
             StorageUnavailableError: one of the storages does not answer.
@@ -231,7 +230,7 @@ class Copying:
                 if self.copy(row.workflow_id):
                     yield row.workflow_id, None
             except WorkflowNotFoundError:
-                continue  # Deleted since.
+                continue  # Deleted meanwhile.
             except REFUSALS as error:
                 yield row.workflow_id, error
         for number, message in enumerate(damaged, 1):
@@ -239,12 +238,12 @@ class Copying:
 
 
 def is_half(row: CatalogRow) -> bool:
-    """Whether a workflow is a copy that is not complete."""
+    """Whether a workflow is an incomplete copy."""
     return row.holder.startswith(COPIER)
 
 
 def batches(appends: Sequence[Append]) -> Iterator[list[Append]]:
-    """The appends in commits of limited size."""
+    """Split appends into commits of limited size."""
     batch: list[Append] = []
     size = 0
     for append in appends:
@@ -264,7 +263,7 @@ def refused(row: CatalogRow, reason: str) -> WorkflowCopyError:
 
 
 def changed(workflow_id: str) -> WorkflowCopyError:
-    """The error for one that somebody went on with meanwhile."""
+    """The error for a workflow that went on meanwhile."""
     return WorkflowCopyError(
         [workflow_id],
         f"Workflow '{workflow_id}' changed while it was copied. Copy it again when it has ended.",
@@ -272,7 +271,7 @@ def changed(workflow_id: str) -> WorkflowCopyError:
 
 
 def copy(workflow_id: str | None, source: StorageSpec, target: StorageSpec) -> list[str]:
-    """Copy one workflow, or all; the ids of those that were not there before.
+    """Copy one workflow, or all. Returns the ids of new copies.
 
     Raises:
         WorkflowCopyError: some of them can't be copied; all others are.
@@ -304,13 +303,13 @@ def copy(workflow_id: str | None, source: StorageSpec, target: StorageSpec) -> l
 
 
 def named(spec: StorageSpec) -> Storage:
-    """The storage that is named, as this process can use it."""
+    """The named storage, in a form that this process can use."""
     storage = connection.wanted_storage(spec, None)
     return connection.reachable(storage) if ray.is_initialized() else storage
 
 
 def not_copied(failed: dict[str, Exception]) -> WorkflowCopyError:
-    """The error for some of all."""
+    """The error if some workflows of all were not copied."""
     reasons = "\n".join(str(error) for error in failed.values())
     return WorkflowCopyError(
         list(failed), f"{len(failed)} of the workflows were not copied, all others are:\n{reasons}"

@@ -1,4 +1,4 @@
-"""Forking: a new workflow from another one's plan and the results that need not be made again."""
+"""Forks: a new workflow from another one's plan, with the results that it can keep."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from ray_workflows.storage.histories import History, unless_deleted
 
 
 class Fork:
-    """What a fork starts with: the submission of its origin, and what is kept of its results."""
+    """The start of a fork: the submission of its origin, and the kept results."""
 
     def __init__(self, storage: Storage, row: CatalogRow, from_task: str) -> None:
-        # As the workflow is now: it may have been resumed with other code.
+        # The present state, because the workflow may have been resumed with other code.
         state = WorkflowState(row.workflow_id, row.incarnation)
         events: list[ev.Event] = []
         for entry, more in History(storage, row).read():
@@ -45,8 +45,8 @@ class Fork:
     def with_code(
         self, environment: Environment, functions: Mapping[str, Function]
     ) -> tuple[ev.WorkflowSubmitted, list[ev.Event]]:
-        """What a fork starts with, in an environment and with functions in place of others, by the
-        digests of those that were submitted."""
+        """The submission and first events of the fork, with another environment, and functions that
+        replace those with the digests that are their keys."""
         submitted, history = self.events
         functions = {**self.state.functions, **functions}
         plan = as_now(submitted.plan, submitted.task_ids, functions, self.state)
@@ -62,7 +62,7 @@ class Fork:
 
     @property
     def functions(self) -> dict[str, Function]:
-        """As `RecordedEnvironment.functions`, of the fork."""
+        """As `RecordedEnvironment.functions`, for the fork."""
         submitted, history = self.events
         continued = [event.plan for event in history if isinstance(event, ev.TaskContinued)]
         return {
@@ -73,13 +73,13 @@ class Fork:
 
     @property
     def functions_to_run(self) -> dict[str, Function]:
-        """As `functions`, of the tasks that run again."""
+        """As `functions`, for the tasks that run again."""
         submitted, history = self.events
         wanted = digests_to_run(replay("", "", (submitted, *history)))
         return {digest: each for digest, each in self.functions.items() if digest in wanted}
 
     def copy_blobs(self, incarnation: str) -> None:
-        """Give the fork blobs of its own: its origin may be deleted."""
+        """Copy the blobs for the fork, because its origin may be deleted."""
         blobs = blobs_in([self.submitted.plan, *self.history])
         with unless_deleted(self.storage, self.origin):
             copy_blobs(self.storage, self.origin.incarnation, self.storage, incarnation, blobs)
@@ -88,7 +88,7 @@ class Fork:
 def as_now(
     plan: Plan, task_ids: Sequence[str], functions: Mapping[str, Function], state: WorkflowState
 ) -> Plan:
-    """A plan with the functions and options that take the place of its own."""
+    """A plan with its functions and options replaced as in the present state."""
     exchanged = tuple(functions.get(each.digest, each) for each in plan.functions)
     tasks, options = list(plan.tasks), list(plan.options)
     for index, task_id in enumerate(task_ids):

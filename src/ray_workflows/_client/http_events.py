@@ -1,7 +1,8 @@
 """Events by HTTP, as signals to a workflow: each key names one event.
 
-An event is the only signal of its name, and its id is a digest of its payload: sent again it is
-known, and with another payload it is refused. It is kept until the listener's result is durable.
+An event is the only signal of its name, and its id is a digest of its payload. So a repeated event
+changes nothing, and one with another payload is refused. It is kept until the listener's result is
+durable.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.ids import validate_signal_text
 from ray_workflows._model.values import INLINE_LIMIT, Value
 
-#: What became of an event.
+#: The answer to an event.
 Answer = Received | OtherSignal | TooManySignals
 
 
 class EventTakenError(Exception):
-    """The event was there, and its listener has acknowledged it."""
+    """The listener of the event has acknowledged it already."""
 
 
 def signal_name(key: str) -> str:
-    """The name of the signal that the event of a key is. Keys are any text, names are not."""
+    """The name of the signal for a key. Hashed, because names are limited and keys are not."""
     try:
         return validate_signal_text("name", f"http-event:{key}")
     except ValueError:
@@ -40,10 +41,10 @@ def digest(data: bytes) -> str:
 
 
 class HTTPEvents:
-    """The events of one run of a workflow.
+    """The events of one incarnation of a workflow.
 
     All methods block, and raise:
-        WorkflowNotFoundError: it was deleted.
+        WorkflowNotFoundError: the workflow was deleted.
         CoordinatorUnavailableError, StorageError: there is no answer now.
     """
 
@@ -53,12 +54,12 @@ class HTTPEvents:
         self.incarnation = row.incarnation
 
     def send(self, key: str, payload: bytes, *, most: int | None) -> Answer:
-        """Give the workflow an event; it is durable when this returns.
+        """Send the workflow an event. It is durable when this returns.
 
         Args:
             key: names the event.
-            payload: what it says; equal ones are equal bytes.
-            most: how many events are kept at most; None: there is no limit.
+            payload: its contents as canonical bytes.
+            most: the most kept signals of the workflow; None: no limit.
 
         Raises:
             SignalRefusedError: the workflow has ended without the event.
@@ -69,7 +70,7 @@ class HTTPEvents:
         name, signal_id = signal_name(key), digest(payload)
         pickled = pickle_value(payload, where="payload of an event")
         if pickled.nbytes > INLINE_LIMIT:
-            # What is written for an event that is refused would stay until the workflow is deleted.
+            # Ask first: the blob of a refused event would stay until the workflow is deleted.
             answer = self.put(name, signal_id, NOTHING, most=most, asks=True)
             if answer is not None:
                 return answer
@@ -80,7 +81,7 @@ class HTTPEvents:
         return answer
 
     def is_taken(self, key: str, payload: bytes) -> bool:
-        """Whether the listener's result with this event is durable."""
+        """Whether a listener has the event in its durable result."""
         answer = self.put(signal_name(key), digest(payload), NOTHING, most=None, asks=True)
         return isinstance(answer, Received) and answer.taken
 
@@ -94,11 +95,11 @@ class HTTPEvents:
         return answer
 
     def find(self, key: str) -> bytes | None:
-        """The payload of an event that was sent and not acknowledged, or None.
+        """The payload of an unacknowledged event, or None.
 
         Raises:
             EventTakenError: it was acknowledged.
-            StorageCorruptError: it is not what was written.
+            StorageCorruptError: it is damaged.
         """
         name = signal_name(key)
         found = self.find_signal(name)
@@ -121,13 +122,13 @@ class HTTPEvents:
         return found
 
     def acknowledge(self, key: str) -> None:
-        """Note that the listener's result with the event is durable."""
+        """Record that the listener's result with the event is durable."""
         self.connection.call(
             "acknowledge_signals", self.workflow_id, signal_name(key), self.incarnation
         )
 
     def left(self, key: str, payload: bytes) -> Answer | None:
-        """The answer to an event whose key 0.1.0 has kept an event of, if that settles it."""
+        """The answer to an event if 0.1.0 has kept an event for its key, and that decides it."""
         storage = self.connection.storage
         left = old_events.payload(storage, self.incarnation, key)
         if left is None:

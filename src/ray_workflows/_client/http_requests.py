@@ -1,4 +1,4 @@
-"""Requests of those who send events by HTTP: what is in them, and why they are refused."""
+"""Requests of senders of HTTP events: their contents, and the reasons of refusals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from ray_workflows._model.answers import OtherSignal, Received, TooManySignals
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.exceptions import SignalRefusedError
 
-#: How long a request waits for the workflow to take its event, in seconds; and at most, if it says.
+#: How long a request waits for the workflow to take its event, in seconds: the default, and the
+#: most that a request can ask for.
 ANSWER_SECONDS, MAX_ANSWER_SECONDS = 30.0, 300.0
 
 #: The largest request, in bytes.
@@ -26,10 +27,10 @@ class Refused(Exception):
 
 
 def read_event(body: bytes) -> tuple[str, bytes]:
-    """Key and payload of a request's body, the payload as canonical JSON.
+    """The key and payload in a request's body, the payload as canonical JSON.
 
     Raises:
-        Refused: it has none.
+        Refused: one is missing.
     """
     form = '{"event_key": "a-key", "event_payload": ...}'
     try:
@@ -56,10 +57,10 @@ def wait_seconds(prefer: str) -> float:
 
 
 def received(answer: Answer, workflow_id: str, key: str) -> Received:
-    """What the workflow answered to an event.
+    """The workflow's answer to an event.
 
     Raises:
-        Refused: it has not received it.
+        Refused: the workflow has not received it.
     """
     if isinstance(answer, OtherSignal):
         raise Refused(
@@ -77,7 +78,7 @@ def received(answer: Answer, workflow_id: str, key: str) -> Received:
 
 
 def why_refused(error: SignalRefusedError) -> str:
-    """What the sender of an event hears of a workflow that has ended."""
+    """The answer to the sender of an event for a workflow that has ended."""
     ended = "has finished without it."
     if error.status == WorkflowStatus.CANCELED:
         ended = "was canceled without it. It takes events again when it is resumed."

@@ -1,4 +1,5 @@
-"""What the provider of events by HTTP remembers: the tasks that ask for events, and who waits."""
+"""The memory of the provider of HTTP events: the tasks that ask for events, and waiting
+requests."""
 
 from __future__ import annotations
 
@@ -9,21 +10,21 @@ from typing import Any
 
 from ray_workflows._client.http_events import signal_name
 
-#: Keys that the provider remembers the listeners of, of all workflows, the oldest leaving first.
+#: The most keys, of all workflows, whose listeners the provider remembers; the oldest are dropped.
 MAX_REMEMBERED = 100_000
 
 
 class Takers:
-    """The tasks whose listeners have asked for events that are not acknowledged yet. Only to tell
-    mistakes: it may forget."""
+    """The tasks whose listeners have asked for events that are not acknowledged yet. Only for
+    detecting mistakes, so it may forget."""
 
     def __init__(self) -> None:
         #: By incarnation and name of the signal: a key may be as large as a request.
         self.tasks: OrderedDict[tuple[str, str], str] = OrderedDict()
 
     def take(self, incarnation: str, key: str, task_id: str | None) -> str | None:
-        """Have an event for a task; the task that has it, which is the first that asked. Listeners
-        of users' own do not say for which task they ask."""
+        """Reserve an event for a task. Returns the task that has it: the first that asked. A user's
+        own listener gives no ``task_id``."""
         if task_id is None:
             return None
         taker = self.tasks.setdefault((incarnation, signal_name(key)), task_id)
@@ -32,12 +33,12 @@ class Takers:
         return taker
 
     def forget(self, incarnation: str, key: str) -> None:
-        """The event is acknowledged."""
+        """Forget an acknowledged event."""
         self.tasks.pop((incarnation, signal_name(key)), None)
 
 
 class News:
-    """Wakes those who wait for something about one event of one workflow."""
+    """Wakes requests that wait for news of an event of a workflow."""
 
     def __init__(self) -> None:
         self.waiting: dict[tuple[str, str], set[asyncio.Event]] = defaultdict(set)
@@ -54,7 +55,8 @@ class News:
     async def wait_until(
         self, incarnation: str, key: str, look: Callable[[], Any], seconds: float
     ) -> Any:
-        """What ``look`` returns, as soon as it is true, or after some seconds what it then is."""
+        """Wait until the result of ``look`` is true, and return it; after ``seconds``, return its
+        last result."""
         waiter = asyncio.Event()
         self.waiting[incarnation, key].add(waiter)
         deadline = asyncio.get_running_loop().time() + seconds

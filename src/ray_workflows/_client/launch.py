@@ -1,8 +1,8 @@
 """Starts a coordinator from a driver of its own, without a runtime_env.
 
 Actors and the tasks they submit inherit the runtime_env of the driver that created them, and
-there is no way to take it off. A coordinator serves every driver of the cluster, and must be able
-to restart when the packages of the one that started it are long deleted.
+can't be created without it. A coordinator serves every driver of the cluster, and must be able
+to restart when the packages of the driver that started it are long deleted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ray_workflows._coordinator.actor import coordinator_class
 from ray_workflows._ray.private import JOB_CONFIG_VARIABLE
 from ray_workflows.exceptions import CoordinatorUnavailableError
 
-#: How long the driver that starts the coordinator may take, in seconds.
+#: How long the separate driver may take to start the coordinator, in seconds.
 LAUNCH_SECONDS = 60.0
 
 
@@ -29,7 +29,7 @@ def create(options: dict[str, Any], args: tuple[Any, ...]) -> Any:
 
 
 def start_coordinator(options: dict[str, Any], args: tuple[Any, ...]) -> None:
-    """Create the coordinator actor, from here if this driver has no runtime_env.
+    """Create the coordinator actor, in this process if it has no runtime_env.
 
     Raises:
         CoordinatorUnavailableError: the driver that was to start it failed; says how.
@@ -57,7 +57,7 @@ def start_coordinator(options: dict[str, Any], args: tuple[Any, ...]) -> None:
 
 
 def main() -> None:
-    """Read what to create from standard input, create it, and wait until it is up."""
+    """Read the actor's options from standard input, create it, and wait until it is up."""
     address, options, args = cloudpickle.load(sys.stdin.buffer)
     ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     ray.get(create(options, args).describe.remote(), timeout=LAUNCH_SECONDS)

@@ -1,7 +1,6 @@
-"""Events by HTTP as release 0.1.0 kept them: blobs of the workflow. They are read, and never
-written.
+"""Reads HTTP events that release 0.1.0 kept, as blobs of the workflow. Writes none.
 
-The first event of a key stays. An event that its listener has acknowledged has a second blob.
+The first event of a key counts. An acknowledged event has a second blob.
 """
 
 from __future__ import annotations
@@ -12,13 +11,13 @@ from ray_workflows.storage.parts import BlobStore
 
 
 def payload(storage: BlobStore, incarnation: str, key: str) -> bytes | None:
-    """What was sent under a key, or None."""
+    """The payload that was sent under a key, or None."""
     blob = storage.find_blob(incarnation, blob_name(key, "payload"))
     return None if blob is None else bytes(storage.read_blob(incarnation, blob))
 
 
 def is_done(storage: BlobStore, incarnation: str, key: str) -> bool:
-    """Whether the event is the durable result of a listener."""
+    """Whether a listener has acknowledged the event."""
     return storage.find_blob(incarnation, blob_name(key, "done")) is not None
 
 

@@ -1,4 +1,4 @@
-"""Outputs: waiting for a workflow or a task, and reading what it produced."""
+"""Outputs: waits for a workflow or a task, and reads its output."""
 
 from __future__ import annotations
 
@@ -30,14 +30,15 @@ from ray_workflows.exceptions import (
 from ray_workflows.storage.base import Storage
 from ray_workflows.storage.histories import History, unless_deleted
 
-#: How often a workflow is looked at that another cluster drives, in seconds.
+#: How often to poll the storage for a workflow that another cluster drives, in seconds.
 POLL_SECONDS = 0.5
 
-#: How long a workflow is waited for whose coordinator is dead, if that of this cluster takes such
-#: workflows over by itself, in seconds. It may have no room for it, or not be able to read it.
+#: How long to wait for the takeover of a workflow whose coordinator is dead, if this cluster has
+#: ``auto_resume``, in seconds. Its limits may be reached, or it may not be able to read the
+#: workflow.
 ORPHAN_SECONDS = 30.0
 
-#: How a workflow ended that has no output.
+#: The error of a workflow without an output.
 WorkflowEndError = WorkflowExecutionError | WorkflowCancellationError | OutputNotAvailableError
 
 ENDED_BADLY = (WorkflowStatus.FAILED, WorkflowStatus.CANCELED)
@@ -56,7 +57,7 @@ def read_row(storage: Storage, workflow_id: str) -> CatalogRow:
 
 
 def read_output(reader: Reader, row: CatalogRow, output: Outcome, live: Any = None) -> Any:
-    """The output of a workflow that has succeeded, from what its journal says of it.
+    """The output of a successful workflow, from the outcome in its journal.
 
     ``live``: the ObjectRef of a live copy, which may be lost by now.
     """
@@ -68,7 +69,7 @@ def read_output(reader: Reader, row: CatalogRow, output: Outcome, live: Any = No
 
 
 def seen_output(reader: Reader, watched: Watched | None) -> tuple[bool, Any]:
-    """Whether a watch saw the output of a workflow, and the output."""
+    """Whether the answer of a watch has the output of a workflow, and the output."""
     if watched is None or watched.row is None or watched.output is None:
         return False, None
     return True, read_output(reader, watched.row, watched.output, watched.live)
@@ -80,7 +81,7 @@ def workflow_output(reader: Reader, row: CatalogRow) -> Any:
     Raises:
         Exception: the output is an error of the kind that `read_outcome` raises.
     """
-    # It is in the last entry, unless something without events came after it: see `repairs`.
+    # It is in the last entry, or before an entry without events: see `repairs`.
     for event in reversed(History(reader.storage, row, row.seq - 1).events()):
         if isinstance(event, ev.WorkflowSucceeded):
             return read_output(reader, row, event.output)
@@ -94,13 +95,13 @@ def workflow_output(reader: Reader, row: CatalogRow) -> Any:
 
 
 def as_raised(error: WorkflowEndError) -> BaseException:
-    """How a workflow ended, as it is raised: an error that ``except RayTaskError`` catches too. All
-    that a driver waited for came out of an actor under ``ray.workflow``, and so in one of these."""
+    """The error of a workflow in the form that is raised: ``except RayTaskError`` catches it too,
+    because under ``ray.workflow`` all outputs came from an actor, and errors as RayTaskErrors."""
     return as_task_error(f"workflow '{error.workflow_id}'", str(error), error)
 
 
 def execution_error(reader: Reader, row: CatalogRow) -> WorkflowExecutionError:
-    """The error of a workflow that has failed, its cause chained."""
+    """The error of a failed workflow, with its cause chained."""
     state = read_state(reader.storage, row, whole=False).state
     info, task_id = state.error, state.failed_task
     reason = f"{info.type_name}: {info.message}" if info is not None else None
@@ -115,7 +116,7 @@ def execution_error(reader: Reader, row: CatalogRow) -> WorkflowExecutionError:
 
 
 def settled_output(reader: Reader, row: CatalogRow, status: WorkflowStatus) -> Any:
-    """The output of a workflow that was waited for, or the error that it ended with."""
+    """The output of a workflow after a wait, or raise its error."""
     if status is WorkflowStatus.SUCCESSFUL:
         return workflow_output(reader, row)
     if status is WorkflowStatus.FAILED:
@@ -133,15 +134,15 @@ def not_driven(row: CatalogRow) -> str:
 def not_there(
     row: CatalogRow, reason: str, task_id: str | None = None, cause: BaseException | None = None
 ) -> BaseException:
-    """Why there is no output, and the error that is the cause of it, as it is raised."""
+    """The error for a missing output, with its reason and cause."""
     error = OutputNotAvailableError(row.workflow_id, task_id, reason)
     error.__cause__ = cause
     return as_raised(error)
 
 
 def stopped_output(reader: Reader, row: CatalogRow, status: WorkflowStatus) -> Any:
-    """The output of a workflow that nobody drives, as `get_output` has it: errors are ValueErrors,
-    because nothing failed in this call."""
+    """The output of a workflow that no coordinator drives, for `get_output`: errors are
+    ValueErrors, because nothing failed during this call."""
     if status is WorkflowStatus.SUCCESSFUL:
         return workflow_output(reader, row)
     if status is WorkflowStatus.FAILED:
@@ -170,7 +171,7 @@ class TaskOutput:
         return False, None
 
     def missing(self, status: WorkflowStatus) -> BaseException:
-        """Why the result is not there, when nobody works on it."""
+        """The error if the result is missing and no coordinator drives the workflow."""
         task = self.view.tasks.get(self.task_id)
         reason = f"the workflow is {status} and the task has no result."
         cause = None
@@ -194,18 +195,16 @@ class TaskOutput:
 
 
 class Awaited:
-    """An output that is waited for. Ask `look` after each change until it says that it is there.
+    """An output that a caller waits for. Call `look` after each change until the output is there.
 
     Args:
-        reader: reads it.
-        workflow_id: the workflow.
-        task_id: the task; None: the workflow's output.
-        fresh: the workflow was started or resumed by the caller, or was seen running, so that its
-            failure is the caller's: WorkflowExecutionError. Otherwise an output that is not there
-            is a ValueError.
-        incarnation: which workflow of this id; empty: the one that is there now. It is not there
-            any more once it was deleted, even if another one has its id.
-        monotonic: seconds of a clock that nobody sets.
+        reader: reads it. workflow_id: the workflow. task_id: the task; None: the workflow's output.
+        fresh: the caller started or resumed the workflow, or saw it running: then its failure
+        raises
+            WorkflowExecutionError. Otherwise a missing output is a ValueError.
+        incarnation: the incarnation that is meant; empty: the present one. After its deletion the
+            workflow is not found, even if another one has its id.
+        monotonic: a monotonic clock, in seconds.
     """
 
     def __init__(
@@ -226,28 +225,28 @@ class Awaited:
         self.row = self.read_row()
         self.incarnation = self.row.incarnation
         self.task = TaskOutput(reader, self.row, task_id) if task_id is not None else None
-        #: Since when nobody drives it, by the monotonic clock.
+        #: Since when no coordinator drives it, on the monotonic clock.
         self.orphan_since: float | None = None
 
     @property
     def after(self) -> int | None:
-        """What to watch for: growth beyond this seq, or (None) the end."""
+        """The watch to set: growth beyond this seq, or (None) the end."""
         return self.task.view.seq if self.task is not None else None
 
     def read_row(self) -> CatalogRow:
-        """Its catalog row as it is now."""
+        """Its present catalog row."""
         row = read_row(self.reader.storage, self.workflow_id)
         if self.incarnation not in ("", row.incarnation):
             raise WorkflowNotFoundError(self.workflow_id)
         return row
 
     def is_about(self, watched: Watched | None) -> bool:
-        """Whether a watch, which knows ids alone, saw this workflow."""
+        """Whether the answer of a watch, which knows ids alone, is about this incarnation."""
         row = None if watched is None else watched.row
         return row is not None and row.incarnation == self.incarnation
 
     def look(self) -> tuple[bool, Any]:
-        """Whether the output is there, and the output; raises if it never will be."""
+        """Whether the output is there, and the output; raises if there will be none."""
         self.row = self.read_row()
         status = self.reader.status(self.row)
         if self.task is not None:
@@ -266,7 +265,7 @@ class Awaited:
         return True, read(self.reader, self.row, status)
 
     def goes_on(self, status: WorkflowStatus) -> bool:
-        """Whether the coordinator of this cluster is about to take it over by itself."""
+        """Whether this cluster's coordinator may take it over soon."""
         if status is not WorkflowStatus.RESUMABLE or self.row.released:
             return False
         if not self.reader.resumes_orphans:
@@ -303,7 +302,7 @@ def await_output(
         if done:
             return value
         if elsewhere:
-            # Nobody here can tell us when there is something to look for.
+            # Another cluster drives it, so poll.
             here.sleep(POLL_SECONDS)
         asked = here.monotonic()
         watched = watch(connection, workflow_id, awaited.after, tick, here)
@@ -313,12 +312,12 @@ def await_output(
                 return value
         elsewhere = watched is not None and watched.row is None
         if awaited.row.seq == seen and not elsewhere and here.monotonic() < asked + POLL_SECONDS:
-            # Too many wait.
+            # The coordinator's limit of long polls is reached.
             here.sleep(POLL_SECONDS)
         seen = awaited.row.seq
 
 
 def await_shown(connection: Connection, workflow_id: str) -> Any:
-    """Wait for the output of a workflow that the caller has started, and show its progress."""
+    """Wait for the output of a workflow that the caller started, and show its progress."""
     with ProgressDisplay(connection, read_row(connection.storage, workflow_id)) as display:
         return await_output(connection, workflow_id, None, fresh=True, tick=display.update)

@@ -1,8 +1,8 @@
-"""Calls of the coordinator that take as long as a workflow, over its death and that of its cluster.
+"""Long calls of the coordinator that survive its death and that of its cluster.
 
-Ray does not repeat them: while the head of the cluster is away, it would say so on the terminal
-every few seconds. What is lost is noticed here, said once, and looked for where the workflow is:
-in the storage.
+Ray does not repeat these calls: while the head of the cluster is away, it would print that on the
+terminal every few seconds. This module notices a lost call, logs it once, and looks for the
+workflow in the storage.
 """
 
 from __future__ import annotations
@@ -27,34 +27,33 @@ from ray_workflows.exceptions import CoordinatorUnavailableError, StorageUnavail
 
 logger = logging.getLogger(__name__)
 
-#: How often a coordinator that has not answered yet is asked whether it is there, and how long it
-#: may take to say so, in seconds.
+#: How often to ping a coordinator that has not answered yet, and the timeout of a ping, in seconds.
 ASK_SECONDS = 10.0
 PING_SECONDS = 10.0
-#: How often to look for it, and into the storage, while it is away, in seconds.
+#: How often to look for a lost coordinator, and into the storage, in seconds.
 CHECK_SECONDS = 1.0
-#: How long a workflow is waited for that nobody drives, in seconds.
+#: How long to wait for a workflow that no coordinator drives, in seconds.
 GONE_SECONDS = 180.0
 
-#: What Ray raises of a cluster that is away; the second is a Ray Client's.
+#: Ray's errors when a cluster is away; the second is a Ray Client's.
 AWAY = (ray.exceptions.RayError, ConnectionError)
 
-#: Whether what the catalog has of a workflow is enough to stop waiting. None: it has nothing.
+#: Whether the catalog row of a workflow, or None, is enough to stop waiting.
 Enough = Callable[[CatalogRow | None], bool]
 
 
 class Found(Protocol):
-    """A search for a coordinator that goes on meanwhile."""
+    """A search for a coordinator in the background."""
 
     def look(self) -> Any | None:
-        """The coordinator that was found, if one was."""
+        """The found coordinator, or None."""
 
 
 class Surroundings(Protocol):
-    """What waiting needs of its process. A simulation gives it a clock and calls of its own."""
+    """The clock and calls that waiting needs. A simulation has its own."""
 
     def monotonic(self) -> float:
-        """Seconds of a clock that nobody sets."""
+        """A monotonic clock, in seconds."""
 
     def sleep(self, seconds: float) -> None:
         """Let the calling thread wait."""
@@ -66,17 +65,17 @@ class Surroundings(Protocol):
         """Raise one of `AWAY` unless a coordinator answers."""
 
     def search(self) -> Found:
-        """Begin to look for the coordinator of the cluster."""
+        """Start a search for the coordinator of the cluster."""
 
 
 class Patience:
     """Waits for the answer to a call about a workflow.
 
     Args:
-        connection: goes over to another coordinator if there is one.
+        connection: switches to another coordinator if there is one.
         workflow_id: the workflow.
         enough: whether to stop waiting, once the coordinator is away.
-        tick: called meanwhile; returns after how many seconds it is to be called again.
+        tick: called meanwhile; returns the seconds until the next call.
         here: this process.
     """
 
@@ -95,11 +94,11 @@ class Patience:
         self.here: Surroundings = here or HERE
 
     def answer(self, method: str, *args: Any) -> Any | None:
-        """What the coordinator answers. None: the call is lost, and now there is a coordinator, or
-        the storage has enough.
+        """The coordinator's answer. None: the call is lost, and now there is a coordinator again,
+        or the row in the storage is `enough`.
 
         Raises:
-            CoordinatorUnavailableError: nobody drives the workflow, for long.
+            CoordinatorUnavailableError: no coordinator drives the workflow for `GONE_SECONDS`.
         """
         try:
             ref = getattr(self.connection.coordinator, method).remote(*args)
@@ -109,7 +108,7 @@ class Patience:
             else:
                 return self.connection.take(ref, CALL_SECONDS)
         except ray.exceptions.RayTaskError:
-            raise  # A bug: it would be there again.
+            raise  # A bug, which a repetition would not fix.
         except (CoordinatorUnavailableError, *AWAY) as error:
             logger.debug("A call of the coordinator is lost: %s", error)
         self.outlast()
@@ -137,7 +136,7 @@ class Patience:
     # -- while it is away ------------------------------------------------------------------
 
     def outlast(self) -> None:
-        """Return when there is a coordinator again, or the storage has enough."""
+        """Return when there is a coordinator again, or the row in the storage is `enough`."""
         connection, here = self.connection, self.here
         began = driven_at = here.monotonic()
         search = here.search()
@@ -164,18 +163,18 @@ class Patience:
             here.sleep(CHECK_SECONDS)
 
     def row(self) -> tuple[bool, CatalogRow | None]:
-        """Whether the storage can be read now, and what its catalog has of the workflow."""
+        """Whether the storage can be read now, and the workflow's catalog row."""
         storage = self.connection.storage
         if isinstance(storage, NodeStorage) and not storage.is_here:
-            return False, None  # It is reached through the cluster.
+            return False, None  # Reading it needs the cluster.
         try:
             return True, storage.read_catalog(self.workflow_id)
         except StorageUnavailableError:
             return False, None
 
     def is_driven(self, row: CatalogRow) -> bool:
-        """Whether a coordinator drives a workflow. By leases alone: nobody knows whether that of
-        our own cluster returns."""
+        """Whether a coordinator drives a workflow, by leases alone: it is unknown whether our own
+        cluster's coordinator will return."""
         try:
             return Reader(self.connection.storage).status(row) in ACTIVE
         except StorageUnavailableError:
@@ -183,8 +182,8 @@ class Patience:
 
 
 class Search:
-    """Looks for the coordinator of a cluster, on threads of its own: without a head, Ray may not
-    return."""
+    """Looks for the coordinator of a cluster on separate threads, because Ray's call may hang
+    without a head."""
 
     def __init__(self) -> None:
         host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
@@ -197,7 +196,7 @@ class Search:
 
     def run(self) -> None:
         try:
-            # Ray waits for a head that is gone, and for long.
+            # Check that the head answers: Ray would wait very long for a dead one.
             socket.create_connection(self.head, PING_SECONDS).close()
             coordinator = find_coordinator()
             if coordinator is not None:
@@ -207,7 +206,7 @@ class Search:
         self.found.put(coordinator)
 
     def look(self) -> Any | None:
-        """The coordinator that was found, if one was. Another look begins when one is over."""
+        """The found coordinator, or None. Starts the next search when one has ended."""
         try:
             coordinator = self.found.get_nowait()
         except queue.Empty:
@@ -218,7 +217,7 @@ class Search:
 
 def ping(coordinator: Any) -> None:
     """Raise unless a coordinator answers."""
-    # One of 0.1.0 has no such method.
+    # A coordinator of 0.1.0 has no `ping`.
     method = getattr(coordinator, "ping", coordinator.describe)
     ray.get(method.remote(), timeout=PING_SECONDS)
 
@@ -236,7 +235,7 @@ class RaySurroundings:
         return bool(ray.wait([ref], timeout=seconds)[0])
 
 
-#: The process that this is.
+#: This process.
 HERE: Surroundings = RaySurroundings()
 
 
@@ -247,11 +246,11 @@ def watch(
     tick: Callable[[], float] | None = None,
     here: Surroundings | None = None,
 ) -> Watched | None:
-    """Wait until a workflow's journal has grown beyond ``after``, or (None) it is settled, or its
-    coordinator is another one; None if there was nothing to see, for long or because the
-    coordinator has no room for one more who waits, and if the coordinator was away meanwhile.
+    """Long-poll until a workflow's journal has grown beyond ``after``, or, if that is None, until
+    it is settled; or until another coordinator drives it. None after a timeout, if the
+    coordinator's limit of long polls is reached, or if the coordinator was away meanwhile.
 
-    ``tick`` is called meanwhile, and returns how many seconds later it is to be called again.
+    ``tick`` is called meanwhile, and returns the seconds until its next call.
     """
 
     def enough(row: CatalogRow | None) -> bool:

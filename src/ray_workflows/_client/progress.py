@@ -1,4 +1,4 @@
-"""Shows on standard error how far a workflow is: a bar on a terminal, lines in a log."""
+"""Shows the progress of a workflow on standard error: a bar on a terminal, lines in a log."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ray_workflows._client.views import WorkflowView
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.tasks import TaskStatus
 
-#: Seconds between two looks: on a terminal, and in a log.
+#: Seconds between two updates: on a terminal, and in a log.
 BAR_SECONDS, LINE_SECONDS = 0.25, 10.0
 
-#: A look takes at most this part of the time.
+#: Updates take at most this part of the time.
 BUSY_PART = 0.1
 
 #: Statuses of tasks that need not run again.
 DONE = (TaskStatus.SUCCESSFUL, TaskStatus.CONTINUED, TaskStatus.ABANDONED)
 
-#: Statuses of tasks that are counted beside them, and the word for each.
+#: Statuses of other counted tasks, and the word for each.
 NOTED = {
     TaskStatus.RUNNING: "running",
     TaskStatus.QUEUED: "queued",
@@ -35,12 +35,12 @@ NOTED = {
 
 
 def has_widgets() -> bool:
-    """Whether a notebook can show a bar; without its widgets, one shows nothing at all."""
+    """Whether a notebook has the widgets without which it can't show a bar."""
     return importlib.util.find_spec("ipywidgets") is not None
 
 
 class ProgressDisplay:
-    """Follows the journal of one workflow. Used as a context; `update` is called in between."""
+    """Shows the progress of one workflow. A context manager; call `update` inside."""
 
     def __init__(self, reader: Reader, row: CatalogRow) -> None:
         self.storage = reader.storage
@@ -78,7 +78,7 @@ class ProgressDisplay:
             self.bar.stop()
 
     def update(self) -> float:
-        """Show what is new; how long to wait before the next time, in seconds."""
+        """Show the present progress. Returns the seconds until the next update."""
         began = time.monotonic()
         self.view.read()
         seen = Observation(self.view.state.status, driven=True, now=self.storage.now())

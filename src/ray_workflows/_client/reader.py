@@ -1,4 +1,4 @@
-"""What it takes to read workflows: a storage, and who counts as alive. No cluster is needed."""
+"""Reads workflows with a storage alone, and no cluster."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ray_workflows.storage.base import Storage
 ACTIVE = WorkflowStatus.non_terminating_status()
 
 
-#: Where few of the rows may be wanted, so many are read at once.
+#: Rows read at once if only few of them may match.
 LEAST_ROWS = 1000
 
 
 def stored_statuses(wanted: Iterable[WorkflowStatus]) -> tuple[WorkflowStatus, ...]:
-    """Which statuses rows may have that are to be listed; empty: any."""
+    """The stored statuses of rows that may have a wanted status; empty: any."""
     stored = {*wanted}
     if WorkflowStatus.RESUMABLE in stored:
         stored = stored - {WorkflowStatus.RESUMABLE} | {*ACTIVE}
@@ -30,12 +30,12 @@ def stored_statuses(wanted: Iterable[WorkflowStatus]) -> tuple[WorkflowStatus, .
 
 
 def asks_who_lives(wanted: Iterable[WorkflowStatus]) -> bool:
-    """Whether the holder of a row decides on whether it is listed."""
+    """Whether listing a row depends on the liveness of its holder."""
     return 0 < len({WorkflowStatus.RESUMABLE, *ACTIVE} & {*wanted}) < 1 + len(ACTIVE)
 
 
 class Observation(msgspec.Struct, frozen=True):
-    """What a journal does not tell of its workflow.
+    """Facts about a workflow that are not in its journal.
 
     Attributes:
         status: the status of the workflow as users see it.
@@ -57,7 +57,7 @@ class Reader:
             None without a cluster.
     """
 
-    #: Whether the coordinator of the cluster takes over what dead ones left.
+    #: Whether the cluster's coordinator takes over workflows of dead ones.
     resumes_orphans = False
 
     def __init__(self, storage: Storage, cluster: str | None = None) -> None:
@@ -76,7 +76,7 @@ class Reader:
         return self.claims().status(row)
 
     def observe(self, row: CatalogRow) -> Observation:
-        """What is known of a workflow beside its journal."""
+        """The facts about a workflow that are not in its journal."""
         claims = self.claims()
         driven = not row.released and claims.is_alive(row.holder)
         return Observation(status=claims.status(row), driven=driven, now=claims.now)
@@ -91,9 +91,9 @@ class Reader:
         damaged: list[str] | None = None,
         conditions: tuple[Condition, ...] = (),
     ) -> Iterator[tuple[CatalogRow, WorkflowStatus]]:
-        """The rows of these statuses with their status as users see it, read page by page.
+        """The rows with a wanted status, and that status as users see it, read page by page.
 
-        ``damaged`` gets what is wrong with those that can't be read, and are left out.
+        Appends to ``damaged`` what is wrong with rows that are left out.
         """
         wanted = set(wanted)
         if not wanted:
@@ -113,8 +113,8 @@ class Reader:
     def page(
         self, filter: Filter, *, newest_first: bool, limit: int, after: str | None
     ) -> tuple[list[tuple[CatalogRow, WorkflowStatus]], str | None, tuple[str, ...]]:
-        """A page of the rows that a filter means, each with its status as users see it; the cursor
-        that continues it; and what is wrong with rows that can't be read."""
+        """A page of the rows that match a filter, each with its status as users see it; the cursor
+        of the next page; and what is wrong with rows that can't be read."""
         claims = self.claims()
         wanted = filter.statuses or WORKFLOWS
         query = CatalogQuery(
@@ -133,7 +133,7 @@ class Reader:
             rows = [(row, claims.status(row)) for row in page.rows]
             fitting = [number for number, (_, status) in enumerate(rows) if status in wanted]
             if len(fitting) > missing:
-                # Only the storage knows the cursor for the place behind the last of them.
+                # Read again up to the last fitting row, because only the storage makes cursors.
                 query = msgspec.structs.replace(query, limit=fitting[missing - 1] + 1)
                 page = self.storage.list_catalog(query)
                 rows = [(row, claims.status(row)) for row in page.rows]
@@ -144,6 +144,7 @@ class Reader:
             query = msgspec.structs.replace(query, cursor=page.cursor)
 
     def values(self, incarnation: str) -> ValueReader:
-        """Reads the values of a workflow. Without a cluster there are no ObjectRefs: what they
-        refer to stands in their place."""
+        """Reads the values of a workflow. Without a cluster, ObjectRefs are replaced by their
+        values.
+        """
         return DetachedReader(self.storage, incarnation)

@@ -1,4 +1,4 @@
-"""The verbs that only look: one function each, over a `Reader`."""
+"""The reading verbs: one function each, over a `Reader`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def list_rows(
 def list_workflows(
     reader: Reader, filter: Filter, newest_first: bool, limit: int, after: str | None
 ) -> WorkflowPage:
-    """A page of what a filter means."""
+    """A page of the workflows that match a filter."""
     found, cursor, damaged = reader.page(
         filter, newest_first=newest_first, limit=limit, after=after
     )
@@ -56,7 +56,7 @@ def list_workflows(
 
 
 def count_workflows(reader: Reader, filter: Filter) -> int:
-    """How many workflows a filter means."""
+    """How many workflows match a filter."""
     if asks_who_lives(filter.statuses):
         return sum(1 for _ in reader.rows(filter.statuses, conditions=filter.conditions))
     stored = stored_statuses(filter.statuses)
@@ -99,7 +99,7 @@ def import_directories(reader: Reader, workflow_id: str) -> tuple[str, ...]:
 
 
 def stored_output(reader: Reader, workflow_id: str, task_id: str | None) -> Any:
-    """The output of a workflow or task if it is there now; waits for nothing."""
+    """The output of a workflow or task if it is there now; does not wait."""
     awaited = Awaited(reader, validate_workflow_id(workflow_id), task_id, fresh=False)
     done, value = awaited.look()
     if not done:

@@ -1,5 +1,5 @@
-"""Writing anew from the journal, which vouches for itself, what leads to it: a catalog row, or the
-objects in its place.
+"""Rebuilds a workflow's catalog row, or the objects in its place, from its journal, whose entries
+have checksums of their own.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from ray_workflows.storage.rows import DamagedRowError
 
 
 def repair(storage: Storage, workflow_id: str) -> CatalogRow | None:
-    """Write the catalog row of a workflow anew, if it is not what its journal says.
+    """Rewrite the catalog row of a workflow if it disagrees with its journal.
 
-    The row comes with an entry without events: an append is the one way to write a row, and nobody
-    who appends at the same time is overlooked. Object stores have the row in the journal; of them,
-    what names and lists the workflow is written anew.
+    This appends an entry without events: an append is the only way to write a row, and fences
+    concurrent writers. Object stores have the row in the journal; there, the pointer and the index
+    entry are rewritten.
 
     Returns:
         the row; None if there was nothing to repair.
@@ -43,7 +43,7 @@ def repair(storage: Storage, workflow_id: str) -> CatalogRow | None:
         incarnation, known = row.incarnation, row.seq
     chain = Chain(workflow_id, incarnation)
     state = WorkflowState(workflow_id, incarnation)
-    # An entry says whose it is: the row may name the journal of another workflow.
+    # Each entry names its workflow: the row may name the journal of another one.
     snapshot = 0
     for entry in storage.read_journal(incarnation):
         events = chain.decode(entry)
@@ -72,7 +72,7 @@ def repair(storage: Storage, workflow_id: str) -> CatalogRow | None:
 
 
 def not_repaired(workflow_id: str, why: str) -> StorageCorruptError:
-    """The error for a row that stays damaged."""
+    """The error for a row that can't be repaired."""
     return StorageCorruptError(
         f"The catalog row of workflow '{workflow_id}' can't be written anew from its journal: "
         f"{why}. Restore the storage from a backup."

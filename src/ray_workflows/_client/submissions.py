@@ -1,4 +1,4 @@
-"""Workflows on their way to the coordinator. What they have written goes if they don't arrive."""
+"""Builds and sends submissions. Deletes the blobs of rejected ones."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ from ray_workflows.exceptions import (
 
 logger = logging.getLogger(__name__)
 
-#: Nobody can say whether the workflow came to be: what it may need stays, and is swept when it is
-#: old and still nobody's.
+#: Errors after which the workflow may exist. Its blobs stay, and are swept when they are old if
+#: they belong to no workflow then.
 DOUBT = (StorageUnavailableError, CoordinatorUnavailableError)
 
 
 class SubmissionBuilder:
-    """Submissions that are put together. Used as a context; what they have written is removed if it
-    is left by an error before they are sent."""
+    """Builds submissions. A context manager; if an error leaves it before they are sent, it deletes
+    their blobs."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        #: That of this process, once for all of them.
+        #: The environment of this process, taken once for all of them.
         self.environment: Environment | None = None
         self.incarnations: list[str] = []
-        #: From then on, workflows may need what was written, whatever becomes of this process.
+        #: Whether they were sent. From then on, workflows may need the blobs.
         self.sent = False
         self.submissions: list[Submission] = []
         self.changes = CodeChanges(connection.storage)
@@ -117,14 +117,14 @@ class SubmissionBuilder:
         environment: Environment | None,
         functions: Callable[[str], dict[str, Function]],
     ) -> dict[str, Function]:
-        """Add a workflow that begins with another one's results; what ``functions`` gave.
+        """Add a fork. Returns the result of ``functions``.
 
         Args:
-            origin: what it begins with.
+            origin: the start of the fork.
             workflow_id: its id.
-            environment: another one than that of its origin.
-            functions: stores functions for the workflow of an incarnation; by digests of those
-                that its origin was submitted with, those that take their place.
+            environment: its environment if that is not its origin's.
+            functions: stores functions for an incarnation, and returns them by the digests of the
+                origin's functions that they replace.
         """
         environment = environment or origin.submitted.plan.environment
         incarnation = self.new_incarnation(environment)
@@ -147,9 +147,9 @@ class SubmissionBuilder:
         return exchanged
 
     def send(self, client: str | None = None) -> Submitted:
-        """Hand all of them to the coordinator; what it says to each.
+        """Send all of them to the coordinator. Returns its answers.
 
-        ``client`` watches those that are accepted.
+        ``client`` watches the accepted ones.
         """
         if not self.submissions:
             return Submitted("", [])
@@ -157,7 +157,7 @@ class SubmissionBuilder:
         return self.take(self.go_on(submitted, client))
 
     def run(self) -> tuple[Submitted, Watched | None]:
-        """As `send`, of one, and wait for its end: what a watch saw of that, if it saw anything."""
+        """As `send`, for one, and wait for its end. Returns the answer of the watch too, if any."""
         (submission,) = self.submissions
         encoded = ENCODER.encode(Submissions(self.submissions, None))
         self.sent = True
@@ -167,15 +167,15 @@ class SubmissionBuilder:
 
         patience = Patience(self.connection, submission.workflow_id, is_there)
         while (answer := patience.answer("run", encoded)) is None:
-            # It is accepted, or was never heard of; to ask again is harmless.
+            # It is accepted, or never arrived; sending it again is harmless.
             if is_there(self.connection.storage.read_catalog(submission.workflow_id)):
                 return Submitted("", [Accepted(submission.incarnation, created=True)]), None
         submitted, watched = decode_submitted(answer)
         return self.take(self.go_on(submitted, None)), watched
 
     def go_on(self, submitted: Submitted, client: str | None) -> Submitted:
-        """Let those go on that were there and that nobody drives, as `resume` does: what they need
-        is looked for first."""
+        """Resume existing workflows that no coordinator drives (`Stopped`), after checking their
+        environments as `resume` does."""
         answers: list[Any] = list(submitted.answers)
         while stopped := [i for i, answer in enumerate(answers) if isinstance(answer, Stopped)]:
             for index in stopped:
@@ -194,7 +194,7 @@ class SubmissionBuilder:
         return Submitted(submitted.holder_id, answers)
 
     def looked_first(self, submission: Submission) -> Submission:
-        """A submission that says how the workflow that is there goes on."""
+        """Check the existing workflow, and return a submission with the change for it."""
         row = self.connection.storage.read_catalog(submission.workflow_id)
         if row is None:
             return msgspec.structs.replace(submission, change=None, changes="")
@@ -217,7 +217,7 @@ class SubmissionBuilder:
         return decode_submitted(self.connection.answer(asked, seconds))[0]
 
     def take(self, submitted: Submitted) -> Submitted:
-        """Remove what was written for those that were refused, and warn of other code and plans."""
+        """Delete the blobs of refused ones, and warn about different code and plans."""
         self.changes.warn()
         for submission, answer in zip(self.submissions, submitted.answers, strict=True):
             used = isinstance(answer, Accepted) and answer.incarnation == submission.incarnation
@@ -233,7 +233,7 @@ class SubmissionBuilder:
         return submitted
 
     def discard(self, incarnation: str) -> None:
-        """Remove what was written for a workflow that did not come to be."""
+        """Delete the blobs of a workflow that was not created."""
         try:
             self.connection.storage.delete_blobs(incarnation)
         except StorageError as error:

@@ -1,4 +1,4 @@
-"""What a task of a workflow does now, and why it has not ended. Reads a view; changes nothing."""
+"""The present status of a task, and why it has not ended. Reads a view; changes nothing."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ray_workflows._model.plan import LISTENER
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.tasks import AttemptInfo, AttemptOutcome, TaskInfo, TaskStatus
 
-#: Tasks that a reason names; it counts the others.
+#: The most tasks that a reason names; it counts the others.
 MAX_NAMED = 3
 
-#: Reasons in which nothing of the task stands.
+#: Reasons that don't depend on the task.
 PENDING = "its workflow is PENDING: as many others run as may"
 UNDRIVEN = "nobody drives its workflow: resume it"
 FAILED = "its workflow has failed: resume it"
@@ -46,8 +46,8 @@ def task_status(view: WorkflowView, task: TaskView, seen: Observation) -> TaskSt
     if found is None:
         if task.error is not None:
             return TaskStatus.FAILED
-        # The engine let it go: as a continuation in tail position that others took further, or
-        # with a continuation that was given up.
+        # The engine dropped it: a later tail continuation has replaced it, or its continuation was
+        # abandoned.
         return TaskStatus.CONTINUED if task.attempts and task.ended_at else TaskStatus.ABANDONED
     status = STATUSES[found.phase]
     if status not in UNFINISHED:
@@ -124,7 +124,7 @@ def waiting_reason(view: WorkflowView, found: Task, seen: Observation) -> str:
 
 
 def missing_inputs(view: WorkflowView, found: Task) -> Iterator[str]:
-    """Ids of the tasks whose results it does not have yet."""
+    """Ids of the upstream tasks without a result yet."""
     for number in found.upstream:
         if view.state.tasks[number].phase is not Phase.SUCCEEDED:
             yield view.state.tasks[number].task_id
@@ -145,12 +145,12 @@ def moment(at: float | None) -> str:
     try:
         return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
     except (OverflowError, ValueError, OSError):
-        # A timeout may be longer than any calendar.
+        # A timeout may exceed any calendar.
         return f"{at:.3g} s after 1970"
 
 
 def task_infos(view: WorkflowView, seen: Observation) -> list[TaskInfo]:
-    """Every task of a workflow, in the order they came to be."""
+    """Every task of a workflow, in the order of creation."""
     return [task_info(view, task, seen) for task in view.by_number.values()]
 
 
@@ -176,7 +176,7 @@ def task_info(view: WorkflowView, task: TaskView, seen: Observation) -> TaskInfo
 
 
 def history(view: WorkflowView, task: TaskView) -> tuple[AttemptInfo, ...]:
-    """The attempts that were recorded of a task."""
+    """The recorded attempts of a task."""
     found = view.state.tasks.get(task.number)
     if found is None or task.running != (view.state.epoch, found.attempts + 1):
         close_attempt(task, AttemptOutcome.CANCELED)

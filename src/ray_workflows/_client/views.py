@@ -1,4 +1,4 @@
-"""Views: what users see of a workflow, folded from its journal. They change nothing."""
+"""Views of a workflow for users, folded from its journal."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from ray_workflows._model.values import ErrorInfo, Outcome
 from ray_workflows.storage.base import Storage
 from ray_workflows.storage.histories import History
 
-#: Events with which an attempt ends.
+#: Events that end an attempt.
 AttemptEnd = ev.TaskSucceeded | ev.TaskContinued | ev.TaskFailed | ev.AttemptFailed
 
 
 def outcome_of(event: AttemptEnd) -> AttemptOutcome:
-    """What became of the attempt that ended."""
+    """The outcome of an ended attempt."""
     if isinstance(event, ev.TaskSucceeded):
         return AttemptOutcome.RETURNED
     if isinstance(event, ev.TaskContinued):
         return AttemptOutcome.CONTINUED
     if event.why:
         return AttemptOutcome(event.why)
-    # Release 0.1.0 said only whether it was charged.
+    # Release 0.1.0 recorded only whether it was charged.
     lost = isinstance(event, ev.AttemptFailed) and not event.charged
     return AttemptOutcome.LOST_VALUE if lost else AttemptOutcome.RAISED
 
 
 class TaskView:
-    """A task as its journal tells it. ``upstream`` are task ids."""
+    """A task, by the journal. ``upstream`` are task ids."""
 
     __slots__ = (
         "attempts",
@@ -62,32 +62,32 @@ class TaskView:
         self.task_id = task.task_id
         self.options: TaskOptions = task.options
         self.upstream = upstream
-        #: What it was given, and what it has added.
+        #: The given metadata, and the task's additions.
         self.metadata: dict[str, Any] = task.options.metadata
         self.checkpoint = task.checkpoint
         self.attempts = 0
         self.outcome: Outcome | None = None
         self.error: ErrorInfo | None = None
-        #: That of the last attempt, if it failed.
+        #: The error of the last attempt, if it failed.
         self.last_error: ErrorInfo | None = None
-        #: The attempt that a worker has said to run, with its epoch.
+        #: The attempt that a worker has reported as running, with its epoch.
         self.running = (0, 0)
-        #: Where that is.
+        #: The node of that attempt.
         self.node = ""
-        #: Why no node can hold it, with the epoch in which that was seen.
+        #: Why no node can hold it, after the epoch of that report.
         self.unplaceable = (0, "")
         self.started_at: float | None = None
         self.ended_at: float | None = None
         #: Its attempts, if the view records them.
         self.history: list[AttemptInfo] = []
-        #: What it has started, by the ids of its messages.
+        #: The workflows that it has started, by the ids of its messages.
         self.starts: dict[str, StartInfo] = {}
 
 
 class WorkflowView:
-    """Folds a journal with the engine, and keeps of every task what the engine may forget.
+    """Folds a journal with the engine, and keeps facts about every task that the engine forgets.
 
-    ``attempts``: it also records every attempt of every task.
+    ``attempts``: also record every attempt of every task.
     """
 
     def __init__(self, storage: Storage, row: CatalogRow, *, attempts: bool = False) -> None:
@@ -96,19 +96,19 @@ class WorkflowView:
         self.records_attempts = attempts
         self.tasks: dict[str, TaskView] = {}
         self.by_number: dict[int, TaskView] = {}
-        #: For each frame, the tasks whose result it is: its parent, and those whose continuation
-        #: took their place.
+        #: For each frame, the tasks that have its result: its parent, and tasks whose tail
+        #: continuation replaced their frame.
         self.results_of: dict[int, list[int]] = {}
-        #: The senders of messages that are not delivered, by their ids.
+        #: The senders of undelivered messages, by message id.
         self.senders: dict[str, TaskView] = {}
 
     @property
     def seq(self) -> int:
-        """The number of the last entry that was folded."""
+        """The number of the last folded entry."""
         return self.history.chain.seq
 
     def read(self) -> bool:
-        """Fold what was appended since the last time; whether there was anything.
+        """Fold new entries. Returns whether there were any.
 
         Raises:
             WorkflowNotFoundError: the workflow was deleted.
@@ -145,7 +145,7 @@ class WorkflowView:
             self.by_number[number] = view
 
     def observe(self, event: ev.Event) -> None:
-        """Take what the event says about tasks, before the engine folds them away."""
+        """Record facts about tasks in an event, before the engine drops the tasks."""
         if isinstance(event, (ev.TaskSucceeded, ev.TaskContinued, ev.TaskFailed)):
             self.end_attempt(event, event.ended_at)
         elif isinstance(event, ev.SignalTaken):
@@ -205,14 +205,14 @@ class WorkflowView:
         self.record(view, event.attempt, outcome, event.started_at, ended_at, error, event.node)
 
     def sent(self, event: ev.TaskSucceeded | ev.TaskContinued) -> None:
-        """The task has started workflows."""
+        """Record that a task has started workflows."""
         view = self.by_number[event.task]
         for message in event.messages:
             view.starts[message.message_id] = StartInfo(message.target, StartStatus.PENDING)
             self.senders[message.message_id] = view
 
     def delivered(self, event: ev.Delivered) -> None:
-        """One of them is there, or never will be."""
+        """Record that a started workflow exists, or was refused for ever."""
         starts = self.senders.pop(event.message_id).starts
         refused = event.refusal is not None
         starts[event.message_id] = msgspec.structs.replace(
@@ -222,7 +222,7 @@ class WorkflowView:
         )
 
     def close_attempts(self, outcome: AttemptOutcome) -> None:
-        """All attempts that run have ended, and nobody saw when."""
+        """Record that all running attempts have ended, at an unknown time."""
         for view in self.by_number.values():
             close_attempt(view, outcome)
 
@@ -236,7 +236,7 @@ class WorkflowView:
         error: ErrorInfo | None = None,
         node: str = "",
     ) -> None:
-        """Record what is known of an attempt, in the place of what was known before."""
+        """Record an attempt, or replace its earlier record."""
         if not self.records_attempts:
             return
         found = AttemptInfo(
@@ -252,7 +252,7 @@ class WorkflowView:
         if view.history and view.history[-1].outcome is AttemptOutcome.RUNNING:
             last = view.history[-1]
             if last.attempt == attempt:
-                # The report of a dead worker does not say where it was.
+                # The report for a dead worker does not name its node.
                 view.history[-1] = msgspec.structs.replace(found, node=node or last.node)
                 return
             close_attempt(view, AttemptOutcome.CANCELED)
@@ -273,7 +273,7 @@ class WorkflowView:
 
 
 def close_attempt(view: TaskView, outcome: AttemptOutcome) -> None:
-    """The last recorded attempt, if it still ran, has ended, and nobody saw when."""
+    """Record that the last attempt, if it was running, has ended at an unknown time."""
     if view.history and view.history[-1].outcome is AttemptOutcome.RUNNING:
         view.history[-1] = msgspec.structs.replace(view.history[-1], outcome=outcome)
 
@@ -284,7 +284,7 @@ def describe_error(error: ErrorInfo | None) -> str | None:
 
 
 def task_metadata(view: TaskView) -> dict[str, Any]:
-    """The metadata of a task, in the shape users know."""
+    """The metadata of a task, in the form of ``ray.workflow``."""
     options = view.options
     stats = {}
     if view.started_at is not None:

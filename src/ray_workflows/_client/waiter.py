@@ -23,16 +23,16 @@ from ray_workflows._coordinator.protocol import ENCODER, OUTPUT_WANTED, POLLED, 
 from ray_workflows._coordinator.requests import Watched
 from ray_workflows.exceptions import CoordinatorUnavailableError, StorageUnavailableError
 
-#: Outputs kept of workflows that ended before their driver asked.
+#: The most outputs kept of workflows that ended before their driver asked.
 MAX_EARLY = 10_000
 
-#: Outputs that one driver waits for at once.
+#: The most outputs that one driver waits for at once.
 MAX_CALLS = 100_000
 
 
 class Seen(NamedTuple):
-    """What a watch has seen: something of the workflow of this incarnation; empty: the coordinator
-    does not drive it. ``ended``: the output of it, ``value``."""
+    """The answer of a watch, about this incarnation; empty: the coordinator does not drive the
+    workflow. ``ended``: ``value`` is its output."""
 
     incarnation: str
     ended: bool = False
@@ -40,7 +40,7 @@ class Seen(NamedTuple):
 
 
 def read_all(connection: Reader, answered: list[tuple[str, Watched]]) -> list[Seen]:
-    """Take the outputs out of what watches have seen; errors as `OutputError`."""
+    """Read the outputs in answers of watches; errors become `OutputError`."""
     found = []
     for _, watched in answered:
         incarnation = "" if watched.row is None else watched.row.incarnation
@@ -50,7 +50,7 @@ def read_all(connection: Reader, answered: list[tuple[str, Watched]]) -> list[Se
         try:
             value = read_output(connection, watched.row, watched.output)
         except StorageUnavailableError:
-            # Whose workflow it is looks, and waits.
+            # The call for this workflow reads the storage again, and waits for it.
             found.append(Seen(incarnation))
             continue
         except Exception as error:
@@ -60,8 +60,8 @@ def read_all(connection: Reader, answered: list[tuple[str, Watched]]) -> list[Se
 
 
 class UnopenedValues(Reader):
-    """A reader of which outputs come as they were stored: a value whose unpickling hangs, or
-    ends the process, is its driver's trouble, and nobody else's."""
+    """A reader that does not unpickle outputs: a value whose unpickling hangs or ends the process
+    must affect its driver alone."""
 
     def values(self, incarnation: str) -> UnopenedReader:
         """Reads the values of a workflow without unpickling them."""
@@ -73,7 +73,7 @@ class UnopenedConnection(UnopenedValues, Connection):
 
 
 def is_at_hand(watched: Watched) -> bool:
-    """Whether all of an output is in what the watch saw: nothing has to be waited for."""
+    """Whether the answer of the watch has the whole output, so that nothing need be read."""
     value = None if watched.output is None else watched.output.value
     return value is not None and isinstance(value.data, bytes) and not value.objects
 
