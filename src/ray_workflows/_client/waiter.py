@@ -128,19 +128,19 @@ class Waiter:
         #: The futures that each watch will resolve, in the order in which a poll names the watches.
         self.waiting: dict[str, list[asyncio.Future[Seen]]] = defaultdict(list)
         self.watched: dict[str, int | None] = {}
-        #: What was seen of workflows before their driver asked for the output.
+        #: Answers about workflows that came before their driver asked for the output.
         self.early: dict[str, Seen] = {}
-        #: Something was seen of a workflow before its driver asked, and is not known any more.
+        #: Whether an answer may have come before its driver asked, and is lost.
         self.missed = was_restarted() if restarted is None else restarted
         self.holder_id = ""
-        #: How many answers the coordinator has given in which there was something.
+        #: The number of non-empty answers from the coordinator.
         self.batches: int | None = 0
         self.poller: asyncio.Task[None] | None = None
 
     async def output(
         self, workflow_id: str, incarnation: str, task_id: str | None, fresh: bool
     ) -> Any:
-        """The output, when it is there; as `outputs.await_output`, errors as `OutputError`."""
+        """Wait for an output, as `outputs.await_output`; errors as `OutputError`."""
         try:
             connection = await self.connected()
             monotonic = asyncio.get_running_loop().time
@@ -161,7 +161,7 @@ class Waiter:
                 if done:
                     return value
                 if awaited.row.seq == seq or elsewhere:
-                    # Nobody here can tell us when there is something to look for.
+                    # Another cluster drives it, or nothing happened, so poll.
                     await asyncio.sleep(POLL_SECONDS)
                 seq = awaited.row.seq
                 elsewhere = not (await self.wait(workflow_id, awaited.after)).incarnation
@@ -169,7 +169,7 @@ class Waiter:
             return OutputError(error)
 
     async def submitted_output(self, encoded: bytes) -> Any:
-        """As `output`, of a workflow that the coordinator watches for us: an `OutputWanted`."""
+        """As `output`, for an `OutputWanted`, which the coordinator watches for us."""
         workflow_id, incarnation, holder_id = OUTPUT_WANTED.decode(encoded)
         seen = self.early.pop(workflow_id, None)
         if seen is None and not self.missed:
@@ -178,7 +178,7 @@ class Waiter:
             except Exception as error:
                 return OutputError(error)
         elif seen is not None and seen.incarnation != incarnation:
-            # It may be what the ref of another one of this id comes for.
+            # The answer may belong to the ref of another workflow with this id.
             self.missed = True
         if seen is not None and seen.ended and seen.incarnation == incarnation:
             return seen.value
@@ -192,7 +192,7 @@ class Waiter:
         return self.connection
 
     async def wait(self, workflow_id: str, after: int | None, known_to: str = "") -> Seen:
-        """Return when a watch has seen something.
+        """Wait for the answer of a watch.
 
         ``known_to``: the holder id of a coordinator that has the watch already.
         """
@@ -212,18 +212,18 @@ class Waiter:
         await self.check_holder(holder_id)
 
     async def check_holder(self, holder_id: str) -> None:
-        """A restarted coordinator knows nothing of what we watched before."""
+        """Watch again if the coordinator was restarted, which loses its watches."""
         if holder_id != self.holder_id:
             self.holder_id = holder_id
             await self.watch_again()
 
     async def watch_again(self) -> None:
-        """Watch all that is waited for: the coordinator does not know of it."""
+        """Register all watches with a coordinator that has lost them."""
         watched = list(self.watched.items())
         await self.coordinator.subscribe.remote(self.client, self.life, watched)
 
     async def poll(self) -> None:
-        """The one long poll, while anybody waits."""
+        """Run the one long poll, while any call waits."""
         try:
             connection = await self.connected()
             time = asyncio.get_running_loop().time
@@ -233,18 +233,18 @@ class Waiter:
                 polled = POLLED.decode(await self.coordinator.poll.remote(poll))
                 self.holder_id, self.batches = polled.holder_id, polled.batches
                 another = asked != polled.holder_id
-                # It has forgotten us, or an answer was lost on its way.
+                # The coordinator has removed our watches, or an answer was lost in transit.
                 self.missed = self.missed or (polled.unknown and not another)
                 if polled.seen:
                     if all(is_at_hand(watched) for _, watched in polled.seen):
-                        # A thread would cost more than to take apart what is so small.
+                        # Decode small answers here: a thread would cost more.
                         found = read_all(connection, polled.seen)
                     else:
                         found = await asyncio.to_thread(read_all, connection, polled.seen)
                     for (workflow_id, _), seen in zip(polled.seen, found, strict=True):
                         self.tell(workflow_id, seen)
                 elif time() - asked_at < POLL_SECONDS:
-                    # Whatever the reason: nobody is asked without a pause.
+                    # A poll that returned early, for whatever reason: pause before the next.
                     await asyncio.sleep(POLL_SECONDS)
                 if polled.unknown or another:
                     await self.watch_again()
@@ -272,16 +272,16 @@ class Waiter:
 
 
 def was_restarted() -> bool:
-    """Whether this is not the first life of the actor in this process."""
+    """Whether Ray restarted this actor."""
     with warnings.catch_warnings():
-        # On its way to the answer Ray uses a name of its own that it calls deprecated.
+        # Ray itself uses a name here that it has deprecated.
         warnings.simplefilter("ignore")
         restarted: bool = ray.get_runtime_context().was_current_actor_reconstructed
     return restarted
 
 
 def sooner(one: int | None, other: int | None) -> int | None:
-    """What of two is seen first: growth beyond a seq, or (None) the end."""
+    """The sooner of two watches: growth beyond a seq, or (None) the end."""
     return min((each for each in (one, other) if each is not None), default=None)
 
 

@@ -1,1 +1,1 @@
-"""What a workflow needs to find its code again: the driver's runtime environment and modules."""
+"""Records a workflow's environment, the driver's runtime_env and modules, and restores it."""

@@ -1,4 +1,5 @@
-"""The environment of an attempt: what Ray is to set up, and what the cluster has to have for it."""
+"""The environment of an attempt: its runtime_env, and the packages that the cluster needs for
+it."""
 
 from __future__ import annotations
 
@@ -13,13 +14,13 @@ from ray_workflows._ray.private import UNPACKED
 
 
 def runtime_env_for(environment: Environment, task_env: dict[str, Any] | None) -> dict[str, Any]:
-    """The Ray runtime_env of an attempt: the driver's, and over it the task's own.
+    """The Ray runtime_env of an attempt: the driver's, updated with the task's own.
 
     The code digest makes Ray use other worker processes for other code: a worker that has
-    imported a module would go on using the old one after an edit. Where there is no code but that
-    of the functions, workers are as good as they are: those that plain tasks of the same job use.
+    imported a module would go on using the old one after an edit. If only the functions have code,
+    attempts share workers with plain tasks of the same job.
 
-    To be called in the coordinator, whose import directories are those of its job's workers.
+    Call it in the coordinator, whose import directories are those of its job's workers.
     """
     merged = {key: value for key, value in environment.runtime_env.items() if key[:1] != "_"}
     env_vars = dict(merged.pop("env_vars", None) or {})
@@ -49,16 +50,16 @@ def is_importable_here(directories: tuple[str, ...]) -> bool:
 
 
 def packages_for(environment: Environment, runtime_env: dict[str, Any]) -> tuple[Package, ...]:
-    """The packages that have to be in the cluster for a runtime_env."""
+    """The packages that a runtime_env needs in the cluster."""
     named = {*packages.names(runtime_env), *images.carried_by(runtime_env)}
     return tuple(package for package in environment.packages if package.uri in named)
 
 
 def prefer_packages() -> None:
-    """Import from the packages of this worker before anything else.
+    """Put the packages of this worker first on the import path.
 
-    Ray puts the directories of the driver that started the coordinator before them, in which there
-    may be later code, or somebody else's.
+    Ray puts the directories of the driver that started the coordinator before them, which may have
+    newer code, or another project's.
     """
     images.unpack_carried()
     ours = [path for path in sys.path if f"{os.sep}{UNPACKED}{os.sep}" in path]

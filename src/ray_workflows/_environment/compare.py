@@ -1,4 +1,4 @@
-"""What differs between an environment that was recorded and the one that is here."""
+"""Compares a recorded environment with that of this process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OWN_PYTHON = ("conda", "image_uri", "container", "py_executable")
 
 
 class Here(msgspec.Struct, frozen=True):
-    """What there is. ``installed``: versions by name; a name that is missing is not importable."""
+    """The environment here. ``installed``: versions by name, of importable packages."""
 
     python: str
     ray: str
@@ -32,24 +32,24 @@ class Here(msgspec.Struct, frozen=True):
 
 
 def look(names: Iterable[str]) -> Here:
-    """What there is here, of modules with these names."""
+    """The environment here, with the packages of these names."""
     installed = {name: version_of(name) for name in names if is_importable(name)}
     return Here(platform.python_version(), ray.__version__, installed)
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version, to be compared."""
+    """The leading numbers of a version, for comparison."""
     match = re.match(r"\d+(\.\d+)*", version)
     return tuple(int(part) for part in match[0].split(".")) if match else ()
 
 
 def obstacles(record: Record, here: Here, runtime_envs: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What keeps tasks from running here, each with its remedy.
+    """The reasons why tasks can't run here, each with its remedy.
 
     Args:
-        record: what was there.
-        here: what is here.
-        runtime_envs: that of the workflow, and those of its tasks over it.
+        record: the recorded environment.
+        here: the environment here.
+        runtime_envs: that of the workflow, and those of its tasks.
     """
     fields = {name for env in runtime_envs for name, value in env.items() if value}
     found = []
@@ -81,7 +81,7 @@ def dotted(version: Iterable[int]) -> str:
 
 
 def other_versions(record: Record, here: Here) -> list[tuple[str, str, str]]:
-    """What has another version here, or is missing (""): name, theirs, ours."""
+    """Packages with another version here, or missing (""): name, theirs, ours."""
     pairs = [("python", record.python, here.python), ("ray", record.ray, here.ray)]
     pairs += [(name, v, here.installed.get(name, "")) for name, v in record.installed.items()]
     return [
@@ -92,9 +92,9 @@ def other_versions(record: Record, here: Here) -> list[tuple[str, str, str]]:
 
 
 def changed_modules(record: Record, directories: Iterable[str] = ()) -> dict[str, str | None]:
-    """Files of the recorded code that differ: by name where they are now, or None.
+    """Files of the recorded code that differ: by name the present path, or None.
 
-    They are looked for where they were, then in some directories.
+    Looks for each at its recorded path, then in ``directories``.
     """
     tops = tuple(directories)
     found: dict[str, str | None] = {}
@@ -110,7 +110,7 @@ def changed_modules(record: Record, directories: Iterable[str] = ()) -> dict[str
 
 
 def diff(name: str, path: str, package: bytes | memoryview) -> str:
-    """How a file of the recorded code differs from one that is here."""
+    """The unified diff from a file of the recorded code to one here."""
     with zipfile.ZipFile(BytesIO(package)) as archive:
         then = archive.read(name).decode(errors="replace")
     with open(path, encoding="utf-8", errors="replace") as file:

@@ -1,7 +1,7 @@
-"""The document about an environment: what was there when a workflow was submitted.
+"""The document about an environment: versions and modules at a workflow's submission.
 
-It is stored beside the packages, once for all workflows that have the same. What decides about
-running is in the journal; this is for those who compare.
+It is stored beside the packages, once for all workflows with the same environment. Attempts need
+only the journal; the document is for comparisons.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from ray_workflows._version import __version__
 
 
 class Module(msgspec.Struct, frozen=True):
-    """A file of the user's code: where it was, and the SHA-256 of what was in it."""
+    """A file of the user's code: its path, and the SHA-256 of its contents."""
 
     path: str
     digest: str
 
 
 class Record(msgspec.Struct, frozen=True):
-    """What was there. ``installed``: versions by the names that the user's code imports;
+    """The recorded environment. ``installed``: versions by the names that the user's code imports;
     ``skipped``: why modules and files of it were left out."""
 
     python: str

@@ -1,8 +1,8 @@
-"""Values of environment variables that are kept out of the storage.
+"""Keeps values of secret environment variables out of the storage.
 
-What is stored in their place is a mark: the name of a key under which the cluster has the value for
-as long as it lives: one key for each value, however many jobs and workflows have it. In another
-cluster, whoever resumes a workflow supplies the values anew.
+A mark is stored in their place: the name of a key under which the cluster keeps the value as long
+as it lives, one key for each value, however many jobs and workflows have it. To resume a workflow
+in another cluster, a user supplies the values again.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from ray_workflows._ray import private
 #: Names of variables whose values are not stored, as `fnmatch` patterns; case does not matter.
 DEFAULT_PATTERNS = ("*_KEY", "*_TOKEN", "*_SECRET", "*PASSWORD", "*_CREDENTIALS")
 
-#: What begins so stands for a value; the rest is the cluster's key.
+#: The prefix of marks; the rest is the cluster's key of the value.
 MARK = "ray-workflows-secret:"
 
-#: Where the cluster has what marks are made with.
+#: The cluster's key of the random bytes with which marks are made.
 CLUSTER_KEY = "ray-workflows-secrets-key"
 
-#: Tells workers which names are secret, where that differs.
+#: The variable that passes additional patterns to workers.
 PATTERNS_VARIABLE = "RAY_WORKFLOWS_SECRET_ENV_VARS"
 
-#: What `init` was given.
+#: The patterns given to `init`.
 chosen: tuple[str, ...] | None = None
 
 #: The marks this process has made, by session, name and value.
@@ -36,14 +36,14 @@ marks: dict[tuple[str, str, str], str] = {}
 
 
 def choose(patterns: Iterable[str] | None) -> None:
-    """Which names are secret from now on, beside the default ones."""
+    """Set the patterns of secret names, in addition to the default ones."""
     global chosen
     if patterns is not None:
         chosen = tuple(patterns)
 
 
 def patterns() -> tuple[str, ...]:
-    """Which names are secret."""
+    """The patterns of secret names."""
     given = chosen
     if given is None:
         text = os.environ.get(PATTERNS_VARIABLE, "")
@@ -52,14 +52,14 @@ def patterns() -> tuple[str, ...]:
 
 
 def is_secret(name: str) -> bool:
-    """Whether the value of a variable is not to be stored."""
+    """Whether the value of a variable must not be stored."""
     return any(fnmatch.fnmatchcase(name.upper(), pattern.upper()) for pattern in patterns())
 
 
 def hide(env_vars: Mapping[str, str], session: str) -> dict[str, str]:
-    """The variables with marks in place of what is secret; the cluster keeps the values.
+    """Replace secret values by marks; the cluster keeps the values.
 
-    ``session`` names the cluster: each has to be told.
+    ``session`` names the cluster: each cluster needs the values.
     """
     hidden = dict(env_vars)
     for name, value in env_vars.items():
@@ -73,8 +73,8 @@ def hide(env_vars: Mapping[str, str], session: str) -> dict[str, str]:
 def mark(session: str, name: str, value: str) -> str:
     known = marks.get((session, name, value))
     if known is None:
-        # Marks are stored. Without the cluster's key, which is not, a digest of a weak password
-        # does not give it away.
+        # Marks are stored, the cluster's key is not. Without the key, an attacker can't test
+        # guesses of a weak password against its mark.
         text = f"{name}={value}".encode()
         known = MARK + hmac.new(cluster_key(), text, hashlib.sha256).hexdigest()[:32]
         private.put_key(known, value.encode())
@@ -83,7 +83,7 @@ def mark(session: str, name: str, value: str) -> str:
 
 
 def cluster_key() -> bytes:
-    """Random bytes that only processes of this cluster know, the same for all of them."""
+    """Random bytes that all processes of this cluster share, and no others have."""
     private.put_key(CLUSTER_KEY, os.urandom(32), overwrite=False)
     key = private.get_key(CLUSTER_KEY)
     assert key is not None
@@ -91,11 +91,11 @@ def cluster_key() -> bytes:
 
 
 def reveal(env_vars: Mapping[str, str]) -> dict[str, str]:
-    """The variables with their values. One that was told to another cluster is left to what the
-    nodes of this one have in their environment.
+    """Replace marks by their values. If this cluster does not have a value, the variable is left to
+    the environment of its nodes.
 
     Raises:
-        LookupError: they do not have it either.
+        LookupError: the nodes do not have it either.
     """
     revealed = {}
     for name, value in env_vars.items():
@@ -122,7 +122,7 @@ def marked(runtime_envs: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str
 
 
 def supply(runtime_envs: Iterable[Mapping[str, Any]], values: Mapping[str, str]) -> list[str]:
-    """Tell this cluster values that it does not have; the names of those that are not given."""
+    """Give this cluster missing values. Returns the names of those that ``values`` lacks."""
     missing = set()
     for name, key in set(marked(runtime_envs)):
         if name in values:
@@ -133,7 +133,8 @@ def supply(runtime_envs: Iterable[Mapping[str, Any]], values: Mapping[str, str])
 
 
 def masked(runtime_env: Mapping[str, Any]) -> dict[str, Any]:
-    """A runtime_env to be shown, or to be compared: without the marks, which differ each time."""
+    """A runtime_env without its marks, for display and comparison: marks differ between
+    clusters."""
     env_vars = runtime_env.get("env_vars") or {}
     if not any(value.startswith(MARK) for value in env_vars.values()):
         return dict(runtime_env)

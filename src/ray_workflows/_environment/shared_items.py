@@ -26,20 +26,21 @@ from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageCorruptError, StorageError, StorageUnavailableError
 
-#: The ids of rows begin so; what follows is the name of the item: its kind and its digest.
+#: The prefix of the ids of rows; the item's name follows: its kind and its digest.
 PREFIX = RESERVED_PREFIX
 PACKAGE, DOCUMENT = "package", "environment"
 
-#: Of this kind are items that say which packages a workflow uses that the document about its
-#: environment does not name. Each is named after the incarnation of its workflow: a package that
-#: many use grows with none of them, and is not what all of them write to.
+#: The kind of items that list packages of a workflow that the document about its environment does
+#: not name. Each is named after the incarnation of its workflow. So a package's row does not grow
+#: with its users, and they don't all write to it.
 USES = "uses"
 
 #: The key of the blob of an item.
 KEY = "content"
 
-#: The journal of an item that is used has grown this many seconds ago at most, and one that nobody
-#: uses is removed after so many seconds. A submission takes less than the difference.
+#: A use appends to an item's journal if the last entry is older than the first, in seconds. An
+#: unused item is removed when its last entry is older than the second. A submission takes less than
+#: the difference.
 USED_SECONDS = 600.0
 UNUSED_SECONDS = 3600.0
 
@@ -48,10 +49,10 @@ ATTEMPTS = 20
 
 
 class SharedStorage(BlobStore, Protocol):
-    """What it takes of a storage; `storage.Storage` is one."""
+    """The part of a storage that shared items need; `storage.Storage` has it."""
 
     def commit(self, appends: Sequence[Append]) -> Sequence[str]:
-        """Append to journals that end where the caller believes."""
+        """Append to journals if they end where the caller believes."""
 
     def read_catalog(self, workflow_id: str) -> CatalogRow | None:
         """The row of this id."""
@@ -60,7 +61,7 @@ class SharedStorage(BlobStore, Protocol):
         """A page of rows."""
 
     def delete(self, workflow_id: str, incarnation: str, expected_seq: int) -> str:
-        """Delete what ends where the caller believes."""
+        """Delete a workflow if its journal ends where the caller believes."""
 
     def delete_blobs(self, incarnation: str) -> None:
         """Delete the blobs of an incarnation."""
@@ -69,13 +70,13 @@ class SharedStorage(BlobStore, Protocol):
         """The storage's clock."""
 
 
-#: In the metadata of a row: somebody who read the bytes of the item has found them damaged.
+#: The key in a row's metadata that marks an item whose bytes were found damaged.
 DAMAGED = "damaged"
 
 
 class Item(msgspec.Struct, frozen=True):
-    """Something shared. ``mentions`` are names of items that it needs. ``damaged``: its bytes were
-    found to be damaged or missing; whoever has the same bytes stores them again."""
+    """A shared item. ``mentions`` are names of items that it needs. ``damaged``: its bytes were
+    found to be damaged or missing; the next submission with the same bytes stores them again."""
 
     name: str
     incarnation: str
@@ -108,8 +109,7 @@ def item_of(row: CatalogRow) -> Item:
 
 
 def first_row(item: Item, now: float, user: tuple[str, str] | None = None) -> CatalogRow:
-    """The row with which an item begins to be there. ``user``: id and incarnation of the workflow
-    without which nobody needs it."""
+    """The first row of an item. ``user``: id and incarnation of the only workflow that needs it."""
     return CatalogRow(
         workflow_id=PREFIX + item.name,
         incarnation=item.incarnation,
@@ -138,7 +138,7 @@ def use(
     name: str,
     user: tuple[str, str] | None = None,
 ) -> Item | None:
-    """An item that will be there as long as a submission takes; None if there is none.
+    """Use an item: it stays at least as long as a submission takes. None if there is none.
 
     ``user``: id and incarnation of a workflow that uses it and is not named after it.
     """
@@ -184,7 +184,7 @@ def keep(
     mentions: Iterable[str] = (),
     user: tuple[str, str] | None = None,
 ) -> Item:
-    """As `use`, of an item that is stored if there is none, or if it was found damaged."""
+    """As `use`, but store the item if there is none, or if it was found damaged."""
     for _ in range(ATTEMPTS):
         item = use(storage, name, user)
         if item is not None and not item.damaged:
@@ -209,7 +209,7 @@ def copy_item(
     item: Item,
     user: tuple[str, str],
 ) -> None:
-    """Store an item of another storage under the same incarnation, which journals name, unless it
+    """Copy an item from another storage under the same incarnation, which journals name, unless it
     is there. ``user``: the workflow that it is copied for."""
     for name in (item.name, f"{item.name}.{item.incarnation}"):
         row = target.read_catalog(PREFIX + name)
@@ -219,7 +219,7 @@ def copy_item(
                 mend(target, name, lambda: source.stream_blob(item.incarnation, item.blob))
             return
         if row is not None:
-            continue  # The same contents, stored there before.
+            continue  # The target has an item with the same contents already.
         pieces = source.stream_blob(item.incarnation, item.blob)
         target.write_blob(item.incarnation, item.blob.key, pieces)
         copied = msgspec.structs.replace(item, name=name)
@@ -234,8 +234,8 @@ def copy_item(
 
 @contextlib.contextmanager
 def noting_damage(storage: SharedStorage, name: str, incarnation: str) -> Iterator[None]:
-    """Scope in which the bytes of an item are read. Damage is noted in its row, so that the next
-    submission that has the same bytes stores them again.
+    """Scope in which the bytes of an item are read. Notes damage in its row, so that the next
+    submission with the same bytes stores them again.
 
     Raises:
         StorageCorruptError: they are damaged; names item and key.
@@ -259,9 +259,9 @@ def note_damage(storage: SharedStorage, name: str, incarnation: str) -> None:
 def mend(
     storage: SharedStorage, name: str, chunks: Callable[[], Iterable[bytes | memoryview]]
 ) -> None:
-    """Store the bytes of an item again that were found damaged, unless somebody has put them back.
+    """Store the damaged bytes of an item again, unless they are intact by now.
 
-    In their old place: if they are what they were, all that names them can be read again.
+    In their old place, so that all references to them can be read again.
     """
     row = storage.read_catalog(PREFIX + name)
     if row is None or DAMAGED not in row.metadata:
@@ -276,7 +276,7 @@ def mend(
 
 
 def is_whole(storage: SharedStorage, incarnation: str, blob: Blob) -> bool:
-    """Whether a blob is what was written."""
+    """Whether a blob is intact."""
     try:
         for _ in storage.stream_blob(incarnation, blob):
             pass
@@ -291,7 +291,7 @@ def is_whole(storage: SharedStorage, incarnation: str, blob: Blob) -> bool:
 def grown(
     storage: SharedStorage, row: CatalogRow, metadata: dict[str, Any] | None = None
 ) -> CatalogRow:
-    """The row of an item whose journal grows by one entry now."""
+    """The row of an item after one more journal entry."""
     return msgspec.structs.replace(
         row,
         seq=row.seq + 1,
@@ -301,7 +301,7 @@ def grown(
 
 
 def append(storage: SharedStorage, row: CatalogRow) -> bool:
-    """Let the journal of an item grow; False if somebody else did, or nobody can say."""
+    """Append to the journal of an item; False if another process did, or the outcome is unknown."""
     commit_id = uuid.uuid4().hex
     entry = Append(
         workflow_id=row.workflow_id,
@@ -322,13 +322,13 @@ def busy(name: str) -> StorageUnavailableError:
 
 
 def collect(storage: SharedStorage, unused_seconds: float = UNUSED_SECONDS) -> list[str]:
-    """Remove what no workflow uses any more; the names of what was removed.
+    """Remove unused items. Returns their names.
 
-    Nothing is removed while there are workflows that can't be read: nobody knows what they use.
+    Removes nothing while there are unreadable workflows, because their uses are unknown.
 
     Args:
-        storage: where.
-        unused_seconds: leave what was used by a submission so lately: it may be under way.
+        storage: the storage.
+        unused_seconds: keep items with a use within this time: its submission may be in progress.
     """
     rows: list[CatalogRow] = []
     for page in pages(storage, CatalogQuery(statuses=(WorkflowStatus.NONE,))):
@@ -369,7 +369,7 @@ def is_old(row: CatalogRow, before: float) -> bool:
 
 
 def has_user(storage: SharedStorage, row: CatalogRow) -> bool:
-    """Whether one of the workflows that its row names is still there. 0.1.0 named all users of a
+    """Whether one of the workflows that its row names still exists. 0.1.0 named all users of a
     package in its row."""
     for incarnation, workflow_id in row.metadata["users"].items():
         found = storage.read_catalog(workflow_id)

@@ -1,6 +1,6 @@
-"""What is remembered of a driver when it submits: taken once for all submissions between changes.
+"""Takes the environment of a driver when it submits, and caches it until something changes.
 
-The same is taken of a worker that submits a workflow, or that returns a continuation.
+Also for a worker that submits a workflow, or that returns a continuation.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from ray_workflows._environment.shared_items import DOCUMENT, SharedStorage
 from ray_workflows._model.plan import Environment, Package, Plan
 from ray_workflows._ray import private, sitecustomize_template
 
-#: How long what is stored is believed to be there, in seconds.
+#: How long stored items are assumed to exist, in seconds.
 BELIEVED_SECONDS = 600.0
 
-#: File systems note the time of a change by a clock that ticks more seldom than this.
+#: An upper bound of the clock tick of file systems' modification times.
 TICK_NANOSECONDS = 20_000_000
 
 
 class CachedSnapshot:
-    """A snapshot, and what has to be as it was for it to hold still."""
+    """A cached snapshot, and the facts on which its validity depends."""
 
     def __init__(
         self, key: tuple[Any, ...], digest: str, environment: Environment, files: list[str]
@@ -58,15 +58,15 @@ class CachedSnapshot:
 
 
 class CachedDigest:
-    """The digest of the modules in some directories, and what has to be as it was for it to be
-    the same: a directory's time changes when a file comes or goes.
+    """A cached digest of the modules in some directories, and the facts on which its validity
+    depends. (A directory's time changes when a file is added or removed.)
 
     Args:
         directories: those from which the user's modules are imported.
     """
 
     def __init__(self, directories: tuple[str, ...]) -> None:
-        # All that is found here is as it was before the search, or its time is later.
+        # Files that change after this have a later modification time.
         before = time.time_ns() - TICK_NANOSECONDS
         self.modules = len(sys.modules)
         self.directories = directories
@@ -74,7 +74,7 @@ class CachedDigest:
         self.files = [*directories, *files]
         self.stats = stats(self.files)
         self.digest = capture.code_digest(files)
-        #: Whether a change after this would have another time.
+        #: Whether every later change would show in a modification time.
         self.certain = all(found is not None and found[0] < before for found in self.stats)
 
     def holds(self, directories: tuple[str, ...]) -> bool:
@@ -93,7 +93,7 @@ digested: CachedDigest | None = None
 
 
 def digest_of(directories: tuple[str, ...]) -> str:
-    """Changes when a module changes that was imported from, or lies in, the directories."""
+    """A digest of the modules that were imported from the directories, or are in them."""
     global digested
     if digested is None or not digested.holds(directories):
         digested = CachedDigest(directories)
@@ -101,7 +101,7 @@ def digest_of(directories: tuple[str, ...]) -> str:
 
 
 def stats(files: list[str]) -> list[tuple[int, int] | None]:
-    """When each was changed, in nanoseconds since 1970, and its size; None if it is not there."""
+    """Each file's modification time, in nanoseconds since 1970, and size; None if it is missing."""
     found: list[tuple[int, int] | None] = []
     for path in files:
         try:
@@ -133,7 +133,7 @@ def own_runtime_env() -> dict[str, Any]:
 
 
 def take_snapshot(storage: SharedStorage, url: str) -> Environment:
-    """The environment of this process, with everything stored that it names.
+    """The environment of this process. Stores all packages that it names.
 
     Raises:
         PackageTooLargeError: the user's code is too large.
@@ -164,7 +164,7 @@ def remember(
     digest: str,
     user: User | None = None,
 ) -> Environment:
-    """Store what a runtime_env and the user's code need, and the document about it."""
+    """Store the packages of a runtime_env and of the user's code, and the document about them."""
     changed, needed = packages.localize(storage, runtime_env, user)
     code = ""
     with tempfile.TemporaryDirectory() as directory:
@@ -212,7 +212,7 @@ def keep_record(
     skipped: Mapping[str, str],
     user: User | None,
 ) -> Environment:
-    """An environment with the document about it stored."""
+    """Store the document about an environment, and return the environment with it."""
     name, data = record.encode(record.describe(environment, modules, installed, skipped))
     mentions = [packages.item_name(package) for package in environment.packages]
     shared_items.keep(storage, f"{DOCUMENT}/{name}", lambda: [data], mentions, user)
@@ -226,13 +226,13 @@ def change_runtime_env(
     about: record.Record | None,
     user: User | None,
 ) -> Environment:
-    """An environment with another runtime_env and the same code of the user's."""
+    """An environment with another runtime_env and the same user code."""
     known = {package.uri: package for package in old.packages}
     kept = [uri for uri in packages.names(runtime_env) if uri in known]
     changed, needed = packages.localize(storage, runtime_env, user, kept=kept)
     if changed.get("env_vars"):
         changed["env_vars"] = secrets.hide(changed["env_vars"], session())
-    # Those that only tasks name, and the code, stay too.
+    # Keep packages that only tasks name, and the code.
     environment = msgspec.structs.replace(
         old, runtime_env=changed, packages=tuple({**known, **by_uri(needed)}.values()), record=""
     )
@@ -247,7 +247,7 @@ def by_uri(needed: Iterable[Package]) -> dict[str, Package]:
 
 
 def remember_options(storage: SharedStorage, plan: Plan, user: User) -> Plan:
-    """A plan whose tasks have runtime_envs that last as long as the workflow does."""
+    """A plan whose tasks' runtime_envs have stored packages."""
     options = list(plan.options)
     added: list[Package] = []
     for index, option in enumerate(options):
@@ -255,7 +255,7 @@ def remember_options(storage: SharedStorage, plan: Plan, user: User) -> Plan:
         if not runtime_env:
             continue
         changed, needed = packages.localize(storage, runtime_env, user)
-        # Of the Ray that is here, which is not the one that will be there.
+        # The commit of this cluster's Ray, which may differ elsewhere.
         changed.pop(private.RAY_COMMIT, None)
         if changed.get("env_vars"):
             changed["env_vars"] = secrets.hide(changed["env_vars"], session())
@@ -273,7 +273,8 @@ def remember_options(storage: SharedStorage, plan: Plan, user: User) -> Plan:
 
 
 def share(storage: SharedStorage, environment: Environment, user: User) -> None:
-    """Let one more workflow use an environment: one that is named after its document."""
+    """Let one more workflow, which is named after the environment's document, use the
+    environment."""
     if not environment.record:
         return
     document = shared_items.use(storage, f"{DOCUMENT}/{environment.record}")

@@ -1,1 +1,1 @@
-"""The command line ``ray-workflows``: one module per command. Nothing here is for importing."""
+"""The command line ``ray-workflows``: one module per command. Not a public API."""

@@ -1,4 +1,4 @@
-"""What `doctor` looks at: each check yields findings, and a finding that is a problem a remedy."""
+"""The checks of `doctor`: each yields findings; a finding that is a problem has a remedy."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ FREE_BYTES = 256 * 1024**2
 #: Clocks may differ by this much, in seconds.
 CLOCK_SECONDS = 5.0
 
-#: So many interrupted workflows are named one by one.
+#: The most interrupted workflows that are named one by one.
 NAMED = 20
 
 
@@ -61,10 +61,10 @@ ROW_REMEDY = (
 
 
 class Level(str, Enum):
-    """How a check came out."""
+    """The level of a finding."""
 
     OK = "ok"
-    #: Worth knowing, and nothing to be done.
+    #: Worth knowing, without a remedy.
     NOTE = "note"
     PROBLEM = "problem"
 
@@ -79,7 +79,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 def ok(name: str, message: str) -> Finding:
-    """A check that came out well."""
+    """A finding without a problem."""
     return Finding(name, Level.OK, message)
 
 
@@ -89,7 +89,7 @@ def note(name: str, message: str) -> Finding:
 
 
 def problem(name: str, message: str, remedy: str) -> Finding:
-    """Something to be mended, and how."""
+    """A problem and its remedy."""
     return Finding(name, Level.PROBLEM, message, remedy)
 
 
@@ -105,7 +105,7 @@ def check_ray(version: str) -> Iterator[Finding]:
 
 
 def check_storage(storage: Storage) -> Iterator[Finding]:
-    """Whether the storage can be written, has room, and agrees about the time."""
+    """Whether the storage can be written, and has free space and the right time."""
     yield ok("storage", f"{storage.url} can be read.")
     home = unlimited(storage).journals.home
     if isinstance(home, SqliteDirectory):
@@ -127,7 +127,7 @@ def check_storage(storage: Storage) -> Iterator[Finding]:
 
 
 def check_clock(storage: Storage, here: float) -> Iterator[Finding]:
-    """Whether leases, which are measured on the storage's clock, can be trusted."""
+    """Whether the storage's clock, on which leases are measured, is right."""
     now = storage.now()
     ahead = [
         holder.lease_until - LEASE_SECONDS - now
@@ -148,7 +148,7 @@ def check_clock(storage: Storage, here: float) -> Iterator[Finding]:
 
 
 def check_coordinator(connection: Connection, description: dict[str, Any]) -> Iterator[Finding]:
-    """The coordinator of the cluster, by what it says of itself."""
+    """The coordinator of the cluster, by its own description."""
     version = description["version"]
     message = (
         f"It answers, drives {description['workflows']} workflows in {connection.storage.url}, "
@@ -185,7 +185,7 @@ def find_coordinator() -> Iterator[Connection | Finding]:
 
 
 def describe_coordinator() -> tuple[Connection, dict[str, Any]] | None:
-    """The coordinator of the cluster, if it has one, and what it says of itself."""
+    """The coordinator of the cluster, if it has one, and its own description."""
     actor = connections.find_coordinator()
     if actor is None:
         return None
@@ -194,7 +194,7 @@ def describe_coordinator() -> tuple[Connection, dict[str, Any]] | None:
 
 
 def check_workflows(reader: Reader) -> Iterator[Finding]:
-    """Whether there are interrupted workflows, and how many there are of the others."""
+    """The interrupted workflows, and the numbers of others."""
     counts = dict.fromkeys(WorkflowStatus, 0)
     interrupted: list[CatalogRow] = []
     for row, status in reader.rows({*ACTIVE, WorkflowStatus.RESUMABLE}):
@@ -247,11 +247,11 @@ def check_journals(reader: Reader) -> Iterator[Finding]:
 
 
 class DamagedCodeError(StorageCorruptError):
-    """What a workflow shares with others is damaged."""
+    """An item that workflows share is damaged."""
 
 
 def damaged_code(workflow_id: str, error: DamagedCodeError) -> Finding:
-    """A workflow that can't run its code."""
+    """The finding for a workflow whose code is damaged."""
     remedy = (
         f"Restore it from a backup, or submit any workflow with the same files: that stores them "
         f"again. Where the files have changed since: "
@@ -268,7 +268,7 @@ class Shared:
         self.trouble: dict[tuple[str, Blob], DamagedCodeError | None] = {}
 
     def check(self, name: str, incarnation: str, blob: Blob) -> None:
-        """Read it, if it was not read before.
+        """Read an item, unless it was read before.
 
         Raises:
             DamagedCodeError: it is damaged or missing.
@@ -289,7 +289,7 @@ class Shared:
             raise trouble
 
     def check_document(self, environment: Environment) -> None:
-        """As `check`, of the document about an environment."""
+        """As `check`, for the document about an environment."""
         name = f"{shared_items.DOCUMENT}/{environment.record}"
         item = shared_items.find(self.storage, name) if environment.record else None
         if item is not None:
@@ -297,22 +297,22 @@ class Shared:
 
 
 def is_what_all_entries_say(storage: Storage, found: Recovered) -> bool:
-    """Whether a state that was read from a snapshot is the one that all entries make."""
+    """Whether a state read from a snapshot equals the fold of all entries."""
     again = read_state(storage, msgspec.structs.replace(found.row, snapshot=0))
     if again.seq != found.seq:
-        return True  # It went on since.
+        return True  # The workflow went on meanwhile.
     return again.row == found.row and save(again.state, 0.0, None) == save(found.state, 0.0, None)
 
 
 def check_journal(storage: Storage, row: CatalogRow, shared: Shared) -> str:
-    """What is wrong with a journal; empty if nothing is.
+    """Describe what is wrong with a journal; empty if nothing is.
 
     Raises:
         StorageError: an entry or a blob is damaged.
     """
     found = recover(storage, row.workflow_id)
     if found is None or found.row.incarnation != row.incarnation:
-        return ""  # Deleted since.
+        return ""  # Deleted meanwhile.
     if found.seq == row.seq and not is_row_of(row, found.row):
         return f"The catalog says {row.status}, its journal {found.row.status}, or other details."
     if found.row.snapshot and not is_what_all_entries_say(storage, found):

@@ -1,4 +1,4 @@
-"""Connecting to a running cluster. None is started but by `start_local`."""
+"""Connects to a running cluster. Only `local_cluster` starts one."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from ray_workflows.cli.waiting import (
 )
 from ray_workflows.storage.urls import VARIABLE
 
-#: How long a cluster may take to answer a first knock, in seconds. Ray itself waits for minutes
-#: for one that is gone but still noted somewhere.
+#: How long a cluster may take to accept a connection, in seconds. Ray itself waits for minutes for
+#: a dead cluster whose address it still finds.
 KNOCK_SECONDS = 3.0
 
 NO_CLUSTER = (
@@ -52,7 +52,7 @@ def find(address: str | None) -> str:
     """The address of a cluster that answers.
 
     Raises:
-        NoClusterError: there is none; ``explicit`` tells whether one was named.
+        NoClusterError: there is none; ``explicit``: whether one was named.
     """
     named = address or os.environ.get("RAY_ADDRESS") or "auto"
     if "://" in named:
@@ -87,7 +87,7 @@ def attach(address: str | None) -> None:
 
     Raises:
         NoClusterError: there is none that answers.
-        click.ClickException: it can't be used, because it runs other versions for one.
+        click.ClickException: it can't be used, for example because its versions differ.
     """
     if ray.is_initialized():
         return
@@ -100,7 +100,7 @@ def init(address: str) -> None:
     """Connect this process to a cluster, with the token of its user, if there is one."""
     take_token()
     try:
-        # What tasks print goes to the logs of the cluster, not between our results.
+        # Output of tasks goes to the logs of the cluster, not between our results.
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise click.ClickException(
@@ -112,16 +112,14 @@ def init(address: str) -> None:
 
 def leave() -> None:
     """Disconnect from the cluster that this process was connected to."""
-    # A cluster that is gone has nothing to be told.
+    # Ignore a cluster that does not answer.
     with contextlib.suppress(NoAnswerError):
         within(LEAVE_SECONDS, "the cluster, to disconnect", ray.shutdown)
 
 
 def connect(spec: str | None, address: str | None) -> Connection:
-    """The coordinator of the running cluster, which has this storage.
-
-    A cluster that has no coordinator yet gets one, for a storage that exists.
-    """
+    """The coordinator of the running cluster, which has this storage. Starts the coordinator if
+    there is none, for an existing storage."""
     attach(address)
     return within(CLUSTER_SECONDS, "the coordinator of the cluster", find_connection, spec)
 
@@ -138,7 +136,7 @@ def find_connection(spec: str | None) -> Connection:
 
 
 def check_same(connection: Connection, spec: str | None) -> None:
-    """Raise if the cluster has another storage than was asked for."""
+    """Raise if the cluster has another storage than the requested one."""
     if is_named(spec) and named(spec).url != connection.storage.url:
         given = "leave --storage out" if spec is not None else f"unset ${VARIABLE}"
         raise click.ClickException(
@@ -149,15 +147,15 @@ def check_same(connection: Connection, spec: str | None) -> None:
 
 
 def find_reader(spec: str | None, address: str | None = None, *, changes: bool = False) -> Reader:
-    """The storage of a command that needs no cluster: the one that is named, by an option or by
-    $RAY_WORKFLOW_STORAGE, else that of the running cluster, else the default one. `connect` looks
-    in the same order.
+    """The storage of a command that needs no cluster: the one named by an option or by
+    $RAY_WORKFLOW_STORAGE, else that of the running cluster, else the default one. `connect` uses
+    the same order.
 
     Args:
-        spec: the storage that is named by an option.
-        address: the cluster that is named.
-        changes: something is to be deleted or copied: it must not be in the second best place, if
-            the cluster does not answer.
+        spec: the storage named by an option.
+        address: the named cluster.
+        changes: the command deletes or copies: then a cluster that does not answer is an error, and
+            the default storage is not used in its place.
     """
     if is_named(spec):
         return open_reader(spec)

@@ -39,8 +39,8 @@ def copy(
 ) -> None:
     """Copy the workflow ID, or all, to another storage.
 
-    Prints the IDs of what was copied. Needs no cluster, and deletes nothing. One that is running
-    or pending is not copied. A copy that was interrupted is completed by the same command.
+    Prints the IDs of new copies. Needs no cluster, and deletes nothing. Running and pending
+    workflows are not copied. Run the command again to complete an interrupted copy.
     """
     if everything == (workflow_id is not None):
         raise click.UsageError("Name a workflow, or say --all.")

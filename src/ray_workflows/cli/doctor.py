@@ -1,4 +1,4 @@
-"""``ray-workflows doctor``: whether the storage and the cluster are in good health."""
+"""``ray-workflows doctor``: checks the health of storage and cluster."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def doctor(
 ) -> None:
     """Check the health of storage and cluster.
 
-    Looks at Ray, cluster, coordinator, storage and workflows; each problem has a remedy. Exits
+    Checks Ray, cluster, coordinator, storage and workflows; each problem has a remedy. Exits
     with 1 if there is a problem. Needs no cluster, and changes nothing.
     """
     findings = list(examine(storage, address, deep))
@@ -54,7 +54,7 @@ def cells(finding: Finding) -> tuple[str, ...]:
 
 
 def examine(spec: str | None, address: str | None, deep: bool) -> Iterator[Finding]:
-    """All that is found."""
+    """The findings of all checks."""
     yield from checks.check_ray(ray.__version__)
     reader: Reader | None = None
     for found in examine_cluster(address):

@@ -1,4 +1,4 @@
-"""``ray-workflows env``: what a workflow remembers of where it was submitted, and what differs."""
+"""``ray-workflows env``: the recorded environment of a workflow, and the differences here."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ TITLES = ("WHAT", "RECORDED", "HERE")
 def env(workflow_id: str, storage: str | None, with_diff: bool, as_json: bool) -> None:
     """Show the environment of the workflow ID.
 
-    What was recorded when it was submitted, and how it differs from what is here: versions of
-    packages, and files of its code that were changed since. Needs no cluster.
+    The recorded environment, and the differences here: versions of packages, and files of its
+    code that were changed since. Needs no cluster.
     """
     if with_diff and as_json:
         raise click.UsageError("--json has the diffs already: leave --diff out.")
@@ -75,5 +75,5 @@ def env(workflow_id: str, storage: str | None, with_diff: bool, as_json: bool) -
 
 
 def printable_lines(text: str) -> str:
-    """Text of several lines, each as `printable` makes it."""
+    """Text of several lines, each made `printable`."""
     return "\n".join(printable(line) for line in text.splitlines())

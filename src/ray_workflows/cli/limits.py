@@ -1,5 +1,5 @@
-"""A storage each call of which has a time limit: what a command does with it may take hours, and
-ends when nothing comes of it any more.
+"""A storage with a time limit for each call: a command may take hours, but ends when a call makes
+no progress.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from ray_workflows.storage import Storage
 
 
 class LimitedCalls:
-    """The methods of a storage, each of which waits so long and no longer. It is all three parts
-    of a storage, and their home."""
+    """The methods of a storage, each with a time limit. It is all three parts of a storage, and
+    their home."""
 
     def __init__(self, storage: Storage) -> None:
         self.unlimited = storage
@@ -27,7 +27,7 @@ class LimitedCalls:
         return self.limited(found) if callable(found) else found
 
     def limited(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """The same with a limit."""
+        """The same call with a time limit."""
         return lambda *args: within(CALL_SECONDS, self.what, call, *args)
 
     def stream_blob(self, incarnation: str, blob: Blob) -> Iterator[memoryview]:
@@ -38,7 +38,7 @@ class LimitedCalls:
             yield piece
 
     def write_blob(self, incarnation: str, key: str, chunks: Iterable[bytes | memoryview]) -> Blob:
-        """Each chunk that is taken is progress."""
+        """Each chunk taken counts as progress."""
         progress = Progress()
         write = self.unlimited.write_blob
         return within(
@@ -48,10 +48,10 @@ class LimitedCalls:
 
 
 class LimitedStorage(Storage):
-    """A storage that is waited for so long and no longer.
+    """A storage with a time limit for each call.
 
     Raises:
-        NoAnswerError: of every method, if it takes too long.
+        NoAnswerError: from every method, if it takes too long.
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -60,17 +60,17 @@ class LimitedStorage(Storage):
         self.unlimited = storage
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """In another process it is the storage itself: no command waits for it there."""
+        """Pickles as the storage itself: in another process no command waits for it."""
         return unlimited, (self.unlimited,)
 
 
 def limited(reader: Reader) -> Reader:
-    """What reads the same storage, and waits for it so long and no longer."""
+    """A reader of the same storage, with a time limit for each call."""
     if isinstance(reader.storage, LimitedStorage):
         return reader
     return Reader(LimitedStorage(reader.storage), cluster=reader.cluster)
 
 
 def unlimited(storage: Storage) -> Storage:
-    """The storage itself, for what asks which kind it is."""
+    """The storage itself, for checks of its kind."""
     return storage.unlimited if isinstance(storage, LimitedStorage) else storage

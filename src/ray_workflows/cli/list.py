@@ -28,7 +28,7 @@ from ray_workflows.cli.printing import (
 
 STATUSES = [status.value for status in WorkflowStatus if status is not WorkflowStatus.NONE]
 
-#: Rows read at once: no more than are shown, if few are.
+#: The most rows read at once.
 PAGE = 1000
 
 TITLES = ("ID", "STATUS", "SUBMITTED", "DURATION", "ERROR")
@@ -99,7 +99,7 @@ def list_workflows(
         raise click.UsageError("Name the statuses with --status or in --filter.")
     reader = find_reader(storage)
     named = {WorkflowStatus(status.upper()) for status in statuses}
-    # One more shows whether there are more.
+    # One row more than the limit shows whether there are more.
     rows = reader.rows(
         named or wanted.statuses or WORKFLOWS,
         newest_first=True,

@@ -1,4 +1,4 @@
-"""The group of all commands, and what becomes of errors: a message and an exit code."""
+"""The group of all commands. It turns errors into a message and an exit code."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
         for stream in (sys.stdout, sys.stderr):
-            # A terminal that can't show a character shows its number, and no traceback.
+            # For a character that the terminal can't show, print its number and no traceback.
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
         try:

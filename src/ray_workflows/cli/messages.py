@@ -1,4 +1,4 @@
-"""What the command line says about errors: the remedy as a command, not as a call."""
+"""Error messages of the command line: the remedy is a command, not a call."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from ray_workflows.exceptions import (
     WorkflowStillActiveError,
 )
 
-#: Where the storage in use is kept in the context of a command: its URL, and what was given.
+#: Keys in the context of a command: the URL of the storage in use, and the given ``--storage``.
 STORAGE = "ray_workflows.storage"
 GIVEN = "ray_workflows.given"
-#: Why it is that one, if nobody named it in the command.
+#: Why it is that one, if the command does not name it.
 ORIGIN = "ray_workflows.origin"
-#: What was given as the place of its values.
+#: The given ``--blobs``.
 GIVEN_BLOBS = "ray_workflows.given-blobs"
-#: The codec of its values: what was loaded.
+#: The loaded ``--codec``.
 CODEC = "ray_workflows.codec"
 
 
 def command(verb: str, workflow_id: str, *options: str) -> str:
-    """A command that can be pasted into a shell, for the storage that was given to this one."""
+    """A command that can be pasted into a shell, for the same storage as this command."""
     given = (("--storage", remembered(GIVEN)), ("--blobs", remembered(GIVEN_BLOBS)))
     storage = [part for name, value in given if value for part in (name, value)]
     dashes = ["--"] if workflow_id.startswith("-") else []
@@ -38,12 +38,12 @@ def command(verb: str, workflow_id: str, *options: str) -> str:
 
 
 def remember(key: str, value: str | None) -> None:
-    """Keep something for messages."""
+    """Keep a value for messages."""
     click.get_current_context().find_root().meta[key] = value
 
 
 def remembered(key: str) -> str | None:
-    """What was kept, if we are in a command."""
+    """The kept value, inside of a command."""
     context = click.get_current_context(silent=True)
     return context.find_root().meta.get(key) if context is not None else None
 
@@ -76,7 +76,7 @@ def not_found(workflow_id: str) -> str:
 
 
 def note_changes(changes: CodeChanges, verb: str, workflow_id: str, *options: str) -> None:
-    """Say on stderr what the code here has other than the workflow goes on with."""
+    """Warn on stderr about differences between the code here and that of the workflow."""
     script = ("--script", changes.scripts[0]) if changes.scripts else ()
     again = command(verb, workflow_id, *options, "--code", "current", *script)
     text = changes.text(f"To take the code here: {again}".replace("{", "{{").replace("}", "}}"))
@@ -121,7 +121,7 @@ def explain_resume(error: BaseException, workflow_id: str) -> str:
 
 
 def way_on(workflow_id: str) -> str:
-    """How a workflow that failed goes on."""
+    """The commands with which a failed workflow goes on."""
     return (
         f"Mend the cause, then go on with: {command('resume', workflow_id)}\n"
         f"It runs the code that it has. With that of the same modules here, go on with: "

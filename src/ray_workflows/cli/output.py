@@ -1,4 +1,4 @@
-"""``ray-workflows output``: what a workflow or a task of it has produced."""
+"""``ray-workflows output``: the output of a workflow or of a task of it."""
 
 from __future__ import annotations
 

@@ -33,13 +33,13 @@ def parse_duration(text: str) -> float:
 
 
 def remember_storage(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """Remedies name the storage that was given."""
+    """Keep the given storage for the remedies in messages."""
     ctx.find_root().meta[GIVEN] = value
     return value
 
 
 def remember_blobs(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
-    """Commands have no argument for it: whoever opens the storage looks it up."""
+    """Keep ``--blobs`` in the context, from which opening the storage reads it."""
     ctx.find_root().meta[GIVEN_BLOBS] = value
 
 
@@ -67,13 +67,13 @@ def storage_option(command: Command) -> Command:
 
 
 def load_codec(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
-    """The codecs that ``module:object`` names, for whoever opens the storage."""
+    """Load the codecs that ``module:object`` names into the context, for opening the storage."""
     if value is None:
         return
     module, colon, name = value.partition(":")
     if not (module and colon and name):
         raise click.BadParameter(f"{value!r} is not of the form module:object.")
-    # As for `python -m`: what is beside the user can be imported.
+    # As for `python -m`: import from the current directory too.
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:

@@ -1,8 +1,8 @@
 """How results are printed: tables on a terminal, tab-separated lines in a pipe, JSON if asked.
 
-Only results go to stdout: while a command runs, what Ray or code of the user's prints goes to
-stderr. Ids and errors are users' text: what could move the cursor, or turn the line around, is
-shown as an escape.
+Only results go to stdout: while a command runs, output of Ray and of user code goes to stderr. Ids
+and errors are users' text: characters that could move the cursor or reverse the line are shown as
+escapes.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ STYLES = {
     "ok": "green",
 }
 
-#: Characters that a listing shows of an error.
+#: The most characters of an error in a listing.
 LINE_LENGTH = 300
 
-#: Where the context of a command keeps the stdout that it was started with.
+#: The key in a command's context for the stdout that it was started with.
 RESULTS = "ray_workflows.results"
 
 
@@ -38,8 +38,8 @@ class Command(click.Command):
     """A command with a stdout of its own.
 
     Ray prints warnings of its nodes on the stdout of a driver whatever ``log_to_driver`` says,
-    and modules that a value needs may print as they are imported. A program that reads our
-    results must not find that between them.
+    and modules that a value needs may print when they are imported. That must not come between the
+    results, which programs read.
     """
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -56,51 +56,51 @@ def results() -> TextIO:
 
 
 def print_result(text: str = "") -> None:
-    """A line of the result."""
+    """Print a line of the result."""
     click.echo(text, file=results())
 
 
 def print_json(document: Any) -> None:
-    """One document, in ASCII."""
+    """Print one JSON document, in ASCII."""
     print_result(json.dumps(document, indent=2))
 
 
 def note(text: str) -> None:
-    """Something that is not the result: on stderr."""
+    """Print a remark on stderr."""
     click.echo(text, err=True)
 
 
 def printable(text: str) -> str:
-    """The text on one line, with escapes for what does not print."""
+    """The text on one line, with escapes for non-printable characters."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
     )
 
 
 def count(number: int) -> str:
-    """So many workflows."""
+    """A number of workflows in words, such as "2 workflows"."""
     return f"{number} workflow" if number == 1 else f"{number} workflows"
 
 
 def one_line(text: str) -> str:
-    """The first line of a message, or as much of it as a listing has room for."""
+    """The first line of a message, cut to `LINE_LENGTH`."""
     start = text[: 4 * LINE_LENGTH].lstrip()
     line = start.splitlines()[0] if start else ""
     return line if len(line) <= LINE_LENGTH else f"{line[:LINE_LENGTH]} ..."
 
 
 def first_line(text: str | None) -> str:
-    """As `one_line`, for people."""
+    """As `one_line`, in printable characters."""
     return printable(one_line(text or ""))
 
 
 def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table. In a pipe: a line for each row, without the titles and without any color."""
+    """Print a table. In a pipe: a line for each row, without titles and colors."""
     if not results().isatty():
         for row in rows:
             print_result("\t".join(row))
         return
-    # Takes longer to import than most commands to run.
+    # Imported here, because that takes longer than most commands.
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -114,7 +114,7 @@ def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def print_fields(fields: Iterable[tuple[str, str]]) -> None:
-    """Names and values, one pair on a line."""
+    """Print names and values, one pair per line."""
     rows = [(name, value) for name, value in fields if value]
     if results().isatty():
         width = max(len(name) for name, _ in rows) + 2
@@ -132,13 +132,13 @@ def format_time(seconds: float | None) -> str:
     try:
         moment = datetime.datetime.fromtimestamp(seconds).astimezone()
     except (OverflowError, ValueError, OSError):
-        # A timeout may be longer than any calendar.
+        # A timeout may exceed any calendar.
         return f"{seconds:.3g} s after 1970"
     return moment.isoformat(sep=" ", timespec="seconds")
 
 
 def format_duration(seconds: float | None) -> str:
-    """A duration with the two units that matter."""
+    """A duration with its two largest units."""
     if seconds is None:
         return ""
     if seconds < 0.9995:
@@ -157,7 +157,7 @@ def format_duration(seconds: float | None) -> str:
 
 
 def duration(started_at: float | None, ended_at: float | None) -> float | None:
-    """Seconds between two moments; clocks that disagree make it none, not negative."""
+    """Seconds between two moments; 0 if clocks disagree and it would be negative."""
     if started_at is None or ended_at is None:
         return None
     return max(0.0, ended_at - started_at)

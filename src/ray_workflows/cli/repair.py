@@ -1,4 +1,4 @@
-"""``ray-workflows repair``: write anew what leads to a workflow's journal."""
+"""``ray-workflows repair``: rebuilds a workflow's catalog data from its journal."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ from ray_workflows.cli.printing import Command, print_json, print_result, printa
 @address_option
 @json_option
 def repair(workflow_id: str, storage: str | None, address: str | None, as_json: bool) -> None:
-    """Repair what leads to the journal of the workflow ID.
+    """Rebuild the catalog data of the workflow ID from its journal.
 
-    Its catalog row, or in an object store and a shared directory what names and lists it, is
-    written anew from the journal. `doctor` names what is damaged. Needs no cluster. Where the
-    journal is damaged too, nothing is changed.
+    That is its catalog row, or in an object store or shared directory its pointer and index entry.
+    `doctor` names damage. Needs no cluster. If the journal is damaged too, nothing is changed.
     """
     validate_workflow_id(workflow_id)
     reader = find_reader(storage, address, changes=True)

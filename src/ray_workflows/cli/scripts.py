@@ -1,7 +1,7 @@
 """``--script FILE``: the functions of a script, without running it as a program.
 
-The file is imported as `multiprocessing` imports a script in a process that it spawns: what stands
-under ``if __name__ == "__main__":`` does not run. Then its functions are those of the script again.
+The file is imported as `multiprocessing` imports a script in a process that it spawns: code under
+``if __name__ == "__main__":`` does not run. Then its functions get the script's module name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import ray
 from ray_workflows._client import connection as connections
 from ray_workflows._client.environments import CURRENT
 
-#: What a script is called while it is imported.
+#: The module name of a script during the import.
 IMPORTED = "__mp_main__"
 
 GUARD = 'Put what it does under: if __name__ == "__main__":'
@@ -31,11 +31,11 @@ script_option = click.option(
 
 
 def load_script(path: str | None, code: str) -> None:
-    """Make a script that of this process, if one was given.
+    """Import a script as that of this process, if one was given.
 
     Raises:
-        click.UsageError: the code that is recorded was asked for.
-        click.ClickException: the script can't be imported, or does its work when it is.
+        click.UsageError: ``--code current`` was not given.
+        click.ClickException: the script can't be imported, or uses workflows during the import.
     """
     if path is None:
         return
@@ -45,7 +45,7 @@ def load_script(path: str | None, code: str) -> None:
     module.__file__ = path
     sys.path.insert(0, os.path.dirname(path))
     arguments, sys.argv = sys.argv, [path]
-    # Where annotations and pickles look for the names of its classes.
+    # Annotations and pickles look up the names of its classes here.
     sys.modules[IMPORTED] = module
     connections.refused = f"{path} uses workflows when it is imported. {GUARD}"
     connected = ray.is_initialized()
@@ -69,7 +69,7 @@ def load_script(path: str | None, code: str) -> None:
 
 
 def rename() -> None:
-    """Let functions and classes of the script say that they are a script's."""
+    """Set the module of the script's functions and classes to that of a script."""
     for found in gc.get_objects():
         kind = type(found)
         if (kind is FunctionType or issubclass(kind, type)) and found.__module__ == IMPORTED:

@@ -38,7 +38,7 @@ ATTEMPT_TITLES = ("TASK", "ATTEMPT", "OUTCOME", "STARTED", "DURATION", "NODE", "
 
 
 def describe_task(task: TaskInfo, now: float | None) -> dict[str, Any]:
-    """A task for machines. ``now`` is None if nobody drives the workflow."""
+    """A task for machines. ``now`` is None if no coordinator drives the workflow."""
     ended_at = task.ended_at
     if task.status is TaskStatus.RUNNING:
         ended_at = now

@@ -1,4 +1,4 @@
-"""Opening the storage of a command. Nothing is ever created."""
+"""Opens the storage of a command. Creates none."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ray_workflows.storage.urls import VARIABLE, storage_from_urls
 
 
 def open_storage(spec: str | None) -> Storage:
-    """The storage that is given, or that is the default; it must exist.
+    """The given or default storage, which must exist.
 
     Raises:
-        click.ClickException: there is none; says where it was looked for and why there.
+        click.ClickException: there is none; names the place, and why it was chosen.
     """
     try:
         storage = named(spec)
@@ -40,13 +40,12 @@ def named(spec: str | None) -> Storage:
 
 
 def is_named(spec: str | None) -> bool:
-    """Whether the command or the environment names a storage, and does not leave it to the
-    cluster."""
+    """Whether the command or the environment names a storage, so that the cluster is not asked."""
     return bool(spec is not None or remembered(GIVEN_BLOBS) or os.environ.get(VARIABLE))
 
 
 def origin(spec: str | None) -> str:
-    """Why it was this storage, if nobody named it in the command."""
+    """Why this storage was chosen, if the command does not name it."""
     if spec is not None:
         return ""
     if os.environ.get(VARIABLE):
@@ -58,12 +57,12 @@ def origin(spec: str | None) -> str:
 
 
 def open_reader(spec: str | None) -> Reader:
-    """What reads the storage; needs no cluster."""
+    """A reader of the storage, without a cluster."""
     return Reader(LimitedStorage(open_storage(spec)))
 
 
 def reader_of(connection: Connection) -> Reader:
-    """What reads the storage of a cluster."""
+    """A reader of a cluster's storage."""
     remember(STORAGE, connection.storage.url)
     remember(ORIGIN, " (It is that of the running cluster.)")
     return connection

@@ -1,4 +1,4 @@
-"""Outputs on their way to the user: unpickled with the user's code at hand, printed or written."""
+"""Unpickles outputs with the user's code, and prints or writes them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ray_workflows.exceptions import WorkflowError
 
 
 def load(read: Callable[[], Any], directories: Callable[[], Iterable[str]]) -> Any:
-    """What ``read`` returns; its classes are also looked for where the workflow's driver had them.
+    """The result of ``read``. If a class can't be imported, tries the driver's directories too.
 
     Args:
         read: unpickles a value.
@@ -32,7 +32,7 @@ def load(read: Callable[[], Any], directories: Callable[[], Iterable[str]]) -> A
     except Exception as error:
         failure = error
     added = [path for path in directories() if path not in sys.path]
-    # At the end: nothing that is installed here is replaced.
+    # At the end of the path, so that they replace nothing installed here.
     sys.path.extend(added)
     try:
         if added:
@@ -77,7 +77,7 @@ def print_value(value: Any, *, as_json: bool) -> None:
 
 
 def pickle_value(value: Any) -> bytes:
-    """A value for ``pickle.load``; code of the user's ``__main__`` is in it."""
+    """Pickle a value for ``pickle.load``, with classes of the user's ``__main__`` by value."""
     try:
         data: bytes = cloudpickle.dumps(value)
     except Exception as error:

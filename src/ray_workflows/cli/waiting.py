@@ -1,7 +1,7 @@
 """Limits on how long a command waits for a cluster or a storage.
 
-What blocks inside of Ray or in a system call can't be interrupted. So it runs on a thread of its
-own, and when it takes too long the command goes on, or ends, without it.
+A call that blocks inside of Ray or in a system call can't be interrupted. So it runs on a thread of
+its own, and if it takes too long the command goes on, or ends, without it.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import click
 
 T = TypeVar("T")
 
-#: What a call returned, or the error that it raised.
+#: The result of a call, and the error that it raised.
 Answer = tuple[Any, BaseException | None]
 
-#: How long a command waits without a word, in seconds.
+#: After how many seconds a command says what it waits for.
 QUIET_SECONDS = 5.0
 
-#: How long a cluster may take to let this process in, in seconds.
+#: How long connecting to a cluster may take, in seconds.
 ATTACH_SECONDS = 60.0
-#: How long it may take to answer what is asked of it, in seconds. It starts the coordinator if
-#: there is none, which takes up to a minute, and a call to that up to 90 s.
+#: How long a request to a cluster may take, in seconds. It starts the coordinator if there is none,
+#: which takes up to a minute, and a call of the coordinator takes up to 90 s.
 CLUSTER_SECONDS = 180.0
 #: How long a workflow may take to be resumed or forked, in seconds: code and values are copied.
 START_SECONDS = 600.0
@@ -45,7 +45,7 @@ abandoned: list[threading.Thread] = []
 
 
 class NoAnswerError(click.ClickException):
-    """Something did not answer in time."""
+    """A cluster, coordinator or storage did not answer in time."""
 
 
 #: Comes after the last value.
@@ -53,14 +53,14 @@ END = object()
 
 
 class Progress:
-    """When something was last seen to go on, on the monotonic clock."""
+    """The time of the last progress, on the monotonic clock."""
 
     def __init__(self) -> None:
         self.at = time.monotonic()
 
     def over(self, values: Iterable[T]) -> Iterator[T]:
-        """The same values: each that is taken is progress. Where they come from is waited for by
-        whoever gives them."""
+        """Pass the values on; each one taken counts as progress. Time spent in their source does
+        not count."""
         source = iter(values)
         while True:
             self.at = math.inf
@@ -78,18 +78,18 @@ def within(
     *args: Any,
     progress: Progress | None = None,
 ) -> T:
-    """Call a function, and wait for its end so many seconds at most.
+    """Call a function with a time limit.
 
     Args:
-        seconds: how long, since the call or the last progress.
-        what: names what is waited for.
+        seconds: the limit, since the call or the last progress.
+        what: names the wait in messages.
         call: the function.
         args: its arguments.
-        progress: of what the function does, where that can be seen.
+        progress: the progress of the call, if it can be observed.
 
     Raises:
-        NoAnswerError: it has not returned; says what was waited for.
-        Exception: what the function raises.
+        NoAnswerError: it has not returned in time; names the wait.
+        Exception: raised by the function.
     """
     answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
     context = click.get_current_context(silent=True)
@@ -99,7 +99,7 @@ def within(
             if context is None:
                 answers.put((call(*args), None))
             else:
-                # Remedies in errors name the storage that was given to the command.
+                # Errors name the command's storage in their remedies, so run in its context.
                 with context.scope(cleanup=False):
                     answers.put((call(*args), None))
         except BaseException as error:

@@ -1,1 +1,1 @@
-"""Which code a workflow needs: what is found, packed, stored, and unpacked again."""
+"""The code of a workflow: finds, packs, stores and unpacks it."""

@@ -1,4 +1,4 @@
-"""Zip files of code: what goes in, in which bytes, and how much of it.
+"""Packs code into zip files: selects files, and limits their size.
 
 The same files give the same bytes, wherever and whenever they are packed.
 """
@@ -22,24 +22,25 @@ from ray_workflows.exceptions import PackageTooLargeError
 
 logger = logging.getLogger(__name__)
 
-#: Names that are never code of the user's.
+#: Names that are never the user's code.
 NEVER = ("__pycache__/", "*.pyc", ".git/", ".hg/", ".svn/", ".venv/", "venv/", "node_modules/")
 
-#: Files that say what is to be left out, as for Ray.
+#: Files with patterns of files to leave out, as for Ray.
 IGNORE_FILES = (".gitignore", ".rayignore")
 IGNORE_GITIGNORE = "RAY_RUNTIME_ENV_IGNORE_GITIGNORE"
 
-#: The limit of one package, in bytes of its files, where it is to be another one.
+#: The variable for another limit of a package, in bytes of its files.
 LIMIT_VARIABLE = "RAY_WORKFLOWS_MAX_PACKAGE_BYTES"
 
-#: Local modules are found by themselves, so a mistake is caught early.
+#: The default limit for local modules. They are found automatically, so a low limit catches
+#: mistakes.
 MAX_CODE_BYTES = 64 * 1024 * 1024
 
-#: Archives of up to this many bytes are put together in memory.
+#: Archives of up to this many bytes are built in memory.
 SPOOL_BYTES = 8 * 1024 * 1024
 CHUNK_BYTES = 1024 * 1024
 
-#: All files are as old as zip files can say.
+#: The date of all files: the earliest one in a zip file.
 TIME = (1980, 1, 1, 0, 0, 0)
 
 #: Files by their names in an archive.
@@ -47,7 +48,7 @@ Files = Mapping[str, str]
 
 
 def limit(default: int) -> int:
-    """How many bytes the files of a package may have."""
+    """The most bytes of a package's files."""
     given = os.environ.get(LIMIT_VARIABLE)
     return int(given) if given else default
 
@@ -59,16 +60,17 @@ def walk(
     inside: str = "",
     follows: Callable[[str], bool] = bool,
 ) -> Iterator[tuple[str, str]]:
-    """The files of a directory that belong to a package: their relative and their real paths.
+    """The files of a directory for a package: their relative and their real paths.
 
-    Left out is what the ignore files of each directory name, what Ray leaves out, and ``excludes``.
+    Leaves out files named by the ignore files of each directory, by Ray's defaults, and by
+    ``excludes``.
 
     Args:
         top: the directory.
         excludes: patterns as in a ``.gitignore``.
-        inside: a directory below it, of which the files are; those of the directories above it
-            say only what is left out.
-        follows: whether a link to a directory is followed; by default each is, as Ray does.
+        inside: a directory below ``top``: only its files are listed, and the directories above it
+            contribute only ignore files.
+        follows: whether to follow a link to a directory; by default all, as Ray does.
     """
     walking = Walk(top, follows)
     matchers: Matchers = []
@@ -77,7 +79,7 @@ def walk(
         matchers += ignored(top, above)
         above = f"{above}/{part}" if above else part
         if any(excluded(above, kind, matcher) for matcher in matchers for kind in (True, False)):
-            # It is wanted all the same, whatever is said about it further up.
+            # ``inside`` is wanted even if an ignore file above names it.
             matchers = []
     matchers.append((inside, git_matcher([*NEVER, *default_excludes(), *excludes])))
     start = len(inside) + 1 if inside else 0
@@ -90,7 +92,7 @@ Matchers = list[tuple[str, Callable[[str], bool]]]
 
 
 def ignored(top: str, inner: str) -> Matchers:
-    """What the ignore files of a directory name."""
+    """Matchers for the ignore files of a directory."""
     directory = os.path.join(top, inner)
     lines: list[str] = []
     for name in IGNORE_FILES:
@@ -105,7 +107,7 @@ def ignored(top: str, inner: str) -> Matchers:
 
 
 def is_text(name: str) -> bool:
-    """Whether a name can be written into an archive. Those of files are bytes."""
+    """Whether a name can be stored in an archive: file names may be any bytes."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -114,7 +116,7 @@ def is_text(name: str) -> bool:
 
 
 class Walk:
-    """On its way through a directory; as `walk`."""
+    """One walk through a directory; see `walk`."""
 
     def __init__(self, top: str, follows: Callable[[str], bool]) -> None:
         self.top = top
@@ -123,7 +125,7 @@ class Walk:
     def below(
         self, inner: str, matchers: Matchers, within: tuple[str, ...]
     ) -> Iterator[tuple[str, str]]:
-        """The files in one directory. ``within``: the real paths of it and of those above."""
+        """The files in one directory. ``within``: the real paths of it and of its parents."""
         matchers = [*matchers, *ignored(self.top, inner)]
         try:
             with os.scandir(os.path.join(self.top, inner)) as entries:
@@ -131,7 +133,7 @@ class Walk:
         except OSError:
             if not inner:
                 raise
-            # For the caller, who can't read it either, to say.
+            # The caller will fail to read it too, and report that.
             yield inner, os.path.join(self.top, inner)
             return
         for entry in found:
@@ -149,7 +151,7 @@ class Walk:
             real = within[-1] + os.sep + entry.name
             if entry.is_symlink():
                 real = os.path.realpath(entry.path)
-                # One to a directory above would never end.
+                # Following a link to a parent would never end.
                 if real in within or not self.follows(entry.path):
                     continue
             yield from self.below(path, matchers, (*within, real))
@@ -163,7 +165,7 @@ def excluded(path: str, is_directory: bool, matcher: tuple[str, Callable[[str], 
 
 
 def digest_of(files: Files, *, what: str, most: int) -> str:
-    """The digest of files: of their names and what is in them.
+    """The digest of the names and contents of files.
 
     Raises:
         PackageTooLargeError: they are too large; names the largest.
@@ -180,7 +182,7 @@ def digest_of(files: Files, *, what: str, most: int) -> str:
 
 
 class Digest:
-    """Of files, one after the other, sorted by their names."""
+    """A digest of files, added in the order of their names."""
 
     def __init__(self) -> None:
         self.hash = hashlib.sha256()
@@ -193,7 +195,7 @@ class Digest:
 
 
 class ChangedMeanwhileError(Exception):
-    """Somebody has written to files while they were packed: they are not what they were called."""
+    """Files changed while they were packed, so that they no longer match their digest."""
 
 
 def file_digest(path: str) -> str:
@@ -210,10 +212,10 @@ def is_executable(path: str) -> bool:
 
 
 def pack(files: Files, digest: str | None = None) -> Iterator[bytes]:
-    """The bytes of an archive, a chunk at a time; what is large is put together on the disk.
+    """The bytes of an archive, a chunk at a time. A large archive is built on the disk.
 
     Raises:
-        ChangedMeanwhileError: before the first chunk, if the files have not this digest.
+        ChangedMeanwhileError: before the first chunk, if the files don't have this digest.
     """
     packed = Digest()
     with SpooledTemporaryFile(SPOOL_BYTES) as spool:

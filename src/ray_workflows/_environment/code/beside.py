@@ -1,8 +1,7 @@
-"""Data beside a single module, which it reads through ``__file__``: what its text names of it.
+"""Finds data files beside a single module, which reads them through ``__file__``.
 
-A package brings its data, because all that is below its directory belongs to it. What lies beside a
-module may be anything, a home directory or a terabyte, so only what is named goes along, if it is
-small.
+All files below a package's directory belong to it. Files beside a single module may be anything, a
+home directory or a terabyte, so only small ones that the module's source names are stored.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from ray_workflows._ray.private import git_matcher
 
 logger = logging.getLogger(__name__)
 
-#: A file that is named, or all files of a directory that is, may have so many bytes.
+#: The most bytes of a named file, or of all files of a named directory.
 MAX_DATA_BYTES = 1024 * 1024
-#: A directory with more files than that is not looked through.
+#: A directory with more files than this is not searched.
 MAX_DATA_FILES = 1000
 
 
@@ -35,7 +34,7 @@ def data_beside(path: str) -> tuple[dict[str, str], dict[str, str]]:
     try:
         names = os.listdir(directory)
     except OSError:
-        return found, skipped  # What is imported from it can be found in it by its name alone.
+        return found, skipped  # A directory that can't be listed: its names are unknown.
     for name in sorted(texts.intersection(names)):
         there = os.path.join(directory, name)
         is_directory = os.path.isdir(there)
@@ -61,7 +60,7 @@ def data_beside(path: str) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def below(name: str, directory: str) -> dict[str, str] | None:
-    """The files of a directory by their names in an archive; None if they are very many."""
+    """The files of a directory by their names in an archive; None if there are too many."""
     found: dict[str, str] = {}
     for inner, path in walk(directory):
         found[f"{name}/{inner}"] = path

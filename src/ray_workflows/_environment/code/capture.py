@@ -1,7 +1,7 @@
-"""The import directories of this process, and when the user's code in them changes.
+"""The import directories of this process, and a digest of the user's code in them.
 
-A task that the coordinator submits does not see them by itself, because the coordinator belongs to
-another driver, or to one that is gone.
+A task that the coordinator submits does not see these directories by itself, because the
+coordinator belongs to another driver, maybe a dead one.
 """
 
 from __future__ import annotations
@@ -29,17 +29,16 @@ PACKAGE_NAME = __name__.partition(".")[0]
 PACKAGE_DIRECTORY = os.path.realpath(__file__).rpartition(f"{os.sep}{PACKAGE_NAME}{os.sep}")[0]
 PACKAGE_DIRECTORY = os.path.join(PACKAGE_DIRECTORY, PACKAGE_NAME)
 
-#: Directories of installed packages have these names, also those of another environment that this
-#: one is laid over.
+#: Parts of paths of installed packages, also those of an underlying environment.
 INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 
-#: Variables that this process wants in the attempts of all workflows it submits; see `compat`.
+#: Variables for the attempts of all workflows that this process submits; see `compat`.
 process_env_vars: dict[str, str] = {}
 
 
 @functools.cache
 def library_directories() -> tuple[str, ...]:
-    """Where installed packages and the standard library live, and Ray, which workers have."""
+    """The directories of installed packages, the standard library and Ray, which workers have."""
     found = {*sysconfig.get_paths().values(), site.getusersitepackages(), sys.prefix}
     found.update(site.getsitepackages())
     found.update((os.path.dirname(ray.__file__), PACKAGE_DIRECTORY))
@@ -48,7 +47,7 @@ def library_directories() -> tuple[str, ...]:
 
 @functools.cache
 def standard_directories() -> tuple[str, ...]:
-    """Where the modules lie that come with Python, as they are imported and as they are."""
+    """The directories of Python's own modules, as on the path and with links resolved."""
     paths = sysconfig.get_paths()
     found = [paths["stdlib"], paths["platstdlib"]]
     return tuple(dict.fromkeys([*found, *map(os.path.realpath, found)]))
@@ -70,19 +69,19 @@ def is_installed(path: str) -> bool:
 
 @functools.lru_cache(maxsize=65536)
 def own_file(path: str) -> str | None:
-    """The real path of a module of the user's; None for one of an installed package, or of one of
-    the packages of a runtime_env, which are known as such."""
+    """The real path of a user's module; None for a module of an installed package or of a package
+    of the runtime_env."""
     real = os.path.realpath(path)
     if is_unpacked(real) or is_installed(real):
         return None
     there = os.path.abspath(path)
     if is_below(there, standard_directories()) and not is_installed(there):
-        return None  # A link to elsewhere: Debian's sitecustomize lies in /etc.
+        return None  # A link out of the library: Debian's sitecustomize is in /etc.
     return None if is_below(real, library_directories()) else real
 
 
 def current_directory() -> str:
-    """Where this process is; the root if that is there no more."""
+    """The working directory; the root if it was deleted."""
     try:
         return os.getcwd()
     except FileNotFoundError:
@@ -98,7 +97,8 @@ def import_directories() -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=4)
 def imported_files(directories: tuple[str, ...], modules: int) -> frozenset[str]:
-    """Files of the user's modules in this process, of which there are so many in all."""
+    """The files of the user's imported modules. ``modules``: the number of all imported modules, as
+    part of the cache key."""
     files = set()
     for _, module in all_modules():
         path = file_of(module)
@@ -109,10 +109,10 @@ def imported_files(directories: tuple[str, ...], modules: int) -> frozenset[str]
 
 
 def code_files(directories: tuple[str, ...]) -> list[str]:
-    """The modules that were imported from, or lie in, the directories."""
+    """The modules that were imported from the directories, or are in them."""
     files = set(imported_files(directories, len(sys.modules)))
     for directory in directories:
-        # One that can't be read has modules for those who know their names.
+        # A directory that can't be listed may still be imported from.
         with contextlib.suppress(OSError), os.scandir(directory) as entries:
             some = itertools.islice(entries, MAX_SCANNED_FILES)
             files.update(entry.path for entry in some if entry.name.endswith(".py"))
@@ -120,7 +120,7 @@ def code_files(directories: tuple[str, ...]) -> list[str]:
 
 
 def code_digest(files: Iterable[str]) -> str:
-    """Changes when one of the files does, or when they are others."""
+    """A digest that changes with the files' contents and their list."""
     digest = hashlib.sha256()
     for path in files:
         try:

@@ -1,7 +1,8 @@
 """The ``worker_process_setup_hook`` of a driver, which Ray calls in each new worker.
 
-Ray keeps one that is a function in the cluster, under a key that is in a variable. Here it becomes
-a module of the code that is stored, and the variable names that, which Ray takes as well.
+Ray keeps a hook that is a function in the cluster, under a key that is in a variable. This module
+turns it into a module of the stored code, and puts its name into the variable, which Ray accepts
+too.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from typing import Any
 from ray_workflows._ray import private
 from ray_workflows._ray.cluster import call_inside
 
-#: The field in which users name it. What counts is the variable.
+#: The field in which users give it. Ray reads only the variable.
 FIELD = "worker_process_setup_hook"
 
-#: What such modules are called, before a digest.
+#: The prefix of the names of such modules, before a digest.
 PREFIX = "ray_workflows_hook_"
 
 SOURCE = '''"""What Ray calls in each new worker, as the driver gave it."""
@@ -35,8 +36,8 @@ def set_up() -> None:
 def localize(
     runtime_env: Mapping[str, Any], directory: str
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """A runtime_env whose hook is a module, and that by its name in an archive: it is written to
-    the directory."""
+    """Turn the hook of a runtime_env into a module, which is written to the directory. Returns the
+    runtime_env, and the module's file by its name in an archive."""
     changed = {key: value for key, value in runtime_env.items() if key != FIELD}
     env_vars = changed.get("env_vars") or {}
     key = env_vars.get(private.SETUP_HOOK_VARIABLE) or ""
@@ -52,7 +53,7 @@ def localize(
 
 
 def exchange(runtime_env: dict[str, Any], mine: Mapping[str, Any]) -> None:
-    """Take this driver's hook, if it has one, instead of one that was stored with other code."""
+    """Replace a stored hook by this driver's, if it has one."""
     env_vars = dict(runtime_env.get("env_vars") or {})
     variable = private.SETUP_HOOK_VARIABLE
     own = (mine.get("env_vars") or {}).get(variable)

@@ -1,6 +1,6 @@
-"""Packages for workers in a container: Ray takes no other field beside ``image_uri``.
+"""Packages for workers in a container: Ray accepts no package fields beside ``image_uri``.
 
-They are named in a variable then, and the worker unpacks them itself. So tasks that a task in a
+So a variable names the packages, and the worker unpacks them itself. Tasks that a task in a
 container starts with plain Ray don't have them.
 """
 
@@ -21,10 +21,10 @@ from ray_workflows._ray import private
 #: Fields beside which Ray takes only ``config`` and ``env_vars``.
 FIELDS = ("image_uri", "container")
 
-#: Names the packages: what would be ``working_dir`` and ``py_modules``, as JSON.
+#: The variable with the packages of ``working_dir`` and ``py_modules``, as JSON.
 VARIABLE = "RAY_WORKFLOWS_UNPACK"
 
-#: The archives that we can unpack. What else is named is left to Ray, which says that it can't be.
+#: The form of URIs that we can unpack. Others are left to Ray, which refuses them.
 BEGIN, END = "gcs://", ".zip"
 
 
@@ -33,7 +33,7 @@ def is_ours(uri: Any) -> bool:
 
 
 def carry(runtime_env: dict[str, Any]) -> None:
-    """Let a variable of a runtime_env name its packages, if it is one with an image."""
+    """Move the packages of a runtime_env with an image into the variable."""
     if not any(runtime_env.get(field) for field in FIELDS):
         return
     carried: dict[str, Any] = {}
@@ -50,14 +50,14 @@ def carry(runtime_env: dict[str, Any]) -> None:
 
 
 def carried_by(runtime_env: dict[str, Any]) -> list[str]:
-    """The packages that a variable of a runtime_env names."""
+    """The packages that the variable of a runtime_env names."""
     text = (runtime_env.get("env_vars") or {}).get(VARIABLE)
     carried = json.loads(text) if text else {}
     return [*filter(None, [carried.get("working_dir")]), *carried.get("py_modules", ())]
 
 
 def unpack_carried() -> None:
-    """Unpack what the variable of this worker names, to import from it before anything else."""
+    """Unpack the packages in this worker's variable, and put them first on the import path."""
     text = os.environ.pop(VARIABLE, None)
     if not text:
         return
@@ -70,12 +70,12 @@ def unpack_carried() -> None:
 
 
 def own_directory() -> str:
-    """A directory for temporary files that nobody else can write to: the same one for all
-    processes of this user, unless somebody else was there first."""
+    """A directory for temporary files that only this user can write to. All processes of the user
+    share it, unless another user has taken its name."""
     path = os.path.join(tempfile.gettempdir(), f"ray_workflows-{os.geteuid()}")
     with contextlib.suppress(FileExistsError):
         os.mkdir(path, 0o700)
-    # Of a link it is the link's own.
+    # lstat, so that a link is not followed.
     about = os.lstat(path)
     trusted = stat.S_ISDIR(about.st_mode) and about.st_uid == os.geteuid()
     if not trusted or about.st_mode & 0o022:
@@ -84,7 +84,7 @@ def own_directory() -> str:
 
 
 def unpacked(uri: str) -> str:
-    """The directory with what is in a package of the cluster. This user's processes share it.
+    """The directory with the unpacked package. This user's processes share it.
 
     Raises:
         LookupError: the cluster does not have it.

@@ -1,6 +1,6 @@
-"""The Python that workers run. Ray writes its path into a line of a shell as it is, and never says
-that this could not be started: from a virtual environment in a directory whose name has a space, no
-worker with a runtime_env ever comes. So a runtime_env names the path itself, quoted.
+"""The Python of workers. Ray writes its path unquoted into a shell command, and does not report the
+failure: for a virtual environment in a directory with a space in its name, no worker with a
+runtime_env ever starts. So a runtime_env names the path itself, quoted.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ OTHERS = ("pip", "uv", "conda", "image_uri", "container")
 
 
 def quoted() -> str | None:
-    """This Python as a shell has to read it; None if its path needs no quotes."""
+    """The path of this Python, quoted for a shell; None if it needs no quotes."""
     text = shlex.quote(sys.executable)
     return None if text == sys.executable else text
 
 
 def name_python(runtime_env: dict[str, Any]) -> None:
-    """Let a runtime_env name the Python of this process, which is that of the cluster, where Ray
-    could not start it by itself."""
+    """Name the Python of this process, which is the cluster's, in a runtime_env, if Ray could not
+    start it otherwise."""
     command = quoted()
     if command and runtime_env and not any(map(runtime_env.get, (FIELD, *OTHERS))):
         runtime_env[FIELD] = command
 
 
 def unname_python(runtime_env: dict[str, Any]) -> None:
-    """Take out what `name_python` has put in: it is about this machine."""
+    """Undo `name_python`: the path is valid on this machine alone."""
     if runtime_env.get(FIELD) == quoted():
         runtime_env.pop(FIELD, None)
 
 
 def check_python(runtime_env: Mapping[str, Any]) -> None:
-    """Refuse the runtime_env of a driver with which Ray starts no worker.
+    """Refuse a driver's runtime_env with which Ray would start no worker.
 
     Raises:
         ValueError: says what to add to it.

@@ -1,8 +1,7 @@
-"""Modules of this process, looked at without running anything of theirs.
+"""Inspects modules of this process without running their code.
 
-What lies in ``sys.modules`` may load itself, or raise, when an attribute of it is asked for, and
-need not be a module at all. So names are read from a module's own dictionary, by the descriptor
-that Python itself has for it.
+An object in ``sys.modules`` may import more, or raise, on attribute access, and need not be a
+module at all. So names are read from a module's own dictionary, by Python's own descriptor for it.
 """
 
 from __future__ import annotations
@@ -20,18 +19,18 @@ CLASS_DICT: Any = vars(type)["__dict__"]
 
 
 def is_module(value: object) -> bool:
-    """Whether a value is a module. Not ``isinstance``: a proxy says that it is what it stands for,
-    and loads that."""
+    """Whether a value is a module. Not by ``isinstance``: a lazy proxy would claim to be one, and
+    load its module."""
     return issubclass(type(value), ModuleType)
 
 
 def names_in(module: object) -> Mapping[str, Any]:
-    """The names that a module has now; none for what is no module."""
+    """The names that a module has now; none for other objects."""
     return (MODULE_DICT.__get__(module) or {}) if is_module(module) else {}
 
 
 def names_of_class(value: object) -> Mapping[str, Any]:
-    """The names that a class has itself; none for what is no class."""
+    """The names in a class's own dictionary; none for other objects."""
     return CLASS_DICT.__get__(value) if issubclass(type(value), type) else {}
 
 
@@ -42,12 +41,12 @@ def text_in(module: object, name: str) -> str:
 
 
 def file_of(module: object) -> str:
-    """Where a module was imported from; empty if it does not say."""
+    """The file of a module; empty if it has none."""
     return text_in(module, "__file__")
 
 
 def parts_of(module: object) -> tuple[str, ...]:
-    """The directories of a package; none for a module that is not one."""
+    """The directories of a package; none for other modules."""
     value = names_in(module).get("__path__")
     if not issubclass(type(value), (list, tuple, NamespacePath)):
         return ()
@@ -55,12 +54,12 @@ def parts_of(module: object) -> tuple[str, ...]:
 
 
 def all_modules() -> list[tuple[str, object]]:
-    """What this process has imported, by name."""
+    """The imported modules of this process, by name."""
     return [(name, module) for name, module in list(sys.modules.items()) if type(name) is str]
 
 
 def cells() -> list[str]:
-    """What was typed into IPython, of which a notebook is one; empty where it does not run."""
+    """The source typed into IPython or a notebook; empty without one."""
     getipython = names_in(sys.modules.get("IPython.core.getipython")).get("get_ipython")
     shell = getipython() if getipython is not None else None
     history = getattr(shell, "history_manager", None)

@@ -1,8 +1,8 @@
-"""The user's own modules that tasks reach: those that are imported here, and what they import.
+"""Finds the user's own modules that tasks can reach: imported ones, and the modules that they
+import.
 
-Found without running anything of the user's: from ``sys.modules``, and from the import statements
-of the user's files, of the script, and of what was typed into a notebook. What can't be read is
-left out, and `Reached.skipped` says so.
+It runs no user code: it reads ``sys.modules``, and the import statements of the user's files, of
+the script, and of notebook cells. Unreadable files are left out, and listed in `Reached.skipped`.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from ray_workflows._environment.code.zipped import unzipped
 
 
 class Reached:
-    """Modules by their top-level names, as files and as what has to be installed."""
+    """The modules found: files of the user's own, and versions of installed ones."""
 
     def __init__(self, directories: Iterable[str]) -> None:
         self.directories = tuple(directories)
         #: Files by their names in an archive.
         self.files: dict[str, str] = {}
-        #: Top-level names that are the user's own, and versions of those that are installed.
+        #: Top-level names of the user's own modules, and versions of installed ones.
         self.own: set[str] = set()
         self.installed: dict[str, str] = {}
-        #: What was left out, by the name of a module or file, and why.
+        #: Why a module or file was left out, by name.
         self.skipped: dict[str, str] = {}
 
     def follow(self, names: Iterable[str]) -> None:
@@ -55,7 +55,7 @@ class Reached:
                 self.own.add(name)
                 self.keep(found)
             else:
-                # Those in packages of the runtime_env are stored with these.
+                # Modules in packages of the runtime_env are stored with these packages.
                 found = files_at(name, place, is_unpacked)
             if not found:
                 self.installed[name] = version_of(name)
@@ -79,7 +79,7 @@ class Reached:
                 self.skipped[name] = f"{path} can't be read by this process"
 
     def place_of(self, name: str) -> Place | None:
-        """Where a top-level module is; None if there is none, or all Pythons of workers have it."""
+        """The place of a top-level module; None if there is none, or every worker has it."""
         if name in sys.builtin_module_names or name in EVERYWHERE:
             return None
         module = sys.modules.get(name)
@@ -87,7 +87,7 @@ class Reached:
         if name in sys.stdlib_module_names and not (path and is_own(path)):
             return None
         if not path and not parts:
-            # Not imported, or something else has its name: a lazy loader, an object, None.
+            # Not imported, or another object has its name: a lazy loader, None.
             spec = find_spec(name, self.directories)
             if spec is None:
                 if name in sys.modules:
@@ -106,7 +106,7 @@ class Reached:
 #: The file of a module, or (empty) without one the directories of a namespace package.
 Place = tuple[str, tuple[str, ...]]
 
-#: What every worker has.
+#: Modules that every worker has.
 EVERYWHERE = (PACKAGE_NAME, "ray", "__main__", "__mp_main__")
 
 
@@ -116,12 +116,12 @@ def is_own(path: str) -> bool:
 
 
 def find_spec(name: str, directories: Iterable[str] = ()) -> ModuleSpec | None:
-    """Where a top-level module would be imported from, with these directories first."""
+    """The spec of a top-level module, with these directories first."""
     spec = PathFinder.find_spec(name, [*directories, *sys.path])
     if spec is not None:
         return spec
     for finder in sys.meta_path:
-        # Those of packages that are installed as editable, and whatever else there is.
+        # Finders of editable installs, and any others.
         try:
             spec = finder.find_spec(name, None)
         except Exception:
@@ -132,7 +132,7 @@ def find_spec(name: str, directories: Iterable[str] = ()) -> ModuleSpec | None:
 
 
 def files_at(name: str, place: Place, belongs: Callable[[str], bool]) -> dict[str, str]:
-    """The files of a module; none if they do not belong, or are not there: in an archive, say."""
+    """The files of a module; none if ``belongs`` says no, or they don't exist, as in an archive."""
     path, parts = place
     if not path:
         found: dict[str, str] = {}
@@ -150,7 +150,7 @@ def files_at(name: str, place: Place, belongs: Callable[[str], bool]) -> dict[st
 def files_below(name: str, directory: str) -> dict[str, str]:
     """The files of a package: with an ``__init__`` also its data, else modules alone.
 
-    What is imported belongs to it, whatever ignore files say: generated modules are often ignored.
+    Imported files belong to it whatever ignore files say: generated modules are often ignored.
     """
     is_package = is_package_directory(directory)
     top = repository(directory)
@@ -171,7 +171,7 @@ def is_package_directory(directory: str) -> bool:
 
 
 def repository(directory: str) -> str:
-    """The working tree of git that a directory is in, or else the directory above it."""
+    """The git working tree of a directory, or else its parent directory."""
     parent = above = os.path.dirname(os.path.abspath(directory))
     while not os.path.exists(os.path.join(above, ".git")):
         above, below = os.path.dirname(above), above
@@ -190,8 +190,8 @@ def imported_below(name: str, directory: str) -> Iterator[str]:
 
 
 def roots(main: object) -> set[str]:
-    """Top-level names that tasks may import: all that this process has of the user's, and what
-    its script or notebook imports."""
+    """Top-level names that tasks may import: the user's modules in this process, and the imports of
+    its script or notebook."""
     found = {name.partition(".")[0] for name, module in all_modules() if is_own_module(module)}
     found.discard("__main__")
     package = text_in(main, "__package__")
@@ -215,7 +215,7 @@ def is_importable(name: str) -> bool:
 
 
 def version_of(name: str) -> str:
-    """The version of what a top-level module belongs to; empty if it does not say."""
+    """The version of a top-level module's distribution; empty if unknown."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

@@ -1,7 +1,7 @@
-"""Packages of a runtime_env: from a cluster, or from directories, into the storage, and back.
+"""Stores the packages of a runtime_env, from a cluster or from directories, and uploads them again.
 
-Ray keeps what it was given as ``gcs://`` in the memory of the cluster, and deletes it minutes after
-the driver is gone. Ours have names of their own, which no driver's end takes away.
+Ray keeps ``gcs://`` packages in the memory of the cluster, and deletes them minutes after their
+driver has ended. Ours have names of their own, which Ray does not delete.
 """
 
 from __future__ import annotations
@@ -37,52 +37,52 @@ from ray_workflows.exceptions import (
 
 CLUSTER = "gcs://"
 
-#: What we call a package, before a digest of the names and contents of its files.
+#: The prefix of our packages, before a digest of the names and contents of their files.
 OURS = "ray_workflows_"
-#: So does Ray. One of any other name keeps it: a wheel is installed by its name.
+#: Names with a digest, ours and Ray's. Other names are kept: a wheel is installed by its name.
 NAMED = re.compile(rf"{CLUSTER}(?:{private.PACKAGE_PREFIX}|{OURS})(\w+)\.zip")
 
 CHUNK_BYTES = 4 * 1024 * 1024
 
-#: How often files are packed that are written to meanwhile.
+#: How often packing is tried if files change meanwhile.
 PACKING_TRIES = 5
 
-#: Pause before a storage that is away is asked again, in seconds.
+#: Pause before a storage that is away is tried again, in seconds.
 AGAIN_SECONDS = 1.0
 
 User = tuple[str, str]
 
 
 def package_of(item: Item) -> Package:
-    """The package that an item is."""
+    """The package of a shared item."""
     digest = item.name.partition("/")[2]
     return Package(f"{CLUSTER}{OURS}{digest}.zip", item.incarnation, item.blob)
 
 
 def from_cluster(storage: SharedStorage, uri: str, user: User | None = None) -> Package:
-    """The package behind a ``gcs://`` URI of this cluster, stored if it is not.
+    """The package behind a ``gcs://`` URI of this cluster. Stores it if needed.
 
     Raises:
-        ValueError: the cluster does not have it any more.
+        ValueError: the cluster no longer has it.
     """
     digest = digest_in(uri)
     if digest is not None:
         item = shared_items.use(storage, f"{PACKAGE}/{digest}", user)
         if item is not None and not item.damaged:
             return package_of(item)
-    # The cluster hands it out whole: to one of its own processes, not to a Ray Client.
+    # Only processes of the cluster get the package, so call inside from a Ray Client.
     package: Package = call_inside(fetch, storage, uri, digest, user)
     return package
 
 
 def digest_in(uri: str) -> str | None:
-    """The digest of its contents that a package is named after, if it is."""
+    """The digest in a package's name, or None."""
     match = NAMED.fullmatch(uri)
     return None if match is None else match[1]
 
 
 def fetch(storage: SharedStorage, uri: str, digest: str | None, user: User | None) -> Package:
-    """Store a package that the cluster has. Called in the cluster."""
+    """Store a package of the cluster. Called in the cluster."""
     data = private.get_key(uri)
     if data is None:
         raise ValueError(
@@ -94,7 +94,7 @@ def fetch(storage: SharedStorage, uri: str, digest: str | None, user: User | Non
     item = shared_items.keep(storage, f"{PACKAGE}/{name}", lambda: chunks_of(data), (), user)
     if digest is not None:
         return package_of(item)
-    # Its URI does not say what the item is called: its checksum does, and so is of this kind.
+    # Its URI has no digest, so the item's name comes from the checksum, which must be SHA-256.
     return Package(uri, item.incarnation, Blob(item.blob.key, item.blob.size, f"sha256:{own}"))
 
 
@@ -110,7 +110,7 @@ def from_files(
     what: str,
     most: int = MAX_CODE_BYTES,
 ) -> Package:
-    """A package of files by their names in it, stored if it is not.
+    """A package of files, by their names in it. Stores it if needed.
 
     Raises:
         PackageTooLargeError: they are too large.
@@ -131,7 +131,8 @@ def from_files(
 def from_directory(
     storage: SharedStorage, directory: str, excludes: Iterable[str], *, inside: str = ""
 ) -> Package:
-    """A package of a directory, as Ray makes one; below a name ``inside`` of it for a module."""
+    """A package of a directory, as Ray makes one. ``inside``: the top directory in the package, for
+    a module."""
     top = os.path.abspath(os.path.expanduser(directory))
     if not os.path.isdir(top):
         raise ValueError(f"{directory!r} is not a directory, nor the URI of a package.")
@@ -149,10 +150,10 @@ def localize(
     user: User | None = None,
     kept: Collection[str] = (),
 ) -> tuple[dict[str, Any], list[Package]]:
-    """A runtime_env whose packages are ours, and these packages.
+    """A runtime_env with stored packages of ours, and these packages.
 
-    What is at some other address (``s3://``, ``https://``, ``local://``) stays there, and so does
-    what is ``kept``.
+    Other addresses (``s3://``, ``https://``, ``local://``) stay unchanged, and so do those in
+    ``kept``.
     """
     changed = dict(runtime_env)
     packages: list[Package] = []
@@ -178,13 +179,13 @@ def localize(
 
 
 def item_name(package: Package) -> str:
-    """The name of the item that a package is."""
+    """The name of the shared item of a package."""
     digest = digest_in(package.uri) or package.blob.checksum.partition(":")[2][:32]
     return f"{PACKAGE}/{digest}"
 
 
 def names(runtime_env: Mapping[str, Any]) -> list[str]:
-    """The packages that a runtime_env has of the cluster."""
+    """The ``gcs://`` packages of a runtime_env."""
     found = [runtime_env.get("working_dir"), *(runtime_env.get("py_modules") or ())]
     return [uri for uri in found if isinstance(uri, str) and uri.startswith(CLUSTER)]
 
@@ -194,14 +195,14 @@ def names(runtime_env: Mapping[str, Any]) -> list[str]:
 
 @ray.remote(num_cpus=0, max_retries=-1)  # type: ignore[untyped-decorator]
 def bring(storage: SharedStorage, package: Package) -> None:
-    """Put a package back into the cluster, unless it is there.
+    """Upload a package to the cluster, unless it is there.
 
-    A Ray task: what takes the place of its result among the arguments of another one keeps that
-    one from being given a worker, which would need the package, until it is there.
+    A Ray task, because its ObjectRef can be an argument of another Ray task: Ray then gives that
+    one no worker, which would need the package, before the upload has ended.
 
     Raises:
         StorageCorruptError: its bytes are damaged or missing.
-        PackageTooLargeError: this Ray takes none of that size.
+        PackageTooLargeError: Ray accepts no package of this size here.
     """
     most = private.largest_package()
     if package.blob.size > most:
@@ -219,7 +220,7 @@ def bring(storage: SharedStorage, package: Package) -> None:
 
 
 def read_whole(storage: SharedStorage, package: Package) -> bytes:
-    """The bytes of a package in one piece, as Ray takes them, and never twice."""
+    """The bytes of a package in one piece, as Ray needs them, with no second copy."""
     buffer = BytesIO()
     for piece in storage.stream_blob(package.incarnation, package.blob):
         buffer.write(piece)
@@ -228,6 +229,6 @@ def read_whole(storage: SharedStorage, package: Package) -> bytes:
 
 @ray.remote(num_cpus=0, max_retries=-1)  # type: ignore[untyped-decorator]
 def drop(uris: list[str]) -> None:
-    """Take packages out of the cluster's memory."""
+    """Delete packages from the cluster's memory."""
     for uri in uris:
         private.delete_key(uri)

@@ -1,4 +1,4 @@
-"""What code says by itself: which modules it imports, and which files beside it it names."""
+"""Reads from source code which modules it imports, and which files beside it it names."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from ray_workflows._ray.private import remote_body
 
 
 class Source(NamedTuple):
-    """What a file says. ``imports``: top-level names; ``texts``: all parts of all paths and other
-    texts in it, if it asks where it lies itself."""
+    """The analysis of a file. ``imports``: top-level names; ``texts``: all parts of paths and other
+    texts in it, if it uses ``__file__``."""
 
     imports: frozenset[str] = frozenset()
     texts: frozenset[str] = frozenset()
 
 
 def read_source(path: str) -> Source:
-    """What a file says; nothing for one that can't be read."""
+    """Analyze a file; empty for one that can't be read."""
     try:
         status = os.stat(path)
     except OSError:
@@ -63,18 +63,18 @@ def texts_in(tree: ast.AST) -> Iterator[str]:
 
 
 def imports_typed(names: Mapping[str, Any], cells: Iterable[str]) -> set[str]:
-    """What was imported in a notebook, at a prompt, or by ``python -c``.
+    """The modules imported in a notebook, at a prompt, or by ``python -c``.
 
     Args:
         names: the globals there.
-        cells: the source of what was typed, as far as it is kept.
+        cells: the typed source, as far as it is kept.
     """
     found: set[str] = set()
     for cell in cells:
         try:
             found.update(imports_in(ast.parse(cell)))
         except (SyntaxError, ValueError, RecursionError, MemoryError):
-            continue  # One with magic in it.
+            continue  # A cell with IPython magic.
     for value in list(names.values()):
         if is_module(value):
             found.add(text_in(value, "__name__").partition(".")[0])

@@ -1,4 +1,4 @@
-"""Modules in archives (``python app.pyz``, a ``.zip`` on the path): unpacked, found as files."""
+"""Unpacks modules in archives (``python app.pyz``, a ``.zip`` on the path) into files."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import zipfile
 
 from ray_workflows._environment.code.archive import MAX_CODE_BYTES, limit
 
-#: Directories of archives; they go with this process.
+#: Directories of unpacked archives, deleted when this process ends.
 unpacked: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def unzipped(path: str) -> str:
-    """Where a file lies that is in an archive, unpacked for this process. Any other path as it is,
-    and so is one in an archive that is too large to be stored, or is damaged."""
+    """The unpacked path of a file in an archive. Any other path is returned unchanged, and so is
+    one in an archive that is damaged or too large to be stored."""
     if not path or os.path.exists(path):
         return path
     top, inner = os.path.split(path)
@@ -41,5 +41,5 @@ def unpack(archive: str, mtime: int, size: int) -> str | None:
             unpacked.append(directory)
             packed.extractall(directory.name)
     except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError):
-        return None  # Damaged, encrypted, or compressed in some other way.
+        return None  # Damaged, encrypted, or with an unknown compression.
     return directory.name
