@@ -1,4 +1,4 @@
-"""What users pass to the public verbs: checked, and turned into what `_client` takes."""
+"""Checks arguments of the public verbs, and converts them for `_client`."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ def check_limit(name: str, value: int | None, minimum: int, what: str) -> None:
 
 
 def check_flag(name: str, value: bool) -> bool:
-    """The flag, or TypeError if it is none."""
+    """The flag, or TypeError if it is no boolean."""
     if not isinstance(value, bool):
         raise TypeError(f"'{name}' must be True or False, not {value!r}.")
     return value
 
 
 def check_order(order: str) -> bool:
-    """Whether the newest come first."""
+    """Whether ``order`` is the newest first."""
     if order not in ("newest", "oldest"):
         raise ValueError(f"order must be 'newest' or 'oldest', not {order!r}.")
     return order == "newest"
 
 
 def check_page(limit: int) -> int:
-    """How many rows a page has at most."""
+    """The most rows of a page."""
     if isinstance(limit, bool) or not isinstance(limit, int):
         raise TypeError(f"limit must be an integer, not {type(limit).__name__}.")
     if limit < 1:
@@ -51,7 +51,7 @@ def check_page(limit: int) -> int:
 def parse_status_filter(
     status_filter: StatusFilter,
 ) -> set[WorkflowStatus]:
-    """The statuses that a filter lets through."""
+    """The statuses that a filter allows."""
     if status_filter is None:
         return set(WorkflowStatus) - {WorkflowStatus.NONE}
     if isinstance(status_filter, str):
@@ -111,7 +111,7 @@ def parse_prunable(
 
 
 def parse_keep(keep: int) -> int:
-    """How many to leave."""
+    """The number of workflows to keep."""
     if isinstance(keep, bool) or not isinstance(keep, int):
         raise TypeError(f"'keep' must be an integer, not {type(keep).__name__}.")
     if keep < 0:
@@ -125,7 +125,7 @@ def parse_resume_options(
     task_options: dict[str, dict[str, Any]] | None,
     strict: bool,
 ) -> ResumeOptions:
-    """How a workflow is to go on."""
+    """The options of a resumption."""
     if code not in (RECORDED, CURRENT):
         raise ValueError(f"code must be 'recorded' or 'current', not {code!r}.")
     if runtime_env is not None and not isinstance(runtime_env, dict):

@@ -1,6 +1,6 @@
 """The public verbs: signatures and documentation.
 
-What is passed on from `events` and `options` was in ``ray.workflow.api`` too.
+The names from `events` and `options` are here too because ``ray.workflow.api`` had them.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from ray_workflows.events import sleep, wait_for_event, wait_for_signal  # noqa:
 from ray_workflows.options import options, validate_metadata, validate_timeout  # noqa: F401
 from ray_workflows.storage import Storage
 
-#: Whatever the task returns that goes on with a DAG.
+#: The return type of the task that returns a continuation.
 T = TypeVar("T")
 
 
@@ -62,40 +62,40 @@ def init(
     auto_resume: bool | None = None,
     secret_env_vars: Sequence[str] | None = None,
 ) -> None:
-    """Connect to the workflows of the cluster. Starts Ray, and the coordinator, if need be.
+    """Connect to the workflows of the cluster. Starts Ray and the coordinator if they don't run.
 
     Calling it is optional: the other functions do it with defaults.
 
     Args:
-        storage: a directory, a ``file://`` or ``postgresql://`` URL, or a `Storage`. Default: what
-            the cluster uses already; else ``$RAY_WORKFLOW_STORAGE``; else a directory of the
-            user's own.
-        blobs: where values larger than 64 KiB are kept, given in the same ways, if not in
-            ``storage``. Everybody who uses the storage has to name the same place. Default, if
-            ``storage`` is not given either: ``$RAY_WORKFLOW_BLOBS``.
-        codec: encodes the values of users before they are stored, to compress or encrypt them, and
-            decodes them. Of a list, the first encodes, and each decodes what its name is on. It
-            goes to the coordinator when that is started. Default: what the cluster uses already.
-        max_running_workflows: how many workflows run at once; more wait as PENDING. -1: no limit.
-            None: as it is, or no limit.
-        max_pending_workflows: how many may wait; one more raises ``queue.Full``. -1: no limit.
-            None: as it is, or no limit.
-        auto_resume: whether this cluster goes on, without being asked, with workflows of the
-            storage whose own cluster is dead: as soon as that is proved (same machine), else
-            when its lease of 15 s has lapsed. As many as there is room for; none that could
-            not be driven or read. None: as it is, or False.
-        secret_env_vars: environment variables of runtime_envs whose values are not to be stored,
-            as names or patterns such as ``"MY_*"``; beside ``*_KEY``, ``*_TOKEN``, ``*_SECRET``,
-            ``*PASSWORD`` and ``*_CREDENTIALS``. To resume a workflow in another cluster, supply
-            the values anew. Holds for workflows that this process submits.
+        storage: a directory, a ``file://`` or ``postgresql://`` URL, or a `Storage`. Default: the
+            storage that the cluster uses already; else ``$RAY_WORKFLOW_STORAGE``; else a directory
+            of the user's own.
+        blobs: the place of values larger than 64 KiB, in the same forms, if not in ``storage``.
+            All users of the storage have to name the same place. Default, if ``storage`` is not
+            given either: ``$RAY_WORKFLOW_BLOBS``.
+        codec: encodes values before they are stored, to compress or encrypt them, and decodes them.
+            Of a list, the first encodes, and each decodes values that have its name. The
+            coordinator gets it when it is started. Default: that of the cluster.
+        max_running_workflows: how many workflows run at once; more are PENDING. -1: no limit.
+            None: unchanged, or no limit.
+        max_pending_workflows: how many may be PENDING; one more raises ``queue.Full``. -1: no
+            limit. None: unchanged, or no limit.
+        auto_resume: whether this cluster takes over workflows of the storage whose own cluster is
+            dead: as soon as that is proved (same machine), else when its lease of 15 s has lapsed.
+            It takes as many as the limits allow, and none that could not be driven or read. None:
+            unchanged, or False.
+        secret_env_vars: environment variables of runtime_envs whose values must not be stored,
+            as names or patterns such as ``"MY_*"``, in addition to ``*_KEY``, ``*_TOKEN``,
+            ``*_SECRET``, ``*PASSWORD`` and ``*_CREDENTIALS``. To resume a workflow in another
+            cluster, supply the values again. Holds for workflows that this process submits.
 
     Raises:
         TypeError: a limit that is not an integer, or ``auto_resume`` that is not True or False.
-        ValueError: a limit out of range, or one of these different from that of the running
+        ValueError: a limit out of range, or a setting that differs from that of the running
             coordinator.
         StorageConfigError: the storage can't be used, or the cluster uses another one, or another
             codec.
-        PayloadCodecError: the codec does not give back what it was given.
+        PayloadCodecError: the codec does not return the bytes that it was given.
 
     Examples:
         >>> import ray_workflows as workflow
@@ -124,8 +124,8 @@ def run(
 ) -> Any:
     """Run a workflow and return its output.
 
-    If the workflow of this id has finished, its stored output is returned and nothing runs; if
-    it failed or was interrupted, it is resumed.
+    If the workflow with this id has finished, returns its stored output and runs nothing. If it
+    failed or was interrupted, resumes it.
 
     Args:
         dag: the output node of a DAG of tasks, ``func.bind(...)``.
@@ -133,15 +133,15 @@ def run(
         workflow_id: the id to find it by; up to 512 bytes of UTF-8. Default: a generated one.
         metadata: kept with the workflow, returned by `get_metadata`; JSON-compatible, and no
             more than 100 levels deep.
-        tags: what it is found by (`list_workflows`): strings, numbers or flags by name, laid over
-            those that its root task has by ``options(tags=...)``.
-        timeout: how long it may run, in seconds or as a timedelta, from its start to its end, time
-            without a coordinator included. Then its tasks are stopped and it has failed; when it
-            is resumed, it has the whole time again. Default: without end.
+        tags: for finding it (`list_workflows`): strings, numbers or booleans by name. They update
+            the tags that its root task has by ``options(tags=...)``.
+        timeout: how long it may run, in seconds or as a timedelta, from its start to its end,
+            including time without a coordinator. Then its tasks are stopped and it has failed; when
+            it is resumed, it has the whole time again. Default: no limit.
         progress: show on standard error how many tasks are done: a bar on a terminal or in a
             notebook, a line from time to time in a log.
-        kwargs: named inputs of the DAG. One that is called like an argument of this function is
-            given as the field of a single input instead: ``run(dag, {"timeout": 5})`` with
+        kwargs: named inputs of the DAG. If a name is also an argument of this function, give it as
+            the field of a single input instead: ``run(dag, {"timeout": 5})`` with
             ``input["timeout"]``.
 
     Returns:
@@ -150,8 +150,8 @@ def run(
     Raises:
         TypeError: not a DAG of tasks, or arguments that a task's function does not take.
         ValueError: an id or metadata that can't be stored.
-        WorkflowAlreadyRunningError: the workflow of this id is running or pending.
-        WorkflowNotResumableError: the workflow of this id was canceled.
+        WorkflowAlreadyRunningError: the workflow with this id is running or pending.
+        WorkflowNotResumableError: the workflow with this id was canceled.
         WorkflowExecutionError: it failed; ``__cause__`` is the error of the task.
         WorkflowTimeoutError: it ran longer than its timeout. (It is a WorkflowExecutionError.)
         WorkflowCancellationError: it was canceled meanwhile. (As the two above, it is a
@@ -184,12 +184,12 @@ def run_async(
     timeout: float | timedelta | None = None,
     **kwargs: Any,
 ) -> ray.ObjectRef[Any]:
-    """Start a workflow. When this returns, it is durable and will outlive this process.
+    """Start a workflow. When this returns, the workflow is durable and outlives this process.
 
     Args and errors as in `run`; errors of the workflow itself are raised by ``ray.get``.
 
     Returns:
-        An ObjectRef of the output, ready when the workflow is.
+        An ObjectRef of the output, ready when the workflow has ended.
     """
     return workflows.run_async(
         dag,
@@ -213,17 +213,17 @@ def start(
 ) -> str:
     """Start a workflow from inside a task: it exists if and only if the task succeeds.
 
-    Nothing is visible before the result of the task is durable. An attempt that fails, or that is
-    lost with its worker, starts nothing, and what a later attempt starts is started once. The
-    workflow is independent then: its end is not waited for, and canceling the one that started it
+    The workflow becomes visible when the result of the task is durable. An attempt that fails, or
+    that is lost with its worker, starts nothing, and a later attempt starts the workflow once. The
+    workflow is independent: the task does not wait for its end, and canceling the task's workflow
     does not stop it. The task has to end within 24 hours after this call.
 
     Args:
         dag: as in `run`.
         args: as in `run`.
-        workflow_id: an id that is not in use: where one is, nothing is started, and the journal of
-            this workflow and the log of the coordinator say so. Default: one that is made of the
-            task, the same in each attempt.
+        workflow_id: an unused id. If it is in use, nothing is started, and the journal of this
+            workflow and the log of the coordinator record that. Default: an id made from the task,
+            the same in each attempt.
         metadata: as in `run`.
         tags: as in `run`.
         timeout: as in `run`.
@@ -270,18 +270,18 @@ def run_async_many(
     tags: dict[str, Tag] | None = None,
     timeout: float | timedelta | None = None,
 ) -> list[ray.ObjectRef[Any]]:
-    """Start many workflows with one call: as `run_async` of each, and much cheaper.
+    """Start many workflows with one call: as `run_async` for each, and much cheaper.
 
     Args:
         dags: output nodes of DAGs without inputs, one for each workflow.
         workflow_ids: an id for each, all different. Default: generated ones.
         metadata: kept with each of them.
-        tags: of each of them, as in `run`.
-        timeout: of each of them, as in `run`.
+        tags: for each of them, as in `run`.
+        timeout: for each of them, as in `run`.
 
     Returns:
-        ObjectRefs of the outputs, in the same order. When this returns, each workflow is durable;
-        the ref of one that was refused (because its id is running, for one) raises the reason.
+        ObjectRefs of the outputs, in the same order. When this returns, each workflow is durable.
+        The ref of a refused workflow (for example because its id is running) raises the reason.
 
     Raises:
         TypeError: not a sequence of DAGs; nothing was started.
@@ -327,22 +327,21 @@ def resume(
 ) -> Any:
     """Resume a workflow and return its output. Finished tasks do not run again.
 
-    It goes on with the code and the packages it was submitted with, wherever this is called. What
-    is changed here holds until it is changed again, and is noted with who did it.
+    It goes on with the code and the packages it was submitted with, wherever this is called.
+    Changes made here hold until the next change, and are recorded with user and host.
 
     Args:
         workflow_id: the workflow.
         canceled: also resume a workflow that was canceled.
         progress: show how far it is, as `run` does.
-        code: ``"recorded"``: the code it has; ``"current"``: that of this driver and its
+        code: ``"recorded"``: the stored code; ``"current"``: that of this driver and its
             runtime_env's ``working_dir`` and ``py_modules``; functions of a script by name.
-        runtime_env: fields that take the place of those of the workflow's runtime_env, variables
-            in ``env_vars`` one by one; a directory is stored. Those of single tasks stay.
-        task_options: Ray options of tasks by their ids, laid over those that they have: another
-            ``scheduling_strategy`` for one whose placement group or node is gone. None takes an
-            option away.
-        strict: raise if something is missing here. Otherwise go on, with tasks whose place is gone
-            anywhere.
+        runtime_env: fields that replace those of the workflow's runtime_env, variables
+            in ``env_vars`` one by one; a directory is stored. runtime_envs of single tasks stay.
+        task_options: updates of tasks' Ray options, by task id: for example another
+            ``scheduling_strategy`` if a placement group or node is gone. None removes an option.
+        strict: raise if something that the workflow needs is missing here. If False, go on, and run
+            tasks whose node or placement group is gone anywhere.
 
     Returns:
         The output; at once if the workflow has finished before.
@@ -352,8 +351,8 @@ def resume(
             and a WorkflowNotResumableError.)
         WorkflowAlreadyRunningError: it is running or pending.
         WorkflowNotResumableError: it was canceled, and ``canceled`` is not set.
-        EnvironmentMismatchError: what it needs is not here: another minor version of Python, an
-            older Ray, a package, the value of a secret variable, a placement group or a node.
+        EnvironmentMismatchError: something that it needs is not here: the minor version of Python,
+            a newer Ray, a package, the value of a secret variable, a placement group or a node.
         WorkflowExecutionError: it failed (again).
     """
     return workflows.resume(
@@ -401,17 +400,17 @@ def fork(
 ) -> str:
     """Run a workflow again from one of its tasks, as a new workflow.
 
-    That task and all that comes of it run again; every other result is kept and not made again.
-    The new workflow has the plan, the arguments, the metadata and the timeout of the old one, which
-    stays as it is, in whatever state it is, and can be deleted.
+    That task and all tasks downstream of it run again; all other results are kept. The new workflow
+    has the plan, the arguments, the metadata and the timeout of the old one. The old one may have
+    any status, does not change, and can be deleted.
 
     Args:
         workflow_id: the workflow to fork.
         from_task: id of the task to run again; tasks of continuations too.
         new_id: id of the new workflow. Default: a generated one.
         code: ``"recorded"``: the code of the old one; ``"current"``: that of this driver, as for
-            `resume`. The results that are kept stay as they are.
-        strict: False starts it although something that it needs is not here.
+            `resume`. Kept results don't change.
+        strict: False starts it even if something that it needs is not here.
 
     Returns:
         The id of the new workflow. It is durable, and it is running or pending.
@@ -419,7 +418,7 @@ def fork(
     Raises:
         WorkflowNotFoundError: there is no such workflow, or no such task in it.
         WorkflowAlreadyExistsError: the new id is in use. (It is a ValueError.)
-        EnvironmentMismatchError: what it needs is not here, as for `resume`.
+        EnvironmentMismatchError: something that it needs is not here, as for `resume`.
 
     Examples:
         >>> import ray, ray_workflows as workflow
@@ -454,7 +453,7 @@ def get_output(workflow_id: str, *, task_id: str | None = None) -> Any:
         WorkflowNotFoundError: there is no such workflow. (It is a ValueError.)
         OutputNotAvailableError: there is no output: it failed, was canceled or interrupted, there
             is no such task, or the task was not checkpointed. (It is a ValueError.)
-        WorkflowExecutionError: it failed while it was waited for.
+        WorkflowExecutionError: it failed during this call.
     """
     return workflows.get_output(workflow_id, task_id)
 
@@ -488,8 +487,8 @@ def get_metadata(workflow_id: str, task_id: str | None = None) -> dict[str, Any]
 
 
 def get_environment(workflow_id: str) -> EnvironmentInfo:
-    """What a workflow remembers of where it was submitted: versions, packages, code, runtime_env;
-    and how that differs from what is here.
+    """The recorded environment of a workflow: versions, packages, code, runtime_env; and the
+    differences from this process.
 
     Raises:
         WorkflowNotFoundError: there is no such workflow. (It is a ValueError.)
@@ -515,7 +514,7 @@ def get_tasks(workflow_id: str, *, attempts: bool = False) -> list[TaskInfo]:
         attempts: also list every attempt of every task, in `TaskInfo.history`.
 
     Returns:
-        Tasks in the order they came to be; continuations add theirs when they are reached.
+        Tasks in the order of their creation; continuations add theirs when they are reached.
 
     Raises:
         WorkflowNotFoundError: there is no such workflow. (It is a ValueError.)
@@ -556,21 +555,20 @@ def list_workflows(
     limit: int = 100,
     after: str | None = None,
 ) -> WorkflowPage:
-    """A page of the workflows that a filter means.
+    """A page of the workflows that match a filter.
 
     Args:
         filter: words such as ``status=FAILED id=order-* name=train* kind=dag tag.team=vision
             submitted>2026-01-31``, which all have to hold; empty: all workflows. Columns are
             ``status``, ``id``, ``kind``, ``name`` (of the root function), ``queue``, ``parent``,
-            ``tag.<name>``, ``submitted`` and ``ended``. A ``*`` at the end stands for whatever
-            follows; values with spaces stand in double quotes; several statuses have commas between
-            them.
+            ``tag.<name>``, ``submitted`` and ``ended``. A ``*`` at the end matches any rest; values
+            with spaces stand in double quotes; commas separate several statuses.
         order: ``"newest"`` or ``"oldest"`` submission first.
-        limit: how many at most.
-        after: where to go on: the ``next`` of the page before, with the same order and filter.
+        limit: the most workflows of the page.
+        after: the ``next`` of the page before, with the same order and filter.
 
     Returns:
-        What can be iterated; ``next`` continues after it, and is None at the end.
+        An iterable page; ``next`` is the ``after`` of the next page, or None at the end.
 
     Raises:
         InvalidFilterError: the filter can't be read; names the word and its position. (It is a
@@ -598,7 +596,7 @@ def list_workflows(
 
 
 def count_workflows(filter: str = "") -> int:
-    """How many workflows a filter means.
+    """How many workflows match a filter.
 
     Args:
         filter: as for `list_workflows`.
@@ -615,11 +613,11 @@ def count_workflows(filter: str = "") -> int:
 
 
 def set_tags(workflow_id: str, tags: dict[str, Tag | None]) -> None:
-    """Lay tags over those of a workflow, whatever its status. When this returns, they are durable.
+    """Set tags of a workflow, whatever its status. When this returns, they are durable.
 
     Args:
         workflow_id: the workflow.
-        tags: strings, numbers or flags by name; None takes a tag away.
+        tags: strings, numbers or booleans by name; None removes a tag. Other tags stay.
 
     Raises:
         TypeError: not a dict, or a name or value of a wrong type.
@@ -643,17 +641,17 @@ def set_tags(workflow_id: str, tags: dict[str, Tag | None]) -> None:
 def signal(workflow_id: str, name: str, value: Any = None, *, signal_id: str | None = None) -> None:
     """Send a workflow a signal. When this returns, the signal is durable.
 
-    It is kept until a node of `wait_for_signal` takes it, and taken once. It may come long before
-    it is waited for, and from any cluster that shares the storage. A PENDING, FAILED or RESUMABLE
+    The workflow keeps it until one `wait_for_signal` node takes it, once. It may come long before a
+    task waits for it, and from any cluster that shares the storage. A PENDING, FAILED or RESUMABLE
     workflow has it when it goes on.
 
     Args:
         workflow_id: the workflow.
-        name: what it is waited for by; up to 512 bytes of UTF-8.
-        value: what the node that waits produces. As arguments of tasks: large ones are stored
-            beside the journal, ObjectRefs with what they refer to.
-        signal_id: sent again with the same id and name, a signal is one signal, with the value that
-            was stored first. That holds until it has been taken and 1,000 others after it.
+        name: the name by which tasks wait for it; up to 512 bytes of UTF-8.
+        value: the result of the waiting node. As for arguments of tasks, large values are stored
+            beside the journal, and ObjectRefs with their objects.
+        signal_id: a repeated signal with the same id and name changes nothing: the first value
+            stays. That holds until the signal and 1,000 others after it have been taken.
             Default: a new id for each call.
 
     Raises:
@@ -662,8 +660,8 @@ def signal(workflow_id: str, name: str, value: Any = None, *, signal_id: str | N
         ValueError: a name or id that is empty or too long.
         WorkflowNotFoundError: there is no such workflow. (It is a ValueError.)
         SignalRefusedError: it has succeeded, or was canceled.
-        StorageUnavailableError: the storage does not answer. The signal may have been kept, or be
-            when the storage returns: with a ``signal_id`` it can be sent again.
+        StorageUnavailableError: the storage does not answer. The signal may be stored already, or
+            when the storage returns. With a ``signal_id`` it can be sent again.
 
     Examples:
         >>> import ray, ray_workflows as workflow
@@ -679,7 +677,7 @@ def signal(workflow_id: str, name: str, value: Any = None, *, signal_id: str | N
 
 
 def cancel(workflow_id: str) -> None:
-    """Cancel a workflow: its running tasks are stopped, what it has stored stays.
+    """Cancel a workflow: stop its running tasks. Its stored results stay.
 
     Raises:
         WorkflowNotFoundError: there is no such workflow.
@@ -688,7 +686,7 @@ def cancel(workflow_id: str) -> None:
 
 
 def delete(workflow_id: str) -> None:
-    """Delete a workflow with all that it has stored. Its id can then be used anew.
+    """Delete a workflow with all its stored data. Its id can then be used again.
 
     Raises:
         WorkflowNotFoundError: there is no such workflow.
@@ -702,19 +700,19 @@ def prune(
     statuses: WorkflowStatus | str | set[WorkflowStatus] | set[str] | None = None,
     keep: int = 0,
 ) -> list[str]:
-    """Delete workflows that ended long ago, with all that they have stored.
+    """Delete workflows that ended long ago, with all their stored data.
 
-    Running and pending ones are never deleted. One that is resumed meanwhile is left alone.
+    Running and pending workflows are never deleted. One that is resumed meanwhile is left alone.
 
     Args:
         older_than: how long ago they must have ended: seconds, or a ``timedelta``. An
-            interrupted workflow ended when it was last heard of.
-        statuses: which to delete. None: SUCCESSFUL, FAILED and CANCELED ones; RESUMABLE ones
+            interrupted workflow counts as ended when its coordinator last renewed its lease.
+        statuses: the statuses to delete. None: SUCCESSFUL, FAILED and CANCELED; RESUMABLE ones
             only if named.
-        keep: leave this many of them, those that ended last.
+        keep: keep this many of them, those that ended last.
 
     Returns:
-        The ids of what was deleted, the longest ended first.
+        The ids of the deleted workflows, the longest ended first.
 
     Raises:
         TypeError: an argument of another type.
@@ -736,27 +734,26 @@ def copy(
 ) -> list[str]:
     """Copy a workflow, or all, to another storage, with the values and the history.
 
-    A copy is the same workflow there: with its id, output, metadata and tasks. One that failed or
-    was interrupted can be resumed from there, where its finished tasks do not run again; let only
-    one of the two go on. Nothing is deleted. A copy that was interrupted is completed by copying
-    again, and one that was made earlier is brought up to date. Values are streamed, as they are
-    stored. No cluster is needed.
+    A copy is the same workflow there: with its id, output, metadata and tasks. A failed or
+    interrupted workflow can be resumed there, and its finished tasks do not run again; let only one
+    of the two go on. Nothing is deleted. Copying again completes an interrupted copy, and updates
+    an earlier one. Values are streamed in their stored form. No cluster is needed.
 
     Args:
-        workflow_id: the workflow. None: all of the storage.
-        source: where it is, given as for `init`. Default: the storage of the cluster that this
-            process is connected to, else that of `init`.
-        target: where to copy it; created if it is not there.
+        workflow_id: the workflow. None: all of the storage. source: the storage to copy from, in
+        the forms of `init`. Default: the storage of the cluster
+            that this process is connected to, else that of `init`.
+        target: the storage to copy to; created if it does not exist.
 
     Returns:
-        The ids of what was copied. What was there already is not among them.
+        The ids of new copies; complete copies are left out.
 
     Raises:
         WorkflowNotFoundError: there is no such workflow.
         WorkflowStillActiveError: it is running or pending.
-        WorkflowCopyError: the target has another workflow of this id, or its copy went on by
-            itself. If all were to be copied: some were not, because of this or because they were
-            running or damaged; ``workflow_ids`` says which. All others are.
+        WorkflowCopyError: the target has another workflow with this id, or the copy there went on.
+            If all were to be copied: some were not, because of this or because they were
+            running or damaged; ``workflow_ids`` names them. All others are copied.
         StorageConfigError: one of the storages can't be used, or both are the same.
 
     Examples:
@@ -775,8 +772,8 @@ def copy(
     return copies.copy(workflow_id, source, target)
 
 
-# The type is that of the task's other results, which is known where it is called: with Any, a
-# checker would complain of every ``return workflow.continuation(...)`` in a typed task.
+# Generic, so that a type checker infers the task's own return type: with Any, strict checkers would
+# complain about every ``return workflow.continuation(...)`` in a typed task.
 def continuation(dag_node: DAGNode) -> T:  # type: ignore[type-var]
     """Go on with a DAG: ``return workflow.continuation(dag)``.
 
@@ -798,8 +795,8 @@ def continuation(dag_node: DAGNode) -> T:  # type: ignore[type-var]
 def current() -> CurrentTask | None:
     """The task that is running here: its ids, its attempt, and its idempotency key.
 
-    An attempt that was running when a machine died runs again. Give the key to whatever must not
-    happen twice (a payment, a message), so that the other side can tell.
+    An attempt that was running when a machine died runs again. Pass the key to services whose
+    effect must not happen twice (a payment, a message), so that they can recognize a repetition.
 
     Returns:
         None outside of workflow tasks.
@@ -821,11 +818,11 @@ def current() -> CurrentTask | None:
 def set_metadata(metadata: dict[str, Any]) -> None:
     """Add to the metadata of the task that is running here, durably with its result.
 
-    `get_metadata` shows it beside what the task was given by ``options(metadata=...)``, once the
-    result is committed. An attempt that fails, or runs again, leaves nothing.
+    `get_metadata` shows it together with the metadata of ``options(metadata=...)``, once the
+    result is committed. An attempt that fails adds nothing.
 
     Args:
-        metadata: what JSON can represent, by strings. Keys that are there already are replaced.
+        metadata: JSON-compatible values by strings. Existing keys are replaced.
 
     Raises:
         RuntimeError: no task of a workflow is running here (or not in this thread).

@@ -16,11 +16,11 @@ __all__ = ["BulkResult", "cancel_many", "delete_many", "fork_many", "resume_many
 
 
 def cancel_many(filter: str, *, dry_run: bool = False) -> list[BulkResult]:
-    """Cancel all workflows that a filter means.
+    """Cancel all workflows that match a filter.
 
     Args:
         filter: as for `list_workflows`. Without ``status=`` it means those that have not ended.
-        dry_run: only say which.
+        dry_run: only list them.
 
     Returns:
         The id of each, with the error if it could not be canceled.
@@ -46,12 +46,12 @@ def cancel_many(filter: str, *, dry_run: bool = False) -> list[BulkResult]:
 
 
 def delete_many(filter: str, *, dry_run: bool = False) -> list[BulkResult]:
-    """Delete all workflows that a filter means, with all that they have stored.
+    """Delete all workflows that match a filter, with all their stored data.
 
     Args:
         filter: as for `list_workflows`. Without ``status=`` it means those that are neither running
             nor pending.
-        dry_run: only say which.
+        dry_run: only list them.
 
     Returns:
         The id of each, with the error if it could not be deleted.
@@ -76,14 +76,14 @@ def signal_many(
     signal_id: str | None = None,
     dry_run: bool = False,
 ) -> list[BulkResult]:
-    """Send all workflows that a filter means a signal, as `signal` does.
+    """Send all workflows that match a filter a signal, as `signal` does.
 
     Args:
         filter: as for `list_workflows`. Without ``status=`` it means those that take signals.
         name: what it is waited for by.
         value: what the node that waits produces.
         signal_id: as for `signal`, of each of them.
-        dry_run: only say which.
+        dry_run: only list them.
 
     Returns:
         The id of each, with the error if it did not get the signal.
@@ -114,7 +114,7 @@ def resume_many(
     strict: bool = True,
     dry_run: bool = False,
 ) -> list[BulkResult]:
-    """Resume all workflows that a filter means, as `resume_async` does.
+    """Resume all workflows that match a filter, as `resume_async` does.
 
     Args:
         filter: as for `list_workflows`. Without ``status=`` it means RESUMABLE and FAILED ones, and
@@ -123,7 +123,7 @@ def resume_many(
         code: as for `resume`.
         runtime_env: as for `resume`.
         strict: as for `resume`.
-        dry_run: only say which.
+        dry_run: only list them.
 
     Returns:
         The id of each, with an ObjectRef of the output as ``value``, or with the error if it could
@@ -153,14 +153,14 @@ def fork_many(
     strict: bool = True,
     dry_run: bool = False,
 ) -> list[BulkResult]:
-    """Fork all workflows that a filter means from a task of this id, as `fork` does.
+    """Fork all workflows that match a filter from a task of this id, as `fork` does.
 
     Args:
         filter: as for `list_workflows`.
         from_task: id of the task to run again in each.
         code: as for `fork`.
         strict: as for `fork`.
-        dry_run: only say which.
+        dry_run: only list them.
 
     Returns:
         The id of each, with the generated id of the new workflow as ``value``, or with the error

@@ -1,4 +1,4 @@
-"""Waiting for things outside: event listeners, timers, and signals."""
+"""Event listeners, timers, and signals."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class EventListener:
     """Base class of event listeners: waits for one event of some kind.
 
     A listener is stateless. It is instantiated, without arguments, in an actor that serves many
-    listeners at once and occupies no CPU; `poll_for_event` should await, not block: one that blocks
-    costs a thread, and the others that shared it are called again. So is each after a crash.
+    listeners at once and takes no CPU. `poll_for_event` should await, not block: a listener that
+    blocks keeps its thread, and the others on that thread are called again. After a crash all are.
 
     Examples:
         >>> import asyncio, os, ray, ray_workflows as workflow
@@ -86,20 +86,21 @@ def message_committed(listener_type: EventListenerType, event: Event) -> Event:
 
 
 def end_time(duration: float) -> None:
-    """What a timer does outside of workflows."""
+    """The function of a timer, which runs only outside of workflows."""
     time.sleep(duration)
 
 
 def take_signal(name: str) -> None:
-    """What the wait for a signal does outside of workflows: nobody could send one."""
+    """The function of a wait for a signal, which fails outside of workflows: no signal could
+    come."""
     raise RuntimeError(
         f"wait_for_signal({name!r}) waits in a workflow only. Run the DAG with workflow.run."
     )
 
 
 def bind(function: Callable[..., Any], options: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-    """A node of a function of this module, with options that only the package itself can give."""
-    # A listener whose host dies with another listener's fault must not fail for it.
+    """A node of a function of this module, with internal options."""
+    # Unlimited: a listener must not fail because another listener killed their host.
     labels = {LABELS: write_label(options)}
     remote = ray.remote(function).options(max_retries=-1, **labels)
     return remote.bind(*args, **kwargs)
@@ -127,7 +128,7 @@ def wait_for_event(event_listener_type: EventListenerType, *args: Any, **kwargs:
             f"Event listener type is {name}, which is not a subclass of workflow.EventListener"
         )
     name = f"event-{event_listener_type.__name__}"
-    # What the listener is told is durable must be so, whatever is said of the tasks around it.
+    # Always stored, whatever the enclosing tasks' options: `event_checkpointed` relies on it.
     waits = {"kind": LISTENER, "task_id": name, "checkpoint": True}
     message = bind(get_message, waits, event_listener_type, *args, **kwargs)
     acknowledges = {"kind": LISTENER, "task_id": f"{name}-acknowledged"}

@@ -158,7 +158,7 @@ class WorkflowNotFoundError(PicklableWorkflowError, ValueError):
 
 
 class WorkflowNotResumableError(PicklableWorkflowError):
-    """The workflow can't be resumed as it is; the message says why and what to do."""
+    """The workflow can't be resumed now; the message says why and what to do."""
 
     def __init__(self, workflow_id: str, reason: str = ""):
         super().__init__(f"Workflow[id={workflow_id}] is not resumable. {reason}".rstrip())
@@ -166,10 +166,10 @@ class WorkflowNotResumableError(PicklableWorkflowError):
 
 
 class WorkflowToResumeNotFoundError(WorkflowNotFoundError, WorkflowNotResumableError):
-    """There is no workflow of this id to resume."""
+    """There is no workflow with this id to resume."""
 
     def __init__(self, workflow_id: str):
-        # What both bases would make of the id is one message.
+        # One message in place of those of both bases.
         PicklableWorkflowError.__init__(
             self,
             f"Workflow[id={workflow_id}] is not resumable: it doesn't exist. "
@@ -180,7 +180,7 @@ class WorkflowToResumeNotFoundError(WorkflowNotFoundError, WorkflowNotResumableE
 
 
 class WorkflowTaskNotRecoverableError(WorkflowNotResumableError):
-    """A task's inputs are lost. Nothing here raises it: what is lost is computed again."""
+    """A task's inputs are lost. Nothing here raises it: lost inputs are computed again."""
 
     def __init__(self, task_id: str):
         PicklableWorkflowError.__init__(self, f"Workflow task[id={task_id}] is not recoverable")
@@ -200,7 +200,7 @@ class WorkflowStillActiveError(PicklableWorkflowError):
 
 
 class WorkflowAlreadyRunningError(PicklableWorkflowError, RuntimeError):
-    """Run or resume of a workflow that a live coordinator is running already."""
+    """Run or resume of a workflow that a live coordinator already drives."""
 
     def __init__(self, workflow_id: str):
         super().__init__(
@@ -211,7 +211,7 @@ class WorkflowAlreadyRunningError(PicklableWorkflowError, RuntimeError):
 
 
 class WorkflowAlreadyExistsError(PicklableWorkflowError, ValueError):
-    """The id of a workflow that was to be created is in use."""
+    """The id for a new workflow is in use."""
 
     def __init__(self, workflow_id: str):
         super().__init__(
@@ -222,10 +222,10 @@ class WorkflowAlreadyExistsError(PicklableWorkflowError, ValueError):
 
 
 class WorkflowCopyError(PicklableWorkflowError, ValueError):
-    """A workflow, or some of several, can't be copied. What could be copied is.
+    """A workflow, or some of several, can't be copied. The others were copied.
 
     Attributes:
-        workflow_ids: which were not copied.
+        workflow_ids: the ids of those that were not copied.
     """
 
     def __init__(self, workflow_ids: list[str], reason: str):
@@ -234,7 +234,7 @@ class WorkflowCopyError(PicklableWorkflowError, ValueError):
 
 
 class OutputNotAvailableError(PicklableWorkflowError, ValueError):
-    """The output asked for does not exist: not produced (yet), or not checkpointed."""
+    """The requested output does not exist: not produced (yet), or not checkpointed."""
 
     def __init__(self, workflow_id: str, task_id: str | None, reason: str):
         what = f"task '{task_id}' in workflow" if task_id else "workflow"
@@ -251,7 +251,7 @@ class InvalidFilterError(PicklableWorkflowError, ValueError):
     """A filter can't be read.
 
     Attributes:
-        word: what in it is wrong.
+        word: the wrong word.
         position: where the word begins, counted from 0.
     """
 
@@ -282,11 +282,11 @@ class PackageTooLargeError(PicklableWorkflowError, ValueError):
 
 
 class EnvironmentMismatchError(PicklableWorkflowError):
-    """What a workflow was submitted with is not what is here. Nothing was started.
+    """The environment here lacks something that the workflow needs. Nothing was started.
 
     Attributes:
         workflow_id: the workflow.
-        differences: one text for each, with its remedy.
+        differences: a text for each difference, with its remedy.
     """
 
     def __init__(self, workflow_id: str, differences: Sequence[str] = ()):
@@ -308,15 +308,15 @@ class StorageUnavailableError(StorageError):
     """The storage does not answer now. Nothing committed is lost; work goes on when it returns."""
 
 
-#: Of a disk that is full: it passes when someone frees some space.
+#: Errors of a full disk: transient, because somebody can free some space.
 FULL_DISK = frozenset((errno.ENOSPC, errno.EDQUOT))
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether an error that was met while a storage was used is worth another try.
+    """Whether an error of a storage is worth another try.
 
-    Coordinator and workers repeat what met one, and charge it to nobody; anything else would only
-    fail again.
+    Coordinator and workers retry after a transient error, and charge no attempt. Other errors would
+    only come again.
     """
     if isinstance(error, StorageUnavailableError):
         return True
@@ -324,7 +324,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 class StorageCorruptError(StorageError):
-    """Stored bytes are not what was written. The message names the key."""
+    """Stored bytes are damaged: not what was written. The message names the key."""
 
 
 class PayloadCodecError(StorageError):

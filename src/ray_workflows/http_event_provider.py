@@ -1,8 +1,8 @@
-"""Events that arrive by HTTP: `HTTPListener` waits for them, `HTTPEventProvider` receives them.
+"""Events by HTTP: `HTTPListener` waits for them, `HTTPEventProvider` receives them.
 
 The provider is a Ray Serve application; importing this module needs ``pip install "ray[serve]"``.
-An event is a signal to its workflow: it is in the workflow's journal before it is answered, so that
-none is lost with the provider, and none comes too early.
+An event is a signal to its workflow: it is in the workflow's journal before it is answered. So no
+event is lost with the provider, and none comes too early.
 """
 
 # No annotations from __future__: FastAPI must find the types of parameters in a worker.
@@ -54,16 +54,16 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 __all__ = ["HTTPEventProvider", "HTTPListener", "WorkflowEventHandleError"]
 
-#: Where the provider is found below the address of Ray Serve.
+#: The path of the provider below the address of Ray Serve.
 ROUTE_PREFIX = "/event"
 
-#: How long one poll of a listener takes at most, in seconds. Each leaves a line in Serve's log.
+#: The longest poll of a listener, in seconds. Each writes a line to Serve's log.
 POLL_SECONDS = 300.0
 
-#: Requests that are served at once: senders that wait, and listeners.
+#: The most requests served at once: waiting senders and listeners.
 MAX_REQUESTS = 10_000
 
-#: Events and other signals of one workflow that are kept while no task waits for them.
+#: The most events and other signals of one workflow that are kept while no task waits for them.
 MAX_EARLY_EVENTS = 1_000
 
 #: The variable with the token that requests must carry, for a provider that a listener deploys.
@@ -89,7 +89,7 @@ def find_workflow(workflow_id: str) -> Any:
         StorageError: the storage does not answer.
     """
     if connection.find_coordinator() is None:
-        # Not started from here: only the application knows with which storage.
+        # Don't start a coordinator here: only the application knows its storage.
         raise CoordinatorUnavailableError("No workflow was started on this cluster yet.")
     connected = connection.connect()
     row = connected.storage.read_catalog(workflow_id)
@@ -110,8 +110,8 @@ def error_response(code: int, message: str) -> JSONResponse:
     return JSONResponse(status_code=code, content={"error": {"code": code, "message": message}})
 
 
-# Ray Serve copies the routes with the functions they use while the class below is made: what they
-# use has to stand above it.
+# Ray Serve copies the routes and the functions that they use while the class below is created, so
+# these functions have to be defined above it.
 app: FastAPI = FastAPI()
 
 
@@ -128,15 +128,15 @@ class HTTPEventProvider:
 
     The body is JSON, ``{"event_key": "a-key", "event_payload": ...}``; a task of the workflow that
     waits by ``workflow.wait_for_event(HTTPListener, event_key="a-key")`` produces the pair
-    ``("a-key", payload)``. A key names one event of a workflow: sent again with the same payload it
-    is the same event, however often, and answered as the first.
+    ``("a-key", payload)``. A key names one event of a workflow: repeated requests with the same
+    payload change nothing, and are answered as the first.
 
-    The first listener deploys it, on the address that Ray Serve has or is given by default. To
-    receive events before, or at an address of your choice, deploy it yourself.
+    The first listener deploys it, on the address of Ray Serve or its default. To receive events
+    earlier, or at an address of your choice, deploy it yourself.
 
     Answers:
 
-    - 200: a task has the event, as its durable result, and it will not be asked for again.
+    - 200: a task has the event as its durable result.
     - 202: it is in the workflow's journal, and no task has taken it within 30 s, or the time that
       the request gives by ``Prefer: wait=seconds``. It stays, and a task that waits for it later
       will get it, unless the workflow is deleted before.
@@ -154,10 +154,10 @@ class HTTPEventProvider:
     Errors have a body ``{"error": {"code": ..., "message": ...}}``.
 
     Args:
-        token: what requests must carry, as ``Authorization: Bearer <token>``. Without one, whoever
-            reaches the address can send events to every workflow of the cluster. A provider that
-            a listener deploys takes the one in the environment variable
-            ``RAY_WORKFLOWS_EVENT_TOKEN`` of the listener, if there is one.
+        token: requests must carry it, as ``Authorization: Bearer <token>``. Without one, anybody
+            who reaches the address can send events to every workflow of the cluster. A provider
+            that a listener deploys uses the environment variable ``RAY_WORKFLOWS_EVENT_TOKEN`` of
+            the listener, if there is one.
 
     Examples:
         Deploying it on an address of your choice, in a driver::
@@ -176,7 +176,7 @@ class HTTPEventProvider:
         self.token = token
         self.news = News()
         self.takers = Takers()
-        #: Events that a listener gave up, and for which somebody still waits.
+        #: Events that a listener could not handle, while requests still wait for them.
         self.failed: set[tuple[str, str]] = set()
 
     @app.post("/send_event/{workflow_id:path}")  # type: ignore[untyped-decorator]
@@ -196,7 +196,7 @@ class HTTPEventProvider:
             return error_response(503, str(error))
 
     async def receive(self, workflow_id: str, req: Request) -> JSONResponse:
-        """As `send_event`; raises what is answered with an error."""
+        """As `send_event`; raises errors, which become answers."""
         self.check_token(req.headers.get("authorization", ""))
         body = bytearray()
         async for chunk in req.stream():
@@ -239,7 +239,7 @@ class HTTPEventProvider:
         return JSONResponse(status_code=200, content={})
 
     def check_token(self, header: str) -> None:
-        """Refuse a request without the token, before anything of it is read."""
+        """Refuse a request without the token, before its body is read."""
         if self.token is None:
             return
         scheme, _, given = header.partition(" ")
@@ -271,12 +271,12 @@ class HTTPEventProvider:
         except EventTakenError:
             raise used_again(workflow_id, event_key, "after it was acknowledged") from None
         except (StorageCorruptError, WorkflowNotFoundError) as error:
-            # It would be so again, however often the listener asked.
+            # Permanent: the listener would get it again with each poll.
             raise WorkflowEventHandleError(workflow_id, str(error)) from None
         return None if payload is None else (event_key, json.loads(payload))
 
     async def get_event_payload(self, workflow_id: str, event_key: str) -> Event:
-        """The event, however long it takes; for listeners of your own."""
+        """Wait for an event without limit; for listeners of your own."""
         event = None
         while event is None:
             event = await self.poll_event(workflow_id, event_key)
@@ -285,7 +285,7 @@ class HTTPEventProvider:
     async def report_checkpointed(
         self, workflow_id: str, event_key: str, confirmation: bool
     ) -> str:
-        """Answer those who sent the event: it is checkpointed, or it could not be handled."""
+        """Answer the senders of an event: it is checkpointed, or could not be handled."""
         events = await asyncio.to_thread(find_workflow, workflow_id)
         if events is not None:
             event = (events.incarnation, event_key)
@@ -305,10 +305,8 @@ provider: Any = None
 
 
 def provider_handle(fresh: bool) -> Any:
-    """The handle of the provider, which is deployed if there is none.
-
-    ``fresh``: the one from last time did not answer.
-    """
+    """The handle of the provider, which is deployed if there is none. ``fresh``: the last handle
+    did not answer, so get a new one."""
     global provider
     with _lock:
         if provider is None or fresh:
@@ -343,10 +341,10 @@ class HTTPListener(EventListener):
     """
 
     async def poll_for_event(self, event_key: str | None = None) -> Event:
-        """Wait for the event; the pair of its key and its payload.
+        """Wait for the event. Returns the pair of its key and its payload.
 
         Args:
-            event_key: names it in its workflow. Default: the id of the task that waits.
+            event_key: names it in its workflow. Default: the id of the waiting task.
 
         Raises:
             WorkflowEventHandleError: another task of the workflow waits, or has waited, for it.
@@ -361,7 +359,7 @@ class HTTPListener(EventListener):
             except WorkflowEventHandleError:
                 raise
             except Exception as error:
-                # It, its node or the storage may come back: a wait takes days if need be.
+                # The provider, its node or the storage may come back: a wait may take days.
                 logger.warning("The HTTP event provider does not answer: %s", error)
                 fresh = True
                 await asyncio.sleep(pause)
@@ -372,7 +370,7 @@ class HTTPListener(EventListener):
             fresh, pause = False, FIRST_PAUSE
 
     async def event_checkpointed(self, event: Event) -> None:
-        """Note that the event is checkpointed, and answer those who sent it."""
+        """Record that the event is checkpointed, and answer its senders."""
         workflow_id, (event_key, _) = get_current_workflow_id(), event
 
         def acknowledge() -> None:
@@ -380,8 +378,8 @@ class HTTPListener(EventListener):
             if events is not None:
                 events.acknowledge(event_key)
 
-        # First in the journal: the workflow must go on even if the provider is gone for good, and
-        # who sends the event again must be told that it is done.
+        # First in the journal: the workflow must go on even if the provider never returns, and a
+        # repeated event must be answered with success.
         await asyncio.to_thread(acknowledge)
         try:
             handle = await asyncio.to_thread(provider_handle, False)

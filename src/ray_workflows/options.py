@@ -1,4 +1,4 @@
-"""`options`: what a workflow task can be told beyond Ray's own options."""
+"""`options`: options of a workflow task beyond Ray's own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ray_workflows.retry import RetryPolicy
 
 
 class NotGiven:
-    """The value of an option that was left out: unlike None, it leaves the decorator's alone."""
+    """The value of an omitted option: unlike None, it keeps the decorator's value."""
 
     def __repr__(self) -> str:
         return "<not given>"
@@ -32,10 +32,9 @@ NOT_GIVEN: Any = NotGiven()
 
 
 class RemoteTask(Protocol):
-    """What ``@ray.remote`` makes of a function, for type checkers.
+    """The type of a remote function, for type checkers.
 
-    Ray has a class of its own for each number of arguments, and none of these is the class that
-    the function has at run time.
+    Ray's stubs have a class for each number of arguments, and none of these is the run-time class.
     """
 
     @property
@@ -72,7 +71,7 @@ def validate_timeout(timeout: Any) -> float | None:
 
 
 def validate_metadata(metadata: Any) -> dict[str, Any]:
-    """User metadata as it will be stored.
+    """Check user metadata, and return it in stored form.
 
     Raises:
         ValueError: it is not a dict, or JSON or the journal can't represent it.
@@ -88,7 +87,7 @@ def validate_metadata(metadata: Any) -> dict[str, Any]:
         )
     try:
         stored: dict[str, Any] = json.loads(json.dumps(metadata, allow_nan=False))
-        # Integers of more than 64 bits, and surrogates, are more than UTF-8 and MessagePack have.
+        # MessagePack has no integers of more than 64 bits, and UTF-8 no surrogates.
         ENCODER.encode(stored)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(
@@ -100,7 +99,8 @@ def validate_metadata(metadata: Any) -> dict[str, Any]:
 
 class MergingOptions:
     """``RemoteFunction.options`` of a decorated function: the decorator's options stay, except
-    for those that the call names. (Ray's own replaces ``_labels``, where they travel, as a whole.)
+    for those that the call names. (Ray's own method would replace all of ``_labels``, which has our
+    options.)
     """
 
     def __init__(self, function: RemoteFunction, defaults: dict[str, Any]) -> None:
@@ -120,21 +120,21 @@ class options:
     """Options of a workflow task: a decorator, and arguments for ``func.options(**...)``.
 
     Args:
-        task_id: the task's id in its workflow; by default ``module.qualname``. A second task of
+        task_id: the task's id in its workflow; by default ``module.qualname``. A second task with
             the same id gets ``_1`` appended, and so on.
         metadata: kept with the task, returned by ``get_metadata``; JSON-compatible.
-        tags: of each workflow whose result the task makes, beside those that ``run`` is given.
+        tags: of each workflow whose root is this task, in addition to those given to ``run``.
         catch_exceptions: the task's result is ``(value, None)``, or ``(None, exception)`` if it
             raised; also for errors in continuations it returns. Default False.
         checkpoint: store the result. Default: as the task whose continuation this is, else True.
             False: it is computed again if it is lost while still needed.
         retry: a `RetryPolicy`, in place of Ray's ``max_retries`` and ``retry_exceptions``.
-        timeout: how long one attempt may run, in seconds or as a timedelta. One that overruns it is
-            stopped (its worker is killed), and fails with `TaskTimeoutError`: it is tried again
-            as after a crash, or as the policy says.
-        batch: False: it never shares a Ray task (and its worker's moment of death) with others.
-            Default True: tasks of functions that have shown themselves short, without resources of
-            their own, travel together.
+        timeout: how long one attempt may run, in seconds or as a timedelta. An attempt that
+            overruns it is stopped (its worker is killed), and fails with `TaskTimeoutError`. It is
+            retried as after a crash, or as the policy says.
+        batch: False: it never shares a Ray task, and so a worker's death, with others.
+            Default True: tasks of functions known to be short, without resources of their own,
+            share Ray tasks.
 
     Raises:
         TypeError: a retry or timeout of a wrong type.
@@ -222,7 +222,7 @@ class options:
 
 
 def set_default_options(function: RemoteFunction, ours: dict[str, Any]) -> None:
-    """Add ours to the options that the function has from ``@ray.remote``."""
+    """Add our options to those that the function has from ``@ray.remote``."""
     defaults = default_options(function)
     merged = {**read_label(defaults), **ours}
     defaults[LABELS] = {**(defaults.get(LABELS) or {}), **write_label(merged)}

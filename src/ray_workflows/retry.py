@@ -1,4 +1,4 @@
-"""`RetryPolicy`: when a task that failed is tried again."""
+"""`RetryPolicy`: when a failed task is tried again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def exception_types(name: str, given: Any) -> tuple[type[BaseException], ...]:
     """Exception types as a tuple.
 
     Raises:
-        TypeError: something else is among them.
+        TypeError: one is not an exception type.
     """
     types = tuple(given) if isinstance(given, (tuple, list)) else (given,)
     for item in types:
@@ -29,26 +29,25 @@ def exception_types(name: str, given: Any) -> tuple[type[BaseException], ...]:
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """When a task that failed is tried again. Given as ``workflow.options(retry=RetryPolicy())``.
+    """When a failed task is tried again. Given as ``workflow.options(retry=RetryPolicy())``.
 
-    Attempts and pauses are durable: after a crash of the coordinator or the cluster they go on
-    where they were. Attempts that end with the death of their worker count as well. Those whose
-    node was lost or preempted, or that Ray's memory monitor ended because the node was short of
-    memory, have a budget of their own; those that lost an input, or whose worker could not reach
-    the storage for minutes, count nowhere. Between crashes in a row is a pause of
-    at least 1 s, which doubles up to 60 s, whatever the policy says. It stands in place of Ray's
-    ``max_retries`` and ``retry_exceptions``.
+    Counts and pauses are durable: they survive a crash of the coordinator or the cluster. Attempts
+    whose worker died count too. Attempts whose node was lost or preempted, or that Ray's memory
+    monitor ended because the node was short of memory, have a budget of their own
+    (``preemptions``). Attempts that lost an input, or whose worker could not reach the storage for
+    minutes, don't count. Between crashes in a row the pause is at least 1 s and doubles up to 60 s,
+    whatever the policy says. The policy replaces Ray's ``max_retries`` and ``retry_exceptions``.
 
     Args:
-        max_attempts: how often it is tried in all; None: as often as it takes.
+        max_attempts: the most attempts, including the first; None: no limit.
         backoff: the pause before the second attempt, in seconds; it doubles with each attempt.
         max_backoff: the longest pause, in seconds.
-        jitter: which part of each pause may be taken off it, from 0 to 1, so that tasks that
-            failed together do not come back together.
-        retry_on: exception types that are tried again, a type or a tuple of types.
-        give_up_on: exception types among them that are not.
+        jitter: the part of each pause, from 0 to 1, that may be taken off at random, so that tasks
+            that failed together are not retried together.
+        retry_on: exception types that are retried, a type or a tuple of types.
+        give_up_on: exception types among them that are not retried.
         preemptions: how often it is tried again after its node was lost or preempted, or short of
-            memory; None: as often as it takes. (Tasks without a policy: the same, but never with
+            memory; None: no limit. (Tasks without a policy: the same, but never with
             Ray's ``max_retries=0``, because such a task may have run before its node was lost.)
 
     Raises:
@@ -106,7 +105,7 @@ class RetryPolicy:
         exception_types("give_up_on", self.give_up_on)
 
     def to_label(self) -> dict[str, Any]:
-        """As it travels with a task: JSON-compatible, exception types pickled."""
+        """The policy as JSON-compatible data for a task's label, with pickled exception types."""
         retry_on = exception_types("retry_on", self.retry_on)
         give_up_on = exception_types("give_up_on", self.give_up_on)
         retries_timeouts = issubclass(TaskTimeoutError, retry_on) and not (

@@ -22,10 +22,11 @@ from ray_workflows.cli.printing import Command, print_json, print_result, printa
 @address_option
 @json_option
 def repair(workflow_id: str, storage: str | None, address: str | None, as_json: bool) -> None:
-    """Rebuild the catalog data of the workflow ID from its journal.
+    """Rebuild the catalog data of the workflow ID.
 
-    That is its catalog row, or in an object store or shared directory its pointer and index entry.
-    `doctor` names damage. Needs no cluster. If the journal is damaged too, nothing is changed.
+    It is rebuilt from the journal: the catalog row, or in an object store or shared directory the
+    pointer and the index entry. `doctor` names damage. Needs no cluster. If the journal is damaged
+    too, nothing is changed.
     """
     validate_workflow_id(workflow_id)
     reader = find_reader(storage, address, changes=True)

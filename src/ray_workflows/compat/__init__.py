@@ -1,8 +1,8 @@
-"""Runs code written for ``ray.workflow`` as it is, where it can't be edited.
+"""Runs unchanged code written for ``ray.workflow``.
 
 `install` makes ``ray.workflow`` and its submodules names of this package, in this process and in
 the workers of its job, and lets ``ray.init`` take ``storage=`` again. From outside an application:
-``python -m ray_workflows.compat script.py ...``. Code that can be edited needs none of it.
+``python -m ray_workflows.compat script.py ...``. Code that can be edited does not need it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def install() -> None:
       ``.event_listener``, ``.workflow_context``, ``.http_event_provider`` and ``.api`` are the
       modules of the same names.
     - ``ray.init(storage=...)`` takes a directory, a ``file://`` URL or a `Storage`, and workflows
-      are stored there. All its other arguments mean what they meant; a ``runtime_env`` is added
-      to, and a ``worker_process_setup_hook`` in it runs after ours.
+      are stored there. All its other arguments mean what they meant; this function adds to the
+      ``runtime_env``, and your ``worker_process_setup_hook`` in it runs after ours.
 
     It may be called again, and inside workers. It starts nothing.
 
@@ -60,7 +60,7 @@ def uninstall() -> None:
 
 
 def set_up_worker() -> None:
-    """What a new worker of the job calls before it unpickles anything."""
+    """Called by a new worker of the job before it unpickles anything."""
     aliases.install()
     ray_init.install()
     workers.unpack()

@@ -14,7 +14,7 @@ import ray
 OLD = "ray.workflow"
 NEW = "ray_workflows"
 
-#: What of the old package was for users to import.
+#: The public submodules of the old package.
 SUBMODULES = (
     *("api", "common", "event_listener", "exceptions", "http_event_provider"),
     "workflow_context",
@@ -24,16 +24,16 @@ TARGETS = {OLD: NEW, **{f"{OLD}.{name}": f"{NEW}.{name}" for name in SUBMODULES}
 
 
 class AliasLoader(Loader):
-    """Loads a module by importing the one that it is another name of."""
+    """Loads an alias by importing its target module."""
 
     def __init__(self, target: str) -> None:
         self.target = target
 
     def create_module(self, spec: ModuleSpec) -> None:
-        """As usual: what is made here is thrown away."""
+        """None, for Python's default module; `exec_module` replaces it."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """Import the target and put it in the place of what was to be loaded.
+        """Import the target and put it in place of the alias.
 
         A second copy would have classes of its own, which no ``except`` clause would match.
         """
@@ -49,7 +49,7 @@ class AliasFinder(MetaPathFinder):
         """The spec of an alias.
 
         Raises:
-            ModuleNotFoundError: a module below ``ray.workflow`` that was not for users.
+            ModuleNotFoundError: an internal module of ``ray.workflow``.
         """
         if fullname in TARGETS:
             return ModuleSpec(fullname, AliasLoader(TARGETS[fullname]))
@@ -70,12 +70,12 @@ def install() -> None:
     """Make the names importable. Idempotent."""
     if finder not in sys.meta_path:
         sys.meta_path.insert(0, finder)
-    # Not left to the first import: Ray's own __getattr__ would import it anew each time.
+    # Set now, because Ray's own __getattr__ would import it on each access.
     ray.workflow = importlib.import_module(OLD)
 
 
 def uninstall() -> None:
-    """Undo `install`; modules that were imported by these names keep what they have."""
+    """Undo `install`; modules that imported these names keep them."""
     if finder in sys.meta_path:
         sys.meta_path.remove(finder)
     for name in TARGETS:

@@ -14,10 +14,10 @@ from ray_workflows._client import connection
 from ray_workflows.compat.workers import prepared
 from ray_workflows.storage.urls import VARIABLE, storage_from_url
 
-#: Where ray.workflow was told its storage too.
+#: The variable from which ray.workflow read its storage.
 OLD_VARIABLE = "RAY_STORAGE"
 
-#: `ray.init` as it was, while it is wrapped.
+#: The original `ray.init`, while it is wrapped.
 original: Callable[..., Any] | None = None
 
 
@@ -27,7 +27,7 @@ def wrap(ray_init: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(ray_init)
     def init(*args: Any, storage: Any = None, **kwargs: Any) -> Any:
         if ray.is_initialized():
-            # An error of Ray's, or, with ignore_reinit_error, nothing: in any case its decision.
+            # Ray decides: an error, or nothing with ignore_reinit_error.
             return ray_init(*args, **kwargs)
         # Before anything is started: a storage that can't be used raises here.
         home = storage_from_url(storage) if storage else from_environment()
@@ -35,7 +35,7 @@ def wrap(ray_init: Callable[..., Any]) -> Callable[..., Any]:
         address = args[0] if args else kwargs.get("address")
         with prepared(kwargs, url, address):
             context = ray_init(*args, **kwargs)
-        # What a path names in its cluster is not for a Ray Client to say.
+        # A Ray Client can't resolve a path of its cluster, so keep it as given.
         connection.default_storage = storage if storage and ray_client.is_connected() else home
         return context
 
@@ -43,8 +43,8 @@ def wrap(ray_init: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def from_environment() -> str | None:
-    """What ray.workflow took if it was given no storage. It is looked at when it is used: the
-    variable may be set for others."""
+    """The storage of ray.workflow's variable, used without an argument. It is checked only when it
+    is used, because the variable may be set for other programs."""
     if os.environ.get(VARIABLE):
         return None
     return os.environ.get(OLD_VARIABLE) or None

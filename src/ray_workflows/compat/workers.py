@@ -1,9 +1,9 @@
-"""How the workers of a job come to know ``ray.workflow``: through the job's runtime_env.
+"""Makes ``ray.workflow`` importable in the workers of a job, through the job's runtime_env.
 
 Ray calls one function in each new worker before the worker unpickles anything; a variable in
 ``env_vars`` names it. The public way to set it, ``worker_process_setup_hook``, can't be combined
-with images and is not passed on by Ray Client, so that we set the variable ourselves. A hook of
-the user's rides along in a variable of our own, and is called from ours.
+with images and is not passed on by Ray Client, so this module sets the variable itself. Another
+variable has the user's hook, which ours calls.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from ray_workflows._ray.private import JOB_CONFIG_VARIABLE as JOB_VARIABLE
 from ray_workflows._ray.private import SETUP_HOOK_VARIABLE as HOOK_VARIABLE
 from ray_workflows.storage.urls import VARIABLE
 
-#: What Ray calls in each new worker.
+#: The function that Ray calls in each new worker.
 HOOK = "ray_workflows.compat.set_up_worker"
 
-#: The field of a runtime_env in which users name theirs.
+#: The field of a runtime_env with the user's hook.
 HOOK_FIELD = "worker_process_setup_hook"
 
-#: What `HOOK` has to know, as JSON.
+#: The variable with the data for `HOOK`, as JSON.
 PARCEL_VARIABLE = "RAY_WORKFLOWS_COMPAT"
 
-#: Linux takes 128 KiB in one variable.
+#: Below Linux's limit of 128 KiB for one variable.
 MAX_PARCEL_BYTES = 100_000
 
 
 def comes_too_late() -> bool:
-    """Whether this is a driver that is connected without a word about us.
+    """Whether this driver is connected already, without our hook in its workers.
 
     Raises:
-        RuntimeError: and its workers have another hook, which ours would take the place of.
+        RuntimeError: its workers have another hook, which ours would replace.
     """
     if not ray.is_initialized():
         return False
@@ -75,7 +75,7 @@ def prepared(kwargs: dict[str, Any], storage_url: str | None, address: Any) -> I
     if not given and not job and kwargs.get("job_config") is not None:
         given = kwargs["job_config"].runtime_env
     if not well_formed(given):
-        yield  # Ray says what is wrong with it.
+        yield  # Ray reports what is wrong with it.
         return
     runtime_env = dict(given or {})
     hook = take_hook(runtime_env)
@@ -92,7 +92,7 @@ def prepared(kwargs: dict[str, Any], storage_url: str | None, address: Any) -> I
     kwargs["runtime_env"] = runtime_env
     try:
         if kept:
-            # Ray refuses fields that both have, even if they are equal.
+            # Ray refuses a field that job and driver both have, even with equal values.
             os.environ[JOB_VARIABLE] = json.dumps(job)
         yield
     finally:
@@ -119,7 +119,7 @@ def take_hook(runtime_env: dict[str, Any]) -> Any:
 
 
 def pack(storage_url: str | None, hook: Any) -> dict[str, str]:
-    """What `unpack` needs, as variables.
+    """The variables for `unpack`.
 
     Raises:
         TypeError: the user's hook is neither a function nor the name of one.
@@ -131,7 +131,8 @@ def pack(storage_url: str | None, hook: Any) -> dict[str, str]:
     if isinstance(hook, str):
         contents["call"] = hook
     elif callable(hook):
-        # Ray would keep it in the cluster; so it is there too when a workflow is resumed elsewhere.
+        # Ray would keep it in the cluster only. In the variable, it is also there after a
+        # resumption elsewhere.
         contents["load"] = base64.b64encode(cloudpickle.dumps(hook)).decode()
     elif hook is not None:
         raise TypeError(f"{HOOK_FIELD} must be a function or its name, not {type(hook).__name__}.")
@@ -147,7 +148,7 @@ def pack(storage_url: str | None, hook: Any) -> dict[str, str]:
 
 
 def reach_attempts() -> None:
-    """Have attempts of workflows that are submitted here call `HOOK` too, in any case."""
+    """Make attempts of workflows that are submitted here call `HOOK` too."""
     capture.process_env_vars[HOOK_VARIABLE] = HOOK
 
 
@@ -163,7 +164,7 @@ def unpack() -> None:
     """Take over the driver's storage, and call the user's hook."""
     contents = json.loads(os.environ.get(PARCEL_VARIABLE) or "{}")
     if "storage" in contents:
-        # Only if this cluster has none yet: a workflow may be resumed with its storage elsewhere.
+        # Used only if the cluster has no storage yet: a workflow may be resumed with another one.
         os.environ[VARIABLE] = contents["storage"]
     hook: Callable[[], Any] | None = None
     if "call" in contents:
