@@ -39,6 +39,7 @@ class Driver:
         now: float = 1000.0,
         tags: dict[str, Tag] | None = None,
         parent: str = "",
+        request_id: str = "",
         can_wait: bool = True,
     ) -> None:
         self.state = WorkflowState(workflow_id, incarnation)
@@ -58,6 +59,7 @@ class Driver:
                 history=history or None,
                 tags=tags or {},
                 parent=parent,
+                request_id=request_id,
             ),
             can_run=start,
             can_wait=can_wait,

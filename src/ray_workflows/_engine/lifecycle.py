@@ -119,8 +119,10 @@ def on_submit_again(
         created=known and message.request_id == state.request_id,
         same_plan=same_plan,
     )
-    if known and has_gone_on(state, around):
-        return Decision([], accepted)  # Repeated because the answer was lost.
+    if known and (has_gone_on(state, around) or message.parent):
+        # Repeated because the answer was lost. A parent need only know that its child is there: a
+        # child that was interrupted goes on when somebody resumes it, as any other workflow.
+        return Decision([], accepted)
     if message.history is not None and not known:
         return Decision([], WorkflowAlreadyExistsError(state.workflow_id))
     refusal = why_not_resumed(state, around, canceled=False, same_plan=same_plan)

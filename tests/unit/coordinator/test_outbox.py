@@ -11,6 +11,7 @@ from ray_workflows._engine.fork import fork_history
 from ray_workflows._engine.summary import catalog_row
 from ray_workflows._model import events as ev
 from ray_workflows._model import messages as msg
+from ray_workflows._model.answers import Accepted
 from ray_workflows._model.commands import Command, Deliver, StartAttempt
 from ray_workflows._model.outbox import OutboxMessage
 from ray_workflows._model.status import WorkflowStatus
@@ -198,6 +199,17 @@ def test_a_child_is_made_once_and_takes_no_id_of_another() -> None:
     child.succeed("a")
     assert child.send(submit(request_id="id-child")) == []
     assert isinstance(child.answer, WorkflowAlreadyExistsError)
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_a_child_that_was_interrupted_is_there(room: bool) -> None:
+    """The one that has started it, which may take the only place, does not wait for a place."""
+    known = {"parent": "wf", "request_id": "id-child"}
+    child = Driver(plan(("a", ())), workflow_id="child", **known)  # type: ignore[arg-type]
+    child.send(msg.Release(BOOM))
+    around = {"can_run": room, "can_wait": room}
+    assert child.send(submit(request_id="id-child"), "h2", **around) == []
+    assert isinstance(child.answer, Accepted)
 
 
 def test_a_child_has_room_and_names_its_parent() -> None:
