@@ -22,12 +22,14 @@ from ray_workflows._client.copies import COPIER, Copying
 from ray_workflows._client.reader import Reader
 from ray_workflows._client.reads import get_metadata, get_status, get_tasks, stored_output
 from ray_workflows._codec.envelope import seal
-from ray_workflows._codec.journal import decode_entries, encode_entry
+from ray_workflows._codec.journal import decode_entries, encode_entry, encode_plan
 from ray_workflows._codec.references import blobs_in
+from ray_workflows._coordinator.requests import Submission
 from ray_workflows._engine.summary import catalog_row
 from ray_workflows._model import messages as msg
+from ray_workflows._model.outbox import OutboxMessage
 from ray_workflows._model.status import WorkflowStatus
-from ray_workflows._model.values import Value
+from ray_workflows._model.values import Blob, Value
 from ray_workflows.exceptions import (
     StorageConfigError,
     StorageCorruptError,
@@ -44,6 +46,7 @@ from ray_workflows.testing.builders import OK, list_ids, make_append, make_holde
 from tests.cli.store import Store
 from tests.support.moto import CREDENTIALS, s3_server, storage_url
 from tests.support.put_once import Crash, Interrupted, MemoryObjectStorage, MemoryOperations
+from tests.unit.plans import plan
 
 KINDS = ("sqlite", "postgres", "s3", "shared", "combined")
 
@@ -280,6 +283,38 @@ def test_a_copy_is_brought_up_to_date(source: Store, make: Callable[[str], Stora
     assert ray_workflows.copy("w", source=source.storage, target=target) == ["w"]
     assert contents(target, "w") == contents(source.storage, "w")
     assert views(target, "w")["output"] == b"y" * 100_000
+
+
+def submission(store: Store, child: str) -> tuple[OutboxMessage, Blob]:
+    """A message that starts a workflow, and the blob of the argument of its task."""
+    blob = store.storage.write_blob(f"i-{child}", "argument", seal(bytes(200_000), []))
+    (task,) = plan(("f", ())).tasks
+    large = msgspec.structs.replace(task, arguments=Value(blob))
+    raw = msgspec.Raw(encode_plan(msgspec.structs.replace(plan(("f", ())), tasks=(large,))))
+    body = msgspec.msgpack.encode(Submission(child, f"i-{child}", raw, {}, None, f"id-{child}"))
+    return OutboxMessage(f"id-{child}", child, Value(body)), blob
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "shared"])
+def test_what_is_not_handed_over_is_copied(
+    kind: str, source: Store, make: Callable[[str], Storage]
+) -> None:
+    """The copy starts it where it goes on, and needs what belongs to it."""
+    story = source.story("w")
+    (done, done_blob), (left, left_blob) = (submission(source, each) for each in ("done", "left"))
+    # One is in a blob itself, as large ones are.
+    data = left.body.data
+    assert isinstance(data, bytes)
+    stored = source.storage.write_blob(story.state.incarnation, "message", [data])
+    left = msgspec.structs.replace(left, body=Value(stored))
+    story.report(msg.AttemptReturned, "fetch", value=Value(b"v"), messages=(done, left))
+    story.send(msg.Delivered(done.message_id))
+    source.save(story)
+    target = make(kind)
+    assert ray_workflows.copy("w", source=source.storage, target=target) == ["w"]
+    assert contents(target, "w") == contents(source.storage, "w")
+    assert target.read_blob("i-left", left_blob) == source.storage.read_blob("i-left", left_blob)
+    assert target.find_blob("i-done", done_blob.key) is None
 
 
 def test_who_goes_on_meanwhile_is_not_copied(

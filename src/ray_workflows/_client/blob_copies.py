@@ -27,16 +27,23 @@ def copy_blobs(
             continue
         copied.add(blob.key)
         begun, pieces = begin(source.stream_blob(origin, blob))
-        written = target.write_blob(incarnation, blob.key, chain(begun, pieces))
-        # The checksums may be of different kinds; then compare the bytes.
-        if written != blob and not is_stored(target, incarnation, blob):
-            raise StorageCorruptError(
-                f"There is another blob {blob.key!r} of workflow incarnation {incarnation!r} "
-                f"where it is to be copied to: {written.size} bytes with checksum "
-                f"{written.checksum}, expected {blob.size} with {blob.checksum}. Delete the "
-                f"workflow there, and copy it again."
-            )
+        write_copy(target, incarnation, blob, chain(begun, pieces))
         pending += objects_in(joined(begun), where=f"blob {blob.key}") or ()
+
+
+def write_copy(
+    target: BlobStore, incarnation: str, blob: Blob, pieces: Iterable[memoryview]
+) -> None:
+    """Write the bytes of a blob under its key. Errors are those of `copy_blobs`."""
+    written = target.write_blob(incarnation, blob.key, pieces)
+    # The checksums may be of different kinds; then compare the bytes.
+    if written != blob and not is_stored(target, incarnation, blob):
+        raise StorageCorruptError(
+            f"There is another blob {blob.key!r} of workflow incarnation {incarnation!r} "
+            f"where it is to be copied to: {written.size} bytes with checksum "
+            f"{written.checksum}, expected {blob.size} with {blob.checksum}. Delete the "
+            f"workflow there, and copy it again."
+        )
 
 
 def is_stored(storage: BlobStore, incarnation: str, blob: Blob) -> bool:

@@ -9,28 +9,31 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 import msgspec
 import ray
 
 from ray_workflows._client import connection
-from ray_workflows._client.blob_copies import copy_blobs
+from ray_workflows._client.blob_copies import copy_blobs, write_copy
 from ray_workflows._client.outputs import read_row
 from ray_workflows._client.reader import ACTIVE, Reader
 from ray_workflows._client.removal import by_lease_alone
-from ray_workflows._codec.journal import Chain
+from ray_workflows._codec.journal import Chain, decode_plan
 from ray_workflows._codec.references import blobs_in
 from ray_workflows._coordinator.liveness import this_holder
+from ray_workflows._coordinator.outbox import SUBMISSION
 from ray_workflows._environment import shared_items
 from ray_workflows._environment.code.packages import item_name
 from ray_workflows._model import events as ev
 from ray_workflows._model.catalog import Append, CatalogRow, JournalEntry
 from ray_workflows._model.events import Event
 from ray_workflows._model.ids import validate_workflow_id
+from ray_workflows._model.outbox import OutboxMessage
 from ray_workflows._model.plan import Environment
 from ray_workflows._model.status import WorkflowStatus
+from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import (
     StorageConfigError,
     StorageCorruptError,
@@ -97,8 +100,12 @@ class Copying:
         """
         row = read_row(self.source.storage, workflow_id)
         self.check_source(row)
-        history = History(self.source.storage, row)
-        entries = [entry for entry, _ in history.read()][: row.seq]
+        entries: list[JournalEntry] = []
+        outbox: dict[str, OutboxMessage] = {}
+        for entry, events in History(self.source.storage, row).read():
+            if entry.seq <= row.seq:
+                entries.append(entry)
+                keep_messages(outbox, events)
         done = self.check_target(row, entries)
         if done == row.seq:
             return False
@@ -108,6 +115,8 @@ class Copying:
         with unless_deleted(self.source.storage, row):
             for entry in new:
                 self.copy_values(row, chain.decode(entry))
+            for message in outbox.values():
+                self.copy_submission(row, message)
         try:
             self.append(row, new)
         finally:
@@ -116,20 +125,36 @@ class Copying:
 
     def copy_values(self, row: CatalogRow, events: Sequence[Event]) -> None:
         """Copy the packages, documents and blobs that events name."""
-        self.copy_environments(row, events)
-        copy_blobs(
-            self.source.storage,
-            row.incarnation,
-            self.target.storage,
-            row.incarnation,
-            blobs_in(events),
-        )
-
-    def copy_environments(self, row: CatalogRow, events: Sequence[Event]) -> None:
-        """Copy the packages that events name, and the documents about environments."""
-        source, target = self.source.storage, self.target.storage
         user = (row.workflow_id, row.incarnation)
-        for environment in environments_in(events):
+        self.copy_environments(user, environments_in(events))
+        # Large messages are submissions as they travel, and no values.
+        plain = {blob for message in messages_in(events) for blob in blobs_in(message)}
+        self.copy_blobs(row.incarnation, (each for each in blobs_in(events) if each not in plain))
+        for blob in plain:
+            pieces = self.source.storage.stream_blob(row.incarnation, blob)
+            write_copy(self.target.storage, row.incarnation, blob, pieces)
+
+    def copy_submission(self, row: CatalogRow, message: OutboxMessage) -> None:
+        """Copy what belongs to a workflow that is not handed over yet: where the copy goes on, it
+        starts that workflow."""
+        body = message.body.data
+        if isinstance(body, Blob):
+            body = bytes(self.source.storage.read_blob(row.incarnation, body))
+        submission = SUBMISSION.decode(body)
+        plan = decode_plan(submission.plan)
+        user = (submission.workflow_id, submission.incarnation)
+        self.copy_environments(user, [plan.environment])
+        self.copy_blobs(submission.incarnation, blobs_in(plan))
+
+    def copy_blobs(self, incarnation: str, blobs: Iterable[Blob]) -> None:
+        """Copy blobs of a workflow."""
+        copy_blobs(self.source.storage, incarnation, self.target.storage, incarnation, blobs)
+
+    def copy_environments(self, user: tuple[str, str], environments: Iterable[Environment]) -> None:
+        """Copy the packages and the documents of environments. ``user``: id and incarnation of the
+        workflow that needs them."""
+        source, target = self.source.storage, self.target.storage
+        for environment in environments:
             for package in environment.packages:
                 item = shared_items.Item(item_name(package), package.incarnation, package.blob)
                 shared_items.copy_item(source, target, item, user)
@@ -314,6 +339,21 @@ def not_copied(failed: dict[str, Exception]) -> WorkflowCopyError:
     return WorkflowCopyError(
         list(failed), f"{len(failed)} of the workflows were not copied, all others are:\n{reasons}"
     )
+
+
+def keep_messages(outbox: dict[str, OutboxMessage], events: Sequence[Event]) -> None:
+    """Keep what is sent, by its id, until it is delivered."""
+    outbox.update((message.message_id, message) for message in messages_in(events))
+    for event in events:
+        if isinstance(event, ev.Delivered):
+            outbox.pop(event.message_id, None)
+
+
+def messages_in(events: Iterable[Event]) -> Iterator[OutboxMessage]:
+    """What tasks have sent by these events."""
+    for event in events:
+        if isinstance(event, (ev.TaskSucceeded, ev.TaskContinued)):
+            yield from event.messages
 
 
 def environments_in(events: Sequence[Event]) -> Iterator[Environment]:

@@ -17,6 +17,7 @@ from ray_workflows._model import messages as msg
 from ray_workflows._model.errors import name_of, text_of
 from ray_workflows._model.outbox import OutboxMessage
 from ray_workflows._model.values import Blob, ErrorInfo
+from ray_workflows.exceptions import CoordinatorUnavailableError
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,11 @@ LOOK_SECONDS = 1.0
 #: the one before, up to this.
 LONGEST_PAUSE = 60.0
 
-DECODER = msgspec.msgpack.Decoder(Submission)
+#: What could not be decided on within so many seconds is given up for now. Some storages refuse an
+#: incarnation that was deleted for hours, and it is decided on again each time.
+ASK_SECONDS = 20.0
+
+SUBMISSION = msgspec.msgpack.Decoder(Submission)
 
 
 class Letter(NamedTuple):
@@ -71,7 +76,7 @@ class Deliveries:
         store: RetryingStorage,
         after: Callable[[float, Callable[[], None]], None],
         elapsed: Callable[[], float],
-        ask: Callable[[str, msg.Asked, Reply], None],
+        ask: Callable[[str, msg.Asked, Reply, float], None],
         report: Callable[[str, Iterable[msg.Delivered]], None],
         is_driven: Callable[[str], bool],
     ) -> None:
@@ -115,7 +120,7 @@ class Deliveries:
 
     def decode(self, sender: str, message: OutboxMessage, body: bytes) -> msg.Submit:
         """The submission in a message."""
-        submission = submit_input(DECODER.decode(body))
+        submission = submit_input(SUBMISSION.decode(body))
         # A history, even an empty one, goes into no workflow that is there.
         return msgspec.structs.replace(
             submission, request_id=message.message_id, history=(), parent=sender
@@ -138,7 +143,12 @@ class Deliveries:
     def send(self, letter: Letter) -> None:
         """Ask the target to take a message."""
         target = letter.message.target
-        self.ask(target, letter.submit, lambda answer: self.answered(target, letter, answer))
+        self.ask(
+            target,
+            letter.submit,
+            lambda answer: self.answered(target, letter, answer),
+            self.elapsed() + ASK_SECONDS,
+        )
 
     def answered(self, target: str, letter: Letter, answer: Any) -> None:
         """The target has taken a message, refuses it, or can't say."""
@@ -212,4 +222,4 @@ class Deliveries:
 def is_final(error: Exception) -> bool:
     """Whether a target will always answer so. A storage that is damaged or misconfigured is waited
     for until somebody has mended it."""
-    return is_refusal(error) and not isinstance(error, queue.Full)
+    return is_refusal(error) and not isinstance(error, (queue.Full, CoordinatorUnavailableError))

@@ -15,6 +15,7 @@ from ray_workflows._model.outbox import OutboxMessage
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Value
 from ray_workflows.exceptions import StorageUnavailableError
+from ray_workflows.storage.base import CommitOutcome
 from ray_workflows.storage.memory import MemoryStorage
 from tests.unit.coordinator.test_failover import Coordinator, World
 from tests.unit.plans import plan
@@ -23,6 +24,10 @@ RUNNING, SUCCESSFUL = WorkflowStatus.RUNNING, WorkflowStatus.SUCCESSFUL
 
 #: What fails while a storage is away: all that a coordinator needs of it.
 NEEDED = ("commit", "read_catalog", "read_holders", "renew_holder", "list_catalog", "read_journal")
+
+
+#: Attempts to commit, of 0.05 s each, that take half of 400 s.
+MOST = 4_000
 
 
 class Storage(MemoryStorage):
@@ -49,11 +54,11 @@ class Senders:
         self.asked: list[str] = []
         ask = self.deliveries.ask
 
-        def note(target: str, message: msg.Asked, reply: Reply) -> None:
+        def note(target: str, message: msg.Asked, reply: Reply, until: float) -> None:
             self.asked.append(target)
-            ask(target, message, reply)
+            ask(target, message, reply, until)
 
-        self.deliveries.ask = note  # type: ignore[method-assign]
+        self.deliveries.ask = note
 
     def send(self, sender: str, *targets: str) -> None:
         """A workflow sends a message to each target, and ends when they are delivered."""
@@ -146,3 +151,30 @@ def test_what_others_drive_is_let_go_of(senders: Senders) -> None:
     loop.drop(loop.active["sender"])
     senders.world.pass_time(2.0)
     assert senders.deliveries.under_way == set() == set(senders.deliveries.blocked)
+
+
+def test_a_target_that_a_storage_refuses_for_hours_is_not_asked_without_end(
+    senders: Senders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As object stores do with an incarnation that was deleted: each attempt to create it finds
+    that the id is taken, and nothing is there."""
+    commits: list[float] = []
+    commit = senders.storage.journals.commit
+
+    def refuse(appends: Any) -> Any:
+        appends = list(appends)
+        if any(append.workflow_id == "deleted" for append in appends):
+            commits.append(senders.world.clock.now)
+            assert len(commits) < MOST
+            senders.world.clock.now += 0.05  # It takes its time.
+            return [CommitOutcome.STALE] * len(appends)
+        return commit(appends)
+
+    monkeypatch.setattr(senders.storage.journals, "commit", refuse)
+    senders.send("sender", "deleted")
+    senders.world.pass_time(400.0)
+    assert senders.status("sender") is RUNNING
+    assert 1 < len(commits) < MOST
+    monkeypatch.setattr(senders.storage.journals, "commit", commit)
+    senders.world.pass_time(LONGEST_PAUSE + LOOK_SECONDS)
+    assert [senders.status(each) for each in ("sender", "deleted")] == [SUCCESSFUL, RUNNING]
