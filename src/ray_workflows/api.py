@@ -690,7 +690,9 @@ def delete(workflow_id: str) -> None:
 
     Raises:
         WorkflowNotFoundError: there is no such workflow.
-        WorkflowStillActiveError: it is running or pending.
+        WorkflowStillActiveError: it is running or pending; or a task has started it, and the task's
+            workflow does not know yet that it is there: that is so for a moment, unless that
+            workflow was interrupted.
     """
     workflows.delete(workflow_id)
 

@@ -188,15 +188,30 @@ class WorkflowTaskNotRecoverableError(WorkflowNotResumableError):
 
 
 class WorkflowStillActiveError(PicklableWorkflowError):
-    """The operation needs a workflow that is neither running nor pending."""
+    """The operation needs a workflow that is neither running nor pending, and that the workflow
+    which has started it, if one has, knows to be there.
 
-    def __init__(self, operation: str, workflow_id: str):
+    Attributes:
+        operation: DELETE or COPY.
+        workflow_id: the workflow.
+        parent: the workflow that has started it and does not know yet that it is there, if that is
+            why.
+    """
+
+    def __init__(self, operation: str, workflow_id: str, parent: str | None = None):
+        why = f"is still running or pending. Wait for it, or stop it with cancel({workflow_id!r})."
+        if parent is not None:
+            why = (
+                f"was started by {parent!r}, which does not know yet that it is there, and would "
+                f"start it again. Try again in a moment; if that does not help, resume({parent!r}) "
+                f"or delete({parent!r}) first."
+            )
         super().__init__(
-            f"{operation} couldn't be completed because Workflow[id={workflow_id}] is still "
-            f"running or pending. Wait for it, or stop it with cancel({workflow_id!r})."
+            f"{operation} couldn't be completed because Workflow[id={workflow_id}] {why}"
         )
         self.operation = operation
         self.workflow_id = workflow_id
+        self.parent = parent
 
 
 class WorkflowAlreadyRunningError(PicklableWorkflowError, RuntimeError):

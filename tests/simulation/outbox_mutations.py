@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from ray_workflows._coordinator import deletion as deletion_module
 from ray_workflows._coordinator.outbox import Deliveries
 from ray_workflows._engine import attempts as attempts_module
 from ray_workflows._engine import commands as commands_module
@@ -62,3 +63,11 @@ def a_message_is_said_to_be_delivered_when_it_is_sent(patch: Any) -> None:
         original(self, letter)
 
     patch.setattr(Deliveries, "send", send)
+
+
+TROUBLE = {"until": 30.0, "commit_unsaid": 0.3, "commit_lost": 0.3, "crash_within_step": 0.03}
+
+
+@breaks("stuck", "children", world="parents", **TROUBLE)
+def what_is_deleted_may_be_started_again(patch: Any) -> None:
+    patch.setattr(deletion_module, "is_awaited", lambda storage, row: False)

@@ -1,15 +1,18 @@
 """A world whose tasks start workflows: each exists if and only if the result of its task is
-committed, and it is made once."""
+committed, and it is made once, also if somebody deletes it as soon as it has ended."""
 
 from __future__ import annotations
 
 import zlib
+from random import Random
 from typing import Any
 
 import msgspec
 
 from ray_workflows._codec.journal import encode_plan
-from ray_workflows._coordinator.requests import Submission
+from ray_workflows._coordinator.deletion import Deletion
+from ray_workflows._coordinator.loop import Loop
+from ray_workflows._coordinator.requests import Reply, Submission
 from ray_workflows._executor.protocol import AttemptRequest
 from ray_workflows._model import events as ev
 from ray_workflows._model import messages as msg
@@ -17,12 +20,20 @@ from ray_workflows._model.outbox import OutboxMessage
 from ray_workflows._model.plan import TaskOptions
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Value
+from ray_workflows.exceptions import WorkflowStillActiveError
+from tests.simulation.clients import TROUBLE
 from tests.simulation.executor import SimulatedExecutor
-from tests.simulation.life import Life
+from tests.simulation.life import Life, Ticket
 from tests.simulation.monitor import Journal, Monitor
 from tests.simulation.scripts import Script, build
 from tests.simulation.violations import Violation
-from tests.simulation.world import World
+from tests.simulation.world import CRASHED, World
+
+#: What may be answered to a deletion.
+USUAL = (*TROUBLE, WorkflowStillActiveError)
+
+#: How often somebody looks for something to delete, in seconds at most.
+DELETE_SECONDS = 4.0
 
 #: One message of so many goes to an id that others send to, too, and one is large.
 SHARED, LARGE = 4, 3
@@ -105,6 +116,40 @@ class WorldOfParents(World):
     """See the module."""
 
     monitor: MonitorOfParents
+
+    def live(self) -> None:
+        self.deletions = Random(f"deletions {self.seed}")
+        self.clock.after(self.deletions.random(), self.delete_some)
+        super().live()
+
+    def delete_some(self) -> None:
+        """Delete a workflow that a task has started and that has ended, if there is one."""
+        die = self.deletions
+        if self.calm:
+            return
+        self.clock.after(DELETE_SECONDS * die.random(), self.delete_some)
+        ended = [
+            journal
+            for journal in self.monitor.journals.values()
+            if journal.state.parent
+            and not journal.deleted
+            and journal.state.status not in WorkflowStatus.non_terminating_status()
+        ]
+        life = die.choice(self.clusters).life
+        if life is None or not ended:
+            return
+        state = die.choice(ended).state
+        self.monitor.deletable.add(state.workflow_id)
+
+        def ask(loop: Loop, reply: Reply) -> None:
+            Deletion(loop, state.workflow_id, state.incarnation, reply).begin()
+
+        def judge(answer: Any) -> None:
+            self.trace("deletion of %s: %s", state.workflow_id, answer)
+            if answer is not None and answer is not CRASHED and not isinstance(answer, USUAL):
+                self.fail(Violation("replies", f"deletion of {state.workflow_id}: {answer!r}"))
+
+        life.ask(Ticket(life, f"delete {state.workflow_id} #{self.number()}", judge), ask)
 
     def new_monitor(self) -> MonitorOfParents:
         return MonitorOfParents()

@@ -12,6 +12,7 @@ from ray_workflows._client.connection import Connection
 from ray_workflows._client.outputs import read_row
 from ray_workflows._client.reader import ACTIVE, Reader
 from ray_workflows._coordinator.liveness import Liveness
+from ray_workflows._coordinator.recovery import is_awaited
 from ray_workflows._environment.shared_items import collect
 from ray_workflows._model.catalog import CatalogRow, Holder
 from ray_workflows._model.ids import validate_workflow_id
@@ -48,13 +49,16 @@ def delete(reader: Reader, workflow_id: str) -> None:
 
     Raises:
         WorkflowNotFoundError: there is no such workflow.
-        WorkflowStillActiveError: it is running or pending, or was seconds ago.
+        WorkflowStillActiveError: it is running or pending, or was seconds ago; or the workflow
+            that has started it does not know yet that it is there.
     """
     workflow_id = validate_workflow_id(workflow_id)
     for _ in range(ATTEMPTS):
         row = read_row(reader.storage, workflow_id)
         if reader.claims(by_lease_alone).status(row) in ACTIVE:
             raise WorkflowStillActiveError("DELETE", workflow_id)
+        if is_awaited(reader.storage, row):
+            raise WorkflowStillActiveError("DELETE", workflow_id, row.parent)
         if delete_row(reader, row):
             collect(reader.storage)
             return
@@ -99,10 +103,15 @@ def prune(
 ) -> list[str]:
     """Delete what ended longer ago, but for the newest ones; the ids of what was deleted.
 
-    What was resumed or deleted by somebody else meanwhile is left out.
+    What was resumed or deleted by somebody else meanwhile is left out, and what would be started
+    again, see `is_awaited`.
     """
     rows = find_prunable(reader, older_than, statuses, keep)
-    deleted = [row.workflow_id for row in rows if delete_row(reader, row)]
+    deleted = [
+        row.workflow_id
+        for row in rows
+        if not is_awaited(reader.storage, row) and delete_row(reader, row)
+    ]
     if deleted:
         collect(reader.storage)
     return deleted

@@ -6,7 +6,7 @@ from typing import Any
 
 from ray_workflows._coordinator.liveness import Liveness
 from ray_workflows._coordinator.loop import SOON, Loop
-from ray_workflows._coordinator.recovery import read_end
+from ray_workflows._coordinator.recovery import is_awaited, read_end
 from ray_workflows._coordinator.requests import Reply
 from ray_workflows._coordinator.workflow import answer
 from ray_workflows._engine.decision import ACTIVE
@@ -17,6 +17,10 @@ from ray_workflows.exceptions import (
     WorkflowStillActiveError,
 )
 from ray_workflows.storage.base import CommitOutcome
+
+#: The pause between two checks whether a workflow's parent knows of it, in seconds, and how many
+#: checks a deletion makes.
+AGAIN_SECONDS, LOOKS = 0.2, 10
 
 
 class Deletion:
@@ -45,6 +49,7 @@ class Deletion:
         self.incarnation = incarnation
         self.reply = reply
         self.until = until
+        self.looks = 0
 
     def begin(self) -> None:
         """Delete it, or find out why not. Called on the loop's thread."""
@@ -87,15 +92,19 @@ class Deletion:
     def still_active(self) -> Exception:
         return WorkflowStillActiveError("DELETE", self.workflow_id)
 
-    def read(self) -> tuple[CatalogRow | None, Liveness]:
-        """Read the journal's end, and the live holders. Blocks."""
-        return read_end(self.loop.storage, self.workflow_id), self.loop.activation.read_claims()
+    def read(self) -> tuple[CatalogRow | None, Liveness, bool]:
+        """Read the journal's end and the live holders, and whether the workflow would begin again.
+        Blocks."""
+        storage = self.loop.storage
+        row = read_end(storage, self.workflow_id)
+        awaited = row is not None and is_awaited(storage, row)
+        return row, self.loop.activation.read_claims(), awaited
 
     def take(self, result: Any) -> None:
         if isinstance(result, Exception):
             answer(self.reply, result)
             return
-        row, claims = result
+        row, claims, awaited = result
         if self.is_over():
             return
         if row is None or self.incarnation not in ("", row.incarnation):
@@ -104,12 +113,23 @@ class Deletion:
             answer(self.reply, gone)
         elif claims.status(row) in ACTIVE or self.loop.active.may_take(row):
             answer(self.reply, self.still_active())
+        elif awaited:
+            self.look_again(row)
         else:
             self.incarnation = row.incarnation
             self.loop.offloader.call(
                 lambda: self.loop.storage.delete(self.workflow_id, row.incarnation, row.seq),
                 self.done,
             )
+
+    def look_again(self, row: CatalogRow) -> None:
+        """Check again soon: most often, the parent knows of its child within moments."""
+        self.looks += 1
+        if self.looks < LOOKS:
+            self.loop.after(AGAIN_SECONDS, self.begin)
+        else:
+            error = WorkflowStillActiveError("DELETE", self.workflow_id, row.parent)
+            answer(self.reply, error)
 
     def done(self, result: Any) -> None:
         if isinstance(result, Exception):

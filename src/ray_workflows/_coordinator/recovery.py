@@ -10,6 +10,7 @@ import msgspec
 
 from ray_workflows._codec.journal import NO_LINK
 from ray_workflows._coordinator.snapshots import NOTHING, Unsaved, saved_in
+from ray_workflows._engine.decision import ACTIVE
 from ray_workflows._engine.evolve import evolve
 from ray_workflows._engine.lifecycle import evolve_lifecycle
 from ray_workflows._engine.snapshots import restore
@@ -205,6 +206,26 @@ def read_end(storage: Storage, workflow_id: str) -> CatalogRow | None:
     # The row is older than the journal, in a storage that does not write both at once.
     recovered = recover(storage, workflow_id, whole=False)
     return None if recovered is None else recovered.row
+
+
+def is_awaited(storage: Storage, row: CatalogRow) -> bool:
+    """Whether the workflow that has started this one does not know yet that it is there: it would
+    hand it over again, and this one would begin anew if it was deleted."""
+    parent = storage.read_catalog(row.parent) if row.parent else None
+    if parent is None or parent.status not in ACTIVE:
+        # A workflow that has ended knows of all that it has started.
+        return False
+    try:
+        outbox = read_state(storage, parent, whole=False).state.outbox
+        if not any(message.target == row.workflow_id for message in outbox.values()):
+            return False
+        # One that is damaged can't say that it is there, and its parent waits for it: to delete it
+        # and have it begin anew is a way out.
+        read_state(storage, row, whole=False)
+    except (WorkflowNotFoundError, StorageCorruptError):
+        # One of the two was deleted meanwhile, or can't be read.
+        return False
+    return True
 
 
 def list_rows(

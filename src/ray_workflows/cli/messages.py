@@ -62,7 +62,9 @@ def explain(error: BaseException) -> str:
     workflow_id = getattr(error, "workflow_id", None)
     if isinstance(error, queue.Full):
         return "The cluster takes no more workflows now (max_pending_workflows). Try again later."
-    if found is None or workflow_id is None or getattr(error, "task_id", None) is not None:
+    # Errors about more than the workflow say it better themselves.
+    more = (getattr(error, name, None) for name in ("task_id", "parent"))
+    if found is None or workflow_id is None or any(each is not None for each in more):
         return str(error)
     return found(workflow_id) or str(error)
 
