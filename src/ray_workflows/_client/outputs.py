@@ -44,14 +44,16 @@ WorkflowEndError = WorkflowExecutionError | WorkflowCancellationError | OutputNo
 ENDED_BADLY = (WorkflowStatus.FAILED, WorkflowStatus.CANCELED)
 
 
-def read_row(storage: Storage, workflow_id: str) -> CatalogRow:
+def read_row(storage: Storage, workflow_id: str, incarnation: str = "") -> CatalogRow:
     """The catalog row of a workflow.
 
+    ``incarnation``: which one of this id; any if it is empty.
+
     Raises:
-        WorkflowNotFoundError: there is none.
+        WorkflowNotFoundError: there is none, or it was deleted and another one has its id.
     """
     row = storage.read_catalog(workflow_id)
-    if row is None:
+    if row is None or incarnation not in ("", row.incarnation):
         raise WorkflowNotFoundError(workflow_id)
     return row
 
@@ -235,10 +237,7 @@ class Awaited:
 
     def read_row(self) -> CatalogRow:
         """Its present catalog row."""
-        row = read_row(self.reader.storage, self.workflow_id)
-        if self.incarnation not in ("", row.incarnation):
-            raise WorkflowNotFoundError(self.workflow_id)
-        return row
+        return read_row(self.reader.storage, self.workflow_id, self.incarnation)
 
     def is_about(self, watched: Watched | None) -> bool:
         """Whether the answer of a watch, which knows ids alone, is about this incarnation."""
@@ -317,7 +316,15 @@ def await_output(
         seen = awaited.row.seq
 
 
-def await_shown(connection: Connection, workflow_id: str) -> Any:
-    """Wait for the output of a workflow that the caller started, and show its progress."""
-    with ProgressDisplay(connection, read_row(connection.storage, workflow_id)) as display:
-        return await_output(connection, workflow_id, None, fresh=True, tick=display.update)
+def await_shown(connection: Connection, workflow_id: str, incarnation: str) -> Any:
+    """Wait for the output of a workflow that the caller has started, and show its progress."""
+    row = read_row(connection.storage, workflow_id, incarnation)
+    with ProgressDisplay(connection, row) as display:
+        return await_output(
+            connection,
+            workflow_id,
+            None,
+            fresh=True,
+            incarnation=incarnation,
+            tick=display.update,
+        )

@@ -13,6 +13,7 @@ from ray_workflows._client.outputs import read_row
 from ray_workflows._coordinator.protocol import ENCODER, Sent
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Value
+from ray_workflows.storage.histories import unless_deleted
 
 #: In place of a value that nobody will look at.
 NOTHING = Value(b"")
@@ -39,7 +40,8 @@ def send(
         call(connection, Sent(workflow_id, name, signal_id, NOTHING, incarnation))
         return
     writer = ValueWriter(connection.storage, incarnation)
-    stored = writer.write_pickled(pickled, key=blob_key(name, signal_id), where=where)
+    with unless_deleted(connection.storage, row):
+        stored = writer.write_pickled(pickled, key=blob_key(name, signal_id), where=where)
     call(connection, Sent(workflow_id, name, signal_id, stored, incarnation))
 
 

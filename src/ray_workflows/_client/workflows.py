@@ -24,7 +24,6 @@ from ray_workflows._client.outputs import (
     await_shown,
     read_row,
     seen_output,
-    workflow_output,
 )
 from ray_workflows._client.reader import ACTIVE
 from ray_workflows._client.submissions import SubmissionBuilder
@@ -223,14 +222,21 @@ def run(
                 submitted, watched = builder.run()
     connection = builder.connection
     accepted = only_answer(submitted)
-    if isinstance(accepted, Finished):
-        return workflow_output(connection, read_row(connection.storage, workflow_id))
+    done, value = seen_output(connection, watched)
+    return value if done else awaited(connection, workflow_id, accepted, progress)
+
+
+def awaited(
+    connection: Connection, workflow_id: str, accepted: Accepted | Finished, progress: bool
+) -> Any:
+    """The output of a workflow that the caller has started or resumed, once it is there.
+
+    Raises:
+        WorkflowNotFoundError: it was deleted meanwhile, whatever has its id now.
+    """
     with told_if_interrupted(workflow_id):
-        if progress:
-            return await_shown(connection, workflow_id)
-        done, value = seen_output(connection, watched)
-        if done:
-            return value
+        if progress and not isinstance(accepted, Finished):
+            return await_shown(connection, workflow_id, accepted.incarnation)
         return await_output(
             connection, workflow_id, None, fresh=True, incarnation=accepted.incarnation
         )
@@ -258,14 +264,7 @@ def resume(workflow_id: str, canceled: bool, progress: bool, resume_options: Res
     changes = CodeChanges(connection.storage)
     accepted = environments.resume(connection, workflow_id, canceled, resume_options, changes.look)
     changes.warn()
-    if isinstance(accepted, Finished):
-        return workflow_output(connection, read_row(connection.storage, workflow_id))
-    with told_if_interrupted(workflow_id):
-        if progress:
-            return await_shown(connection, workflow_id)
-        return await_output(
-            connection, workflow_id, None, fresh=True, incarnation=accepted.incarnation
-        )
+    return awaited(connection, workflow_id, accepted, progress)
 
 
 def resume_async(workflow_id: str, canceled: bool, resume_options: ResumeOptions) -> ray.ObjectRef:

@@ -10,7 +10,11 @@ from collections.abc import Iterator
 from ray_workflows._codec.journal import Chain
 from ray_workflows._model.catalog import CatalogRow, JournalEntry
 from ray_workflows._model.events import AnyEvent
-from ray_workflows.exceptions import StorageCorruptError, WorkflowNotFoundError
+from ray_workflows.exceptions import (
+    StorageCorruptError,
+    StorageUnavailableError,
+    WorkflowNotFoundError,
+)
 from ray_workflows.storage.base import Storage
 
 
@@ -58,11 +62,15 @@ class History:
 
 @contextlib.contextmanager
 def unless_deleted(storage: Storage, row: CatalogRow) -> Iterator[None]:
-    """Turn damage into `WorkflowNotFoundError` if the workflow was deleted after its row was
-    read."""
+    """Scope in which something of a workflow is read or written. Where the workflow of this row was
+    deleted meanwhile, what is missing is no damage, and can't be written any more either.
+
+    Raises:
+        WorkflowNotFoundError: that is so.
+    """
     try:
         yield
-    except StorageCorruptError:
+    except (StorageCorruptError, StorageUnavailableError):
         now = storage.read_catalog(row.workflow_id)
         if now is None or now.incarnation != row.incarnation:
             raise WorkflowNotFoundError(row.workflow_id) from None

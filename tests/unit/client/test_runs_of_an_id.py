@@ -14,6 +14,7 @@ import ray_workflows as workflow
 from ray_workflows._client import workflows
 from ray_workflows._client.connection import Connection
 from ray_workflows._coordinator.protocol import SENT
+from ray_workflows._model.answers import Accepted, Finished
 from ray_workflows.exceptions import WorkflowNotFoundError
 from ray_workflows.storage import MemoryStorage
 from ray_workflows.testing.builders import fill, incarnation_of
@@ -67,3 +68,14 @@ def test_a_coordinator_of_0_1_0_is_asked_as_it_understands(asked: Asked) -> None
     fill(asked.storage, "w")
     workflow.cancel("w")
     assert asked.calls == [("cancel", "w")]
+
+
+@pytest.mark.parametrize("progress", [False, True])
+@pytest.mark.parametrize("answer", [Finished("another"), Accepted("another", created=True)])
+def test_what_is_waited_for_is_not_another_run(
+    asked: Asked, answer: Finished | Accepted, progress: bool
+) -> None:
+    """It was deleted between the coordinator's answer and the reading, and its id is used again."""
+    fill(asked.storage, "w")
+    with pytest.raises(WorkflowNotFoundError):
+        workflows.awaited(asked, "w", answer, progress)
