@@ -20,9 +20,9 @@ from ray_workflows._coordinator.admission import UNLIMITED, Limits
 from ray_workflows._coordinator.eviction import EVICT_SECONDS
 from ray_workflows._coordinator.liveness import LEASE_SECONDS
 from ray_workflows._environment.code.interpreter import check_python
-from ray_workflows._environment.snapshot import take_snapshot
+from ray_workflows._environment.snapshot import remember_options, take_snapshot
 from ray_workflows._executor.node_storage import NodeStorage
-from ray_workflows._model.plan import Environment
+from ray_workflows._model.plan import Environment, Plan
 from ray_workflows._ray.cluster import call_inside, is_outside
 from ray_workflows._version import __version__
 from ray_workflows.codec import PayloadCodec
@@ -124,6 +124,10 @@ class Connection(Reader):
     def snapshot(self) -> Environment:
         """The environment of this process; stores all packages that it names."""
         return take_snapshot(self.storage, self.storage.url)
+
+    def remember(self, plan: Plan, user: tuple[str, str]) -> Plan:
+        """A plan whose tasks' runtime_envs have stored packages; ``user``: id and incarnation."""
+        return remember_options(self.storage, plan, user)
 
     def values(self, incarnation: str) -> ValueReader:
         """Reads the values of a workflow; ObjectRefs come back as such."""

@@ -24,7 +24,7 @@ from ray_workflows._codec.journal import decode_plan, encode_events, encode_plan
 from ray_workflows._coordinator.protocol import ENCODER, Submissions, decode_submitted
 from ray_workflows._coordinator.requests import Submission, Submitted, Watched, seconds_more
 from ray_workflows._environment.shared_items import workflow_incarnation
-from ray_workflows._environment.snapshot import remember_options, share
+from ray_workflows._environment.snapshot import share
 from ray_workflows._model.answers import Accepted, Finished, Stopped
 from ray_workflows._model.catalog import CatalogRow, Tag
 from ray_workflows._model.plan import Environment, EnvironmentChange, Function
@@ -97,7 +97,7 @@ class SubmissionBuilder:
             args=args,
             kwargs=kwargs,
         )
-        plan = remember_options(storage, plan, (workflow_id, incarnation))
+        plan = self.connection.remember(plan, (workflow_id, incarnation))
         self.submissions.append(
             Submission(
                 workflow_id,

@@ -41,6 +41,8 @@ class CrashPoints:
         #: Where it crashes, and where it did.
         self.wanted: list[Callable[[str, int, Sequence[str]], bool]] = []
         self.crashed: list[CrashPoint] = []
+        #: Tasks at which it is to crash and has not.
+        self.tasks: list[str] = []
         #: By incarnation and number, the ids of tasks.
         self.task_ids: dict[tuple[str, int], str] = {}
 
@@ -69,7 +71,15 @@ class CrashPoints:
 
     def at_task(self, task_id: str, when: str) -> None:
         """Crash before or after the commit that has the result of a task."""
-        self.wanted.append(lambda at, number, ended: at == when and task_id in ended)
+        self.tasks.append(task_id)
+
+        def wanted(at: str, number: int, ended: Sequence[str]) -> bool:
+            if at != when or task_id not in ended:
+                return False
+            self.tasks.remove(task_id)
+            return True
+
+        self.wanted.append(wanted)
 
     def describe(self, appends: Sequence[Append]) -> Iterator[str]:
         """What a commit says."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import timedelta
 from functools import partial
-from types import TracebackType
+from types import FunctionType, MethodType, TracebackType
 from typing import Any
 
 import msgspec
@@ -69,6 +69,7 @@ class Mock:
         self.function = None if isinstance(target, str) else function_name(body_of(target))
         self.action = action
         self.times = times
+        self.used = False
 
     def fits(self, request: AttemptRequest) -> bool:
         """Whether it runs in place of the function of an attempt."""
@@ -83,12 +84,20 @@ def body_of(target: Any) -> Callable[..., Any]:
     """The function behind a remote function, or the function itself."""
     if isinstance(target, RemoteFunction):
         return remote_body(target)
-    if not callable(target):
+    if not isinstance(target, FunctionType):
         raise TypeError(
-            f"A mock is for a remote function, a function or the id of a task, not {target!r}."
+            f"A mock is for a remote function as it is decorated, a function, or the id of a task, "
+            f"not for {target!r}."
         )
     body: Callable[..., Any] = target
     return body
+
+
+def is_exception(value: Any) -> bool:
+    """Whether it can be raised."""
+    if isinstance(value, type):
+        return issubclass(value, BaseException)
+    return isinstance(value, BaseException)
 
 
 class StartedWorkflow:
@@ -189,6 +198,24 @@ class Environment:
     ) -> None:
         connection.stand_in = None
         self.scope.close()
+        if kind is None:
+            self.check_used()
+
+    def check_used(self) -> None:
+        """Raise if something that the test has arranged for a task never came to it.
+
+        Raises:
+            AssertionError: there was no such task; names those that ran.
+        """
+        unused = [
+            f"mock({each.task_id!r})" for each in self.mocks if each.task_id and not each.used
+        ]
+        unused += [f"crash_at({task_id!r})" for task_id in self.crash_points.tasks]
+        if unused:
+            ran = ", ".join(dict.fromkeys(repr(each.task_id) for each in self.executions))
+            raise AssertionError(
+                f"{', '.join(unused)}: no such task has ended. Tasks that ran: {ran or 'none'}."
+            )
 
     # -- running ---------------------------------------------------------------------------
 
@@ -307,11 +334,15 @@ class Environment:
 
     # -- what workflows are told, and what they say ------------------------------------------
 
-    def signal(self, workflow_id: str, name: str, value: Any = None) -> None:
+    def signal(
+        self, workflow_id: str, name: str, value: Any = None, *, signal_id: str | None = None
+    ) -> None:
         """Send a workflow a signal, and run what follows without time passing. Errors as of
         `ray_workflows.signal`."""
         self.check_entered()
-        workflows.signal(workflow_id, validate_signal_text("name", name), value, None)
+        if signal_id is not None:
+            validate_signal_text("signal_id", signal_id)
+        workflows.signal(workflow_id, validate_signal_text("name", name), value, signal_id)
         self.settle()
 
     def cancel(self, workflow_id: str) -> None:
@@ -376,10 +407,20 @@ class Environment:
             times: how often; then the one before it counts again. None: always.
 
         Raises:
-            TypeError: the target is neither, or several of the three are given.
+            TypeError: the target is neither, several of the three are given, or one of another
+                type.
+            ValueError: ``times`` is less than 1.
         """
         if sum(each is not None for each in (returns, raises, calls)) > 1:
             raise TypeError("A mock returns, raises or calls: give one of the three.")
+        if raises is not None and not is_exception(raises):
+            raise TypeError(f"raises= takes an exception or its type, not {raises!r}.")
+        if calls is not None and not callable(calls):
+            raise TypeError(f"calls= takes something to call, not {calls!r}.")
+        if times is not None and (isinstance(times, bool) or not isinstance(times, int)):
+            raise TypeError(f"times= takes a number or None, not {times!r}.")
+        if times is not None and times < 1:
+            raise ValueError(f"times= is how often the mock runs, at least once: not {times}.")
 
         def action(*args: Any, **kwargs: Any) -> Any:
             if raises is not None:
@@ -392,6 +433,7 @@ class Environment:
         """What runs in place of a task's function; None: the function."""
         for mock in reversed(self.mocks):
             if mock.fits(request):
+                mock.used = True
                 if mock.times is not None:
                     mock.times -= 1
                 return mock.action
@@ -426,6 +468,8 @@ class Environment:
             when: ``"before"`` the commit: the task has run and its result is lost. ``"after"`` it:
                 the result is durable, and nobody has heard of it.
         """
+        if not isinstance(task_id, str):
+            raise TypeError(f"crash_at takes the id of a task, not {task_id!r}.")
         self.crash_points.at_task(task_id, check_when(when))
 
     @property
@@ -455,6 +499,18 @@ class CrashReport(msgspec.Struct, frozen=True):
     executions: tuple[int, ...]
 
 
+def same(result: Any, expected: Any, equal: Callable[[Any, Any], Any]) -> bool:
+    """Whether two results are the same."""
+    found = equal(result, expected)
+    try:
+        return bool(found)
+    except ValueError as error:
+        raise TypeError(
+            f"Results of type {type(result).__name__} can't be compared by {equal!r}: {error} Give "
+            f"equal=, for arrays numpy.array_equal."
+        ) from error
+
+
 def run_dag(dag: DAGNode, env: Environment) -> Any:
     """The scenario of a DAG alone."""
     return env.run(dag, workflow_id="crash-everywhere")
@@ -472,10 +528,12 @@ def crash_everywhere(
 
     Args:
         scenario: a DAG, or a function that is given an `Environment` (entered), runs workflows in
-            it, with signals and mocks as needed, and returns what is to be compared.
-        equal: whether two results are the same.
+            it, with signals and mocks as needed, and returns what is to be compared. It begins by
+            resetting what tasks change outside of the workflow: there are many runs.
+        equal: whether two results are the same; for arrays, ``numpy.array_equal``.
 
     Raises:
+        TypeError: neither a DAG nor a function.
         AssertionError: a run with a crash has another result, or an error; says where it crashed.
 
     Examples:
@@ -488,6 +546,10 @@ def crash_everywhere(
         >>> report.result, str(report.points[0])[:13]
         (6, 'before commit')
     """
+    if not isinstance(scenario, (DAGNode, FunctionType, MethodType, partial)):
+        raise TypeError(
+            f"crash_everywhere takes a DAG (task.bind(...)) or a function, not {scenario!r}."
+        )
     run = partial(run_dag, scenario) if isinstance(scenario, DAGNode) else scenario
     with Environment() as env:
         expected = run(env)
@@ -504,7 +566,7 @@ def crash_everywhere(
                     raise AssertionError(
                         f"With a crash {point}, it raises {type(error).__name__}: {error}"
                     ) from error
-            if not equal(result, expected):
+            if not same(result, expected, equal):
                 raise AssertionError(
                     f"With a crash {point}, the result is {result!r} and not {expected!r}."
                 )

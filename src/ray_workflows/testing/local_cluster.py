@@ -12,7 +12,7 @@ import itertools
 import queue
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
@@ -33,7 +33,7 @@ from ray_workflows._executor.worker.listeners import awaited
 from ray_workflows._executor.worker.process import Pool
 from ray_workflows._model import messages as msg
 from ray_workflows._model.catalog import Append, CatalogQuery
-from ray_workflows._model.plan import LISTENER, Environment
+from ray_workflows._model.plan import LISTENER, Environment, Plan
 from ray_workflows._model.values import Outcome
 from ray_workflows.storage import CommitOutcome, Storage
 from ray_workflows.storage.memory import MemoryBlobs, MemoryHome, MemoryJournals, MemoryLeases
@@ -42,6 +42,9 @@ from ray_workflows.testing.local_objects import LocalObjects, LocalReader
 
 #: The coordinator of every life.
 COORDINATOR = "testing.Environment"
+
+#: What a task may raise, on a cluster too, that is no `Exception`.
+OF_TASKS = (SystemExit, GeneratorExit, asyncio.CancelledError)
 
 #: For longer than any test passes, in seconds.
 FOR_EVER = 1e12
@@ -137,6 +140,13 @@ class LocalAttempt(AttemptRun):
         function, args, kwargs = super().loaded()
         return self.stand_in or function, args, kwargs
 
+    def raised(self, error: BaseException) -> AnyReport:
+        """The report for what user code raised. What is to end the test, as Ctrl-C or a failure
+        of pytest, does so."""
+        if not isinstance(error, (Exception, *OF_TASKS)):
+            raise error
+        return super().raised(error)
+
     def reference(self, outcome: Outcome, *, where: str) -> ray.ObjectRef:
         """An ObjectRef of an input."""
         return self.objects.put(self.reader.read_outcome(outcome, where=where))
@@ -167,13 +177,22 @@ class LocalConnection(Reader):
         """Code runs in this process, which has it."""
         return Environment()
 
+    def remember(self, plan: Plan, user: tuple[str, str]) -> Plan:
+        """As `snapshot`, of runtime_envs of tasks: nothing is installed here."""
+        return plan
+
     def ask(self, method: str, workflow_id: str, *args: Any, incarnation: str) -> Any:
         """As of a connection to a cluster, about one run of an id."""
-        return self.answer(self.local.verbs[method](workflow_id, *args, incarnation))
+        return self.answer(self.verb(method)(workflow_id, *args, incarnation))
 
     def call(self, method: str, *args: Any) -> Any:
         """As of a connection to a cluster."""
-        return self.answer(self.local.verbs[method](*args))
+        return self.answer(self.verb(method)(*args))
+
+    def verb(self, method: str) -> Callable[..., Any]:
+        """What does something that is asked of a coordinator."""
+        found = self.local.verbs.get(method)
+        return self.coordinator if found is None else found
 
     @staticmethod
     def answer(answer: Any) -> Any:
@@ -374,10 +393,13 @@ class LocalCluster:
 
 
 def run_listener(run: LocalAttempt) -> AnyReport:
-    """Run a listener's attempt to its end, in an event loop of its own."""
+    """Run a listener's attempt to its end, in an event loop of its own. On a thread: a test may be
+    a coroutine itself."""
     try:
         function, args, kwargs = run.loaded()
-        return run.returned(asyncio.run(awaited(run, function, args, kwargs)))
+        with ThreadPoolExecutor(1) as pool:
+            result = pool.submit(lambda: asyncio.run(awaited(run, function, args, kwargs))).result()
+        return run.returned(result)
     except BaseException as error:
         return run.raised(error)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from typing import Any, NoReturn
 from unittest import mock
 
 import ray
@@ -30,8 +30,13 @@ class LocalObjects:
     @contextmanager
     def in_place_of_rays(self) -> Iterator[None]:
         """Scope in which ``ray.put``, ``ray.get`` and ``ray.wait`` are those of this store. Refs
-        that it does not know are Ray's."""
-        with mock.patch.multiple(ray, put=self.put, get=self.get, wait=self.wait):
+        that it does not know are Ray's. Ray does not start by itself in it."""
+        functions: dict[str, Any] = {"put": self.put, "get": self.get, "wait": self.wait}
+        if not ray.is_initialized():
+            functions["init"] = refuse_to_start
+        with ExitStack() as stack:
+            for name, function in functions.items():
+                stack.enter_context(mock.patch.object(ray, name, function))
             yield
 
     def keep(self, pickled: Pickled) -> ray.ObjectRef:
@@ -59,6 +64,15 @@ class LocalObjects:
             return list(refs[:num_returns]), list(refs[num_returns:])
         ready, others = self.ray_wait(refs, num_returns=num_returns, **options)
         return ready, others
+
+
+def refuse_to_start(*_: Any, **__: Any) -> NoReturn:
+    """In place of ``ray.init``, which ``.remote()`` and others call by themselves."""
+    raise RuntimeError(
+        "A testing.Environment is entered, which has no Ray cluster, and this needs one "
+        "(.remote(), an actor, an ObjectRef that was not made here). If you mean it, call "
+        "ray.init() before you enter the environment."
+    )
 
 
 class LocalReader(ValueReader):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -106,8 +107,8 @@ def test_arguments_and_results_are_copied(env: Environment) -> None:
 
     assert env.run(change.bind(given)) == [1, 2]
     assert given == [1]
-    with pytest.raises(TypeError, match="lock"):
-        env.run(change.bind([__import__("threading").Lock()]))
+    with pytest.raises((TypeError, workflow.SerializationError), match="generator"):
+        env.run(change.bind([iter(each for each in ())]))
 
 
 def test_objects_without_a_cluster(env: Environment) -> None:
@@ -283,11 +284,73 @@ def test_mocks(env: Environment) -> None:
     assert env.run(ray.remote(local).bind()) == "mocked too"
 
 
-def test_mocks_that_mean_nothing(env: Environment) -> None:
-    with pytest.raises(TypeError, match="one of the three"):
-        env.mock(fetch, returns=1, raises=OSError)
-    with pytest.raises(TypeError, match="remote function"):
-        env.mock(5)  # type: ignore[arg-type]
+@ray.remote
+class Actor:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "match"),
+    [
+        (fetch, {"returns": 1, "raises": OSError}, "one of the three"),
+        (fetch, {"raises": "x"}, "exception or its type"),
+        (fetch, {"calls": 5}, "to call"),
+        (fetch, {"times": "a"}, "number"),
+        (fetch, {"times": -1}, "at least once"),
+        (5, {}, "remote function"),
+        (Actor, {}, "remote function"),
+        (fetch.options(num_cpus=1), {}, "as it is decorated"),
+    ],
+)
+def test_mocks_that_mean_nothing(
+    env: Environment, target: Any, options: dict[str, Any], match: str
+) -> None:
+    with pytest.raises((TypeError, ValueError), match=match):
+        env.mock(target, **options)
+    assert env.run(fetch.bind("a")) == "<a>"
+
+
+def mistyped() -> None:
+    with Environment() as env:
+        env.mock("no such", returns=1)
+        env.crash_at("frist")
+        env.run(chain())
+
+
+def test_what_never_came_to_pass_is_said() -> None:
+    with pytest.raises(AssertionError, match=r"mock.'no such'., crash_at.'frist'.: no such task"):
+        mistyped()
+    with pytest.raises(TypeError, match="id of a task"), Environment() as env:
+        env.crash_at(fetch)  # type: ignore[arg-type]
+
+
+def test_what_ends_a_test_ends_it(env: Environment) -> None:
+    env.mock(fetch, raises=KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        env.run(fetch.bind("a"))
+    env.mock(fetch, calls=lambda url: pytest.fail("not that one"))
+    with pytest.raises(pytest.fail.Exception, match="not that one"):
+        env.run(fetch.bind("a"))
+
+
+def test_what_needs_ray_says_so(env: Environment) -> None:
+    if ray.is_initialized():
+        pytest.skip("Tests before have started it.")
+    with pytest.raises(RuntimeError, match=r"call ray.init\(\) before"):
+        fetch.remote("a")
+    env.cancel(env.run_async(workflow.sleep(5), workflow_id="w").workflow_id)
+    with pytest.raises(RuntimeError, match="env.resume"):
+        workflow.resume("w", canceled=True)
+    with_env = fetch.options(runtime_env={"env_vars": {"A": "1"}, "pip": ["nothing-there"]})
+    assert env.run(with_env.bind("a")) == "<a>"
+
+
+def test_in_a_coroutine(env: Environment) -> None:
+    async def test() -> str:
+        result: str = env.run(workflow.wait_for_event(AtOnce, "it"))
+        return result
+
+    assert asyncio.run(test()) == "it has happened"
 
 
 # -- crashes -------------------------------------------------------------------------------
@@ -334,6 +397,18 @@ def test_crash_everywhere() -> None:
     assert len(report.points) > 10
     assert {point.when for point in report.points} == {"before", "after"}
     assert max(report.executions) <= min(report.executions) + 2
+
+
+def test_results_that_need_a_comparison_of_their_own() -> None:
+    @ray.remote
+    def array() -> np.ndarray:
+        return np.arange(3)
+
+    with pytest.raises(TypeError, match="numpy.array_equal"):
+        crash_everywhere(array.bind())
+    assert len(crash_everywhere(array.bind(), equal=np.array_equal).points) == 4
+    with pytest.raises(TypeError, match=r"bind\(...\)"):
+        crash_everywhere(array)  # type: ignore[arg-type]
 
 
 def test_crash_everywhere_finds_what_is_not_repeatable() -> None:
