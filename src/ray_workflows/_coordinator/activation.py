@@ -1,7 +1,7 @@
-"""Reading workflows into memory: because somebody asks about them, because they are due, because
-nobody drives them any more, or because others have appended to their journals.
+"""Reads workflows into memory: because of a request, because they are due, because nobody drives
+them any more, or because others have appended to their journals.
 
-It decides nothing: what was read is the loop's to go on with. Blocking reads are on threads of the
+This module decides nothing: the loop decides on what was read. Blocking reads run in threads of the
 `Offloader`.
 """
 
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class Driver(Protocol):
-    """What it takes of the loop, which holds workflows and goes on with them."""
+    """The part of the loop that `Activation` uses."""
 
     active: ActiveWorkflows
     storage: Storage
@@ -49,46 +49,43 @@ class Driver(Protocol):
     clock: Callable[[], float]
 
     def guard(self, workflow: Workflow, action: Callable[[Workflow], None]) -> None:
-        """Do something for a workflow; an error stops that workflow alone."""
+        """Call ``action``. An error in it stops this workflow alone."""
 
     def touch(self, workflow: Workflow) -> None:
-        """Look at it in this step."""
+        """Decide on the inbox of a workflow in this step."""
 
     def advance(self, workflow: Workflow) -> None:
-        """Decide now on what came in for it."""
+        """Decide on the inbox of a workflow now."""
 
     def stop(self, workflow: Workflow, error: Exception) -> None:
-        """Drive it no more, because of an error."""
+        """Stop driving a workflow, because of an error."""
 
     def drop(self, workflow: Workflow) -> None:
-        """Let go of it."""
+        """Remove a workflow from memory."""
 
 
 class Activation:
-    """Brings workflows into memory, and reads them again.
-
-    ``loop`` holds them and goes on with them.
-    """
+    """Reads workflows into the memory of ``loop``, and reads them again after a conflict."""
 
     def __init__(self, loop: Driver) -> None:
         self.loop = loop
 
     def bring_back(self, workflow_id: str, *messages: msg.Message | Asked) -> None:
-        """Read a workflow that is in storage alone, and decide on what came in for it."""
+        """Read a workflow of ours that is not in memory, and decide on the messages."""
         loop = self.loop
         if workflow_id in loop.active:
             return
         workflow = Workflow(WorkflowState(workflow_id, ""), 0, None)
-        # It counts as what it was, until it was read.
+        # Until it is read, it counts with the status that it had.
         workflow.reading = True
         loop.active.hold(workflow)
         workflow.inbox.extend(messages)
-        # It is ours: it waits for the storage as others do that are in memory.
+        # While the storage is away, the read is retried: the workflow is ours.
         call = partial(loop.store.call, what=f"Workflow '{workflow_id}'")
         self.read(workflow, call, whole=True)
 
     def find(self, workflow_id: str) -> None:
-        """Look in the storage whether a workflow is one of ours that is not in memory."""
+        """Read a workflow if the catalog says that it is ours; otherwise turn its watchers away."""
         loop = self.loop
 
         def found(row: CatalogRow | Exception | None) -> None:
@@ -102,7 +99,7 @@ class Activation:
         loop.offloader.call(lambda: loop.storage.read_catalog(workflow_id), found)
 
     def take(self, recovered: Recovered, claim: msg.Claim) -> None:
-        """Begin to drive what nobody drives."""
+        """Start to drive a workflow that nobody drives."""
         loop = self.loop
         workflow = Workflow(
             recovered.state,
@@ -113,17 +110,18 @@ class Activation:
         )
         loop.active.hold(workflow)
         if recovered.state.holder == loop.holder_id:
-            # No claim fences it off: what was read may be older than what we did since.
+            # The journal may have entries of ours that are newer than what was read. The claim
+            # below would fail then, but none is appended here.
             self.reload(workflow)
         else:
             workflow.inbox.append(claim)
             workflow.covered = 1
-            # Decide now: the next one counts how many run and wait.
+            # Decide now: the next `take` counts how many workflows run and wait.
             loop.advance(workflow)
 
     def activate(self, workflow: Workflow, *, whole: bool = False) -> None:
-        """Read a workflow that is not driven here, and who drives it. ``whole``: with its tasks,
-        whatever is asked."""
+        """Read a workflow that is not driven here, and the leases that say who drives it.
+        ``whole``: read its tasks even if no request needs them."""
         loop = self.loop
         self.read(workflow, loop.offloader.call, whole=whole)
 
@@ -158,13 +156,13 @@ class Activation:
         call(work, lambda result: loop.guard(workflow, lambda _: then(result)))
 
     def read_claims(self) -> Liveness:
-        """The coordinators as they are now. Blocks: call it through `Offloader`."""
+        """Read the leases of all coordinators. Blocks: call it through `Offloader`."""
         loop = self.loop
         storage = loop.storage
         return Liveness(storage.read_holders(), storage.now(), me=loop.holder, probe=loop.probe)
 
     def refuse_all(self, workflow: Workflow, error: Exception) -> None:
-        """Answer all that was asked about a workflow with the error; let go of it."""
+        """Answer all requests about a workflow with the error, and drop the workflow."""
         loop = self.loop
         asked = [each for each in workflow.inbox if isinstance(each, Asked)]
         workflow.inbox.clear()
@@ -175,7 +173,7 @@ class Activation:
     def activated(
         self, workflow: Workflow, found: Recovered | None, claims: Liveness | None
     ) -> None:
-        """A workflow was read, and the claims if it is not ours to take."""
+        """Go on with a workflow that was read. ``claims`` is None if the workflow is ours."""
         loop = self.loop
         loop.active.become(workflow, found)
         workflow.driven_elsewhere = (
@@ -185,7 +183,8 @@ class Activation:
             if not workflow.whole:
                 self.activate(workflow, whole=True)
                 return
-            # It was in storage alone, or not heard of yet, or took effect after it was given up.
+            # It was not in memory, or is new to us, or its commit took effect after we had given
+            # the commit up.
             workflow.driven_elsewhere = False
             workflow.put_first(msg.Claim())
             if loop.active.drives(workflow):
@@ -193,21 +192,22 @@ class Activation:
         else:
             loop.watchers.turn_away(workflow.workflow_id)
             if workflow.state.outbox and not workflow.whole:
-                # It may be taken over, to deliver its messages.
+                # We may take it over to deliver its messages.
                 self.activate(workflow, whole=True)
                 return
         loop.touch(workflow)
 
     def verify(self, workflow: Workflow) -> None:
-        """Make sure that it is still ours before anything more is started."""
+        """Check that a workflow is still ours before more of its attempts start."""
         if workflow.busy:
             workflow.doubtful = True
         else:
             self.reload(workflow)
 
     def reload(self, workflow: Workflow, *, anew: bool = False) -> None:
-        """Read what others appended to the journal of a workflow of ours; go on if it still is,
-        yield if not. ``anew``: the state is not what the journal said before."""
+        """Read what others appended to the journal of a workflow of ours. Go on if it is still
+        ours; otherwise drop it. ``anew``: read the whole journal, because the state in memory may
+        differ from it."""
         loop = self.loop
         workflow.reading = True
         workflow.covered = len(workflow.inbox)
@@ -232,7 +232,7 @@ class Activation:
                 logger.warning("Workflow '%s' was deleted.", workflow.workflow_id)
                 loop.drop(workflow)
             elif result.state.holder != loop.holder_id:
-                # One that we were just claiming was never ours.
+                # A workflow that we were only claiming was never ours.
                 lost = workflow.row is not None and workflow.row.holder == loop.holder_id
                 logger.log(
                     logging.WARNING if lost else logging.INFO,
@@ -251,17 +251,17 @@ class Activation:
         )
 
     def continue_with(self, workflow: Workflow, recovered: Recovered) -> None:
-        """It is still ours: go on from what the journal says."""
+        """Go on with a workflow that is still ours, from its journal."""
         loop = self.loop
         loop.active.become(workflow, recovered)
         at = next_wake(workflow.state)
         if at is not None and at <= loop.clock():
-            # Before what was reported: a wish to cancel counts from when it was acknowledged.
+            # Before the reports: a cancellation counts from the moment that it was acknowledged.
             workflow.put_first(msg.Wake())
         if not workflow.live:
             workflow.put_first(msg.Claim())
-        # All that should run is asked for again. Starting twice is starting once: what is in flight
-        # stays there, if it still should.
+        # Ask the executor again for every attempt that should run: for one that is in flight, the
+        # second request changes nothing.
         workflow.forget_starts()
         loop.starter.forget_timers(workflow)
         active = workflow.state.active
@@ -272,5 +272,5 @@ class Activation:
 
 
 def is_about_lifecycle(each: msg.Message | Asked) -> bool:
-    """Whether a decision about it depends on no task."""
+    """Whether the decision on a message depends on no task."""
     return isinstance(each, Asked) and type(each.message) in ASKED_OF_LIFECYCLE

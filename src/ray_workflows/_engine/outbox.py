@@ -1,9 +1,9 @@
-"""The outbox: what a workflow sends to others, from the commit of the task that sends it until the
-target knows it.
+"""The outbox: messages of a workflow to other workflows, from the commit of the task that sends
+one until the target has it.
 
-Only the holder of an open workflow delivers. So a workflow does not end before its messages are
-delivered: its end is kept as what is to follow. Whoever reads that it has ended knows that all it
-has started is there, and nobody ever looks for messages in workflows that have ended.
+Only the holder of an open workflow delivers messages. So a workflow whose messages are not all
+delivered does not end: `WorkflowEnding` keeps the end until they are. Hence every workflow that an
+ended one has started exists, and no coordinator searches ended workflows for messages.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ def on_delivered(state: WorkflowState, input: msg.Delivered, now: float) -> Even
 
 
 def with_time(end: ev.End, now: float) -> ev.End:
-    """The end that was kept, as what happens now."""
+    """The kept end, with the time at which it takes effect."""
     return type(end)(now, *[getattr(end, name) for name in end.__struct_fields__[1:]])
 
 
 def keep_end(state: Lifecycle, decision: Decision, now: float, around: Surroundings) -> Decision:
-    """The decision, with the end of a workflow kept for later while there are messages to deliver.
-    One that nobody drives is taken over for that."""
+    """Replace an end in the decision by `WorkflowEnding` while there are messages to deliver. This
+    coordinator takes a workflow over that nobody drives, to deliver them."""
     events = decision.events
     end = events[-1]
     if not isinstance(end, ENDS) or not has_messages(state, events):

@@ -1,7 +1,7 @@
-"""Where this process stands: in the cluster, or outside of it as a Ray Client (``ray://``).
+"""Whether this process runs in the cluster, or outside as a Ray Client (``ray://``).
 
-A Ray Client reaches the cluster through one server only: not its disks, not its network, and
-its own files and variables mean nothing there. What needs the cluster is called in the cluster.
+A Ray Client reaches one server of the cluster, but not its disks or its network; and its own files
+and variables mean nothing there. So functions that need the cluster are called in the cluster.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def is_outside() -> bool:
 
 
 class Refused:
-    """An error on its way back from `answer`."""
+    """An error that `answer` returns."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
@@ -28,7 +28,7 @@ class Refused:
 
 @ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
 def answer(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    """Call a function. Errors are returned: Ray would wrap them, and lose their causes."""
+    """Call a function. An error is returned, because Ray would wrap it and lose its causes."""
     try:
         return function(*args)
     except Exception as error:

@@ -1,6 +1,6 @@
-"""Errors that Ray brings, read without running anything of a user's.
+"""Reads the errors in Ray's messages without running user code.
 
-`tests/unit/ray/test_foreign_errors.py` fails when Ray changes how it brings them.
+`tests/unit/ray/test_foreign_errors.py` fails when Ray changes the format of these messages.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from ray_workflows.exceptions import rebuild_error
 
 logger = logging.getLogger(__name__)
 
-#: Modules of which an error of Ray's own is made, beside Python's own exceptions.
+#: Modules whose types an error of Ray's own may contain, besides Python's own exceptions.
 ERROR_MODULES = ("ray.exceptions", "ray_workflows.exceptions")
 
 
 class ErrorUnpickler(pickle.Unpickler):
-    """Unpickles errors that Ray and this package have made, and refuses all others."""
+    """Unpickles errors of Ray, Python and this package, and refuses all others."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """A type of exceptions, or an id that one has."""
+        """Find an exception type, or the type of an id in an exception; refuse all others."""
         if module in (*ERROR_MODULES, "builtins", "ray._raylet") and "." not in name:
             found = super().find_class(module, name)
             types = BaseID if module == "ray._raylet" else BaseException
@@ -35,7 +35,7 @@ class ErrorUnpickler(pickle.Unpickler):
 
 
 def error_without_user_code(message: Any) -> Exception:
-    """The error in a message of Ray's; one that has anything of a user's in it as text only."""
+    """The error in a message of Ray. If it contains types of a user, only its text is kept."""
     try:
         error: Exception
         error = ErrorUnpickler(io.BytesIO(message.serialized_exception)).load()
@@ -49,5 +49,5 @@ def error_without_user_code(message: Any) -> Exception:
 
 
 def unpickle_no_user_errors() -> None:
-    """From now on, this process runs nothing of a user's when Ray brings it an error."""
+    """Make Ray read errors in this process by `error_without_user_code` from now on."""
     ray.exceptions.RayError.from_ray_exception = staticmethod(error_without_user_code)

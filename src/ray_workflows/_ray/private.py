@@ -1,7 +1,7 @@
-"""Names of Ray that Ray calls private, each used here and nowhere else.
+"""Private names of Ray, each used here and nowhere else.
 
-There is no public way to what they give. `tests/unit/ray/test_private.py` fails when Ray changes
-one, and `tests/test_architecture.py` when one is used elsewhere.
+Ray has no public API for these. `tests/unit/ray/test_private.py` fails when Ray changes one, and
+`tests/test_architecture.py` when other modules use one.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ MAKE_CLASSES = {"_make_skeleton_class": 4, "_make_skeleton_enum": 5}
 MAKES_TYPE_VARIABLE = "_make_typevar"
 ARGUMENTS_OF_CLASS = {**MAKE_CLASSES, MAKES_TYPE_VARIABLE: 5}
 
-#: What an abstract class and an actor's class have that is of their process.
+#: Attributes of abstract classes and of actor classes that differ from process to process.
 OF_PROCESS = ("_abc_impl", "__ray_metadata__")
 
-#: What the pickle of a remote function has of its code, by the name of its class.
+#: Attributes in the pickle of a remote function that are its code, by the name of its class.
 REMOTE_FUNCTION_PARTS = {
     f"{RemoteFunction.__module__}.{RemoteFunction.__qualname__}": ("_function", "_default_options")
 }
@@ -51,10 +51,10 @@ REMOTE_FUNCTION_PARTS = {
 #: The directory of a node, below that of the session, in which Ray unpacks packages.
 UNPACKED = "runtime_resources"
 
-#: What Ray calls the packages that it makes, before a digest of their contents.
+#: Prefix of the names of Ray's packages; a digest of the contents follows.
 PACKAGE_PREFIX = "_ray_pkg_"
 
-#: What Ray adds to a runtime_env that installs packages: which Ray it was.
+#: Key that Ray adds to a runtime_env that installs packages: the commit of Ray.
 RAY_COMMIT = "_ray_commit"
 
 #: Tells workers what to call when they start: a function by its path, or by its key in the cluster.
@@ -95,7 +95,7 @@ def default_options(function: RemoteFunction) -> dict[str, Any]:
 
 
 def bootstrap_address(address: str) -> str | None:
-    """An address as Ray sees it, and for ``auto`` that of the cluster that Ray would take."""
+    """An address in Ray's form; for ``auto``, that of the cluster that Ray would connect to."""
     from ray._private import services
 
     found: str | None = services.canonicalize_bootstrap_address(address)
@@ -103,18 +103,18 @@ def bootstrap_address(address: str) -> str | None:
 
 
 def take_token() -> None:
-    """Have this process show the token of its user, if there is one, to the cluster that it
-    connects to. ``ray.init("auto")`` does so by itself, ``ray.init("host:port")`` does not. If
-    $RAY_AUTH_MODE is set, that holds."""
+    """Make this process send the user's token, if there is one, to the cluster that it connects
+    to: ``ray.init("host:port")`` does not do so by itself, as ``ray.init("auto")`` does. An
+    $RAY_AUTH_MODE that is set takes precedence."""
     try:
         from ray._private.authentication import authentication_token_setup as setup
-    except ImportError:  # Older ones have no tokens.
+    except ImportError:  # Older versions have no tokens.
         return
     take = getattr(setup, "maybe_enable_token_auth_if_token_available", None)
-    if take is None:  # Older ones use them only where $RAY_AUTH_MODE says so.
+    if take is None:  # Older versions use tokens only where $RAY_AUTH_MODE says so.
         return
     level = setup.logger.level
-    # It tells whoever starts a cluster how to opt out.
+    # Ray logs how to opt out, which concerns the owner of the cluster alone.
     setup.logger.setLevel(logging.ERROR)
     try:
         take(warn_if_disabled=False)
@@ -151,35 +151,35 @@ def owner_address(ref: ray.ObjectRef) -> bytes:
 
 
 def actor_state(handle: ActorHandle) -> tuple[bytes, bool]:
-    """A handle as bytes, and whether it is one that does not keep its actor alive."""
+    """A handle as bytes, and whether it is weak, that is, does not keep its actor alive."""
     state, _, weak = handle._serialization_helper()
     return bytes(state), bool(weak)
 
 
 def handle_from_state(state: bytes, weak: bool) -> ActorHandle:
-    """The handle that `actor_state` took."""
+    """The handle of which `actor_state` has returned the state."""
     return ActorHandle._deserialization_helper(state, weak, None)
 
 
 def named_actor(state: bytes) -> tuple[str, str]:
-    """The name and the namespace of an actor, from what `actor_state` took; empty without one."""
+    """The name and the namespace of an actor, from its `actor_state`; empty without a name."""
     about = ActorState.FromString(state)
     return about.name, about.ray_namespace
 
 
-#: What the pickle of a class that comes with its contents calls: to make it empty, to fill it. The
-#: first is in the pickle by a name that begins so.
+#: The functions that the pickle of a class by value calls: two make it empty, one fills it. The
+#: names of the first two begin with SKELETON.
 SKELETON = b"_make_skeleton_"
 MAKE_CLASS: Callable[..., type] = pickling._make_skeleton_class
 MAKE_ENUM: Callable[..., type] = pickling._make_skeleton_enum
 FILL_CLASS: Callable[..., type] = pickling._class_setstate
 
-#: At which position the first two take the id of the class.
+#: Position of the class id among the arguments of MAKE_CLASS and MAKE_ENUM.
 CLASS_ID, ENUM_ID = 4, 5
 
 
 def class_id(cls: type) -> str | None:
-    """The id under which a class is pickled, if it was before."""
+    """The id under which a class was pickled before; None if it was not."""
     with pickling._DYNAMIC_CLASS_TRACKER_LOCK:
         found: str | None = pickling._DYNAMIC_CLASS_TRACKER_BY_CLASS.get(cls)
         return found
@@ -193,13 +193,13 @@ def tracked_class(tracker_id: str) -> type | None:
 
 
 def know_class(cls: type, tracker_id: str) -> None:
-    """Let a pickle with this id mean a class, unless it means another one."""
+    """Make pickles with this id mean the class, unless the id means another class already."""
     with pickling._DYNAMIC_CLASS_TRACKER_LOCK:
         pickling._DYNAMIC_CLASS_TRACKER_BY_ID.setdefault(tracker_id, cls)
 
 
 def track_class(cls: type, tracker_id: str) -> None:
-    """Have a class pickled under an id from now on. Those it had before stay its own."""
+    """Pickle a class under this id from now on. Its earlier ids still mean it."""
     with pickling._DYNAMIC_CLASS_TRACKER_LOCK:
         pickling._DYNAMIC_CLASS_TRACKER_BY_CLASS[cls] = tracker_id
         pickling._DYNAMIC_CLASS_TRACKER_BY_ID[tracker_id] = cls
@@ -216,28 +216,28 @@ def registered_function(key: str) -> bytes:
 
 
 def put_key(key: str, data: bytes, *, overwrite: bool = True) -> None:
-    """Keep bytes in the cluster, in place of what is there, unless that is to stay."""
+    """Store bytes in the cluster. ``overwrite``: replace what the key has already."""
     _internal_kv_put(key, data, overwrite=overwrite)
 
 
 def get_key(key: str) -> bytes | None:
-    """The bytes that the cluster has under a key."""
+    """The bytes that the cluster has stored under a key."""
     data: bytes | None = _internal_kv_get(key)
     return data
 
 
 def has_key(key: str) -> bool:
-    """Whether the cluster has something under a key."""
+    """Whether the cluster has stored a key."""
     return bool(_internal_kv_exists(key))
 
 
 def delete_key(key: str) -> None:
-    """Remove what the cluster has under a key."""
+    """Remove a key from the cluster."""
     _internal_kv_del(key)
 
 
 def largest_package() -> int:
-    """How many bytes a package may have, as Ray limits it."""
+    """Ray's limit for the size of a package, in bytes."""
     from ray._private.runtime_env.packaging import GCS_STORAGE_MAX_SIZE
 
     return int(GCS_STORAGE_MAX_SIZE)
@@ -247,13 +247,13 @@ def default_excludes() -> list[str]:
     """What Ray leaves out of every package."""
     try:
         from ray._private.ray_constants import get_runtime_env_default_excludes
-    except ImportError:  # Older ones leave out nothing.
+    except ImportError:  # Older versions leave out nothing.
         return []
     return list(get_runtime_env_default_excludes())
 
 
 def git_matcher(lines: Iterable[str]) -> Callable[[str], bool]:
-    """Whether a relative path is meant by lines of a ``.gitignore``."""
+    """A function that says whether lines of a ``.gitignore`` match a relative path."""
     spec = PathSpec.from_lines("gitwildmatch", list(lines))
     return lambda path: bool(spec.match_file(path))
 

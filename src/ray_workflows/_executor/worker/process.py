@@ -1,6 +1,6 @@
-"""What the code in a worker needs of its process: clocks, a watch, a thread, Ray's object store.
+"""What worker code uses of its process: clocks, a watchdog, a thread, Ray's object store.
 
-A simulation gives the same code another process, with a clock of its own.
+A simulation gives the same code a `Process` with a clock of its own.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import ray
 
 from ray_workflows._executor.worker.watchdog import WATCHDOG, AnyWatchdog
 
-#: Digits of a node's id that are kept with each attempt: enough to tell nodes apart, and a fifth of
-#: what a small result takes in the journal.
+#: How many digits of a node's id each attempt records: enough to tell nodes apart, and a fifth of
+#: the size of a small result in the journal.
 NODE_DIGITS = 8
 
 
@@ -25,7 +25,7 @@ class Pool(Protocol):
     """Threads that work beside the caller."""
 
     def submit(self, work: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Begin to do it."""
+        """Start ``work`` in a thread."""
 
 
 class Process(Protocol):
@@ -33,7 +33,7 @@ class Process(Protocol):
 
     @property
     def watch(self) -> AnyWatchdog:
-        """Looks at the attempts that run here."""
+        """The watchdog of the attempts that run here."""
 
     @property
     def node_id(self) -> str:
@@ -43,7 +43,7 @@ class Process(Protocol):
         """Seconds since 1970."""
 
     def monotonic(self) -> float:
-        """Seconds of a clock that nobody sets."""
+        """Seconds of a monotonic clock."""
 
     def sleep(self, seconds: float) -> None:
         """Let the calling thread wait."""
@@ -70,8 +70,8 @@ class RayProcess:
 
     @functools.cached_property
     def node_id(self) -> str:
-        """The first digits of the id of its node; empty where Ray is not connected, which asking it
-        would change."""
+        """The first digits of the id of its node; empty if Ray is not connected, because asking Ray
+        for the id would connect it."""
         if not ray.is_initialized():
             return ""
         whole: str = ray.get_runtime_context().get_node_id()
@@ -82,5 +82,5 @@ class RayProcess:
         return ThreadPoolExecutor(1)
 
 
-#: The process that this is.
+#: This process.
 HERE: Process = RayProcess()

@@ -1,4 +1,4 @@
-"""An attempt that runs in this process, and what the coordinator is told of it meanwhile."""
+"""An attempt that runs in this process, and its reports to the coordinator meanwhile."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from ray_workflows._executor.protocol import AttemptRequest
 from ray_workflows._executor.worker.process import Process
 from ray_workflows._executor.worker.watchdog import CHECK_SECONDS
 
-#: How long an attempt runs before the coordinator is told, in seconds.
+#: How long an attempt runs before it reports to the coordinator, in seconds.
 TOLD_AFTER_SECONDS = 0.25
 
 
-#: An attempt whose code ends so shortly before its timeout, in seconds, says so at once: two looks
-#: of the watch, which says so of all others.
+#: An attempt whose code ends less than this before its timeout, in seconds, reports the end at
+#: once: the watchdog, which reports it otherwise, might check too late.
 MARGIN_SECONDS = 2 * CHECK_SECONDS
 
 
 class RunningAttempt:
-    """An attempt that runs: the coordinator hears of it when it has run for a while.
+    """An attempt that runs. It reports to the coordinator when it has run for a while.
 
-    It hears at once of one that has a timeout, and also when that attempt waits for the storage:
-    the timeout is for what user code does, and runs anew when the storage has answered.
+    An attempt with a timeout reports at once, and also reports when it waits for the storage: the
+    timeout limits user code alone, and begins anew when the storage has answered.
     """
 
     __slots__ = (
@@ -44,23 +44,23 @@ class RunningAttempt:
 
     def __init__(self, request: AttemptRequest, coordinator: Any, process: Process) -> None:
         self.request = request
-        #: None: nobody wants to know.
+        #: None: the attempt reports nothing.
         self.coordinator = coordinator
         self.process = process
         self.began = process.monotonic()
         self.told = coordinator is None
         self.timeout = None if coordinator is None else request.template.options.timeout
-        #: The watch looks from another thread.
+        #: The watchdog calls `check` in a thread of its own.
         self.lock = threading.Lock()
-        #: Whether it waits for the storage, and whether its code is over.
+        #: Whether the attempt waits for the storage, and whether its code has ended.
         self.waits = False
         self.code_ended = False
-        #: Whether the coordinator was told that its timeout does not run; how often that it does
-        #: again.
+        #: Whether the last report said that the timeout is paused; how many reports said that it
+        #: runs again.
         self.paused = False
         self.resumed = 0
         if self.timeout is not None:
-            # Its time runs from here.
+            # The coordinator measures the timeout from this report.
             self.tell()
 
     def check(self, now: float) -> bool:
@@ -72,7 +72,8 @@ class RunningAttempt:
         return not self.told or (self.timeout is not None and not self.code_ended)
 
     def tell(self) -> None:
-        """Nobody waits for it to arrive: if it gets lost, less is shown."""
+        """Report that the attempt runs, without waiting for the answer: a lost report only makes
+        the coordinator show less."""
         if not self.told:
             self.told = True
             request, process = self.request, self.process
@@ -82,11 +83,11 @@ class RunningAttempt:
                 process.node_id,
             )
 
-    # -- its timeout, which is for what user code does -----------------------------------------
+    # -- the timeout, which limits user code alone ---------------------------------------------
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Scope in which it waits for the storage. That is told if it takes a while."""
+        """Scope in which the attempt waits for the storage. A long wait is reported."""
         self.waits = True
         try:
             yield
@@ -99,8 +100,8 @@ class RunningAttempt:
                     self.tell_waits()
 
     def end_code(self) -> None:
-        """User code has ended, and what came of it is to be stored: it waits from now on. Where the
-        timeout could be over before the watch looks, that is told at once."""
+        """Note that user code has ended, and that the attempt waits for the storage from now on. If
+        the timeout could pass before the watchdog checks, this is reported at once."""
         with self.lock:
             self.code_ended = True
             timeout = self.timeout or math.inf
@@ -108,13 +109,15 @@ class RunningAttempt:
                 self.pause()
 
     def pause(self) -> None:
-        """Say that it waits, unless that is known. The lock is held."""
+        """Report that the attempt waits, unless the last report said so. Call with the lock
+        held."""
         if self.timeout is not None and not self.paused:
             self.paused = True
             self.tell_waits()
 
     def tell_waits(self) -> None:
-        """Say whether it waits. Numbered: of two calls on their way, the later one counts."""
+        """Report whether the attempt waits. Reports are numbered, because Ray may deliver two in
+        the wrong order."""
         request = self.request
         self.coordinator.attempt_waits.remote(
             *(request.incarnation, request.task, request.epoch, request.attempt),

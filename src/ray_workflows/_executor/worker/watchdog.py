@@ -1,4 +1,4 @@
-"""The watchdog of a worker process: a thread that checks every 50 ms what runs in it.
+"""The watchdog of a worker process: a thread that checks the running attempts every 50 ms.
 
 Short attempts end before the first check, so they cost nothing here.
 """
@@ -22,11 +22,11 @@ class Watched(Protocol):
     """What a watchdog can check."""
 
     def check(self, now: float) -> bool:
-        """Check it, at this time of the monotonic clock. Returns whether to check it again."""
+        """Check once, at time ``now`` of the monotonic clock. Returns whether to check again."""
 
 
 class Watchdog:
-    """The thread, which starts with the first thing to watch, and what it watches."""
+    """Calls `Watched.check` from one thread, which starts with the first `add`."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
@@ -54,8 +54,8 @@ class Watchdog:
                 while not self.watched:
                     self.changed.wait()
             time.sleep(CHECK_SECONDS)
-            # A method of its own: a name of this one would hold what was looked at last, with
-            # results of gigabytes in the object store, for as long as the worker has nothing to do.
+            # A method of its own: a local variable here would keep the last attempt, perhaps with
+            # results of gigabytes in the object store, alive while the worker is idle.
             self.look()
 
     def look(self) -> None:
@@ -66,7 +66,7 @@ class Watchdog:
             try:
                 again = one.check(now)
             except Exception:
-                # The cluster is going away: what is not told now is told by nobody.
+                # The cluster is shutting down, so nobody needs the report.
                 logger.debug("What runs here could not be told.", exc_info=True)
                 again = False
             if not again:
@@ -74,22 +74,22 @@ class Watchdog:
 
 
 class AnyWatchdog(Protocol):
-    """A `Watchdog`, or what does the same in a simulation."""
+    """A `Watchdog`, or its replacement in a simulation."""
 
     def add(self, watched: Watched) -> None:
-        """Look at it from now on."""
+        """Check ``watched`` from now on."""
 
     def remove(self, watched: Watched) -> None:
-        """Look at it no more."""
+        """Stop checking ``watched``."""
 
 
-#: The watch of this process.
+#: The watchdog of this process.
 WATCHDOG = Watchdog()
 
 
 @contextmanager
 def watching(watched: Watched, watch: AnyWatchdog) -> Iterator[None]:
-    """Scope in which something is looked at."""
+    """Scope in which ``watch`` checks ``watched``."""
     watch.add(watched)
     try:
         yield
