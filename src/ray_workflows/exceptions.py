@@ -138,11 +138,27 @@ class WorkflowCancellationError(PicklableWorkflowError):
         self.workflow_id = workflow_id
 
 
-class WorkflowNotFoundError(PicklableWorkflowError, ValueError):
-    """There is no workflow of this id in the storage, or no such task in the workflow."""
+def says_replaced(workflow_id: str) -> str:
+    """The message about a workflow whose id is that of another one by now."""
+    return (
+        f"Workflow[id={workflow_id}] that was asked about was deleted, and another one of this id "
+        f"was made since, which was left alone. Ask again if that one is meant."
+    )
 
-    def __init__(self, workflow_id: str, task_id: str | None = None):
-        if task_id is None:
+
+class WorkflowNotFoundError(PicklableWorkflowError, ValueError):
+    """There is no workflow of this id in the storage, or no such task in the workflow.
+
+    Attributes:
+        workflow_id: the workflow.
+        task_id: the task; None if there is no workflow.
+        replaced: the workflow that was asked about was deleted, and another one has its id now.
+    """
+
+    def __init__(self, workflow_id: str, task_id: str | None = None, *, replaced: bool = False):
+        if replaced:
+            message = says_replaced(workflow_id)
+        elif task_id is None:
             message = (
                 f"Workflow[id={workflow_id}] was referenced but doesn't exist. "
                 f"list_all() shows the workflows of this storage."
@@ -155,6 +171,7 @@ class WorkflowNotFoundError(PicklableWorkflowError, ValueError):
         super().__init__(message)
         self.workflow_id = workflow_id
         self.task_id = task_id
+        self.replaced = replaced
 
 
 class WorkflowNotResumableError(PicklableWorkflowError):
@@ -168,15 +185,18 @@ class WorkflowNotResumableError(PicklableWorkflowError):
 class WorkflowToResumeNotFoundError(WorkflowNotFoundError, WorkflowNotResumableError):
     """There is no workflow with this id to resume."""
 
-    def __init__(self, workflow_id: str):
+    def __init__(self, workflow_id: str, *, replaced: bool = False):
         # One message in place of those of both bases.
         PicklableWorkflowError.__init__(
             self,
-            f"Workflow[id={workflow_id}] is not resumable: it doesn't exist. "
+            says_replaced(workflow_id)
+            if replaced
+            else f"Workflow[id={workflow_id}] is not resumable: it doesn't exist. "
             f"list_all() shows the workflows of this storage.",
         )
         self.workflow_id = workflow_id
         self.task_id: str | None = None
+        self.replaced = replaced
 
 
 class WorkflowTaskNotRecoverableError(WorkflowNotResumableError):

@@ -28,6 +28,10 @@ class Deletion:
 
     It does not read the journal's contents: a million tasks take seconds to read.
 
+    Ray repeats a call whose coordinator died before it answered. So if the named incarnation is
+    gone, the answer is that it was deleted. If another workflow has the id by then, the answer is
+    an error, because the caller may take that one for the deleted one.
+
     Args:
         loop: the coordinator's.
         workflow_id: the workflow.
@@ -70,10 +74,9 @@ class Deletion:
         if not self.incarnation and self.workflow_id in loop.active.evicted:
             answer(self.reply, self.still_active())
             return
-        if workflow is not None and self.incarnation not in ("", workflow.incarnation):
-            answer(self.reply, None)  # The wanted incarnation is deleted already.
-            return
-        if workflow is not None and loop.active.drives(workflow):
+        # The workflow in memory may be another one of the id, even one that was deleted.
+        meant = workflow is not None and self.incarnation in ("", workflow.incarnation)
+        if workflow is not None and meant and loop.active.drives(workflow):
             if workflow.state.status in ACTIVE:
                 answer(self.reply, self.still_active())
                 return
@@ -92,13 +95,15 @@ class Deletion:
     def still_active(self) -> Exception:
         return WorkflowStillActiveError("DELETE", self.workflow_id)
 
-    def read(self) -> tuple[CatalogRow | None, Liveness, bool]:
-        """Read the journal's end and the live holders, and whether the workflow would begin again.
-        Blocks."""
+    def read(self) -> tuple[CatalogRow | None, Liveness | None, bool]:
+        """Read the journal's end, the live holders if the workflow has not ended, and whether it
+        would begin again. Blocks."""
         storage = self.loop.storage
         row = read_end(storage, self.workflow_id)
-        awaited = row is not None and is_awaited(storage, row)
-        return row, self.loop.activation.read_claims(), awaited
+        if row is None:
+            return None, None, False
+        claims = self.loop.activation.read_claims() if row.status in ACTIVE else None
+        return row, claims, is_awaited(storage, row)
 
     def take(self, result: Any) -> None:
         if isinstance(result, Exception):
@@ -107,11 +112,15 @@ class Deletion:
         row, claims, awaited = result
         if self.is_over():
             return
-        if row is None or self.incarnation not in ("", row.incarnation):
+        if row is None:
             # A named incarnation existed, so it is deleted already, as wanted.
             gone = None if self.incarnation else WorkflowNotFoundError(self.workflow_id)
             answer(self.reply, gone)
-        elif claims.status(row) in ACTIVE or self.loop.active.may_take(row):
+        elif self.incarnation not in ("", row.incarnation):
+            answer(self.reply, WorkflowNotFoundError(self.workflow_id, replaced=True))
+        elif claims is not None and (
+            claims.status(row) in ACTIVE or self.loop.active.may_take(row)
+        ):
             answer(self.reply, self.still_active())
         elif awaited:
             self.look_again(row)

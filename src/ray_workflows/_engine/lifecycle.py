@@ -75,6 +75,14 @@ def is_there(state: Lifecycle, incarnation: str) -> bool:
     return state.status is not WorkflowStatus.NONE and incarnation in ("", state.incarnation)
 
 
+def not_found(
+    state: Lifecycle,
+    error: type[WorkflowNotFoundError | WorkflowToResumeNotFoundError] = WorkflowNotFoundError,
+) -> Exception:
+    """The answer where the workflow that is asked about is not there, but maybe another one."""
+    return error(state.workflow_id, replaced=state.status is not WorkflowStatus.NONE)
+
+
 # -- asked ---------------------------------------------------------------------------------
 
 
@@ -137,7 +145,7 @@ def on_resume(
     state: WorkflowState, message: msg.Resume, now: float, around: Surroundings
 ) -> Decision:
     if not is_there(state, message.incarnation):
-        return Decision([], WorkflowToResumeNotFoundError(state.workflow_id))
+        return Decision([], not_found(state, WorkflowToResumeNotFoundError))
     accepted = Accepted(state.incarnation, created=False)
     if state.is_known(message.request_id) and has_gone_on(state, around):
         return Decision([], accepted)  # Repeated because the answer was lost.
@@ -191,7 +199,7 @@ def resumed(
 
 def on_cancel(state: Lifecycle, message: msg.Cancel, now: float, around: Surroundings) -> Decision:
     if not is_there(state, message.incarnation):
-        return Decision([], WorkflowNotFoundError(state.workflow_id))
+        return Decision([], not_found(state))
     if state.status is WorkflowStatus.CANCELED or isinstance(state.ending, ev.WorkflowCanceled):
         return Decision([])
     if around.driven_elsewhere and is_driven(state, around):
@@ -204,7 +212,7 @@ def on_signal(state: Lifecycle, message: msg.Signal, now: float, around: Surroun
     """Keep the signal. The holder assigns it to a task on its next wake, after all signals of the
     same batch are kept: one of them may end the workflow, and the rest would be refused."""
     if not is_there(state, message.incarnation):
-        return Decision([], WorkflowNotFoundError(state.workflow_id))
+        return Decision([], not_found(state))
     if is_known(state, message.name, message.signal_id):
         taken = (message.name, message.signal_id) in state.taken
         # Repeated because the answer was lost. The signal may have ended the workflow. If the
@@ -230,7 +238,7 @@ def on_set_tags(
 ) -> Decision:
     """Set tags, also of a workflow that has ended."""
     if not is_there(state, message.incarnation):
-        return Decision([], WorkflowNotFoundError(state.workflow_id))
+        return Decision([], not_found(state))
     tags = with_tags(state.tags, message.tags)
     if len(tags) > MAX_TAGS:
         return Decision([], ValueError(too_many(len(tags))))
@@ -241,7 +249,7 @@ def on_find_signal(
     state: Lifecycle, message: msg.FindSignal, now: float, around: Surroundings
 ) -> Decision:
     if not is_there(state, message.incarnation):
-        return Decision([], WorkflowNotFoundError(state.workflow_id))
+        return Decision([], not_found(state))
     for value in state.signals.get(message.name, {}).values():
         return Decision([], Received(value=value))
     return Decision([], Received(taken=True) if has_been_taken(state, message.name) else None)
@@ -251,7 +259,7 @@ def on_acknowledge_signals(
     state: Lifecycle, message: msg.AcknowledgeSignals, now: float, around: Surroundings
 ) -> Decision:
     if not is_there(state, message.incarnation):
-        return Decision([], WorkflowNotFoundError(state.workflow_id))
+        return Decision([], not_found(state))
     if state.status not in TAKES_SIGNALS:
         # A workflow that has ended needs no acknowledgement.
         return Decision([])

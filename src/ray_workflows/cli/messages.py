@@ -66,6 +66,8 @@ def explain(error: BaseException) -> str:
     more = (getattr(error, name, None) for name in ("task_id", "parent"))
     if found is None or workflow_id is None or any(each is not None for each in more):
         return str(error)
+    if getattr(error, "replaced", False):
+        return str(error)
     return found(workflow_id) or str(error)
 
 
@@ -84,6 +86,12 @@ def note_changes(changes: CodeChanges, verb: str, workflow_id: str, *options: st
     text = changes.text(f"To take the code here: {again}".replace("{", "{{").replace("}", "}}"))
     if text:
         note(text)
+
+
+def note_all_changes(changes: CodeChanges, verb: str, *options: str) -> None:
+    """As `note_changes`, of many workflows; the command is for the first of them."""
+    if changes.workflows:
+        note_changes(changes, verb, changes.workflows[0], *options)
 
 
 def still_active(workflow_id: str) -> str:

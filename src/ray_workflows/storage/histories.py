@@ -73,5 +73,5 @@ def unless_deleted(storage: Storage, row: CatalogRow) -> Iterator[None]:
     except (StorageCorruptError, StorageUnavailableError):
         now = storage.read_catalog(row.workflow_id)
         if now is None or now.incarnation != row.incarnation:
-            raise WorkflowNotFoundError(row.workflow_id) from None
+            raise WorkflowNotFoundError(row.workflow_id, replaced=now is not None) from None
         raise

@@ -18,6 +18,7 @@ from ray_workflows.exceptions import (
     CoordinatorUnavailableError,
     StorageUnavailableError,
     WorkflowNotFoundError,
+    WorkflowStillActiveError,
 )
 from ray_workflows.storage.base import CommitOutcome
 from tests.unit.coordinator.test_failover import Coordinator, World
@@ -144,7 +145,11 @@ def test_a_workflow_that_somebody_else_has_deleted(
     answers: list[Any] = []
     Deletion(owner.loop, "w", "", answers.append).begin()
     world.pass_time(5.0)
-    assert answers == [None]
+    if created:
+        # It is not the one that was to be deleted.
+        assert [error.replaced for error in answers] == [True]
+    else:
+        assert answers == [None]
     assert (row_of(world, "w") is not None) == created
 
 
@@ -203,14 +208,24 @@ def test_a_request_about_a_run_is_not_about_a_later_one_of_its_id(
         owner = Coordinator(world, "other", auto_resume=False)
     before = row_of(world, "w")
     answer = asked(owner, ABOUT_RUNS[name], "i-w")
-    if name == "delete":
-        assert answer is None  # As was wanted.
-    else:
-        assert isinstance(answer, WorkflowNotFoundError)
+    assert isinstance(answer, WorkflowNotFoundError)
+    assert answer.replaced
+    assert "another one of this id was made since" in str(answer)
     assert row_of(world, "w") == before
     # And one about this run is.
     answer = asked(owner, ABOUT_RUNS[name], "i-2")
     assert not isinstance(answer, WorkflowNotFoundError)
+
+
+def test_a_deletion_that_is_repeated_when_nothing_is_left(world: World) -> None:
+    """Ray does so: what was wanted is done, and there is no other that the caller may mean."""
+    owner = Coordinator(world, "owner", auto_resume=False)
+    owner.submit("w")
+    assert asked(owner, cancel, "i-w") is None
+    assert [asked(owner, delete, "i-w") for _ in range(2)] == [None, None]
+    gone = asked(owner, cancel, "i-w")
+    assert isinstance(gone, WorkflowNotFoundError)
+    assert not gone.replaced
 
 
 def test_a_change_that_was_made_for_a_run_is_not_for_a_later_one_of_its_id(world: World) -> None:
@@ -232,22 +247,54 @@ def test_a_change_that_was_made_for_a_run_is_not_for_a_later_one_of_its_id(world
 # -- what others may do to a workflow that has failed --------------------------------------
 
 
-def test_one_that_has_failed_and_was_deleted_from_the_storage(world: World) -> None:
-    """Its coordinator still hears of the siblings of the task that failed. It does not speak of it
-    from memory: a driver would look for it in the storage, again and again."""
-    owner = Coordinator(world, "owner", auto_resume=False)
+def failed_with_a_sibling(owner: Coordinator) -> None:
+    """Let ``w`` fail while another of its tasks is still running."""
     two = plan(("a", ()), ("b", ()), ("c", (0, 1)))
     owner.loop.ask("w", msg.Submit(two, {}, "i-w", "1"), lambda answer: None)
     owner.step()
     error = ErrorInfo("ValueError", "boom")
     owner.loop.report("i-w", [msg.AttemptRaised(0, 0, 1, 0.0, 0.0, error, False)])
     owner.step()
-    row = row_of(world, "w")
-    assert row.status is WorkflowStatus.FAILED
+    assert row_of(owner.world, "w").status is WorkflowStatus.FAILED
     assert "w" in owner.loop.active
-    assert world.storage.delete("w", "i-w", row.seq) is CommitOutcome.OK
+
+
+def test_one_that_has_failed_and_was_deleted_from_the_storage(world: World) -> None:
+    """Its coordinator still hears of the siblings of the task that failed. It does not speak of it
+    from memory: a driver would look for it in the storage, again and again."""
+    owner = Coordinator(world, "owner", auto_resume=False)
+    failed_with_a_sibling(owner)
+    assert world.storage.delete("w", "i-w", row_of(world, "w").seq) is CommitOutcome.OK
     answers: list[Any] = []
     submit = msg.Submit(PLAN, {}, "i-2", "2", asks_first=True)
     owner.loop.ask("w", submit, answers.append)
     world.pass_time(1.0)
     assert answers == [Accepted("i-2", created=True)]
+
+
+def test_what_is_in_memory_is_not_what_is_to_be_deleted(world: World) -> None:
+    """Somebody has deleted it from the storage, and another coordinator has run another one of its
+    id: that one is deleted when it is asked for."""
+    owner = Coordinator(world, "owner", auto_resume=False)
+    failed_with_a_sibling(owner)
+    assert world.storage.delete("w", "i-w", row_of(world, "w").seq) is CommitOutcome.OK
+    other = Coordinator(world, "other", auto_resume=False)
+    other.loop.ask("w", msg.Submit(PLAN, {}, "i-2", "2"), lambda answer: None)
+    other.step()
+    assert isinstance(asked(owner, delete, "i-2"), WorkflowStillActiveError)
+    assert asked(other, cancel, "i-2") is None
+    assert "w" in owner.loop.active
+    assert asked(owner, delete, "i-2") is None
+    assert row_of(world, "w") is None
+
+
+def test_who_lives_is_not_read_to_delete_what_has_ended(world: World) -> None:
+    owner = Coordinator(world, "owner", auto_resume=False)
+    owner.submit("w")
+    assert asked(owner, cancel, "i-w") is None
+    world.storage.calls.clear()
+    answers: list[Any] = []
+    Deletion(owner.loop, "w", "i-w", answers.append).begin()
+    owner.step()
+    assert answers == [None]
+    assert world.storage.calls["read_holders"] == 0
