@@ -27,7 +27,7 @@ from ray_workflows._arguments import (
     parse_status_filter,
 )
 from ray_workflows._capture.execute import execute_dag
-from ray_workflows._client import children, connection, copies, workflows
+from ray_workflows._client import bulk, children, connection, copies, workflows
 from ray_workflows._environment import secrets
 from ray_workflows._executor.worker.context import (
     CurrentTask,
@@ -387,7 +387,7 @@ def resume_all(include_failed: bool = False) -> list[tuple[str, ray.ObjectRef[An
         Ids with ObjectRefs of the outputs. The ref of a workflow that could not be resumed
         raises the reason.
     """
-    return workflows.resume_all(include_failed)
+    return bulk.resume_all(include_failed)
 
 
 def fork(

@@ -102,13 +102,13 @@ def test_a_storage_that_is_away_ends_it(orders: Store) -> None:
         raise StorageUnavailableError("It is away.")
 
     with pytest.raises(StorageUnavailableError):
-        bulk.do_each(targets, away, threads=1)
+        bulk.do_each(targets, bulk.Verb((), away, threads=1))
     assert len(asked) == 1
     refused = WorkflowStillActiveError("DELETE", "w")
 
     def refuse(row: object) -> None:
         raise refused
 
-    results = bulk.do_each(targets, refuse)
+    results = bulk.do_each(targets, bulk.Verb((), refuse))
     assert [each.error for each in results] == [refused] * len(targets)
     assert [each.workflow_id for each in results] == [row.workflow_id for row in targets]

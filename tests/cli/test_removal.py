@@ -10,6 +10,8 @@ import pytest
 from ray_workflows._client import removal
 from ray_workflows._client.reader import Reader
 from ray_workflows._coordinator.liveness import LEASE_SECONDS, this_host
+from ray_workflows._environment import shared_items
+from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.cli.parameters import parse_duration
 from ray_workflows.exceptions import StorageUnavailableError, WorkflowStillActiveError
 from ray_workflows.testing.builders import OK, list_ids, make_append, make_holder
@@ -80,16 +82,105 @@ def test_who_goes_on_meanwhile_wins(store: Store, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(type(store.storage.journals), "delete", resumed_first)
     with pytest.raises(WorkflowStillActiveError):
-        removal.delete(reader, "w")
+        removal.delete(reader, row)
     assert not removal.delete_row(reader, row)
     assert ids(store) == ["w"]
 
 
 def test_a_workflow_that_never_rests(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    store.failed("w")
+    row = store.failed("w")
     monkeypatch.setattr(removal, "delete_row", lambda reader, row: False)
     with pytest.raises(StorageUnavailableError, match="changed each time"):
-        removal.delete(Reader(store.storage), "w")
+        removal.delete(Reader(store.storage), row)
+
+
+def test_one_that_has_grown_since_it_was_found(store: Store) -> None:
+    """It is looked at again."""
+    before = store.failed("w")
+    grown = make_append(
+        "w", before.seq, incarnation=before.incarnation, status=WorkflowStatus.FAILED
+    )
+    assert store.storage.commit([grown]) == [OK]
+    removal.delete(Reader(store.storage), before)
+    assert ids(store) == []
+    # And one that is gone is deleted, as was wanted.
+    removal.delete(Reader(store.storage), before)
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, part: type, name: str) -> list[object]:
+    """What a method of a part of a storage is called with."""
+    calls: list[object] = []
+    real = getattr(part, name)
+
+    def counted(self, *given: object) -> object:
+        calls.append(given)
+        return real(self, *given)
+
+    monkeypatch.setattr(part, name, counted)
+    return calls
+
+
+@pytest.mark.parametrize("command", ["delete", "prune"])
+def test_what_all_share_is_looked_at_once(
+    store: Store, cli: Cli, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """To look for unused packages means to read the whole catalog: not once for each workflow."""
+    listings = count_calls(monkeypatch, type(store.storage.journals), "list_catalog")
+    holders = count_calls(monkeypatch, type(store.storage.leases), "read_holders")
+    counts = set()
+    for number in (1, 12):
+        for each in range(number):
+            store.successful(f"w{each}", ago=DAY)
+            unused_package(store, f"package/{each}")
+        given = ("--filter", "id=*") if command == "delete" else ("--older-than", "1h")
+        listings.clear()
+        holders.clear()
+        assert len(cli.json(command, "--yes", *given)) == number
+        assert list_ids(store.storage, statuses=(WorkflowStatus.NONE,)) == []
+        counts.add((len(listings), len(holders)))
+    assert len(counts) == 1
+
+
+# -- packages --------------------------------------------------------------------------------
+
+
+def unused_package(store: Store, name: str) -> None:
+    """A package of code that was last used by a submission two hours ago."""
+    storage = store.storage
+    blob = storage.write_blob(f"i-{name[8:]}", shared_items.KEY, [b"code"])
+    item = shared_items.Item(name, f"i-{name[8:]}", blob)
+    assert shared_items.append(storage, shared_items.first_row(item, storage.now() - 7200.0))
+
+
+@pytest.mark.parametrize(
+    ("command", "few"),
+    [
+        (("prune", "--older-than", "1h", "--yes"), ("--older-than", "99d")),
+        (("delete", "--filter", "id=old*", "--yes"), ("--filter", "id=nobody")),
+        (("delete", "old-1"), None),
+    ],
+)
+def test_packages_that_no_workflow_uses_go_too(
+    store: Store, cli: Cli, command: tuple[str, ...], few: tuple[str, ...] | None
+) -> None:
+    for name in ("old-1", "old-2"):
+        store.successful(name, ago=DAY)
+    user = store.successful("young", ago=60.0)
+    for name in ("package/a", "package/b", "package/used"):
+        unused_package(store, name)
+    shared_items.note_use(store.storage, "package/used", (user.workflow_id, user.incarnation))
+    if len(command) > 2:
+        dry = cli(*command, "--dry-run")
+        assert "of code" not in dry.stderr
+        assert shared_items.find(store.storage, "package/a") is not None
+    assert "2 packages of code removed, which no workflow uses any more." in cli(*command).stderr
+    left = list_ids(store.storage, statuses=(WorkflowStatus.NONE,))
+    assert [name for name in left if "/package/" in name] == ["ray_workflows/package/used"]
+    # Nor does it take a workflow to delete.
+    if few is not None:
+        unused_package(store, "package/a")
+        assert "1 package of code removed" in cli(command[0], *few, "--yes").stderr
+        assert "of code" not in cli(command[0], *few, "--yes").stderr
 
 
 # -- prune -------------------------------------------------------------------------------------
@@ -143,6 +234,18 @@ def test_running_ones_stay(store: Store, cli: Cli) -> None:
     for status in ("RUNNING", "PENDING", "NONE"):
         cli("prune", "--older-than", "1d", "--yes", "--status", status, code=2)
     assert cli.json("prune", "--older-than", "1d", "--yes", "--status", "RESUMABLE") == []
+
+
+def test_one_whose_coordinator_comes_back_stays(store: Store) -> None:
+    """Somebody was asked whether to delete it, and took a minute."""
+    store.running("w", ago=50 * DAY)
+    store.failed("v", ago=50 * DAY)
+    reader = Reader(store.storage)
+    found = removal.find_prunable(reader, DAY, list(WorkflowStatus), 0)
+    assert sorted(row.workflow_id for row in found) == ["v", "w"]
+    store.hold()
+    assert list(removal.prune_rows(reader, found)) == ["v"]
+    assert ids(store) == ["w"]
 
 
 def test_an_interrupted_one_is_as_old_as_its_last_sign_of_life(store: Store, cli: Cli) -> None:

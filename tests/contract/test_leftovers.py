@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ray_workflows._client import removal
+from ray_workflows._client.outputs import read_row
 from ray_workflows._client.reader import Reader
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.storage import SqliteStorage, Storage
@@ -99,7 +100,7 @@ def test_delete_leaves_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) ->
     story(storage, "w", 2000.0, "SUCCESSFUL")
     assert len(place.look()) > len(before)
     assert any(SECRET in data for data in place.look().values())
-    removal.delete(Reader(storage), "w")
+    removal.delete(Reader(storage), read_row(storage, "w"))
     left = place.look()
     assert not any(SECRET in data for data in left.values())
     traces = lasting(left) - lasting(before)
@@ -131,6 +132,6 @@ def test_prune_leaves_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_id_is_free_at_once(place: Place) -> None:
     storage = place.storage
     story(storage, "w", 2000.0, "FAILED")
-    removal.delete(Reader(storage), "w")
+    removal.delete(Reader(storage), read_row(storage, "w"))
     row = fill(storage, "w", 1, incarnation="i-again")
     assert storage.delete("w", row.incarnation, 1) is OK

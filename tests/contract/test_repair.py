@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ray_workflows._client.outputs import read_row
 from ray_workflows._client.reader import Reader
 from ray_workflows._client.removal import delete
 from ray_workflows._client.repairs import repair
@@ -96,9 +97,9 @@ def test_what_is_repaired_can_be_deleted(place: Place) -> None:
     place.execute("UPDATE catalog SET holder = 'x' WHERE workflow_id = 'one'")
     with place.storage() as storage:
         with pytest.raises(StorageCorruptError, match="ray-workflows repair"):
-            delete(Reader(storage), "one")
+            delete(Reader(storage), read_row(storage, "one"))
         repair(storage, "one")
-        delete(Reader(storage), "one")
+        delete(Reader(storage), read_row(storage, "one"))
         assert storage.read_catalog("one") is None
         assert storage.read_journal("i-one") == []
 

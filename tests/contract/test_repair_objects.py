@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ray_workflows._client.outputs import read_row
 from ray_workflows._client.reader import Reader
 from ray_workflows._client.removal import delete
 from ray_workflows._client.repairs import repair
@@ -82,8 +83,8 @@ def test_what_leads_to_a_journal_is_written_anew(layout: Layout, kind: str, how:
 def test_what_is_repaired_can_be_deleted(layout: Layout, kind: str) -> None:
     damage(layout, piece_of(layout, kind, "one"))
     repair(layout.storage(), "one")
-    delete(Reader(layout.storage()), "one")
     storage = layout.storage()
+    delete(Reader(storage), read_row(storage, "one"))
     assert storage.read_catalog("one") is None
     assert storage.read_journal("i-one") == []
     with pytest.raises(WorkflowNotFoundError):

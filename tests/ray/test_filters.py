@@ -6,6 +6,12 @@ import pytest
 import ray
 
 import ray_workflows as workflow
+from ray_workflows._client import bulk
+from ray_workflows._client.code_changes import CodeChanges
+from ray_workflows._client.connection import connect
+from ray_workflows._client.environments import ResumeOptions
+from ray_workflows._model.catalog import CatalogRow
+from ray_workflows._model.filters import parse_filter
 from ray_workflows.exceptions import WorkflowNotFoundError, WorkflowStillActiveError
 
 
@@ -69,3 +75,40 @@ def test_workflows_are_found_and_many_are_changed(cluster: None, wid: str) -> No
     assert workflow.count_workflows(mine) == 0
     assert workflow.count_workflows(f"id={forked.value}") == 1
     workflow.delete(forked.value)
+
+
+def test_a_workflow_that_was_made_again_since_the_listing_is_left_alone(wid: str) -> None:
+    """By every verb, though its id is the same."""
+    connection = connect()
+    ready = ResumeOptions()
+    verbs = (
+        bulk.canceling(connection),
+        bulk.deleting(connection),
+        bulk.signaling(connection, "go", None, None),
+        bulk.resuming(connection, True, ready, CodeChanges(connection.storage)),
+        bulk.forking(connection, "train", ready, CodeChanges(connection.storage)),
+    )
+    waits = workflow.wait_for_signal("go")
+    workflow.run_async(waits, workflow_id=wid)
+    workflow.cancel(wid)
+    listed: list[CatalogRow] = []
+
+    def made_again(targets: list[CatalogRow]) -> bool:
+        listed.extend(targets)
+        workflow.delete(wid)
+        workflow.run_async(waits, workflow_id=wid)
+        return False
+
+    everything = verbs[0]._replace(usual=(workflow.CANCELED,))
+    bulk.do_many(connection, parse_filter(f"id={wid}"), everything, made_again)
+    assert [row.workflow_id for row in listed] == [wid]
+    for verb in verbs:
+        (result,) = bulk.do_each(listed, verb)
+        assert isinstance(result.error, WorkflowNotFoundError)
+        assert result.error.replaced
+    assert workflow.get_status(wid) == workflow.RUNNING
+    assert workflow.count_workflows(f"id={wid}*") == 1
+    (sent,) = workflow.signal_many(f"id={wid}", "go", 7)
+    assert sent.error is None
+    assert workflow.get_output(wid) == 7
+    assert [each.error for each in workflow.delete_many(f"id={wid}")] == [None]

@@ -1,23 +1,37 @@
-"""What is done to each workflow that a filter means. One that fails keeps no other from it."""
+"""What is done to each workflow that a filter means. One that fails keeps no other from it.
+
+Each verb is about the workflows that were listed. One that was deleted since, and whose id another
+one has by now, is refused: nobody meant that one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import functools
+import logging
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import ray
 
-from ray_workflows._client import signals, workflows
+from ray_workflows._client import environments, reads, removal, signals, workflows
 from ray_workflows._client.code_changes import FORK, CodeChanges
-from ray_workflows._client.connection import connect
+from ray_workflows._client.connection import Connection, connect
 from ray_workflows._client.environments import ResumeOptions
 from ray_workflows._client.reader import ACTIVE, Reader
+from ray_workflows._client.waiter import OutputError
+from ray_workflows._model.answers import Accepted, Finished
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.filters import Filter
 from ray_workflows._model.status import WORKFLOWS, WorkflowStatus
-from ray_workflows.exceptions import CoordinatorUnavailableError, StorageUnavailableError
+from ray_workflows.exceptions import (
+    CoordinatorUnavailableError,
+    StorageUnavailableError,
+    WorkflowAlreadyRunningError,
+)
+
+logger = logging.getLogger(__name__)
 
 #: How many at once. Each waits for a commit, and the coordinator commits together what comes
 #: together.
@@ -46,8 +60,89 @@ class BulkResult(msgspec.Struct, frozen=True):
     error: Exception | None = None
 
 
+# -- the verbs -----------------------------------------------------------------------------
+
+
+class Verb(NamedTuple):
+    """What is done to each of many workflows.
+
+    ``usual``: the statuses that a filter means that names none. ``act``: does it to a workflow, by
+    its row as it was listed; what comes of it. ``threads``: to how many at once.
+    """
+
+    usual: tuple[WorkflowStatus, ...]
+    act: Callable[[CatalogRow], Any]
+    threads: int = THREADS
+
+
+def canceling(connection: Connection) -> Verb:
+    return Verb(TO_CANCEL, functools.partial(removal.cancel, connection))
+
+
+def deleting(reader: Reader) -> Verb:
+    """A coordinator deletes what it may be driving; without one, it is deleted from the storage."""
+    if isinstance(reader, Connection):
+        return Verb(TO_DELETE, functools.partial(removal.ask_to_delete, reader))
+    return Verb(TO_DELETE, functools.partial(removal.delete, reader))
+
+
+def signaling(connection: Connection, name: str, value: Any, signal_id: str | None) -> Verb:
+    """Raises:
+    SerializationError: the value can't be stored.
+    """
+    pickled = signals.pickle_signal(name, value)
+    return Verb(TO_SIGNAL, lambda row: signals.send(connection, row, name, pickled, signal_id))
+
+
+def resuming(
+    connection: Connection, canceled: bool, resume_options: ResumeOptions, changes: CodeChanges
+) -> Verb:
+    """``changes`` gets what the code here has other than the workflows."""
+
+    def resume(row: CatalogRow) -> Accepted | Finished:
+        # It may have failed since, and go on: then what it needs is to be looked for.
+        row = environments.row_to_resume(connection.storage, row.workflow_id, row.incarnation)
+        return environments.resume(connection, row, canceled, resume_options, changes.look)
+
+    usual = (*TO_RESUME, WorkflowStatus.CANCELED) if canceled else TO_RESUME
+    # One after the other: what each needs is looked for here first.
+    return Verb(usual, resume, threads=1)
+
+
+def forking(
+    connection: Connection, from_task: str, resume_options: ResumeOptions, changes: CodeChanges
+) -> Verb:
+    """``changes`` as for `resuming`, of the forks."""
+
+    def fork(row: CatalogRow) -> str:
+        return workflows.forked(connection, row, from_task, None, resume_options, changes)
+
+    return Verb(TO_FORK, fork, threads=1)
+
+
+# -- doing them ----------------------------------------------------------------------------
+
+
+def do_many(
+    reader: Reader, filter: Filter, verb: Verb, agree: Callable[[list[CatalogRow]], bool]
+) -> list[BulkResult]:
+    """Do something to each workflow that a filter means.
+
+    ``agree``: whether it is to be done to these, the oldest first; else the results only say which
+    they are.
+
+    Raises:
+        ValueError: the filter is empty.
+        StorageUnavailableError: as for `do_each`.
+    """
+    targets = find_targets(reader, filter, verb.usual)
+    if agree(targets):
+        return do_each(targets, verb)
+    return [BulkResult(row.workflow_id) for row in targets]
+
+
 def find_targets(
-    reader: Reader, filter: Filter, usual: Iterable[WorkflowStatus]
+    reader: Reader, filter: Filter, usual: tuple[WorkflowStatus, ...]
 ) -> list[CatalogRow]:
     """The workflows that a filter means, the oldest first, all before anything is done.
 
@@ -58,13 +153,11 @@ def find_targets(
     """
     if not filter.statuses and not filter.conditions:
         raise ValueError("The filter is empty, which would mean all workflows. Write id=* for all.")
-    statuses = filter.statuses or tuple(usual)
+    statuses = filter.statuses or usual
     return [row for row, _ in reader.rows(statuses, conditions=filter.conditions)]
 
 
-def do_each(
-    targets: list[CatalogRow], verb: Callable[[CatalogRow], Any], threads: int = THREADS
-) -> list[BulkResult]:
+def do_each(targets: list[CatalogRow], verb: Verb) -> list[BulkResult]:
     """Do something to each workflow.
 
     Raises:
@@ -74,83 +167,97 @@ def do_each(
 
     def do(row: CatalogRow) -> BulkResult:
         try:
-            return BulkResult(row.workflow_id, verb(row))
+            return BulkResult(row.workflow_id, verb.act(row))
         except (StorageUnavailableError, CoordinatorUnavailableError):
             raise
         except Exception as error:
             return BulkResult(row.workflow_id, error=error)
 
-    if threads == 1:
+    if verb.threads == 1:
         return list(map(do, targets))
-    with ThreadPoolExecutor(threads, "ray-workflows-bulk") as pool:
+    with ThreadPoolExecutor(verb.threads, "ray-workflows-bulk") as pool:
         return list(pool.map(do, targets))
 
 
-def many(
-    filter: Filter,
-    usual: Iterable[WorkflowStatus],
-    verb: Callable[[CatalogRow], Any],
-    *,
-    dry_run: bool,
-    threads: int = THREADS,
-) -> list[BulkResult]:
-    """Do something to each workflow that a filter means, or only say to which."""
-    targets = find_targets(connect(), filter, usual)
-    if dry_run:
-        return [BulkResult(row.workflow_id) for row in targets]
-    return do_each(targets, verb, threads)
+# -- for users of Python -------------------------------------------------------------------
+
+
+def unless(dry_run: bool) -> Callable[[list[CatalogRow]], bool]:
+    """Nobody is asked."""
+    return lambda targets: not dry_run
 
 
 def cancel_many(filter: Filter, dry_run: bool) -> list[BulkResult]:
-    return many(filter, TO_CANCEL, cancel, dry_run=dry_run)
-
-
-def cancel(row: CatalogRow) -> None:
-    connect().ask("cancel", row.workflow_id, incarnation=row.incarnation)
+    connection = connect()
+    return do_many(connection, filter, canceling(connection), unless(dry_run))
 
 
 def delete_many(filter: Filter, dry_run: bool) -> list[BulkResult]:
-    return many(filter, TO_DELETE, delete, dry_run=dry_run)
-
-
-def delete(row: CatalogRow) -> None:
-    connect().ask("delete", row.workflow_id, incarnation=row.incarnation)
+    connection = connect()
+    return do_many(connection, filter, deleting(connection), unless(dry_run))
 
 
 def signal_many(
     filter: Filter, name: str, value: Any, signal_id: str | None, dry_run: bool
 ) -> list[BulkResult]:
-    def send(row: CatalogRow) -> None:
-        signals.send(connect(), row.workflow_id, name, value, signal_id)
-
-    return many(filter, TO_SIGNAL, send, dry_run=dry_run)
+    connection = connect()
+    verb = signaling(connection, name, value, signal_id)
+    return do_many(connection, filter, verb, unless(dry_run))
 
 
 def resume_many(
     filter: Filter, canceled: bool, resume_options: ResumeOptions, dry_run: bool
 ) -> list[BulkResult]:
-    usual = (*TO_RESUME, WorkflowStatus.CANCELED) if canceled else TO_RESUME
-    changes = CodeChanges(connect().storage)
-
-    def resume(row: CatalogRow) -> ray.ObjectRef:
-        return workflows.resumed_ref(row.workflow_id, canceled, resume_options, changes)
-
-    # One after the other: what each needs is looked for here first.
-    results = many(filter, usual, resume, dry_run=dry_run, threads=1)
+    connection = connect()
+    changes = CodeChanges(connection.storage)
+    verb = resuming(connection, canceled, resume_options, changes)
+    results = do_many(connection, filter, verb, unless(dry_run))
     changes.warn()
-    return results
+    return [with_output(connection, each) for each in results]
+
+
+def with_output(connection: Connection, resumed: BulkResult) -> BulkResult:
+    """The result of `resuming` with an ObjectRef of the output as its value."""
+    if resumed.value is None:
+        return resumed
+    ref = workflows.output_ref(
+        connection, resumed.workflow_id, resumed.value.incarnation, fresh=True
+    )
+    return msgspec.structs.replace(resumed, value=ref)
 
 
 def fork_many(
     filter: Filter, from_task: str, resume_options: ResumeOptions, dry_run: bool
 ) -> list[BulkResult]:
-    changes = CodeChanges(connect().storage)
-
-    def fork(row: CatalogRow) -> str:
-        return workflows.forked(
-            connect(), row.workflow_id, from_task, None, resume_options, changes
-        )
-
-    results = many(filter, TO_FORK, fork, dry_run=dry_run, threads=1)
+    connection = connect()
+    changes = CodeChanges(connection.storage)
+    verb = forking(connection, from_task, resume_options, changes)
+    results = do_many(connection, filter, verb, unless(dry_run))
     changes.warn(FORK)
     return results
+
+
+def resume_all(include_failed: bool) -> list[tuple[str, ray.ObjectRef]]:
+    """Of each, an ObjectRef of the output, which raises the reason if it could not be resumed."""
+    connection = connect()
+    wanted = {WorkflowStatus.RESUMABLE}
+    if include_failed:
+        wanted.add(WorkflowStatus.FAILED)
+    resumed = []
+    changes = CodeChanges(connection.storage)
+    verb = resuming(connection, False, ResumeOptions(), changes)
+    for row, _ in reads.list_rows(connection, wanted):
+        workflow_id, incarnation = row.workflow_id, row.incarnation
+        try:
+            verb.act(row)
+        except WorkflowAlreadyRunningError:
+            pass  # Another cluster was faster. The output is the same, of the same run.
+        except Exception as error:
+            # One that can't be resumed does not keep the others from it.
+            logger.error("Workflow '%s' could not be resumed: %s", workflow_id, error)
+            resumed.append((workflow_id, ray.put(OutputError(error))))
+            continue
+        ref = workflows.output_ref(connection, workflow_id, incarnation, fresh=True)
+        resumed.append((workflow_id, ref))
+    changes.warn()
+    return resumed

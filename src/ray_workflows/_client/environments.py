@@ -34,6 +34,7 @@ from ray_workflows._environment.compare import (
 )
 from ray_workflows._environment.record import Record, decode
 from ray_workflows._model import events as ev
+from ray_workflows._model.answers import Accepted, Finished
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.environment import Difference, EnvironmentInfo, ResumedBy
 from ray_workflows._model.ids import plain_text, validate_workflow_id
@@ -228,26 +229,40 @@ def who() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
+def row_to_resume(storage: Storage, workflow_id: str, incarnation: str = "") -> CatalogRow:
+    """As `read_row`, of a workflow that is to go on.
+
+    Raises:
+        WorkflowToResumeNotFoundError: there is none, or (``replaced``) another one.
+    """
+    try:
+        return read_row(storage, workflow_id, incarnation)
+    except WorkflowNotFoundError as error:
+        raise WorkflowToResumeNotFoundError(workflow_id, replaced=error.replaced) from None
+
+
 def resume(
     connection: Connection,
-    workflow_id: str,
+    row: CatalogRow,
     canceled: bool,
     resume_options: ResumeOptions,
     see: Seer,
-) -> Any:
-    """Let a workflow go on; what the coordinator answers.
+) -> Accepted | Finished:
+    """Let a workflow go on.
+
+    ``row``: as it is now; what it needs is looked for only if it can go on.
 
     Raises:
         EnvironmentMismatchError: what it needs is not here. Nothing was started.
-        WorkflowToResumeNotFoundError: there is no such workflow.
+        WorkflowToResumeNotFoundError: it is not there any more.
     """
-    row = connection.storage.read_catalog(workflow_id)
-    if row is None:
-        raise WorkflowToResumeNotFoundError(workflow_id)
     change = prepare(connection, row, resume_options, see)
     # Ray repeats the call if the coordinator dies before it has answered.
     request = (uuid.uuid4().hex, canceled, change)
-    return connection.ask("resume", workflow_id, *request, incarnation=row.incarnation)
+    answer: Accepted | Finished = connection.ask(
+        "resume", row.workflow_id, *request, incarnation=row.incarnation
+    )
+    return answer
 
 
 def prepare(

@@ -50,11 +50,13 @@ def read_row(storage: Storage, workflow_id: str, incarnation: str = "") -> Catal
     ``incarnation``: which one of this id; any if it is empty.
 
     Raises:
-        WorkflowNotFoundError: there is none, or it was deleted and another one has its id.
+        WorkflowNotFoundError: there is none, or (``replaced``) another one has its id.
     """
     row = storage.read_catalog(workflow_id)
-    if row is None or incarnation not in ("", row.incarnation):
+    if row is None:
         raise WorkflowNotFoundError(workflow_id)
+    if incarnation not in ("", row.incarnation):
+        raise WorkflowNotFoundError(workflow_id, replaced=True)
     return row
 
 

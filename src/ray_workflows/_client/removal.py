@@ -6,7 +6,7 @@ meanwhile wins, and a coordinator that still believes to have it finds its own c
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.outputs import read_row
@@ -15,9 +15,12 @@ from ray_workflows._coordinator.liveness import Liveness
 from ray_workflows._coordinator.recovery import is_awaited
 from ray_workflows._environment.shared_items import collect
 from ray_workflows._model.catalog import CatalogRow, Holder
-from ray_workflows._model.ids import validate_workflow_id
 from ray_workflows._model.status import WorkflowStatus
-from ray_workflows.exceptions import StorageUnavailableError, WorkflowStillActiveError
+from ray_workflows.exceptions import (
+    StorageUnavailableError,
+    WorkflowNotFoundError,
+    WorkflowStillActiveError,
+)
 from ray_workflows.storage.base import CommitOutcome
 
 #: What is pruned unless asked otherwise: it has ended.
@@ -34,37 +37,63 @@ def by_lease_alone(holder: Holder) -> None:
     """
 
 
-def cancel(connection: Connection, workflow_id: str) -> None:
+def cancel(connection: Connection, row: CatalogRow) -> None:
     """Stop a workflow, which its coordinator does.
 
     Raises:
-        WorkflowNotFoundError: there is no such workflow.
+        WorkflowNotFoundError: it is not there any more.
     """
-    row = read_row(connection.storage, workflow_id)
-    connection.ask("cancel", workflow_id, incarnation=row.incarnation)
+    connection.ask("cancel", row.workflow_id, incarnation=row.incarnation)
 
 
-def delete(reader: Reader, workflow_id: str) -> None:
-    """Delete a workflow with all that it has stored.
+def ask_to_delete(connection: Connection, row: CatalogRow) -> None:
+    """Have the coordinator delete a workflow, as `delete` does: it knows what it drives.
 
     Raises:
-        WorkflowNotFoundError: there is no such workflow.
+        WorkflowNotFoundError: there is another one of its id.
         WorkflowStillActiveError: it is running or pending, or was seconds ago; or the workflow
             that has started it does not know yet that it is there.
     """
-    workflow_id = validate_workflow_id(workflow_id)
+    connection.ask("delete", row.workflow_id, incarnation=row.incarnation)
+
+
+def delete(reader: Reader, row: CatalogRow) -> None:
+    """Delete a workflow with all that it has stored. One that is gone by now is deleted.
+
+    What only it was using of the shared packages is left to `shared_items.collect`, which looks at
+    all workflows: call that once for many.
+
+    Args:
+        reader: where it is.
+        row: the workflow as it was when it was found. If its journal has grown since, it is looked
+            at again.
+
+    Raises:
+        WorkflowNotFoundError: there is another one of its id.
+        WorkflowStillActiveError: it is running or pending, or was seconds ago; or the workflow
+            that has started it does not know yet that it is there.
+    """
     for _ in range(ATTEMPTS):
-        row = read_row(reader.storage, workflow_id)
-        if reader.claims(by_lease_alone).status(row) in ACTIVE:
-            raise WorkflowStillActiveError("DELETE", workflow_id)
+        if is_active(reader, row):
+            raise WorkflowStillActiveError("DELETE", row.workflow_id)
         if is_awaited(reader.storage, row):
-            raise WorkflowStillActiveError("DELETE", workflow_id, row.parent)
+            raise WorkflowStillActiveError("DELETE", row.workflow_id, row.parent)
         if delete_row(reader, row):
-            collect(reader.storage)
+            return
+        try:
+            row = read_row(reader.storage, row.workflow_id, row.incarnation)
+        except WorkflowNotFoundError as error:
+            if error.replaced:
+                raise
             return
     raise StorageUnavailableError(
-        f"Workflow '{workflow_id}' changed each time that it was to be deleted. Try again."
+        f"Workflow '{row.workflow_id}' changed each time that it was to be deleted. Try again."
     )
+
+
+def is_active(reader: Reader, row: CatalogRow) -> bool:
+    """Whether somebody drives a workflow, or may come back to it."""
+    return row.status in ACTIVE and reader.claims(by_lease_alone).status(row) in ACTIVE
 
 
 def delete_row(reader: Reader, row: CatalogRow) -> bool:
@@ -98,20 +127,23 @@ def stopped_at(row: CatalogRow, claims: Liveness) -> float:
     return max(times)
 
 
+def prune_rows(reader: Reader, rows: Iterable[CatalogRow]) -> Iterator[str]:
+    """Delete what `find_prunable` has found; the id of each when it is deleted.
+
+    What somebody else has resumed or deleted since is left out, and what would be started again,
+    see `is_awaited`.
+    """
+    for row in rows:
+        stays = is_active(reader, row) or is_awaited(reader.storage, row)
+        if not stays and delete_row(reader, row):
+            yield row.workflow_id
+
+
 def prune(
     reader: Reader, older_than: float, statuses: Iterable[WorkflowStatus] | None, keep: int
 ) -> list[str]:
-    """Delete what ended longer ago, but for the newest ones; the ids of what was deleted.
-
-    What was resumed or deleted by somebody else meanwhile is left out, and what would be started
-    again, see `is_awaited`.
-    """
-    rows = find_prunable(reader, older_than, statuses, keep)
-    deleted = [
-        row.workflow_id
-        for row in rows
-        if not is_awaited(reader.storage, row) and delete_row(reader, row)
-    ]
-    if deleted:
-        collect(reader.storage)
+    """Delete what ended longer ago, but for the newest ones, and the packages that no workflow uses
+    any more; the ids of the workflows that were deleted."""
+    deleted = list(prune_rows(reader, find_prunable(reader, older_than, statuses, keep)))
+    collect(reader.storage)
     return deleted

@@ -6,11 +6,11 @@ import hashlib
 import uuid
 from typing import Any
 
-from ray_workflows._capture.pickling import pickle_value
+from ray_workflows._capture.pickling import Pickled, pickle_value
 from ray_workflows._capture.values import ValueWriter
 from ray_workflows._client.connection import Connection
-from ray_workflows._client.outputs import read_row
 from ray_workflows._coordinator.protocol import ENCODER, Sent
+from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Value
 from ray_workflows.storage.histories import unless_deleted
@@ -19,29 +19,40 @@ from ray_workflows.storage.histories import unless_deleted
 NOTHING = Value(b"")
 
 
+def pickle_signal(name: str, value: Any) -> Pickled:
+    """The value of a signal, to be sent to one workflow or to many.
+
+    Raises:
+        SerializationError: it can't be stored.
+    """
+    return pickle_value(value, where=described(name))
+
+
+def described(name: str) -> str:
+    """Names the value of a signal in errors."""
+    return f"value of signal '{name}'"
+
+
 def send(
-    connection: Connection, workflow_id: str, name: str, value: Any, signal_id: str | None
+    connection: Connection, row: CatalogRow, name: str, pickled: Pickled, signal_id: str | None
 ) -> None:
     """Give a workflow a signal; it is kept when this returns.
 
     Raises:
-        WorkflowNotFoundError: there is no such workflow.
+        WorkflowNotFoundError: the workflow is not there any more.
         SignalRefusedError: it has succeeded, or was canceled.
-        SerializationError: the value can't be stored.
     """
-    where = f"value of signal '{name}'"
-    pickled = pickle_value(value, where=where)
+    workflow_id, incarnation = row.workflow_id, row.incarnation
     # Ray repeats a call whose answer was lost, with this same id.
     signal_id = uuid.uuid4().hex if signal_id is None else signal_id
-    row = read_row(connection.storage, workflow_id)
-    incarnation = row.incarnation
     if row.status is WorkflowStatus.SUCCESSFUL:
         # What is written for it now would stay until it is deleted. It may have come before.
         call(connection, Sent(workflow_id, name, signal_id, NOTHING, incarnation))
         return
     writer = ValueWriter(connection.storage, incarnation)
     with unless_deleted(connection.storage, row):
-        stored = writer.write_pickled(pickled, key=blob_key(name, signal_id), where=where)
+        key = blob_key(name, signal_id)
+        stored = writer.write_pickled(pickled, key=key, where=described(name))
     call(connection, Sent(workflow_id, name, signal_id, stored, incarnation))
 
 

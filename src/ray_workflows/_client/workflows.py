@@ -31,14 +31,13 @@ from ray_workflows._client.waiter import OutputError, waiter_class
 from ray_workflows._coordinator.protocol import ENCODER, OutputWanted
 from ray_workflows._coordinator.requests import Submitted
 from ray_workflows._model.answers import Accepted, Finished
-from ray_workflows._model.catalog import Tag
+from ray_workflows._model.catalog import CatalogRow, Tag
 from ray_workflows._model.environment import EnvironmentInfo
 from ray_workflows._model.filters import Filter
 from ray_workflows._model.ids import validate_workflow_id
 from ray_workflows._model.listing import WorkflowPage
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.tasks import TaskInfo
-from ray_workflows.exceptions import WorkflowAlreadyRunningError
 
 logger = logging.getLogger(__name__)
 
@@ -164,25 +163,28 @@ def fork(
     workflow_id: str, from_task: str, new_id: str | None, resume_options: ResumeOptions
 ) -> str:
     connection = connect()
+    row = read_row(connection.storage, validate_workflow_id(workflow_id))
     changes = CodeChanges(connection.storage)
-    new_id = forked(connection, workflow_id, from_task, new_id, resume_options, changes)
+    new_id = forked(connection, row, from_task, new_id, resume_options, changes)
     changes.warn(FORK)
     return new_id
 
 
 def forked(
     connection: Connection,
-    workflow_id: str,
+    row: CatalogRow,
     from_task: str,
     new_id: str | None,
     resume_options: ResumeOptions,
     changes: CodeChanges,
 ) -> str:
-    """The id of a fork. ``changes`` gets what the code here has other than the fork."""
-    workflow_id = validate_workflow_id(workflow_id)
+    """The id of a fork of a workflow. ``changes`` gets what the code here has other than the fork.
+
+    Raises:
+        WorkflowNotFoundError: the workflow is not there any more, or has no such task.
+    """
     new_id = given_or_generated(new_id)
     storage = connection.storage
-    row = read_row(storage, workflow_id)
     origin = Fork(storage, row, from_task)
     found = RecordedEnvironment(storage, row)
     change = environments.look_before_fork(storage, found, resume_options)
@@ -262,55 +264,30 @@ def resume(workflow_id: str, canceled: bool, progress: bool, resume_options: Res
     connection = connect()
     workflow_id = validate_workflow_id(workflow_id)
     changes = CodeChanges(connection.storage)
-    accepted = environments.resume(connection, workflow_id, canceled, resume_options, changes.look)
+    row = environments.row_to_resume(connection.storage, workflow_id)
+    accepted = environments.resume(connection, row, canceled, resume_options, changes.look)
     changes.warn()
     return awaited(connection, workflow_id, accepted, progress)
 
 
 def resume_async(workflow_id: str, canceled: bool, resume_options: ResumeOptions) -> ray.ObjectRef:
-    changes = CodeChanges(connect().storage)
-    ref = resumed_ref(workflow_id, canceled, resume_options, changes)
-    changes.warn()
-    return ref
-
-
-def resumed_ref(
-    workflow_id: str, canceled: bool, resume_options: ResumeOptions, changes: CodeChanges
-) -> ray.ObjectRef:
     connection = connect()
     workflow_id = validate_workflow_id(workflow_id)
-    answer = environments.resume(connection, workflow_id, canceled, resume_options, changes.look)
-    return output_ref(connection, workflow_id, answer.incarnation, fresh=True)
-
-
-def resume_all(include_failed: bool) -> list[tuple[str, ray.ObjectRef]]:
-    wanted = {WorkflowStatus.RESUMABLE}
-    if include_failed:
-        wanted.add(WorkflowStatus.FAILED)
-    resumed = []
-    changes = CodeChanges(connect().storage)
-    for row, _ in reads.list_rows(connect(), wanted):
-        workflow_id = row.workflow_id
-        try:
-            ref = resumed_ref(workflow_id, False, ResumeOptions(), changes)
-            resumed.append((workflow_id, ref))
-        except WorkflowAlreadyRunningError:
-            # Another cluster was faster. The output is the same, of the same run.
-            ref = output_ref(connect(), workflow_id, row.incarnation, fresh=True)
-            resumed.append((workflow_id, ref))
-        except Exception as error:
-            # One that can't be resumed does not keep the others from it; its ref raises the error.
-            logger.error("Workflow '%s' could not be resumed: %s", workflow_id, error)
-            resumed.append((workflow_id, ray.put(OutputError(error))))
+    changes = CodeChanges(connection.storage)
+    row = environments.row_to_resume(connection.storage, workflow_id)
+    answer = environments.resume(connection, row, canceled, resume_options, changes.look)
     changes.warn()
-    return resumed
+    return output_ref(connection, workflow_id, answer.incarnation, fresh=True)
 
 
 # -- signals -------------------------------------------------------------------------------
 
 
 def signal(workflow_id: str, name: str, value: Any, signal_id: str | None) -> None:
-    signals.send(connect(), validate_workflow_id(workflow_id), name, value, signal_id)
+    connection = connect()
+    pickled = signals.pickle_signal(name, value)
+    row = read_row(connection.storage, validate_workflow_id(workflow_id))
+    signals.send(connection, row, name, pickled, signal_id)
 
 
 # -- tags ----------------------------------------------------------------------------------
@@ -326,14 +303,14 @@ def set_tags(workflow_id: str, tags: dict[str, Tag | None]) -> None:
 
 
 def cancel(workflow_id: str) -> None:
-    removal.cancel(connect(), validate_workflow_id(workflow_id))
+    connection = connect()
+    removal.cancel(connection, read_row(connection.storage, validate_workflow_id(workflow_id)))
 
 
 def delete(workflow_id: str) -> None:
     connection = connect()
-    workflow_id = validate_workflow_id(workflow_id)
-    row = read_row(connection.storage, workflow_id)
-    connection.ask("delete", workflow_id, incarnation=row.incarnation)
+    row = read_row(connection.storage, validate_workflow_id(workflow_id))
+    removal.ask_to_delete(connection, row)
 
 
 def prune(older_than: float, statuses: set[WorkflowStatus] | None, keep: int) -> list[str]:

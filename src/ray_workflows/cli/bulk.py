@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import click
 
-from ray_workflows._client.bulk import BulkResult, do_each, find_targets
+from ray_workflows._client import bulk
+from ray_workflows._client.bulk import BulkResult, Verb
 from ray_workflows._client.reader import Reader
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.filters import Filter, parse_filter
 from ray_workflows._model.ids import validate_workflow_id
-from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.cli.parameters import Command
 from ray_workflows.cli.printing import count, note, one_line, print_json, print_result, printable
 from ray_workflows.exceptions import InvalidFilterError
@@ -63,40 +63,36 @@ def check_one_or_many(
 def do_many(
     reader: Reader,
     wanted: Filter,
-    usual: Iterable[WorkflowStatus],
-    verb: Callable[[CatalogRow], Any],
+    verb: Verb,
     *,
     done: str,
     dry_run: bool,
     yes: bool,
     as_json: bool,
-    threads: int = 1,
+    afterwards: Callable[[], None] | None = None,
 ) -> None:
     """Do something to each workflow that a filter means, and print what became of it.
 
     Args:
         reader: where they are.
         wanted: the filter.
-        usual: the statuses that it means if it names none.
-        verb: what is done to each; what it returns is printed.
+        verb: what is done to each; what comes of it is printed.
         done: what has happened to them then: ``canceled``.
         dry_run: only print which.
         yes: do not ask.
         as_json: print one document.
-        threads: to how many at once it is done.
+        afterwards: what is left to do when it was done to all.
     """
+
+    def agree(targets: list[CatalogRow]) -> bool:
+        if targets and not dry_run and not yes:
+            ask(f"{count(len(targets))} in {reader.storage.url} will be {done}. Go on?")
+        return not dry_run
+
     try:
-        targets = find_targets(reader, wanted, usual)
+        results = bulk.do_many(reader, wanted, verb, agree)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    if targets and not dry_run and not yes:
-        if not sys.stdin.isatty():
-            raise click.UsageError("There is nobody to ask: say --yes, or --dry-run.")
-        question = f"{count(len(targets))} in {reader.storage.url} will be {done}. Go on?"
-        click.confirm(question, abort=True, err=True)
-    results = [BulkResult(row.workflow_id) for row in targets]
-    if not dry_run:
-        results = do_each(targets, verb, threads)
     failed = [each for each in results if each.error is not None]
     if as_json:
         print_json([describe(each) for each in results])
@@ -108,8 +104,22 @@ def do_many(
     for each in failed:
         note(f"{printable(each.workflow_id)}: {one_line(str(each.error))}")
     note(f"{count(len(results) - len(failed))} {'to be ' * dry_run}{done}.")
+    if afterwards is not None and not dry_run:
+        afterwards()
     if failed:
         raise click.ClickException(f"{count(len(failed))} could not be {done}.")
+
+
+def ask(question: str) -> None:
+    """Go on only if somebody says so.
+
+    Raises:
+        click.UsageError: there is nobody to ask.
+        click.Abort: the answer is no.
+    """
+    if not sys.stdin.isatty():
+        raise click.UsageError("There is nobody to ask: say --yes, or --dry-run.")
+    click.confirm(question, abort=True, err=True)
 
 
 def describe(result: BulkResult) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import click
 
 from ray_workflows._client import bulk, removal
+from ray_workflows._client.connection import Connection
+from ray_workflows._client.outputs import read_row
 from ray_workflows._model.filters import Filter
 from ray_workflows.cli.bulk import check_one_or_many, do_many, many_options
 from ray_workflows.cli.clusters import connect
@@ -44,18 +46,21 @@ def cancel(
         do_many(
             connection,
             wanted,
-            bulk.TO_CANCEL,
-            lambda row: removal.cancel(connection, row.workflow_id),
+            bulk.canceling(connection),
             done="canceled",
             dry_run=dry_run,
             yes=yes,
             as_json=as_json,
-            threads=bulk.THREADS,
         )
         return
     assert workflow_id is not None
-    within(CLUSTER_SECONDS, "the coordinator to cancel it", removal.cancel, connection, workflow_id)
+    within(CLUSTER_SECONDS, "the coordinator to cancel it", cancel_one, connection, workflow_id)
     if as_json:
         print_json({"workflow_id": workflow_id, "canceled": True})
     else:
         print_result(f"Canceled {printable(workflow_id)}.")
+
+
+def cancel_one(connection: Connection, workflow_id: str) -> None:
+    """Stop a workflow."""
+    removal.cancel(connection, read_row(connection.storage, workflow_id))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from ray_workflows._client import bulk, removal
+from ray_workflows._client.outputs import read_row
 from ray_workflows._model.filters import Filter
 from ray_workflows.cli.bulk import check_one_or_many, do_many, many_options
 from ray_workflows.cli.clusters import find_reader
@@ -14,6 +15,7 @@ from ray_workflows.cli.parameters import (
     storage_option,
 )
 from ray_workflows.cli.printing import Command, print_json, print_result, printable
+from ray_workflows.cli.prune import remove_unused
 
 
 @click.command(cls=Command)
@@ -41,17 +43,18 @@ def delete(
         do_many(
             reader,
             wanted,
-            bulk.TO_DELETE,
-            lambda row: removal.delete(reader, row.workflow_id),
+            bulk.deleting(reader),
             done="deleted",
             dry_run=dry_run,
             yes=yes,
             as_json=as_json,
+            afterwards=lambda: remove_unused(reader),
         )
         return
     assert workflow_id is not None
-    removal.delete(reader, workflow_id)
+    removal.delete(reader, read_row(reader.storage, workflow_id))
     if as_json:
         print_json({"workflow_id": workflow_id, "deleted": True})
     else:
         print_result(f"Deleted {printable(workflow_id)} from {reader.storage.url}.")
+    remove_unused(reader)

@@ -7,11 +7,12 @@ import click
 from ray_workflows._client import bulk, workflows
 from ray_workflows._client.code_changes import CodeChanges
 from ray_workflows._client.environments import ResumeOptions
+from ray_workflows._client.outputs import read_row
 from ray_workflows._model.filters import Filter
 from ray_workflows._model.ids import validate_workflow_id
 from ray_workflows.cli.bulk import check_one_or_many, do_many, many_options
 from ray_workflows.cli.clusters import connect
-from ray_workflows.cli.messages import note_changes
+from ray_workflows.cli.messages import note_all_changes, note_changes
 from ray_workflows.cli.parameters import (
     address_option,
     code_option,
@@ -68,20 +69,22 @@ def fork(
         do_many(
             connection,
             wanted,
-            bulk.TO_FORK,
-            lambda row: workflows.forked(
-                connection, row.workflow_id, from_task, None, resume_options, changes
-            ),
+            bulk.forking(connection, from_task, resume_options, changes),
             done="forked",
             dry_run=dry_run,
             yes=yes,
             as_json=as_json,
+            afterwards=lambda: note_all_changes(changes, "fork", "--from-task", from_task),
         )
         return
     assert workflow_id is not None
     what = f"{printable(workflow_id)} to be forked"
-    start = (connection, workflow_id, from_task, new_id, resume_options, changes)
-    created = within(START_SECONDS, what, workflows.forked, *start)
+
+    def start() -> str:
+        row = read_row(connection.storage, workflow_id)
+        return workflows.forked(connection, row, from_task, new_id, resume_options, changes)
+
+    created = within(START_SECONDS, what, start)
     note_changes(changes, "fork", workflow_id, "--from-task", from_task)
     if as_json:
         print_json({"workflow_id": created, "forked_from": workflow_id})

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
 from ray_workflows._client import removal
+from ray_workflows._client.reader import Reader
+from ray_workflows._environment.shared_items import PACKAGE, collect
 from ray_workflows._model.status import WorkflowStatus
+from ray_workflows.cli.bulk import ask
 from ray_workflows.cli.clusters import find_reader
 from ray_workflows.cli.parameters import (
     address_option,
@@ -59,24 +60,31 @@ def prune(
 ) -> None:
     """Delete workflows that ended long ago.
 
-    All that they have stored goes with them. Needs no cluster. Prints their IDs. Running and
-    pending ones are never deleted.
+    All that they have stored goes with them, and so do the packages of code that no workflow uses
+    any more. Needs no cluster. Prints their IDs. Running and pending ones are never deleted.
     """
     reader = find_reader(storage, address, changes=True)
     wanted = {WorkflowStatus(status.upper()) for status in statuses} or None
     found = removal.find_prunable(reader, older_than, wanted, keep)
     if found and not dry_run and not yes:
-        if not sys.stdin.isatty():
-            raise click.UsageError("There is nobody to ask: say --yes, or --dry-run.")
-        question = f"Delete {count(len(found))} from {reader.storage.url}?"
-        click.confirm(question, abort=True, err=True)
+        ask(f"Delete {count(len(found))} from {reader.storage.url}?")
+    names = [row.workflow_id for row in found] if dry_run else removal.prune_rows(reader, found)
     deleted = []
-    for row in found:
-        if dry_run or removal.delete_row(reader, row):
-            deleted.append(row.workflow_id)
-            if not as_json:
-                print_result(printable(row.workflow_id))
+    for workflow_id in names:
+        deleted.append(workflow_id)
+        if not as_json:
+            print_result(printable(workflow_id))
     if as_json:
         print_json(deleted)
     done = "to be deleted" if dry_run else "deleted"
     note(f"{count(len(deleted))} {done} from {reader.storage.url}.")
+    if not dry_run:
+        remove_unused(reader)
+
+
+def remove_unused(reader: Reader) -> None:
+    """Remove the packages of code that no workflow uses any more, and say how many."""
+    removed = sum(1 for name in collect(reader.storage) if name.startswith(f"{PACKAGE}/"))
+    if removed:
+        packages = "1 package" if removed == 1 else f"{removed} packages"
+        note(f"{packages} of code removed, which no workflow uses any more.")

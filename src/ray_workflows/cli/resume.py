@@ -13,12 +13,11 @@ from ray_workflows._client.connection import Connection
 from ray_workflows._client.environments import ResumeOptions
 from ray_workflows._client.outputs import await_output
 from ray_workflows._client.reads import import_directories
-from ray_workflows._model.catalog import CatalogRow
+from ray_workflows._model.answers import Accepted, Finished
 from ray_workflows._model.filters import Filter
-from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.cli.bulk import check_one_or_many, do_many, many_options
 from ray_workflows.cli.clusters import NoClusterError, connect, local_cluster
-from ray_workflows.cli.messages import command, explain_resume, note_changes
+from ray_workflows.cli.messages import command, explain_resume, note_all_changes, note_changes
 from ray_workflows.cli.parameters import (
     address_option,
     code_option,
@@ -104,22 +103,17 @@ def resume(
     load_script(script, code)
     resume_options = ResumeOptions(code, runtime_env, {}, not no_strict)
     if wanted is not None:
-        many = (*bulk.TO_RESUME, *([WorkflowStatus.CANCELED] if canceled else []))
         connection = connect(storage, address)
         changes = CodeChanges(connection.storage)
-
-        def start(row: CatalogRow) -> None:
-            environments.resume(connection, row.workflow_id, canceled, resume_options, changes.look)
-
         do_many(
             connection,
             wanted,
-            many,
-            start,
+            bulk.resuming(connection, canceled, resume_options, changes),
             done="resumed",
             dry_run=dry_run,
             yes=yes,
             as_json=as_json,
+            afterwards=lambda: note_all_changes(changes, "resume"),
         )
         return
     assert workflow_id is not None
@@ -148,17 +142,23 @@ def go_on(
     as_json: bool,
 ) -> None:
     """Resume it, and print the output if it is waited for."""
+    changes = CodeChanges(connection.storage)
+
+    def start() -> Accepted | Finished:
+        row = environments.row_to_resume(connection.storage, workflow_id)
+        return environments.resume(connection, row, canceled, resume_options, changes.look)
+
     try:
-        changes = CodeChanges(connection.storage)
-        start = (connection, workflow_id, canceled, resume_options, changes.look)
-        what = f"{printable(workflow_id)} to be resumed"
-        within(START_SECONDS, what, environments.resume, *start)
+        answer = within(START_SECONDS, f"{printable(workflow_id)} to be resumed", start)
+        incarnation = answer.incarnation
         note_changes(changes, "resume", workflow_id)
         if not wait:
             note(f"{workflow_id} goes on. How far it is: {command('show', workflow_id)}")
             return
         value = load(
-            lambda: await_output(connection, workflow_id, None, fresh=True),
+            lambda: await_output(
+                connection, workflow_id, None, fresh=True, incarnation=incarnation
+            ),
             lambda: import_directories(connection, workflow_id),
         )
     except KeyboardInterrupt:

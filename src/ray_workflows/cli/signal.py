@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 import ray_workflows
-from ray_workflows._client import bulk, signals
+from ray_workflows._client import bulk
 from ray_workflows._model.filters import Filter
 from ray_workflows._model.ids import validate_signal_text
 from ray_workflows.cli.bulk import check_one_or_many, do_many, filter_option
@@ -96,13 +96,11 @@ def signal(
         do_many(
             connection,
             wanted,
-            bulk.TO_SIGNAL,
-            lambda row: signals.send(connection, row.workflow_id, name, value, signal_id),
+            bulk.signaling(connection, name, value, signal_id),
             done="signaled",
             dry_run=dry_run,
             yes=yes,
             as_json=as_json,
-            threads=bulk.THREADS,
         )
         return
     assert workflow_id is not None

@@ -42,7 +42,6 @@ def test_what_the_library_stores_is_no_workflow(item: SqliteStorage) -> None:
         lambda: get_status(reader, ITEM),
         lambda: get_metadata(reader, ITEM, None),
         lambda: stored_output(reader, ITEM, None),
-        lambda: removal.delete(reader, ITEM),
         lambda: workflow.copy(ITEM, source=item, target=MemoryStorage()),
     ):
         with pytest.raises(InvalidWorkflowIdError, match="begins with 'ray_workflows/'"):

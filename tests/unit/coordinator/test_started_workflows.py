@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from ray_workflows._client import removal
+from ray_workflows._client.outputs import read_row
 from ray_workflows._client.reader import Reader
 from ray_workflows._coordinator.deletion import AGAIN_SECONDS, LOOKS, Deletion
 from ray_workflows._coordinator.liveness import LEASE_SECONDS
@@ -71,7 +72,7 @@ def test_a_child_whose_parent_never_hears_of_it_is_not_deleted(senders: Senders)
     assert "resume('parent')" in str(error)
     reader = Reader(senders.storage)
     with pytest.raises(WorkflowStillActiveError, match="was started by 'parent'"):
-        removal.delete(reader, "child")
+        removal.delete(reader, read_row(senders.storage, "child"))
     assert removal.prune(reader, 0.0, None, 0) == []
     assert senders.status("child") is SUCCESSFUL
     hear(senders)
