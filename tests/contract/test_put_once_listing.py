@@ -7,6 +7,7 @@ import itertools
 
 import pytest
 
+from ray_workflows._coordinator.liveness import Liveness
 from ray_workflows._model.catalog import CatalogQuery
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows.exceptions import (
@@ -25,6 +26,7 @@ from ray_workflows.storage.objects.index_keys import (
     time_of,
 )
 from ray_workflows.storage.objects.journals import GRAVE_SECONDS, READING_SECONDS, segment_key
+from ray_workflows.storage.objects.leases import CLOCK_SECONDS
 from ray_workflows.storage.objects.records import Layout, encode
 from ray_workflows.testing.builders import (
     OK,
@@ -309,6 +311,23 @@ def test_leases_are_measured_on_the_stores_clock(world: World) -> None:
     assert holder.lease_until - process.now() == pytest.approx(1.0)
     world.pass_time(1.5)
     assert holder.lease_until < process.journals.home.holders.fresh_now()
+
+
+def test_a_store_whose_clock_was_set_back(world: World) -> None:
+    """What died before has a lease from a time to come: it is dead, and who renews is alive, for a
+    process that was there and for a later one."""
+    world.storage.renew_holder(make_holder("dead", host="a"), 15.0)
+    before = world.storage.now()
+    world.operations.clock = lambda: world.clock() - 3600.0
+    world.pass_time(CLOCK_SECONDS)
+    later = world.process()
+    for _ in range(3):
+        world.pass_time(10.0)
+        world.process().renew_holder(make_holder("alive", host="b"), 15.0)
+        for process in (world.storage, later):
+            claims = Liveness(process.read_holders(), process.now())
+            assert [claims.is_alive(name) for name in ("dead", "alive")] == [False, True]
+            assert process.now() < before - 3500.0
 
 
 def test_names_are_never_used_again(world: World) -> None:

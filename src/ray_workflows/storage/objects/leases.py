@@ -27,6 +27,9 @@ CLOCKS = "clocks"
 
 #: Seconds for which a reading of the store's clock is used before the next one.
 CLOCK_SECONDS = 1.0
+#: A reading that is earlier than the last one by more seconds than this means that somebody has set
+#: the clock back; by fewer, that the servers of a store differ.
+SET_BACK_SECONDS = 5.0
 #: Seconds for which the list of live holders is used before it is read again.
 ALIVE_SECONDS = 3.0
 
@@ -47,7 +50,8 @@ class Holders:
         self.clock = clock
         self.lock = Lock()
         self.clock_key = f"{CLOCKS}/{uuid.uuid4().hex}"
-        #: The latest time of the store that was seen, and when the store was asked.
+        #: The time of the store as it was last seen, and when the store was asked. What others have
+        #: put tells nothing of it: it may be from before the store's clock was set back.
         self.seen_now = 0.0
         self.asked_at = NEVER
         #: Hashes of holders that live, and when that was read.
@@ -90,8 +94,6 @@ class Holders:
                 continue
             until = object.modified + lease.seconds
             holders.append(msgspec.structs.replace(lease.holder, lease_until=until))
-            with self.lock:
-                self.seen_now = max(self.seen_now, object.modified)
         return sorted(holders, key=lambda holder: holder.holder_id)
 
     def is_ours(self, holder_id: str) -> bool:
@@ -121,11 +123,15 @@ class Holders:
         return self.fresh_now()
 
     def fresh_now(self) -> float:
-        """The store's clock, asked now. Never runs backwards here."""
+        """The store's clock, asked now. It does not run backwards by the little by which servers of
+        a store differ, but where somebody has set it back, leases run on the time that it has now.
+        """
         asked_at = self.clock()
         found = self.operations.now(self.clock_key)
         with self.lock:
             self.asked_at = asked_at
+            if found < self.seen_now - SET_BACK_SECONDS:
+                self.seen_now = found
             self.seen_now = max(self.seen_now, found)
             return self.seen_now
 
