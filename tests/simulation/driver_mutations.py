@@ -64,7 +64,7 @@ def answers_that_are_lost_are_not_missed(patch: Any) -> None:
     patch.setattr(WatchList, "knows", knows)
 
 
-@breaks("ref", waiter_dies=0.6, call_late=0.5, call_twice=0.6)
+@breaks("ref", waiter_dies=0.15, call_late=0.9, call_twice=0.9)
 def polls_of_earlier_lives_take_answers(patch: Any) -> None:
     patch.setattr(WatchList, "knows", lambda self, poll: True)
 
