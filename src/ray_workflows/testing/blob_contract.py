@@ -18,7 +18,7 @@ from ray_workflows.storage.checksums import KINDS, Checksum
 from ray_workflows.storage.parts import BlobStore
 from ray_workflows.testing.builders import in_threads
 
-#: One blob of this many bytes is written: larger than any buffer on the way.
+#: Size of the big blob: larger than any buffer between writer and reader.
 BIG_BYTES = 24 * 1024 * 1024 + 17
 
 
@@ -28,7 +28,7 @@ def checksum(data: bytes, kind: str = "") -> str:
 
 
 def is_described(blob: Blob, key: str, data: bytes) -> bool:
-    """Whether a blob is described as it must be that has these bytes, by any kind of checksum."""
+    """Whether key, size and checksum of a blob fit these bytes. Any kind of checksum will do."""
     return blob == Blob(key, len(data), checksum(data, blob.checksum.partition(":")[0]))
 
 
@@ -36,7 +36,7 @@ class BlobContract:
     """Blobs and their removal."""
 
     def test_blob_comes_back(self, blobs: BlobStore) -> None:
-        """Described by key, size and checksum; its bytes can't be changed."""
+        """A write returns key, size and checksum; a read returns bytes that can't be changed."""
         blob = blobs.write_blob("i", "k", [b"some ", memoryview(b"bytes")])
         assert is_described(blob, "k", b"some bytes")
         view = blobs.read_blob("i", blob)
@@ -47,7 +47,7 @@ class BlobContract:
 
     @pytest.mark.parametrize("chunks", [[], [b""], [b"", memoryview(b""), b""]])
     def test_empty_blob(self, blobs: BlobStore, chunks: list[bytes | memoryview]) -> None:
-        """No bytes are a value too."""
+        """A blob may be empty."""
         blob = blobs.write_blob("i", "k", chunks)
         assert is_described(blob, "k", b"")
         assert bytes(blobs.read_blob("i", blob)) == b""
@@ -66,13 +66,13 @@ class BlobContract:
         assert bytes(blobs.read_blob("i", blob)) == expected
 
     def test_many_small_chunks(self, blobs: BlobStore) -> None:
-        """From a generator, which is consumed once."""
+        """A generator of chunks is consumed once."""
         blob = blobs.write_blob("i", "k", (b"%d," % i for i in range(20_000)))
         expected = b"".join(b"%d," % i for i in range(20_000))
         assert bytes(blobs.read_blob("i", blob)) == expected
 
     def test_big_blob(self, blobs: BlobStore) -> None:
-        """As one buffer and in large pieces."""
+        """A big blob can be written as one buffer and in large chunks."""
         data = bytes(range(251)) * (BIG_BYTES // 251 + 1)
         view = memoryview(data)[:BIG_BYTES]
         whole = blobs.write_blob("i", "whole", [view])
@@ -84,7 +84,7 @@ class BlobContract:
 
     @pytest.mark.parametrize("size", [0, 5, BIG_BYTES])
     def test_a_blob_is_streamed(self, blobs: BlobStore, size: int) -> None:
-        """In pieces, each of which stays what it was."""
+        """A stream yields pieces, and no piece changes afterwards."""
         data = (bytes(range(251)) * (size // 251 + 1))[:size]
         blob = blobs.write_blob("i", "k", [data])
         pieces = list(blobs.stream_blob("i", blob))
@@ -98,7 +98,7 @@ class BlobContract:
     def test_a_stream_that_differs_from_its_description(
         self, blobs: BlobStore, change: dict[str, str | int]
     ) -> None:
-        """It raises before it ends, so that a copy of it is not stored."""
+        """The stream raises before it ends, so that a copy of it is not stored."""
         wanted = msgspec.structs.replace(blobs.write_blob("i", "k", [b"stuff"]), **change)
         with pytest.raises(StorageCorruptError, match="'i'"):
             blobs.write_blob("i2", "copy", blobs.stream_blob("i", wanted))
@@ -107,7 +107,7 @@ class BlobContract:
     @pytest.mark.parametrize("kind", sorted(KINDS))
     @pytest.mark.parametrize("size", [0, 5, BIG_BYTES])
     def test_checksums_of_every_kind(self, blobs: BlobStore, kind: str, size: int) -> None:
-        """A journal may have been written elsewhere, or by an earlier release, and copied."""
+        """Every kind can be checked: a copied journal may come from another storage or release."""
         data = (bytes(range(251)) * (size // 251 + 1))[:size]
         blob = Blob("k", size, checksum(data, kind))
         blobs.write_blob("i", "k", [data])
@@ -120,7 +120,7 @@ class BlobContract:
             list(blobs.stream_blob("i", damaged))
 
     def test_a_checksum_of_a_later_release(self, blobs: BlobStore) -> None:
-        """It can't be checked, and says why."""
+        """A checksum of an unknown kind can't be checked; the error says why."""
         blob = blobs.write_blob("i", "k", [b"stuff"])
         later = msgspec.structs.replace(blob, checksum="crc-1024:00")
         with pytest.raises(StorageCorruptError, match=r"crc-1024.*Upgrade"):
@@ -136,7 +136,7 @@ class BlobContract:
         assert bytes(blobs.read_blob("i", first)) == b"first"
 
     def test_concurrent_writers_of_one_key(self, blobs: BlobStore) -> None:
-        """All learn the same, and that is what is stored."""
+        """All writers get the same description, and it fits what is stored."""
         contents = [bytes([65 + i]) * (100_000 + i) for i in range(8)]
         for round_number in range(3):
             key = f"k{round_number}"
@@ -145,7 +145,7 @@ class BlobContract:
             assert bytes(blobs.read_blob("i", made[0])) in contents
 
     def test_concurrent_writers_of_different_keys(self, blobs: BlobStore) -> None:
-        """Nobody waits for or disturbs anybody."""
+        """No writer waits for another one, or changes its result."""
         made = in_threads(
             [partial(blobs.write_blob, f"i{n % 2}", f"k{n}", [b"%d" % n]) for n in range(8)]
         )
@@ -153,7 +153,7 @@ class BlobContract:
             assert bytes(blobs.read_blob(f"i{n % 2}", blob)) == b"%d" % n
 
     def test_failing_chunks_store_nothing(self, blobs: BlobStore) -> None:
-        """The error is the caller's own; the key stays free."""
+        """The caller's own error is raised; the key stays free."""
 
         def chunks() -> Iterator[bytes]:
             yield b"x" * 100_000
@@ -184,7 +184,7 @@ class BlobContract:
         ],
     )
     def test_key_that_is_no_name_is_refused(self, blobs: BlobStore, key: str) -> None:
-        """As a key and as an incarnation."""
+        """Keys and incarnations have to be names."""
         with pytest.raises(ValueError, match="key"):
             blobs.write_blob("i", key, [b"x"])
         with pytest.raises(ValueError, match="incarnation"):
@@ -192,7 +192,7 @@ class BlobContract:
 
     @pytest.mark.parametrize("key", ["a", "A-b_c.d", "0", "_", "-", "a..b", "a.", "x" * 200])
     def test_keys(self, blobs: BlobStore, key: str) -> None:
-        """All that the rule allows."""
+        """Every key that the rule for names allows can be used."""
         blob = blobs.write_blob("i", key, [b"x"])
         assert blob.key == key
         assert bytes(blobs.read_blob("i", blob)) == b"x"
@@ -210,7 +210,8 @@ class BlobContract:
     def test_blob_that_differs_from_its_description(
         self, blobs: BlobStore, change: dict[str, str | int]
     ) -> None:
-        """Wrong size, wrong bytes, missing: the error names the key and the incarnation."""
+        """If the size or the bytes are wrong or the blob is missing, the error names the key and
+        the incarnation."""
         blob = blobs.write_blob("inc-1", "key-1", [b"stuff"])
         wanted = msgspec.structs.replace(blob, **change)
         with pytest.raises(StorageCorruptError) as caught:
@@ -220,7 +221,7 @@ class BlobContract:
         assert bytes(blobs.read_blob("inc-1", blob)) == b"stuff"
 
     def test_incarnations_are_apart(self, blobs: BlobStore) -> None:
-        """The same key in two of them is two blobs."""
+        """The same key in two incarnations means two blobs."""
         one = blobs.write_blob("i1", "k", [b"one"])
         two = blobs.write_blob("i2", "k", [b"two!"])
         assert bytes(blobs.read_blob("i1", one)) == b"one"
@@ -231,7 +232,8 @@ class BlobContract:
     # -- removal ---------------------------------------------------------------------------
 
     def test_delete_blobs(self, blobs: BlobStore) -> None:
-        """Of one incarnation; again does no harm; the keys are free afterwards."""
+        """A deletion removes the blobs of one incarnation and frees their keys; a second one does
+        nothing."""
         for incarnation in ("i1", "i2"):
             for key in ("a", "b"):
                 blobs.write_blob(incarnation, key, [b"old"])
@@ -246,7 +248,7 @@ class BlobContract:
 
     @pytest.mark.parametrize("size", [10, 5_000_000])
     def test_what_was_read_outlives_the_deletion(self, blobs: BlobStore, size: int) -> None:
-        """A value in use does not change under its user."""
+        """Bytes that were read stay as they are when the blob is deleted."""
         data = bytes(range(250)) * (size // 250)
         view = blobs.read_blob("i", blobs.write_blob("i", "k", [data]))
         blobs.delete_blobs("i")

@@ -1,4 +1,4 @@
-"""Short ways to make records for storage tests, and to run threads against each other.
+"""Helpers that make records for storage tests, and run threads against each other.
 No test is here, and nothing that a backend needs.
 """
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 OK, STALE = CommitOutcome.OK, CommitOutcome.STALE
 
-#: Longer than anything here takes; a thread that is still running then hangs.
+#: A thread that runs for longer than this, in seconds, counts as hanging.
 HANG_SECONDS = 60.0
 
 
@@ -36,7 +36,7 @@ def make_append(
     entry: bytes = b"",
     **fields: Any,
 ) -> Append:
-    """An append with a fitting catalog row. The incarnation defaults to one of the id's own."""
+    """An append with a fitting catalog row. The default incarnation is `incarnation_of` the id."""
     incarnation = incarnation or incarnation_of(workflow_id)
     seq = expected_seq + 1
     return Append(
@@ -50,19 +50,20 @@ def make_append(
 
 
 def incarnation_of(workflow_id: str) -> str:
-    """A name for the first incarnation of a workflow: ids may have any characters, it may not."""
+    """A name for the first incarnation of a workflow: the id in hex, because an incarnation may not
+    have all characters that an id may have."""
     return "i-" + workflow_id.encode().hex()[-180:]
 
 
 def fill(journals: JournalStore, workflow_id: str, entries: int = 1, **fields: Any) -> CatalogRow:
-    """Create a workflow with so many journal entries; returns its catalog row."""
+    """Create a workflow with this many journal entries. Returns its catalog row."""
     appends = [make_append(workflow_id, seq, **fields) for seq in range(entries)]
     assert journals.commit(appends) == [OK] * entries
     return appends[-1].catalog
 
 
 def state(journals: JournalStore, workflow_id: str) -> tuple[CatalogRow | None, list[JournalEntry]]:
-    """All that is stored of a workflow but its blobs, checked for being whole."""
+    """The row and the journal of a workflow, after a check that they fit each other."""
     row = journals.read_catalog(workflow_id)
     if row is None:
         return None, journals.read_journal(incarnation_of(workflow_id))
@@ -112,7 +113,7 @@ def in_threads(functions: Sequence[Callable[[], T]]) -> list[T]:
         for number, function in enumerate(functions)
     ]
     interval = sys.getswitchinterval()
-    # Threads then change places nearly everywhere, not only where one waits.
+    # So threads are switched nearly everywhere, and not only where one waits.
     sys.setswitchinterval(1e-6)
     try:
         for thread in threads:

@@ -22,7 +22,7 @@ class CatalogContract:
     """Catalog rows and listing."""
 
     def test_all_fields_come_back(self, journals: JournalStore) -> None:
-        """With their types."""
+        """All fields of a row come back with their types."""
         row = CatalogRow(
             workflow_id="w",
             incarnation="i",
@@ -56,7 +56,7 @@ class CatalogContract:
         assert journals.list_catalog(CatalogQuery()).rows == (row,)
 
     def test_defaults_come_back(self, journals: JournalStore) -> None:
-        """None stays None."""
+        """A field that is None comes back as None."""
         row = fill(journals, "w")
         assert (row.started_at, row.ended_at, row.error) == (None, None, None)
         assert journals.read_catalog("w") == row
@@ -65,12 +65,12 @@ class CatalogContract:
     def test_every_status_can_be_stored(
         self, journals: JournalStore, status: WorkflowStatus
     ) -> None:
-        """And found by it."""
+        """A row can have every status, and is found by it."""
         fill(journals, "w", status=status)
         assert list_ids(journals, statuses=(status,)) == ["w"]
 
     def test_what_is_no_workflow_is_not_listed(self, journals: JournalStore) -> None:
-        """But by its status: the library keeps packages of code so."""
+        """Such rows, as those of code packages, are listed only if their status is asked for."""
         fill(journals, "ray_workflows/package/1", status=WorkflowStatus.NONE)
         fill(journals, "w", status=SUCCESSFUL, submitted_at=2000.0)
         fill(journals, "ray_workflows/package/2", status=WorkflowStatus.NONE, submitted_at=3000.0)
@@ -81,7 +81,7 @@ class CatalogContract:
         assert list_ids(journals, statuses=(WorkflowStatus.NONE,)) == both
 
     def test_each_commit_replaces_the_row(self, journals: JournalStore) -> None:
-        """Nothing of the former row shines through, in the listing neither."""
+        """Nothing of the former row is left, in the listing neither."""
         fill(
             journals,
             "w",
@@ -105,7 +105,7 @@ class CatalogContract:
         assert journals.list_catalog(CatalogQuery()).rows == (append.catalog,)
 
     def test_the_number_of_a_snapshot_alone_can_change(self, journals: JournalStore) -> None:
-        """Of one workflow, and of several that go on in one commit."""
+        """In a commit for one workflow, and in one for several."""
         running: dict[str, Any] = {"status": RUNNING, "holder": "h"}
         for name in "abc":
             fill(journals, name, 2, **running)
@@ -124,7 +124,7 @@ class CatalogContract:
     def test_when_it_is_due_alone_can_change(
         self, journals: JournalStore, due_at: float | None
     ) -> None:
-        """New, of one workflow, and of several that go on in one commit."""
+        """In a new row, in a commit for one workflow, and in one for several."""
         running: dict[str, Any] = {"status": RUNNING, "holder": "h"}
         for name in "abc":
             fill(journals, name, 2, due_at=5.0, **running)
@@ -138,7 +138,7 @@ class CatalogContract:
             assert journals.read_catalog(append.workflow_id) == append.catalog
 
     def test_stored_metadata_is_nobodys_object(self, journals: JournalStore) -> None:
-        """Changing what was given or what was read does not change what is stored."""
+        """Changes to metadata that was written or read do not change what is stored."""
         metadata: dict[str, Any] = {"a": [1]}
         tags: dict[str, Any] = {"a": 1}
         fill(journals, "w", metadata=metadata, tags=tags)
@@ -155,7 +155,7 @@ class CatalogContract:
         assert again.tags == {"a": 1}
 
     def test_text_that_utf8_cannot_hold_does_no_harm(self, journals: JournalStore) -> None:
-        """Messages of the operating system can bring lone surrogates."""
+        """Error messages of the operating system may contain lone surrogates."""
         fill(journals, "w", error="No such file: '\udcff'")
         found = journals.read_catalog("w")
         assert found is not None
@@ -165,13 +165,13 @@ class CatalogContract:
     # -- listing ---------------------------------------------------------------------------
 
     def test_empty_catalog(self, journals: JournalStore) -> None:
-        """No rows, no cursor."""
+        """An empty catalog gives no rows and no cursor."""
         page = journals.list_catalog(CatalogQuery())
         assert (page.rows, page.cursor) == ((), None)
         assert journals.list_catalog(CatalogQuery(statuses=(RUNNING,))).rows == ()
 
     def test_listing_is_by_submission_then_id(self, journals: JournalStore) -> None:
-        """Whatever the order of creation; ids by code points."""
+        """The order of creation does not matter; ids are ordered by code points."""
         expected = [
             (0.0, "z"),
             (5.0, "B"),
@@ -189,12 +189,12 @@ class CatalogContract:
         assert list_ids(journals, newest_first=True, limit=1) == newest
 
     def test_pages(self, journals: JournalStore) -> None:
-        """All rows once, in order, also where many have the same submission time."""
+        """The pages have each row once, in order, also if many have the same submission time."""
         cycle = (RUNNING, FAILED, SUCCESSFUL)
         rows = [(float(i // 10), f"w{i:02}", cycle[i % 3]) for i in range(25)]
         appends = [make_append(n, 0, submitted_at=at, status=status) for at, n, status in rows]
         assert journals.commit(appends) == [OK] * 25
-        # All on one catalog: making it takes most of the time.
+        # All queries use one catalog, because creating it takes most of the time.
         for statuses in ((), (RUNNING,), (FAILED, RUNNING), (RUNNING, RUNNING)):
             expected = [name for _, name, status in rows if not statuses or status in statuses]
             for limit in (1, 2, 3, 7, 24, 25, 26, 1000):
@@ -206,7 +206,7 @@ class CatalogContract:
                 assert len(expected) <= limit or first.cursor is not None
 
     def test_filters(self, journals: JournalStore) -> None:
-        """By statuses, by holders, and by both."""
+        """Listings filter by statuses, by holders, and by both."""
         for number, status in enumerate((RUNNING, FAILED, PENDING)):
             for holder in ("h1", "h2", "it's; --"):
                 fill(journals, f"{number}{holder}", status=status, holder=holder)
@@ -225,14 +225,14 @@ class CatalogContract:
         assert list_ids(journals, **both) == ["2h2", "0h2"]
 
     def test_filters_follow_commits(self, journals: JournalStore) -> None:
-        """A row is found under its status of now only."""
+        """A row is found by its present status only."""
         fill(journals, "w", status=RUNNING, holder="h1")
         assert journals.commit([make_append("w", 1, status=FAILED, holder="h2")]) == [OK]
         assert list_ids(journals, statuses=(RUNNING,)) == list_ids(journals, holders=("h1",)) == []
         assert list_ids(journals, statuses=(FAILED,), holders=("h2",)) == ["w"]
 
     def test_changes_between_pages(self, journals: JournalStore) -> None:
-        """A cursor outlives the row it was made from, and meets rows that came later."""
+        """A cursor stays valid when its row is deleted, and finds rows that were added later."""
         for i in range(6):
             fill(journals, f"w{i}", submitted_at=float(i))
         page = journals.list_catalog(CatalogQuery(limit=3))
@@ -245,12 +245,12 @@ class CatalogContract:
 
     @pytest.mark.parametrize("cursor", ["", "w3", "[]", "[1]", "{}", "1"])
     def test_foreign_cursor_is_refused(self, journals: JournalStore, cursor: str) -> None:
-        """It would silently list the wrong rows."""
+        """A cursor that no listing has returned would silently list the wrong rows."""
         with pytest.raises(ValueError, match="cursor"):
             journals.list_catalog(CatalogQuery(cursor=cursor))
 
     @pytest.mark.parametrize("limit", [0, -1])
     def test_page_without_rows_is_refused(self, journals: JournalStore, limit: int) -> None:
-        """It could never come to an end."""
+        """A listing with a limit below 1 could never end."""
         with pytest.raises(ValueError, match="limit"):
             journals.list_catalog(CatalogQuery(limit=limit))

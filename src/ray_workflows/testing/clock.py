@@ -1,4 +1,4 @@
-"""A clock that moves only when it is told to, so that hours of waiting take no time in a test.
+"""A clock that moves only when a test advances it, so that hours of waiting take no time.
 
 It reads no other clock. Actions that are due at the same time happen in the order they were given.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 
 class VirtualClock:
-    """Virtual time, and what is to happen at which time. Calling it gives the time.
+    """Virtual time with scheduled actions. Calling the clock returns the time.
 
     Args:
         start: the time to begin with, in seconds since 1970.
@@ -35,16 +35,16 @@ class VirtualClock:
         return self.now
 
     def at(self, time: float, action: Callable[[], None]) -> None:
-        """Let something happen at a time, or, if that is past, next."""
+        """Schedule an action for a time. If that is past, it is the next action."""
         self.count += 1
         heapq.heappush(self.agenda, (time, self.count, action))
 
     def after(self, seconds: float, action: Callable[[], None]) -> None:
-        """Let something happen after a while."""
+        """Schedule an action that many seconds from now."""
         self.at(self.now + seconds, action)
 
     def advance(self) -> bool:
-        """Go on to the next thing that is to happen, and do it. False: there is none."""
+        """Move to the time of the next action, and do it. Returns False if there is none."""
         if not self.agenda:
             return False
         time, _, action = heapq.heappop(self.agenda)

@@ -1,5 +1,5 @@
-"""The pytest suites that say whether a storage, or one part of it, keeps its promises.
-Needs pytest; uses the public methods only, so that any backend can be put to it.
+"""Pytest suites that check whether a storage, or one part of it, keeps its promises.
+They need pytest, and use public methods only, so that any backend can be tested.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class StorageContract(
         return storage.leases
 
     def test_open_is_idempotent(self, storage: Storage) -> None:
-        """Opening what is open, or has contents, changes nothing."""
+        """Opening a storage that is open, or has contents, changes nothing."""
         fill(storage, "w", 2)
         before = state(storage, "w")
         storage.open()
@@ -107,7 +107,7 @@ class StorageContract(
         assert state(storage, "w") == before
 
     def test_a_storage_that_exists_can_be_looked_at(self, storage: Storage) -> None:
-        """Opening it for looking changes nothing; what others commit later is seen."""
+        """Opening a storage for reading changes nothing, and shows what others commit later."""
         fill(storage, "w", 2)
         before = state(storage, "w")
         storage.open_existing()
@@ -117,7 +117,7 @@ class StorageContract(
         assert len(storage.read_journal(before[0].incarnation)) == 3  # type: ignore[union-attr]
 
     def test_use_after_close(self, storage: Storage) -> None:
-        """It reopens, and everything is there."""
+        """A closed storage reopens when it is used, with its contents."""
         row = fill(storage, "w", 2)
         blob = storage.write_blob(row.incarnation, "k", [b"x"])
         storage.renew_holder(make_holder("h"), 15.0)
@@ -131,14 +131,15 @@ class StorageContract(
         assert storage.commit([make_append("w", 2)]) == [OK]
 
     def test_url_names_the_storage(self, storage: Storage) -> None:
-        """It has a scheme, and does not change."""
+        """The URL has a scheme, and does not change."""
         url = storage.url
         assert "://" in url
         storage.close()
         assert storage.url == url
 
     def test_pickled_copy_is_the_same_storage(self, storage: Storage) -> None:
-        """What is shared travels to workers; what is not says so instead of getting lost."""
+        """A shared storage can be pickled for workers; another one raises instead of coming back
+        empty."""
         if not self.shared:
             with pytest.raises(TypeError, match="process"):
                 pickle.dumps(storage)

@@ -1,5 +1,5 @@
-"""The part of `JournalStoreContract` about conditions of rows: each storage finds in its own way
-what `matches` says. Uses the public methods of a journal store only.
+"""The part of `JournalStoreContract` about conditions: whatever way a storage finds rows, they are
+those of which `matches` is true. Uses the public methods of a journal store only.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ TAGS_OF_ROWS: tuple[dict[str, Any], ...] = (
 
 
 def conditions() -> list[Condition]:
-    """Many, of all columns."""
+    """Many conditions on all columns."""
     found = [
         Condition(column, operator, text)
         for column, texts in TEXTS.items()
@@ -69,7 +69,7 @@ def conditions() -> list[Condition]:
 
 
 def rows_to_find() -> list[CatalogRow]:
-    """Some that differ in everything that is looked for, and some that hardly do."""
+    """Rows that differ in every column that conditions use, and rows that hardly differ."""
     ids = ("order-1", "order-2", "order", "ordes", "w", "größe", "\U0010ffff" * 2, "o'; --", "W")
     statuses = itertools.cycle((RUNNING, FAILED, SUCCESSFUL, SUCCESSFUL))
     values: dict[str, Iterator[Any]] = {
@@ -99,7 +99,7 @@ class FilterContract:
     """Conditions of catalog rows."""
 
     def fill(self, journals: JournalStore) -> list[CatalogRow]:
-        """Store the rows, in another order; they are returned in that of a listing."""
+        """Store the rows in another order than that of a listing, in which they are returned."""
         rows = sorted(rows_to_find(), key=lambda row: (row.submitted_at, row.workflow_id))
         appends = [
             make_append(row.workflow_id, 0, incarnation=row.incarnation, **without_ids(row))
@@ -111,7 +111,7 @@ class FilterContract:
     def check(
         self, journals: JournalStore, rows: list[CatalogRow], newest_first: bool, **query: Any
     ) -> int:
-        """Compare what a query finds with what it means; how many that are."""
+        """Compare the rows that a query finds with those that match it. Returns their number."""
         statuses = query.get("statuses") or (RUNNING, FAILED, SUCCESSFUL)
         wanted = [
             row.workflow_id
@@ -122,7 +122,7 @@ class FilterContract:
         return len(wanted)
 
     def test_each_condition(self, journals: JournalStore) -> None:
-        """Alone."""
+        """Each condition alone finds the rows that match it."""
         rows = self.fill(journals)
         found = [
             self.check(journals, rows, number % 2 == 0, conditions=(each,))
@@ -131,7 +131,7 @@ class FilterContract:
         assert len(set(found)) > 8
 
     def test_counts(self, journals: JournalStore) -> None:
-        """Are those of the rows on all pages."""
+        """A count is the number of rows on all pages."""
         rows = self.fill(journals)
         for each in conditions()[::5]:
             for statuses in ((), (FAILED, RUNNING)):
@@ -144,7 +144,7 @@ class FilterContract:
                 assert journals.count_catalog(query) == len(wanted), query
 
     def test_conditions_together(self, journals: JournalStore) -> None:
-        """With each other, and with statuses: each leaves out what is not to be found."""
+        """Conditions can be combined with each other and with statuses."""
         rows = self.fill(journals)
         every = conditions()
         some = 0
@@ -157,7 +157,7 @@ class FilterContract:
         assert some > 10
 
     def test_conditions_follow_commits(self, journals: JournalStore) -> None:
-        """A row is found by what it is now, and not by what it was."""
+        """A row is found by its present values only."""
         rows = self.fill(journals)
         old = next(row for row in rows if row.tags.get("team") == "vision")
         append = make_append(

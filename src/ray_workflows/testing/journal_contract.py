@@ -26,7 +26,8 @@ from ray_workflows.testing.builders import (
     state,
 )
 
-#: Ids that are easily mistaken for something else. Control characters are refused elsewhere.
+#: Ids that a storage may take for paths, patterns, numbers or SQL. Control characters are refused
+#: elsewhere.
 ODD_IDS = [
     " ",
     ".",
@@ -65,7 +66,7 @@ class Interrupted(Exception):
 
 
 class Interrupting(Sequence[Append]):
-    """Appends of which only the first can be had."""
+    """Appends that raise `Interrupted` after the first one."""
 
     def __init__(self, appends: Sequence[Append]):
         self.appends = appends
@@ -91,7 +92,7 @@ class JournalContract:
     """Commits, journals and deletion."""
 
     def test_first_append_creates_the_workflow(self, journals: JournalStore) -> None:
-        """Entry, commit id and catalog row are there after OK."""
+        """After OK, the entry, the commit id and the catalog row can be read."""
         append = make_append("w", 0, commit_id="c", entry=b"first")
         assert journals.read_catalog("w") is None
         assert journals.read_journal(append.incarnation) == []
@@ -101,7 +102,7 @@ class JournalContract:
         assert [(e.seq, e.commit_id, e.entry) for e in journal] == [(1, "c", b"first")]
 
     def test_next_append_continues_the_journal(self, journals: JournalStore) -> None:
-        """Each append at the end succeeds and takes the catalog along."""
+        """Each append at the end succeeds and replaces the catalog row."""
         for seq in range(5):
             assert journals.commit([make_append("w", seq, started_at=float(seq))]) == [OK]
             row, journal = state(journals, "w")
@@ -112,7 +113,7 @@ class JournalContract:
     def test_rows_that_stay_as_they_are_name_the_end(
         self, journals: JournalStore, together: int
     ) -> None:
-        """However many appends change nothing of a row but its seq, whoever reads it sees that."""
+        """The seq of a row is right after any number of appends that change nothing else in it."""
         names = [f"w{number}" for number in range(together)]
         for name in names:
             fill(journals, name)
@@ -127,8 +128,8 @@ class JournalContract:
                 assert journals.list_catalog(newest).rows == rows[::-1]
 
     def test_rows_that_change_now_and_then(self, journals: JournalStore) -> None:
-        """The row is that of the last append, also where it goes back to what it was before, and
-        where values are equal that are not the same."""
+        """The row is that of the last append, also if it has earlier values again, and if values
+        are equal but of different types."""
         changes: list[dict[str, Any]] = [
             {},
             {"holder": "h2"},
@@ -160,7 +161,7 @@ class JournalContract:
         assert list_ids(journals) == ["w"]
 
     def test_creating_an_id_in_use_is_stale(self, journals: JournalStore) -> None:
-        """Also under another incarnation, of which nothing is left."""
+        """Also under another incarnation; nothing of that one is stored."""
         fill(journals, "w", 2)
         before = state(journals, "w")
         assert journals.commit([make_append("w", 0, incarnation="i-other")]) == [STALE]
@@ -181,21 +182,21 @@ class JournalContract:
         assert state(journals, "w") == (None, [])
 
     def test_append_under_another_incarnation_is_stale(self, journals: JournalStore) -> None:
-        """The right number does not help."""
+        """An append with the right seq is stale all the same."""
         fill(journals, "w", 2)
         before = state(journals, "w")
         assert journals.commit([make_append("w", 2, incarnation="i-other")]) == [STALE]
         assert state(journals, "w") == before
 
     def test_repeated_append_is_stale_and_can_be_found(self, journals: JournalStore) -> None:
-        """An ambiguous append is settled by its commit id in the journal."""
+        """The commit id in the journal says whether an ambiguous append has succeeded."""
         append = make_append("w", 0, commit_id="mine")
         assert journals.commit([append]) == [OK]
         assert journals.commit([append]) == [STALE]
         assert [entry.commit_id for entry in journals.read_journal(append.incarnation)] == ["mine"]
 
     def test_outcomes_are_independent(self, journals: JournalStore) -> None:
-        """Stale appends take nothing else of the same call down."""
+        """A stale append does not keep others in the same call from succeeding."""
         fill(journals, "a", 1)
         fill(journals, "b", 2)
         outcomes = journals.commit(
@@ -212,7 +213,7 @@ class JournalContract:
         assert [row and row.seq for row in ends] == [2, 3, 1, None]
 
     def test_two_appends_to_one_workflow_in_one_commit(self, journals: JournalStore) -> None:
-        """They take effect in their order; of two to the same place, the first."""
+        """Both take effect in their order; of two with the same seq, only the first."""
         assert journals.commit([make_append("w", 0), make_append("w", 1)]) == [OK, OK]
         outcomes = journals.commit(
             [
@@ -228,11 +229,11 @@ class JournalContract:
         assert (row.holder, journal[2].entry) == ("last", b"first")
 
     def test_empty_commit(self, journals: JournalStore) -> None:
-        """No appends, no outcomes."""
+        """A commit without appends has no outcomes."""
         assert journals.commit([]) == []
 
     def test_large_commit(self, journals: JournalStore) -> None:
-        """Many workflows in one call, each with its outcome in its place."""
+        """One call commits many workflows, and returns the outcomes in the same order."""
         for name in ("w10", "w20"):
             fill(journals, name)
         outcomes = journals.commit([make_append(f"w{i}", 0) for i in range(500)])
@@ -245,7 +246,7 @@ class JournalContract:
     def test_contradictory_append_is_refused(
         self, journals: JournalStore, change: dict[str, Any]
     ) -> None:
-        """A catalog row has to describe the append it rides on."""
+        """A catalog row has to fit the append that it is part of."""
         fill(journals, "w", 1)
         before = state(journals, "w")
         good = make_append("w", 1)
@@ -259,7 +260,7 @@ class JournalContract:
     def test_incarnation_that_is_no_name_is_refused(
         self, journals: JournalStore, incarnation: str
     ) -> None:
-        """It would become a directory or an object prefix."""
+        """An incarnation becomes the name of a directory or an object prefix."""
         with pytest.raises(ValueError, match="incarnation"):
             journals.commit([make_append("w", 0, incarnation=incarnation)])
         assert journals.read_catalog("w") is None
@@ -276,7 +277,7 @@ class JournalContract:
         assert stored.entry == entry
 
     def test_read_journal_after(self, journals: JournalStore) -> None:
-        """Only later entries, in order; none after the end."""
+        """A read returns only later entries, in order, and none after the end."""
         fill(journals, "w", 12)
         fill(journals, "other", 3)
         incarnation = incarnation_of("w")
@@ -295,13 +296,13 @@ class JournalContract:
             row, journal = state(journals, workflow_id)
             assert row is not None, workflow_id
             assert (row.workflow_id, len(journal)) == (workflow_id, 2)
-            # What it deletes besides is missed when it comes to that.
+            # If it deletes another workflow too, the checks of that one fail.
             assert journals.delete(workflow_id, row.incarnation, 2) is OK
             assert journals.read_catalog(workflow_id) is None, workflow_id
         assert list_ids(journals) == ["w"]
 
     def test_ids_that_look_alike_differ(self, journals: JournalStore) -> None:
-        """No folding of case, normalization of Unicode or stripping of blanks."""
+        """Ids are stored without case folding, Unicode normalization or stripping."""
         ids = ["a", "A", "a ", " a", "é", "e\u0301", "a/", "a//", "\uff11", "1"]
         for name in ids:
             fill(journals, name)
@@ -310,7 +311,8 @@ class JournalContract:
     def test_interrupted_commit_leaves_the_previous_or_the_next_state(
         self, journals: JournalStore
     ) -> None:
-        """Never an entry without its row or a row without its entry; and work goes on."""
+        """There is never an entry without its row or a row without its entry; and the storage stays
+        usable."""
         fill(journals, "a", 1)
         appends = [make_append("a", 1), make_append("b", 0)]
         with pytest.raises(Interrupted):
@@ -319,12 +321,12 @@ class JournalContract:
         row, _ = state(journals, "a")
         assert row is not None
         assert row.seq in (1, 2)
-        # A caller that can't know repeats, and finds its commit if it had succeeded.
+        # A caller that doesn't know the outcome repeats the commit.
         assert journals.commit(appends) == [OK if row.seq == 1 else STALE, OK]
         assert [len(state(journals, name)[1]) for name in ("a", "b")] == [2, 1]
 
     def test_commit_that_can_not_be_written(self, journals: JournalStore) -> None:
-        """An entry that is no bytes: workflows stay whole, and the storage usable."""
+        """If an entry is not bytes, workflows stay whole, and the storage stays usable."""
         for name in ("a", "b"):
             fill(journals, name, 1)
         bad: Any = object()
@@ -342,7 +344,7 @@ class JournalContract:
 
     @pytest.mark.parametrize("expected_seq", [0, 3])
     def test_one_of_many_rivals_succeeds(self, journals: JournalStore, expected_seq: int) -> None:
-        """The promise everything above rests on."""
+        """Of many appends at the same place, exactly one succeeds: the library relies on it."""
         for round_number in range(20):
             name = f"w{round_number}"
             if expected_seq:
@@ -358,7 +360,7 @@ class JournalContract:
             assert journal[-1].commit_id == winner.commit_id
 
     def test_rivals_take_turns_on_one_journal(self, journals: JournalStore) -> None:
-        """Each entry belongs to the one who was told so."""
+        """Each entry is that of the writer whose append returned OK."""
         fill(journals, "w", 1)
 
         def write(name: str) -> list[tuple[int, str]]:
@@ -410,7 +412,7 @@ class JournalContract:
     # -- deletion --------------------------------------------------------------------------
 
     def test_delete(self, journals: JournalStore) -> None:
-        """Nothing of it is left, and others are untouched."""
+        """A deletion removes the workflow completely, and changes no other."""
         row = fill(journals, "w", 3)
         fill(journals, "other", 2)
         assert journals.delete("w", row.incarnation, 3) is OK
@@ -421,7 +423,7 @@ class JournalContract:
         assert journals.delete("w", row.incarnation, 3) is STALE
 
     def test_delete_what_is_not_there(self, journals: JournalStore) -> None:
-        """Unknown id, or another incarnation of a known one."""
+        """Deleting an unknown id, or another incarnation of a known one, is stale."""
         fill(journals, "w", 2)
         before = state(journals, "w")
         assert journals.delete("absent", "i-absent", 1) is STALE
@@ -443,7 +445,8 @@ class JournalContract:
             assert len(state(journals, name)[1]) == (2 if outcomes[0] == [OK] else 0)
 
     def test_delete_among_appends(self, journals: JournalStore) -> None:
-        """It takes a workflow that ends where it was seen to end, and nothing comes after it."""
+        """A deletion succeeds only if the journal has not grown, and no append succeeds after
+        it."""
         fill(journals, "w")
 
         def write() -> int:

@@ -14,7 +14,7 @@ class LeaseContract:
     """Holders and their leases."""
 
     def test_holders(self, leases: LeaseStore) -> None:
-        """A lease runs from the storage's now; all other fields come back."""
+        """A lease counts from the storage's own time; all other fields come back."""
         assert leases.read_holders() == []
         holder = make_holder("h1", host="boot-1/ns'2", pid=2**31 - 1, started_ticks=2**53)
         before = leases.now()
@@ -25,7 +25,7 @@ class LeaseContract:
         assert msgspec.structs.replace(found, lease_until=0.0) == holder
 
     def test_renewing_a_holder(self, leases: LeaseStore) -> None:
-        """The lease moves, also backwards; there is one row per holder."""
+        """A renewal moves the end of the lease, also backwards; there is one row per holder."""
         leases.renew_holder(make_holder("h1"), 100.0)
         leases.renew_holder(make_holder("h2", coordinator="c2"), 100.0)
         leases.renew_holder(make_holder("h1", pid=18), 5.0)
@@ -35,7 +35,7 @@ class LeaseContract:
         assert found["h1"].lease_until < found["h2"].lease_until - 50.0
 
     def test_removing_a_holder(self, leases: LeaseStore) -> None:
-        """Only that one; removing it twice does no harm."""
+        """Removing a holder removes no other; removing it twice does nothing."""
         for holder_id in ("h1", "h2"):
             leases.renew_holder(make_holder(holder_id), 15.0)
         leases.remove_holder("h1")
@@ -43,13 +43,13 @@ class LeaseContract:
         assert [holder.holder_id for holder in leases.read_holders()] == ["h2"]
 
     def test_expired_holders_stay_readable(self, leases: LeaseStore) -> None:
-        """It is for the reader to judge a lease."""
+        """The storage returns expired leases too: readers decide what they mean."""
         leases.renew_holder(make_holder("h1"), -5.0)
         (found,) = leases.read_holders()
         assert found.lease_until < leases.now()
 
     def test_clock(self, leases: LeaseStore) -> None:
-        """Seconds, as a float, not running backwards."""
+        """The clock returns seconds as a float, and never runs backwards."""
         first = leases.now()
         assert isinstance(first, float)
         assert leases.now() >= first

@@ -70,7 +70,7 @@ def contents(name: str) -> bytes:
 
 
 def blob_of(events: list[ev.AnyEvent]) -> Blob | None:
-    """The blob that the last event names, if it is the result of a task."""
+    """The blob of the last event, if that is the result of a task."""
     last = events[-1]
     if isinstance(last, ev.TaskSucceeded) and isinstance(last.value.data, Blob):
         return last.value.data
@@ -78,7 +78,7 @@ def blob_of(events: list[ev.AnyEvent]) -> Blob | None:
 
 
 def create(storage: Storage, number: int) -> None:
-    """Create the workflow of a round with its blob, an entry a commit."""
+    """Create the workflow of a round with its blob, one entry per commit."""
     name = incarnation(number)
     blob = storage.write_blob(name, "result", [contents(name)])
     link = NO_LINK

@@ -1,4 +1,4 @@
-"""The part of `StorageContract` about what several parts do together: deletion and the sweep.
+"""The part of `StorageContract` about deletion and the sweep, which involve several parts.
 Uses the public methods of a storage only.
 """
 
@@ -11,11 +11,11 @@ from ray_workflows.testing.builders import OK, STALE, fill, make_append, state
 
 
 class RemovalContract:
-    """Journals that go with their blobs, and blobs of no workflow."""
+    """Deletion of workflows with their blobs, and of blobs that belong to no workflow."""
 
     @pytest.mark.parametrize("expected_seq", [0, 2, 4])
     def test_delete_with_a_stale_seq(self, storage: Storage, expected_seq: int) -> None:
-        """Somebody appended in between: nothing is deleted, blobs neither."""
+        """If the journal has grown meanwhile, neither it nor a blob is deleted."""
         row = fill(storage, "w", 3)
         blob = storage.write_blob(row.incarnation, "k", [b"data"])
         before = state(storage, "w")
@@ -39,7 +39,7 @@ class RemovalContract:
         assert storage.commit([make_append("w", 2, incarnation="i-new")]) == [OK]
 
     def test_deleting_a_workflow_deletes_its_blobs(self, storage: Storage) -> None:
-        """And nobody else's."""
+        """A deletion removes the blobs of that workflow, and no others."""
         row = fill(storage, "w", 2)
         other = fill(storage, "other", 1)
         for incarnation in (row.incarnation, other.incarnation):
@@ -62,7 +62,7 @@ class RemovalContract:
         assert storage.sweep(0.0) == 0
 
     def test_sweep_counts_incarnations(self, storage: Storage) -> None:
-        """Not blobs."""
+        """The result of a sweep is a number of incarnations, not of blobs."""
         for incarnation in ("i1", "i2", "i3"):
             for key in ("a", "b"):
                 storage.write_blob(incarnation, key, [b"x"])

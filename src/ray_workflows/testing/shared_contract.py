@@ -1,5 +1,5 @@
-"""The part of `StorageContract` about what workflows share: packages of code and documents.
-They take nothing but the public methods of a storage; this is how they are put together.
+"""The part of `StorageContract` about items that workflows share: code packages and documents.
+Uses the public methods of a storage only.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ class SharedContract:
         assert bytes(storage.read_blob(item.incarnation, item.blob)) == b"some code"
 
     def test_of_several_that_store_an_item_at_once_one_does(self, storage: Storage) -> None:
-        """All get the same; nothing is left of the others."""
+        """All writers get the same item; the others leave nothing behind."""
         items = in_threads([lambda: shared_items.keep(storage, "package/a", lambda: [b"x"])] * 4)
         assert len(set(items)) == 1
         assert storage.sweep(0.0) == 0
 
     def test_items_are_no_workflows(self, storage: Storage) -> None:
-        """Listings do not have them."""
+        """Listings leave items out."""
         fill(storage, "w")
         shared_items.keep(storage, "package/a", lambda: [b"x"])
         assert list_ids(storage) == ["w"]
 
     def test_items_are_not_swept(self, storage: Storage) -> None:
-        """However old they are: they go when nobody uses them."""
+        """A sweep removes no item, however old; `collect` does, when no workflow uses it."""
         item = shared_items.keep(storage, "package/a", lambda: [b"x"])
         assert storage.sweep(0.0) == 0
         assert bytes(storage.read_blob(item.incarnation, item.blob)) == b"x"
 
     def test_items_go_with_the_last_workflow(self, storage: Storage) -> None:
-        """Those that the document mentions after which the workflow is named."""
+        """`collect` removes an item after the last workflow whose document mentions it."""
         for name in ("a", "b", "shared"):
             shared_items.keep(storage, f"package/{name}", lambda: [b"x"])
         for name in ("a", "b"):
@@ -78,7 +78,8 @@ class SharedContract:
         ]
 
     def test_items_in_use_by_a_submission_stay(self, storage: Storage) -> None:
-        """It may be on its way. What was removed meanwhile is stored anew."""
+        """The submission may not be committed yet. An item that was removed meanwhile is stored
+        again."""
         item = shared_items.keep(storage, "package/a", lambda: [b"x"])
         assert shared_items.collect(storage, 3600.0) == []
         assert shared_items.collect(storage, 0.0) == ["package/a"]
@@ -90,7 +91,7 @@ class SharedContract:
     def test_an_item_that_is_used_again_is_not_removed(
         self, storage: Storage, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Not by somebody who has seen it before that, when it had not been used for long."""
+        """A removal that was decided on before that use does nothing."""
         monkeypatch.setattr(shared_items, "USED_SECONDS", 0.0)
         shared_items.keep(storage, "package/a", lambda: [b"x"])
         seen = storage.read_catalog(f"{shared_items.PREFIX}package/a")
