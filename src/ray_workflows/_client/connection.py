@@ -6,7 +6,8 @@ import logging
 import os
 import re
 import threading
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -28,15 +29,21 @@ from ray_workflows._version import __version__
 from ray_workflows.codec import PayloadCodec
 from ray_workflows.exceptions import CoordinatorUnavailableError, StorageConfigError
 from ray_workflows.storage import Storage
+from ray_workflows.storage.retries import wait_out
 from ray_workflows.storage.urls import storage_from_urls
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: How long `init` waits for a coordinator to come up, in seconds.
 START_SECONDS = 60.0
 #: How long a call may take before the coordinator counts as gone, in seconds. Longer than the
 #: coordinator needs to report that the storage is away, and than Ray needs to restart it.
 CALL_SECONDS = 90.0
+#: How long a submission or a signal waits for a storage that is away, in seconds: as long as the
+#: coordinator does.
+PATIENCE_SECONDS = 20.0
 #: The variable for how long Ray waits for the head of a cluster, in seconds.
 HEAD_VARIABLE = "RAY_gcs_rpc_server_reconnect_timeout_s"
 #: The variable for the lease of a coordinator that this process starts, in seconds.
@@ -120,6 +127,15 @@ class Connection(Reader):
         if isinstance(answer, BaseException):
             raise answer
         return answer
+
+    def patiently(self, work: Callable[[], T]) -> T:
+        """Write what is to be submitted; while the storage is away, wait for it, but not as long as
+        a worker does: somebody waits for the call."""
+        return wait_out(
+            work,
+            PATIENCE_SECONDS,
+            lambda error: logger.warning("Waiting for the storage: %s", error),
+        )
 
     def snapshot(self) -> Environment:
         """The environment of this process; stores all packages that it names."""

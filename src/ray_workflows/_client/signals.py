@@ -50,9 +50,13 @@ def send(
         call(connection, Sent(workflow_id, name, signal_id, NOTHING, incarnation))
         return
     writer = ValueWriter(connection.storage, incarnation)
-    with unless_deleted(connection.storage, row):
-        key = blob_key(name, signal_id)
-        stored = writer.write_pickled(pickled, key=key, where=described(name))
+    key = blob_key(name, signal_id)
+
+    def write() -> Value:
+        with unless_deleted(connection.storage, row):
+            return writer.write_pickled(pickled, key=key, where=described(name))
+
+    stored = connection.patiently(write)
     call(connection, Sent(workflow_id, name, signal_id, stored, incarnation))
 
 

@@ -27,7 +27,7 @@ from ray_workflows._environment.shared_items import workflow_incarnation
 from ray_workflows._environment.snapshot import share
 from ray_workflows._model.answers import Accepted, Finished, Stopped
 from ray_workflows._model.catalog import CatalogRow, Tag
-from ray_workflows._model.plan import Environment, EnvironmentChange, Function
+from ray_workflows._model.plan import Environment, EnvironmentChange, Function, Plan
 from ray_workflows.exceptions import (
     CoordinatorUnavailableError,
     StorageError,
@@ -87,17 +87,23 @@ class SubmissionBuilder:
         storage = self.connection.storage
         environment = self.environment
         if environment is None:
-            environment = self.environment = self.connection.snapshot()
+            environment = self.connection.patiently(self.connection.snapshot)
+            self.environment = environment
         incarnation = self.new_incarnation(environment)
-        plan = capture_plan(
-            dag,
-            writer=ValueWriter(storage, incarnation),
-            environment=environment,
-            prefix="plan",
-            args=args,
-            kwargs=kwargs,
-        )
-        plan = self.connection.remember(plan, (workflow_id, incarnation))
+
+        def write() -> Plan:
+            # What an earlier try has written is there.
+            plan = capture_plan(
+                dag,
+                writer=ValueWriter(storage, incarnation),
+                environment=environment,
+                prefix="plan",
+                args=args,
+                kwargs=kwargs,
+            )
+            return self.connection.remember(plan, (workflow_id, incarnation))
+
+        plan = self.connection.patiently(write)
         self.submissions.append(
             Submission(
                 workflow_id,
@@ -128,9 +134,13 @@ class SubmissionBuilder:
         """
         environment = environment or origin.submitted.plan.environment
         incarnation = self.new_incarnation(environment)
-        share(self.connection.storage, environment, (workflow_id, incarnation))
-        origin.copy_blobs(incarnation)
-        exchanged = functions(incarnation)
+
+        def write() -> dict[str, Function]:
+            share(self.connection.storage, environment, (workflow_id, incarnation))
+            origin.copy_blobs(incarnation)
+            return functions(incarnation)
+
+        exchanged = self.connection.patiently(write)
         submitted, history = origin.with_code(environment, exchanged)
         self.submissions.append(
             Submission(

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import ray
 
@@ -39,6 +39,8 @@ from ray_workflows.storage import CommitOutcome, Storage
 from ray_workflows.storage.memory import MemoryBlobs, MemoryHome, MemoryJournals, MemoryLeases
 from ray_workflows.testing.clock import VirtualClock
 from ray_workflows.testing.local_objects import LocalObjects, LocalReader
+
+T = TypeVar("T")
 
 #: The coordinator of every life.
 COORDINATOR = "testing.Environment"
@@ -172,6 +174,10 @@ class LocalConnection(Reader):
             "A testing.Environment is entered, and has no coordinator that Ray knows: use its "
             "methods (env.run, env.run_async, env.resume, env.get_output), or leave it before."
         )
+
+    def patiently(self, work: Callable[[], T]) -> T:
+        """The storage is never away here."""
+        return work()
 
     def snapshot(self) -> Environment:
         """Code runs in this process, which has it."""

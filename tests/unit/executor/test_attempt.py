@@ -20,7 +20,6 @@ from ray_workflows._codec.envelope import seal
 from ray_workflows._codec.placeholders import UPSTREAM_VALUE, placeholder
 from ray_workflows._executor.protocol import AnyReport, decode_batch, encode_batch
 from ray_workflows._executor.worker.attempt import (
-    LONGEST_PAUSE_SECONDS,
     PATIENCE_SECONDS,
     AttemptRun,
 )
@@ -45,6 +44,7 @@ from ray_workflows.exceptions import (
 )
 from ray_workflows.storage.base import Storage
 from ray_workflows.storage.memory import MemoryBlobs, MemoryHome, MemoryStorage
+from ray_workflows.storage.retries import LONGEST_PAUSE_SECONDS
 from tests.unit.workers import INCARNATION, Process, attempt, run, stored
 
 

@@ -45,6 +45,7 @@ from ray_workflows.exceptions import (
     is_transient,
 )
 from ray_workflows.storage.base import Storage
+from ray_workflows.storage.retries import wait_out
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,6 @@ SAME_IN_RAY = frozenset({int, float, str, bytes, bool})
 #: How long a worker waits for a storage that is away, in seconds, because its result may have taken
 #: hours; and the pauses between tries, which double.
 PATIENCE_SECONDS = 180.0
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
 
 #: Functions by `function_key`.
 function_cache = FunctionCache()
@@ -306,20 +306,22 @@ class AttemptRun:
         Raises:
             StorageUnavailableError: the storage was away for longer than ``patience``.
         """
-        process = self.process
-        end, pause = process.monotonic() + self.patience, FIRST_PAUSE_SECONDS
-        while True:
-            try:
-                return work()
-            except Exception as error:
-                if not is_transient(error):
-                    raise
-                if process.monotonic() >= end:
-                    raise StorageUnavailableError(text_of(error)) from error
-                logger.warning("%s waits for the storage: %s", self.request.where, text_of(error))
-            with self.running.waiting():
-                process.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+        return wait_out(
+            work,
+            self.patience,
+            self.storage_failed,
+            monotonic=self.process.monotonic,
+            sleep=self.pause,
+        )
+
+    def storage_failed(self, error: Exception) -> None:
+        """Log that the attempt waits for the storage."""
+        logger.warning("%s waits for the storage: %s", self.request.where, text_of(error))
+
+    def pause(self, seconds: float) -> None:
+        """Wait; the timeout of the attempt does not run meanwhile."""
+        with self.running.waiting():
+            self.process.sleep(seconds)
 
     def lost_storage(self, error: BaseException) -> AnyReport:
         """The report for a storage that was away for too long."""
