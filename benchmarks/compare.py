@@ -229,7 +229,7 @@ class Comparison:
 
 
 def touch(size: int) -> None:
-    """Have so many bytes of memory at hand."""
+    """Touch this many bytes of memory, so that the host has given them to this machine."""
     if size:
         subprocess.run([sys.executable, str(HERE / "touch.py"), str(size)], check=True)
 

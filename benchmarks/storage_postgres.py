@@ -129,7 +129,7 @@ class BarePostgres:
 
 
 def make_group(name: str, count: int, seq: int, **fields: Any) -> list[Append]:
-    """An append of one event to each of so many workflows."""
+    """An append of one event to each of this many workflows."""
     return [
         make_append(f"{name}{number:04d}", seq, entry=os.urandom(EVENT_BYTES), **fields)
         for number in range(count)

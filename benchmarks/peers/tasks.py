@@ -45,7 +45,7 @@ def array(value: int) -> Any:
 
 @ray.remote
 def large_array(size: int) -> Any:
-    """As large as so many of the others."""
+    """As large as this many of the others."""
     return np.full(size * ARRAY_BYTES // 8, size, dtype=np.int64)
 
 

@@ -23,9 +23,9 @@ class Kind(msgspec.Struct, frozen=True):
     action: str
     target: str
     weight: int
-    #: A stopped process goes on after so many seconds, from and to.
+    #: A stopped process goes on after this many seconds, at least and at most.
     seconds: tuple[float, float] = (0.0, 0.0)
-    #: The cluster can't go on after it: so many seconds later, another one takes its place.
+    #: The cluster can't go on after it: this many seconds later, another one takes its place.
     replaced_after: float | None = None
 
     @property

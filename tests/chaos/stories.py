@@ -17,7 +17,7 @@ SUCCESSFUL, FAILED, CANCELED = "SUCCESSFUL", "FAILED", "CANCELED"
 #: What a consumer computes with in place of an error that was caught, or of a sleep.
 CAUGHT, NOTHING = 7, 0
 
-#: A result of so many bytes is a blob.
+#: Size in bytes of a result that becomes a blob.
 LARGE = 64 * 1024
 
 #: A step that always raises.

@@ -287,7 +287,7 @@ class Run:
 
     def hit(self, kind: Kind, pids: list[int], seconds: float) -> None:
         if kind.replaced_after is not None:
-            # While their parents live: later nobody knows whose they were.
+            # While their parents live: afterwards the parent of a process can't be found out.
             for cluster in self.slots.values():
                 self.family(cluster)
         number = signal.SIGKILL if kind.action == KILL else signal.SIGSTOP

@@ -36,7 +36,7 @@ class Store:
     def story(
         self, workflow_id: str, *, ago: float = 3600.0, plan: Plan = PLAN, directory: str = ""
     ) -> Driver:
-        """A workflow that was submitted so many seconds ago, with nothing done yet."""
+        """A workflow that was submitted this many seconds ago, of which no task has run yet."""
         if directory:
             environment = Environment(python_path=(directory,))
             plan = msgspec.structs.replace(plan, environment=environment)

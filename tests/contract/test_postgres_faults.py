@@ -269,8 +269,8 @@ def test_threads_wait_for_a_connection_for_a_limited_time(storage, monkeypatch):
 
 
 def test_killed_in_mid_commit_and_restarted(server, storage):
-    """Nothing acknowledged is lost, although the server's default would lose it; the one commit
-    that nobody knows of is there or not, whole."""
+    """No acknowledged commit is lost, although the server's default would lose it; the one commit
+    without an answer is stored completely or not at all."""
     chance = random.Random(20260720)
     names = [f"w{i}" for i in range(3)]
     ends = dict.fromkeys(names, 0)

@@ -95,7 +95,7 @@ def test_connections_that_the_server_ended_are_replaced(named, admin):
     ended = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s"
     admin.execute(ended, (named.journals.home.target.parameters["application_name"],))
     wait_until(lambda: sessions(admin, named) == 0, "they are ended")
-    # Not even the first commit fails: nobody knows what would have become of it.
+    # Not even the first commit fails: its outcome would be unknown.
     assert named.commit([make_append("w", 0)]) == [OK]
 
 

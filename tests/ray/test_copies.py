@@ -112,7 +112,7 @@ def test_a_copy_is_resumed_elsewhere(
     assert workflow.copy(moved, source=failed.source, target=target) == [moved]
     second.call(use, target)
     second.call(go_on, moved)
-    # One key for both attempts: whoever was paid in the first can tell.
+    # One idempotency key for both attempts: a payee recognizes the second payment by it.
     counts = failed.marks[name].counts()
     (key,) = (name for name in counts if name.startswith("key-"))
     assert counts == {"make": 1, "use": 2, key: 2}

@@ -58,7 +58,7 @@ def test_run_outlives_the_head(tmp_path: Path, marks: Marks, gate: Gate) -> None
                     progress=progress,
                 )
                 (tmp_path / name).mkdir()
-                # After so many seconds Ray ends it.
+                # After this many seconds Ray ends it.
                 driver = DriverProcess(tmp_path / name, code, **env, **{HEAD_VARIABLE: "300"})
                 drivers[name] = driver
             for name, driver in drivers.items():

@@ -144,7 +144,7 @@ def stored_bytes() -> int:
 
 
 def wait_until_stored(at_most: int) -> None:
-    """Wait until no more than so many bytes are in the cluster's object store."""
+    """Wait until no more than this many bytes are in the cluster's object store."""
     deadline = time.monotonic() + 20.0
     while stored_bytes() > at_most:
         assert time.monotonic() < deadline, "the result is still in the object store"
@@ -170,7 +170,7 @@ def is_shared(array: np.ndarray) -> bool:
 
 
 def test_who_waits_for_a_large_output_gets_the_live_copy(wid: str) -> None:
-    """And it goes from the object store with it; whoever comes later reads the blob."""
+    """And it goes from the object store with it; a later reader reads the blob."""
     size = 50_000_000
     before = stored_bytes()
     output = workflow.run(large.bind(size), workflow_id=wid)

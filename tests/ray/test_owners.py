@@ -91,7 +91,7 @@ def clusters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clusters]:
 
 
 class Pair:
-    """Two clusters on one storage, with coordinators that have nothing in hand."""
+    """Two clusters on one storage, with coordinators that drive no workflow."""
 
     def __init__(self, clusters: Clusters, url: str) -> None:
         self.clusters = clusters

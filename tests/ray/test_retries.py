@@ -165,7 +165,7 @@ def test_the_timeout_of_a_workflow(wid: str, marks: Marks, tmp_path: Path) -> No
     def both(*values):
         return values
 
-    # With workers at hand: a cold start may take longer than the timeout.
+    # With workers that run already: a cold start may take longer than the timeout.
     workflow.run(both.bind(failing.bind(marks, Temporary("no"), 0), with_policy(both).bind()))
     os.remove(os.path.join(marks.directory, "ran"))
     other = Marks(str(tmp_path / "other"))

@@ -39,7 +39,7 @@ def signal(wid: str) -> int:
 
 
 class Away:
-    """Lets blobs of this process not be written, so many times."""
+    """Makes this many writes of blobs by this process fail."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
         self.left = times

@@ -63,7 +63,7 @@ class Life:
         self.due: float | None = None
         #: Of each incarnation, how many entries it has read or committed.
         self.known: dict[str, int] = {}
-        #: For each workflow in hand, what was checked last.
+        #: For each workflow in memory, what was checked last.
         self.checked: dict[Workflow, int] = {}
         self.in_step = False
         self.holder = Holder(self.name, cluster.name, cluster.host, number, 1)
@@ -203,7 +203,7 @@ class Life:
     # -- checks ----------------------------------------------------------------------------
 
     def check_clock(self) -> None:
-        """Time passes evenly, whoever sets a clock."""
+        """Check that time passes evenly, even if somebody sets the system's clock."""
         before, self.clocks = self.clocks, (self.clock(), self.world.clock.now)
         passed = self.clocks[0] - before[0]
         true = self.clocks[1] - before[1]

@@ -1,4 +1,4 @@
-"""Watches the journals: every append is judged when it lands, by what promises say, not by code.
+"""Watches the journals: checks every append as it is stored, against the promises, not the code.
 
 For each incarnation it keeps a fold of the journal (the shadow), and what the journal looked like
 at each of its entries, so that it can be told what a coordinator may have known.

@@ -543,7 +543,7 @@ def takeover_without_a_fence(patch: Any) -> None:
     crash_after_step=0.02,
 )
 def takeovers_overlap(patch: Any) -> None:
-    """A second one, begun before the first had its answer, replaces what is in hand by then."""
+    """A second takeover, begun before the first has ended, forgets the workflows of the first."""
 
     def replacing(self: Holdings) -> Any:
         @contextmanager

@@ -14,7 +14,7 @@ from tests.simulation.world_of_drivers import WorldOfDrivers
 #: Seeds in one test.
 CHUNK = 25
 
-#: A mutation that is not seen within so many seeds counts as missed.
+#: A mutation that is not seen within this many seeds counts as missed.
 MAX_SEEDS = 200
 
 #: What the world is to bring about.

@@ -14,7 +14,7 @@ from tests.simulation.mutations import MUTATIONS, Mutation
 from tests.simulation.runner import run_seed
 from tests.simulation.violations import Violation
 
-#: A mutation that is not seen within so many seeds counts as missed.
+#: A mutation that is not seen within this many seeds counts as missed.
 MAX_SEEDS = 600
 
 #: They add theirs.

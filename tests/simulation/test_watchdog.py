@@ -14,7 +14,7 @@ from ray_workflows._coordinator.starting import Starter
 from tests.simulation.runner import WORLDS, run_seed
 from tests.simulation.violations import Violation
 
-#: What hangs is to be seen within so many seeds.
+#: A hang has to be seen within this many seeds.
 MAX_SEEDS = 60
 
 Break = Callable[[pytest.MonkeyPatch], None]

@@ -8,7 +8,7 @@ from tests.simulation.runner import run_seed
 from tests.simulation.violations import Violation
 from tests.simulation.worker_mutations import MUTATIONS, Mutation
 
-#: A mutation that is not seen within so many seeds counts as missed.
+#: A mutation that is not seen within this many seeds counts as missed.
 MAX_SEEDS = 300
 
 

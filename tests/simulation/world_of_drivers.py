@@ -32,7 +32,7 @@ from tests.simulation.monitor import Journal
 from tests.simulation.violations import Violation
 from tests.simulation.world import World
 
-#: When all is well and the last workflow has ended, every ref is ready within so many seconds.
+#: After the faults and the last workflow have ended, every ref is ready within this many seconds.
 REF_SECONDS = 30.0
 
 #: An error that was caught, as `seen` has it.

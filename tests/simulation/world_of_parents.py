@@ -35,7 +35,7 @@ USUAL = (*TROUBLE, WorkflowStillActiveError)
 #: How often somebody looks for something to delete, in seconds at most.
 DELETE_SECONDS = 4.0
 
-#: One message of so many goes to an id that others send to, too, and one is large.
+#: One message of this many goes to an id that others send to, too, and one is large.
 SHARED, LARGE = 4, 3
 
 

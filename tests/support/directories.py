@@ -28,7 +28,7 @@ def short_directory() -> str:
 
 def remove_directories() -> None:
     """Remove those of this process. What a dying process still writes comes too late for the first
-    try: the rest is tried again later, and by whoever comes next."""
+    try: the rest is tried again later, and by the next run of the tests."""
     for path in list(made):
         shutil.rmtree(path, ignore_errors=True)
         if not os.path.exists(path):

@@ -75,7 +75,7 @@ def run() -> None:
 
     # Called for every object that is listed: reading a time takes longer than all else of it.
     serialize.parse_to_aware_datetime = lru_cache(serialize.parse_to_aware_datetime)
-    # S3 alone: finding out which service of all is meant takes longer than the answer of this one.
+    # S3 alone: choosing among all services takes moto longer than the answer itself.
     asyncio.run(serve(answering(create_backend_app("s3"))))
 
 

@@ -51,7 +51,7 @@ def fields(size: int) -> np.ndarray:
     return values
 
 
-#: Makes of a size a value of about so many bytes.
+#: Makes a value of about the given number of bytes.
 MAKERS: dict[str, Callable[[int], Any]] = {
     "bytes": lambda size: b"x" * size,
     "bytearray": lambda size: bytearray(b"x" * size),

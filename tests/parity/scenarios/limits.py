@@ -9,7 +9,7 @@ from tests.parity.tasks import hold, identity, mark
 
 
 def fill(workflow, scratch, pending):
-    """Start one that runs, and so many that wait."""
+    """Start one workflow that runs, and this many that wait."""
     refs = []
     for i in range(pending + 1):
         dag = hold.bind(scratch.marks, scratch.gate(), f"held{i}")

@@ -1,4 +1,4 @@
-"""Metadata that can't be stored is refused where it is given, not by whoever is to store it."""
+"""Metadata that can't be stored is refused at the call that gives it, not when it is stored."""
 
 from __future__ import annotations
 

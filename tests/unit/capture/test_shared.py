@@ -1,4 +1,4 @@
-"""Large parts of arguments are stored once, whoever takes them; each task gets its own."""
+"""Large parts of arguments are stored once for all tasks; each task gets a copy of its own."""
 
 from __future__ import annotations
 

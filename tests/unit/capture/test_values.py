@@ -1,4 +1,4 @@
-"""A value is the same to whoever gets it: from the storage, or a live copy of any kind."""
+"""A value is the same to every reader: from the storage, or as a live copy of any kind."""
 
 from __future__ import annotations
 

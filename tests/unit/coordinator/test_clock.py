@@ -29,7 +29,7 @@ class Machine:
         self.clock = SteadyClock(lambda: self.true + self.wrong, lambda: self.true)
 
     def live(self, seconds: float) -> float:
-        """How much its time passes in so many seconds."""
+        """How far the clock moves in this many seconds."""
         before = self.clock()
         for _ in range(10):
             self.true += seconds / 10

@@ -146,7 +146,7 @@ def test_the_poll_of_a_life_that_is_over_takes_nothing() -> None:
 
 
 def test_a_poll_that_comes_again_takes_the_place_of_the_first() -> None:
-    """Ray repeats a call that it takes for lost: whoever waits is the last one that came."""
+    """Ray repeats a call that it takes for lost: only the last call is answered."""
     polls = Polls()
     polls.watch("client", "w")
     first, second = polls.poll("client"), polls.poll("client")

@@ -18,7 +18,7 @@ from tests.unit.engine import engine_path
 #: What is too much, in multiples of the baseline.
 LIMIT = 1.5
 
-#: Measurements of the time: at least so many, and more until it is believed to be too much.
+#: How many times are measured: at least FEW, and up to MANY before the test fails.
 FEW, MANY = 5, 60
 
 BASELINES = json.loads(Path(__file__).with_name("engine_costs.json").read_text())

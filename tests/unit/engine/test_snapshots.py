@@ -52,7 +52,7 @@ def read(world: World, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def turn(coordinator: Coordinator, turns: int, *, of: int = 1, first: int = 0) -> None:
-    """A loop of continuations goes on, each of which is a plan of so many tasks."""
+    """A loop of continuations goes on, each of which is a plan of this many tasks."""
     again = PLAN if of == 1 else plan(*((f"t{n}", ()) for n in range(of)))
     for number in range(turns):
         report = msg.AttemptReturnedPlan(
@@ -83,7 +83,7 @@ def test_a_long_loop_is_read_from_its_last_snapshot(world: World, read: list[int
     assert found.row.snapshot == min(read)
     assert len(read) <= RULE.entries + 1
     check_same(found.state, whole_journal(world))
-    # Also whoever takes it over reads no more, and goes on.
+    # A coordinator that takes the workflow over reads no more either, and goes on.
     owner.die()
     read.clear()
     other = Coordinator(world, "other", auto_resume=False, actor="owner")

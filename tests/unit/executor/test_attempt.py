@@ -188,7 +188,7 @@ def test_a_long_error_is_kept_with_its_head_and_its_tail() -> None:
 def test_a_listener_that_ends_its_process_leaves_the_host_to_others(
     kind: type[BaseException],
 ) -> None:
-    """`asyncio` lets go of its loop for some of these, and of all that wait in it."""
+    """For some of these, `asyncio` drops its loop, with all coroutines that wait in it."""
     happened: list[str] = []
 
     async def host() -> list[AnyReport]:
