@@ -25,7 +25,7 @@ class LocalObjects:
 
     def __init__(self) -> None:
         self.values: dict[bytes, Pickled] = {}
-        self.ray_get, self.ray_wait = ray.get, ray.wait
+        self.ray_get, self.ray_wait, self.ray_put = ray.get, ray.wait, ray.put
 
     @contextmanager
     def in_place_of_rays(self) -> Iterator[None]:
@@ -40,7 +40,9 @@ class LocalObjects:
             yield
 
     def keep(self, pickled: Pickled) -> ray.ObjectRef:
-        """A ref of a value that is pickled already."""
+        """A ref of a value that is pickled already: Ray's own if there is a cluster after all."""
+        if ray.is_initialized():
+            return self.ray_put(pickled)
         ref = ray.ObjectRef(os.urandom(ID_SIZE))
         self.values[ref.binary()] = pickled
         return ref
