@@ -107,6 +107,10 @@ def test_a_missing_dag_input() -> None:
         dag = same.bind(inputs[2])
     with pytest.raises(ValueError, match=r"takes input\[2\], but 1 positional"):
         workflow.run(dag, 1)
+    with InputNode() as whole:
+        dag = same.bind(whole)
+    with pytest.raises(ValueError, match="none was given"):
+        workflow.run(dag)
 
 
 def test_unknown_options() -> None:

@@ -247,6 +247,11 @@ class DAGCapture:
     def input_value(self) -> Any:
         if len(self.args) == 1 and not self.kwargs:
             return self.args[0]
+        if not self.args and not self.kwargs:
+            raise ValueError(
+                "The DAG takes an input (InputNode), and none was given. Pass it to run: "
+                "run(dag, value)."
+            )
         return DAGInput(self.args, self.kwargs)
 
     def input_attribute(self, node: InputAttributeNode) -> Any:
