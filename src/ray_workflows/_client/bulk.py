@@ -1,7 +1,7 @@
-"""What is done to each workflow that a filter means. One that fails keeps no other from it.
+"""Verbs on each workflow that matches a filter. An error at one does not stop the others.
 
-Each verb is about the workflows that were listed. One that was deleted since, and whose id another
-one has by now, is refused: nobody meant that one.
+A verb acts on the workflows that were listed. If one was deleted since and another workflow has its
+id, the verb fails for it: the filter did not match that other workflow.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from ray_workflows.exceptions import (
 
 logger = logging.getLogger(__name__)
 
-#: How many at once. Each waits for a commit, and the coordinator commits together what comes
-#: together.
+#: How many workflows at once. Each waits for a commit, and the coordinator groups the commits of
+#: requests that come at the same time.
 THREADS = 16
 
-#: The statuses that a filter means that names none.
+#: The statuses that a filter without a status stands for, by verb.
 TO_CANCEL = (*ACTIVE, WorkflowStatus.RESUMABLE)
 TO_RESUME = (WorkflowStatus.RESUMABLE, WorkflowStatus.FAILED)
 TO_DELETE = tuple(status for status in WORKFLOWS if status not in ACTIVE)
@@ -46,13 +46,13 @@ TO_FORK = WORKFLOWS
 
 
 class BulkResult(msgspec.Struct, frozen=True):
-    """What became of one of many workflows.
+    """The result of a verb for one of many workflows.
 
     Attributes:
         workflow_id: its id.
-        value: what the verb gave: of `resume_many` an ObjectRef of the output, of `fork_many` the
-            id of the new workflow; None of the others, and of a dry run.
-        error: why it could not be done; None if it was.
+        value: for `resume_many` an ObjectRef of the output, for `fork_many` the id of the new
+            workflow; None for other verbs, and in a dry run.
+        error: why the verb failed; None if it did not.
     """
 
     workflow_id: str
@@ -64,10 +64,10 @@ class BulkResult(msgspec.Struct, frozen=True):
 
 
 class Verb(NamedTuple):
-    """What is done to each of many workflows.
+    """An operation on each of many workflows.
 
-    ``usual``: the statuses that a filter means that names none. ``act``: does it to a workflow, by
-    its row as it was listed; what comes of it. ``threads``: to how many at once.
+    ``usual``: the statuses that a filter without a status stands for. ``act``: does it to one
+    workflow, given its row as listed, and returns the result. ``threads``: to how many at once.
     """
 
     usual: tuple[WorkflowStatus, ...]
@@ -80,7 +80,8 @@ def canceling(connection: Connection) -> Verb:
 
 
 def deleting(reader: Reader) -> Verb:
-    """A coordinator deletes what it may be driving; without one, it is deleted from the storage."""
+    """Delete through the coordinator, which may be driving the workflow; without a coordinator,
+    delete from the storage."""
     if isinstance(reader, Connection):
         return Verb(TO_DELETE, functools.partial(removal.ask_to_delete, reader))
     return Verb(TO_DELETE, functools.partial(removal.delete, reader))
@@ -97,22 +98,22 @@ def signaling(connection: Connection, name: str, value: Any, signal_id: str | No
 def resuming(
     connection: Connection, canceled: bool, resume_options: ResumeOptions, changes: CodeChanges
 ) -> Verb:
-    """``changes`` gets what the code here has other than the workflows."""
+    """``changes`` collects the differences between the code here and that of the workflows."""
 
     def resume(row: CatalogRow) -> Accepted | Finished:
-        # It may have failed since, and go on: then what it needs is to be looked for.
+        # The workflow may have failed since it was listed: then `resume` checks its environment.
         row = environments.row_to_resume(connection.storage, row.workflow_id, row.incarnation)
         return environments.resume(connection, row, canceled, resume_options, changes.look)
 
     usual = (*TO_RESUME, WorkflowStatus.CANCELED) if canceled else TO_RESUME
-    # One after the other: what each needs is looked for here first.
+    # One after the other: each first checks in this process what the workflow needs.
     return Verb(usual, resume, threads=1)
 
 
 def forking(
     connection: Connection, from_task: str, resume_options: ResumeOptions, changes: CodeChanges
 ) -> Verb:
-    """``changes`` as for `resuming`, of the forks."""
+    """``changes`` collects the differences between the code here and that of the forks."""
 
     def fork(row: CatalogRow) -> str:
         return workflows.forked(connection, row, from_task, None, resume_options, changes)
@@ -126,10 +127,10 @@ def forking(
 def do_many(
     reader: Reader, filter: Filter, verb: Verb, agree: Callable[[list[CatalogRow]], bool]
 ) -> list[BulkResult]:
-    """Do something to each workflow that a filter means.
+    """Apply a verb to each workflow that matches a filter.
 
-    ``agree``: whether it is to be done to these, the oldest first; else the results only say which
-    they are.
+    ``agree`` gets these workflows, the oldest first, and says whether to go on. If not, the results
+    only name them.
 
     Raises:
         ValueError: the filter is empty.
@@ -144,9 +145,9 @@ def do_many(
 def find_targets(
     reader: Reader, filter: Filter, usual: tuple[WorkflowStatus, ...]
 ) -> list[CatalogRow]:
-    """The workflows that a filter means, the oldest first, all before anything is done.
+    """The workflows that match a filter, the oldest first, all before anything is done.
 
-    ``usual``: the statuses that it means if it names none.
+    ``usual``: the statuses that a filter without a status stands for.
 
     Raises:
         ValueError: the filter is empty.
@@ -158,11 +159,11 @@ def find_targets(
 
 
 def do_each(targets: list[CatalogRow], verb: Verb) -> list[BulkResult]:
-    """Do something to each workflow.
+    """Apply a verb to each workflow.
 
     Raises:
         StorageUnavailableError: the storage is away, or (CoordinatorUnavailableError) the
-            coordinator: no other could be done.
+            coordinator: the verb would fail for all others too.
     """
 
     def do(row: CatalogRow) -> BulkResult:
@@ -183,7 +184,7 @@ def do_each(targets: list[CatalogRow], verb: Verb) -> list[BulkResult]:
 
 
 def unless(dry_run: bool) -> Callable[[list[CatalogRow]], bool]:
-    """Nobody is asked."""
+    """Agree without asking anybody, except in a dry run."""
     return lambda targets: not dry_run
 
 
@@ -217,7 +218,7 @@ def resume_many(
 
 
 def with_output(connection: Connection, resumed: BulkResult) -> BulkResult:
-    """The result of `resuming` with an ObjectRef of the output as its value."""
+    """A result of `resuming`, with an ObjectRef of the output as its value."""
     if resumed.value is None:
         return resumed
     ref = workflows.output_ref(
@@ -238,7 +239,7 @@ def fork_many(
 
 
 def resume_all(include_failed: bool) -> list[tuple[str, ray.ObjectRef]]:
-    """Of each, an ObjectRef of the output, which raises the reason if it could not be resumed."""
+    """Resume all. Each ObjectRef gives the output, or raises the reason if the resume failed."""
     connection = connect()
     wanted = {WorkflowStatus.RESUMABLE}
     if include_failed:
@@ -253,7 +254,7 @@ def resume_all(include_failed: bool) -> list[tuple[str, ray.ObjectRef]]:
         except WorkflowAlreadyRunningError:
             pass  # Another cluster was faster. The output is the same, of the same run.
         except Exception as error:
-            # One that can't be resumed does not keep the others from it.
+            # Go on with the others.
             logger.error("Workflow '%s' could not be resumed: %s", workflow_id, error)
             resumed.append((workflow_id, ray.put(OutputError(error))))
             continue

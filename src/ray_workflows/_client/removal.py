@@ -1,7 +1,7 @@
-"""Canceling workflows, and deleting those that nobody drives, which needs no cluster.
+"""Cancels workflows, and deletes those that no coordinator drives, which needs no cluster.
 
-A deletion names the end of the journal that it was decided on. Who goes on with the workflow
-meanwhile wins, and a coordinator that still believes to have it finds its own commit refused.
+A deletion fails if the journal has grown since it was read: so a resume in between wins. If the
+deletion succeeds, the next commit of a coordinator that still drives the workflow is refused.
 """
 
 from __future__ import annotations
@@ -23,55 +23,54 @@ from ray_workflows.exceptions import (
 )
 from ray_workflows.storage.base import CommitOutcome
 
-#: What is pruned unless asked otherwise: it has ended.
+#: The statuses that `prune` deletes by default.
 ENDED = (WorkflowStatus.SUCCESSFUL, WorkflowStatus.FAILED, WorkflowStatus.CANCELED)
 
-#: How often to look again at a workflow that changes while it is deleted.
+#: How often a deletion is tried of a workflow whose journal grows meanwhile.
 ATTEMPTS = 10
 
 
 def by_lease_alone(holder: Holder) -> None:
-    """Who is alive, for those who destroy: a process that is gone may be about to come back.
-
-    Ray restarts a coordinator within seconds, and it goes on with what it was driving.
+    """A process probe that knows nothing, so that a coordinator counts as alive while its lease
+    runs. Deletions use it, because Ray restarts a dead coordinator within seconds, and that one
+    goes on with its workflows.
     """
 
 
 def cancel(connection: Connection, row: CatalogRow) -> None:
-    """Stop a workflow, which its coordinator does.
+    """Have the coordinator cancel a workflow.
 
     Raises:
-        WorkflowNotFoundError: it is not there any more.
+        WorkflowNotFoundError: the workflow was deleted.
     """
     connection.ask("cancel", row.workflow_id, incarnation=row.incarnation)
 
 
 def ask_to_delete(connection: Connection, row: CatalogRow) -> None:
-    """Have the coordinator delete a workflow, as `delete` does: it knows what it drives.
+    """Have the coordinator delete a workflow as `delete` does: it knows which ones it drives.
 
     Raises:
-        WorkflowNotFoundError: there is another one of its id.
-        WorkflowStillActiveError: it is running or pending, or was seconds ago; or the workflow
-            that has started it does not know yet that it is there.
+        WorkflowNotFoundError: another workflow has its id.
+        WorkflowStillActiveError: it is running or pending, or was seconds ago; or its parent does
+            not know yet that it exists.
     """
     connection.ask("delete", row.workflow_id, incarnation=row.incarnation)
 
 
 def delete(reader: Reader, row: CatalogRow) -> None:
-    """Delete a workflow with all that it has stored. One that is gone by now is deleted.
+    """Delete a workflow with all that it has stored. If it is gone already, that is no error.
 
-    What only it was using of the shared packages is left to `shared_items.collect`, which looks at
-    all workflows: call that once for many.
+    Shared packages that only this workflow used stay: call `shared_items.collect`, which reads all
+    workflows, once after many deletions.
 
     Args:
-        reader: where it is.
-        row: the workflow as it was when it was found. If its journal has grown since, it is looked
-            at again.
+        reader: of the storage.
+        row: the workflow as it was found. If its journal has grown since, the row is read again.
 
     Raises:
-        WorkflowNotFoundError: there is another one of its id.
-        WorkflowStillActiveError: it is running or pending, or was seconds ago; or the workflow
-            that has started it does not know yet that it is there.
+        WorkflowNotFoundError: another workflow has its id.
+        WorkflowStillActiveError: it is running or pending, or was seconds ago; or its parent does
+            not know yet that it exists.
     """
     for _ in range(ATTEMPTS):
         if is_active(reader, row):
@@ -92,12 +91,12 @@ def delete(reader: Reader, row: CatalogRow) -> None:
 
 
 def is_active(reader: Reader, row: CatalogRow) -> bool:
-    """Whether somebody drives a workflow, or may come back to it."""
+    """Whether a coordinator drives a workflow, or may restart within its lease and go on."""
     return row.status in ACTIVE and reader.claims(by_lease_alone).status(row) in ACTIVE
 
 
 def delete_row(reader: Reader, row: CatalogRow) -> bool:
-    """Delete a workflow that nobody drives; False if it is not any more what ``row`` says."""
+    """Delete a workflow that nobody drives. Returns False if it has changed since ``row``."""
     outcome = reader.storage.delete(row.workflow_id, row.incarnation, row.seq)
     return outcome is CommitOutcome.OK
 
@@ -105,7 +104,7 @@ def delete_row(reader: Reader, row: CatalogRow) -> bool:
 def find_prunable(
     reader: Reader, older_than: float, statuses: Iterable[WorkflowStatus] | None, keep: int
 ) -> list[CatalogRow]:
-    """What `prune` would delete, the longest ended first."""
+    """The workflows that `prune` would delete; those that ended first come first."""
     claims = reader.claims(by_lease_alone)
     latest = reader.storage.now() - older_than
     rows = reader.rows(ENDED if statuses is None else statuses, claims=claims)
@@ -117,7 +116,7 @@ def find_prunable(
 
 
 def stopped_at(row: CatalogRow, claims: Liveness) -> float:
-    """When a workflow ended, or was last heard of, in seconds since 1970."""
+    """When a workflow ended, or the latest known time at which it ran, in seconds since 1970."""
     if row.ended_at is not None:
         return row.ended_at
     times = [row.submitted_at, row.started_at or row.submitted_at]
@@ -128,10 +127,10 @@ def stopped_at(row: CatalogRow, claims: Liveness) -> float:
 
 
 def prune_rows(reader: Reader, rows: Iterable[CatalogRow]) -> Iterator[str]:
-    """Delete what `find_prunable` has found; the id of each when it is deleted.
+    """Delete the workflows of `find_prunable`. Yields the id of each that was deleted.
 
-    What somebody else has resumed or deleted since is left out, and what would be started again,
-    see `is_awaited`.
+    Leaves out those that were resumed or deleted since, and children that their parents would start
+    again; see `is_awaited`.
     """
     for row in rows:
         stays = is_active(reader, row) or is_awaited(reader.storage, row)
@@ -142,8 +141,8 @@ def prune_rows(reader: Reader, rows: Iterable[CatalogRow]) -> Iterator[str]:
 def prune(
     reader: Reader, older_than: float, statuses: Iterable[WorkflowStatus] | None, keep: int
 ) -> list[str]:
-    """Delete what ended longer ago, but for the newest ones, and the packages that no workflow uses
-    any more; the ids of the workflows that were deleted."""
+    """Delete workflows that ended longer ago, except the ``keep`` newest, and packages that no
+    workflow uses any more. Returns the ids of the deleted workflows."""
     deleted = list(prune_rows(reader, find_prunable(reader, older_than, statuses, keep)))
     collect(reader.storage)
     return deleted

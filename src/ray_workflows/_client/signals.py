@@ -1,4 +1,4 @@
-"""Sending a signal: its value is durable before the coordinator hears of it."""
+"""Sends signals: stores the value before the call to the coordinator."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Value
 from ray_workflows.storage.histories import unless_deleted
 
-#: In place of a value that nobody will look at.
+#: The value of a signal that no task can take any more.
 NOTHING = Value(b"")
 
 
 def pickle_signal(name: str, value: Any) -> Pickled:
-    """The value of a signal, to be sent to one workflow or to many.
+    """Pickle the value of a signal, to send it to one workflow or to many.
 
     Raises:
         SerializationError: it can't be stored.
@@ -29,24 +29,25 @@ def pickle_signal(name: str, value: Any) -> Pickled:
 
 
 def described(name: str) -> str:
-    """Names the value of a signal in errors."""
+    """The name of a signal's value in errors."""
     return f"value of signal '{name}'"
 
 
 def send(
     connection: Connection, row: CatalogRow, name: str, pickled: Pickled, signal_id: str | None
 ) -> None:
-    """Give a workflow a signal; it is kept when this returns.
+    """Send a workflow a signal. When this returns, the signal is durable.
 
     Raises:
-        WorkflowNotFoundError: the workflow is not there any more.
+        WorkflowNotFoundError: the workflow was deleted.
         SignalRefusedError: it has succeeded, or was canceled.
     """
     workflow_id, incarnation = row.workflow_id, row.incarnation
     # Ray repeats a call whose answer was lost, with this same id.
     signal_id = uuid.uuid4().hex if signal_id is None else signal_id
     if row.status is WorkflowStatus.SUCCESSFUL:
-        # What is written for it now would stay until it is deleted. It may have come before.
+        # Store no value, which would stay until the workflow is deleted. Call all the same: the
+        # signal may be a repetition, which is no error.
         call(connection, Sent(workflow_id, name, signal_id, NOTHING, incarnation))
         return
     writer = ValueWriter(connection.storage, incarnation)
@@ -65,6 +66,6 @@ def call(connection: Connection, sent: Sent) -> None:
 
 
 def blob_key(name: str, signal_id: str) -> str:
-    """The same for a signal that is sent again: its value is stored once."""
+    """The key is the same if a signal is sent again, so that its value is stored once."""
     text = f"{len(name)}:{name}{signal_id}"
     return f"signal-{hashlib.sha256(text.encode()).hexdigest()[:32]}"

@@ -1,4 +1,4 @@
-"""The verbs of a driver: one function each. Those that only look are in `reads`."""
+"""The verbs of a driver: one function each. Those that only read are in `reads`."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ def output_ref(
     *,
     fresh: bool,
 ) -> ray.ObjectRef:
-    """The output of a workflow. ``incarnation``: which one of this id; empty: it is not known."""
+    """An ObjectRef of the output of a workflow. ``incarnation``: empty if it is not known."""
     return get_waiter(connection).actor.output.remote(workflow_id, incarnation, task_id, fresh)
 
 
 def submitted_ref(
     waiter: DriversWaiter, workflow_id: str, answer: Accepted | Finished, holder_id: str
 ) -> ray.ObjectRef:
-    """The output of a workflow that the waiter watches since it was accepted."""
+    """An ObjectRef of the output of a workflow that the waiter watches since it was accepted."""
     if isinstance(answer, Finished):
         return waiter.actor.output.remote(workflow_id, answer.incarnation, None, True)
     wanted = OutputWanted(workflow_id, answer.incarnation, holder_id)
@@ -98,7 +98,7 @@ def generate_workflow_id() -> str:
 
 @contextmanager
 def told_if_interrupted(workflow_id: str) -> Iterator[None]:
-    """Scope of a wait for a workflow: whoever interrupts it learns that the workflow goes on."""
+    """Scope of a wait for a workflow. An interruption logs that the workflow goes on."""
     try:
         yield
     except KeyboardInterrupt:
@@ -124,7 +124,7 @@ def built(
     tags: dict[str, Tag],
     timeout: float | None,
 ) -> Iterator[SubmissionBuilder]:
-    """One captured workflow, to be sent."""
+    """Scope in which a captured workflow can be submitted."""
     check_root(dag)
     with SubmissionBuilder(connect()) as builder:
         builder.capture(dag, args, kwargs, given_or_generated(workflow_id), metadata, tags, timeout)
@@ -178,10 +178,11 @@ def forked(
     resume_options: ResumeOptions,
     changes: CodeChanges,
 ) -> str:
-    """The id of a fork of a workflow. ``changes`` gets what the code here has other than the fork.
+    """Fork a workflow; returns the id of the fork. ``changes`` collects the differences between the
+    code here and that of the fork.
 
     Raises:
-        WorkflowNotFoundError: the workflow is not there any more, or has no such task.
+        WorkflowNotFoundError: the workflow was deleted, or has no such task.
     """
     new_id = given_or_generated(new_id)
     storage = connection.storage
@@ -231,10 +232,10 @@ def run(
 def awaited(
     connection: Connection, workflow_id: str, accepted: Accepted | Finished, progress: bool
 ) -> Any:
-    """The output of a workflow that the caller has started or resumed, once it is there.
+    """Wait for a workflow that the caller has started or resumed, and return its output.
 
     Raises:
-        WorkflowNotFoundError: it was deleted meanwhile, whatever has its id now.
+        WorkflowNotFoundError: it was deleted meanwhile, even if another workflow has its id now.
     """
     with told_if_interrupted(workflow_id):
         if progress and not isinstance(accepted, Finished):
@@ -317,7 +318,7 @@ def prune(older_than: float, statuses: set[WorkflowStatus] | None, keep: int) ->
     return removal.prune(connect(), older_than, statuses, keep)
 
 
-# -- look ----------------------------------------------------------------------------------
+# -- read ----------------------------------------------------------------------------------
 
 
 def get_output(workflow_id: str, task_id: str | None) -> Any:
@@ -330,7 +331,7 @@ def get_output_async(workflow_id: str, task_id: str | None) -> ray.ObjectRef:
     connection = connect()
     workflow_id = validate_workflow_id(workflow_id)
     row = read_row(connection.storage, workflow_id)
-    # What it is at this call counts, and not when the waiter comes to look.
+    # The status at this call counts, and not that at the waiter's first poll.
     running = connection.status(row) in ACTIVE
     return output_ref(connection, workflow_id, row.incarnation, task_id, fresh=running)
 

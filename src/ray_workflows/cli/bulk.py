@@ -1,4 +1,4 @@
-"""What commands have in common that take an ID or, in its place, a filter for many workflows."""
+"""Shared code of the commands that take an ID or, in its place, a filter for many workflows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ray_workflows.exceptions import InvalidFilterError
 
 
 def read_filter(ctx: click.Context, param: click.Parameter, text: str | None) -> Filter | None:
-    """What a filter means."""
+    """Parse ``--filter``."""
     try:
         return None if text is None else parse_filter(text)
     except InvalidFilterError as error:
@@ -71,17 +71,17 @@ def do_many(
     as_json: bool,
     afterwards: Callable[[], None] | None = None,
 ) -> None:
-    """Do something to each workflow that a filter means, and print what became of it.
+    """Apply a verb to each workflow that matches a filter, and print the results.
 
     Args:
-        reader: where they are.
+        reader: of the storage.
         wanted: the filter.
-        verb: what is done to each; what comes of it is printed.
-        done: what has happened to them then: ``canceled``.
-        dry_run: only print which.
+        verb: is applied to each workflow.
+        done: the participle of the verb, such as ``canceled``.
+        dry_run: only print the ids.
         yes: do not ask.
         as_json: print one document.
-        afterwards: what is left to do when it was done to all.
+        afterwards: is called after the last workflow.
     """
 
     def agree(targets: list[CatalogRow]) -> bool:
@@ -111,10 +111,10 @@ def do_many(
 
 
 def ask(question: str) -> None:
-    """Go on only if somebody says so.
+    """Ask the user for confirmation.
 
     Raises:
-        click.UsageError: there is nobody to ask.
+        click.UsageError: stdin is not a terminal.
         click.Abort: the answer is no.
     """
     if not sys.stdin.isatty():
@@ -123,7 +123,7 @@ def ask(question: str) -> None:
 
 
 def describe(result: BulkResult) -> dict[str, Any]:
-    """What became of a workflow, for machines."""
+    """A result as a JSON object."""
     error = None if result.error is None else one_line(str(result.error))
     value = result.value if isinstance(result.value, str) else None
     return {"workflow_id": result.workflow_id, "value": value, "error": error}

@@ -35,7 +35,7 @@ from ray_workflows.exceptions import WorkflowError
 def parse_runtime_env(
     ctx: click.Context, param: click.Parameter, value: str | None
 ) -> dict[str, Any] | None:
-    """The object that JSON text stands for."""
+    """Parse a JSON object."""
     if value is None:
         return None
     try:
@@ -141,7 +141,7 @@ def go_on(
     wait: bool,
     as_json: bool,
 ) -> None:
-    """Resume it, and print the output if it is waited for."""
+    """Resume one workflow, and print its output if ``wait``."""
     changes = CodeChanges(connection.storage)
 
     def start() -> Accepted | Finished:

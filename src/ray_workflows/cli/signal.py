@@ -28,7 +28,7 @@ from ray_workflows.exceptions import SignalRefusedError
 
 
 def parse_value(ctx: click.Context, param: click.Parameter, text: str | None) -> Any:
-    """The value that JSON says."""
+    """Parse the value, which is JSON."""
     try:
         return None if text is None else json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -37,7 +37,7 @@ def parse_value(ctx: click.Context, param: click.Parameter, text: str | None) ->
 
 
 def parse_text(ctx: click.Context, param: click.Parameter, text: str | None) -> str | None:
-    """The name or the id of a signal."""
+    """Check the name or the id of a signal."""
     try:
         return None if text is None else validate_signal_text(str(param.human_readable_name), text)
     except ValueError as error:
@@ -45,7 +45,7 @@ def parse_text(ctx: click.Context, param: click.Parameter, text: str | None) -> 
 
 
 def parse_name(text: str) -> str:
-    """The name of a signal."""
+    """Check the name of a signal."""
     try:
         return validate_signal_text("name", text)
     except ValueError as error:

@@ -62,11 +62,11 @@ class History:
 
 @contextlib.contextmanager
 def unless_deleted(storage: Storage, row: CatalogRow) -> Iterator[None]:
-    """Scope in which something of a workflow is read or written. Where the workflow of this row was
-    deleted meanwhile, what is missing is no damage, and can't be written any more either.
+    """Scope that reads or writes parts of a workflow. If these are missing, or can't be written,
+    because the workflow of this row was deleted meanwhile, the error says so.
 
     Raises:
-        WorkflowNotFoundError: that is so.
+        WorkflowNotFoundError: the workflow was deleted meanwhile.
     """
     try:
         yield
