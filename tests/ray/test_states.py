@@ -29,7 +29,8 @@ def test_a_task_for_which_no_node_has_a_gpu_says_so(wid: str) -> None:
     fed = one.options(**workflow.options(task_id="fed"))
     total = add.options(**workflow.options(task_id="total"))
     ref = workflow.run_async(total.bind(starved.bind(), fed.bind()), workflow_id=wid)
-    wait_until(lambda: "no node" in (reasons(wid)["starved"][1] or ""), "it says so", seconds=30)
+    # The promise; on this cluster, 2 CPUs and no GPU.
+    wait_until(lambda: "no node" in (reasons(wid)["starved"][1] or ""), "it says so", seconds=10)
     status, reason = reasons(wid)["starved"]
     assert status == "QUEUED"
     assert reason is not None
