@@ -1,4 +1,4 @@
-"""Waiting for a storage that is away: the same rule for workers and for drivers."""
+"""Retries while a storage is away: the same rule for workers and for drivers."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def wait_out(
     monotonic: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> T:
-    """Run work on a storage; while the storage is away, wait and run it again.
+    """Call ``work``, and call it again after a pause while the storage is away.
 
     Args:
-        work: may be repeated.
-        patience: for how long, in seconds.
-        failed: called with each error before the pause that follows it.
-        monotonic: seconds of a clock that nobody sets.
+        work: uses the storage, and may be repeated.
+        patience: for how long to retry, in seconds.
+        failed: is called with each error, before the pause that follows it.
+        monotonic: returns seconds of a monotonic clock.
         sleep: waits for some seconds.
 
     Raises:
-        StorageUnavailableError: the storage was away for longer.
+        StorageUnavailableError: the storage was away for longer than ``patience``.
     """
     end, pause = monotonic() + patience, FIRST_PAUSE_SECONDS
     while True:

@@ -1,4 +1,4 @@
-"""Where a cluster can crash so that it matters: before and after each commit."""
+"""The places at which a crash makes a difference: before and after each commit."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class CrashPoint(msgspec.Struct, frozen=True):
 
     Attributes:
         commit: the number of the commit, from 1 on.
-        when: ``"before"`` the commit, so that it is lost, or ``"after"``, so that it is durable and
-            nobody has heard of it.
-        what: what the commit says, for people.
+        when: ``"before"`` the commit, so that it is lost, or ``"after"``, so that it is durable but
+            the cluster has not acted on it.
+        what: the events of the commit, for people.
     """
 
     commit: int
@@ -36,28 +36,28 @@ class CrashPoints:
     """Follows the commits of a storage, and crashes its cluster at some of them."""
 
     def __init__(self) -> None:
-        #: What each commit so far said.
+        #: Descriptions of all commits so far.
         self.commits: list[str] = []
-        #: Where it crashes, and where it did.
+        #: Conditions for a crash, and the crashes that have happened.
         self.wanted: list[Callable[[str, int, Sequence[str]], bool]] = []
         self.crashed: list[CrashPoint] = []
-        #: Tasks at which it is to crash and has not.
+        #: Ids of the tasks at which a crash is wanted and has not happened yet.
         self.tasks: list[str] = []
-        #: By incarnation and number, the ids of tasks.
+        #: Ids of tasks, by incarnation and number.
         self.task_ids: dict[tuple[str, int], str] = {}
 
     def before(self, appends: Sequence[Append]) -> None:
-        """Something is about to be committed."""
+        """Note a commit that is about to begin; crash if that is wanted."""
         self.ended: list[str] = []
         self.commits.append(", ".join(self.describe(appends)))
         self.crash_if_wanted(BEFORE)
 
     def after(self, appends: Sequence[Append]) -> None:
-        """It is committed."""
+        """Crash after the commit if that is wanted."""
         self.crash_if_wanted(AFTER)
 
     def crash_if_wanted(self, when: str) -> None:
-        """Crash if this is one of the places."""
+        """Crash if a crash is wanted here."""
         number = len(self.commits)
         for wanted in self.wanted:
             if wanted(when, number, self.ended):
@@ -82,7 +82,7 @@ class CrashPoints:
         self.wanted.append(wanted)
 
     def describe(self, appends: Sequence[Append]) -> Iterator[str]:
-        """What a commit says."""
+        """The events of a commit, for people."""
         for append in appends:
             chain = Chain(append.workflow_id, append.incarnation, append.expected_seq)
             entry = JournalEntry(append.expected_seq + 1, append.commit_id, append.entry)
@@ -90,7 +90,7 @@ class CrashPoints:
                 yield self.describe_event(append, event)
 
     def describe_event(self, append: Append, event: ev.Event) -> str:
-        """What an event says, for people."""
+        """An event, for people."""
         name = type(event).__name__
         if isinstance(event, (ev.WorkflowSubmitted, ev.TaskContinued)):
             first = event.first if isinstance(event, ev.TaskContinued) else 0

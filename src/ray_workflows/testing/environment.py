@@ -1,4 +1,4 @@
-"""Workflows in one process, without a cluster and without waiting, for the tests of users."""
+"""Runs workflows in one process, without a cluster and without waiting, for tests of users."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ from ray_workflows.testing.clock import VirtualClock
 from ray_workflows.testing.crash_points import AFTER, BEFORE, CrashPoint, CrashPoints
 from ray_workflows.testing.local_cluster import LocalCluster, LocalConnection
 
-#: What `Environment.mock` takes for a task: what is bound, or the id of one task.
+#: What `Environment.mock` replaces: a function in all its tasks, or the task of an id.
 Target = Callable[..., Any] | str
 
 
 class WorkflowStalledError(Exception):
-    """A workflow waits for something that no passing of time brings, such as a signal."""
+    """A workflow waits for something other than time, such as a signal."""
 
 
 class Execution(msgspec.Struct, frozen=True):
-    """Code of a task that ran.
+    """One execution of a task's function, or of its mock.
 
     Attributes:
         workflow_id: the workflow.
         task_id: the task.
-        function: what its function is called, with its module.
+        function: the name of the task's function, with its module.
         attempt: 1 for the first attempt.
         mocked: whether a mock ran in place of the function.
     """
@@ -62,7 +62,7 @@ class Execution(msgspec.Struct, frozen=True):
 
 
 class Mock:
-    """What runs in place of the functions of some tasks, the next ``times`` times."""
+    """Replaces the functions of some tasks, the next ``times`` times."""
 
     def __init__(self, target: Target, action: Callable[..., Any], times: int | None) -> None:
         self.task_id = target if isinstance(target, str) else None
@@ -72,7 +72,7 @@ class Mock:
         self.used = False
 
     def fits(self, request: AttemptRequest) -> bool:
-        """Whether it runs in place of the function of an attempt."""
+        """Whether the mock replaces the function of an attempt."""
         if self.times == 0:
             return False
         if self.task_id is not None:
@@ -94,7 +94,7 @@ def body_of(target: Any) -> Callable[..., Any]:
 
 
 def is_exception(value: Any) -> bool:
-    """Whether it can be raised."""
+    """Whether ``raise`` accepts the value."""
     if isinstance(value, type):
         return issubclass(value, BaseException)
     return isinstance(value, BaseException)
@@ -120,7 +120,7 @@ class StartedWorkflow:
         return self.environment.get_status(self.workflow_id)
 
     def result(self) -> Any:
-        """Its output: time passes until it has ended. Raises what `run` raises."""
+        """Let time pass until it has ended, and return its output. Raises what `run` raises."""
         return self.environment.wait(self.workflow_id)
 
 
@@ -129,19 +129,20 @@ class Environment:
 
     Inside of ``with``, workflows go through the same engine, journal, pickling and retries as on a
     cluster; tasks run one after the other, in this process, and their arguments and results are
-    copied as they are between processes. Time is virtual: a workflow that sleeps for a day, backs
-    off before a retry or waits for a signal with a timeout has done so at once. `crash_at`
-    and `crash_everywhere` show that a workflow survives the death of its cluster.
+    copied as they are between processes. Time is virtual: sleeping for a day, the back-off before
+    a retry, or the timeout of a signal passes at once. `crash_at` and `crash_everywhere` show that
+    a workflow survives the death of its cluster.
 
     While it is entered, functions of `ray_workflows` act on it, also in the code under test and in
     tasks: ``run``, ``start``, ``signal``, ``cancel``, ``get_status``, ``get_tasks``,
     ``get_metadata``, ``list_workflows``, ``set_tags`` and ``delete``. ``ray.put``, ``ray.get`` and
-    ``ray.wait`` work without Ray on what is made in it. What needs Ray is missing: ``run_async``
-    (use the environment's own), ``.remote()``, actors, resources, runtime environments. A task's
-    own ``timeout`` is not watched, and an event listener waits in real time: mock it.
+    ``ray.wait`` work without Ray on objects that were put in it. Everything that needs Ray is
+    missing: ``run_async`` (use the environment's own), ``.remote()``, actors, resources, runtime
+    environments. The ``timeout`` of a task is not enforced, and an event listener waits in real
+    time: mock it.
 
     Args:
-        start_time: the time when it begins, in seconds since 1970.
+        start_time: its time at first, in seconds since 1970.
 
     Raises:
         RuntimeError: when it is entered while another one is.
@@ -170,7 +171,7 @@ class Environment:
     def __init__(self, *, start_time: float = 1_700_000_000.0) -> None:
         self.clock = VirtualClock(start_time)
         self.mocks: list[Mock] = []
-        #: The code of tasks that ran, in order, of all workflows; a crash takes none away.
+        #: All executions of tasks, in order, of all workflows; a crash removes none.
         self.executions: list[Execution] = []
         self.crash_points = CrashPoints()
         self.cluster = LocalCluster(
@@ -202,10 +203,10 @@ class Environment:
             self.check_used()
 
     def check_used(self) -> None:
-        """Raise if something that the test has arranged for a task never came to it.
+        """Raise if a mock or a crash was never used, because no task had its id.
 
         Raises:
-            AssertionError: there was no such task; names those that ran.
+            AssertionError: names these ids, and the tasks that ran.
         """
         unused = [
             f"mock({each.task_id!r})" for each in self.mocks if each.task_id and not each.used
@@ -229,11 +230,11 @@ class Environment:
         timeout: float | timedelta | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Run a workflow to its end, and return its output. Arguments and errors as of
+        """Run a workflow to its end, and return its output. Arguments and errors are those of
         `ray_workflows.run`.
 
         Raises:
-            WorkflowStalledError: it waits for something that no passing of time brings; says what.
+            WorkflowStalledError: it waits for something other than time; says for what.
         """
         given = (validate_metadata(metadata), validate_tags(tags), validate_timeout(timeout))
         return self.run_given(dag, args, kwargs, workflow_id, *given)
@@ -248,8 +249,8 @@ class Environment:
         timeout: float | timedelta | None = None,
         **kwargs: Any,
     ) -> StartedWorkflow:
-        """Start a workflow, and run what can run without time passing. Arguments and errors as of
-        `ray_workflows.run_async`."""
+        """Start a workflow, and run all tasks that can run before time passes. Arguments and errors
+        are those of `ray_workflows.run_async`."""
         given = (validate_metadata(metadata), validate_tags(tags), validate_timeout(timeout))
         return self.start(dag, args, kwargs, workflow_id, *given)
 
@@ -263,7 +264,7 @@ class Environment:
         tags: dict[str, Tag],
         timeout: float | None,
     ) -> StartedWorkflow:
-        """As `run_async`, with arguments that were checked."""
+        """As `run_async`, with arguments that are checked already."""
         self.check_entered()
         check_root(dag)
         chosen = workflows.given_or_generated(workflow_id)
@@ -279,12 +280,12 @@ class Environment:
         return StartedWorkflow(self, chosen)
 
     def run_given(self, *given: Any) -> Any:
-        """As `run`, with arguments that were checked."""
+        """As `run`, with arguments that are checked already."""
         return self.start(*given).result()
 
     def resume(self, workflow_id: str, *, canceled: bool = False) -> StartedWorkflow:
-        """Go on with a workflow that has failed, with the code that it was started with; with
-        ``canceled``, also with one that was canceled. Errors as of `ray_workflows.resume`."""
+        """Resume a workflow that has failed, with the code that it was started with; with
+        ``canceled``, also one that was canceled. Errors are those of `ray_workflows.resume`."""
         self.check_entered()
         row = read_row(self.connection.storage, validate_workflow_id(workflow_id))
         request_id = f"resume-{next(self.cluster.ids)}"
@@ -294,10 +295,10 @@ class Environment:
         return StartedWorkflow(self, workflow_id)
 
     def wait(self, workflow_id: str) -> Any:
-        """The output of a workflow, or the error that it ended with; time passes until then.
+        """Let time pass until a workflow has ended. Return its output, or raise its error.
 
         Raises:
-            WorkflowStalledError: it waits for something that no passing of time brings; says what.
+            WorkflowStalledError: it waits for something other than time; says for what.
         """
         self.check_entered()
         while (row := read_row(self.connection.storage, workflow_id)).status in ACTIVE:
@@ -311,7 +312,7 @@ class Environment:
         return settled_output(self.connection, row, self.connection.status(row))
 
     def why_stalled(self, row: CatalogRow) -> str:
-        """What a workflow waits for, as the text of an error."""
+        """The message of a `WorkflowStalledError`: the tasks that wait, and for what."""
         waits = "; ".join(
             f"task '{task.task_id}' is {task.status.value}: {task.reason}"
             for task in self.get_tasks(row.workflow_id)
@@ -323,7 +324,7 @@ class Environment:
         )
 
     def settle(self) -> None:
-        """Run all that can run without time passing."""
+        """Run all tasks that can run before time passes."""
         while self.cluster.go_on(until=self.clock.now):
             pass
 
@@ -332,13 +333,13 @@ class Environment:
         if connection.stand_in is not self.connection:
             raise RuntimeError("Use the environment in a with statement: with Environment() as env")
 
-    # -- what workflows are told, and what they say ------------------------------------------
+    # -- requests about workflows ------------------------------------------------------------
 
     def signal(
         self, workflow_id: str, name: str, value: Any = None, *, signal_id: str | None = None
     ) -> None:
-        """Send a workflow a signal, and run what follows without time passing. Errors as of
-        `ray_workflows.signal`."""
+        """Send a workflow a signal, and run all tasks that can run before time passes. Errors are
+        those of `ray_workflows.signal`."""
         self.check_entered()
         if signal_id is not None:
             validate_signal_text("signal_id", signal_id)
@@ -360,10 +361,10 @@ class Environment:
         return reads.get_tasks(self.connection, workflow_id, attempts=attempts)
 
     def get_output(self, workflow_id: str, task_id: str | None = None) -> Any:
-        """The output of a workflow or of a task, if it is there.
+        """The output of a workflow or of a task. No time passes.
 
         Raises:
-            OutputNotAvailableError: it is not there now. (It is a ValueError.)
+            OutputNotAvailableError: there is no output now. (It is a ValueError.)
         """
         return reads.stored_output(self.connection, workflow_id, task_id)
 
@@ -375,7 +376,7 @@ class Environment:
         return self.clock.now
 
     def advance(self, time: float | timedelta) -> None:
-        """Let time pass, in seconds or as a timedelta, and run all that is due by then."""
+        """Let time pass, in seconds or as a timedelta, and run all tasks that are due by then."""
         self.check_entered()
         seconds = time.total_seconds() if isinstance(time, timedelta) else float(time)
         if not 0.0 <= seconds < float("inf"):
@@ -385,7 +386,7 @@ class Environment:
             pass
         self.clock.now = until
 
-    # -- other code than the tasks' own ------------------------------------------------------
+    # -- mocks -------------------------------------------------------------------------------
 
     def mock(
         self,
@@ -396,19 +397,19 @@ class Environment:
         calls: Callable[..., Any] | None = None,
         times: int | None = None,
     ) -> None:
-        """Let something else happen in place of a task's code. Of several that fit, the newest
-        counts. Retries, checkpoints and errors are as of the task's own code.
+        """Replace the code of tasks. If several mocks fit a task, the newest runs. Retries,
+        checkpoints and errors work as for the task's own code. Give one of ``returns``, ``raises``
+        and ``calls``; without any, the mock returns None.
 
         Args:
-            target: a remote function or function, for all tasks of it, or the id of one task.
-            returns: what is returned.
-            raises: what is raised in place of that.
-            calls: what is called in place of that, with the arguments of the task.
-            times: how often; then the one before it counts again. None: always.
+            target: a remote function or function, for all its tasks, or the id of one task.
+            returns: the value that the mock returns.
+            raises: the exception that it raises.
+            calls: the function that it calls with the arguments of the task.
+            times: how often the mock runs; then older mocks count again. None: always.
 
         Raises:
-            TypeError: the target is neither, several of the three are given, or one of another
-                type.
+            TypeError: an argument has the wrong type, or more than one of the three is given.
             ValueError: ``times`` is less than 1.
         """
         if sum(each is not None for each in (returns, raises, calls)) > 1:
@@ -430,7 +431,7 @@ class Environment:
         self.mocks.append(Mock(target, action, times))
 
     def stand_in(self, request: AttemptRequest) -> Callable[..., Any] | None:
-        """What runs in place of a task's function; None: the function."""
+        """The replacement of a task's function; None if no mock fits."""
         for mock in reversed(self.mocks):
             if mock.fits(request):
                 mock.used = True
@@ -440,7 +441,7 @@ class Environment:
         return None
 
     def began(self, request: AttemptRequest, mocked: bool) -> None:
-        """Note that code of a task runs."""
+        """Record the execution of a task."""
         self.executions.append(
             Execution(
                 request.workflow_id,
@@ -454,19 +455,19 @@ class Environment:
     # -- crashes ---------------------------------------------------------------------------
 
     def restart(self) -> None:
-        """Kill the cluster now, and let another one go on with what is in the storage. Results with
+        """Kill the cluster now; another one goes on from the storage. Results with
         ``checkpoint=False`` are lost."""
         self.check_entered()
         self.cluster.restart()
         self.settle()
 
     def crash_at(self, task_id: str, when: str = AFTER) -> None:
-        """Kill the cluster once, when the result of a task is committed, and let another one go on.
+        """Kill the cluster once, when the result of a task is committed; another one goes on.
 
         Args:
-            task_id: the task, also one that does not exist yet.
+            task_id: the task, which need not exist yet.
             when: ``"before"`` the commit: the task has run and its result is lost. ``"after"`` it:
-                the result is durable, and nobody has heard of it.
+                the result is durable, but the cluster has not acted on it.
         """
         if not isinstance(task_id, str):
             raise TypeError(f"crash_at takes the id of a task, not {task_id!r}.")
@@ -479,19 +480,19 @@ class Environment:
 
 
 def check_when(when: str) -> str:
-    """The word, or ValueError if it says nothing about a commit."""
+    """Return the word, or raise ValueError if it is neither "before" nor "after"."""
     if when not in (BEFORE, AFTER):
         raise ValueError(f"when must be 'before' or 'after', not {when!r}.")
     return when
 
 
 class CrashReport(msgspec.Struct, frozen=True):
-    """What `crash_everywhere` has tried.
+    """The runs of `crash_everywhere`.
 
     Attributes:
-        result: that of the run without a crash.
+        result: of the run without a crash.
         points: where the cluster crashed, once in each of the other runs.
-        executions: for each of these runs, how much code of tasks ran.
+        executions: for each of these runs, the number of executions of tasks.
     """
 
     result: Any
@@ -512,7 +513,7 @@ def same(result: Any, expected: Any, equal: Callable[[Any, Any], Any]) -> bool:
 
 
 def run_dag(dag: DAGNode, env: Environment) -> Any:
-    """The scenario of a DAG alone."""
+    """The scenario that only runs a DAG."""
     return env.run(dag, workflow_id="crash-everywhere")
 
 
@@ -521,20 +522,20 @@ def crash_everywhere(
     *,
     equal: Callable[[Any, Any], Any] = operator.eq,
 ) -> CrashReport:
-    """Run a workflow once for each place where a crash can matter, and compare the results.
+    """Run a workflow once for each place where a crash makes a difference; compare the results.
 
     It runs once without a crash. Then, for each commit of that run, it runs in an environment whose
     cluster dies just before the commit, and in another one whose cluster dies just after it.
 
     Args:
-        scenario: a DAG, or a function that is given an `Environment` (entered), runs workflows in
-            it, with signals and mocks as needed, and returns what is to be compared. It begins by
-            resetting what tasks change outside of the workflow: there are many runs.
+        scenario: a DAG, or a function that gets an `Environment` (entered), runs workflows in it,
+            with signals and mocks as needed, and returns a result to compare. It should first
+            reset everything that tasks change outside of workflows, because it runs many times.
         equal: whether two results are the same; for arrays, ``numpy.array_equal``.
 
     Raises:
-        TypeError: neither a DAG nor a function.
-        AssertionError: a run with a crash has another result, or an error; says where it crashed.
+        TypeError: the scenario is neither a DAG nor a function.
+        AssertionError: a run with a crash has another result, or raises; says where it crashed.
 
     Examples:
         >>> import ray

@@ -1,4 +1,4 @@
-"""ObjectRefs without a cluster: what they refer to is kept in this process, as a pickle."""
+"""ObjectRefs without a cluster: this process keeps their values, pickled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ray_workflows._capture.values import ValueReader
 from ray_workflows._model.blobs import BlobStore
 from ray_workflows._model.values import Blob, Value
 
-#: How many bytes the id of an object has.
+#: Length of an object id in bytes.
 ID_SIZE = 28
 
 
@@ -29,8 +29,8 @@ class LocalObjects:
 
     @contextmanager
     def in_place_of_rays(self) -> Iterator[None]:
-        """Scope in which ``ray.put``, ``ray.get`` and ``ray.wait`` are those of this store. Refs
-        that it does not know are Ray's. Ray does not start by itself in it."""
+        """Scope in which ``ray.put``, ``ray.get`` and ``ray.wait`` use this store, and pass refs
+        that it does not know to Ray. Ray does not start by itself in this scope."""
         functions: dict[str, Any] = {"put": self.put, "get": self.get, "wait": self.wait}
         if not ray.is_initialized():
             functions["init"] = refuse_to_start
@@ -40,7 +40,7 @@ class LocalObjects:
             yield
 
     def keep(self, pickled: Pickled) -> ray.ObjectRef:
-        """A ref of a value that is pickled already: Ray's own if there is a cluster after all."""
+        """Store a pickled value: in Ray if this process is connected to a cluster, else here."""
         if ray.is_initialized():
             return self.ray_put(pickled)
         ref = ray.ObjectRef(os.urandom(ID_SIZE))
@@ -52,7 +52,7 @@ class LocalObjects:
         return self.keep(pickle_value(value, where="object of ray.put"))
 
     def get(self, refs: Any, **options: Any) -> Any:
-        """As ``ray.get``: a new copy of the value each time."""
+        """As ``ray.get``; each call returns a new copy of the value."""
         if isinstance(refs, (list, tuple)):
             return [self.get(ref, **options) for ref in refs]
         found = self.values.get(refs.binary()) if isinstance(refs, ray.ObjectRef) else None
@@ -61,7 +61,7 @@ class LocalObjects:
     def wait(
         self, refs: Sequence[Any], *, num_returns: int = 1, **options: Any
     ) -> tuple[list[Any], list[Any]]:
-        """As ``ray.wait``: what is here is ready."""
+        """As ``ray.wait``; refs of this store are ready."""
         if all(isinstance(ref, ray.ObjectRef) and ref.binary() in self.values for ref in refs):
             return list(refs[:num_returns]), list(refs[num_returns:])
         ready, others = self.ray_wait(refs, num_returns=num_returns, **options)
@@ -69,7 +69,7 @@ class LocalObjects:
 
 
 def refuse_to_start(*_: Any, **__: Any) -> NoReturn:
-    """In place of ``ray.init``, which ``.remote()`` and others call by themselves."""
+    """Replaces ``ray.init``, which ``.remote()`` and other functions of Ray call implicitly."""
     raise RuntimeError(
         "A testing.Environment is entered, which has no Ray cluster, and this needs one "
         "(.remote(), an actor, an ObjectRef that was not made here). If you mean it, call "
@@ -78,7 +78,7 @@ def refuse_to_start(*_: Any, **__: Any) -> NoReturn:
 
 
 class LocalReader(ValueReader):
-    """Reads values whose ObjectRefs are those of this process."""
+    """Reads values, with their ObjectRefs from `LocalObjects`."""
 
     def __init__(
         self,
@@ -91,7 +91,8 @@ class LocalReader(ValueReader):
         self.objects = objects
 
     def read_object(self, blob: Blob) -> ray.ObjectRef:
-        """The ObjectRef of a checkpointed object: the live one, or one of its stored value."""
+        """The ObjectRef of a checkpointed object: the live one, or a new one of the stored
+        value."""
         ref = self.live.get(blob.key)
         if not isinstance(ref, ray.ObjectRef):
             where = f"object {blob.key}"
