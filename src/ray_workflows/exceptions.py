@@ -34,8 +34,10 @@ Each error pickles, names the workflow it is about and says what to do next.
 
 from __future__ import annotations
 
+import difflib
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 
@@ -146,6 +148,18 @@ def says_replaced(workflow_id: str) -> str:
     )
 
 
+#: Ids of so many tasks are compared with one that does not exist.
+COMPARED = 10_000
+
+
+def did_you_mean(task_id: str, tasks: Iterable[str]) -> str:
+    """A sentence with the task that was probably meant: mistyped, or without its module."""
+    known = list(islice(tasks, COMPARED))
+    found = [each for each in known if each.rpartition(".")[2] == task_id]
+    found = found or difflib.get_close_matches(task_id, known, n=1)
+    return f" Did you mean {found[0]!r}?" if found else ""
+
+
 class WorkflowNotFoundError(PicklableWorkflowError, ValueError):
     """There is no workflow of this id in the storage, or no such task in the workflow.
 
@@ -155,7 +169,15 @@ class WorkflowNotFoundError(PicklableWorkflowError, ValueError):
         replaced: the workflow that was asked about was deleted, and another one has its id now.
     """
 
-    def __init__(self, workflow_id: str, task_id: str | None = None, *, replaced: bool = False):
+    def __init__(
+        self,
+        workflow_id: str,
+        task_id: str | None = None,
+        *,
+        replaced: bool = False,
+        tasks: Iterable[str] = (),
+    ):
+        """``tasks``: the ids that there are, of which the message suggests one."""
         if replaced:
             message = says_replaced(workflow_id)
         elif task_id is None:
@@ -167,6 +189,7 @@ class WorkflowNotFoundError(PicklableWorkflowError, ValueError):
             message = (
                 f"No such task_id '{task_id}' in workflow '{workflow_id}': it doesn't exist (yet). "
                 f"Continuations add their tasks when they are reached."
+                f"{did_you_mean(task_id, tasks)}"
             )
         super().__init__(message)
         self.workflow_id = workflow_id

@@ -105,6 +105,8 @@ def test_bad_forks(wid: str, marks: Marks, storage_dir: Path) -> None:
     before = {path.name for path in (storage_dir / "blobs").iterdir()}
     with pytest.raises(workflow.WorkflowNotFoundError, match="No such task_id 'nobody'"):
         workflow.fork(wid, "nobody")
+    with pytest.raises(workflow.WorkflowNotFoundError, match="Did you mean 'third'"):
+        workflow.fork(wid, "thirt")
     with pytest.raises(workflow.WorkflowAlreadyExistsError, match="exists already"):
         workflow.fork(wid, "third", wid)
     with pytest.raises(ValueError, match="empty"):

@@ -163,6 +163,10 @@ def test_outputs_of_tasks(wid: str) -> None:
     assert ray.get(workflow.get_output_async(wid, task_id="first")) == 1
     with pytest.raises(ValueError, match="no such task"):
         workflow.get_output(wid, task_id="nobody")
+    with pytest.raises(ValueError, match=r"Did you mean 'tests.ray.test_run.add'\?"):
+        workflow.get_output(wid, task_id="add")
+    with pytest.raises(ValueError, match="Did you mean 'first'"):
+        workflow.get_metadata(wid, "fist")
 
 
 def test_an_output_is_waited_for(wid: str, marks: Marks, gate: Gate) -> None:

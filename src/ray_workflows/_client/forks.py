@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -33,7 +33,7 @@ class Fork:
             events += more
         history = fork_history(events, from_task)
         if history is None:
-            raise WorkflowNotFoundError(row.workflow_id, from_task)
+            raise WorkflowNotFoundError(row.workflow_id, from_task, tasks=task_ids_of(events))
         submitted = events[0]
         assert isinstance(submitted, ev.WorkflowSubmitted)
         self.storage = storage
@@ -99,3 +99,10 @@ def as_now(
     return msgspec.structs.replace(
         plan, functions=exchanged, tasks=tuple(tasks), options=tuple(options)
     )
+
+
+def task_ids_of(events: Iterable[ev.Event]) -> Iterator[str]:
+    """The ids of all tasks that a workflow has had."""
+    for event in events:
+        if isinstance(event, (ev.WorkflowSubmitted, ev.TaskContinued)):
+            yield from event.task_ids

@@ -26,6 +26,7 @@ from ray_workflows.exceptions import (
     WorkflowExecutionError,
     WorkflowNotFoundError,
     WorkflowTimeoutError,
+    did_you_mean,
 )
 from ray_workflows.storage.base import Storage
 from ray_workflows.storage.histories import History, unless_deleted
@@ -180,7 +181,7 @@ class TaskOutput:
         reason = f"the workflow is {status} and the task has no result."
         cause = None
         if task is None:
-            reason = "there is no such task."
+            reason = f"there is no such task.{did_you_mean(self.task_id, self.view.tasks)}"
         elif task.error is not None:
             values = self.reader.values(self.row.incarnation)
             with unless_deleted(self.reader.storage, self.row):

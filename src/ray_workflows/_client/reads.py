@@ -77,7 +77,7 @@ def get_metadata(reader: Reader, workflow_id: str, task_id: str | None) -> dict[
     view.read()
     task = view.tasks.get(task_id)
     if task is None:
-        raise WorkflowNotFoundError(workflow_id, task_id)
+        raise WorkflowNotFoundError(workflow_id, task_id, tasks=view.tasks)
     return task_metadata(task)
 
 
