@@ -163,12 +163,12 @@ def wait_for_signal(
 ) -> DAGNode:
     """A node that waits for a signal to its workflow and produces the signal's value.
 
-    It takes the oldest signal of the name that nobody has taken, also one that came before it was
-    waited for. Of several nodes that wait for a name, the one that has been waiting longest has the
-    next one. Waiting occupies no worker, and outlives crashes.
+    It takes the oldest signal of the name that no node has taken, also one that came before the
+    node began to wait. Of several nodes that wait for a name, the one that has waited longest takes
+    the next signal. Waiting occupies no worker, and outlives crashes.
 
     Args:
-        name: what `signal` calls it; up to 512 bytes of UTF-8.
+        name: the name that is given to `signal`; up to 512 bytes of UTF-8.
         timeout: how long to wait, in seconds or as a timedelta, from the moment the node could
             start. Then it fails with `SignalTimeoutError`, and is not tried again. A workflow that
             is resumed waits for the whole time again. Default: without end.

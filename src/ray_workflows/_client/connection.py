@@ -129,8 +129,8 @@ class Connection(Reader):
         return answer
 
     def patiently(self, work: Callable[[], T]) -> T:
-        """Write what is to be submitted; while the storage is away, wait for it, but not as long as
-        a worker does: somebody waits for the call."""
+        """Write values of a submission or a signal; while the storage is away, retry, but not for
+        as long as a worker does, because the user waits for the call."""
         return wait_out(
             work,
             PATIENCE_SECONDS,

@@ -103,11 +103,10 @@ class Waiter:
     Args:
         coordinator: the cluster's.
         client: the name under which the driver has it watch what it submits.
-        life: names this process; None: at random. Ray restarts a waiter that dies and calls it
-            again. What its earlier life was told is lost, and what is still told to a call of that
-            life would be.
-        restarted: whether there was an earlier life; None: as Ray says.
-        connect: makes what reads the storage, of the coordinator and its description.
+        life: names this process; None: at random. Ray restarts a waiter that dies and repeats its
+            calls. The answers to the earlier life are lost, also those that are still to come.
+        restarted: whether there was an earlier life; None: ask Ray.
+        connect: makes the `Reader` of the storage, given the coordinator and its description.
     """
 
     def __init__(

@@ -123,9 +123,9 @@ class Holders:
         return self.fresh_now()
 
     def fresh_now(self) -> float:
-        """The store's clock, asked now. It does not run backwards by the little by which servers of
-        a store differ, but where somebody has set it back, leases run on the time that it has now.
-        """
+        """Ask the store for its clock. Small steps backwards, by which the servers of a store
+        differ, are hidden. After a larger step somebody has set the clock, and leases count from
+        the new time."""
         asked_at = self.clock()
         found = self.operations.now(self.clock_key)
         with self.lock:
@@ -136,7 +136,7 @@ class Holders:
             return self.seen_now
 
     def forget_clock(self) -> None:
-        """Remove the object by which the store was asked for its time."""
+        """Remove the object that this process writes to read the store's time."""
         if self.asked_at != NEVER:
             self.asked_at = NEVER
             self.operations.delete([self.clock_key])
