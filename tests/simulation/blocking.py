@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class LostCall:
-    """A call of a coordinator that nobody repeats; its ObjectRef too."""
+    """A call of a coordinator that Ray does not repeat; its ObjectRef too."""
 
     def __init__(self, here: BlockedThread, workflow_id: str, after: int | None) -> None:
         self.here = here
@@ -37,7 +37,7 @@ class LostCall:
         self.life: Life | None = None
 
     def send(self) -> None:
-        """It is on its way."""
+        """Send the call."""
         world = self.driver.world
         faults = world.driver_faults
         delay = world.die.uniform(0.0002, 0.003)
@@ -87,7 +87,7 @@ class LostCall:
         world.clock.after(world.die.uniform(0.0002, 0.003), lambda: self.settle(value))
 
     def settle(self, value: Any) -> None:
-        """There is an answer, or there will be none."""
+        """Set the answer, or the error if there will be none."""
         if not self.settled:
             self.settled = True
             self.value = value
@@ -134,12 +134,12 @@ class BlockedThread:
             world.judge_error(self.ref, error)
 
     def wake(self) -> None:
-        """It waits no more."""
+        """End the wait."""
         if not self.fiber.over and not self.fiber.killed:
             self.fiber.go_on()
 
     def pause(self, seconds: float, ends: Callable[[], bool]) -> None:
-        """Let others go on for a while, at most until something is so."""
+        """Let others go on for a while, at most until ``ends`` is true."""
         fiber, clock = self.fiber, self.driver.world.clock
         until = clock.now + seconds
         while not ends() and clock.now < until:
@@ -160,7 +160,7 @@ class BlockedThread:
         self.pause(seconds, lambda: False)
 
     def wait(self, ref: LostCall, seconds: float) -> bool:
-        """Wait for an answer; whether it is there."""
+        """Wait for an answer. Returns whether it came."""
         self.pause(seconds, lambda: ref.settled)
         return ref.settled
 
@@ -207,11 +207,11 @@ class ConnectionOfThread(Reader):
         return ref.value
 
     def adopt(self, coordinator: Any) -> bool:
-        """It is the same cluster."""
+        """True: the coordinator is of the same cluster."""
         return True
 
     def say_away(self, workflow_id: str) -> None:
-        """Nobody reads it here."""
+        """Nothing: no user reads the message."""
 
     def values(self, incarnation: str) -> ValueReader:
         """Values are opened by their driver."""

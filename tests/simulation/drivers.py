@@ -38,8 +38,8 @@ REPEAT_SECONDS = 2.0
 
 
 class DriverHome(Home):
-    """The way of one waiter to the world's storage: away at times, as a whole or for one
-    operation."""
+    """The connection of one waiter to the world's storage, which is away at times, as a whole or
+    for one operation."""
 
     def __init__(self, driver: Driver) -> None:
         self.driver = driver
@@ -68,7 +68,7 @@ class DriverHome(Home):
 
 
 class DriverJournals(JournalStore):
-    """The world's journals as one waiter meets them, who only reads."""
+    """The world's journals as one waiter reads them."""
 
     home: DriverHome
 
@@ -95,7 +95,7 @@ class DriverJournals(JournalStore):
 
 
 class DriverBlobs(BlobStore):
-    """The world's blobs as one waiter meets them, who only reads."""
+    """The world's blobs as one waiter reads them."""
 
     home: DriverHome
 
@@ -123,14 +123,14 @@ class DriverBlobs(BlobStore):
 
 
 def driver_storage(driver: Driver) -> Storage:
-    """The storage as one waiter meets it."""
+    """The storage as one waiter reads it."""
     home = DriverHome(driver)
     leases = home.inner.leases
     return Storage(journals=DriverJournals(home), blobs=DriverBlobs(home), leases=leases)
 
 
 class ReaderOfDriver(UnopenedValues):
-    """What a waiter reads with."""
+    """The `Reader` of a waiter."""
 
     def __init__(self, driver: Driver, description: dict[str, Any]) -> None:
         super().__init__(driver.storage, cluster=description["cluster"])
@@ -149,7 +149,7 @@ class Pace:
         self.last = driver.world.clock.now
 
     def note(self, cost: float) -> None:
-        """It is done once more; ``cost`` is less than 0 for what allows more of it."""
+        """Count one more; a ``cost`` below 0 allows more calls."""
         driver = self.driver
         now = driver.world.clock.now
         # A token bucket: twice a second for each ref, for there is one that waits for each pause.
@@ -162,7 +162,7 @@ class Pace:
 
 
 class Ref:
-    """An output that is to be. ``incarnation``: the workflow that it is about."""
+    """The ObjectRef of an output. ``incarnation``: of its workflow."""
 
     def __init__(
         self,
@@ -189,7 +189,7 @@ class Ref:
         )
 
     def call(self) -> None:
-        """Call the waiter; again, if it died."""
+        """Call the waiter, again if it has died."""
         driver, waiter = self.driver, self.driver.waiter
         if self.method == "get_output":
             if driver.alive and not self.began:
@@ -203,7 +203,7 @@ class Ref:
         task.add_done_callback(lambda task: self.arrive(task.result()))
 
     def arrive(self, result: Any) -> None:
-        """It is ready: what it is worth is opened here, and nowhere else."""
+        """Make it ready. Its value is unpickled here, and nowhere else."""
         world = self.driver.world
         self.ready = True
         world.trace("%r is ready", self)
@@ -216,8 +216,8 @@ class Ref:
 
 
 class Call:
-    """A call of a coordinator. Ray repeats it where its answer is lost, and when the coordinator
-    dies that has it."""
+    """A call of a coordinator. Ray repeats it if its answer is lost, or the coordinator dies
+    meanwhile."""
 
     def __init__(self, driver: Driver, name: str, args: tuple[Any, ...]) -> None:
         self.driver = driver
@@ -230,7 +230,7 @@ class Call:
         self.sent = 0
 
     def send(self, delay: float = 0.0) -> None:
-        """It is on its way."""
+        """Send the call."""
         world = self.driver.world
         faults = world.driver_faults
         self.life = None
@@ -246,7 +246,7 @@ class Call:
             world.clock.after(delay + more, lambda: self.arrive(number))
 
     def arrive(self, number: int) -> None:
-        """A coordinator has it, if there is one."""
+        """Let the coordinator handle the call, if there is one."""
         driver = self.driver
         life = driver.cluster.life
         if not driver.cluster.lost and number == self.sent:
@@ -365,7 +365,7 @@ class Driver:
     # -- its waiter ------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """A waiter lives. Ray calls it again for what its earlier lives did not answer."""
+        """Start a waiter. Ray repeats the calls that its earlier lives did not answer."""
         if not self.alive:
             return
         world = self.world
@@ -382,7 +382,7 @@ class Driver:
             ref.call()
 
     def die(self) -> None:
-        """The waiter is dead, and with it all that waits in it."""
+        """Kill the waiter, with all calls that wait in it."""
         if self.waiter is not None:
             self.world.trace("the waiter of %s is dead", self.name)
             self.waiter = None
@@ -390,7 +390,7 @@ class Driver:
             self.calls.clear()
 
     def go(self) -> None:
-        """The driver ends, and its waiter with it."""
+        """End the driver with its waiter."""
         self.world.trace("%s is gone", self.name)
         self.alive = False
         self.end_threads()
@@ -398,7 +398,7 @@ class Driver:
         self.refs.clear()
 
     def end_threads(self) -> None:
-        """Nobody blocks in it any more."""
+        """End the threads of the driver that block."""
         for thread in list(self.threads):
             thread.fiber.kill()
 
@@ -418,7 +418,7 @@ class Driver:
         self.world.fail(Violation("unexpected", f"the waiter of {self.name}: {what}"))
 
     def coordinator_died(self, lives: Iterable[Life]) -> None:
-        """Ray calls again."""
+        """Repeat the calls, as Ray does."""
         for call in list(self.calls):
             if call.life in lives:
                 call.send(0.1)

@@ -140,7 +140,7 @@ class SimulatedExecutor(Judged, InlineExecutor):
         )
 
     def requests(self) -> list[AttemptRequest]:
-        """What runs."""
+        """The attempts that run."""
         return [flight.request for flight in self.flights.values()]
 
     # -- what becomes of attempts ----------------------------------------------------------
@@ -169,7 +169,7 @@ class SimulatedExecutor(Judged, InlineExecutor):
         world.clock.after(delay, lambda: self.run_on_worker(action))
 
     def tell(self, flight: InlineAttempt) -> None:
-        """The worker says that the attempt runs."""
+        """Report that the attempt runs, as a worker does."""
         request = flight.request
         news = msg.AttemptRuns(request.task, request.epoch, request.attempt, self.life.clock())
         self.arrive(request.incarnation, news)
@@ -194,7 +194,7 @@ class SimulatedExecutor(Judged, InlineExecutor):
             self.lose(incarnation, key)
 
     def maker(self, request: AttemptRequest) -> str:
-        """Names one execution; made of characters that a blob key may have."""
+        """A name of one execution, in the characters that a blob key may have."""
         return f"{request.blob_prefix}.{self.life.name}.{self.world.number()}"
 
     def run_script(

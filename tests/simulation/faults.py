@@ -1,4 +1,4 @@
-"""How bad the world is: probabilities and durations, drawn once for each seed.
+"""Probabilities and durations of faults, drawn once for each seed.
 
 Each kind of trouble is there or not, so that some seeds show one kind alone; and some show none.
 """
@@ -70,7 +70,7 @@ class Faults:
         return probability > 0.0 and self.rng.random() < probability
 
     def stop(self) -> None:
-        """From now on the world is kind."""
+        """End all faults."""
         for name, value in vars(self).items():
             if isinstance(value, float) and name not in ("until", "skew"):
                 setattr(self, name, 0.0)

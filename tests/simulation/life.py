@@ -103,7 +103,7 @@ class Life:
             self.post(self.orphans.look)
 
     def clock(self) -> float:
-        """The time as the coordinator has it."""
+        """The coordinator's time."""
         return self.loop.clock()
 
     def wall(self) -> float:
@@ -287,7 +287,7 @@ class Life:
         return ""
 
     def check(self) -> None:
-        """What must hold between any two steps."""
+        """Check what must hold between any two steps."""
         self.check_clock()
         self.check_work()
         self.threads.check()

@@ -37,7 +37,7 @@ from tests.support.states import (
 #: Which statuses may follow each other within one entry's event, other than by Resumed.
 SETTLED = (WorkflowStatus.SUCCESSFUL, WorkflowStatus.FAILED, WorkflowStatus.CANCELED)
 
-#: What somebody who does not hold a workflow may leave in its journal.
+#: The events that a coordinator may append to a workflow that it does not hold.
 GUEST_EVENTS = (
     ev.CancelRequested,
     ev.WorkflowCanceled,
@@ -46,12 +46,12 @@ GUEST_EVENTS = (
     ev.SignalAcknowledged,
 )
 
-#: What names of signals begin with that are events by HTTP: each has one signal.
+#: The prefix of the names of signals that are events by HTTP: each name has one signal.
 EVENT = "event-"
 
 
 class View:
-    """What a journal said after one of its entries: which attempts may run, and on what."""
+    """A journal after one of its entries: which attempts may run, and with which inputs."""
 
     __slots__ = ("active", "epoch", "holder", "running")
 
@@ -173,7 +173,7 @@ class Monitor:
     def judge_holder(
         self, state: WorkflowState, events: list[Any], holder_id: str, where: str
     ) -> None:
-        """One owner: only the holder of the moment appends, but for what guests may leave."""
+        """One owner: only the present holder appends, except for `GUEST_EVENTS`."""
         holder = state.holder
         for event in events:
             if isinstance(event, (ev.WorkflowSubmitted, ev.WorkflowClaimed, ev.WorkflowResumed)):
@@ -184,7 +184,7 @@ class Monitor:
         raise Violation("one owner", f"{where}: {names}, but {holder} holds it")
 
     def judge_snapshot(self, journal: Journal, events: list[Any], where: str) -> None:
-        """A snapshot is the state: also what follows makes the same of it."""
+        """A snapshot equals the state, and later events change both alike."""
         try:
             for event in events:
                 evolve(journal.restored, event)
@@ -289,7 +289,7 @@ class Monitor:
     def judge_maker(
         self, state: WorkflowState, event: Any, made_by: str, holder_id: str, where: str
     ) -> None:
-        """What is committed came from the attempt that counts, started by who commits it."""
+        """A committed result comes from the current attempt, started by the same holder."""
         expected = f"{state.incarnation}-task-{event.task}-{state.epoch}-{event.attempt}."
         expected += f"{holder_id}."
         attempt = state.tasks[event.task].attempts + 1
@@ -346,7 +346,7 @@ class Monitor:
     # -- the end ---------------------------------------------------------------------------
 
     def check_replay(self, journal: Journal) -> None:
-        """The journal, folded from scratch, is the state it was folded into on the way."""
+        """Folding the journal from the beginning gives the state that was folded step by step."""
         state = journal.state
         again = replay(state.workflow_id, state.incarnation, journal.events)
         try:

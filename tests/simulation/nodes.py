@@ -58,11 +58,11 @@ class SimulatedTask:
         return self
 
     def add_done_callback(self, action: Callable[[Any], None]) -> None:
-        """Called when it has ended."""
+        """Call ``action`` when the task has ended."""
         self.action = action
 
     def result(self) -> Any:
-        """What it returned; raises what Ray raises. What tasks raised is unpickled here."""
+        """The returned value, or Ray's error, with errors of user code unpickled here."""
         if isinstance(self.outcome, bytes):
             raise cloudpickle.loads(self.outcome)
         if isinstance(self.outcome, BaseException):
@@ -71,7 +71,7 @@ class SimulatedTask:
 
 
 class Node:
-    """A machine. Its processes are kept for other Ray tasks when they have done one."""
+    """A machine. It keeps idle processes for further Ray tasks."""
 
     def __init__(self, name: str, slots: int) -> None:
         self.name = name
@@ -83,7 +83,7 @@ class Node:
 
 
 class SimulatedCluster:
-    """All that is Ray's in one place."""
+    """The simulated Ray of one cluster."""
 
     def __init__(self, world: WorldOfWorkers, place: Place) -> None:
         self.world = world
@@ -100,7 +100,7 @@ class SimulatedCluster:
     # -- Ray tasks -------------------------------------------------------------------------
 
     def submit(self, task: SimulatedTask) -> None:
-        """It runs when there is a slot."""
+        """Queue a task until a slot is free."""
         if task.sent.listens:
             self.world.clock.after(self.world.rng.uniform(0.001, 0.02), lambda: self.listen(task))
             return
@@ -111,7 +111,7 @@ class SimulatedCluster:
         self.world.clock.after(self.world.rng.uniform(0.0003, 0.002), self.start_some)
 
     def start_some(self) -> None:
-        """Give free slots to those that wait."""
+        """Start queued tasks on the free slots."""
         while self.waiting:
             free = [node for node in self.nodes if node.alive and node.taken < node.capacity]
             if not free:
@@ -146,11 +146,11 @@ class SimulatedCluster:
         return process
 
     def name(self, process: SimulatedProcess) -> int:
-        """Names a process in the trace."""
+        """The number of a process in the trace."""
         return self.names.setdefault(process, len(self.names))
 
     def leave(self, task: SimulatedTask) -> None:
-        """Its slot is free."""
+        """Free the slot of a task."""
         if self.running.pop(task, False) is None:
             assert task.process is not None
             task.process.node.taken -= 1
@@ -163,7 +163,7 @@ class SimulatedCluster:
         result: Any,
         error: BaseException | None,
     ) -> None:
-        """The code of a Ray task returned or raised."""
+        """End a Ray task whose code has returned or raised."""
         self.leave(task)
         if error is None:
             self.end(task, result)
@@ -172,13 +172,13 @@ class SimulatedCluster:
         self.end(task, cloudpickle.dumps(wrapped))
 
     def worker_died(self, process: SimulatedProcess, task: SimulatedTask) -> None:
-        """A worker is gone with what it ran."""
+        """End the Ray task of a worker that died."""
         self.leave(task)
         self.world.worker_died(task, process)
         self.end(task, WorkerCrashedError() if process.node.alive else NodeDiedError("it ended"))
 
     def end(self, task: SimulatedTask, outcome: Any) -> None:
-        """The owner hears of it, if there still is one."""
+        """Tell the owner, if it is still alive."""
         if task.over:
             return
         task.over = True
@@ -204,7 +204,7 @@ class SimulatedCluster:
     # -- listeners -------------------------------------------------------------------------
 
     def listen(self, task: SimulatedTask) -> None:
-        """Call the listener host, in which every call goes on for itself."""
+        """Call the listener host, which runs its calls concurrently."""
         if task.over:
             return
         process = SimulatedProcess(self, self.nodes[0])
@@ -221,7 +221,7 @@ class SimulatedCluster:
     # -- what is stopped -------------------------------------------------------------------
 
     def cancel(self, task: SimulatedTask, force: bool) -> None:
-        """As ``ray.cancel``: takes a while, and does nothing where it comes too late."""
+        """As ``ray.cancel``: takes a while, and does nothing if the task has ended by then."""
         delay = self.world.rng.uniform(0.0003, 0.01)
         self.world.clock.after(delay, lambda: self.stop(task, force))
 
@@ -241,7 +241,7 @@ class SimulatedCluster:
             self.end(task, TaskCancelledError())
 
     def kill(self, process: SimulatedProcess, why: str) -> None:
-        """A process ends with what it runs."""
+        """Kill a process with everything that runs in it."""
         task = process.task
         process.kill(why)
         if task is not None and task in self.hosts:
@@ -249,7 +249,7 @@ class SimulatedCluster:
             self.end(task, ActorDiedError())
 
     def preempt(self, node: Node) -> None:
-        """A node ends, and comes again after a while."""
+        """Kill a node; a new one takes its place after a while."""
         self.world.trace("node %s ends", node.name)
         self.world.seen["nodes that end"] += 1
         node.alive = False
@@ -264,7 +264,7 @@ class SimulatedCluster:
         self.schedule()
 
     def coordinator_died(self, life: Life) -> None:
-        """What it started ends with it, when Ray comes to it."""
+        """End everything that a dead coordinator has started, after a while."""
         self.calls.coordinator_died()
         tasks = [*self.waiting, *self.running, *self.hosts]
         for task in tasks:
@@ -273,7 +273,7 @@ class SimulatedCluster:
                 self.world.clock.after(delay, lambda task=task: self.stop(task))
 
     def close(self) -> None:
-        """The seed is over: no thread is left waiting."""
+        """End all threads at the end of a seed."""
         for task in list(self.running):
             if task.process is not None:
                 task.process.kill("the seed is over")
@@ -298,7 +298,7 @@ class Listening:
         self.canceled = False
 
     def go_on(self, error: BaseException | None = None) -> None:
-        """Let it run until it waits again."""
+        """Run the call until it waits again."""
         if self.task not in self.cluster.hosts:
             return
         outer, HERE.process = HERE.process, self.process
@@ -319,7 +319,7 @@ class Listening:
             self.go_on()
 
     def cancel(self) -> None:
-        """What it waits for raises."""
+        """Raise ``CancelledError`` where the call waits."""
         self.canceled = True
         self.go_on(asyncio.CancelledError())
 
@@ -338,7 +338,8 @@ class ClusterOfLife:
         self.prepared: set[str] = set()
 
     def head(self) -> None:
-        """It is asked. It may be away, and the loop must not wait for it."""
+        """Ask the head, which may be away. Not under the executor's lock: other threads, the loop
+        among them, wait for that."""
         if self.life.executor.lock._is_owned():
             raise Violation("lock", "the head is asked by a thread that others wait for")
         faults = self.cluster.world.worker_faults
@@ -346,7 +347,7 @@ class ClusterOfLife:
             raise RpcError("no connection")
 
     def nodes(self) -> list[dict[str, float]]:
-        """What each of them has."""
+        """The resources of each node."""
         self.head()
         return [{"CPU": float(node.capacity)} for node in self.cluster.nodes if node.alive]
 
@@ -387,10 +388,10 @@ class ClusterOfLife:
         """Nothing here needs packages."""
 
     def tidy(self) -> None:
-        """There is nothing that could go."""
+        """Nothing to remove."""
 
     def ended(self, ref: Any, *, host_died: bool) -> None:
-        """Each call has one of its own."""
+        """Nothing to do: each call has a host of its own."""
 
     def close(self) -> None:
-        """It ends with its coordinator."""
+        """Nothing to do: it ends with its coordinator."""

@@ -55,7 +55,7 @@ SNAPSHOTS = [
 
 
 class Cluster:
-    """A place where one coordinator lives, again and again. ``lost``: never again."""
+    """A cluster, which starts its coordinator again after a crash, unless it is ``lost``."""
 
     def __init__(self, name: str, host: str, limits: tuple[int, int]) -> None:
         self.name = name
@@ -190,7 +190,7 @@ class World:
         return shapes.draw_plan(self.rng)
 
     def expect(self, plan: Plan) -> Expected:
-        """What it must end with."""
+        """The result that the workflow must have."""
         return expect(plan)
 
     def submitted(self, plan: Plan) -> Plan:
@@ -198,11 +198,11 @@ class World:
         return plan
 
     def pack(self, text: str, maker: str) -> bytes:
-        """A value as it is stored."""
+        """The stored form of a value."""
         return scripts.pack(text, maker)
 
     def seen_as(self, incarnation: str, outcome: Outcome) -> str:
-        """What a consumer makes of an outcome that is stored."""
+        """A stored outcome as a consumer sees it."""
         data: bytes | None = None
         if outcome.value is not None:
             if isinstance(outcome.value.data, Blob):
@@ -212,23 +212,23 @@ class World:
         return scripts.seen_as(outcome, data)
 
     def script_of(self, error: ErrorInfo) -> str | None:
-        """The script that raised an error; None if it is none of a script's."""
+        """The script that raised an error; None if no script did."""
         return error.message if error.type_name == scripts.SCRIPT_ERROR else None
 
     def life_begins(self, life: Life) -> None:
-        """A coordinator is there, in the place of all earlier ones."""
+        """Called when a coordinator begins, which replaces all earlier ones of its cluster."""
 
     def died(self, life: Life) -> None:
-        """A process is dead."""
+        """Called when a process has died."""
 
     def close(self) -> None:
-        """The seed is over, well or not."""
+        """Called at the end of a seed, also after a violation."""
 
     # -- time ------------------------------------------------------------------------------
 
     def run(self) -> World:
-        """Live through the seed."""
-        # Trouble is what this is about: its warnings tell nothing.
+        """Run the seed."""
+        # Faults are intended here, so their warnings are noise.
         logger = logging.getLogger("ray_workflows")
         disabled, logger.disabled = logger.disabled, True
         silenced = logging.root.manager.disable
@@ -258,7 +258,7 @@ class World:
             self.advance()
             if self.clock.now > self.began + self.faults.until + self.patience:
                 raise Violation("stuck", "; ".join(self.unfinished()))
-        # What hung when the trouble ended may still be on its way.
+        # Calls that hung when the trouble ended may still come back.
         end = self.clock.now + PATIENCE
         while self.clock.now < end and any(life.exists and life.tickets for life in self.lives):
             self.advance()
@@ -271,11 +271,11 @@ class World:
             raise self.failure
 
     def fail(self, violation: Violation) -> None:
-        """A promise was broken where an exception would be swallowed."""
+        """Note a violation found where an exception would be swallowed."""
         self.failure = self.failure or violation
 
     def calm_down(self) -> None:
-        """The trouble ends: what is lost stays lost, everything else comes back."""
+        """End the trouble. Lost clusters stay lost; everything else comes back."""
         self.calm = True
         self.faults.stop()
         self.trace("calm")
@@ -355,7 +355,7 @@ class World:
             self.trace("the clock of the storage is set by %+.0f s", seconds)
 
     def after_step(self, life: Life) -> None:
-        """Between two steps of a coordinator anything may happen to it."""
+        """Crash, stop or replace a coordinator between two steps, at random."""
         self.set_clocks(life)
         faults, rng = self.faults, self.rng
         if self.crashes < MAX_CRASHES and faults.hit(faults.crash_after_step):
@@ -376,7 +376,7 @@ class World:
             faults.crash_within_step = 0.0
 
     def probe(self, holder: Holder) -> bool | None:
-        """Whether a holder's process exists, to who shares its machine."""
+        """Whether a holder's process exists, as processes on its machine see it."""
         hosts = [cluster.host for cluster in self.clusters]
         if hosts.count(holder.host) < 2:
             return None
@@ -388,7 +388,7 @@ class World:
     # -- clients ---------------------------------------------------------------------------
 
     def go_on(self, client: Client, story: Generator[Any, Any, None], value: Any) -> None:
-        """Send a client what it waited for, and do what it wants next."""
+        """Give a client the value that it waited for, and carry out its next wish."""
         try:
             wish = story.send(value)
         except StopIteration:
@@ -439,13 +439,13 @@ class World:
         return f"id{self.number()}"
 
     def learn(self, incarnation: str, seq: int) -> None:
-        """The sender of the running job will know this many entries."""
+        """Note that the sender of the running job will know this many entries."""
         if self.job is not None:
             learned = self.job.learned
             learned[incarnation] = max(learned.get(incarnation, 0), seq)
 
     def interleave(self) -> None:
-        """Let another piece of waiting work happen now, in the middle of this one."""
+        """Run another piece of waiting work now, in the middle of this one."""
         if self.job is None or len(self.jobs) == 0:
             return
         jobs = [job for job in self.jobs if job.sent or job.life.running]
@@ -480,7 +480,7 @@ class World:
             self.lines.append(line)
 
     def digest(self) -> str:
-        """Identity of all that happened."""
+        """A digest of all events of the seed."""
         return hashlib.sha256("\n".join(self.lines).encode()).hexdigest()
 
 
