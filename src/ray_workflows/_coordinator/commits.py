@@ -1,4 +1,4 @@
-"""Commits on their way: all that wait go as one, and each is one workflow's to hear about."""
+"""Group commits: sends the commits of all workflows that wait as one, and handles each outcome."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ray_workflows._coordinator.retrying_storage import Committed, RetryingStora
 from ray_workflows._coordinator.workflow import Pending, Workflow
 from ray_workflows.storage.base import CommitOutcome
 
-#: Pause before a commit is tried again that the storage refused, in seconds.
+#: Pause before a commit that the storage refused is tried again, in seconds.
 REFUSED_SECONDS = 1.0
 
 
 class Guard(Protocol):
-    """Does something with a workflow; if that raises, stops this workflow, and no other."""
+    """Calls an action for a workflow. If it raises, stops this workflow, and no other."""
 
     def __call__(self, workflow: Workflow, action: Callable[[Workflow], None]) -> None:
         """Do it."""

@@ -1,9 +1,9 @@
-"""The loop: for each workflow what came in is decided, committed, and then carried out.
+"""The loop: decides on the messages of each workflow, commits the events, then carries them out.
 
-One thread runs it; nothing in here blocks. Blocking work, and what comes back from it, goes through
-`Offloader`, which makes small commits to a local disk right there. Every workflow that somebody
-asks about has one way: it is in memory or is read from storage, what came in is decided by the
-engine, and the answers go out when the events are durable.
+One thread runs it, and nothing in this module blocks. `Offloader` takes blocking work and brings
+back its results; it makes small commits to a local disk on the loop's thread. All requests about a
+workflow take the same path: it is in memory or is read from storage, the engine decides, and the
+answers go out when the events are durable.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ from ray_workflows.storage.base import Storage
 
 logger = logging.getLogger(__name__)
 
-#: Pause before what came too early is looked at again, in seconds.
+#: Pause before a request is tried again that came before the coordinator was ready, in seconds.
 SOON = 0.02
 
-#: Pending workflows that are read before it is their turn.
+#: How many pending workflows are read before they can start.
 NEXT = 32
 
 
@@ -60,21 +60,21 @@ class Loop:
     """Drives the workflows of one holder.
 
     All time comes from ``clock`` (seconds since 1970 that pass evenly) and ``elapsed`` (seconds of
-    a clock that nobody sets), and all ids from ``new_id``, so that a simulation can run it
+    a monotonic clock), and all ids from ``new_id``, so that a simulation can run the loop
     deterministically.
 
     Args:
-        storage: where the workflows are.
-        executor: where attempts run.
-        offloader: takes blocking work.
-        holder: the coordinator that this is.
-        probe: looks for the processes of other coordinators.
+        storage: of the workflows.
+        executor: runs attempts.
+        offloader: runs blocking work.
+        holder: this coordinator.
+        probe: says whether the processes of other coordinators exist.
         limits: how many workflows may run and wait.
         starts: how many commands are started in one step.
         snapshots: when the states of workflows are saved.
         evicts_after: how long a workflow is at rest before it leaves memory, in seconds.
-        observers: see what is durable.
-        on_error: takes errors of ours that were survived.
+        observers: get durable commits.
+        on_error: gets errors in this package after which the loop goes on.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Loop:
         self.active = ActiveWorkflows(self.holder_id, self.admission)
         self.activation = Activation(self)
         self.watchers = Watchers(self.active, executor, self.touch, self.activation.find)
-        #: What something came in for.
+        #: Workflows with new messages.
         self.dirty: dict[int, Workflow] = {}
         self.commits = Commits(self.store, self.after, self.guard, self.applied, self.overtaken)
         self.deliveries = Deliveries(
@@ -134,13 +134,13 @@ class Loop:
         self.eviction = Eviction(
             self.active, self.timers, clock, self.evict, self.activation.bring_back, evicts_after
         )
-        #: Until when the lease holds, by `elapsed`: only then attempts are started.
+        #: End of the lease, by `elapsed`. Afterwards no attempts are started.
         self.lease_until = float("-inf")
 
     # -- time -------------------------------------------------------------------------------
 
     def step(self) -> float:
-        """Do all that can be done now; seconds until there is more by the clock alone."""
+        """Do everything that can be done now. Returns the seconds until the next timer."""
         self.timers.run()
         self.starter.start()
         while self.dirty:
@@ -150,28 +150,28 @@ class Loop:
         return 0.0 if self.starter.waiting else self.timers.sleep_seconds()
 
     def after(self, seconds: float, action: Callable[[], None]) -> None:
-        """Do something on this thread after a while."""
+        """Call ``action`` on this thread after some seconds."""
         self.timers.after(seconds, action)
 
     def job(self, name: str, steps: Callable[[], Steps]) -> Job:
-        """Something that is done on this thread again and again, once it is started."""
+        """A job that repeats its steps on this thread, once it is started."""
         return Job(name, steps, self.timers, self.offloader)
 
-    # -- what comes in ---------------------------------------------------------------------
+    # -- messages --------------------------------------------------------------------------
 
     def ask(
         self, workflow_id: str, message: msg.Asked, reply: Reply, until: float = float("inf")
     ) -> None:
-        """Decide on what is asked about a workflow, whoever drives it.
+        """Decide on a request about a workflow, driven by this coordinator or not.
 
-        ``reply`` gets the answer, once, on this thread. What is not begun ``until`` then, by
-        `elapsed`, is not done any more: whoever asked was told that it failed.
+        ``reply`` gets the answer, once, on this thread. ``until``: the latest start, by `elapsed`.
+        A later start would be wrong, because the caller was told that the request failed.
         """
         asked = Asked(message, reply, until)
         try:
             self.put(workflow_id, asked)
         except Exception as error:
-            # A bug of ours: whoever asked knows at once, and nobody else has to wait.
+            # A bug in this package: tell the caller at once, and go on with other requests.
             self.on_error(f"A request about workflow '{workflow_id}'", error)
             answer(reply, error)
 
@@ -179,7 +179,7 @@ class Loop:
         if self.is_over(asked):
             return
         if self.active.lives is None:
-            # Nobody knows what is ours.
+            # It is not yet known which workflows are ours.
             self.after(SOON, lambda: self.ask(workflow_id, *asked))
             return
         workflow = self.active.get(workflow_id)
@@ -192,53 +192,53 @@ class Loop:
         self.touch(workflow)
 
     def is_over(self, asked: Asked) -> bool:
-        """Whether nobody waits for the answer any more: such a request is not done."""
+        """Whether the caller no longer waits for the answer: then the request is refused."""
         if self.elapsed() <= asked.until:
             return False
         answer(asked.reply, CoordinatorUnavailableError("The request came too late."))
         return True
 
     def report(self, incarnation: str, reports: Iterable[News | msg.Delivered]) -> None:
-        """Take what is heard of attempts, and of messages."""
+        """Add reports about attempts and deliveries to the inbox of a workflow."""
         workflow = self.active.by_incarnation.get(incarnation)
         if workflow is not None:
             workflow.inbox.extend(reports)
             self.touch(workflow)
 
     def wake(self, workflow: Workflow) -> None:
-        """Time has passed for a workflow."""
+        """Let a workflow decide on what is due by now. Its alarm calls this."""
         workflow.alarm = None
         if self.active.drives(workflow):
             workflow.inbox.append(msg.Wake())
             self.touch(workflow)
 
     def touch(self, workflow: Workflow) -> None:
-        """Look at it in this step."""
+        """Decide on the inbox of a workflow in this step."""
         self.dirty[id(workflow)] = workflow
 
     # -- workflows in memory ---------------------------------------------------------------
 
     def open(self, workflow_id: str, message: msg.Asked) -> Workflow:
-        """Bring a workflow into memory, of which nothing is known yet."""
+        """Add a workflow to memory that was not read yet."""
         workflow = Workflow(WorkflowState(workflow_id, ""), 0, None)
         self.active.hold(workflow)
-        # What is submitted is most likely new: if it is not, the commit is stale, and then it is
-        # read. Not while the storage is away: whoever hears of that must not find it created when
-        # the storage returns.
+        # A submitted workflow is most likely new, so it is not read first: if it exists, the commit
+        # is stale, and then it is read. Not while the storage is away: the caller gets an error
+        # then, and the workflow must not be created when the storage returns.
         if isinstance(message, msg.Submit) and self.store.error is None:
             workflow.covered = 1
         return workflow
 
     def evict(self, workflow: Workflow) -> None:
-        """Keep a workflow at rest in storage alone."""
+        """Remove a workflow at rest from memory."""
         self.forget(workflow)
         self.executor.forget(workflow.incarnation)
         self.active.evict(workflow)
 
     def drop(self, workflow: Workflow) -> None:
-        """Let go of a workflow. What was asked meanwhile is asked again."""
+        """Remove a workflow from memory. Requests in its inbox begin anew."""
         if self.active.remove(workflow):
-            # Whoever waits for the output has the live copy of it now.
+            # Before the executor forgets the live copy of the output: watchers get it here.
             self.watchers.notify(workflow, settled=True)
             self.executor.forget(workflow.incarnation)
         self.forget(workflow)
@@ -249,7 +249,7 @@ class Loop:
         self.admit()
 
     def forget(self, workflow: Workflow) -> None:
-        """Nothing is to happen any more on account of what is in memory of a workflow."""
+        """Cancel all that is scheduled for a workflow in memory."""
         self.dirty.pop(id(workflow), None)
         self.starter.forget(workflow)
         self.eviction.forget(workflow)
@@ -257,22 +257,22 @@ class Loop:
     # -- deciding and committing -----------------------------------------------------------
 
     def advance(self, workflow: Workflow) -> None:
-        """Decide on all that came in, unless a commit of this workflow is on its way."""
+        """Decide on the inbox, unless a commit or a read of this workflow is under way."""
         if not workflow.busy and self.active.holds(workflow):
             self.guard(workflow, self.decide)
 
     def guard(self, workflow: Workflow, action: Callable[[Workflow], None]) -> None:
-        """Do something with a workflow; if that raises, stop this workflow, and no other."""
+        """Call ``action``. If it raises, stop this workflow, and no other."""
         try:
             action(workflow)
         except Exception as error:
             self.on_error(f"Workflow '{workflow.workflow_id}'", error)
-            # Its state may be ahead of its journal: nothing of it is of use any more.
+            # The state may be ahead of the journal, so it can't be used any more.
             pending, workflow.pending = workflow.pending, None
             if pending is not None:
                 for asked, _ in pending.answers:
                     answer(asked.reply, error)
-                # If the commit is durable after all, what ends our part comes after it.
+                # The commit may be durable: then the entry that releases the workflow follows it.
                 workflow.row = pending.append.catalog
             self.stop(workflow, error)
 
@@ -290,7 +290,7 @@ class Loop:
             return
         self.executor.forget(workflow.incarnation)
         workflow.flying.clear()
-        # There is no state to decide on.
+        # No decision can be made without a usable state.
         workflow.covered = 0
         workflow.inbox = deque(each for each in workflow.inbox if isinstance(each, Asked))
         self.starter.forget(workflow)
@@ -298,7 +298,7 @@ class Loop:
         self.quarantine.release(workflow, row, error)
 
     def let_go(self, row: CatalogRow, error: Exception) -> None:
-        """Say in the journal of a workflow that nobody drives why it is not taken over."""
+        """Write into the journal of a workflow that nobody drives why we don't take it over."""
         workflow = Workflow(WorkflowState(row.workflow_id, row.incarnation), row.seq, row)
         self.active.hold(workflow)
         self.quarantine.release(workflow, row, error)
@@ -309,7 +309,7 @@ class Loop:
         if driven and (workflow.state.status in ACTIVE or not workflow.is_asked):
             covered = len(workflow.inbox)
         elif not covered:
-            # Anybody may have changed or deleted it since it was read, if it was.
+            # Another process may have changed or deleted it since it was read, if it was.
             if driven:
                 self.activation.reload(workflow)
             elif workflow.is_asked and workflow.seq == 0 and workflow.broken is None:
@@ -322,7 +322,7 @@ class Loop:
         try:
             self.decide_on(workflow, messages)
         except Exception as error:
-            # Whoever asked for what led to this knows at once.
+            # Tell the callers whose requests led to the error at once.
             for each in messages:
                 if isinstance(each, Asked):
                     answer(each.reply, error)
@@ -332,7 +332,7 @@ class Loop:
         return isinstance(each, Asked) and self.is_over(each)
 
     def decide_on(self, workflow: Workflow, messages: list[msg.Message | Asked]) -> None:
-        # Grows while it is gone through.
+        # Grows during the iteration.
         undecided = messages.copy()
         around = self.around(workflow)
         events: list[ev.Event] = []
@@ -367,7 +367,7 @@ class Loop:
             if isinstance(each, Asked):
                 answers.append((each, decision.answer))
             if due:
-                # It need not wait for a commit of its own.
+                # Decide on it now, in the same commit.
                 undecided.append(msg.Wake())
         self.active.count(workflow)
         if events:
@@ -381,7 +381,7 @@ class Loop:
         self.rest(workflow)
 
     def around(self, workflow: Workflow) -> Surroundings:
-        """What decisions about a workflow depend on beside its state."""
+        """The facts outside of its state that decisions about a workflow depend on."""
         return Surroundings(
             self.holder_id,
             workflow.driven_elsewhere,
@@ -399,8 +399,8 @@ class Loop:
         answers: list[Answer],
         names: dict[int, TaskName] | None,
     ) -> Pending:
-        """The commit of what was decided, with a snapshot if one is due. ``names``: of its tasks,
-        if somebody observes."""
+        """The commit of decided events, with a snapshot if one is due. ``names``: of the tasks in
+        the events, if there are observers."""
         state, seq = workflow.state, workflow.seq + 1
         saved = None
         if self.active.drives(workflow):
@@ -425,7 +425,7 @@ class Loop:
         return Pending(append, deltas, messages, answers, commit, unsaved)
 
     def applied(self, workflow: Workflow) -> None:
-        """The commit is durable: start what follows from it."""
+        """Go on after a durable commit: answer callers, and start the commands."""
         pending, workflow.pending = workflow.pending, None
         assert pending is not None
         workflow.seq += 1
@@ -440,7 +440,7 @@ class Loop:
             workflow.is_ours()
             deltas = pending.deltas
             if workflow.doubtful:
-                # What should run is known when the journal was read again.
+                # The journal has to be read again first, to know which attempts should run.
                 deltas = [delta for delta in deltas if not isinstance(delta, StartAttempt)]
             self.starter.add(workflow, deltas)
         self.watchers.notify(workflow, settled=False)
@@ -450,7 +450,8 @@ class Loop:
             self.touch(workflow)
 
     def overtaken(self, workflow: Workflow) -> None:
-        """Somebody else appended first: the working state is thrown away and read anew."""
+        """Drop the working state and read the journal again, because another process appended
+        first."""
         pending, workflow.pending = workflow.pending, None
         assert pending is not None
         if workflow.broken is not None:
@@ -471,25 +472,25 @@ class Loop:
     # -- commands --------------------------------------------------------------------------
 
     def may_start(self, workflow: Workflow) -> bool:
-        """Whether attempts may be started. Without a lease (we were paused, or the storage was
-        away) it may be somebody else's by now: the renewal reads it again and asks for all its
-        commands."""
+        """Whether attempts of a workflow may be started. After the end of the lease (this process
+        was paused, or the storage was away) another coordinator may drive it. The next renewal
+        reads it again, and starts all its commands if it is still ours."""
         return self.elapsed() <= self.lease_until and self.active.drives(workflow)
 
     # -- after a commit --------------------------------------------------------------------
 
     def rest(self, workflow: Workflow) -> None:
-        """Nothing is left to decide: let go of what is over, or not ours."""
+        """Called when nothing is left to decide: drop a workflow that has ended or is not ours."""
         if not self.active.drives(workflow):
             self.drop(workflow)
             return
         if workflow.inbox:
-            # What came after it was read last.
+            # Messages that came after the last read.
             self.touch(workflow)
         at = next_wake(workflow.state)
         if at is not None:
             self.starter.set_alarm(workflow, at)
-        # Siblings of a failed task may still commit what a resume need not run again.
+        # Siblings of a failed task may still commit results, which a resume need not compute again.
         self.watchers.notify(workflow, settled=workflow.settled)
         self.eviction.rests(workflow)
         self.admit()
@@ -501,16 +502,16 @@ class Loop:
             self.bring_back_next()
             workflow = self.active.get(next(iter(waiting)))
             if workflow is not None and workflow.busy:
-                # Its submission is on its way, or it is being read: then it asks again.
+                # Its submission is being committed, or it is being read: `rest` comes here again.
                 return
             del waiting[next(iter(waiting))]
             if workflow is not None:
                 workflow.inbox.append(msg.Start())
-                # Admission is counted by status: decide now, so that the next one sees it taken.
+                # Decide now: admission counts statuses, so the next workflow sees the slot taken.
                 self.advance(workflow)
 
     def bring_back_next(self) -> None:
-        """Read what is next to be started, if it is in storage alone."""
+        """Read the workflows that start next, if they are not in memory."""
         for workflow_id in list(islice(self.admission.waiting, NEXT)):
             if workflow_id in self.active.evicted:
                 self.activation.bring_back(workflow_id)

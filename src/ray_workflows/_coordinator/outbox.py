@@ -1,4 +1,4 @@
-"""What workflows send to others: a message goes to its target by the way that submissions take."""
+"""Delivers messages between workflows: a message reaches its target as a submission does."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from ray_workflows.exceptions import CoordinatorUnavailableError
 
 logger = logging.getLogger(__name__)
 
-#: How often it is looked for targets that may be asked again, in seconds.
+#: The period of checks for targets whose pause is over, in seconds.
 LOOK_SECONDS = 1.0
 
-#: Pauses before a target is asked again that could not take a message, in seconds: each is twice
-#: the one before, up to this.
+#: The longest pause before a message is sent again to a target that could not take it, in seconds.
+#: Each pause is twice the one before, up to this.
 LONGEST_PAUSE = 60.0
 
-#: What could not be decided on within so many seconds is given up for now. Some storages refuse an
-#: incarnation that was deleted for hours, and it is decided on again each time.
+#: For how many seconds an answer is awaited before the target counts as blocked. Some storages
+#: refuse a deleted incarnation for hours, and the loop would try all that time.
 ASK_SECONDS = 20.0
 
 SUBMISSION = msgspec.msgpack.Decoder(Submission)
 
 
 class Letter(NamedTuple):
-    """A message that was read: whose it is, and what is asked of its target."""
+    """A message that was read: the incarnation of its sender, and the submission in it."""
 
     incarnation: str
     message: OutboxMessage
@@ -44,30 +44,31 @@ class Letter(NamedTuple):
 
 
 class BlockedTarget:
-    """A target that could not take a message: one is sent again after a pause, the others wait."""
+    """A target that could not take a message. The first is sent again after a pause, others
+    wait."""
 
     __slots__ = ("due", "failures", "letters")
 
     def __init__(self) -> None:
         self.letters: deque[Letter] = deque()
         self.failures = 0
-        #: When it is asked again; None while it is being asked.
+        #: When the next message is sent; None while one is being sent.
         self.due: float | None = None
 
 
 class Deliveries:
-    """Messages on their way. Each is delivered until its target has answered; the target knows it
-    by its id, in whichever cluster it is, and so takes it once.
+    """Messages under way. Each is sent until its target has answered. The target recognizes a
+    repetition by the message's id, in any cluster, and so takes the message once.
 
-    A target that is damaged is asked again after longer and longer pauses, by one message, however
-    many there are for it. While the storage is away, no target is asked.
+    A damaged target gets one of its messages again after longer and longer pauses. While the
+    storage is away, nothing is sent.
 
     Args:
-        store: where large messages are.
-        after: has something done on the loop's thread in so many seconds.
-        elapsed: seconds of a clock that nobody sets.
+        store: has large messages.
+        after: calls a function on the loop's thread after some seconds.
+        elapsed: seconds of a monotonic clock.
         ask: puts a request about a workflow to the loop.
-        report: brings what was heard to the workflow of an incarnation, if it is in memory.
+        report: gives reports to the workflow of an incarnation, if it is in memory.
         is_driven: whether the workflow of an incarnation is driven here.
     """
 
@@ -86,15 +87,15 @@ class Deliveries:
         self.ask = ask
         self.report = report
         self.is_driven = is_driven
-        #: By the sender's incarnation and their ids.
+        #: Incarnations of senders with ids of messages.
         self.under_way: set[tuple[str, str]] = set()
-        #: By id.
+        #: By workflow id.
         self.blocked: dict[str, BlockedTarget] = {}
-        #: Whether it will be looked for those whose pause is over.
+        #: Whether the next check for targets whose pause is over is scheduled.
         self.looks = False
 
     def deliver(self, workflow: Workflow, message: OutboxMessage) -> None:
-        """Bring a message to its target, unless that is being done."""
+        """Deliver a message to its target, unless it is under way."""
         sender, incarnation = workflow.workflow_id, workflow.incarnation
         key = (incarnation, message.message_id)
         if key in self.under_way:
@@ -115,13 +116,13 @@ class Deliveries:
         self.was_read(incarnation, message, submit)
 
     def read(self, incarnation: str, body: Blob) -> bytes:
-        """A large message. Blocks."""
+        """Read a large message. Blocks."""
         return bytes(self.store.storage.read_blob(incarnation, body))
 
     def decode(self, sender: str, message: OutboxMessage, body: bytes) -> msg.Submit:
         """The submission in a message."""
         submission = submit_input(SUBMISSION.decode(body))
-        # A history, even an empty one, goes into no workflow that is there.
+        # The empty history makes the target refuse the message if it exists and does not know it.
         return msgspec.structs.replace(
             submission, request_id=message.message_id, history=(), parent=sender
         )
@@ -130,7 +131,7 @@ class Deliveries:
         self, incarnation: str, message: OutboxMessage, submit: msg.Submit | Exception
     ) -> None:
         if isinstance(submit, Exception):
-            # What is damaged in storage does not become whole.
+            # A damaged message stays damaged, so this is the final answer.
             self.end(incarnation, message, submit)
             return
         letter = Letter(incarnation, message, submit)
@@ -141,7 +142,7 @@ class Deliveries:
             blocked.letters.append(letter)
 
     def send(self, letter: Letter) -> None:
-        """Ask the target to take a message."""
+        """Submit a message to its target."""
         target = letter.message.target
         self.ask(
             target,
@@ -151,7 +152,7 @@ class Deliveries:
         )
 
     def answered(self, target: str, letter: Letter, answer: Any) -> None:
-        """The target has taken a message, refuses it, or can't say."""
+        """Handle the answer: the target has taken the message, refuses it, or is blocked."""
         if isinstance(answer, Exception) and not is_final(answer):
             self.block(target, letter, answer)
             return
@@ -162,7 +163,7 @@ class Deliveries:
                 self.send(each)
 
     def end(self, incarnation: str, message: OutboxMessage, answer: Any) -> None:
-        """A message was answered."""
+        """Report the final answer to the sender."""
         self.under_way.discard((incarnation, message.message_id))
         refusal = None
         if isinstance(answer, Exception):
@@ -173,12 +174,12 @@ class Deliveries:
     # -- targets that can't take anything ----------------------------------------------------
 
     def block(self, target: str, letter: Letter, error: Exception) -> None:
-        """Send the message again later, and nothing else to the target before that."""
+        """Send the message again after a pause, in which nothing else is sent to the target."""
         self.look_later()
         blocked = self.blocked.setdefault(target, BlockedTarget())
         blocked.letters.append(letter)
         if blocked.due is not None:
-            return  # It was sent before the target was known to be blocked.
+            return  # It was sent before the target was blocked.
         pause = min(LONGEST_PAUSE, LOOK_SECONDS * 2**blocked.failures)
         blocked.failures += 1
         blocked.due = self.elapsed() + pause
@@ -192,14 +193,14 @@ class Deliveries:
             self.after(LOOK_SECONDS, self.look)
 
     def look(self) -> None:
-        """Ask the targets whose pause is over."""
+        """Send a message to each target whose pause is over."""
         self.looks = False
         now, away = self.elapsed(), self.store.error is not None
         for target, blocked in list(self.blocked.items()):
             if blocked.due is None:
                 continue
             if away:
-                # Nothing was wrong with the target itself: it is asked as soon as that is over.
+                # The storage is the cause, not the target: send when the storage has returned.
                 blocked.failures, blocked.due = 0, now
             elif blocked.due <= now:
                 self.ask_again(target, blocked)
@@ -207,14 +208,14 @@ class Deliveries:
             self.look_later()
 
     def ask_again(self, target: str, blocked: BlockedTarget) -> None:
-        """Send the first message whose sender is still driven here; let go of others."""
+        """Send the first message whose sender is still driven here; drop those before it."""
         while blocked.letters:
             letter = blocked.letters.popleft()
             if self.is_driven(letter.incarnation):
                 blocked.due = None
                 self.send(letter)
                 return
-            # Whoever drives it delivers.
+            # The coordinator that drives the sender now delivers it.
             self.under_way.discard((letter.incarnation, letter.message.message_id))
         del self.blocked[target]
 
