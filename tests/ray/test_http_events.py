@@ -199,8 +199,8 @@ def test_a_key_is_for_one_task(post: Post, wid: str) -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"not json", "no JSON"),
-        (b"\xff", "no JSON"),
+        (b"not json", "not JSON"),
+        (b"\xff", "not JSON"),
         ([1], "no object"),
         ({"event_payload": 1}, "'event_key' field is not found"),
         ({"event_key": "key"}, "'event_payload' field is not found"),

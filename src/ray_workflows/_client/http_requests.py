@@ -36,7 +36,7 @@ def read_event(body: bytes) -> tuple[str, bytes]:
     try:
         event = json.loads(body)
     except ValueError as error:
-        raise Refused(400, f"The request's body is no JSON ({error}). Send {form}.") from None
+        raise Refused(400, f"The request's body is not JSON ({error}). Send {form}.") from None
     except RecursionError:
         raise Refused(400, f"The request's body nests too deep to be read. Send {form}.") from None
     if not isinstance(event, dict):

@@ -143,7 +143,7 @@ def read_statuses(word: Word) -> tuple[WorkflowStatus, ...]:
     for name in word.value.split(","):
         if name.upper() not in (status.value for status in WORKFLOWS):
             names = ", ".join(status.value for status in WORKFLOWS)
-            raise word.wrong(f"{name!r} is no status. Statuses are {names}.")
+            raise word.wrong(f"{name!r} is not a status. Statuses are {names}.")
         found.append(WorkflowStatus(name.upper()))
     return tuple(dict.fromkeys(found))
 
@@ -161,7 +161,7 @@ def read_condition(word: Word) -> Condition:
     if word.operator is not Operator.IS:
         raise word.wrong(f"{word.column} is a text, and compared with = alone.")
     if word.column == "kind" and (word.star or word.value not in KINDS):
-        raise word.wrong(f"{word.value!r} is no kind. Kinds are {', '.join(KINDS)}.")
+        raise word.wrong(f"{word.value!r} is not a kind. Kinds are {', '.join(KINDS)}.")
     return Condition(TEXTS[word.column], text_operator(word), word.value)
 
 
@@ -176,12 +176,13 @@ def read_tag(word: Word) -> Condition:
     """The condition of a word about a tag."""
     name = word.column.removeprefix("tag.")
     if re.fullmatch(TAG_NAME, name) is None:
-        raise word.wrong(f"{name!r} is no name of a tag. Write tag.<name>=<value>.")
+        no_such = " There is no !=." if name.endswith("!") else ""
+        raise word.wrong(f"{name!r} can't name a tag. Write tag.<name>=<value>.{no_such}")
     number = None if word.star or word.quoted else read_number(word.value)
     if word.operator is Operator.IS:
         return Condition(TAGS, text_operator(word), word.value, number, tag=name)
     if number is None:
-        raise word.wrong(f"{word.value!r} is no number, and only numbers are more or less.")
+        raise word.wrong(f"{word.value!r} is not a number, and only numbers are more or less.")
     return Condition(TAGS, word.operator, word.value, number, tag=name)
 
 
@@ -204,6 +205,6 @@ def read_time(word: Word) -> float:
         return datetime.datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError, OSError):
         raise word.wrong(
-            f"{word.value!r} is no time. Write 2026-01-31, 2026-01-31T12:00, with a time zone "
+            f"{word.value!r} is not a time. Write 2026-01-31, 2026-01-31T12:00, with a time zone "
             f"2026-01-31T12:00+01:00 or 2026-01-31T12:00Z, or the seconds since 1970."
         ) from None

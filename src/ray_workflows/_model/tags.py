@@ -72,7 +72,7 @@ def validate_value(name: str, value: object) -> Tag:
         return int(value)
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise ValueError(f"tag {name!r}: {value} is no number. Give it as a string.")
+            raise ValueError(f"tag {name!r}: {value} is not a number. Give it as a string.")
         return float(value)
     raise TypeError(
         f"tag {name!r} must be a string, a number, True or False, not {type(value).__name__}. What "

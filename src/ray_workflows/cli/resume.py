@@ -43,7 +43,7 @@ def parse_runtime_env(
     except (ValueError, RecursionError) as error:
         raise click.BadParameter(f"It is not JSON: {error}.") from error
     if not isinstance(parsed, dict):
-        raise click.BadParameter("It is no JSON object.")
+        raise click.BadParameter("It is not a JSON object.")
     return parsed
 
 

@@ -14,7 +14,7 @@ from ray_workflows._model import messages as msg
 from ray_workflows._model.filters import parse_filter
 from ray_workflows._model.status import WORKFLOWS, WorkflowStatus
 from ray_workflows._model.tags import MAX_TAGS, validate_tags
-from ray_workflows.exceptions import WorkflowNotFoundError
+from ray_workflows.exceptions import InvalidFilterError, WorkflowNotFoundError
 from ray_workflows.storage import MemoryStorage
 from ray_workflows.testing.builders import fill, make_holder
 from tests.unit.driver import Driver
@@ -50,7 +50,7 @@ def test_what_can_be_a_tag() -> None:
         ({"a": None}, TypeError, "tag 'a' must be a string, a number, True or False, not None"),
         ({"a": [1]}, TypeError, "not list"),
         ({"a": 2**53 + 1}, ValueError, "above 2"),
-        ({"a": float("nan")}, ValueError, "nan is no number"),
+        ({"a": float("nan")}, ValueError, "nan is not a number"),
         ({"a": "x\0"}, ValueError, "control character"),
         ({"a": "\ud800"}, ValueError, "surrogate"),
         ({"a": "x" * 513}, ValueError, "512"),
@@ -152,3 +152,18 @@ def test_pages_and_counts_are_those_of_who_lives(
         after = page.next
     assert found == expected
     assert reads.count_workflows(reader, meant) == len(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("tag.round!=1", r"There is no !=\."),
+        ("tag.x>many", "'many' is not a number"),
+        ("status=OK", "'OK' is not a status"),
+        ("kind=job", "'job' is not a kind"),
+        ("ended<soon", "'soon' is not a time"),
+    ],
+)
+def test_filters_say_what_is_wrong(text: str, said: str) -> None:
+    with pytest.raises(InvalidFilterError, match=said):
+        parse_filter(text)
