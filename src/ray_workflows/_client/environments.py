@@ -1,4 +1,4 @@
-"""The environment that a workflow remembers: showing it, comparing it, and resuming with it."""
+"""Shows the recorded environment of a workflow, compares it with this one, and resumes with it."""
 
 from __future__ import annotations
 
@@ -52,18 +52,18 @@ from ray_workflows.storage.histories import History, unless_deleted
 
 RECORDED, CURRENT = "recorded", "current"
 
-#: Options that bind a task to a place of one cluster.
+#: Options that bind a task to a placement group of one cluster.
 PLACES = ("placement_group", "placement_group_bundle_index", "placement_group_capture_child_tasks")
 
 
 class RecordedEnvironment:
-    """A workflow with what it remembers of its environment."""
+    """A workflow with the record of its environment."""
 
     def __init__(self, storage: Storage, row: CatalogRow) -> None:
         self.row = row
         self.state = WorkflowState(row.workflow_id, row.incarnation)
         self.resumed: list[ResumedBy] = []
-        #: The runtime_envs of single tasks by their ids.
+        #: The runtime_envs of single tasks, by task id.
         self.task_envs: dict[str, dict[str, Any]] = {}
         for entry, events in History(storage, row).read():
             fold(self.state, entry.seq, events)
@@ -71,7 +71,7 @@ class RecordedEnvironment:
                 self.observe(event)
         record = self.state.environment.record
         self.record: Record | None = None
-        #: Why the document about its environment can't be read.
+        #: Why the record can't be read.
         self.damage: StorageCorruptError | None = None
         try:
             item = (
@@ -106,7 +106,7 @@ class RecordedEnvironment:
 
     @property
     def functions(self) -> dict[str, Function]:
-        """By the digests of the functions that were submitted, those that run in their place."""
+        """The functions that run now, by the digests of the submitted ones that they replace."""
         return {
             function.digest: self.state.functions.get(function.digest, function)
             for frame in self.state.frames.values()
@@ -115,13 +115,13 @@ class RecordedEnvironment:
 
     @property
     def functions_to_run(self) -> dict[str, Function]:
-        """As `functions`, of the tasks that will run when it goes on."""
+        """As `functions`, of the tasks that run after a resume."""
         wanted = digests_to_run(self.state)
         return {digest: each for digest, each in self.functions.items() if digest in wanted}
 
     @property
     def unfinished(self) -> list[Task]:
-        """Tasks that will run when it goes on."""
+        """The tasks that run after a resume."""
         return unfinished(self.state)
 
 
@@ -131,16 +131,16 @@ def unfinished(state: WorkflowState) -> list[Task]:
 
 
 def digests_to_run(state: WorkflowState) -> set[str]:
-    """The digests of the functions, as they were submitted, of tasks that have no result yet."""
+    """The digests of the submitted functions of tasks that have no result yet."""
     return {task.frame.plan.functions[task.spec.function].digest for task in unfinished(state)}
 
 
 def get_environment(reader: Reader, workflow_id: str) -> EnvironmentInfo:
-    """What a workflow remembers, for users.
+    """The recorded environment of a workflow, for users.
 
     Raises:
         WorkflowNotFoundError: there is no such workflow.
-        StorageCorruptError: what it remembers is damaged; names the key.
+        StorageCorruptError: the record is damaged; names the key.
     """
     found = remembered(reader, workflow_id)
     if found.damage is not None:
@@ -169,7 +169,7 @@ def get_environment(reader: Reader, workflow_id: str) -> EnvironmentInfo:
 def compare(
     storage: Storage, found: RecordedEnvironment
 ) -> tuple[list[Difference], dict[str, str]]:
-    """What is another here than what was recorded, and how changed files differ."""
+    """The differences between the recorded environment and this one, and diffs of changed files."""
     record = found.record
     if record is None:
         return [], {}
@@ -208,7 +208,7 @@ def recorded_code(storage: Storage, environment: Environment) -> memoryview | No
 
 
 class ResumeOptions(msgspec.Struct, frozen=True):
-    """How a workflow is to go on, as `resume` was asked."""
+    """The arguments of `resume` that say how a workflow goes on."""
 
     code: str = RECORDED
     runtime_env: dict[str, Any] | None = None
@@ -216,12 +216,12 @@ class ResumeOptions(msgspec.Struct, frozen=True):
     strict: bool = True
 
 
-#: Sees a workflow, and how it is to go on, before it does.
+#: Is called with a workflow and the change of its environment before it goes on.
 Seer = Callable[[RecordedEnvironment, EnvironmentChange], None]
 
 
 def who() -> str:
-    """Who asks: user and host."""
+    """The user and host of this process."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):
@@ -230,10 +230,10 @@ def who() -> str:
 
 
 def row_to_resume(storage: Storage, workflow_id: str, incarnation: str = "") -> CatalogRow:
-    """As `read_row`, of a workflow that is to go on.
+    """As `read_row`, for a resume.
 
     Raises:
-        WorkflowToResumeNotFoundError: there is none, or (``replaced``) another one.
+        WorkflowToResumeNotFoundError: no workflow, or (``replaced``) another one has the id.
     """
     try:
         return read_row(storage, workflow_id, incarnation)
@@ -248,13 +248,13 @@ def resume(
     resume_options: ResumeOptions,
     see: Seer,
 ) -> Accepted | Finished:
-    """Let a workflow go on.
+    """Resume a workflow.
 
-    ``row``: as it is now; what it needs is looked for only if it can go on.
+    ``row``: its present row. The environment is checked only if the workflow can go on.
 
     Raises:
-        EnvironmentMismatchError: what it needs is not here. Nothing was started.
-        WorkflowToResumeNotFoundError: it is not there any more.
+        EnvironmentMismatchError: this cluster lacks something that it needs. Nothing was started.
+        WorkflowToResumeNotFoundError: the workflow was deleted.
     """
     change = prepare(connection, row, resume_options, see)
     # Ray repeats the call if the coordinator dies before it has answered.
@@ -268,7 +268,7 @@ def resume(
 def prepare(
     connection: Connection, row: CatalogRow, resume_options: ResumeOptions, see: Seer
 ) -> EnvironmentChange | None:
-    """What is to be different when a workflow goes on; None if it can't go on anyway."""
+    """The change with which a workflow goes on; None if it can't go on anyway."""
     if connection.status(row) in (
         WorkflowStatus.SUCCESSFUL,
         WorkflowStatus.RUNNING,
@@ -281,10 +281,10 @@ def prepare(
 def look_first(
     storage: Storage, row: CatalogRow, resume_options: ResumeOptions, see: Seer
 ) -> EnvironmentChange | None:
-    """As `prepare`, of a workflow that nobody drives; None if it is gone.
+    """As `prepare`, of a workflow that nobody drives; None if it was deleted.
 
     Raises:
-        EnvironmentMismatchError: what it needs is not here.
+        EnvironmentMismatchError: this cluster lacks something that it needs.
     """
     workflow_id = row.workflow_id
     try:
@@ -314,11 +314,11 @@ def look_first(
 def look_before_fork(
     storage: Storage, found: RecordedEnvironment, resume_options: ResumeOptions
 ) -> EnvironmentChange:
-    """Tell this cluster what a fork of a workflow needs, and find out what it misses; what is to be
-    different in the fork, but for its functions.
+    """Give this cluster the secrets of a fork, and check that it has everything else that the fork
+    needs. Returns the change with which the fork runs, without its functions.
 
     Raises:
-        EnvironmentMismatchError: something is not here.
+        EnvironmentMismatchError: this cluster lacks something that the fork needs.
     """
     environment = changed_environment(storage, found, resume_options, None)
     change = EnvironmentChange(resume_options.code, who(), environment)
@@ -334,9 +334,10 @@ def changed_environment(
     resume_options: ResumeOptions,
     user: tuple[str, str] | None,
 ) -> Environment | None:
-    """The environment that a workflow goes on with; None if it stays what it is.
+    """The environment with which a workflow goes on; None if it does not change.
 
-    ``user``: the id and incarnation of the workflow that gets it, if it is not named after it.
+    ``user``: the id and incarnation of the workflow that gets it; None for a new workflow, whose
+    incarnation is named after the environment's document.
     """
     if resume_options.code == RECORDED and resume_options.runtime_env is None:
         return None
@@ -349,7 +350,7 @@ def changed_environment(
         hooks.exchange(runtime_env, mine)
         there = [path for path in old.python_path if os.path.isdir(path)]
         directories = tuple(dict.fromkeys((*capture.import_directories(), *there)))
-    # Of plain types alone, as that of a driver: paths and subclasses of text are stored as text.
+    # Convert to plain types, as for a driver: paths and subclasses of str become strings.
     given = json.loads(json.dumps(resume_options.runtime_env or {}, default=str))
     env_vars = {**(runtime_env.get("env_vars") or {}), **(given.pop("env_vars", None) or {})}
     runtime_env.update(given)
@@ -371,13 +372,14 @@ def present_functions(
     code: str,
     target: str,
 ) -> dict[str, Function]:
-    """What this process's script has in place of functions, if that code is wished.
+    """The replacements of a workflow's functions from this process's script. Empty unless ``code``
+    is ``CURRENT``.
 
     Args:
-        storage: where both workflows are.
-        functions: by the digests of those that were submitted, those that are used now.
+        storage: of both workflows.
+        functions: the functions that run now, by the digests of the submitted ones.
         incarnation: of the workflow that has them.
-        code: ``CURRENT``, or there is none.
+        code: the code with which the workflow goes on.
         target: the incarnation of the workflow that gets them: the same one, or a fork of it.
     """
     if code != CURRENT:
@@ -436,8 +438,8 @@ def missing(
 def lost_places(
     found: RecordedEnvironment, given: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, str]:
-    """Tasks bound to a placement group or a node that this cluster does not have: what to do, by
-    task id."""
+    """The tasks bound to a placement group or a node that this cluster does not have: problem and
+    remedy, by task id."""
     lost = {}
     for task in found.unfinished:
         own = {**found.state.ray_options.get(task.task_id, {}), **given.get(task.task_id, {})}
