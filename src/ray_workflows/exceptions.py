@@ -141,19 +141,19 @@ class WorkflowCancellationError(PicklableWorkflowError):
 
 
 def says_replaced(workflow_id: str) -> str:
-    """The message about a workflow whose id is that of another one by now."""
+    """The message about a deleted workflow if another one has its id by now."""
     return (
         f"Workflow[id={workflow_id}] that was asked about was deleted, and another one of this id "
         f"was made since, which was left alone. Ask again if that one is meant."
     )
 
 
-#: Ids of so many tasks are compared with one that does not exist.
+#: How many task ids at most are compared with a mistyped one.
 COMPARED = 10_000
 
 
 def did_you_mean(task_id: str, tasks: Iterable[str]) -> str:
-    """A sentence with the task that was probably meant: mistyped, or without its module."""
+    """A sentence with the task id that was probably meant, if one was mistyped or has no module."""
     known = list(islice(tasks, COMPARED))
     found = [each for each in known if each.rpartition(".")[2] == task_id]
     found = found or difflib.get_close_matches(task_id, known, n=1)
@@ -177,7 +177,7 @@ class WorkflowNotFoundError(PicklableWorkflowError, ValueError):
         replaced: bool = False,
         tasks: Iterable[str] = (),
     ):
-        """``tasks``: the ids that there are, of which the message suggests one."""
+        """``tasks``: the existing ids, of which the message suggests one."""
         if replaced:
             message = says_replaced(workflow_id)
         elif task_id is None:

@@ -92,7 +92,7 @@ class SubmissionBuilder:
         incarnation = self.new_incarnation(environment)
 
         def write() -> Plan:
-            # What an earlier try has written is there.
+            # An earlier try has written these already.
             plan = capture_plan(
                 dag,
                 writer=ValueWriter(storage, incarnation),

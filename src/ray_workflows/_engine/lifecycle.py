@@ -79,7 +79,7 @@ def not_found(
     state: Lifecycle,
     error: type[WorkflowNotFoundError | WorkflowToResumeNotFoundError] = WorkflowNotFoundError,
 ) -> Exception:
-    """The answer where the workflow that is asked about is not there, but maybe another one."""
+    """The answer to a request about a workflow that does not exist; another one may have its id."""
     return error(state.workflow_id, replaced=state.status is not WorkflowStatus.NONE)
 
 

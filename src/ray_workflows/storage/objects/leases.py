@@ -50,8 +50,8 @@ class Holders:
         self.clock = clock
         self.lock = Lock()
         self.clock_key = f"{CLOCKS}/{uuid.uuid4().hex}"
-        #: The time of the store as it was last seen, and when the store was asked. What others have
-        #: put tells nothing of it: it may be from before the store's clock was set back.
+        #: The last known time of the store, and when the store was asked. The times of objects that
+        #: others have put don't count: they may be from before the store's clock was set back.
         self.seen_now = 0.0
         self.asked_at = NEVER
         #: Hashes of holders that live, and when that was read.
