@@ -92,7 +92,7 @@ class SubmissionBuilder:
         incarnation = self.new_incarnation(environment)
 
         def write() -> Plan:
-            # An earlier try has written these already.
+            # Finds the blobs that an earlier try has written, and keeps them.
             plan = capture_plan(
                 dag,
                 writer=ValueWriter(storage, incarnation),
