@@ -86,8 +86,9 @@ def init(
             unchanged, or False.
         secret_env_vars: environment variables of runtime_envs whose values must not be stored,
             as names or patterns such as ``"MY_*"``, in addition to ``*_KEY``, ``*_TOKEN``,
-            ``*_SECRET``, ``*PASSWORD`` and ``*_CREDENTIALS``. To resume a workflow in another
-            cluster, supply the values again. Holds for workflows that this process submits.
+            ``*_SECRET``, ``*PASSWORD``, ``*_CREDENTIALS`` and those with credentials in a URL. To
+            resume a workflow in another cluster, supply the values again. Holds for workflows that
+            this process submits.
 
     Raises:
         TypeError: a limit that is not an integer, or ``auto_resume`` that is not True or False.

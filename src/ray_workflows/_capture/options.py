@@ -156,9 +156,10 @@ def encode_ray_option(key: str, value: Any, *, where: str) -> Any:
             raise ValueError(f"it is more than {JSON_DEPTH} levels deep")
         return json.loads(json.dumps(value))
     except (TypeError, ValueError) as error:
+        # A runtime_env may have secrets.
+        shown = "" if key == "runtime_env" else f"={reprlib.repr(value)}"
         raise ValueError(
-            f"The {where} has the Ray option {key}={reprlib.repr(value)}, which can't be stored: "
-            f"{error}."
+            f"The {where} has the Ray option {key}{shown}, which can't be stored: {error}."
         ) from None
 
 

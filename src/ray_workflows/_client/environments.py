@@ -411,6 +411,8 @@ def checked_options(
         if "scheduling_strategy" in options:
             laid.update(dict.fromkeys(PLACES))
         laid.update(encode_ray_options(options, where=f"task_options of '{task_id}'"))
+        if laid.get("runtime_env"):
+            laid["runtime_env"] = secrets.hide(laid["runtime_env"], snapshot.session)
         encoded[task_id] = laid
     return encoded
 
@@ -420,19 +422,57 @@ def missing(
 ) -> list[str]:
     """What the tasks need and this cluster does not have."""
     environment = change.environment or found.state.environment
-    runtime_envs = [environment.runtime_env, *found.task_envs.values()]
-    here_values = {**os.environ, **((resume_options.runtime_env or {}).get("env_vars") or {})}
-    problems = [
-        f"the value of the secret environment variable {name}, which is not stored. Set it here, "
-        f"or: resume(..., runtime_env={{'env_vars': {{'{name}': ...}}}})."
-        for name in secrets.supply(runtime_envs, here_values)
-    ]
+    task_envs = changed_task_envs(found, change)
+    runtime_envs = [environment.runtime_env, *task_envs.values()]
+    problems = missing_secrets(environment.runtime_env, task_envs, resume_options)
     if found.damage is not None and change.code == RECORDED:
         problems.append(f"the document about its environment: {found.damage} Restore it.")
     if found.record is None:
         return problems
     here = call_inside(look, list(found.record.installed))
     return [*obstacles(found.record, here, runtime_envs), *problems]
+
+
+def changed_task_envs(
+    found: RecordedEnvironment, change: EnvironmentChange
+) -> dict[str, dict[str, Any]]:
+    """The runtime_envs of single tasks by their ids, as they are when the workflow goes on."""
+    task_envs = dict(found.task_envs)
+    for ray_options in (found.state.ray_options, change.ray_options):
+        for task_id, options in ray_options.items():
+            if "runtime_env" in options:
+                task_envs[task_id] = options["runtime_env"] or {}
+    return task_envs
+
+
+def missing_secrets(
+    runtime_env: Mapping[str, Any],
+    task_envs: Mapping[str, Mapping[str, Any]],
+    resume_options: ResumeOptions,
+) -> list[str]:
+    """Tell this cluster the secrets that are given here; those that it does not have, each with its
+    remedy."""
+    here_values = {**os.environ, **((resume_options.runtime_env or {}).get("env_vars") or {})}
+    variables, fields = secrets.supply(runtime_env, here_values, snapshot.own_runtime_env)
+    problems = [
+        f"the credentials in the field {field!r} of its runtime_env, which are not stored: "
+        f"resume(..., runtime_env={{{field!r}: ...}})."
+        for field in fields
+    ]
+    names = set(variables)
+    for task_id, task_env in task_envs.items():
+        variables, fields = secrets.supply(task_env, here_values, snapshot.own_runtime_env)
+        names.update(variables)
+        problems += [
+            f"the credentials in the field {field!r} of the runtime_env of task '{task_id}', which "
+            f"are not stored: resume(..., task_options={{{task_id!r}: {{'runtime_env': ...}}}})."
+            for field in fields
+        ]
+    return problems + [
+        f"the value of the secret environment variable {name}, which is not stored. Set it here, "
+        f"or: resume(..., runtime_env={{'env_vars': {{'{name}': ...}}}})."
+        for name in sorted(names)
+    ]
 
 
 def lost_places(

@@ -27,7 +27,8 @@ def runtime_env_for(environment: Environment, task_env: dict[str, Any] | None) -
     if task_env:
         merged.update({key: value for key, value in task_env.items() if key != "env_vars"})
         env_vars.update(task_env.get("env_vars") or {})
-    env_vars = secrets.reveal(env_vars)
+    merged = secrets.reveal({**merged, "env_vars": env_vars})
+    env_vars = merged.pop("env_vars")
     if environment.code:
         merged["py_modules"] = [*(merged.get("py_modules") or ()), environment.code]
     bare = not environment.code and is_importable_here(environment.python_path)

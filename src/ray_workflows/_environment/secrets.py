@@ -1,4 +1,5 @@
-"""Keeps values of secret environment variables out of the storage.
+"""Keeps the secrets of a runtime_env out of the storage: values of secret environment variables,
+and credentials in the URLs of any field.
 
 A mark is stored in their place: the name of a key under which the cluster keeps the value as long
 as it lives, one key for each value, however many jobs and workflows have it. To resume a workflow
@@ -11,16 +12,30 @@ import fnmatch
 import hashlib
 import hmac
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import re
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
+from urllib.parse import unquote
 
+from ray_workflows._environment import credentials
 from ray_workflows._ray import private
 
 #: Names of variables whose values are not stored, as `fnmatch` patterns; case does not matter.
 DEFAULT_PATTERNS = ("*_KEY", "*_TOKEN", "*_SECRET", "*PASSWORD", "*_CREDENTIALS")
 
+#: The field of a runtime_env with environment variables.
+ENV_VARS = "env_vars"
+
 #: The prefix of marks; the rest is the cluster's key of the value.
 MARK = "ray-workflows-secret:"
+
+#: A mark in a text.
+MARKED = re.compile(rf"{MARK}\w+")
+
+#: What is shown of a secret.
+SHOWN = "<secret>"
 
 #: The cluster's key of the random bytes with which marks are made.
 CLUSTER_KEY = "ray-workflows-secrets-key"
@@ -33,6 +48,15 @@ chosen: tuple[str, ...] | None = None
 
 #: The marks this process has made, by session, name and value.
 marks: dict[tuple[str, str, str], str] = {}
+
+#: The secrets that this process gave to workers, the latest at the end, and how many it remembers.
+#: Ray may quote them, or parts of them, when it can't set up a runtime_env.
+revealed: dict[str, None] = {}
+revealed_lock = threading.Lock()
+MAX_REVEALED = 10_000
+
+#: Shorter secrets stay in errors: they would be found in words.
+MIN_CHARACTERS = 4
 
 
 def choose(patterns: Iterable[str] | None) -> None:
@@ -52,21 +76,76 @@ def patterns() -> tuple[str, ...]:
 
 
 def is_secret(name: str) -> bool:
-    """Whether the value of a variable must not be stored."""
+    """Whether the value of a variable must not be stored, by its name."""
     return any(fnmatch.fnmatchcase(name.upper(), pattern.upper()) for pattern in patterns())
 
 
-def hide(env_vars: Mapping[str, str], session: str) -> dict[str, str]:
-    """Replace secret values by marks; the cluster keeps the values.
+def is_secret_variable(name: str, value: str) -> bool:
+    """Whether the value of a variable must not be stored. A credential in a URL makes the whole
+    value a secret, because a user supplies it by its name in another cluster."""
+    return is_secret(name) or without_credentials(value) != value
 
-    ``session`` names the cluster: each cluster needs the values.
+
+def rewritten(value: Any, change: Callable[[str], str]) -> Any:
+    """Apply ``change`` to each text in nested lists and dicts."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: rewritten(each, change) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rewritten(each, change) for each in value]
+    return value
+
+
+def with_texts(
+    runtime_env: Mapping[str, Any],
+    variable: Callable[[str, str], str],
+    text: Callable[[str, str], str],
+) -> dict[str, Any]:
+    """Change the texts of a runtime_env.
+
+    Args:
+        runtime_env: a runtime_env, which is not changed itself.
+        variable: takes the name and the value of an environment variable, returns the new value.
+        text: takes the name of another field and a text in it, returns the new text.
     """
-    hidden = dict(env_vars)
-    for name, value in env_vars.items():
-        if is_secret(name) and not value.startswith(MARK):
-            hidden[name] = mark(session, name, value)
+    changed = {
+        field: value if field == ENV_VARS else rewritten(value, partial(text, field))
+        for field, value in runtime_env.items()
+    }
+    if changed.get(ENV_VARS):
+        changed[ENV_VARS] = {
+            name: variable(name, value) if isinstance(value, str) else value
+            for name, value in changed[ENV_VARS].items()
+        }
+    return changed
+
+
+def unchanged(name: str, value: str) -> str:
+    """Keep the value of a variable, for `with_texts`."""
+    return value
+
+
+def hide(runtime_env: Mapping[str, Any], session: Callable[[], str]) -> dict[str, Any]:
+    """Replace secrets by marks; the cluster keeps the values.
+
+    ``session`` returns the name of the cluster: each cluster needs the values.
+    """
+
+    def hide_part(part: str) -> str:
+        return part if MARKED.fullmatch(part) else mark(session(), "", part)
+
+    def variable(name: str, value: str) -> str:
+        if value.startswith(MARK) or not is_secret_variable(name, value):
+            return value
+        return mark(session(), name, value)
+
+    hidden = with_texts(
+        runtime_env, variable, lambda _, text: credentials.replace(text, hide_part, is_secret)
+    )
     if chosen:
-        hidden[PATTERNS_VARIABLE] = ",".join(chosen)
+        env_vars = hidden.get(ENV_VARS) or {}
+        hidden[ENV_VARS] = {**env_vars, PATTERNS_VARIABLE: ",".join(chosen)}
     return hidden
 
 
@@ -90,53 +169,162 @@ def cluster_key() -> bytes:
     return key
 
 
-def reveal(env_vars: Mapping[str, str]) -> dict[str, str]:
-    """Replace marks by their values. If this cluster does not have a value, the variable is left to
-    the environment of its nodes.
+def reveal(runtime_env: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace marks by their values. If this cluster does not have the value of a variable, the
+    variable is left to the environment of its nodes.
 
     Raises:
-        LookupError: the nodes do not have it either.
+        LookupError: the nodes do not have it either, or the value is part of another field.
     """
-    revealed = {}
-    for name, value in env_vars.items():
+
+    def variable(name: str, value: str) -> str:
         if not value.startswith(MARK):
-            revealed[name] = value
-            continue
+            return value
         found = private.get_key(value)
-        if found is not None:
-            revealed[name] = found.decode()
-        elif name not in os.environ:
+        if found is None and name not in os.environ:
             raise LookupError(
                 f"The value of the secret environment variable {name} is not stored, and this "
                 f"cluster does not have it. Set it where you call resume(), which passes it on."
             )
+        return value if found is None else remember_revealed(found.decode())
+
+    def text(field: str, value: str) -> str:
+        def part(match: re.Match[str]) -> str:
+            found = private.get_key(match[0])
+            if found is None:
+                raise LookupError(
+                    f"The credentials in the field {field!r} of the runtime_env are not stored, "
+                    f"and this cluster does not have them. Give the field to resume() anew."
+                )
+            return remember_revealed(found.decode())
+
+        return MARKED.sub(part, value)
+
+    revealed = with_texts(runtime_env, variable, text)
+    if revealed.get(ENV_VARS):
+        env_vars = revealed[ENV_VARS].items()
+        revealed[ENV_VARS] = {
+            name: value for name, value in env_vars if not str(value).startswith(MARK)
+        }
     return revealed
 
 
-def marked(runtime_envs: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
-    """Names of secret variables in some runtime_envs, with their marks."""
-    for runtime_env in runtime_envs:
-        for name, value in (runtime_env.get("env_vars") or {}).items():
-            if value.startswith(MARK):
-                yield name, value
+def supply(
+    runtime_env: Mapping[str, Any],
+    values: Mapping[str, str],
+    own: Callable[[], Mapping[str, Any]],
+) -> tuple[list[str], list[str]]:
+    """Give this cluster missing secrets.
+
+    Args:
+        runtime_env: a runtime_env with marks.
+        values: values of variables, by name.
+        own: returns the runtime_env of this process, which supplies what ``values`` lacks:
+            variables by name, and the credentials in another field if it differs in nothing else.
+
+    Returns:
+        The names of variables, and of other fields, whose secrets are still missing.
+    """
+    variables: dict[str, str] = {}
+    fields: set[str] = set()
+
+    def variable(name: str, value: str) -> str:
+        if value.startswith(MARK):
+            if name in values:
+                private.put_key(value, values[name].encode())
+            elif not private.has_key(value):
+                variables[name] = value
+        return value
+
+    def text(field: str, value: str) -> str:
+        if not all(map(private.has_key, MARKED.findall(value))):
+            fields.add(field)
+        return value
+
+    with_texts(runtime_env, variable, text)
+    if not variables and not fields:
+        return [], []
+    mine = own()
+    env_vars = mine.get(ENV_VARS) or {}
+    for name in variables.keys() & env_vars.keys():
+        private.put_key(variables.pop(name), env_vars[name].encode())
+    given = {field for field in fields if supply_field(field, runtime_env, mine)}
+    return sorted(variables), sorted(fields - given)
 
 
-def supply(runtime_envs: Iterable[Mapping[str, Any]], values: Mapping[str, str]) -> list[str]:
-    """Give this cluster missing values. Returns the names of those that ``values`` lacks."""
-    missing = set()
-    for name, key in set(marked(runtime_envs)):
-        if name in values:
-            private.put_key(key, values[name].encode())
-        elif not private.has_key(key):
-            missing.add(name)
-    return sorted(missing)
+def supply_field(field: str, runtime_env: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
+    """Give this cluster the credentials in a field of ``own``, if it differs from that of
+    ``runtime_env`` in nothing else. Returns whether it did."""
+    there, here = {field: runtime_env[field]}, {field: own.get(field)}
+    if masked(there) != masked(here):
+        return False
+    parts: list[str] = []
+
+    def number(part: str) -> str:
+        parts.append(part)
+        return f"{MARK}{len(parts) - 1}"
+
+    numbered = with_texts(
+        here, unchanged, lambda _, text: credentials.replace(text, number, is_secret)
+    )
+    keys, numbered_keys = marks_in(there), marks_in(numbered)
+    if len(keys) != len(numbered_keys):
+        return False
+    for key, numbered_key in zip(keys, numbered_keys, strict=True):
+        private.put_key(key, parts[int(numbered_key.removeprefix(MARK))].encode())
+    return True
+
+
+def marks_in(field: Mapping[str, Any]) -> list[str]:
+    """The marks in the texts of a field of a runtime_env, in their order."""
+    found: list[str] = []
+
+    def text(_: str, value: str) -> str:
+        found.extend(MARKED.findall(value))
+        return value
+
+    with_texts(field, unchanged, text)
+    return found
 
 
 def masked(runtime_env: Mapping[str, Any]) -> dict[str, Any]:
-    """A runtime_env without its marks, for display and comparison: marks differ between
-    clusters."""
-    env_vars = runtime_env.get("env_vars") or {}
-    if not any(value.startswith(MARK) for value in env_vars.values()):
-        return dict(runtime_env)
-    shown = {k: "<secret>" if v.startswith(MARK) else v for k, v in env_vars.items()}
-    return {**runtime_env, "env_vars": shown}
+    """A runtime_env without its marks, for display and comparison: marks differ between clusters.
+    Secrets that an earlier release stored are left out, too."""
+
+    def variable(name: str, value: str) -> str:
+        secret = value.startswith(MARK) or is_secret_variable(name, value)
+        return SHOWN if secret else value
+
+    return with_texts(
+        runtime_env, variable, lambda _, text: without_credentials(MARKED.sub(SHOWN, text))
+    )
+
+
+def without_credentials(text: str) -> str:
+    """Replace the credentials in the URLs of a text, for display."""
+    return credentials.replace(text, lambda _: SHOWN, is_secret)
+
+
+def without_secrets(text: str) -> str:
+    """Replace the secrets that this process gave to workers in a text that Ray wrote."""
+    with revealed_lock:
+        values = list(revealed)
+    forms: set[str] = set()
+    for value in values:
+        # Ray and the libraries that it uses may quote a part of a URL.
+        for part in (value, *credentials.found(value, is_secret), value.partition(":")[2]):
+            forms.update((part, unquote(part)))
+    for form in sorted(forms, key=len, reverse=True):
+        if len(form) >= MIN_CHARACTERS:
+            text = text.replace(form, SHOWN)
+    return without_credentials(text)
+
+
+def remember_revealed(value: str) -> str:
+    """Return the value, and replace it in errors from now on."""
+    with revealed_lock:
+        revealed.pop(value, None)
+        revealed[value] = None
+        if len(revealed) > MAX_REVEALED:
+            del revealed[next(iter(revealed))]
+    return value

@@ -190,11 +190,8 @@ def with_record(
     digest: str,
     user: User | None = None,
 ) -> Environment:
-    if runtime_env.get("env_vars"):
-        hidden = secrets.hide(runtime_env["env_vars"], session())
-        runtime_env = {**runtime_env, "env_vars": hidden}
     environment = Environment(
-        runtime_env=runtime_env,
+        runtime_env=secrets.hide(runtime_env, session),
         python_path=reached.directories,
         code_digest=digest,
         packages=tuple(by_uri(needed).values()),
@@ -230,8 +227,7 @@ def change_runtime_env(
     known = {package.uri: package for package in old.packages}
     kept = [uri for uri in packages.names(runtime_env) if uri in known]
     changed, needed = packages.localize(storage, runtime_env, user, kept=kept)
-    if changed.get("env_vars"):
-        changed["env_vars"] = secrets.hide(changed["env_vars"], session())
+    changed = secrets.hide(changed, session)
     # Keep packages that only tasks name, and the code.
     environment = msgspec.structs.replace(
         old, runtime_env=changed, packages=tuple({**known, **by_uri(needed)}.values()), record=""
@@ -257,8 +253,7 @@ def remember_options(storage: SharedStorage, plan: Plan, user: User) -> Plan:
         changed, needed = packages.localize(storage, runtime_env, user)
         # The commit of this cluster's Ray, which may differ elsewhere.
         changed.pop(private.RAY_COMMIT, None)
-        if changed.get("env_vars"):
-            changed["env_vars"] = secrets.hide(changed["env_vars"], session())
+        changed = secrets.hide(changed, session)
         added += needed
         options[index] = msgspec.structs.replace(option, ray={**option.ray, "runtime_env": changed})
     if options == list(plan.options):

@@ -14,10 +14,12 @@ from ray.exceptions import (
     RaySystemError,
     RayTaskError,
     RpcError,
+    RuntimeEnvSetupError,
 )
 
 from ray_workflows._capture.objects import LOST_OBJECT_ERRORS
 from ray_workflows._codec.envelope import seal
+from ray_workflows._environment.secrets import without_secrets
 from ray_workflows._executor.protocol import AnyReport, AttemptRequest
 from ray_workflows._executor.scheduling.in_flight import InFlightAttempt
 from ray_workflows._model.errors import error_info, name_of, text_of
@@ -71,12 +73,19 @@ def identity(flight: InFlightAttempt) -> dict[str, Any]:
 
 
 def described(error: BaseException) -> ErrorInfo:
-    """The record of Ray's own error, with the pickled error: it contains no user data."""
+    """The record of Ray's own error, with the pickled error: it contains no user data, but Ray may
+    quote a runtime_env that it could not set up. Its secrets are replaced."""
+    text = text_of(error)
+    shown = without_secrets(text)
+    if shown != text:
+        if not isinstance(error, RuntimeEnvSetupError):
+            return error_info(name_of(error), shown)
+        error = RuntimeEnvSetupError(without_secrets(str(error.error_message)))
     try:
         exception = Value(b"".join(seal(cloudpickle.dumps(error), [])))
     except Exception:
         exception = None
-    return error_info(name_of(error), text_of(error), exception=exception)
+    return error_info(name_of(error), shown, exception=exception)
 
 
 def raised(flight: InFlightAttempt, error: BaseException) -> AttemptRaised:

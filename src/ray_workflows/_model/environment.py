@@ -48,7 +48,7 @@ class EnvironmentInfo(msgspec.Struct, frozen=True):
         ray: version of Ray.
         ray_workflows: version of this package.
         platform: the operating system.
-        runtime_env: of the workflow; secret values are ``"<secret>"``.
+        runtime_env: of the workflow; ``"<secret>"`` stands for each secret.
         task_runtime_envs: those of single tasks, by task id.
         packages: sizes in bytes of the stored packages, by URI.
         modules: the SHA-256 of the files of the user's code, by name.
