@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import random
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -255,6 +256,21 @@ def judge(accident: Accident, name: str, right: Any, found: Any) -> None:
         assert len(found) >= len(right) - len(contents), (what, name, found)
         return
     if isinstance(found, StorageCorruptError):
+        check_message(accident, name, str(found))
         return
     assert None in contents.values(), (what, name, right, found)
     assert found == NOT_FOUND, (what, name, right, found)
+
+
+#: What a message names beside the workflow, unless it names the key of a damaged piece.
+PLACE = re.compile(r"[Jj]ournal entry \d+|ends with entry \d+|[Cc]atalog row|[Bb]lob '|/\d{10}\b")
+
+
+def check_message(accident: Accident, read: str, message: str) -> None:
+    """Raise unless the message of damage says where it is, and blames no other release."""
+    what, contents = accident
+    workflow = read.rpartition(" ")[2]
+    keys = [where for _, where in contents if isinstance(where, str)]
+    named = re.search(rf"'{workflow}'|\bi-{workflow}\b", message) and PLACE.search(message)
+    assert named or any(key in message for key in keys), (what, read, message)
+    assert "newer" not in message, (what, read, message)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import zlib
 
 import pytest
 
@@ -363,13 +364,33 @@ def test_a_layout_of_a_newer_release_is_refused() -> None:
     assert storage.commit([make_append("w", 1)]) == [OK]
 
 
+def newer_object(data: bytes) -> bytes:
+    """An object as a later release will write it: the checksum covers the format too."""
+    return b"\x02" + zlib.crc32(b"\x02" + data[5:]).to_bytes(4, "big") + data[5:]
+
+
 def test_a_record_of_a_newer_release_is_refused() -> None:
     world = World()
     storage = world.process()
     storage.open()
     row = fill(storage, "w", 2)
     key = f"journal/{row.incarnation}/0000000002"
-    data = world.operations.get(key).data
-    world.operations.put(key, b"\x02" + data[1:])
-    with pytest.raises(StorageConfigError, match=rf"{key} was written by a newer release.*Upgrade"):
+    world.operations.put(key, newer_object(world.operations.get(key).data))
+    with pytest.raises(
+        StorageCorruptError, match=rf"{key} was written by a newer release.*Upgrade"
+    ):
         world.process().read_journal(row.incarnation)
+
+
+def test_a_row_of_a_newer_release_is_left_out_of_a_listing_alone() -> None:
+    world = World()
+    storage = world.process()
+    storage.open()
+    for name in ("one", "new", "two"):
+        fill(storage, name, 1)
+    entries = [key for key in world.operations.objects if key.startswith("index/")]
+    (key,) = (key for key in entries if id_of(parse("", key.rpartition("/")[2])) == "new")
+    world.operations.put(key, newer_object(world.operations.get(key).data))
+    page = world.process().list_catalog(CatalogQuery())
+    assert {row.workflow_id for row in page.rows} == {"one", "two"}
+    assert ["newer release" in damage for damage in page.damaged] == [True]

@@ -4,9 +4,10 @@ An entry is ``MAGIC``, one version byte, the link (8 bytes), the checksum (8 byt
 MessagePack array of its events. The checksum covers the version, the workflow id, the incarnation,
 the entry's number, the link and the events, so that an entry in another journal or under another
 number is detected. The link is the checksum of the entry before, so that each entry confirms all
-before it. Versions 1 and 2 have in place of both the CRC-32 of the events (4 bytes, big-endian);
-`UPCASTERS` brings them up to date. Checksums detect accidents, not an attacker, who could compute
-them too.
+before it. Later versions keep this header, so that a release can tell an entry of a later version
+from one whose version byte is damaged: only the former has the right checksum. Versions 1 and 2
+have in place of link and checksum the CRC-32 of the events (4 bytes, big-endian); `UPCASTERS`
+brings them up to date. Checksums detect accidents, not an attacker, who could compute them too.
 
 A change needs a new version if a reader of the version before would misread or not know it, such as
 a new kind of event. It needs none if it adds a field at the end of a record, with a default, and
@@ -141,14 +142,20 @@ class Chain:
         return events
 
     def payload(self, data: bytes, where: str) -> bytes:
-        """The events of an entry of today's form, still encoded."""
+        """The events of an entry with today's header, still encoded."""
         head, payload = data[: HEADER_SIZE - LINK_SIZE], data[HEADER_SIZE:]
+        version = data[len(MAGIC)]
         expected = checksum_of(head, payload, self.workflow_id, self.incarnation, self.seq + 1)
         if link_of(data) != expected:
             raise StorageCorruptError(
                 f"Journal entry {where} (incarnation {self.incarnation}) does not match its "
                 f"checksum: its bytes were changed, or belong to another workflow or number. "
                 f"Restore it from a backup."
+            )
+        if version > VERSION:
+            raise StorageCorruptError(
+                f"Journal entry {where} has format version {version}, newer than the {VERSION} "
+                f"that this release reads. Upgrade ray-workflows."
             )
         link = head[len(PREFIX) :]
         if self.link is not None and link not in (NO_LINK, self.link):
@@ -169,15 +176,10 @@ def decode_entries(
 
 
 def version_of(data: bytes, where: str) -> int:
-    """The version of an entry; raises if this release can't read it."""
+    """The version in the header of an entry, which is not checked yet."""
     if not isinstance(data, bytes) or len(data) < UNLINKED_HEADER or not data.startswith(MAGIC):
         raise StorageCorruptError(f"Journal entry {where} is not a journal entry.")
     version = data[len(MAGIC)]
-    if version > VERSION:
-        raise StorageCorruptError(
-            f"Journal entry {where} has format version {version}, newer than the {VERSION} "
-            f"that this release reads. Upgrade ray-workflows, unless the entry is damaged."
-        )
     if version < 1:
         raise StorageCorruptError(f"Journal entry {where} has no format version ({version}).")
     return version

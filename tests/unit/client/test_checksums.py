@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from ray_workflows._client.blob_copies import copy_blobs
-from ray_workflows._codec.envelope import seal
+from ray_workflows._codec.envelope import PREFIX_SIZE, seal
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageCorruptError
-from ray_workflows.storage import Checksum, MemoryStorage
+from ray_workflows.storage import Checksum, MemoryStorage, SqliteStorage
 from ray_workflows.storage.checksums import KINDS, NEW
 
 #: What was stored under these names stays what they mean, for ever.
@@ -62,3 +64,20 @@ def test_blobs_described_by_any_kind_are_copied(kind: str) -> None:
     target.write_blob("taken", "k", [data[:-1] + b"x"])
     with pytest.raises(StorageCorruptError, match="another blob 'k'"):
         copy_blobs(source, "i", target, "taken", [blob])
+
+
+def test_a_damaged_head_of_a_blob_is_not_taken_for_a_newer_release(tmp_path: Path) -> None:
+    """A copy reads the head of a blob before the checksum of the whole is known."""
+    source, target = SqliteStorage(tmp_path), MemoryStorage()
+    source.open()
+    data = b"".join(seal(b"bytes", []))
+    blob = Blob("k", len(data), str(Checksum(data)))
+    for place in range(PREFIX_SIZE):
+        damaged = bytearray(data)
+        damaged[place] ^= 4
+        source.write_blob(f"i{place}", "k", [bytes(damaged)])
+        wrong = f"blob 'k' of .* 'i{place}' .* has the checksum"
+        with pytest.raises(StorageCorruptError, match=wrong):
+            copy_blobs(source, f"i{place}", target, f"i{place}", [blob])
+        assert target.find_blob(f"i{place}", "k") is None
+    source.close()

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from ray_workflows._model.catalog import CatalogRow, Holder
-from ray_workflows.exceptions import StorageConfigError, StorageCorruptError
+from ray_workflows.exceptions import StorageCorruptError
 
 #: The first byte of every object. A later format has another one.
 FORMAT = b"\x01"
@@ -114,15 +114,27 @@ def encode(record: Row | Segment | Pointer | Grave | Lease | Layout, key: str) -
     """The bytes of a record that is written under a key."""
     record.key = key
     body = msgspec.msgpack.encode(record)
-    return FORMAT + zlib.crc32(body).to_bytes(4, "big") + body
+    return FORMAT + checksum_of(FORMAT, body) + body
+
+
+def checksum_of(format: bytes, body: bytes | memoryview) -> bytes:
+    """The checksum behind the format byte of an object.
+
+    That of each later format covers the format byte too. Otherwise a flipped bit in this byte could
+    not be told from an object of a later release. That of format 1 covers only the body, as in
+    release 0.1.0.
+    """
+    start = 0 if format == FORMAT else zlib.crc32(format)
+    return zlib.crc32(body, start).to_bytes(4, "big")
 
 
 def decode(kind: type[Record], data: bytes, key: str) -> Record:
     """The record that was encoded.
 
     Raises:
-        StorageCorruptError: the bytes are not what was written under the key; names it.
-        StorageConfigError: a later release wrote them.
+        StorageCorruptError: the bytes are not what was written under the key, or a later release
+            wrote them; names the key. It is no `StorageConfigError`, because all other objects can
+            be read.
     """
     record = unpack(kind, data, key)
     if record.key not in ("", key):
@@ -135,21 +147,20 @@ def decode(kind: type[Record], data: bytes, key: str) -> Record:
 
 def unpack(kind: type[Record], data: bytes, key: str) -> Record:
     """The record of these bytes, without a check of its key; errors as in `decode`."""
-    if not data or data[:1] > FORMAT:
-        if data and zlib.crc32(data[5:]) == int.from_bytes(data[1:5], "big"):
-            raise StorageConfigError(
-                f"{key} was written by a newer release of ray-workflows. Upgrade ray-workflows "
-                f"here."
-            )
-    elif zlib.crc32(data[5:]) == int.from_bytes(data[1:5], "big"):
-        try:
-            return msgspec.msgpack.decode(memoryview(data)[5:], type=kind)
-        except (msgspec.MsgspecError, ValueError, RecursionError) as reason:
-            raise StorageCorruptError(f"{key} can't be read: {reason}.") from reason
-    raise StorageCorruptError(
-        f"{key} is damaged: its {len(data)} bytes have another checksum than what was written. "
-        f"Restore it from a backup or an earlier version of the object."
-    )
+    format, checksum, body = data[:1], data[1:5], memoryview(data)[5:]
+    if not body or checksum != checksum_of(format, body):
+        raise StorageCorruptError(
+            f"{key} is damaged: its {len(data)} bytes have another checksum than what was written. "
+            f"Restore it from a backup or an earlier version of the object."
+        )
+    if format != FORMAT:
+        raise StorageCorruptError(
+            f"{key} was written by a newer release of ray-workflows. Upgrade ray-workflows here."
+        )
+    try:
+        return msgspec.msgpack.decode(body, type=kind)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as reason:
+        raise StorageCorruptError(f"{key} can't be read: {reason}.") from reason
 
 
 def pack_row(row: CatalogRow) -> Row:
