@@ -382,7 +382,8 @@ def is_transient(error: BaseException) -> bool:
 
 
 class StorageCorruptError(StorageError):
-    """Stored bytes are damaged: not what was written. The message names the key."""
+    """Stored bytes are damaged: not what was written. Or a newer release wrote them. The message
+    names the key. What does not need these bytes goes on."""
 
 
 class PayloadCodecError(StorageError):
@@ -398,7 +399,10 @@ class PayloadCodecError(StorageError):
 
 
 class StorageConfigError(StorageError, ValueError):
-    """The storage can't be used as configured: unknown URL, path not writable, two storages."""
+    """The storage can't be used as configured: unknown URL, path not writable, two storages.
+
+    It is about the whole storage; if it comes while workflows run, all of them wait.
+    """
 
 
 class CoordinatorUnavailableError(PicklableWorkflowError):

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from ray_workflows._model.status import WorkflowStatus
-from ray_workflows.exceptions import StorageUnavailableError
+from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError
 from ray_workflows.storage.base import CommitOutcome, Storage
 from ray_workflows.storage.objects.client import Crew
-from ray_workflows.storage.objects.journals import HOUR
+from ray_workflows.storage.objects.journals import HOUR, segment_key
 from ray_workflows.testing import StorageContract
 from ray_workflows.testing.builders import (
     OK,
@@ -24,6 +24,7 @@ from ray_workflows.testing.builders import (
     list_ids,
     make_append,
     make_holder,
+    state,
 )
 from tests.support.put_once import Crash, MemoryObjectStorage, MemoryOperations
 from tests.support.put_once_world import (
@@ -384,3 +385,26 @@ def test_a_writer_that_sleeps_for_days_within_its_append(name: str) -> None:
         world.sweep()
         assert check_consistent(world)[0] == case.ends[1]
         assert set(world.operations.objects) == world.needed()
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_one_append_that_is_refused_leaves_no_other_half_done(world: World, place: int) -> None:
+    storage = world.storage
+    # An owner's append is one put; what follows it is done for one after the other.
+    storage.renew_holder(make_holder("h1"), 15.0)
+    names = ["a", "b", "c"]
+    for name in names:
+        fill(storage, name, 2)
+    bad = incarnation_of(names[place])
+    key = segment_key(bad, 2)
+    world.operations.put(key, world.operations.get(key).data[:-1])
+    journals = storage.journals.home.journals
+    journals.forget_all(bad)
+    with pytest.raises(StorageCorruptError, match=key):
+        storage.commit([make_append(name, 2) for name in names])
+    for name in names[:place] + names[place + 1 :]:
+        # The next append needs no reading.
+        assert journals.known(incarnation_of(name), 3) is not None
+        assert storage.commit([make_append(name, 3)]) == [OK]
+        row, entries = state(storage, name)
+        assert row.seq == len(entries) == 4

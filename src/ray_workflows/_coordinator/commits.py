@@ -6,7 +6,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from ray_workflows._coordinator.retrying_storage import Committed, RetryingStorage
+from ray_workflows._coordinator.retrying_storage import (
+    Committed,
+    RetryingStorage,
+    may_concern_all,
+)
 from ray_workflows._coordinator.workflow import Pending, Workflow
 from ray_workflows.storage.base import CommitOutcome
 
@@ -47,6 +51,8 @@ class Commits:
         self.overtaken = overtaken
         self.waiting: list[Workflow] = []
         self.sending = False
+        #: How many writes the storage had taken when the commit under way was sent.
+        self.writes = 0
 
     def add(self, workflow: Workflow, pending: Pending) -> None:
         """Let it go with the next ones."""
@@ -59,6 +65,7 @@ class Commits:
             return
         batch, self.waiting = self.waiting, []
         self.sending = True
+        self.writes = self.store.writes
         appends = [w.pending.append for w in batch if w.pending is not None]
         self.store.commit(appends, lambda outcomes: self.committed(batch, outcomes))
 
@@ -83,11 +90,14 @@ class Commits:
         pending = workflow.pending
         assert pending is not None
         incarnation, seq = workflow.incarnation, workflow.seq
+        first = refusal is not None and pending.refused_at is None
+        if first:
+            pending.refused_at = self.writes
 
         def found(workflow: Workflow, result: Any) -> None:
             if isinstance(result, Exception):
                 self.overtaken(workflow)
-            elif not result and refusal is not None and pending.is_refused_for_good():
+            elif not result and refusal is not None and self.is_refused_for_good(pending, refusal):
                 raise refusal
             elif not result:
                 self.waiting.append(workflow)
@@ -104,5 +114,18 @@ class Commits:
                 what="A commit",
             )
 
-        pause = REFUSED_SECONDS if refusal is not None and seq else self.store.pause
-        self.after(pause, read)
+        # A client waits for the first answer to a submission.
+        pauses = refusal is not None and (seq or not first)
+        self.after(REFUSED_SECONDS if pauses else self.store.pause, read)
+
+    def is_refused_for_good(self, pending: Pending, refusal: Exception) -> bool:
+        """Count a refusal; whether the workflow is to be stopped.
+
+        An error that may be about the whole storage counts only if the storage has taken another
+        write since the first refusal: a commit of another workflow, or the lease, which is renewed
+        every few seconds. Otherwise all workflows would be stopped by what somebody can repair
+        in a minute. They wait for that, and so does this one.
+        """
+        if may_concern_all(refusal) and self.store.writes == pending.refused_at:
+            return False
+        return pending.is_refused_for_good()

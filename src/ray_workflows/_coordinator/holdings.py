@@ -167,6 +167,8 @@ class Holdings:
             evicted.look = active.looks
             if row.seq > evicted.seq:
                 self.loop.activation.bring_back(workflow_id)
+        if self.loop.quarantine.is_given_up(row.incarnation):
+            return False
         return workflow is None and evicted is None
 
     def leave(self, look: Look, row: CatalogRow) -> bool:

@@ -48,9 +48,9 @@ class Lease:
             # Ours last, so that it never ends after those of earlier lives.
             yield lambda: self.keep((*kept, loop.holder_id))
         except Exception as error:
-            loop.store.failed(error, "The lease")
+            loop.store.failed(error, "The lease", writing=True)
             return min(loop.store.pause, self.renew_seconds)
-        loop.store.answered()
+        loop.store.wrote()
         # Compared with now, not with the time of the request: starts were held back until now.
         lapsed = loop.elapsed() > loop.lease_until
         if not self.holdings.started:

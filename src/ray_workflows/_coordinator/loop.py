@@ -130,7 +130,9 @@ class Loop:
             self.deliveries.deliver,
             starts,
         )
-        self.quarantine = Quarantine(self.store, self.commits, clock, new_id, self.guard, self.drop)
+        self.quarantine = Quarantine(
+            self.store, self.commits, clock, elapsed, new_id, self.guard, self.drop
+        )
         self.eviction = Eviction(
             self.active, self.timers, clock, self.evict, self.activation.bring_back, evicts_after
         )
@@ -279,6 +281,8 @@ class Loop:
     def stop(self, workflow: Workflow, error: Exception) -> None:
         """A workflow can't be driven: say so in its journal, if it is ours, and let go of it."""
         row = workflow.row
+        if workflow.broken is not None:
+            self.quarantine.give_up(workflow)
         if (
             workflow.broken is not None
             or row is None

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ray_workflows._coordinator.requests import Reply, Submission, submit_input
-from ray_workflows._coordinator.retrying_storage import RetryingStorage, is_refusal
+from ray_workflows._coordinator.retrying_storage import RetryingStorage, may_concern_all
 from ray_workflows._coordinator.workflow import Workflow
 from ray_workflows._model import messages as msg
 from ray_workflows._model.errors import name_of, text_of
 from ray_workflows._model.outbox import OutboxMessage
 from ray_workflows._model.values import Blob, ErrorInfo
-from ray_workflows.exceptions import CoordinatorUnavailableError
+from ray_workflows.exceptions import CoordinatorUnavailableError, is_transient
 
 logger = logging.getLogger(__name__)
 
@@ -223,4 +223,5 @@ class Deliveries:
 def is_final(error: Exception) -> bool:
     """Whether a target will always answer so. A storage that is damaged or misconfigured is waited
     for until somebody has mended it."""
-    return is_refusal(error) and not isinstance(error, (queue.Full, CoordinatorUnavailableError))
+    waits = may_concern_all(error) or isinstance(error, (queue.Full, CoordinatorUnavailableError))
+    return not (waits or is_transient(error))

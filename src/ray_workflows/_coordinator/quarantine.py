@@ -17,6 +17,9 @@ from ray_workflows._model.catalog import NEVER, Append, CatalogRow
 from ray_workflows._model.errors import error_info, name_of, text_of
 from ray_workflows._model.status import WorkflowStatus
 
+#: The pause before a workflow is read again whose release was refused, in seconds.
+AGAIN_SECONDS = 60.0
+
 
 class Quarantine:
     """Appends `WorkflowReleased` to journals without `decide`, because there may be no valid state.
@@ -25,6 +28,7 @@ class Quarantine:
         store: the storage.
         commits: takes the appends.
         clock: seconds since 1970.
+        elapsed: a monotonic clock, in seconds.
         new_id: makes ids of commits.
         guard: calls a function for one workflow, and handles its errors.
         drop: removes a workflow from memory.
@@ -35,6 +39,7 @@ class Quarantine:
         store: RetryingStorage,
         commits: Commits,
         clock: Callable[[], float],
+        elapsed: Callable[[], float],
         new_id: Callable[[], str],
         guard: Guard,
         drop: Callable[[Workflow], None],
@@ -42,9 +47,12 @@ class Quarantine:
         self.store = store
         self.commits = commits
         self.clock = clock
+        self.elapsed = elapsed
         self.new_id = new_id
         self.guard = guard
         self.drop = drop
+        #: Until when workflows are left alone whose release was refused, by incarnation.
+        self.given_up: dict[str, float] = {}
 
     def release(self, workflow: Workflow, row: CatalogRow, error: Exception) -> None:
         """Append the reason to the journal. Until that is durable, nothing is decided about the
@@ -54,6 +62,17 @@ class Quarantine:
         append, event = end_of_our_part(row, error, at=self.clock(), commit_id=self.new_id())
         commit = Commit(append.catalog, (event,), {}, len(append.entry))
         self.commits.add(workflow, Pending(append, [], [], [], commit))
+
+    def give_up(self, workflow: Workflow) -> None:
+        """The storage refuses even the release, as object stores do after a damaged last entry. The
+        workflow still names us; leave it alone for a while, so that it costs next to nothing."""
+        now = self.elapsed()
+        self.given_up = {name: until for name, until in self.given_up.items() if until > now}
+        self.given_up[workflow.incarnation] = now + AGAIN_SECONDS
+
+    def is_given_up(self, incarnation: str) -> bool:
+        """Whether a workflow is left alone now."""
+        return self.elapsed() < self.given_up.get(incarnation, float("-inf"))
 
     def release_again(self, workflow: Workflow) -> None:
         """Release a workflow whose journal has grown meanwhile."""

@@ -23,16 +23,23 @@ SMALL_APPENDS = 8
 SMALL_BYTES = 16 * 1024
 
 
+#: If the first of a refused commit are refused one by one, this many, the others wait.
+ENOUGH = 8
+
 #: The outcome of an append; an exception if the storage refuses it.
 Committed = CommitOutcome | Exception
 
 
-def is_refusal(error: Exception) -> bool:
-    """Whether a commit failed because of its contents. A damaged or misconfigured storage refuses
-    everything, and is retried until somebody has repaired it."""
-    return not is_transient(error) and not isinstance(
-        error, (StorageCorruptError, StorageConfigError)
-    )
+def may_concern_all(error: Exception) -> bool:
+    """Whether an error that is not transient may be about the whole storage.
+
+    `StorageConfigError` is meant to be: the database was replaced, the file system can't link any
+    more. (Refused credentials of a storage that was open are transient.) `StorageCorruptError`
+    mostly names what is damaged, such as the last entry of one journal. But a database may also
+    find damage in what all commits touch. For a commit `Commits` tells the two apart by whether the
+    storage takes other writes meanwhile.
+    """
+    return isinstance(error, (StorageCorruptError, StorageConfigError))
 
 
 class RetryingStorage:
@@ -63,18 +70,25 @@ class RetryingStorage:
         #: Since when a commit has been running; None without one.
         self.committing_since: float | None = None
         self.failures = 0
+        #: Whether a write failed since the last one that succeeded.
+        self.write_failed = False
+        #: How many writes the storage has taken: commits, and renewals of leases.
+        self.writes = 0
 
     def call(self, work: Callable[[], Any], then: Callable[[Any], None], *, what: str) -> None:
         """Run work on the storage until it answers; ``then`` gets the result.
 
-        A permanent error is a result too: it concerns the caller's workflow only.
+        A permanent error is a result too: it concerns the caller's workflow only. Only
+        `StorageConfigError` concerns all of them, so it is waited for.
         """
 
         def attempt() -> None:
             self.offloader.call(work, done)
 
         def done(result: Any) -> None:
-            if isinstance(result, Exception) and is_transient(result):
+            if isinstance(result, Exception) and (
+                is_transient(result) or isinstance(result, StorageConfigError)
+            ):
                 self.failed(result, what)
                 self.after(self.pause, attempt)
                 return
@@ -88,24 +102,31 @@ class RetryingStorage:
     ) -> None:
         """Commit, once; ``then`` gets the outcome of each append.
 
-        If the storage refuses an append for its contents, each is committed alone, so that only
-        that one has the error.
+        If the storage refuses an append, each is committed alone, so that only that one has the
+        error.
         """
 
         def done(result: Any) -> None:
             self.committing_since = None
             if not isinstance(result, Exception):
-                self.answered()
                 self.commit_error = None
+                if CommitOutcome.OK in result:
+                    self.wrote()
+                else:
+                    self.answered()
                 then(result)
-            elif is_refusal(result) and len(appends) > 1:
-                self.commit_apart(list(appends), [], then)
-            elif is_refusal(result):
-                then([result])
-            else:
-                self.failed(result, "A commit")
+            elif is_transient(result):
+                self.failed(result, "A commit", writing=True)
                 self.commit_error = result
                 then([CommitOutcome.AMBIGUOUS] * len(appends))
+            elif len(appends) > 1:
+                self.commit_apart(list(appends), [], then)
+            else:
+                if may_concern_all(result):
+                    if self.commit_error is None:
+                        logger.warning("The storage refuses a commit: %s", result)
+                    self.commit_error = result
+                then([result])
 
         self.committing_since = self.elapsed()
         brief = is_small(appends) and self.storage.commits_at_once
@@ -117,26 +138,52 @@ class RetryingStorage:
         done: list[Committed],
         then: Callable[[Sequence[Committed]], None],
     ) -> None:
-        """Commit one after the other."""
+        """Commit one after the other, after a commit of all was refused."""
         if not left:
             then(done)
             return
-        first, *rest = left
-        self.commit([first], lambda outcome: self.commit_apart(rest, [*done, *outcome], then))
+        if len(done) == ENOUGH and all(
+            isinstance(each, Exception) and may_concern_all(each) for each in done
+        ):
+            # Thousands of single commits would not tell more.
+            assert isinstance(done[-1], Exception)
+            self.failed(done[-1], "A commit", writing=True)
+            then([*done, *[CommitOutcome.AMBIGUOUS] * len(left)])
+            return
 
-    def failed(self, error: Exception, what: str) -> None:
-        """Record that the storage does not answer."""
+        def took(outcomes: Sequence[Committed]) -> None:
+            (outcome,) = outcomes
+            if outcome is CommitOutcome.STALE:
+                # Object stores may have taken it in the commit of all. Its commit id will tell.
+                outcome = CommitOutcome.AMBIGUOUS
+            done.append(outcome)
+            self.commit_apart(left, done, then)
+
+        self.commit([left.pop(0)], took)
+
+    def failed(self, error: Exception, what: str, *, writing: bool = False) -> None:
+        """Record that the storage does not answer, or takes no writes."""
+        self.write_failed = self.write_failed or writing
         if self.error is None:
             logger.warning("%s waits for the storage: %s", what, error)
         self.error = error
         self.failures += 1
 
     def answered(self) -> None:
-        """Record that the storage answers."""
+        """Record that the storage answers. After a failed write this says nothing: otherwise reads
+        would end the back-off of writes to a full disk."""
+        if self.write_failed:
+            return
         if self.error is not None:
             logger.warning("The storage answers again.")
         self.error = None
         self.failures = 0
+
+    def wrote(self) -> None:
+        """Record that the storage took a write."""
+        self.writes += 1
+        self.write_failed = False
+        self.answered()
 
     @property
     def pause(self) -> float:

@@ -40,7 +40,16 @@ class Pending:
     again if the commit is stale; ``commit``: the record for observers.
     """
 
-    __slots__ = ("answers", "append", "commit", "deltas", "messages", "refusals", "unsaved")
+    __slots__ = (
+        "answers",
+        "append",
+        "commit",
+        "deltas",
+        "messages",
+        "refusals",
+        "refused_at",
+        "unsaved",
+    )
 
     def __init__(
         self,
@@ -59,6 +68,8 @@ class Pending:
         #: The journal since its last snapshot, when this is durable.
         self.unsaved = unsaved
         self.refusals = 0
+        #: How many writes the storage had taken when it refused this one first.
+        self.refused_at: int | None = None
 
     def is_refused_for_good(self) -> bool:
         """Count a refusal by the storage; whether it is the last one. A new workflow is given up at

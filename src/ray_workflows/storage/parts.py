@@ -92,7 +92,8 @@ class Part(ABC):
 
     Instances are picklable, and all methods may be called from several threads. Every method may
     raise `StorageUnavailableError` when the home does not answer (the caller repeats) and
-    `StorageCorruptError` when stored bytes are not what was written.
+    `StorageCorruptError` when stored bytes are not what was written. `StorageConfigError` is only
+    for what is wrong with the whole storage: while it is raised, all workflows wait.
 
     Raises:
         StorageConfigError: an instance is made of a class that lacks a method; names it.

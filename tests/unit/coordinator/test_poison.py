@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from ray_workflows._codec.journal import decode_entries
 from ray_workflows._coordinator import loop as loop_module
 from ray_workflows._coordinator import recovery as recovery_module
 from ray_workflows._coordinator.activation import Activation
@@ -14,20 +15,30 @@ from ray_workflows._coordinator.active import ActiveWorkflows
 from ray_workflows._coordinator.deletion import Deletion
 from ray_workflows._coordinator.loop import Loop
 from ray_workflows._engine.state import WorkflowState
+from ray_workflows._model import events as ev
 from ray_workflows._model import messages as msg
 from ray_workflows._model.answers import Accepted, Received
 from ray_workflows._model.catalog import Append, CatalogRow, JournalEntry
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.values import Value
-from ray_workflows.exceptions import StorageCorruptError, StorageError, StorageUnavailableError
+from ray_workflows.exceptions import (
+    StorageConfigError,
+    StorageCorruptError,
+    StorageError,
+    StorageUnavailableError,
+)
 from ray_workflows.storage.base import CommitOutcome
 from ray_workflows.storage.memory import MemoryStorage
+from ray_workflows.storage.objects.journals import segment_key
+from tests.support.put_once import MemoryObjectStorage, MemoryOperations
 from tests.unit.coordinator.test_failover import Coordinator, World
 from tests.unit.plans import plan
 
 CANCELED, RUNNING = WorkflowStatus.CANCELED, WorkflowStatus.RUNNING
 
 BAD, GOOD = "bad", ("a", "b")
+
+READS = ("read_journal", "read_catalog", "list_catalog", "read_holders")
 
 
 class Bug(Exception):
@@ -231,7 +242,13 @@ def refuse(world: World, monkeypatch: pytest.MonkeyPatch, error: Exception) -> l
     return sizes
 
 
-REFUSALS = [StorageError("can't take a value this large"), RecursionError(), ValueError("no")]
+REFUSALS = [
+    StorageError("can't take a value this large"),
+    StorageCorruptError("journal/i-bad/0000000001 is damaged"),
+    StorageConfigError("made by a storage of somebody's own"),
+    RecursionError(),
+    ValueError("no"),
+]
 
 
 @pytest.mark.parametrize("error", REFUSALS, ids=lambda error: type(error).__name__)
@@ -286,6 +303,189 @@ def test_a_storage_that_is_away_refuses_nothing(
     world.pass_time(5.0)
     assert answers == [Received()]
     assert set(second.loop.active) == {BAD, *GOOD}
+
+
+WHOLE = [StorageCorruptError("the database is malformed"), StorageConfigError("no database")]
+
+
+@pytest.mark.parametrize("error", WHOLE, ids=lambda error: type(error).__name__)
+def test_a_workflow_that_the_storage_refuses_while_nothing_else_goes_on(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """The renewal of the lease shows that it is this workflow, and not the storage."""
+    coordinator = Coordinator(world, "one", auto_resume=False)
+    submit(coordinator, BAD)
+    sizes = refuse(world, monkeypatch, error)
+    answers: list[Any] = []
+    coordinator.loop.ask(BAD, msg.Signal("s", "1", Value(b"v")), answers.append)
+    world.pass_time(10.0)
+    assert answers == [error]
+    is_released(world, type(error).__name__)
+    assert len(sizes) < 12
+
+
+@pytest.mark.parametrize("error", WHOLE, ids=lambda error: type(error).__name__)
+def test_a_storage_that_refuses_everything_stops_nothing(
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+) -> None:
+    """Until somebody has repaired it, all workflows wait: at little cost, and with few words."""
+    second = second_life(world)
+    sizes: list[int] = []
+
+    def refused(*arguments: Any) -> Any:
+        sizes.append(1)
+        raise error
+
+    with monkeypatch.context() as patch:
+        for name in ("commit", "renew_holder", *READS):
+            if name not in READS or isinstance(error, StorageConfigError):
+                patch.setattr(world.storage, name, refused)
+        answers: list[Any] = []
+        for workflow_id in (BAD, *GOOD):
+            second.loop.ask(workflow_id, msg.Signal("s", "1", Value(b"v")), answers.append)
+        world.pass_time(120.0)
+        assert answers == []
+        assert error in (second.loop.store.error, second.loop.store.commit_error)
+    # Each second one commit of all and one of each; every three seconds the lease.
+    assert len(sizes) < 120 * 5
+    assert len(caplog.records) < 20
+    world.pass_time(5.0)
+    assert answers == [Received()] * 3
+    assert set(second.loop.active) == {BAD, *GOOD}
+    assert not any(row_of(world, workflow_id).released for workflow_id in (BAD, *GOOD))
+
+
+@pytest.mark.parametrize("error", WHOLE, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("damaged", [20, 100])
+def test_many_workflows_that_the_storage_refuses(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: Exception, damaged: int
+) -> None:
+    """Some of them or all: no commit of each is tried while nothing shows that others can be."""
+    coordinator = Coordinator(world, "one", auto_resume=False)
+    names = [f"w{number:03d}" for number in range(100)]
+    for workflow_id in names:
+        submit(coordinator, workflow_id)
+    commit, sizes = world.storage.commit, []
+
+    def refusing(appends: list[Append]) -> list[CommitOutcome]:
+        sizes.append(len(appends))
+        wrong = [a for a in appends if a.workflow_id in names[:damaged] and not a.catalog.released]
+        if wrong:
+            raise error
+        return commit(appends)
+
+    def renewing(*arguments: Any) -> None:
+        raise error
+
+    answers: dict[str, Any] = {}
+    with monkeypatch.context() as patch:
+        patch.setattr(world.storage, "commit", refusing)
+        if damaged == len(names):
+            patch.setattr(world.storage, "renew_holder", renewing)
+        for workflow_id in names:
+            coordinator.loop.ask(
+                workflow_id,
+                msg.Signal("s", "1", Value(b"v")),
+                lambda answer, workflow_id=workflow_id: answers.update({workflow_id: answer}),
+            )
+        world.pass_time(1.0)
+        assert answers == dict.fromkeys(names[damaged:], Received())
+        world.pass_time(59.0)
+    if damaged < len(names):
+        assert answers == {**dict.fromkeys(names[:damaged], error), **answers}
+        released = [row_of(world, workflow_id).released for workflow_id in names]
+        assert released == [True] * damaged + [False] * (len(names) - damaged)
+    else:
+        assert answers == {}
+        assert len(sizes) < 60 * 4 * (1 + 8)
+        world.pass_time(5.0)
+        assert answers == dict.fromkeys(names, Received())
+
+
+@pytest.mark.parametrize("error", REFUSALS, ids=lambda error: type(error).__name__)
+def test_a_workflow_that_can_not_even_be_released(
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+) -> None:
+    """As if the storage were damaged where its journal ends. It is read again now and then."""
+    second = second_life(world)
+    commit, sizes = world.storage.commit, []
+
+    def refusing(appends: list[Append]) -> list[CommitOutcome]:
+        sizes.append(len(appends))
+        if any(append.workflow_id == BAD for append in appends):
+            raise error
+        return commit(appends)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.storage, "commit", refusing)
+        answers: list[Any] = []
+        second.loop.ask(BAD, msg.Signal("s", "1", Value(b"v")), answers.append)
+        others_go_on(second)
+        world.pass_time(10.0)
+        assert answers == [error]
+        sizes.clear()
+        world.pass_time(300.0)
+        assert len(sizes) < 60
+        assert len(caplog.records) < 60
+        others = [id for id in (GOOD[1], "new") if id not in second.loop.active]
+        assert others == []
+    world.pass_time(70.0)
+    assert BAD in second.loop.active
+    assert ask(second, BAD, msg.Signal("s", "2", Value(b"v"))) == Received()
+
+
+def test_one_damaged_end_of_a_journal_in_an_object_store(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The store can't append after it, and refuses the whole commit. The others of that commit are
+    durable, and are not taken for those of another coordinator."""
+    operations = MemoryOperations(world.clock)
+    storage = MemoryObjectStorage(operations, world.clock)
+    storage.open()
+    world.storage = storage  # type: ignore[assignment]
+    second = second_life(world)
+    key = segment_key(f"i-{BAD}", row_of(world, BAD).seq)
+    data = operations.objects[key].data
+    operations.put(key, data[:-1] + bytes((data[-1] ^ 1,)))
+    # As if so many others had been read since.
+    storage.journals.home.journals.forget_all(f"i-{BAD}")
+    overtaken: list[str] = []
+    original = second.loop.commits.overtaken
+    monkeypatch.setattr(
+        second.loop.commits,
+        "overtaken",
+        lambda workflow: (overtaken.append(workflow.workflow_id), original(workflow)),
+    )
+    answers: dict[str, Any] = {}
+    for workflow_id in (GOOD[0], BAD, GOOD[1]):
+        second.loop.ask(
+            workflow_id,
+            msg.Signal("s", "mine", Value(b"v")),
+            lambda answer, workflow_id=workflow_id: answers.update({workflow_id: answer}),
+        )
+    second.step()
+    world.pass_time(1.0)
+    assert answers == dict.fromkeys(GOOD, Received())
+    assert not {*overtaken}.intersection(GOOD)
+    others_go_on(second)
+    world.pass_time(10.0)
+    assert isinstance(answers[BAD], StorageCorruptError)
+    assert key in str(answers[BAD])
+    entries = storage.read_journal(f"i-{GOOD[1]}")
+    events = decode_entries(entries, GOOD[1], f"i-{GOOD[1]}")
+    received = [each.signal_id for each in events if isinstance(each, ev.SignalReceived)]
+    assert received == ["mine", "1"]
+    caplog.clear()
+    world.pass_time(300.0)
+    # Once a minute it is tried again.
+    assert sum("is not taken over" in record.message for record in caplog.records) in (4, 5)
+    assert len(caplog.records) < 5 * 8
 
 
 # -- claim, ask ----------------------------------------------------------------------------

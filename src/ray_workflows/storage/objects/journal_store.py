@@ -103,14 +103,19 @@ class ObjectsJournals(JournalStore):
         ]
         found = self.home.crew.groups(works) if works else []
         outcomes = [AMBIGUOUS] * len(appends)
+        refusal: Exception | None = None
         for numbers, ready, outcome in zip(parts, single, found, strict=True):
             if isinstance(outcome, StorageUnavailableError):
                 continue
             if isinstance(outcome, Exception):
-                raise outcome
+                # Finish the others first: their objects are there.
+                refusal = refusal or outcome
+                continue
             said = outcome if ready is None else [self.settle(ready, outcome)]
             for number, each in zip(numbers, said, strict=True):
                 outcomes[number] = each
+        if refusal is not None:
+            raise refusal
         if found and all(isinstance(outcome, Exception) for outcome in found):
             # The caller can report the reason.
             assert isinstance(found[0], Exception)
