@@ -48,7 +48,7 @@ for name in [name for name in globals() if not name.startswith("__")]:
 def test_the_pages_run(tmp_path: Path) -> None:
     """One after the other, on one cluster."""
     blocks = {}
-    for name in ("types", "environments", "signals", "finding", "children"):
+    for name in ("types", "environments", "signals", "finding", "children", "events"):
         (blocks[name],) = python_blocks(ROOT / "docs" / f"{name}.md")
     code = QUICKLY + NEXT_PAGE.join(blocks.values())
     store = str(tmp_path / "store")
@@ -59,7 +59,7 @@ def test_the_pages_run(tmp_path: Path) -> None:
         for block in blocks.values()
         for line in re.findall(r"^print.*  # (.+)$", block, re.MULTILINE)
     ]
-    assert len(expected) == 15
+    assert len(expected) == 16
     assert [line for line in printed if line in expected] == expected
 
 
