@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import ray
@@ -210,6 +211,41 @@ def test_a_death_of_a_worker_charges_only_the_guilty(wid: str, seconds: float) -
     # In a batch its death is nobody's fault; alone it is its own.
     assert attempts.pop(50) == 3
     assert attempts == [1] * 100
+
+
+def test_members_that_run_again_have_greater_fencing_tokens(wid: str, marks: Marks) -> None:
+    """Their attempts have the numbers that they had: the death of a batch is charged to nobody."""
+
+    @ray.remote(max_retries=1)
+    def fragile(directory: str | None, index: int = 0):
+        if directory is not None:
+            task = workflow.current()
+            with open(os.path.join(directory, str(index)), "a") as file:
+                file.write(f"{task.epoch} {task.last_end}\n")
+            if index == 50 and task.last_end is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return ray_task_id()
+
+    known_to_be_short(fragile)
+    numbers = itertools.count()
+
+    def neighbours_run_again() -> bool:
+        directory = os.path.join(marks.directory, str(next(numbers)))
+        os.mkdir(directory)
+        workflow_id = f"{wid}-{os.path.basename(directory)}"
+        nodes = [fragile.bind(directory, index) for index in range(100)]
+        workflow.run(total.bind(*nodes), workflow_id=workflow_id)
+        again = 0
+        for index in range(100):
+            lines = Path(directory, str(index)).read_text().split("\n")[:-1]
+            tokens, ends = zip(*(line.split() for line in lines), strict=True)
+            assert list(map(int, tokens)) == sorted(set(map(int, tokens)))
+            assert set(ends[1:]) <= {"crashed"}
+            again += index != 50 and len(tokens) > 1
+        return again > 0 and {task.attempts for task in workflow.get_tasks(workflow_id)} == {1}
+
+    # While others use the processors they take long, and have no neighbours.
+    wait_until(neighbours_run_again, "a worker dies in a batch")
 
 
 def test_cancel_of_a_workflow_stops_its_members_only(wid: str, marks: Marks, gate: Gate) -> None:

@@ -123,7 +123,7 @@ def an_attempt(ref: ray.ObjectRef, digest: str) -> AttemptRun:
     function = Function(digest, stored.name, stored.data, stored.objects)
     scene = AttemptTemplate("wf", "i1", function, TaskOptions(), Environment(), ())
     request = AttemptRequest(scene, 0, "t", 1, 1, plan.tasks[0].arguments, True)
-    return AttemptRun(request, storage, {stored.objects[0].key: ref}, HERE, 1)
+    return AttemptRun(request, storage, {stored.objects[0].key: ref}, HERE, 1, 1)
 
 
 def test_functions_stored_by_0_1_0_are_told_apart_by_their_objects() -> None:

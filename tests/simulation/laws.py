@@ -35,6 +35,8 @@ class MonitorOfWorkers(Monitor):
         self.world = world
         #: In which epoch of its workflow a task was done.
         self.epochs: dict[tuple[str, int], int] = {}
+        #: Of each task, the executions that have begun, in this order.
+        self.begun: dict[tuple[str, int], list[Execution]] = {}
 
     # -- appends ---------------------------------------------------------------------------
 
@@ -115,7 +117,46 @@ class MonitorOfWorkers(Monitor):
             raise Violation(
                 "ran again", f"{execution.name} runs, and {request.task_id} is done in entry {done}"
             )
+        self.judge_token(execution)
         self.judge_inputs(execution, inputs)
+
+    def judge_token(self, execution: Execution) -> None:
+        """A fencing token grows with each execution of its task. What a worker begins late, when a
+        later attempt has begun elsewhere, has a smaller token than that one."""
+        request, token = execution.request, execution.task.epoch
+        begun = self.begun.setdefault((request.incarnation, request.task), [])
+        for earlier in begun:
+            other, given = earlier.request, earlier.task.epoch
+            is_late = (request.epoch, request.attempt) < (other.epoch, other.attempt)
+            if not (token < given if is_late else given < token):
+                raise Violation(
+                    "token", f"{execution.name} begins with {token}, {earlier.name} had {given}"
+                )
+        self.judge_last_end(execution, begun)
+        begun.append(execution)
+
+    def judge_last_end(self, execution: Execution, begun: list[Execution]) -> None:
+        """An attempt that began before is told that its worker died, or its node. One that was with
+        no worker that died is told what the journal says of the attempt before it."""
+        world, request, told = self.world, execution.request, execution.task.last_end
+        state = self.journals[request.incarnation].state
+        task = state.tasks[request.task]
+        earlier = [each for each in begun if each.key == execution.key]
+        if world.is_replaced(execution.process.life_name):
+            return  # Workers report to the other one.
+        if earlier:
+            if earlier[-1].stops < world.stops[request.incarnation]:
+                return  # It may have been stopped. A fused attempt then keeps its number.
+            expected = "crashed" if earlier[-1].process.node_was_alive else "preempted"
+            world.seen["attempts that began before"] += 1
+        elif execution.key in world.died_with:
+            return  # It may have begun, for all that its coordinator knows.
+        elif (request.epoch, request.attempt) == (state.epoch, task.attempts + 1):
+            expected = task.last_end
+        else:
+            return  # The journal says what became of this one.
+        if (told or "") != expected:
+            raise Violation("last end", f"{execution.name} begins after {told!r}, not {expected!r}")
 
     def judge_inputs(self, execution: Execution, inputs: tuple[Any, ...]) -> None:
         """What it was given is what is stored."""

@@ -17,6 +17,7 @@ from ray.exceptions import ObjectLostError, OwnerDiedError
 from ray_workflows._capture.pickling import Pickled
 from ray_workflows._executor.protocol import AttemptRequest, decode_report
 from ray_workflows._executor.worker.batch import EncodedBatch, pack_loads
+from ray_workflows._executor.worker.context import CurrentTask, current_task
 from ray_workflows._executor.worker.watchdog import CHECK_SECONDS, Watched
 from ray_workflows._model.values import Blob
 from ray_workflows.exceptions import StorageUnavailableError
@@ -37,9 +38,15 @@ CALL_SECONDS = 60.0
 class Execution:
     """One run of a task's function."""
 
-    def __init__(self, process: SimulatedProcess, request: AttemptRequest, number: int) -> None:
+    def __init__(
+        self, process: SimulatedProcess, request: AttemptRequest, task: CurrentTask, number: int
+    ) -> None:
         self.process = process
         self.request = request
+        #: What user code is given: its fencing token, and why the attempt before it ended.
+        self.task = task
+        #: How often attempts of its workflow had been stopped before.
+        self.stops = process.world.stops[request.incarnation]
         self.over = False
         #: Names it; made of characters that a blob key may have.
         self.name = f"{request.blob_prefix}.{process.life_name}.{number}"
@@ -104,6 +111,8 @@ class SimulatedProcess:
         self.watch = SimulatedWatch(self)
         #: What was run of the Ray task so far.
         self.executions: list[Execution] = []
+        #: Whether its node was there when it died.
+        self.node_was_alive = True
         #: It died when nothing of it ran.
         self.died_idle = False
         #: The attempts that it was given of the Ray task.
@@ -191,7 +200,9 @@ class SimulatedProcess:
     def begins(self, request: AttemptRequest, inputs: tuple[Any, ...]) -> Execution:
         """A task's function is called."""
         self.check_alive()
-        execution = Execution(self, request, self.world.number())
+        task = current_task()
+        assert task is not None
+        execution = Execution(self, request, task, self.world.number())
         self.executions.append(execution)
         self.world.begins(execution, inputs)
         return execution
@@ -207,6 +218,7 @@ class SimulatedProcess:
         """It is dead, and what it owned is lost."""
         if self.alive:
             self.alive = False
+            self.node_was_alive = self.node.alive
             self.world.trace("worker %s on %s is dead: %s", id_of(self), self.node.name, why)
             self.cluster.objects.lose_those_of(self)
             self.node.processes.pop(self, None)

@@ -33,6 +33,7 @@ EXPECTED = (
     "deaths of workers",
     "nodes that end",
     "attempts that run again",
+    "attempts that began before",
     "listeners",
     "storages that are away",
     "errors that are hard to bring home",

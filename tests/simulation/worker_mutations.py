@@ -5,6 +5,7 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
+from ray_workflows._executor import executor as executor_module
 from ray_workflows._executor import failures as failures_module
 from ray_workflows._executor.executor import RayExecutor
 from ray_workflows._executor.failures import failure
@@ -52,7 +53,7 @@ def what_is_no_exception_ends_the_ray_task(patch: Any) -> None:
     def run_attempt(run: AttemptRun) -> Any:
         try:
             function, args, kwargs = run.loaded()
-            with context.running(run.request):
+            with context.running(run.request, run.sequence):
                 result = function(*args, **kwargs)
             return run.returned(result)
         except Exception as error:
@@ -101,7 +102,7 @@ def followers_are_left_behind_in_a_queue(patch: Any) -> None:
 
 @breaks("stuck", "idle", "scheduling")
 def members_handed_back_are_forgotten(patch: Any) -> None:
-    def run_elsewhere(self: RayExecutor, sent: Any, flight: InFlightAttempt) -> None:
+    def run_elsewhere(self: RayExecutor, sent: Any, flight: InFlightAttempt, *_: Any) -> None:
         if not flight.retired and flight.batch == sent.number:
             sent.open -= 1
             self.take_out(flight)
@@ -120,6 +121,44 @@ def a_death_is_charged_to_all_of_a_batch(patch: Any) -> None:
                 self.land(flight, failure(flight, error))
 
     patch.setattr(RayExecutor, "fail", fail)
+
+
+@breaks("token", worker_dies=0.3)
+def a_token_counts_attempts(patch: Any) -> None:
+    def begin(self: context.running, request: Any, sequence: int) -> None:
+        original(self, request, request.attempt)
+
+    original = context.running.__init__
+    patch.setattr(context.running, "__init__", begin)
+
+
+@breaks("token")
+def each_life_of_a_coordinator_counts_from_one(patch: Any) -> None:
+    patch.setattr(context, "fencing_token", lambda epoch, sequence: sequence)
+
+
+@breaks("last end", worker_dies=0.3)
+def what_ran_with_a_worker_is_told_of_nothing(patch: Any) -> None:
+    patch.setattr(executor_module, "end_of_worker", lambda error: "")
+
+
+@breaks("last end", worker_dies=0.3)
+def fused_attempts_are_told_of_nothing(patch: Any) -> None:
+    patch.setattr(RayExecutor, "with_last_end", lambda self, request: request)
+
+
+@breaks("last end", preempt=0.3)
+def the_end_of_a_node_is_told_as_that_of_a_worker(patch: Any) -> None:
+    patch.setattr(executor_module, "end_of_worker", lambda error: "crashed")
+
+
+@breaks("last end")
+def what_had_not_begun_is_told_of_a_death(patch: Any) -> None:
+    def run_elsewhere(self: RayExecutor, sent: Any, flight: Any, ended: str = "") -> None:
+        original(self, sent, flight, ended or "crashed")
+
+    original = RayExecutor.run_elsewhere
+    patch.setattr(RayExecutor, "run_elsewhere", run_elsewhere)
 
 
 @breaks("innocent", preempt=0.3)

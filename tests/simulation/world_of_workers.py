@@ -161,6 +161,16 @@ class RealExecutor(Judged, RayExecutor):
         else:
             look_again()
 
+    def cancel(self, incarnation: str, task: int) -> None:
+        """Stop an attempt, and note that."""
+        self.world.stops[incarnation] += 1
+        super().cancel(incarnation, task)
+
+    def forget(self, incarnation: str) -> None:
+        """Stop all attempts of a workflow, and note that."""
+        self.world.stops[incarnation] += 1
+        super().forget(incarnation)
+
     def requests(self) -> list[AttemptRequest]:
         """What runs, or waits to run."""
         return [
@@ -184,6 +194,7 @@ class RealExecutor(Judged, RayExecutor):
             "flights": self.flights,
             "live values": self.live,
             "suspects": self.suspects,
+            "attempts that were cut off": self.cut_off,
             "batches": dispatch.sent,
             "ready_queues": {
                 shape: ready_queue
@@ -245,6 +256,10 @@ class WorldOfWorkers(World):
         self.raised: dict[tuple[str, int, int, int], str] = {}
         #: Attempts that ran when their worker died, or may be what it died of.
         self.suspects: set[tuple[str, int, int, int]] = set()
+        #: Attempts that a worker had, or was sent, that died.
+        self.died_with: set[tuple[str, int, int, int]] = set()
+        #: How often coordinators have stopped attempts of a workflow, by incarnation.
+        self.stops: Counter[str] = Counter()
         super().__init__(seed, **options)
 
     def new_monitor(self) -> MonitorOfWorkers:
@@ -326,6 +341,7 @@ class WorldOfWorkers(World):
     def worker_died(self, task: SimulatedTask, process: SimulatedProcess) -> None:
         """What a worker may have died of: what ran; if nothing did, anything it was given."""
         self.seen["deaths of workers"] += 1
+        self.died_with.update(process.given)
         executions = process.executions
         running = [execution for execution in executions if not execution.over]
         if running:
@@ -337,11 +353,13 @@ class WorldOfWorkers(World):
     def given(self, process: SimulatedProcess, loads: Iterable[EncodedBatch]) -> None:
         """A worker gets batches, or would, were it not dead."""
         for load in loads:
-            _, requests = decode_batch(opened(load)[0])
+            *_, requests = decode_batch(opened(load)[0])
             self.seen["batches"] += len(requests) > 1
             for request in requests:
                 key = request.incarnation, request.task, request.epoch, request.attempt
                 process.given.add(key)
+        if not process.alive:
+            self.died_with.update(process.given)
         if process.died_idle:
             self.suspects.update(process.given)
 
@@ -417,6 +435,10 @@ class WorldOfWorkers(World):
             if life.name == life_name and not life.replaced:
                 return life.known.get(incarnation, 0)
         return 0
+
+    def is_replaced(self, life_name: str) -> bool:
+        """Whether workers report to another life of a coordinator, though this one lives."""
+        return any(life.replaced for life in self.lives if life.name == life_name)
 
     def live_value(self, life_name: str, incarnation: str, blob: Blob) -> Any:
         """What a coordinator has in the object store for a blob; None if there is nothing."""

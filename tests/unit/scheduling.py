@@ -68,7 +68,13 @@ class RayTask:
         return self.ended
 
     def batches(self) -> list[tuple[int, list[AttemptRequest]]]:
-        return [decode_batch(opened(load)[0]) for load in self.loads]
+        """The number of each, and its attempts."""
+        decoded = [decode_batch(opened(load)[0]) for load in self.loads]
+        return [(number, requests) for number, _, requests in decoded]
+
+    def sequences(self) -> list[int]:
+        """What fencing tokens are made of."""
+        return [decode_batch(opened(load)[0])[1] for load in self.loads]
 
 
 class Cluster:

@@ -87,6 +87,6 @@ def run(
 ) -> tuple[list[AnyReport], dict[str, Any]]:
     """Run a batch: its reports, as they come off the wire, and the live objects that it made."""
     home = Home(storage, None, process or Process())
-    report, objects = decode_report(BatchRun(number, requests, home, {}).run())
+    report, objects = decode_report(BatchRun(number, 1, requests, home, {}).run())
     assert [index for index, _ in report.reports] == list(range(len(requests)))
     return [each for _, each in report.reports], objects.get(INCARNATION, {})

@@ -18,6 +18,7 @@ from ray_workflows._executor.cluster import Aside, Clock, Cluster, Timers
 from ray_workflows._executor.deadlines import Deadlines
 from ray_workflows._executor.failures import (
     LOST_HEAD_ERRORS,
+    end_of_worker,
     failure,
     lost_input,
     no_package,
@@ -93,6 +94,9 @@ class RayExecutor:
         self.unsettled: set[int] = set()
         #: Workflows in which a chain of fused attempts killed its worker.
         self.suspects: set[str] = set()
+        #: Why the worker ended in which fused attempts may have run that are to be started anew:
+        #: by incarnation, and by task, epoch and attempt.
+        self.cut_off: dict[str, dict[tuple[int, int, int], str]] = {}
 
     # -- asked by the coordinator ----------------------------------------------------------
 
@@ -109,6 +113,9 @@ class RayExecutor:
             if lost:
                 self.report(incarnation, [lost_input(request, lost)])
                 return
+            if self.cut_off:
+                request = self.with_last_end(request)
+                followers = map(self.with_last_end, followers)
             flight = InFlightAttempt(request)
             if followers and not flight.alone and incarnation not in self.suspects:
                 self.dispatch.durations.fuse(flight, followers)
@@ -153,6 +160,7 @@ class RayExecutor:
                 self.retire(flight)
             self.live.pop(incarnation, None)
             self.suspects.discard(incarnation)
+            self.cut_off.pop(incarnation, None)
 
     def close(self) -> None:
         """Stop everything. Nothing is reported afterwards."""
@@ -370,23 +378,37 @@ class RayExecutor:
         for index in report.unstarted:
             self.run_elsewhere(sent, sent.members[index])
 
-    def run_elsewhere(self, sent: SentBatch, flight: InFlightAttempt) -> None:
+    def run_elsewhere(self, sent: SentBatch, flight: InFlightAttempt, ended: str = "") -> None:
+        """Run a member of a batch that is over, or was handed back. ``ended``: why the worker ended
+        in which it may have begun, if it may."""
         if not flight.retired and flight.batch == sent.number:
             sent.open -= 1
+            request = flight.request
             if flight.follows:
                 # It can't run alone without its input. The engine starts it again.
+                if ended:
+                    key = request.task, request.epoch, request.attempt
+                    self.cut_off.setdefault(request.incarnation, {})[key] = ended
                 self.take_out(flight)
                 return
             flight.batch = None
             flight.behind = None
-            flight.request = msgspec.structs.replace(flight.request, fused=False)
+            flight.request = msgspec.structs.replace(
+                request, fused=False, last_end=ended or request.last_end
+            )
             self.dispatch.enqueue(flight)
+
+    def with_last_end(self, request: AttemptRequest) -> AttemptRequest:
+        """A request that says why the worker ended in which the attempt may have run before."""
+        key = request.task, request.epoch, request.attempt
+        ended = self.cut_off.get(request.incarnation, {}).get(key)
+        return request if ended is None else msgspec.structs.replace(request, last_end=ended)
 
     def fail(self, slot: WorkerSlot, error: BaseException, missing: Collection[str]) -> None:
         """A Ray task failed with its batches. If several members are left, one killed the worker:
         those of the first batch run again alone, so that only the guilty one is charged. The guilty
         one may also be in the next batch, if the report of the first was lost with the worker, or
-        be a canceled one."""
+        be a canceled one. Which of them had begun is not known: each gets ``last_end``."""
         loads = list(slot.loads)
         for sent in loads:
             self.dispatch.over(sent)
@@ -401,13 +423,14 @@ class RayExecutor:
         if len(left) == 1 and (left[0][1].expired or not doubtful):
             self.land(left[0][1], failure(left[0][1], error))
             return
+        ended = end_of_worker(error)
         for sent, flight in left:
             if sent is loads[0]:
                 flight.alone = True
                 if flight.follows:
                     # One of the fused tasks killed the worker; running them singly shows which.
                     self.suspects.add(flight.request.incarnation)
-            self.run_elsewhere(sent, flight)
+            self.run_elsewhere(sent, flight, ended)
 
     def lack(
         self,

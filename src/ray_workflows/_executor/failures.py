@@ -31,6 +31,7 @@ from ray_workflows._model.messages import (
     AttemptRaised,
     Crash,
 )
+from ray_workflows._model.tasks import AttemptOutcome
 from ray_workflows._model.values import ErrorInfo, Value
 from ray_workflows.exceptions import (
     PackageTooLargeError,
@@ -56,9 +57,22 @@ def failure(flight: InFlightAttempt, error: BaseException) -> AnyReport:
     if isinstance(error, RayTaskError):
         # From the Ray task that uploads packages: attempts report their own errors.
         return unsubmitted(flight, cause, error)
-    lost_node = isinstance(error, LOST_NODE_ERRORS) or getattr(error, "preempted", False)
-    crash = Crash.PREEMPTED if lost_node else Crash.KILLED
+    crash = Crash.PREEMPTED if is_lost_node(error) else Crash.KILLED
     return AttemptCrashed(**identity(flight), error=described(error), crash=crash)
+
+
+def is_lost_node(error: BaseException) -> bool:
+    """Whether a worker is gone with its node, or because its node was short of memory."""
+    return isinstance(error, LOST_NODE_ERRORS) or bool(getattr(error, "preempted", False))
+
+
+def end_of_worker(error: BaseException) -> str:
+    """Why attempts ended that may have run in a Ray task with this error, as an `AttemptOutcome`;
+    nothing for an error with which Ray has not started the Ray task."""
+    if isinstance(error, (RayTaskError, RuntimeEnvSetupError, *LOST_OBJECT_ERRORS)):
+        return ""
+    end = AttemptOutcome.PREEMPTED if is_lost_node(error) else AttemptOutcome.CRASHED
+    return end.value
 
 
 def identity(flight: InFlightAttempt) -> dict[str, Any]:

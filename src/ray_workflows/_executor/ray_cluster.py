@@ -183,7 +183,7 @@ def load_of(sent: SentBatch, live: Mapping[str, LiveValues]) -> tuple[EncodedBat
     values: Brought = {}
     if not live:
         # Most workflows have no live values.
-        return encode_batch(sent.number, requests), values
+        return encode_batch(sent.number, sent.sequence, requests), values
     needs_objects = [
         (request, live[request.incarnation]) for request in requests if request.incarnation in live
     ]
@@ -203,4 +203,4 @@ def load_of(sent: SentBatch, live: Mapping[str, LiveValues]) -> tuple[EncodedBat
                 found[key] = value
         if found:
             nested.setdefault(incarnation, {}).update(found)
-    return message(encode_batch(sent.number, requests), nested), values
+    return message(encode_batch(sent.number, sent.sequence, requests), nested), values

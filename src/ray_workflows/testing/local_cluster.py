@@ -391,7 +391,8 @@ class LocalCluster:
         self, request: AttemptRequest, live: Mapping[str, Any]
     ) -> tuple[AnyReport, dict[str, Any]]:
         """Run an attempt."""
-        attempt = (request, self.storage, live, self.process, next(self.batches))
+        batch = next(self.batches)
+        attempt = (request, self.storage, live, self.process, batch, batch)
         run = LocalAttempt(self.objects, self.stand_in(request), *attempt)
         self.began(request, run.stand_in is not None)
         report = run_listener(run) if request.options.kind == LISTENER else run_attempt(run)

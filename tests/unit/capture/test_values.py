@@ -63,7 +63,7 @@ def test_each_taker_of_a_result_gets_the_same(make: Callable[[], Any], checkpoin
     brought = {key: Brought(value) for key, value in live.items()}
     kept = {key: pickle_value(make(), where="value") for key in live}
     for copies in (brought, kept, {}):
-        takes = AttemptRun(taker, storage, copies, process, 2)
+        takes = AttemptRun(taker, storage, copies, process, 2, 2)
         if copies or checkpoint:
             assert described(takes.resolve(UPSTREAM_VALUE, 0)) == described(stored)
         if copies is kept:

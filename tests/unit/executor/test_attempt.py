@@ -18,11 +18,18 @@ import ray_workflows as workflow
 from ray_workflows._capture.values import ValueReader, ValueWriter
 from ray_workflows._codec.envelope import seal
 from ray_workflows._codec.placeholders import UPSTREAM_VALUE, placeholder
-from ray_workflows._executor.protocol import AnyReport, decode_batch, encode_batch
+from ray_workflows._executor.protocol import (
+    AnyReport,
+    decode_batch,
+    decode_report,
+    encode_batch,
+    fencing_token,
+)
 from ray_workflows._executor.worker.attempt import (
     PATIENCE_SECONDS,
     AttemptRun,
 )
+from ray_workflows._executor.worker.batch import BatchRun, Home
 from ray_workflows._executor.worker.context import current_task
 from ray_workflows._executor.worker.event_loops import OneLoop
 from ray_workflows._executor.worker.listeners import run_listener
@@ -206,7 +213,7 @@ def test_a_listener_that_ends_its_process_leaves_the_host_to_others(
         return list(await asyncio.gather(*[run_listener(each, loops) for each in listeners]))
 
     def listening(function: Callable[[], Any]) -> AttemptRun:
-        execution = AttemptRun(attempt(works), MemoryStorage(), None, Process(), 1, patience=0.0)
+        execution = AttemptRun(attempt(works), MemoryStorage(), None, Process(), 1, 1, patience=0.0)
         # As if it had been read.
         execution.load = lambda: (function, (), {})  # type: ignore[method-assign]
         return execution
@@ -325,25 +332,36 @@ def seen() -> tuple[int, int, str | None]:
     return task.attempt, task.epoch, task.last_end
 
 
-def test_a_task_knows_its_epoch_and_why_the_attempt_before_it_ended() -> None:
+def test_a_task_knows_its_fencing_token_and_why_the_attempt_before_it_ended() -> None:
     request = attempt(seen)
-    later = [
-        request,
-        msgspec.structs.replace(request, attempt=2, last_end="crashed"),
-        msgspec.structs.replace(request, epoch=1, attempt=2, last_end="crashed"),
-        msgspec.structs.replace(request, epoch=1, attempt=3, last_end="preempted"),
+    # With the sequence of the batch, which counts anew in each life of a coordinator.
+    executions = [
+        (1, request),
+        (2, msgspec.structs.replace(request, last_end="crashed")),
+        (900, msgspec.structs.replace(request, attempt=2, last_end="crashed")),
+        (1, msgspec.structs.replace(request, epoch=1, attempt=2, last_end="crashed")),
+        (2, msgspec.structs.replace(request, epoch=1, attempt=3, last_end="preempted")),
     ]
-    # As they arrive in a worker.
-    _, requests = decode_batch(encode_batch(1, later))
-    reports, _ = run(MemoryStorage(), *requests)
     told = []
-    for report in reports:
-        assert isinstance(report, AttemptReturned)
-        told.append(ValueReader(MemoryStorage(), INCARNATION).read(report.value, where="result"))
+    for sequence, execution in executions:
+        # As it arrives in a worker.
+        batch = decode_batch(encode_batch(sequence, sequence, [execution]))
+        report, _ = decode_report(
+            BatchRun(*batch, Home(MemoryStorage(), None, Process()), {}).run()
+        )
+        ((_, returned),) = report.reports
+        assert isinstance(returned, AttemptReturned)
+        told.append(ValueReader(MemoryStorage(), INCARNATION).read(returned.value, where="result"))
     attempts, epochs, ends = zip(*told, strict=True)
-    assert attempts == (1, 2, 2, 3)
+    assert attempts == (1, 1, 2, 2, 3)
     assert list(epochs) == sorted(set(epochs))
-    assert ends == (None, "crashed", "crashed", "preempted")
+    assert ends == (None, "crashed", "crashed", "crashed", "preempted")
+
+
+def test_a_fencing_token_fits_into_a_signed_64_bit_integer() -> None:
+    takeovers, batches = 8_000_000, 10**12
+    assert fencing_token(takeovers, batches) < 2**63
+    assert fencing_token(takeovers, batches) < fencing_token(takeovers + 1, 1)
 
 
 # -- metadata that a task adds -----------------------------------------------------------------
@@ -406,7 +424,7 @@ def test_an_object_inside_of_one_that_it_takes_is_a_lost_input() -> None:
         msgspec.structs.replace(attempt(works), inputs=tuple(map(Outcome, values))),
         msgspec.structs.replace(attempt(works), arguments=values[0]),
     ):
-        execution = AttemptRun(request, storage, None, Process(), 1)
+        execution = AttemptRun(request, storage, None, Process(), 1, 1)
         for lost, expected in {
             "aa": AttemptLostInput,
             "cc": AttemptLostInput,

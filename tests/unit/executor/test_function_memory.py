@@ -44,7 +44,7 @@ def captured(function: Any, storage: Storage) -> Plan:
 def attempt(plan: Plan, storage: Storage) -> AttemptRun:
     template = AttemptTemplate("w", "i1", plan.functions[0], TaskOptions(), Environment(), ())
     request = AttemptRequest(template, 0, "t", 1, 1, plan.tasks[0].arguments, True)
-    return AttemptRun(request, storage, None, Process(), 1)
+    return AttemptRun(request, storage, None, Process(), 1, 1)
 
 
 class Costs:

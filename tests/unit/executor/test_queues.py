@@ -265,11 +265,11 @@ def test_a_batch_survives_the_wire_with_its_scenes_shared() -> None:
         AttemptRequest(of, n, f"t{n}", 2, 3, Value(b"args"), n == 1, (7,), (0,))
         for n, of in enumerate([first, second, first])
     ]
-    data = encode_batch(5, requests)
-    number, decoded = decode_batch(data)
-    assert (number, decoded) == (5, requests)
+    data = encode_batch(5, 2, requests)
+    number, sequence, decoded = decode_batch(data)
+    assert (number, sequence, decoded) == (5, 2, requests)
     assert decoded[0].template is decoded[2].template
-    assert data.count(b"f") < 2 * encode_batch(5, requests * 2).count(b"f")
+    assert data.count(b"f") < 2 * encode_batch(5, 2, requests * 2).count(b"f")
 
 
 def test_an_attempt_that_was_kept_waiting_says_nothing_about_hundreds() -> None:

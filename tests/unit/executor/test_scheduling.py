@@ -8,6 +8,7 @@ import pytest
 from ray.exceptions import (
     GetTimeoutError,
     NodeDiedError,
+    ObjectLostError,
     OutOfMemoryError,
     RaySystemError,
     RayTaskError,
@@ -21,7 +22,7 @@ from ray_workflows._executor.scheduling import dispatch
 from ray_workflows._executor.scheduling.durations import TARGET_SECONDS
 from ray_workflows._model.messages import AttemptCrashed, Crash
 from ray_workflows.exceptions import PackageTooLargeError, StorageCorruptError, WorkflowError
-from tests.unit.scheduling import Scheduling, attempt, chain, template
+from tests.unit.scheduling import INCARNATION, RayTask, Scheduling, attempt, chain, template
 
 SHORT, SLOW = 0.001, 4 * TARGET_SECONDS
 
@@ -358,3 +359,81 @@ def test_what_a_death_is_charged_to(error: Exception, crash: Crash) -> None:
     (report,) = world.reported
     assert isinstance(report, AttemptCrashed)
     assert report.crash is crash
+
+
+#: What Ray says when it has not started a Ray task.
+NOT_STARTED = [
+    RuntimeEnvSetupError("pip has failed"),
+    ObjectLostError("0" * 56, "", ""),
+    RayTaskError("bring", "it has failed", OSError("no room")),
+]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        *(
+            (error, "preempted" if crash is Crash.PREEMPTED else "crashed")
+            for error, crash in DEATHS
+        ),
+        *((error, "") for error in NOT_STARTED),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_members_that_may_have_run_with_a_worker_are_told_of_its_death(
+    error: Exception, told: str
+) -> None:
+    world = Scheduling()
+    world.known("f")
+    for number in range(3):
+        world.start(attempt(template("f"), number))
+    world.flush()
+    (task,) = world.tasks
+    assert [request.last_end for request in requests_of(task)] == [""] * 3
+    (sequence,) = task.sequences()
+    world.end(task, error)
+    again = world.tasks
+    # Alone, so that the guilty one will be charged.
+    assert [len(requests_of(each)) for each in again] == [1] * 3
+    assert [request.last_end for each in again for request in requests_of(each)] == [told] * 3
+    sequences = [number for each in again for number in each.sequences()]
+    assert [sequence, *sequences] == sorted({sequence, *sequences})
+
+
+def test_members_that_had_not_begun_are_told_of_nothing() -> None:
+    world = Scheduling(capacity=1)
+    world.known("f")
+    for number in range(3):
+        world.start(attempt(template("f"), number))
+    world.flush()
+    (task,) = world.tasks
+    world.hand_back(task, 1)
+    world.end_well(task)
+    world.settle()
+    (again,) = world.tasks
+    assert [(each.task, each.last_end) for each in requests_of(again)] == [(1, ""), (2, "")]
+
+
+def test_fused_attempts_that_may_have_run_with_a_worker_are_told_of_its_death() -> None:
+    """Their executor forgets them until they are started anew, with what the journal says."""
+    world = Scheduling()
+    world.known("f")
+    head, *rest = chain(template("f"), 0, 3)
+    world.start(head, rest)
+    world.flush()
+    world.end(world.tasks[0], WorkerCrashedError())
+    world.end_well(world.tasks[0])
+    assert world.outcomes == [(0, "AttemptReturned")]
+    # The next attempt of one of them is another story.
+    later = attempt(template("f"), 2, attempt=2, upstream=(1,))
+    for request in (rest[0], later):
+        world.start(request)
+        world.flush()
+    told = [request.last_end for task in world.tasks for request in requests_of(task)]
+    assert told == ["crashed", ""]
+    world.executor.forget(INCARNATION)
+    assert not world.executor.cut_off
+
+
+def requests_of(task: RayTask) -> list[AttemptRequest]:
+    return [request for _, requests in task.batches() for request in requests]

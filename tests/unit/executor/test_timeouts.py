@@ -65,7 +65,7 @@ class World(Scheduling, Process):
         self.flush()
         (task,) = self.tasks
         ((number, requests),) = task.batches()
-        batch = BatchRun(number, requests, Home(storage, Coordinator(self), self), {})
+        batch = BatchRun(number, 1, requests, Home(storage, Coordinator(self), self), {})
         self.add(batch)
         wire = batch.run()
         self.remove(batch)

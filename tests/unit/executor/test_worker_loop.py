@@ -47,7 +47,7 @@ def batch(number: int, size: int = 1) -> EncodedBatch:
     template = AttemptTemplate("w", "i", function, TaskOptions(), Environment(), ())
     arguments = Value(stored(((number,), {})))
     requests = [AttemptRequest(template, n, f"t{n}", 0, 1, arguments, True) for n in range(size)]
-    return encode_batch(number, requests)
+    return encode_batch(number, 1, requests)
 
 
 class Coordinator:

@@ -76,6 +76,8 @@ class Dispatch:
         #: Starts at the current time, so that numbers never repeat those of a previous process,
         #: whose Ray tasks may still report here.
         self.numbers = itertools.count(int(clock.time() * 1e9))
+        #: Grows with each batch, whatever the clock says.
+        self.sequence = itertools.count(1)
         self.ready_queues: dict[str, ReadyQueue] = {}
         #: Shapes whose ready queues have grown since the last `flush`.
         self.grown: dict[str, None] = {}
@@ -172,7 +174,7 @@ class Dispatch:
             self.send(ready_queue, sent, load, values)
 
     def accept(self, members: list[InFlightAttempt]) -> SentBatch:
-        sent = SentBatch(next(self.numbers), members)
+        sent = SentBatch(next(self.numbers), next(self.sequence), members)
         now = self.clock.time()
         for flight in members:
             flight.batch = sent.number

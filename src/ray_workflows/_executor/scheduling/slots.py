@@ -42,13 +42,15 @@ class SentBatch:
         "number",
         "open",
         "packages",
+        "sequence",
         "shape",
         "slot",
     )
 
-    def __init__(self, number: int, members: list[InFlightAttempt]) -> None:
+    def __init__(self, number: int, sequence: int, members: list[InFlightAttempt]) -> None:
         template = members[0].request.template
         self.number = number
+        self.sequence = sequence
         self.members = members
         self.shape = template.shape
         self.digest = template.function.digest

@@ -90,7 +90,8 @@ class AttemptRun:
     ``live``: the live objects that it may use; ``made``: those that it made, by the key of their
     blobs. ``batch``: the number of its batch, unique to this execution, and part of its blob keys.
     If an execution dies after it wrote its result, the next one may have another result, and its
-    live copy must agree with the blob under its own key.
+    live copy must agree with the blob under its own key. ``sequence``: that of its batch, part of
+    its fencing token.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class AttemptRun:
         live: Mapping[str, Any] | None,
         process: Process,
         batch: int,
+        sequence: int,
         patience: float = PATIENCE_SECONDS,
         running: RunningAttempt | None = None,
     ) -> None:
@@ -107,6 +109,7 @@ class AttemptRun:
         incarnation = request.template.incarnation
         self.request = request
         self.batch = batch
+        self.sequence = sequence
         self.storage = storage
         self.process = process
         self.patience = patience
@@ -447,7 +450,7 @@ def run_attempt(run: AttemptRun) -> AnyReport:
     other attempts run in this process."""
     try:
         function, args, kwargs = run.loaded()
-        with context.running(run.request) as scope:
+        with context.running(run.request, run.sequence) as scope:
             result = function(*args, **kwargs)
         run.metadata, run.outgoing = scope.metadata, scope.outgoing
         del args, kwargs

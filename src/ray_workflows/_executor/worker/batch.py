@@ -79,11 +79,13 @@ class BatchRun:
     def __init__(
         self,
         number: int,
+        sequence: int,
         requests: Sequence[AttemptRequest],
         home: Home,
         live: Mapping[str, Mapping[str, Any]],
     ) -> None:
         self.number = number
+        self.sequence = sequence
         self.requests = requests
         self.home = home
         self.live = live
@@ -117,7 +119,8 @@ class BatchRun:
             if self.handed:
                 live = {**(live or {}), **self.handed}
             attempt = AttemptRun(
-                *(request, self.home.storage, live, self.home.process, self.number),
+                *(request, self.home.storage, live, self.home.process),
+                *(self.number, self.sequence),
                 running=running,
             )
             report = run_attempt(attempt)

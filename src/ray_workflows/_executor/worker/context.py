@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from ray_workflows._executor.protocol import AttemptRequest
+from ray_workflows._executor.protocol import AttemptRequest, fencing_token
 
 attempt: ContextVar[running | None] = ContextVar("ray_workflows_attempt", default=None)
 
@@ -26,10 +26,12 @@ class Outgoing(NamedTuple):
 class running:
     """Scope of the user code of one attempt. A class: a generator takes three times as long."""
 
-    __slots__ = ("metadata", "outgoing", "request", "token")
+    __slots__ = ("metadata", "outgoing", "request", "sequence", "token")
 
-    def __init__(self, request: AttemptRequest) -> None:
+    def __init__(self, request: AttemptRequest, sequence: int) -> None:
         self.request = request
+        #: The sequence of its batch.
+        self.sequence = sequence
         #: The metadata that user code has added to its task.
         self.metadata: dict[str, Any] | None = None
         #: The messages that user code sends.
@@ -64,13 +66,19 @@ class CurrentTask(msgspec.Struct, frozen=True):
     Attributes:
         workflow_id: the workflow.
         task_id: the task in it.
-        attempt: 1 for the first attempt, counting those that ended with an error or a crash.
-        epoch: a fencing token: it grows with each attempt and with each coordinator that takes the
-            workflow over. A service that keeps the largest epoch it has seen and refuses smaller
-            ones accepts no write of an abandoned attempt.
-        last_end: why the attempt before this one ended: ``raised``, ``crashed``, ``preempted``
+        attempt: 1 for the first attempt, counting those that ended with an error or a crash. Tasks
+            whose worker died while it ran a batch of short tasks run again under the same number.
+        epoch: a fencing token: an integer of at most 63 bits that is larger for every later
+            execution of the task, under a new attempt number or the same one, by this coordinator
+            or by another one that takes the workflow over. Only its order means anything. A
+            service that keeps the largest epoch it has seen of each ``idempotency_key``, and
+            refuses smaller ones, accepts nothing from an abandoned execution once a later one has
+            written.
+        last_end: why the execution before this one ended: ``raised``, ``crashed``, ``preempted``
             (its node was lost), ``timed_out``, ``lost_value`` (an input or its result was lost),
-            ``lost_storage`` or ``canceled``; None for the first attempt.
+            ``lost_storage`` or ``canceled``; None if no execution is known to have ended. When a
+            worker dies with a batch of short tasks, each of them that runs again is told so, for
+            which of them had begun is not known. The loss of a coordinator is told to none.
         idempotency_key: the same for all attempts of this task, different for every other task,
             also for one of a workflow that was deleted and created again under its id.
     """
@@ -85,15 +93,15 @@ class CurrentTask(msgspec.Struct, frozen=True):
 
 def current_task() -> CurrentTask | None:
     """The task whose user code is running here, or None outside of workflows."""
-    request = current_attempt()
-    if request is None:
+    scope = attempt.get()
+    if scope is None:
         return None
+    request = scope.request
     return CurrentTask(
         workflow_id=request.workflow_id,
         task_id=request.task_id,
         attempt=request.attempt,
         idempotency_key=f"{request.incarnation}-{request.task}",
-        # Neither ever decreases, and each new attempt increases one of them.
-        epoch=request.epoch + request.attempt,
+        epoch=fencing_token(request.epoch, scope.sequence),
         last_end=request.last_end or None,
     )

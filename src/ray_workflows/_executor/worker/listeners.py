@@ -49,11 +49,11 @@ async def listen(
 ) -> list[WireReport]:
     """Run one attempt of a listener task from a home."""
     encoded, nested = opened(load)
-    number, (request,) = decode_batch(encoded)
+    number, sequence, (request,) = decode_batch(encoded)
     process = home.process
     live = (nested or {}).get(request.incarnation, {})
     running = RunningAttempt(request, home.coordinator, process)
-    run = AttemptRun(request, home.storage, live, process, number, patience, running)
+    run = AttemptRun(request, home.storage, live, process, number, sequence, patience, running)
     with watching(running, process.watch):
         report = await run_listener(run, loops)
     wire = ENCODER.encode(BatchReport(number, ((0, report),), (0.0,)))
@@ -76,7 +76,7 @@ async def awaited(
 ) -> Any:
     """Call the user's function of a listener task, and await its result."""
     context.awaits_coroutines.set(True)
-    with context.running(run.request) as scope:
+    with context.running(run.request, run.sequence) as scope:
         result = function(*args, **kwargs)
         if inspect.isawaitable(result):
             result = await result

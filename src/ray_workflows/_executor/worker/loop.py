@@ -86,8 +86,7 @@ class WorkerLoop:
 
     def open(self, load: EncodedBatch) -> BatchRun:
         encoded, live = opened(load)
-        number, requests = decode_batch(encoded)
-        return BatchRun(number, requests, self.home, live or {})
+        return BatchRun(*decode_batch(encoded), self.home, live or {})
 
     def hear(self) -> None:
         """Wait for the answer to the last report, unless it has come."""
