@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ray_workflows.testing.crash_points import CrashPoint
+from ray_workflows._testing.crash_points import CrashPoint
 from ray_workflows.testing.environment import (
     CrashReport,
     Environment,

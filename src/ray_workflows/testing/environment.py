@@ -30,10 +30,10 @@ from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.tags import validate_tags
 from ray_workflows._model.tasks import TaskInfo
 from ray_workflows._ray.private import remote_body
+from ray_workflows._testing.crash_points import AFTER, BEFORE, CrashPoint, CrashPoints
+from ray_workflows._testing.local_cluster import LocalCluster, LocalConnection
 from ray_workflows.options import validate_metadata, validate_timeout
 from ray_workflows.testing.clock import VirtualClock
-from ray_workflows.testing.crash_points import AFTER, BEFORE, CrashPoint, CrashPoints
-from ray_workflows.testing.local_cluster import LocalCluster, LocalConnection
 
 #: What `Environment.mock` replaces: a function in all its tasks, or the task of an id.
 Target = Callable[..., Any] | str
@@ -65,8 +65,10 @@ class Mock:
     """Replaces the functions of some tasks, the next ``times`` times."""
 
     def __init__(self, target: Target, action: Callable[..., Any], times: int | None) -> None:
-        self.task_id = target if isinstance(target, str) else None
-        self.function = None if isinstance(target, str) else function_name(body_of(target))
+        self.task_id: str | None = target if isinstance(target, str) else None
+        self.function: str | None = (
+            None if isinstance(target, str) else function_name(body_of(target))
+        )
         self.action = action
         self.times = times
         self.used = False
@@ -108,7 +110,7 @@ class StartedWorkflow:
     """
 
     def __init__(self, environment: Environment, workflow_id: str) -> None:
-        self.environment = environment
+        self._environment = environment
         self.workflow_id = workflow_id
 
     def __repr__(self) -> str:
@@ -117,11 +119,11 @@ class StartedWorkflow:
     @property
     def status(self) -> WorkflowStatus:
         """Its status now."""
-        return self.environment.get_status(self.workflow_id)
+        return self._environment.get_status(self.workflow_id)
 
     def result(self) -> Any:
         """Let time pass until it has ended, and return its output. Raises what `run` raises."""
-        return self.environment.wait(self.workflow_id)
+        return self._environment.wait(self.workflow_id)
 
 
 class Environment:
@@ -169,26 +171,26 @@ class Environment:
     """
 
     def __init__(self, *, start_time: float = 1_700_000_000.0) -> None:
-        self.clock = VirtualClock(start_time)
-        self.mocks: list[Mock] = []
+        self._clock = VirtualClock(start_time)
+        self._mocks: list[Mock] = []
         #: All executions of tasks, in order, of all workflows; a crash removes none.
         self.executions: list[Execution] = []
-        self.crash_points = CrashPoints()
-        self.cluster = LocalCluster(
-            self.clock,
-            self.stand_in,
-            self.began,
-            self.crash_points.before,
-            self.crash_points.after,
+        self._crash_points = CrashPoints()
+        self._cluster = LocalCluster(
+            self._clock,
+            self._stand_in,
+            self._began,
+            self._crash_points.before,
+            self._crash_points.after,
         )
-        self.scope = ExitStack()
-        self.connection = LocalConnection(self.cluster, self.run_given)
+        self._scope = ExitStack()
+        self._connection = LocalConnection(self._cluster, self._run_given)
 
     def __enter__(self) -> Environment:
         if connection.stand_in is not None:
             raise RuntimeError("Another testing.Environment is entered: leave it first.")
-        connection.stand_in = self.connection
-        self.scope.enter_context(self.cluster.objects.in_place_of_rays())
+        connection.stand_in = self._connection
+        self._scope.enter_context(self._cluster.objects.in_place_of_rays())
         return self
 
     def __exit__(
@@ -198,20 +200,20 @@ class Environment:
         trace: TracebackType | None,
     ) -> None:
         connection.stand_in = None
-        self.scope.close()
+        self._scope.close()
         if kind is None:
-            self.check_used()
+            self._check_used()
 
-    def check_used(self) -> None:
+    def _check_used(self) -> None:
         """Raise if a mock or a crash was never used, because no task had its id.
 
         Raises:
             AssertionError: names these ids, and the tasks that ran.
         """
         unused = [
-            f"mock({each.task_id!r})" for each in self.mocks if each.task_id and not each.used
+            f"mock({each.task_id!r})" for each in self._mocks if each.task_id and not each.used
         ]
-        unused += [f"crash_at({task_id!r})" for task_id in self.crash_points.tasks]
+        unused += [f"crash_at({task_id!r})" for task_id in self._crash_points.tasks]
         if unused:
             ran = ", ".join(dict.fromkeys(repr(each.task_id) for each in self.executions))
             raise AssertionError(
@@ -237,7 +239,7 @@ class Environment:
             WorkflowStalledError: it waits for something other than time; says for what.
         """
         given = (validate_metadata(metadata), validate_tags(tags), validate_timeout(timeout))
-        return self.run_given(dag, args, kwargs, workflow_id, *given)
+        return self._run_given(dag, args, kwargs, workflow_id, *given)
 
     def run_async(
         self,
@@ -252,9 +254,9 @@ class Environment:
         """Start a workflow, and run all tasks that can run before time passes. Arguments and errors
         are those of `ray_workflows.run_async`."""
         given = (validate_metadata(metadata), validate_tags(tags), validate_timeout(timeout))
-        return self.start(dag, args, kwargs, workflow_id, *given)
+        return self._start(dag, args, kwargs, workflow_id, *given)
 
-    def start(
+    def _start(
         self,
         dag: DAGNode,
         args: tuple[Any, ...],
@@ -265,32 +267,32 @@ class Environment:
         timeout: float | None,
     ) -> StartedWorkflow:
         """As `run_async`, with arguments that are checked already."""
-        self.check_entered()
+        self._check_entered()
         check_root(dag)
         chosen = workflows.given_or_generated(workflow_id)
-        with SubmissionBuilder(self.connection) as builder:  # type: ignore[arg-type]
+        with SubmissionBuilder(self._connection) as builder:  # type: ignore[arg-type]
             builder.capture(dag, args, kwargs, chosen, metadata, tags, timeout)
             message = submit_input(*builder.submissions)
-            answer = self.cluster.ask(chosen, message)
+            answer = self._cluster.ask(chosen, message)
             if isinstance(answer, Stopped):
                 message = msgspec.structs.replace(message, asks_first=False)
-                answer = self.cluster.ask(chosen, message)
-            self.connection.answer(answer)
+                answer = self._cluster.ask(chosen, message)
+            self._connection.answer(answer)
         self.settle()
         return StartedWorkflow(self, chosen)
 
-    def run_given(self, *given: Any) -> Any:
+    def _run_given(self, *given: Any) -> Any:
         """As `run`, with arguments that are checked already."""
-        return self.start(*given).result()
+        return self._start(*given).result()
 
     def resume(self, workflow_id: str, *, canceled: bool = False) -> StartedWorkflow:
         """Resume a workflow that has failed, with the code that it was started with; with
         ``canceled``, also one that was canceled. Errors are those of `ray_workflows.resume`."""
-        self.check_entered()
-        row = read_row(self.connection.storage, validate_workflow_id(workflow_id))
-        request_id = f"resume-{next(self.cluster.ids)}"
+        self._check_entered()
+        row = read_row(self._connection.storage, validate_workflow_id(workflow_id))
+        request_id = f"resume-{next(self._cluster.ids)}"
         message = msg.Resume(request_id, canceled, None, row.incarnation)
-        self.connection.answer(self.cluster.ask(workflow_id, message))
+        self._connection.answer(self._cluster.ask(workflow_id, message))
         self.settle()
         return StartedWorkflow(self, workflow_id)
 
@@ -300,18 +302,18 @@ class Environment:
         Raises:
             WorkflowStalledError: it waits for something other than time; says for what.
         """
-        self.check_entered()
-        while (row := read_row(self.connection.storage, workflow_id)).status in ACTIVE:
+        self._check_entered()
+        while (row := read_row(self._connection.storage, workflow_id)).status in ACTIVE:
             if row.released:
                 break
-            if not self.cluster.go_on(until=float("inf")):
+            if not self._cluster.go_on(until=float("inf")):
                 # The last step may have ended it.
-                row = read_row(self.connection.storage, workflow_id)
+                row = read_row(self._connection.storage, workflow_id)
                 if row.status in ACTIVE and not row.released:
-                    raise WorkflowStalledError(self.why_stalled(row))
-        return settled_output(self.connection, row, self.connection.status(row))
+                    raise WorkflowStalledError(self._why_stalled(row))
+        return settled_output(self._connection, row, self._connection.status(row))
 
-    def why_stalled(self, row: CatalogRow) -> str:
+    def _why_stalled(self, row: CatalogRow) -> str:
         """The message of a `WorkflowStalledError`: the tasks that wait, and for what."""
         waits = "; ".join(
             f"task '{task.task_id}' is {task.status.value}: {task.reason}"
@@ -325,12 +327,12 @@ class Environment:
 
     def settle(self) -> None:
         """Run all tasks that can run before time passes."""
-        while self.cluster.go_on(until=self.clock.now):
+        while self._cluster.go_on(until=self._clock.now):
             pass
 
-    def check_entered(self) -> None:
+    def _check_entered(self) -> None:
         """Raise unless this environment is entered."""
-        if connection.stand_in is not self.connection:
+        if connection.stand_in is not self._connection:
             raise RuntimeError("Use the environment in a with statement: with Environment() as env")
 
     # -- requests about workflows ------------------------------------------------------------
@@ -340,7 +342,7 @@ class Environment:
     ) -> None:
         """Send a workflow a signal, and run all tasks that can run before time passes. Errors are
         those of `ray_workflows.signal`."""
-        self.check_entered()
+        self._check_entered()
         if signal_id is not None:
             validate_signal_text("signal_id", signal_id)
         workflows.signal(workflow_id, validate_signal_text("name", name), value, signal_id)
@@ -348,17 +350,17 @@ class Environment:
 
     def cancel(self, workflow_id: str) -> None:
         """Stop a workflow; see `ray_workflows.cancel`."""
-        self.check_entered()
+        self._check_entered()
         workflows.cancel(workflow_id)
         self.settle()
 
     def get_status(self, workflow_id: str) -> WorkflowStatus:
         """The status of a workflow."""
-        return reads.get_status(self.connection, workflow_id)
+        return reads.get_status(self._connection, workflow_id)
 
     def get_tasks(self, workflow_id: str, *, attempts: bool = False) -> list[TaskInfo]:
         """The tasks of a workflow; see `ray_workflows.get_tasks`."""
-        return reads.get_tasks(self.connection, workflow_id, attempts=attempts)
+        return reads.get_tasks(self._connection, workflow_id, attempts=attempts)
 
     def get_output(self, workflow_id: str, task_id: str | None = None) -> Any:
         """The output of a workflow or of a task. No time passes.
@@ -366,25 +368,25 @@ class Environment:
         Raises:
             OutputNotAvailableError: there is no output now. (It is a ValueError.)
         """
-        return reads.stored_output(self.connection, workflow_id, task_id)
+        return reads.stored_output(self._connection, workflow_id, task_id)
 
     # -- time ------------------------------------------------------------------------------
 
     @property
     def now(self) -> float:
         """The time, in seconds since 1970."""
-        return self.clock.now
+        return self._clock.now
 
     def advance(self, time: float | timedelta) -> None:
         """Let time pass, in seconds or as a timedelta, and run all tasks that are due by then."""
-        self.check_entered()
+        self._check_entered()
         seconds = time.total_seconds() if isinstance(time, timedelta) else float(time)
         if not 0.0 <= seconds < float("inf"):
             raise ValueError(f"Time passes forwards, by a number of seconds: not by {time!r}.")
-        until = self.clock.now + seconds
-        while self.cluster.go_on(until=until):
+        until = self._clock.now + seconds
+        while self._cluster.go_on(until=until):
             pass
-        self.clock.now = until
+        self._clock.now = until
 
     # -- mocks -------------------------------------------------------------------------------
 
@@ -428,11 +430,11 @@ class Environment:
                 raise raises
             return returns if calls is None else calls(*args, **kwargs)
 
-        self.mocks.append(Mock(target, action, times))
+        self._mocks.append(Mock(target, action, times))
 
-    def stand_in(self, request: AttemptRequest) -> Callable[..., Any] | None:
+    def _stand_in(self, request: AttemptRequest) -> Callable[..., Any] | None:
         """The replacement of a task's function; None if no mock fits."""
-        for mock in reversed(self.mocks):
+        for mock in reversed(self._mocks):
             if mock.fits(request):
                 mock.used = True
                 if mock.times is not None:
@@ -440,7 +442,7 @@ class Environment:
                 return mock.action
         return None
 
-    def began(self, request: AttemptRequest, mocked: bool) -> None:
+    def _began(self, request: AttemptRequest, mocked: bool) -> None:
         """Record the execution of a task."""
         self.executions.append(
             Execution(
@@ -457,8 +459,8 @@ class Environment:
     def restart(self) -> None:
         """Kill the cluster now; another one goes on from the storage. Results with
         ``checkpoint=False`` are lost."""
-        self.check_entered()
-        self.cluster.restart()
+        self._check_entered()
+        self._cluster.restart()
         self.settle()
 
     def crash_at(self, task_id: str, when: str = AFTER) -> None:
@@ -471,12 +473,26 @@ class Environment:
         """
         if not isinstance(task_id, str):
             raise TypeError(f"crash_at takes the id of a task, not {task_id!r}.")
-        self.crash_points.at_task(task_id, check_when(when))
+        self._crash_points.at_task(task_id, check_when(when))
+
+    def crash_at_commit(self, number: int, when: str = AFTER) -> None:
+        """Kill the cluster once at a commit, and let another one go on.
+
+        Args:
+            number: that of the commit, from 1 on; `commits` lists those of a run without a crash.
+            when: as of `crash_at`.
+        """
+        self._crash_points.at_commit(number, check_when(when))
+
+    @property
+    def commits(self) -> list[str]:
+        """What each commit so far says, for people."""
+        return list(self._crash_points.commits)
 
     @property
     def crashes(self) -> list[CrashPoint]:
         """Where the cluster was killed by `crash_at`."""
-        return list(self.crash_points.crashed)
+        return list(self._crash_points.crashed)
 
 
 def check_when(when: str) -> str:
@@ -556,10 +572,10 @@ def crash_everywhere(
         expected = run(env)
     points: list[CrashPoint] = []
     executions: list[int] = []
-    for commit, what in enumerate(env.crash_points.commits, 1):
+    for commit, what in enumerate(env.commits, 1):
         for when in (BEFORE, AFTER):
             with Environment() as crashing:
-                crashing.crash_points.at_commit(commit, when)
+                crashing.crash_at_commit(commit, when)
                 point = CrashPoint(commit, when, what)
                 try:
                     result = run(crashing)

@@ -333,16 +333,17 @@ def test_what_ends_a_test_ends_it(env: Environment) -> None:
         env.run(fetch.bind("a"))
 
 
-def test_what_needs_ray_says_so(env: Environment) -> None:
-    if ray.is_initialized():
-        pytest.skip("Tests before have started it.")
-    with pytest.raises(RuntimeError, match=r"call ray.init\(\) before"):
-        fetch.remote("a")
-    env.cancel(env.run_async(workflow.sleep(5), workflow_id="w").workflow_id)
-    with pytest.raises(RuntimeError, match="env.resume"):
-        workflow.resume("w", canceled=True)
-    with_env = fetch.options(runtime_env={"env_vars": {"A": "1"}, "pip": ["nothing-there"]})
-    assert env.run(with_env.bind("a")) == "<a>"
+def test_what_needs_ray_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Also where a test before has started it.
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with Environment() as env:
+        with pytest.raises(RuntimeError, match=r"call ray.init\(\) before"):
+            fetch.remote("a")
+        env.cancel(env.run_async(workflow.sleep(5), workflow_id="w").workflow_id)
+        with pytest.raises(RuntimeError, match="env.resume"):
+            workflow.resume("w", canceled=True)
+        with_env = fetch.options(runtime_env={"env_vars": {"A": "1"}, "pip": ["nothing-there"]})
+        assert env.run(with_env.bind("a")) == "<a>"
 
 
 def test_in_a_coroutine(env: Environment) -> None:

@@ -35,10 +35,10 @@ from ray_workflows._model import messages as msg
 from ray_workflows._model.catalog import Append, CatalogQuery
 from ray_workflows._model.plan import LISTENER, Environment, Plan
 from ray_workflows._model.values import Outcome
+from ray_workflows._testing.local_objects import LocalObjects, LocalReader
 from ray_workflows.storage import CommitOutcome, Storage
 from ray_workflows.storage.memory import MemoryBlobs, MemoryHome, MemoryJournals, MemoryLeases
 from ray_workflows.testing.clock import VirtualClock
-from ray_workflows.testing.local_objects import LocalObjects, LocalReader
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ import msgspec
 from ray_workflows._codec.journal import Chain
 from ray_workflows._model import events as ev
 from ray_workflows._model.catalog import Append, JournalEntry
-from ray_workflows.testing.local_cluster import ClusterCrashed
+from ray_workflows._testing.local_cluster import ClusterCrashed
 
 BEFORE, AFTER = "before", "after"
 
