@@ -12,9 +12,8 @@ from typing import Any
 
 import msgspec
 from ray.dag import DAGNode
-from ray.remote_function import RemoteFunction
 
-from ray_workflows._capture.dag import check_root, function_name
+from ray_workflows._capture.dag import check_root
 from ray_workflows._client import connection, reads, workflows
 from ray_workflows._client.outputs import read_row, settled_output
 from ray_workflows._client.reader import ACTIVE
@@ -29,14 +28,11 @@ from ray_workflows._model.ids import validate_signal_text, validate_workflow_id
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.tags import validate_tags
 from ray_workflows._model.tasks import TaskInfo
-from ray_workflows._ray.private import remote_body
 from ray_workflows._testing.crash_points import AFTER, BEFORE, CrashPoint, CrashPoints
 from ray_workflows._testing.local_cluster import LocalCluster, LocalConnection
+from ray_workflows._testing.mocks import Mock, Target, is_exception
 from ray_workflows.options import validate_metadata, validate_timeout
 from ray_workflows.testing.clock import VirtualClock
-
-#: What `Environment.mock` replaces: a function in all its tasks, or the task of an id.
-Target = Callable[..., Any] | str
 
 
 class WorkflowStalledError(Exception):
@@ -59,47 +55,6 @@ class Execution(msgspec.Struct, frozen=True):
     function: str
     attempt: int
     mocked: bool
-
-
-class Mock:
-    """Replaces the functions of some tasks, the next ``times`` times."""
-
-    def __init__(self, target: Target, action: Callable[..., Any], times: int | None) -> None:
-        self.task_id: str | None = target if isinstance(target, str) else None
-        self.function: str | None = (
-            None if isinstance(target, str) else function_name(body_of(target))
-        )
-        self.action = action
-        self.times = times
-        self.used = False
-
-    def fits(self, request: AttemptRequest) -> bool:
-        """Whether the mock replaces the function of an attempt."""
-        if self.times == 0:
-            return False
-        if self.task_id is not None:
-            return request.task_id == self.task_id
-        return request.function.name == self.function
-
-
-def body_of(target: Any) -> Callable[..., Any]:
-    """The function behind a remote function, or the function itself."""
-    if isinstance(target, RemoteFunction):
-        return remote_body(target)
-    if not isinstance(target, FunctionType):
-        raise TypeError(
-            f"A mock is for a remote function as it is decorated, a function, or the id of a task, "
-            f"not for {target!r}."
-        )
-    body: Callable[..., Any] = target
-    return body
-
-
-def is_exception(value: Any) -> bool:
-    """Whether ``raise`` accepts the value."""
-    if isinstance(value, type):
-        return issubclass(value, BaseException)
-    return isinstance(value, BaseException)
 
 
 class StartedWorkflow:
