@@ -2,7 +2,8 @@
 that select workflows.
 
 A word is a column, an operator and a value. All words have to hold. A value ends at a space, unless
-it stands in double quotes; a ``*`` after it matches any rest.
+it stands in double quotes; a ``*`` after it matches any rest. The words of the language are read in
+any case: columns, statuses, kinds, and ``true`` and ``false`` without quotes.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from ray_workflows.exceptions import InvalidFilterError
 #: The names of columns in filters, and the fields of a row.
 TEXTS = {"id": "workflow_id", "kind": "kind", "name": "name", "queue": "queue", "parent": "parent"}
 TIMES = {"submitted": "submitted_at", "ended": "ended_at"}
+
+#: How `Condition` writes the values of boolean tags.
+BOOLEANS = ("true", "false")
 
 WORD = re.compile(
     r"""
@@ -106,7 +110,7 @@ def words(text: str) -> list[Word]:
 def read_word(match: re.Match[str]) -> Word:
     """Parse a word; raises if a part is missing."""
     text, position = match[0], match.start()
-    quoted, column = match["quoted"] is not None, match["column"]
+    quoted, column = match["quoted"] is not None, read_column(match["column"])
 
     def wrong(reason: str) -> InvalidFilterError:
         return InvalidFilterError(text, position, reason)
@@ -135,6 +139,12 @@ def read_word(match: re.Match[str]) -> Word:
     return Word(text, position, column, operator, value, quoted, star)
 
 
+def read_column(text: str) -> str:
+    """The column that a word names, in lower case. The name of a tag stays as it is."""
+    head, dot, tag = text.partition(".")
+    return head.lower() + dot + tag
+
+
 def read_statuses(word: Word) -> tuple[WorkflowStatus, ...]:
     """The statuses that a word names, with commas between them."""
     if word.operator is not Operator.IS or word.star:
@@ -160,9 +170,17 @@ def read_condition(word: Word) -> Condition:
         raise word.wrong(f"there is no column {word.column!r}. Columns are {COLUMNS}.")
     if word.operator is not Operator.IS:
         raise word.wrong(f"{word.column} is a text, and compared with = alone.")
-    if word.column == "kind" and (word.star or word.value not in KINDS):
-        raise word.wrong(f"{word.value!r} is not a kind. Kinds are {', '.join(KINDS)}.")
+    if word.column == "kind":
+        return read_kind(word)
     return Condition(TEXTS[word.column], text_operator(word), word.value)
+
+
+def read_kind(word: Word) -> Condition:
+    """The condition of a word about the kind."""
+    kind = word.value.lower()
+    if word.star or kind not in KINDS:
+        raise word.wrong(f"{word.value!r} is not a kind. Kinds are {', '.join(KINDS)}.")
+    return Condition("kind", Operator.IS, kind)
 
 
 def text_operator(word: Word) -> Operator:
@@ -180,10 +198,19 @@ def read_tag(word: Word) -> Condition:
         raise word.wrong(f"{name!r} can't name a tag. Write tag.<name>=<value>.{no_such}")
     number = None if word.star or word.quoted else read_number(word.value)
     if word.operator is Operator.IS:
-        return Condition(TAGS, text_operator(word), word.value, number, tag=name)
+        return Condition(TAGS, text_operator(word), tag_text(word), number, tag=name)
     if number is None:
         raise word.wrong(f"{word.value!r} is not a number, and only numbers are more or less.")
     return Condition(TAGS, word.operator, word.value, number, tag=name)
+
+
+def tag_text(word: Word) -> str:
+    """The text that a tag is compared with: a boolean in lower case, as rows have it. In quotes it
+    is a text like any other."""
+    lowered = word.value.lower()
+    if lowered in BOOLEANS and not word.star and not word.quoted:
+        return lowered
+    return word.value
 
 
 def read_number(text: str) -> float | None:

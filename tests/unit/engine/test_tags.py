@@ -167,3 +167,24 @@ def test_pages_and_counts_are_those_of_who_lives(
 def test_filters_say_what_is_wrong(text: str, said: str) -> None:
     with pytest.raises(InvalidFilterError, match=said):
         parse_filter(text)
+
+
+def test_words_of_the_language_are_read_in_any_case() -> None:
+    assert parse_filter("Status=failed,Canceled KIND=DAG Id=Order-5 SUBMITTED>5000000") == (
+        parse_filter("status=FAILED,CANCELED kind=dag id=Order-5 submitted>5000000")
+    )
+    for text, found in [("True", "true"), ("FALSE", "false"), ("true", "true"), ("Truer", "Truer")]:
+        (condition,) = parse_filter(f"Tag.Draft={text}").conditions
+        assert (condition.tag, condition.text) == ("Draft", found)
+    # In quotes, or before a wildcard, it is a text.
+    for text in ('"True"', "True*"):
+        assert parse_filter(f"tag.draft={text}").conditions[0].text == "True"
+    with pytest.raises(InvalidFilterError, match="id= is there twice"):
+        parse_filter("id=a ID=b")
+
+
+def test_booleans_are_found_in_any_case() -> None:
+    reader = crowded()
+    odd = reads.count_workflows(reader, parse_filter("tag.odd=true"))
+    assert odd == reads.count_workflows(reader, parse_filter("tag.odd=True")) == 20
+    assert reads.count_workflows(reader, parse_filter("tag.odd=FALSE")) == 20
