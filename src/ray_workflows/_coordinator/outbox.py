@@ -36,8 +36,9 @@ SUBMISSION = msgspec.msgpack.Decoder(Submission)
 
 
 class Letter(NamedTuple):
-    """A message that was read: the incarnation of its sender, and the submission in it."""
+    """A message that was read: the id and incarnation of its sender, and the submission in it."""
 
+    sender: str
     incarnation: str
     message: OutboxMessage
     submit: msg.Submit
@@ -105,7 +106,7 @@ class Deliveries:
         if isinstance(body, Blob):
             self.store.call(
                 lambda: self.decode(sender, message, self.read(incarnation, body)),
-                lambda submit: self.was_read(incarnation, message, submit),
+                lambda submit: self.was_read(workflow, message, submit),
                 what=f"A message of workflow '{sender}'",
             )
             return
@@ -113,7 +114,7 @@ class Deliveries:
             submit: msg.Submit | Exception = self.decode(sender, message, body)
         except Exception as error:
             submit = error
-        self.was_read(incarnation, message, submit)
+        self.was_read(workflow, message, submit)
 
     def read(self, incarnation: str, body: Blob) -> bytes:
         """Read a large message. Blocks."""
@@ -128,13 +129,14 @@ class Deliveries:
         )
 
     def was_read(
-        self, incarnation: str, message: OutboxMessage, submit: msg.Submit | Exception
+        self, workflow: Workflow, message: OutboxMessage, submit: msg.Submit | Exception
     ) -> None:
+        sender, incarnation = workflow.workflow_id, workflow.incarnation
         if isinstance(submit, Exception):
             # A damaged message stays damaged, so this is the final answer.
-            self.end(incarnation, message, submit)
+            self.end(sender, incarnation, message, submit)
             return
-        letter = Letter(incarnation, message, submit)
+        letter = Letter(sender, incarnation, message, submit)
         blocked = self.blocked.get(message.target)
         if blocked is None:
             self.send(letter)
@@ -156,19 +158,24 @@ class Deliveries:
         if isinstance(answer, Exception) and not is_final(answer):
             self.block(target, letter, answer)
             return
-        self.end(letter.incarnation, letter.message, answer)
+        self.end(letter.sender, letter.incarnation, letter.message, answer)
         blocked = self.blocked.pop(target, None)
         if blocked is not None:
             for each in blocked.letters:
                 self.send(each)
 
-    def end(self, incarnation: str, message: OutboxMessage, answer: Any) -> None:
+    def end(self, sender: str, incarnation: str, message: OutboxMessage, answer: Any) -> None:
         """Report the final answer to the sender."""
         self.under_way.discard((incarnation, message.message_id))
         refusal = None
         if isinstance(answer, Exception):
             refusal = ErrorInfo(name_of(answer), text_of(answer))
-            logger.warning("Workflow '%s' is not started: %s", message.target, answer)
+            logger.warning(
+                "Workflow '%s' has not started workflow '%s', and will not: %s",
+                sender,
+                message.target,
+                answer,
+            )
         self.report(incarnation, [msg.Delivered(message.message_id, refusal)])
 
     # -- targets that can't take anything ----------------------------------------------------
@@ -184,7 +191,11 @@ class Deliveries:
         blocked.failures += 1
         blocked.due = self.elapsed() + pause
         logger.warning(
-            "Workflow '%s' can't be started yet; again in %.0f s: %s", target, pause, error
+            "Workflow '%s' can't start workflow '%s' yet; again in %.0f s: %s",
+            letter.sender,
+            target,
+            pause,
+            error,
         )
 
     def look_later(self) -> None:

@@ -113,6 +113,23 @@ def test_a_damaged_target_is_asked_ever_less_often(senders: Senders) -> None:
     assert (senders.deliveries.under_way, senders.deliveries.blocked) == (set(), {})
 
 
+def test_the_log_names_the_sender_the_target_and_the_reason(
+    senders: Senders, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The task has returned the id, and its workflow ends as if all were well."""
+    senders.send("parent", "child")
+    senders.world.pass_time(1.0)
+    assert caplog.messages == []
+    senders.coordinator.submit("in-use")
+    senders.damage("damaged")
+    senders.send("another", "in-use", "damaged")
+    senders.world.pass_time(0.5)
+    refused, waits = caplog.messages
+    assert "Workflow 'another' has not started workflow 'in-use', and will not: " in refused
+    assert "already" in refused
+    assert "Workflow 'another' can't start workflow 'damaged' yet; again in 1 s: " in waits
+
+
 def test_others_go_on_beside_a_damaged_target(senders: Senders) -> None:
     senders.damage("damaged")
     senders.send("first", "damaged", "early")
