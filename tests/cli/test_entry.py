@@ -8,14 +8,19 @@ import os
 import pty
 import re
 import shlex
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from ray_workflows._client.reader import Reader
+from ray_workflows._ray.private import bootstrap_address
 from ray_workflows.cli import clusters
 from ray_workflows.testing.builders import OK, make_append
+from tests.cli.conftest import Cli
 from tests.cli.store import Store
 from tests.ray.processes import ROOT
 
@@ -110,16 +115,59 @@ def test_addresses(monkeypatch: pytest.MonkeyPatch, address: str, message: str) 
     assert message in caught.value.message
 
 
+@pytest.fixture
+def answering(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The addresses of two clusters that answer: as far as the command knocks. Ray finds these."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with socket.create_server(("", 0)) as one, socket.create_server(("", 0)) as two:
+        named = [f"127.0.0.1:{each.getsockname()[1]}" for each in (one, two)]
+        monkeypatch.setattr(clusters, "local_clusters", lambda: named)
+        yield list(filter(None, map(bootstrap_address, named)))
+
+
 def test_no_cluster_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """As Ray finds none. This machine may have some."""
-
-    def none(address: str) -> str:
-        raise ConnectionError("Could not find any running Ray instance.")
-
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(clusters, "bootstrap_address", none)
+    monkeypatch.setattr(clusters, "local_clusters", list)
     with pytest.raises(clusters.NoClusterError, match="ray start --head"):
         clusters.find(None)
+    monkeypatch.setattr(clusters, "local_clusters", lambda: [NO_CLUSTER])
+    with pytest.raises(clusters.NoClusterError, match=r":1 does not answer"):
+        clusters.find(None)
+
+
+@pytest.mark.parametrize("named", [None, "auto"])
+def test_a_dead_cluster_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch, answering: list[str], named: str | None
+) -> None:
+    """That of the last ``ray start``, or one whose worker node outlives its head."""
+    one = answering[0]
+    for order in ([NO_CLUSTER, one], [one, NO_CLUSTER], [one, one]):
+        monkeypatch.setattr(clusters, "local_clusters", lambda order=order: order)
+        assert clusters.find(named) == one
+    # One that is named is never replaced by another.
+    with pytest.raises(clusters.NoClusterError, match=r":1 does not answer"):
+        clusters.find(NO_CLUSTER)
+
+
+def test_one_of_several_clusters_has_to_be_named(
+    store: Store, cli: Cli, monkeypatch: pytest.MonkeyPatch, answering: list[str]
+) -> None:
+    message = f"2 Ray clusters run here: {', '.join(answering)}. Name one with --address or $RAY"
+    store.failed("w")
+    for command in (["cancel", "w"], ["resume", "w"], ["delete", "w"]):
+        assert message in cli(*command, storage=False, code=1).stderr
+    assert message in cli("cancel", "w", code=1).stderr
+    # Nothing of a cluster is needed to read a storage.
+    assert cli("list").stderr == ""
+    monkeypatch.setenv("RAY_WORKFLOW_STORAGE", str(store.directory))
+    assert cli("list", storage=False).stderr == ""
+    monkeypatch.delenv("RAY_WORKFLOW_STORAGE")
+    monkeypatch.setattr(clusters, "open_reader", lambda spec: Reader(store.storage))
+    assert message in cli("list", storage=False).stderr
+    (found,) = [each for each in cli.json("doctor")["checks"] if each["name"] == "cluster"]
+    assert message in found["message"]
 
 
 def test_head_closes_the_pipe(store: Store, environment: dict[str, str]) -> None:

@@ -95,11 +95,21 @@ def default_options(function: RemoteFunction) -> dict[str, Any]:
 
 
 def bootstrap_address(address: str) -> str | None:
-    """An address in Ray's form; for ``auto``, that of the cluster that Ray would connect to."""
+    """An address in Ray's form."""
     from ray._private import services
 
     found: str | None = services.canonicalize_bootstrap_address(address)
     return found
+
+
+def local_clusters() -> list[str]:
+    """The addresses of the clusters of which this machine is a node, and of the one that ``ray
+    start`` has started last. Some may be dead: Ray finds them by processes that outlive their head,
+    and by a file that it does not remove."""
+    from ray._private import services
+
+    latest = services.find_bootstrap_address(None)
+    return [*([latest] if latest else []), *sorted(services.find_gcs_addresses())]
 
 
 def take_token() -> None:

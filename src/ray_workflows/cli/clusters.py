@@ -14,7 +14,7 @@ import ray
 from ray_workflows._client import connection as connections
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.reader import Reader
-from ray_workflows._ray.private import bootstrap_address, take_token
+from ray_workflows._ray.private import bootstrap_address, local_clusters, take_token
 from ray_workflows.cli.limits import limited
 from ray_workflows.cli.printing import note
 from ray_workflows.cli.stores import (
@@ -48,27 +48,65 @@ class NoClusterError(click.ClickException):
     """There is no cluster to connect to."""
 
 
+class SeveralClustersError(click.ClickException):
+    """None is named, and several clusters on this machine answer."""
+
+    def __init__(self, addresses: list[str]) -> None:
+        super().__init__(
+            f"{len(addresses)} Ray clusters run here: {', '.join(addresses)}. Name one with "
+            f"--address or $RAY_ADDRESS."
+        )
+
+
 def find(address: str | None) -> str:
     """The address of a cluster that answers.
 
     Raises:
-        NoClusterError: there is none; ``explicit``: whether one was named.
+        NoClusterError: there is none.
+        SeveralClustersError: there are several, and none is named.
     """
     named = address or os.environ.get("RAY_ADDRESS") or "auto"
     if "://" in named:
         return named
+    if named == "auto":
+        return find_here()
     if named == "local":
         raise NoClusterError(
             "--address local would start a cluster; only `resume --local` does that."
         )
+    return knock(named)
+
+
+def find_here() -> str:
+    """The cluster on this machine that answers. Ray would take the one started last, or any, which
+    may be dead."""
+    found: list[str] = []
+    why_not: NoClusterError | None = None
+    for address in local_clusters():
+        try:
+            found.append(knock(address))
+        except NoClusterError as error:
+            why_not = why_not or error
+    found = list(dict.fromkeys(found))
+    if len(found) > 1:
+        raise SeveralClustersError(found)
+    if not found:
+        raise why_not or NoClusterError(NO_CLUSTER)
+    return found[0]
+
+
+def knock(named: str) -> str:
+    """The address of a cluster in Ray's form. Something answers there.
+
+    Raises:
+        NoClusterError: nothing does.
+    """
     try:
-        found = bootstrap_address(named)
+        found = bootstrap_address(named) or ""
     except ConnectionError as error:
-        raise NoClusterError(NO_CLUSTER if named == "auto" else str(error)) from error
+        raise NoClusterError(str(error)) from error
     except ValueError:
         found = ""
-    if found is None:
-        raise NoClusterError(NO_CLUSTER)
     host, colon, port = found.rpartition(":")
     if not colon or not port.isdigit() or not 0 < int(port) < 65536:
         raise NoClusterError(f"{named!r} is not the address of a cluster. Write HOST:PORT.")
@@ -87,6 +125,7 @@ def attach(address: str | None) -> None:
 
     Raises:
         NoClusterError: there is none that answers.
+        SeveralClustersError: several do, and none is named.
         click.ClickException: it can't be used, for example because its versions differ.
     """
     if ray.is_initialized():
@@ -155,7 +194,7 @@ def find_reader(spec: str | None, address: str | None = None, *, changes: bool =
         spec: the storage named by an option.
         address: the named cluster.
         changes: the command deletes or copies: then a cluster that does not answer is an error, and
-            the default storage is not used in its place.
+            so are several, and the default storage is not used in its place.
     """
     if is_named(spec):
         return open_reader(spec)
@@ -181,7 +220,11 @@ def running_connection() -> Connection | None:
 
 
 def reaches() -> bool:
-    """Whether there is a cluster on this machine that answers."""
+    """Whether there is a cluster on this machine that answers.
+
+    Raises:
+        SeveralClustersError: there are several.
+    """
     if ray.is_initialized():
         return True
     try:

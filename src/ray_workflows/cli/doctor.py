@@ -13,7 +13,7 @@ from ray_workflows._client.connection import Connection
 from ray_workflows._client.reader import Reader
 from ray_workflows.cli import checks
 from ray_workflows.cli.checks import Finding, Level
-from ray_workflows.cli.clusters import NoClusterError, attach
+from ray_workflows.cli.clusters import NoClusterError, SeveralClustersError, attach
 from ray_workflows.cli.limits import limited
 from ray_workflows.cli.parameters import address_option, json_option, storage_option
 from ray_workflows.cli.printing import Command, print_json, print_table, printable
@@ -93,6 +93,8 @@ def examine_cluster(address: str | None) -> Iterator[Connection | Finding]:
             yield checks.problem("cluster", error.message, remedy)
         else:
             yield checks.note("cluster", "None runs here. Reading needs none.")
+    except SeveralClustersError as error:
+        yield checks.note("cluster", f"None was checked. {error.message}")
     except click.ClickException as error:
         remedy = "Use its versions of Python and Ray, and its token; or name another cluster."
         yield checks.problem("cluster", error.message, remedy)

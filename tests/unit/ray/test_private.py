@@ -103,10 +103,20 @@ def test_placement_group() -> None:
     assert private.placement_group(hex_id).id.hex() == hex_id
 
 
-def test_bootstrap_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_bootstrap_address() -> None:
     assert private.bootstrap_address("10.9.8.7:1234") == "10.9.8.7:1234"
-    monkeypatch.setenv("RAY_ADDRESS", "10.9.8.7:4321")
-    assert private.bootstrap_address("auto") == "10.9.8.7:4321"
+
+
+def test_local_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private import services
+
+    assert callable(services.find_bootstrap_address)
+    assert isinstance(services.find_gcs_addresses(), (set, frozenset))
+    monkeypatch.setattr(services, "find_gcs_addresses", lambda: {"10.9.8.7:2", "10.9.8.7:1"})
+    monkeypatch.setattr(services, "find_bootstrap_address", lambda temp_dir: None)
+    assert private.local_clusters() == ["10.9.8.7:1", "10.9.8.7:2"]
+    monkeypatch.setattr(services, "find_bootstrap_address", lambda temp_dir: "10.9.8.7:3")
+    assert private.local_clusters() == ["10.9.8.7:3", "10.9.8.7:1", "10.9.8.7:2"]
 
 
 def test_setup_hook_variable() -> None:
