@@ -9,10 +9,13 @@ event is lost with the provider, and none comes too early.
 
 import asyncio
 import hmac
+import inspect
 import json
 import logging
+import math
 import os
 import threading
+import time
 from typing import Any
 
 from ray_workflows._client import connection
@@ -72,6 +75,9 @@ TOKEN_VARIABLE = "RAY_WORKFLOWS_EVENT_TOKEN"
 #: Pauses of a listener whose provider does not answer, in seconds.
 FIRST_PAUSE, LAST_PAUSE = 0.1, 5.0
 
+#: The least time between two warnings of one process of a provider that is away, in seconds.
+WARNING_SECONDS = 60.0
+
 
 class WorkflowEventHandleError(PicklableWorkflowError):
     """An event can't be waited for."""
@@ -110,6 +116,27 @@ def error_response(code: int, message: str) -> JSONResponse:
     return JSONResponse(status_code=code, content={"error": {"code": code, "message": message}})
 
 
+def check_application(name: str, replicas: int) -> None:
+    """Refuse a provider that listeners would not find, or find only one replica of: its senders
+    would wait, and its events reach no task for minutes.
+
+    Raises:
+        RuntimeError: says how to deploy it.
+    """
+    if name != HTTP_EVENT_PROVIDER_NAME:
+        raise RuntimeError(
+            f"Listeners can't find an HTTPEventProvider in an application named {name!r}. Deploy "
+            f"it with serve.run(..., name={HTTP_EVENT_PROVIDER_NAME!r}): that is "
+            f"ray_workflows.common.HTTP_EVENT_PROVIDER_NAME. The route may be any."
+        )
+    if replicas > 1:
+        raise RuntimeError(
+            f"An HTTPEventProvider has one replica, not {replicas}: listeners that ask one would "
+            f"not learn of events that another one receives. Leave num_replicas and "
+            f"autoscaling_config out."
+        )
+
+
 # Ray Serve copies the routes and the functions that they use while the class below is created, so
 # these functions have to be defined above it.
 app: FastAPI = FastAPI()
@@ -132,7 +159,8 @@ class HTTPEventProvider:
     payload change nothing, and are answered as the first.
 
     The first listener deploys it, on the address of Ray Serve or its default. To receive events
-    earlier, or at an address of your choice, deploy it yourself.
+    earlier, or at an address of your choice, deploy it yourself, with one replica, in an
+    application of the name that listeners look for.
 
     Answers:
 
@@ -159,6 +187,10 @@ class HTTPEventProvider:
             that a listener deploys uses the environment variable ``RAY_WORKFLOWS_EVENT_TOKEN`` of
             the listener, if there is one.
 
+    Raises:
+        RuntimeError: in the replica, and in Serve's log: the application has another name than
+            ``HTTP_EVENT_PROVIDER_NAME``, or several replicas.
+
     Examples:
         Deploying it on an address of your choice, in a driver::
 
@@ -173,6 +205,9 @@ class HTTPEventProvider:
     """
 
     def __init__(self, token: str | None = None) -> None:
+        context = serve.get_replica_context()
+        # Older versions of Ray do not say how many replicas there are.
+        check_application(context.app_name, getattr(context, "world_size", 1))
         self.token = token
         self.news = News()
         self.takers = Takers()
@@ -298,10 +333,19 @@ class HTTPEventProvider:
         return "OK"
 
 
+# Serve has made an object of the class, which would show what Serve says of its own class.
+HTTPEventProvider.__doc__ = HTTPEventProvider.func_or_class.__doc__  # type: ignore[attr-defined]
+HTTPEventProvider.__signature__ = inspect.signature(  # type: ignore[attr-defined]
+    HTTPEventProvider.func_or_class  # type: ignore[attr-defined]
+)
+
+
 # -- the listener --------------------------------------------------------------------------
 
 _lock = threading.Lock()
 provider: Any = None
+#: When a listener of this process has warned of a provider that does not answer.
+warned_at: float = -math.inf
 
 
 def provider_handle(fresh: bool) -> Any:
@@ -319,6 +363,32 @@ def provider_handle(fresh: bool) -> Any:
                     route_prefix=ROUTE_PREFIX,
                 )
         return provider
+
+
+def warn_of_silence(error: Exception) -> None:
+    """Log that the provider does not answer, or can't be deployed. Thousands of listeners in this
+    process may try for days, so it is not logged each time."""
+    global warned_at
+    now = time.monotonic()
+    with _lock:
+        if now - warned_at < WARNING_SECONDS:
+            return
+        warned_at = now
+    # What a call through Ray has raised, without the lines of Ray's code.
+    reason = getattr(error, "cause", None) or error
+    remedy = ""
+    if isinstance(reason, serve.exceptions.RayServeException):
+        remedy = (
+            f" If another application has the route {ROUTE_PREFIX}, deploy an HTTPEventProvider at "
+            f"another one, in an application named {HTTP_EVENT_PROVIDER_NAME!r}."
+        )
+    logger.warning(
+        "No events by HTTP reach their tasks now. Listeners try again every %.0f s. %s: %s%s",
+        LAST_PAUSE,
+        type(reason).__name__,
+        reason,
+        remedy,
+    )
 
 
 class HTTPListener(EventListener):
@@ -360,7 +430,7 @@ class HTTPListener(EventListener):
                 raise
             except Exception as error:
                 # The provider, its node or the storage may come back: a wait may take days.
-                logger.warning("The HTTP event provider does not answer: %s", error)
+                warn_of_silence(error)
                 fresh = True
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LAST_PAUSE)

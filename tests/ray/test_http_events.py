@@ -16,13 +16,14 @@ import pytest
 import ray
 
 import ray_workflows as workflow
+from ray_workflows.common import HTTP_EVENT_PROVIDER_NAME
 from tests.ray.marks import Gate, Marks, wait_until
 from tests.support.ports import free_port
 
 try:
     from ray import serve
 
-    from ray_workflows.http_event_provider import HTTPListener
+    from ray_workflows.http_event_provider import HTTPEventProvider, HTTPListener
 except ImportError as missing:
     if os.environ.get("CI"):
         raise
@@ -282,15 +283,24 @@ except ImportError as error:
     assert 'pip install "ray[serve]"' in done.stdout
 
 
-def test_a_provider_with_a_token(address: str, wid: str) -> None:
-    from ray_workflows.http_event_provider import HTTPEventProvider
+def test_a_provider_in_an_application_of_another_name_is_refused(address: str) -> None:
+    with pytest.raises(RuntimeError, match="Deploying application events failed"):
+        serve.run(HTTPEventProvider.bind(), name="events", route_prefix="/events")
+    (deployment,) = serve.status().applications["events"].deployments.values()
+    assert f"Deploy it with serve.run(..., name={HTTP_EVENT_PROVIDER_NAME!r})" in deployment.message
+    serve.delete("events")
 
-    # The same class at another address; nobody waits for this event.
-    serve.run(HTTPEventProvider.bind("t0ken"), name="guarded", route_prefix="/guarded")
-    workflow.run(workflow.sleep(0.0), workflow_id=wid)
+
+def test_a_provider_with_a_token(address: str, wid: str) -> None:
+    # At another address, in place of the one that a listener may have deployed.
+    bound = HTTPEventProvider.bind("t0ken")
+    serve.run(bound, name=HTTP_EVENT_PROVIDER_NAME, route_prefix="/guarded")
+    ref = workflow.run_async(workflow.wait_for_event(HTTPListener, "key"), workflow_id=wid)
     url = address.replace("/event/", "/guarded/")
     body = json.dumps(event(1)).encode()
-    for headers, code in (({}, 401), ({"Authorization": "Bearer t0ken"}, 410)):
+    for headers, code in (({}, 401), ({"Authorization": "Bearer t0ken"}, 200)):
         request = urllib.request.Request(f"{url}/{quote(wid)}", body, headers)
         assert answer(request)[0] == code
-    serve.delete("guarded")
+    assert ray.get(ref) == ("key", 1)
+    # As a listener deploys it.
+    serve.run(HTTPEventProvider.bind(), name=HTTP_EVENT_PROVIDER_NAME, route_prefix="/event")

@@ -4,16 +4,26 @@ whom it takes events. The coordinator behind it is real."""
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
+import math
+import pydoc
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.cloudpickle import dumps, loads
+from ray.exceptions import RayTaskError
 
 from ray_workflows._client import http_waiting
-from ray_workflows.exceptions import StorageCorruptError, WorkflowNotFoundError
+from ray_workflows.exceptions import (
+    StorageCorruptError,
+    StorageUnavailableError,
+    WorkflowNotFoundError,
+)
 from tests.unit.client.test_http_events import HostInHere, events_of
 from tests.unit.coordinator.test_failover import Coordinator, World
 
@@ -221,3 +231,37 @@ def test_a_listener_is_told_of_an_event_that_is_damaged(monkeypatch: pytest.Monk
     served = Provider(monkeypatch, lambda workflow_id: found)
     with pytest.raises(provider.WorkflowEventHandleError, match="key is not what was written"):
         asyncio.run(served.poll())
+
+
+def test_a_provider_that_listeners_would_not_find_is_refused() -> None:
+    """Its senders would wait, and its events reach no task for minutes."""
+    provider.check_application(provider.HTTP_EVENT_PROVIDER_NAME, 1)
+    with pytest.raises(RuntimeError, match="named 'events'.* name='WorkflowHttpEventProvider'"):
+        provider.check_application("events", 1)
+    with pytest.raises(RuntimeError, match="one replica, not 2"):
+        provider.check_application(provider.HTTP_EVENT_PROVIDER_NAME, 2)
+
+
+def test_help_is_about_the_provider() -> None:
+    """And not about what Serve has made of it, also in a copy that goes to another process."""
+    for found in (provider.HTTPEventProvider, loads(dumps(provider.HTTPEventProvider))):
+        text = pydoc.render_doc(found, renderer=pydoc.plaintext)
+        assert "Receives events for workflows" in text
+        assert "decorated with the `@serve.deployment` decorator" not in text
+        assert str(inspect.signature(found)) == "(token: str | None = None) -> None"
+
+
+def test_a_provider_that_is_away_does_not_flood_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(provider, "warned_at", -math.inf)
+    taken = provider.serve.exceptions.RayServeException("Prefix /event is being used")
+    for _ in range(100):
+        provider.warn_of_silence(RayTaskError("deploy", "many lines", taken).as_instanceof_cause())
+    (said,) = caplog.messages
+    assert "RayServeException: Prefix /event is being used" in said
+    assert "deploy an HTTPEventProvider at another one" in said
+    assert "many lines" not in said
+    monkeypatch.setattr(provider, "warned_at", time.monotonic() - provider.WARNING_SECONDS)
+    provider.warn_of_silence(StorageUnavailableError("It is away."))
+    assert caplog.messages[1].endswith("StorageUnavailableError: It is away.")
