@@ -118,8 +118,9 @@ class Settings(msgspec.Struct, frozen=True):
     evict_seconds: float = EVICT_SECONDS
 
 
-class Coordinator:
-    """Drives workflows, one per storage and cluster. Detached, restarted by Ray for ever."""
+class CoordinatorService:
+    """Drives workflows, and answers drivers. Changes nothing for the rest of its process: a test
+    can have one in its own."""
 
     def __init__(self, storage: Storage, settings: Settings, started_by: str) -> None:
         """``started_by``: the release that created the actor. Ray restarts it with the code that
@@ -129,9 +130,6 @@ class Coordinator:
         self.started_by = started_by
         self.inbox: Inbox = queue.SimpleQueue()
         self.broken: Exception | None = None
-        # Unpickling a task's error must not end the process that drives all tasks.
-        unpickle_no_user_errors()
-        gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
         self.seats = PollLimit(SEATS)
         context = ray.get_runtime_context()
         self.holder = this_holder(context.get_actor_id())
@@ -482,6 +480,17 @@ class Coordinator:
             "workflows": len(self.loop.active) + len(self.loop.active.evicted),
             "waiting": self.seats.taken,
         }
+
+
+class Coordinator(CoordinatorService):
+    """The actor, one per storage and cluster. Detached, restarted by Ray for ever, by this name:
+    also one that an older release has created."""
+
+    def __init__(self, storage: Storage, settings: Settings, started_by: str) -> None:
+        # Unpickling a task's error must not end the process that drives all tasks.
+        unpickle_no_user_errors()
+        gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
+        super().__init__(storage, settings, started_by)
 
 
 coordinator_class = ray.remote(

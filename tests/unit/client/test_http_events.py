@@ -12,7 +12,7 @@ import pytest
 from ray_workflows._client.connection import Connection
 from ray_workflows._client.http_events import EventTakenError, HTTPEvents, signal_name
 from ray_workflows._client.signals import blob_key
-from ray_workflows._coordinator.actor import Coordinator as Host
+from ray_workflows._coordinator.actor import CoordinatorService as Host
 from ray_workflows._model import messages as msg
 from ray_workflows._model.answers import OtherSignal, Received, TooManySignals
 from ray_workflows._model.values import Blob

@@ -18,7 +18,7 @@ from ray_workflows._client.reader import Reader
 from ray_workflows._client.waiter import Waiter
 from ray_workflows._codec.journal import VERSION, encode_plan
 from ray_workflows._coordinator import actor as host_module
-from ray_workflows._coordinator.actor import Coordinator as Host
+from ray_workflows._coordinator.actor import CoordinatorService as Host
 from ray_workflows._coordinator.actor import Settings
 from ray_workflows._coordinator.long_polls import SIT_SECONDS
 from ray_workflows._coordinator.protocol import (

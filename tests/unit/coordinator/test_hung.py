@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ray_workflows._coordinator import actor
-from ray_workflows._coordinator.actor import Coordinator as Host
+from ray_workflows._coordinator.actor import CoordinatorService as Host
 from ray_workflows._coordinator.hung import CHECK_SECONDS, HUNG_SECONDS, HungCalls
 from tests.unit.coordinator.test_failover import Coordinator, World
 

@@ -3,6 +3,7 @@ one that raises."""
 
 from __future__ import annotations
 
+import gc
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from ray.exceptions import RayError
 from ray_workflows._coordinator import actor as host_module
 from ray_workflows._coordinator import lease as lease_module
 from ray_workflows._coordinator.activation import Activation
-from ray_workflows._coordinator.actor import Coordinator as Host
+from ray_workflows._coordinator.actor import CoordinatorService as Host
 from ray_workflows._coordinator.actor import Settings
 from ray_workflows._coordinator.clock import SteadyClock
 from ray_workflows._coordinator.failover import Failover
@@ -269,13 +270,13 @@ def test_a_coordinator_answers_whose_storage_refuses_to_listen(
 
     monkeypatch.setattr(host_module.ray, "get_runtime_context", Context)
     monkeypatch.setattr(host_module, "ANSWER_SECONDS", HANG_SECONDS)
-    # It changes what its process does with errors of users; this process goes on as before.
-    monkeypatch.setattr(RayError, "from_ray_exception", RayError.from_ray_exception)
     inner = MemoryStorage(clock=VirtualClock())
     journals = ReluctantJournals(inner.journals.home, error)
     storage = Storage(journals=journals, blobs=inner.blobs, leases=inner.leases)
+    before = RayError.from_ray_exception, gc.get_threshold()
     host = Host(storage, Settings(), "0")
-    assert RayError.from_ray_exception is error_without_user_code
+    # Later tests run in this process.
+    assert (RayError.from_ray_exception, gc.get_threshold()) == before
     assert isinstance(host.cancel("nothing"), WorkflowNotFoundError)
     assert journals.refused.wait(HANG_SECONDS)
     assert isinstance(host.loop.clock, SteadyClock)
@@ -284,3 +285,20 @@ def test_a_coordinator_answers_whose_storage_refuses_to_listen(
     for _ in range(5):
         host.inbox.put(lambda: 1 // 0)
     assert isinstance(host.cancel("nothing"), WorkflowNotFoundError)
+
+
+def test_the_actor_sets_its_process_up_before_all_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[object] = []
+
+    def begin(self: Host, storage: Storage, settings: Settings, started_by: str) -> None:
+        read.append(RayError.from_ray_exception)
+        assert gc.get_threshold()[0] == host_module.YOUNG_OBJECTS
+
+    monkeypatch.setattr(RayError, "from_ray_exception", RayError.from_ray_exception)
+    monkeypatch.setattr(Host, "__init__", begin)
+    threshold = gc.get_threshold()
+    try:
+        host_module.Coordinator(MemoryStorage(), Settings(), "0")
+    finally:
+        gc.set_threshold(*threshold)
+    assert read == [error_without_user_code]

@@ -15,7 +15,7 @@ from ray_workflows._ray.errors import ErrorUnpickler, unpickle_no_user_errors
 
 ran: list[str] = []
 
-#: How Ray reads an error. Coordinators that other tests have made in this process have replaced it.
+#: How Ray reads an error.
 AS_RAY_READS = RayError.__dict__["from_ray_exception"]
 
 
