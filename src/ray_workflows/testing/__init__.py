@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ray_workflows._testing.crash_points import CrashPoint
 from ray_workflows.testing.environment import (
     CrashReport,
+    EndlessRetriesError,
     Environment,
     Execution,
     StartedWorkflow,
@@ -30,6 +31,7 @@ __all__ = [
     "BlobStoreContract",
     "CrashPoint",
     "CrashReport",
+    "EndlessRetriesError",
     "Environment",
     "Execution",
     "JournalStoreContract",

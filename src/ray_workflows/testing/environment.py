@@ -34,9 +34,16 @@ from ray_workflows._testing.mocks import Mock, Target, is_exception
 from ray_workflows.options import validate_metadata, validate_timeout
 from ray_workflows.testing.clock import VirtualClock
 
+#: The most attempts of a task in an `Environment`. They take about a second.
+MAX_ATTEMPTS = 1_000
+
 
 class WorkflowStalledError(Exception):
     """A workflow waits for something other than time, such as a signal."""
+
+
+class EndlessRetriesError(Exception):
+    """A task has failed as often as `Environment` admits."""
 
 
 class Execution(msgspec.Struct, frozen=True):
@@ -98,11 +105,16 @@ class Environment:
     environments. The ``timeout`` of a task is not enforced, and an event listener waits in real
     time: mock it.
 
+    A task that is retried without end would run for ever, as no time passes outside: after
+    ``max_attempts`` of one task, the call that runs it raises `EndlessRetriesError`.
+
     Args:
         start_time: its time at first, in seconds since 1970.
+        max_attempts: the most attempts of one task.
 
     Raises:
         RuntimeError: when it is entered while another one is.
+        TypeError, ValueError: ``max_attempts`` is not a positive number.
 
     Examples:
         >>> import ray, ray_workflows as workflow
@@ -125,7 +137,16 @@ class Environment:
         ['charge', 'charge', 'ship']
     """
 
-    def __init__(self, *, start_time: float = 1_700_000_000.0) -> None:
+    def __init__(
+        self, *, start_time: float = 1_700_000_000.0, max_attempts: int = MAX_ATTEMPTS
+    ) -> None:
+        if isinstance(max_attempts, bool) or not isinstance(max_attempts, int):
+            raise TypeError(f"max_attempts= takes a number, not {max_attempts!r}.")
+        if max_attempts < 1:
+            raise ValueError(f"max_attempts= is at least 1: not {max_attempts}.")
+        self._max_attempts = max_attempts
+        #: By incarnation of the workflow.
+        self._endless: dict[str, EndlessRetriesError] = {}
         self._clock = VirtualClock(start_time)
         self._mocks: list[Mock] = []
         #: All executions of tasks, in order, of all workflows; a crash removes none.
@@ -192,6 +213,7 @@ class Environment:
 
         Raises:
             WorkflowStalledError: it waits for something other than time; says for what.
+            EndlessRetriesError: a task fails again and again; says which, and how.
         """
         given = (validate_metadata(metadata), validate_tags(tags), validate_timeout(timeout))
         return self._run_given(dag, args, kwargs, workflow_id, *given)
@@ -256,6 +278,7 @@ class Environment:
 
         Raises:
             WorkflowStalledError: it waits for something other than time; says for what.
+            EndlessRetriesError: a task fails again and again; says which, and how.
         """
         self._check_entered()
         while (row := read_row(self._connection.storage, workflow_id)).status in ACTIVE:
@@ -265,6 +288,8 @@ class Environment:
                 # The last step may have ended it.
                 row = read_row(self._connection.storage, workflow_id)
                 if row.status in ACTIVE and not row.released:
+                    if row.incarnation in self._endless:
+                        raise self._endless[row.incarnation]
                     raise WorkflowStalledError(self._why_stalled(row))
         return settled_output(self._connection, row, self._connection.status(row))
 
@@ -398,7 +423,15 @@ class Environment:
         return None
 
     def _began(self, request: AttemptRequest, mocked: bool) -> None:
-        """Record the execution of a task."""
+        """Record the execution of a task.
+
+        Raises:
+            EndlessRetriesError: it has had its attempts.
+        """
+        if request.attempt > self._max_attempts:
+            error = EndlessRetriesError(self._why_endless(request))
+            self._endless[request.incarnation] = error
+            raise error
         self.executions.append(
             Execution(
                 request.workflow_id,
@@ -407,6 +440,22 @@ class Environment:
                 request.attempt,
                 mocked,
             )
+        )
+
+    def _why_endless(self, request: AttemptRequest) -> str:
+        """The message of an `EndlessRetriesError`."""
+        (task,) = (
+            task
+            for task in self.get_tasks(request.workflow_id, attempts=True)
+            if task.task_id == request.task_id
+        )
+        last = [each.error for each in task.history if each.error] or [request.last_end]
+        return (
+            f"Task '{task.task_id}' of workflow '{request.workflow_id}' has had "
+            f"{self._max_attempts} attempts, the most that this Environment admits, and is tried "
+            f"again. The last error: {last[-1]}. Give the task a limit "
+            f"(max_retries, or RetryPolicy(max_attempts=...)), or let its mock fail less often "
+            f"(times=...). For a test of more attempts: Environment(max_attempts=...)."
         )
 
     # -- crashes ---------------------------------------------------------------------------

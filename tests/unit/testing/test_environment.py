@@ -17,7 +17,12 @@ from ray.dag import InputNode
 
 import ray_workflows as workflow
 from ray_workflows.event_listener import EventListener
-from ray_workflows.testing import Environment, WorkflowStalledError, crash_everywhere
+from ray_workflows.testing import (
+    EndlessRetriesError,
+    Environment,
+    WorkflowStalledError,
+    crash_everywhere,
+)
 
 #: What tasks did outside of their workflow.
 done: list[Any] = []
@@ -215,6 +220,44 @@ def test_backoff_takes_no_time(env: Environment) -> None:
     began = env.now
     assert env.run(tried) == "a"
     assert env.now - began == 60 + 120
+
+
+ENDLESS = [
+    {"max_retries": -1, "retry_exceptions": True},
+    workflow.options(retry=workflow.RetryPolicy(max_attempts=None, backoff=3600.0)),
+    workflow.options(retry=workflow.RetryPolicy(max_attempts=10**9, backoff=0.0)),
+]
+
+
+@pytest.mark.parametrize("options", ENDLESS, ids=["of Ray", "policy", "large limit"])
+def test_a_task_that_is_retried_without_end_ends_the_test(options: dict[str, Any]) -> None:
+    with Environment(max_attempts=20) as env:
+        env.mock(note, raises=OSError("no network"))
+        endless = note.options(**options).bind("a")
+        for run in (lambda: env.run(endless, workflow_id="w"), lambda: env.wait("w")):
+            with pytest.raises(EndlessRetriesError) as caught:
+                run()
+            told = str(caught.value)
+            assert "Task 'tests.unit.testing.test_environment.note' of workflow 'w'" in told
+            assert "20 attempts" in told
+            assert "OSError: no network" in told
+            assert "max_retries, or RetryPolicy(max_attempts=...)" in told
+        assert len(env.executions) == 20
+        # It can be canceled, and others run.
+        env.cancel("w")
+        assert env.get_status("w") == "CANCELED"
+        env.mock(note, returns="b", times=1)
+        assert env.run(note.bind("b"), workflow_id="x") == "b"
+
+
+def test_as_many_attempts_as_an_environment_admits(env: Environment) -> None:
+    endless = note.options(max_retries=-1, retry_exceptions=True).bind("a")
+    env.mock(note, raises=OSError("no network"), times=100)
+    assert env.run(endless) == "a"
+    with pytest.raises(ValueError, match="at least 1"):
+        Environment(max_attempts=0)
+    with pytest.raises(TypeError, match="a number"):
+        Environment(max_attempts=True)
 
 
 # -- what is sent, and what does not come ----------------------------------------------------
