@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -35,6 +36,7 @@ from ray_workflows._model.answers import Accepted
 from ray_workflows._model.plan import TIMER
 from ray_workflows.exceptions import StorageConfigError, WorkflowNotFoundError
 from ray_workflows.storage.memory import MemoryStorage
+from tests.support.coordinators import stop
 from tests.unit.plans import plan
 
 HANG_SECONDS = 20.0
@@ -69,11 +71,13 @@ class Handle:
 
 
 @pytest.fixture
-def host(monkeypatch: pytest.MonkeyPatch) -> Host:
+def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     monkeypatch.setattr(host_module.ray, "get_runtime_context", Context)
     monkeypatch.setattr(waiter_module, "was_restarted", lambda: False)
     monkeypatch.setattr(waiter_module, "POLL_SECONDS", 0.01)
-    return Host(MemoryStorage(), Settings(), "0")
+    host = Host(MemoryStorage(), Settings(), "0")
+    yield host
+    stop(host)
 
 
 def submit(host: Host, client: str, workflow_id: str, incarnation: str = "") -> OutputWanted:

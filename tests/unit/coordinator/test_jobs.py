@@ -32,6 +32,7 @@ from ray_workflows.exceptions import StorageUnavailableError, WorkflowNotFoundEr
 from ray_workflows.storage.base import Storage
 from ray_workflows.storage.memory import MemoryHome, MemoryJournals, MemoryStorage
 from ray_workflows.testing.clock import VirtualClock
+from tests.support.coordinators import stop
 from tests.unit.coordinator.test_failover import Coordinator, World
 from tests.unit.plans import plan
 
@@ -285,6 +286,7 @@ def test_a_coordinator_answers_whose_storage_refuses_to_listen(
     for _ in range(5):
         host.inbox.put(lambda: 1 // 0)
     assert isinstance(host.cancel("nothing"), WorkflowNotFoundError)
+    stop(host)
 
 
 def test_the_actor_sets_its_process_up_before_all_else(monkeypatch: pytest.MonkeyPatch) -> None:
