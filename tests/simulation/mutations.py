@@ -33,6 +33,7 @@ from ray_workflows._engine import attempts as attempts_module
 from ray_workflows._engine import commands as commands_module
 from ray_workflows._engine import decide as decide_module
 from ray_workflows._engine import evolve as evolve_module
+from ray_workflows._engine import frames as frames_module
 from ray_workflows._engine import lifecycle as lifecycle_module
 from ray_workflows._engine import signals as signals_module
 from ray_workflows._engine import waits as waits_module
@@ -191,8 +192,8 @@ def values_are_released_after_their_first_consumer(patch: Any) -> None:
                 deltas.append(ReleaseValue(outcome.value))
         original(state, task, deltas)
 
-    original = evolve_module.forget_inputs
-    patch.setattr(evolve_module, "forget_inputs", forget_inputs)
+    original = frames_module.forget_inputs
+    patch.setattr(frames_module, "forget_inputs", forget_inputs)
 
 
 @breaks("stuck")

@@ -7,27 +7,33 @@ new commands; `commands.commands` derives all that are due.
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import takewhile
 from typing import Any
 
 from ray_workflows._engine import lifecycle, outbox
 from ray_workflows._engine.commands import commands, deliveries, start_attempt
-from ray_workflows._engine.names import register_task_ids
+from ray_workflows._engine.frames import (
+    activate,
+    announce,
+    close_frame,
+    end_wait,
+    open_frame,
+    resolve,
+    resolve_frame,
+    store_results,
+)
 from ray_workflows._engine.signals import keep, restart, take
-from ray_workflows._engine.sources import SOURCES, WAITING
-from ray_workflows._engine.state import Frame, Phase, Task, WorkflowState
+from ray_workflows._engine.sources import SOURCES
+from ray_workflows._engine.state import Phase, WorkflowState
 from ray_workflows._model import events as ev
 from ray_workflows._model.commands import (
     CancelAttempt,
     Command,
     Deliver,
-    ReleaseValue,
     Settle,
     WakeAt,
 )
-from ray_workflows._model.plan import Plan
 from ray_workflows._model.tasks import AttemptOutcome
-from ray_workflows._model.values import Outcome, Value
+from ray_workflows._model.values import Outcome
 
 #: Ends without an error of user code: after several in a row the next attempt waits longer.
 SETBACKS = (AttemptOutcome.CRASHED, AttemptOutcome.PREEMPTED, AttemptOutcome.LOST_STORAGE)
@@ -240,12 +246,6 @@ def apply_task_continued(
             announce(state, fresh, deltas)
 
 
-def store_results(state: WorkflowState, frame: Frame) -> None:
-    """Make a frame and those around it store their results, because the frame can't run again."""
-    for around in takewhile(lambda around: not around.stored, state.frames_around(frame)):
-        around.stored = True
-
-
 def apply_task_failed(state: WorkflowState, event: ev.TaskFailed, deltas: list[Command]) -> None:
     task = state.tasks[event.task]
     end_wait(state, task)
@@ -324,128 +324,6 @@ def send(
 
 def apply_delivered(state: WorkflowState, event: ev.Delivered, deltas: list[Command]) -> None:
     outbox.apply_delivered(state, event)
-
-
-# -- frames --------------------------------------------------------------------------------
-
-
-def open_frame(
-    state: WorkflowState,
-    plan: Plan,
-    task_ids: tuple[str, ...],
-    *,
-    parent: int | None,
-    wraps: bool,
-    checkpoint: bool,
-    stored: bool,
-) -> Frame:
-    frame = Frame(state.next_frame, plan, state.next_task, parent, wraps, checkpoint, stored)
-    state.frames[frame.number] = frame
-    state.next_frame += 1
-    state.next_task += len(plan.tasks)
-    for offset, task_id in enumerate(task_ids):
-        number = frame.first + offset
-        state.tasks[number] = Task(number, task_id, frame)
-    register_task_ids(state.names, [spec.name for spec in plan.tasks], task_ids)
-    return frame
-
-
-def activate(state: WorkflowState, task: Task, at: float) -> None:
-    """Begin the task's wait for its source (attempt, timer, signal): all inputs are there."""
-    SOURCES[task.options.kind].begin(state, task, at)
-
-
-def announce(state: WorkflowState, task: Task, deltas: list[Command]) -> None:
-    """Add the commands for an activated task."""
-    if state.running:
-        deltas += WAITING[task.phase].commands(state, task)
-
-
-def end_wait(state: WorkflowState, task: Task) -> None:
-    """End the task's wait for its source, if it waits."""
-    source = WAITING.get(task.phase)
-    if source is not None:
-        source.leave(state, task)
-
-
-def resolve(
-    state: WorkflowState, task: Task, outcome: Outcome, at: float, deltas: list[Command]
-) -> None:
-    """Give a task its one result, and update its consumers and frame."""
-    end_wait(state, task)
-    task.phase = Phase.SUCCEEDED
-    outcome = task.outcome = outcome.wrap_if(task.options.catch_exceptions)
-    if task.is_output:
-        resolve_frame(state, task.frame, outcome, at, deltas)
-        return
-    if task.spec.upstream and outcome.stored:
-        forget_inputs(state, task, deltas)
-    for number in task.consumers:
-        consumer = state.tasks[number]
-        consumer.unmet -= 1
-        if not consumer.unmet and consumer.phase is Phase.WAITING:
-            activate(state, consumer, at)
-            announce(state, consumer, deltas)
-
-
-def resolve_frame(
-    state: WorkflowState, frame: Frame, outcome: Outcome, at: float, deltas: list[Command]
-) -> None:
-    """Close a frame that has its result, and give the result to its parent."""
-    outcome = outcome.wrap_if(frame.wraps)
-    close_frame(state, frame, keep=outcome, deltas=deltas)
-    # Without a parent, the result is in the event of the workflow's end, which follows.
-    if frame.parent is not None:
-        resolve(state, state.tasks[frame.parent], outcome, at, deltas)
-
-
-def close_frame(
-    state: WorkflowState, frame: Frame, keep: Outcome | None, deltas: list[Command]
-) -> None:
-    """Drop a frame and the frames inside it. ``keep``: the outcome that stays in use."""
-    kept = None if keep is None else keep.value
-    doomed = [frame]
-    while doomed:
-        current = doomed.pop()
-        del state.frames[current.number]
-        for number in range(current.first, current.first + len(current.plan.tasks)):
-            task = state.tasks.pop(number)
-            phase = task.phase
-            if phase is Phase.SUCCEEDED:
-                # First, because nearly all tasks have succeeded.
-                value = task.outcome.value if task.outcome is not None else None
-                if value is not None and value is not kept:
-                    release(value, deltas)
-            elif phase is Phase.CONTINUED:
-                # An error that an outer task caught abandons this frame.
-                doomed += [child for child in state.frames.values() if child.parent == number]
-            else:
-                end_wait(state, task)
-                if phase is Phase.ACTIVE:
-                    deltas.append(CancelAttempt(number))
-
-
-def release(value: Value, deltas: list[Command]) -> None:
-    """Add the command that drops a reference to a value, if it may have live copies."""
-    if value.has_copies:
-        deltas.append(ReleaseValue(value))
-
-
-def forget_inputs(state: WorkflowState, task: Task, deltas: list[Command]) -> None:
-    """Release the inputs of a task that will never run again."""
-    settled = [task]
-    while settled:
-        for number in settled.pop().upstream:
-            upstream = state.tasks[number]
-            upstream.wanted -= 1
-            if upstream.wanted or upstream.outcome is None:
-                continue
-            outcome, upstream.outcome, upstream.released = upstream.outcome, None, True
-            if outcome.value is not None:
-                release(outcome.value, deltas)
-            if not outcome.stored:
-                # The upstream task might have had to run again until now, and kept its inputs.
-                settled.append(upstream)
 
 
 APPLIERS: dict[type[ev.Event], Callable[[WorkflowState, Any, list[Command]], None]] = {
