@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from ray_workflows._engine.decision import ACTIVE, Events
 from ray_workflows._engine.names import assign_task_ids
 from ray_workflows._engine.retry import (
@@ -111,10 +113,13 @@ def on_attempt_raised(state: WorkflowState, message: msg.AttemptRaised, now: flo
     if task is None:
         return []
     retry_at = next_attempt_at(task, state.incarnation, now) if message.retryable else None
+    step = message.step if task.number in state.bodies else ""
     why = AttemptOutcome.TIMED_OUT if message.timed_out else AttemptOutcome.RAISED
     if retry_at is not None:
-        return [attempt_failed(message, retry_at, why, charged=True, now=now)]
-    return [task_failed(message, why, now), *after_failure(state, task, message.error, now)]
+        failed = attempt_failed(message, retry_at, why, charged=True, now=now)
+        return [msgspec.structs.replace(failed, step=step)]
+    ended = msgspec.structs.replace(task_failed(message, why, now), step=step)
+    return [ended, *after_failure(state, task, message.error, now)]
 
 
 def on_attempt_crashed(state: WorkflowState, message: msg.AttemptCrashed, now: float) -> Events:
@@ -230,20 +235,24 @@ def after_failure(state: WorkflowState, task: Task, error: ErrorInfo, now: float
     if state.status is WorkflowStatus.FAILED:
         # Catching it would end a settled workflow. It is caught when the workflow is resumed.
         return []
-    # The innermost enclosing continuation whose parent catches.
+    # The innermost enclosing continuation whose parent catches, or step.
     for frame in state.frames_around(task.frame):
-        if frame.wraps:
+        if frame.wraps or frame.step:
             return caught(state, task, frame, error, now)
     return uncaught(state, task, error, now)
 
 
 def uncaught(state: WorkflowState, task: Task, error: ErrorInfo, now: float) -> Events:
-    """The first uncaught error fails the workflow. Siblings that fail after it change nothing.
+    """The first error that neither a step nor a task catches fails the workflow. Siblings that fail
+    after it change nothing.
 
     A resumed, pending workflow may have such siblings too: then it fails again.
     """
     if state.status is WorkflowStatus.FAILED:
         return []
+    for frame in state.frames_around(task.frame):
+        if frame.step:
+            return caught(state, task, frame, error, now)
     return [ev.WorkflowFailed(at=now, error=error, task_id=task.task_id)]
 
 

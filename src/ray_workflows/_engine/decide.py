@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ray_workflows._engine import attempts, lifecycle, outbox, waits
+from ray_workflows._engine import attempts, bodies, lifecycle, outbox, waits
 from ray_workflows._engine.decision import Decision, Events, Surroundings
 from ray_workflows._engine.state import Lifecycle, WorkflowState
 from ray_workflows._model import messages as msg
@@ -56,6 +56,8 @@ REPORTED: dict[type[msg.Message], Callable[[WorkflowState, Any, float], Events]]
     msg.Delivered: outbox.on_delivered,
     msg.AttemptRuns: attempts.on_attempt_runs,
     msg.FoundUnplaceable: attempts.on_found_unplaceable,
+    msg.BodyProgress: bodies.on_body_progress,
+    msg.AttemptSuspended: bodies.on_attempt_suspended,
     msg.AttemptReturned: attempts.on_attempt_returned,
     msg.AttemptReturnedPlan: attempts.on_attempt_returned_plan,
     msg.AttemptRaised: attempts.on_attempt_raised,

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ray_workflows._engine import lifecycle, outbox
+from ray_workflows._engine import bodies, lifecycle, outbox
 from ray_workflows._engine.commands import commands, deliveries, start_attempt
 from ray_workflows._engine.frames import (
     activate,
     announce,
     close_frame,
+    end_body,
     end_wait,
     open_frame,
     resolve,
@@ -92,8 +93,10 @@ def apply_workflow_resumed(
     state: WorkflowState, event: ev.WorkflowResumed, deltas: list[Command]
 ) -> None:
     lifecycle.apply_workflow_resumed(state, event)
-    for task in state.tasks.values():
-        if task.phase is Phase.FAILED:
+    for task in [each for each in state.tasks.values() if each.phase is Phase.FAILED]:
+        # Another body, of which it was a step, may have gone back.
+        if task.number in state.tasks:
+            bodies.go_back(state, task, deltas)
             task.phase = Phase.WAITING
             task.charged = task.preempted = task.setbacks = 0
             # An input may have been lost since the failure.
@@ -194,6 +197,9 @@ def apply_attempt_failed(
     task.setbacks = task.setbacks + 1 if event.why in SETBACKS else 0
     task.last_end = event.why
     task.until = event.retry_at
+    if event.step:
+        state.bodies[event.task].failed = event.step
+        bodies.go_back(state, task, deltas)
     if state.running:
         deltas.append(start_attempt(state, task))
 
@@ -218,6 +224,9 @@ def apply_task_continued(
     checkpoint = task.checkpoint
     stored = task.is_output and frame.stored
     end_wait(state, task)
+    step = ""
+    if state.bodies:
+        end_body(state, task.number, deltas)
     task.phase = Phase.CONTINUED
     if task.is_output:
         # A continuation in tail position takes the place of the frame it ends, so that a loop of
@@ -225,6 +234,7 @@ def apply_task_continued(
         # unfinished: all of it led to this task.
         parent = frame.parent
         wraps = wraps or frame.wraps
+        step = frame.step
         close_frame(state, frame, keep=None, deltas=deltas)
     opened = open_frame(
         state,
@@ -234,6 +244,7 @@ def apply_task_continued(
         wraps=wraps,
         checkpoint=checkpoint,
         stored=stored,
+        step=step,
     )
     if event.messages:
         send(state, event, deltas)
@@ -251,6 +262,8 @@ def apply_task_failed(state: WorkflowState, event: ev.TaskFailed, deltas: list[C
     end_wait(state, task)
     task.attempts += 1
     task.phase = Phase.FAILED
+    if event.step:
+        state.bodies[event.task].failed = event.step
 
 
 def apply_error_caught(state: WorkflowState, event: ev.ErrorCaught, deltas: list[Command]) -> None:
@@ -271,7 +284,9 @@ def apply_values_lost(state: WorkflowState, event: ev.ValuesLost, deltas: list[C
         task.last_end = AttemptOutcome.LOST_VALUE
         for number in task.consumers:
             consumer = state.tasks[number]
-            if consumer.phase is Phase.ACTIVE:
+            if consumer.phase is Phase.AWAITING_STEPS:
+                consumer.phase = Phase.WAITING
+            elif consumer.phase is Phase.ACTIVE:
                 # It needs the lost value. A new number, so that reports of its attempt are ignored.
                 consumer.phase = Phase.WAITING
                 consumer.attempts += 1
@@ -344,6 +359,9 @@ APPLIERS: dict[type[ev.Event], Callable[[WorkflowState, Any, list[Command]], Non
     ev.TaskContinued: apply_task_continued,
     ev.TaskFailed: apply_task_failed,
     ev.ErrorCaught: apply_error_caught,
+    ev.StepsAsked: bodies.apply_steps_asked,
+    ev.StepsEnded: bodies.apply_steps_ended,
+    ev.AttemptSuspended: bodies.apply_attempt_suspended,
     ev.ValuesLost: apply_values_lost,
     ev.TagsSet: apply_tags_set,
     ev.SignalReceived: apply_signal_received,

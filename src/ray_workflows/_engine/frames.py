@@ -11,8 +11,9 @@ from itertools import takewhile
 from ray_workflows._engine.names import register_task_ids
 from ray_workflows._engine.sources import SOURCES, WAITING
 from ray_workflows._engine.state import Frame, Phase, Task, WorkflowState
-from ray_workflows._model.commands import CancelAttempt, Command, ReleaseValue
+from ray_workflows._model.commands import CancelAttempt, Command, GiveOutcome, ReleaseValue
 from ray_workflows._model.plan import Plan
+from ray_workflows._model.steps import StepOutcome
 from ray_workflows._model.values import Outcome, Value
 
 
@@ -31,9 +32,13 @@ def open_frame(
     wraps: bool,
     checkpoint: bool,
     stored: bool,
+    step: str = "",
 ) -> Frame:
-    frame = Frame(state.next_frame, plan, state.next_task, parent, wraps, checkpoint, stored)
+    first = state.next_task
+    frame = Frame(state.next_frame, plan, first, parent, wraps, checkpoint, stored, step)
     state.frames[frame.number] = frame
+    if step and parent is not None:
+        state.bodies[parent].frames[step] = frame.number
     state.next_frame += 1
     state.next_task += len(plan.tasks)
     for offset, task_id in enumerate(task_ids):
@@ -66,6 +71,8 @@ def resolve(
 ) -> None:
     """Give a task its one result, and update its consumers and frame."""
     end_wait(state, task)
+    if state.bodies:
+        end_body(state, task.number, deltas)
     task.phase = Phase.SUCCEEDED
     outcome = task.outcome = outcome.wrap_if(task.options.catch_exceptions)
     if task.is_output:
@@ -89,7 +96,38 @@ def resolve_frame(
     close_frame(state, frame, keep=outcome, deltas=deltas)
     # Without a parent, the result is in the event of the workflow's end, which follows.
     if frame.parent is not None:
-        resolve(state, state.tasks[frame.parent], outcome, at, deltas)
+        parent = state.tasks[frame.parent]
+        if frame.step:
+            give_outcome(state, parent, frame.step, outcome, at, deltas)
+        else:
+            resolve(state, parent, outcome, at, deltas)
+
+
+def give_outcome(
+    state: WorkflowState, task: Task, path: str, outcome: Outcome, at: float, deltas: list[Command]
+) -> None:
+    """Record the outcome of a step, and give it to its body."""
+    body = state.bodies[task.number]
+    given = StepOutcome(path, at, outcome)
+    body.outcomes.append(given)
+    # A body that goes on has a new budget of retries.
+    task.charged = task.preempted = task.setbacks = 0
+    if outcome.value is not None:
+        # The body reads a large one from the storage, like each later attempt.
+        release(outcome.value, deltas)
+    if task.phase is Phase.AWAITING_STEPS:
+        activate(state, task, 0.0)
+        announce(state, task, deltas)
+    elif task.phase is Phase.ACTIVE and state.running:
+        deltas.append(GiveOutcome(task.number, len(body.outcomes) - 1, given))
+
+
+def end_body(state: WorkflowState, number: int, deltas: list[Command]) -> None:
+    """Forget what a body has done, and stop its steps: it has ended."""
+    body = state.bodies.pop(number, None)
+    if body is not None:
+        for frame in body.frames.values():
+            close_frame(state, state.frames[frame], keep=None, deltas=deltas)
 
 
 def close_frame(
@@ -101,9 +139,14 @@ def close_frame(
     while doomed:
         current = doomed.pop()
         del state.frames[current.number]
+        if current.step and current.parent in state.bodies:
+            del state.bodies[current.parent].frames[current.step]
         for number in range(current.first, current.first + len(current.plan.tasks)):
             task = state.tasks.pop(number)
             phase = task.phase
+            body = state.bodies.pop(number, None) if state.bodies else None
+            if body is not None:
+                doomed += [state.frames[frame] for frame in body.frames.values()]
             if phase is Phase.SUCCEEDED:
                 # First, because nearly all tasks have succeeded.
                 value = task.outcome.value if task.outcome is not None else None

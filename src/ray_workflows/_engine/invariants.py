@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ray_workflows._engine.signals import REMEMBERED
 from ray_workflows._engine.state import Phase, Task, WorkflowState
-from ray_workflows._model.plan import SIGNAL
+from ray_workflows._model.plan import BODY, SIGNAL
 from ray_workflows._model.status import WorkflowStatus
 
 
@@ -31,7 +31,8 @@ def check(state: WorkflowState) -> None:
         frame.first + i for frame in state.frames.values() for i in range(len(frame.plan.tasks))
     }
     assert all(number < state.next_task for number in state.tasks)
-    parents = [f.parent for f in state.frames.values() if f.parent is not None]
+    check_bodies(state)
+    parents = [f.parent for f in state.frames.values() if f.parent is not None and not f.step]
     continued = set(parents)
     assert len(continued) == len(parents), parents
     final = {number for number, task in state.tasks.items() if task.is_final}
@@ -41,8 +42,10 @@ def check(state: WorkflowState) -> None:
         assert frame.output == frame.first + frame.plan.output, frame.number
         if frame.parent is not None:
             parent = state.tasks[frame.parent]
-            assert parent.phase is Phase.CONTINUED, parent.task_id
-            assert not parent.is_output, parent.task_id
+            assert bool(frame.step) == (frame.parent in state.bodies), parent.task_id
+            if not frame.step:
+                assert parent.phase is Phase.CONTINUED, parent.task_id
+                assert not parent.is_output, parent.task_id
             assert parent.frame.stored or not frame.stored, frame.number
         waits = any(option.kind == SIGNAL for option in frame.plan.options)
         assert frame.stored or not (waits or frame.parent is None), frame.number
@@ -62,6 +65,33 @@ def check(state: WorkflowState) -> None:
         # Progress is possible: an attempt or a timer runs, or a signal may come.
         goes_on = state.active or state.timers or state.waits or state.outbox
         assert not started or goes_on or state.released, "stuck"
+
+
+def check_bodies(state: WorkflowState) -> None:
+    """A body that has asked for steps has not ended. A step runs, was canceled, has an outcome, or
+    is to be asked for again; steps of a body that waits run."""
+    runs = {(f.parent, f.step): f.number for f in state.frames.values() if f.step}
+    known = {(n, path): f for n, body in state.bodies.items() for path, f in body.frames.items()}
+    assert runs == known, (runs, known)
+    for number, body in state.bodies.items():
+        task = state.tasks[number]
+        assert task.options.kind == BODY, task.task_id
+        assert task.phase not in (Phase.CONTINUED, Phase.SUCCEEDED), task.task_id
+        assert task.frame.stored, task.task_id
+        taken = [each.path for each in body.outcomes]
+        assert len(set(taken)) == len(taken), taken
+        for path, record in body.steps.items():
+            assert path == record.step.path, (path, record)
+            assert record.step.turn <= len(taken), (path, record)
+            told = record.mark is not None or record.canceled is not None or record.again
+            assert told + ((number, path) in runs) + (path in taken) == 1 or (
+                record.canceled is not None and path in taken
+            ), (path, record)
+        assert set(taken) <= set(body.steps), taken
+        waits = task.phase is Phase.AWAITING_STEPS
+        assert not waits or any(parent == number for parent, _ in runs), task.task_id
+    for parent, path in runs:
+        assert path in state.bodies[parent].steps, path  # type: ignore[index]
 
 
 def check_signals(state: WorkflowState, expecting: dict[int, Task]) -> None:

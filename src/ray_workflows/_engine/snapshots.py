@@ -11,7 +11,7 @@ from collections import OrderedDict
 import msgspec
 
 from ray_workflows._engine.sources import WAITING
-from ray_workflows._engine.state import Frame, Lifecycle, Phase, Task, WorkflowState
+from ray_workflows._engine.state import Body, Frame, Lifecycle, Phase, Task, WorkflowState
 from ray_workflows._model import events as ev
 from ray_workflows._model.plan import Plan
 from ray_workflows._model.values import Outcome
@@ -51,6 +51,7 @@ class SavedFrame(msgspec.Struct, frozen=True, array_like=True):
     stored: bool
     task_ids: tuple[str, ...]
     tasks: tuple[SavedTask, ...]
+    step: str = ""
 
 
 class SavedTasks(msgspec.Struct, frozen=True, array_like=True):
@@ -62,6 +63,7 @@ class SavedTasks(msgspec.Struct, frozen=True, array_like=True):
     frames: tuple[SavedFrame, ...]
     active: tuple[int, ...]
     waits: dict[str, tuple[int, ...]]
+    bodies: dict[int, Body] = {}
 
 
 ENCODER = msgspec.msgpack.Encoder()
@@ -99,6 +101,7 @@ def save_tasks(state: WorkflowState) -> SavedTasks:
         frames=tuple(save_frame(state, frame) for frame in state.frames.values()),
         active=tuple(state.active),
         waits={name: tuple(numbers) for name, numbers in state.waits.items()},
+        bodies=state.bodies,
     )
 
 
@@ -114,6 +117,7 @@ def save_frame(state: WorkflowState, frame: Frame) -> SavedFrame:
         stored=frame.stored,
         task_ids=tuple(task.task_id for task in tasks),
         tasks=tuple(save_task(task) for task in tasks if task.attempts or task.phase),
+        step=frame.step,
     )
 
 
@@ -164,6 +168,7 @@ def restore(saved: ev.StateSaved) -> WorkflowState:
     state.names = tasks.names
     for frame in tasks.frames:
         restore_frame(state, frame)
+    state.bodies = tasks.bodies
     state.active = dict.fromkeys(tasks.active)
     state.waits = {name: OrderedDict.fromkeys(numbers) for name, numbers in tasks.waits.items()}
     for task in state.tasks.values():
@@ -180,6 +185,7 @@ def restore_frame(state: WorkflowState, saved: SavedFrame) -> None:
         saved.wraps,
         saved.checkpoint,
         saved.stored,
+        saved.step,
     )
     state.frames[frame.number] = frame
     for number, task_id in enumerate(saved.task_ids, frame.first):

@@ -17,7 +17,7 @@ from ray_workflows._engine.decision import Events
 from ray_workflows._engine.state import Phase, Task, WorkflowState
 from ray_workflows._model import events as ev
 from ray_workflows._model.commands import Command, WakeAt
-from ray_workflows._model.plan import FUNCTION, LISTENER, SIGNAL, TIMER
+from ray_workflows._model.plan import BODY, FUNCTION, LISTENER, SIGNAL, TIMER
 from ray_workflows._model.tasks import AttemptOutcome
 from ray_workflows._model.values import ErrorInfo, Outcome
 from ray_workflows.exceptions import SignalTimeoutError
@@ -138,6 +138,8 @@ ATTEMPT = Source(
 SOURCES: dict[str, Source] = {
     FUNCTION: ATTEMPT,
     LISTENER: ATTEMPT,
+    # Steps, such as waits for a signal, can't run again.
+    BODY: ATTEMPT._replace(repeats=False),
     TIMER: Source(
         phase=Phase.AWAITING_TIMER,
         begin=begin_timer,
@@ -158,5 +160,15 @@ SOURCES: dict[str, Source] = {
     ),
 }
 
+#: A body without an attempt: `frames.give_outcome` starts one.
+SUSPENDED = Source(
+    phase=Phase.AWAITING_STEPS,
+    begin=begin_attempt,
+    commands=lambda state, task: (),
+    leave=lambda state, task: None,
+    goes_off=lambda task: None,
+    on_time=lambda state, task, at, now: [],
+)
+
 #: By the phase of a task that waits.
-WAITING: dict[Phase, Source] = {source.phase: source for source in SOURCES.values()}
+WAITING: dict[Phase, Source] = {source.phase: source for source in (*SOURCES.values(), SUSPENDED)}

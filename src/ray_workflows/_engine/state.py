@@ -15,8 +15,9 @@ import msgspec
 from ray_workflows._model.catalog import Tag
 from ray_workflows._model.events import End
 from ray_workflows._model.outbox import OutboxMessage
-from ray_workflows._model.plan import Environment, Function, Plan
+from ray_workflows._model.plan import BODY, Environment, Function, Plan
 from ray_workflows._model.status import WorkflowStatus
+from ray_workflows._model.steps import History, StepOutcome, StepRecord
 from ray_workflows._model.values import ErrorInfo, Outcome, Value
 
 
@@ -38,14 +39,18 @@ class Phase(IntEnum):
     FAILED = 5
     #: It waits for a signal, since ``until``.
     AWAITING_SIGNAL = 6
+    #: A body that waits for outcomes of its steps, without an attempt.
+    AWAITING_STEPS = 7
 
 
 class Frame:
-    """A plan in execution: the submitted one, or a continuation.
+    """A plan in execution: the submitted one, a continuation, or a step of a body.
 
     ``parent`` is the task whose result this plan's output becomes; None for the workflow itself.
     It is never itself the output of its frame: a continuation in tail position replaces the frame
     it ends (see `evolve.apply_task_continued`), so frames nest only as deep as the user's tree.
+    ``step``: the path of the step, whose body is ``parent``; empty in other frames. A step gives
+    its body whatever error it ends with.
     ``wraps``: ``catch_exceptions`` of the parent applies to everything inside.
     ``checkpoint``: the default for tasks without this option. ``stored``: its result is stored
     whatever they say. True for the workflow's output, which users ask for, and for frames in which
@@ -60,6 +65,7 @@ class Frame:
         "output",
         "parent",
         "plan",
+        "step",
         "stored",
         "wraps",
     )
@@ -73,6 +79,7 @@ class Frame:
         wraps: bool,
         checkpoint: bool,
         stored: bool,
+        step: str = "",
     ) -> None:
         self.number = number
         self.plan = plan
@@ -81,6 +88,7 @@ class Frame:
         self.wraps = wraps
         self.checkpoint = checkpoint
         self.stored = stored
+        self.step = step
         # Derived from the plan: the number of the task whose result is the frame's; the consumers
         # of each task.
         self.output = first + plan.output
@@ -172,6 +180,28 @@ class Task:
         return self.released or (self.outcome is not None and self.outcome.stored)
 
 
+class Body(msgspec.Struct, array_like=True):
+    """What the body of a durable function has asked for, and was given.
+
+    Snapshots contain this very record: fields may be added at the end, with a default.
+    """
+
+    #: When it was first called, in seconds since 1970.
+    began: float
+    #: By path, in the order in which they were recorded.
+    steps: dict[str, StepRecord] = {}
+    outcomes: list[StepOutcome] = []
+    #: By path, the frames of the steps that run.
+    frames: dict[str, int] = {}
+    #: The step whose error ended its last attempt, if one did. The next attempt does without it.
+    failed: str = ""
+
+    @property
+    def history(self) -> History:
+        """What the next attempt needs."""
+        return History(tuple(self.steps.values()), tuple(self.outcomes), self.began)
+
+
 class Lifecycle(msgspec.Struct, array_like=True, eq=False):
     """The part of the state that does not depend on the tasks: the holder, the status, the signals.
 
@@ -237,6 +267,8 @@ class WorkflowState(Lifecycle, eq=False):
 
     frames: dict[int, Frame] = {}
     tasks: dict[int, Task] = {}
+    #: By task, the bodies that have asked for steps and have not ended.
+    bodies: dict[int, Body] = {}
     next_task: int = 0
     next_frame: int = 0
     #: For each base name, the suffix to try next.
@@ -250,7 +282,12 @@ class WorkflowState(Lifecycle, eq=False):
 
     def checkpoints(self, task: Task) -> bool:
         """Whether the task's result is stored."""
-        return task.checkpoint or (task.is_output and task.frame.stored)
+        return (
+            task.checkpoint
+            or (task.is_output and task.frame.stored)
+            # It may have steps that can't run again, such as a wait for a signal.
+            or task.options.kind == BODY
+        )
 
     def frames_around(self, frame: Frame) -> Iterator[Frame]:
         """A frame and its enclosing frames, innermost first."""

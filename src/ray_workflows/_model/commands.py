@@ -6,6 +6,7 @@ from __future__ import annotations
 import msgspec
 
 from ray_workflows._model.outbox import OutboxMessage
+from ray_workflows._model.steps import StepOutcome
 from ray_workflows._model.values import Value
 
 
@@ -20,6 +21,14 @@ class StartAttempt(Command, frozen=True):
     epoch: int
     attempt: int
     not_before: float = 0.0
+
+
+class GiveOutcome(Command, frozen=True):
+    """Give a running body the outcome of a step. ``number``: how many it was given before."""
+
+    task: int
+    number: int
+    outcome: StepOutcome
 
 
 class CancelAttempt(Command, frozen=True):

@@ -13,6 +13,7 @@ import msgspec
 from ray_workflows._model.catalog import Tag
 from ray_workflows._model.outbox import OutboxMessage
 from ray_workflows._model.plan import EnvironmentChange, Plan
+from ray_workflows._model.steps import CanceledStep, EndedStep, Step, StepRecord
 from ray_workflows._model.values import ErrorInfo, Outcome, Value
 
 
@@ -117,7 +118,8 @@ class AttemptFailed(Event, frozen=True, tag="attempt-failed"):
     """An attempt ended with an error and the task goes on at ``retry_at``.
 
     ``charged``: it counts against ``max_retries`` (a lost input does not). ``why``: how it ended,
-    an `AttemptOutcome`; empty in journals of 0.1.0.
+    an `AttemptOutcome`; empty in journals of 0.1.0. ``step``, here and below: the path of the step
+    of a body whose error it is.
     """
 
     task: int
@@ -128,6 +130,7 @@ class AttemptFailed(Event, frozen=True, tag="attempt-failed"):
     started_at: float = 0.0
     why: str = ""
     node: str = ""
+    step: str = ""
 
 
 class TaskSucceeded(Event, frozen=True, tag="task-succeeded"):
@@ -172,6 +175,7 @@ class TaskFailed(Event, frozen=True, tag="task-failed"):
     ended_at: float = 0.0
     why: str = ""
     node: str = ""
+    step: str = ""
 
 
 class ErrorCaught(Event, frozen=True, tag="error-caught"):
@@ -184,6 +188,48 @@ class ErrorCaught(Event, frozen=True, tag="error-caught"):
     task: int
     frame: int | None
     error: ErrorInfo
+
+
+class StepsAsked(Event, frozen=True, tag="steps-asked"):
+    """The body of ``task`` asked for steps, or canceled some.
+
+    ``began``: when the body was first called. The tasks of ``plan`` are numbered from ``first`` and
+    named ``task_ids``; they are those of the steps in ``opened``, one step after the other, each of
+    which has as many as ``sizes`` says. ``marks``: values that the body made itself.
+    """
+
+    task: int
+    attempt: int
+    began: float
+    opened: tuple[Step, ...] = ()
+    plan: Plan | None = None
+    sizes: tuple[int, ...] = ()
+    task_ids: tuple[str, ...] = ()
+    first: int = 0
+    marks: tuple[StepRecord, ...] = ()
+    canceled: tuple[CanceledStep, ...] = ()
+
+
+class StepsEnded(Event, frozen=True, tag="steps-ended"):
+    """Local steps of the body of ``task`` ended. ``began``: as in `StepsAsked`."""
+
+    task: int
+    attempt: int
+    began: float
+    ended: tuple[EndedStep, ...]
+    node: str = ""
+
+
+class AttemptSuspended(Event, frozen=True, tag="attempt-suspended"):
+    """The body of ``task`` has taken ``taken`` outcomes and waits for the next one. Its attempt
+    ended; another one runs the body again when there is an outcome."""
+
+    task: int
+    attempt: int
+    taken: int
+    started_at: float = 0.0
+    ended_at: float = 0.0
+    node: str = ""
 
 
 class ValuesLost(Event, frozen=True, tag="values-lost"):
@@ -276,6 +322,9 @@ AnyEvent = (
     | TaskContinued
     | TaskFailed
     | ErrorCaught
+    | StepsAsked
+    | StepsEnded
+    | AttemptSuspended
     | ValuesLost
     | SignalReceived
     | SignalTaken

@@ -11,6 +11,7 @@ from ray_workflows._model.catalog import Tag
 from ray_workflows._model.events import Event
 from ray_workflows._model.outbox import OutboxMessage
 from ray_workflows._model.plan import EnvironmentChange, Plan
+from ray_workflows._model.steps import CanceledStep, EndedStep, Step, StepRecord
 from ray_workflows._model.values import ErrorInfo, Value
 
 
@@ -150,6 +151,24 @@ class AttemptRuns(AttemptNews, frozen=True):
     node: str = ""
 
 
+class BodyProgress(AttemptNews, frozen=True):
+    """The body of a durable function asks for steps, cancels some, or has the outcomes of local
+    ones.
+
+    ``began``: when the body was first called. ``opened``: steps of kind PLAN; their tasks are those
+    of ``plan``, one after the other, and ``sizes`` says how many each step has.
+    """
+
+    began: float
+    opened: tuple[Step, ...] = ()
+    plan: Plan | None = None
+    sizes: tuple[int, ...] = ()
+    marks: tuple[StepRecord, ...] = ()
+    canceled: tuple[CanceledStep, ...] = ()
+    ended: tuple[EndedStep, ...] = ()
+    node: str = ""
+
+
 class FoundUnplaceable(Message, frozen=True):
     """No node of the cluster can hold these waiting tasks: why, or empty if one now can."""
 
@@ -183,17 +202,27 @@ class AttemptReturnedPlan(AttemptReport, frozen=True, tag=True):
     messages: tuple[OutboxMessage, ...] = ()
 
 
+class AttemptSuspended(AttemptReport, frozen=True, tag=True):
+    """The body of a durable function only waits for steps, and gives its worker back. ``taken``:
+    how many outcomes it has taken."""
+
+    taken: int
+    node: str = ""
+
+
 class AttemptRaised(AttemptReport, frozen=True, tag=True):
     """User code raised, or overran its timeout.
 
     ``retryable``: it matches the exceptions to retry, as the worker judged, which can unpickle
-    them. ``timed_out``: it overran its timeout.
+    them. ``timed_out``: it overran its timeout. ``step``: the path of the step whose error it is,
+    if it is one of a body's.
     """
 
     error: ErrorInfo
     retryable: bool
     timed_out: bool = False
     node: str = ""
+    step: str = ""
 
 
 class Crash(Enum):

@@ -10,9 +10,10 @@ import msgspec
 from ray_workflows._model.catalog import Tag
 from ray_workflows._model.values import Blob, Value
 
-#: How a task is executed: a Ray task, an event listener in the listener host, a timer, or a wait
-#: for a signal.
+#: How a task is executed: a Ray task, an event listener in the listener host, a timer, a wait for
+#: a signal, or the body of a durable function, which asks for steps.
 FUNCTION, LISTENER, TIMER, SIGNAL = "function", "listener", "timer", "signal"
+BODY = "body"
 
 #: Kinds without attempts: the engine itself completes them.
 ENGINE_KINDS = (TIMER, SIGNAL)

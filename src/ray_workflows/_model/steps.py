@@ -1,6 +1,6 @@
 """Steps of durable functions: what a body asks for, and what comes back.
 
-A durable function is a task whose code, the *body*, asks for steps while it runs. Its attempt may
+A durable function is a task whose code, the *body*, asks for steps while it runs. An attempt may
 end before the body does; the next attempt runs the body again, and gives it the recorded outcomes.
 """
 
@@ -41,13 +41,14 @@ class Step(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class StepRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A step in the history of a body. ``again``: its outcome was dropped when the body was tried
-    again after an error, so the body has to ask for it again. ``canceled``: the body canceled
-    it."""
+    """A recorded step. ``mark``: the value of a mark. ``canceled``: the turn in which the body
+    canceled the step. ``again``: its outcome was discarded, because the body was tried again after
+    an error, so the body has to ask for it again."""
 
     step: Step
+    mark: Outcome | None = None
+    canceled: int | None = None
     again: bool = False
-    canceled: bool = False
 
 
 class StepOutcome(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -56,6 +57,22 @@ class StepOutcome(msgspec.Struct, frozen=True, array_like=True, gc=False):
     path: str
     at: float
     outcome: Outcome
+
+
+class CanceledStep(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A step that its body no longer waits for, since this turn."""
+
+    path: str
+    turn: int
+
+
+class EndedStep(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A local step that has ended; the times are in seconds since 1970."""
+
+    step: Step
+    outcome: Outcome
+    started_at: float
+    ended_at: float
 
 
 class History(msgspec.Struct, frozen=True, array_like=True):

@@ -1,0 +1,209 @@
+"""Rules for bodies of durable functions: the steps that they ask for, and attempts that only wait.
+
+A body is a task whose attempt asks for steps while it runs. A step of kind PLAN is a frame whose
+parent is the body; local steps and marks are values that the attempt reports. Each attempt gets the
+history and runs the code again, so the same steps must be asked for in the same turns.
+"""
+
+from __future__ import annotations
+
+from ray_workflows._engine.attempts import reported_task
+from ray_workflows._engine.commands import start_attempt
+from ray_workflows._engine.decision import Events
+from ray_workflows._engine.frames import (
+    activate,
+    announce,
+    close_frame,
+    end_wait,
+    give_outcome,
+    open_frame,
+    store_results,
+)
+from ray_workflows._engine.names import assign_task_ids
+from ray_workflows._engine.state import Body, Phase, Task, WorkflowState
+from ray_workflows._model import events as ev
+from ray_workflows._model import messages as msg
+from ray_workflows._model.commands import Command
+from ray_workflows._model.plan import Plan
+from ray_workflows._model.steps import StepRecord
+
+# -- reported ------------------------------------------------------------------------------
+
+
+def on_body_progress(state: WorkflowState, message: msg.BodyProgress, now: float) -> Events:
+    task = reported_task(state, message)
+    if task is None:
+        return []
+    number, attempt, began = task.number, message.attempt, message.began
+    events: Events = []
+    if message.opened or message.marks or message.canceled:
+        tasks = () if message.plan is None else message.plan.tasks
+        events.append(
+            ev.StepsAsked(
+                at=now,
+                task=number,
+                attempt=attempt,
+                began=began,
+                opened=message.opened,
+                plan=message.plan,
+                sizes=message.sizes,
+                task_ids=assign_task_ids(state.names, [spec.name for spec in tasks]),
+                first=state.next_task,
+                marks=message.marks,
+                canceled=message.canceled,
+            )
+        )
+    if message.ended:
+        events.append(
+            ev.StepsEnded(
+                at=now,
+                task=number,
+                attempt=attempt,
+                began=began,
+                ended=message.ended,
+                node=message.node,
+            )
+        )
+    return events
+
+
+def on_attempt_suspended(state: WorkflowState, message: msg.AttemptSuspended, now: float) -> Events:
+    task = reported_task(state, message)
+    if task is None:
+        return []
+    return [
+        ev.AttemptSuspended(
+            at=now,
+            task=task.number,
+            attempt=message.attempt,
+            taken=message.taken,
+            started_at=message.started_at,
+            ended_at=message.ended_at,
+            node=message.node,
+        )
+    ]
+
+
+# -- applied -------------------------------------------------------------------------------
+
+
+def apply_steps_asked(state: WorkflowState, event: ev.StepsAsked, deltas: list[Command]) -> None:
+    task = state.tasks[event.task]
+    body = body_of(state, task, event.began)
+    for mark in event.marks:
+        body.steps[mark.step.path] = mark
+    if event.plan is not None:
+        open_steps(state, task, body, event, event.plan, deltas)
+    for each in event.canceled:
+        record = body.steps.get(each.path)
+        if record is not None and record.canceled is None:
+            body.steps[each.path] = StepRecord(record.step, canceled=each.turn)
+            close_step(state, body, each.path, deltas)
+
+
+def open_steps(
+    state: WorkflowState,
+    task: Task,
+    body: Body,
+    event: ev.StepsAsked,
+    plan: Plan,
+    deltas: list[Command],
+) -> None:
+    """Open a frame for each new step of kind PLAN, and start its tasks."""
+    begin = 0
+    for step, size in zip(event.opened, event.sizes, strict=True):
+        end = begin + size
+        body.steps[step.path] = StepRecord(step)
+        frame = open_frame(
+            state,
+            Plan(plan.functions, plan.options, plan.tasks[begin:end], plan.constants),
+            event.task_ids[begin:end],
+            parent=task.number,
+            wraps=False,
+            checkpoint=True,
+            stored=True,
+            step=step.path,
+        )
+        begin = end
+        for number in range(frame.first, frame.first + size):
+            fresh = state.tasks[number]
+            if not fresh.unmet:
+                activate(state, fresh, event.at)
+                announce(state, fresh, deltas)
+
+
+def apply_steps_ended(state: WorkflowState, event: ev.StepsEnded, deltas: list[Command]) -> None:
+    task = state.tasks[event.task]
+    body = body_of(state, task, event.began)
+    for ended in event.ended:
+        # One that was canceled stays so, but has an outcome that the body takes and ignores.
+        record = body.steps.get(ended.step.path)
+        if record is None or record.again:
+            body.steps[ended.step.path] = StepRecord(ended.step)
+        give_outcome(state, task, ended.step.path, ended.outcome, event.at, deltas)
+
+
+def apply_attempt_suspended(
+    state: WorkflowState, event: ev.AttemptSuspended, deltas: list[Command]
+) -> None:
+    task = state.tasks[event.task]
+    task.attempts += 1
+    task.last_end = ""
+    body = state.bodies.get(event.task)
+    if body is not None and len(body.outcomes) > event.taken:
+        # An outcome came meanwhile.
+        if state.running:
+            deltas.append(start_attempt(state, task))
+        return
+    end_wait(state, task)
+    task.phase = Phase.AWAITING_STEPS
+
+
+def body_of(state: WorkflowState, task: Task, began: float) -> Body:
+    """The record of a body, made at its first progress."""
+    body = state.bodies.get(task.number)
+    if body is None:
+        body = state.bodies[task.number] = Body(began)
+        # It can't run again once it has ended: its history is gone then.
+        store_results(state, task.frame)
+    return body
+
+
+def close_step(state: WorkflowState, body: Body, path: str, deltas: list[Command]) -> None:
+    """Stop the tasks of a step, if it runs."""
+    number = body.frames.get(path)
+    if number is not None:
+        close_frame(state, state.frames[number], keep=None, deltas=deltas)
+
+
+# -- after an error ------------------------------------------------------------------------
+
+
+def go_back(state: WorkflowState, task: Task, deltas: list[Command]) -> None:
+    """Let the next attempt of a body do without the step whose error ended the last one.
+
+    Discard the step's outcome and all that followed from it: the steps asked for after the body had
+    taken it. What the body asked for before stays, also if it ended later; what it canceled after
+    is asked for again.
+    """
+    body = state.bodies.get(task.number)
+    if body is None or not body.failed:
+        return
+    failed, body.failed = body.failed, ""
+    paths = [each.path for each in body.outcomes]
+    if failed in paths:
+        discard_after(state, body, paths.index(failed), deltas)
+
+
+def discard_after(state: WorkflowState, body: Body, index: int, deltas: list[Command]) -> None:
+    """Discard an outcome, by its index, and all that followed from it."""
+    discarded = body.outcomes[index].path
+    for path, record in list(body.steps.items()):
+        if record.step.turn > index:
+            close_step(state, body, path, deltas)
+            del body.steps[path]
+        elif path == discarded or (record.canceled is not None and record.canceled > index):
+            body.steps[path] = StepRecord(record.step, again=True)
+    body.outcomes = [
+        each for each in body.outcomes if each.path in body.steps and each.path != discarded
+    ]
