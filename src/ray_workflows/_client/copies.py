@@ -359,7 +359,7 @@ def messages_in(events: Iterable[Event]) -> Iterator[OutboxMessage]:
 def environments_in(events: Sequence[Event]) -> Iterator[Environment]:
     """The environments that events name."""
     for event in events:
-        if isinstance(event, (ev.WorkflowSubmitted, ev.TaskContinued)):
+        if isinstance(event, ev.Opening):
             yield event.plan.environment
         elif isinstance(event, ev.WorkflowResumed):
             change = event.change

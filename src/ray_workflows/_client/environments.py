@@ -98,7 +98,7 @@ class RecordedEnvironment:
                     tuple(sorted(change.ray_options)),
                 )
             )
-        if isinstance(event, (ev.WorkflowSubmitted, ev.TaskContinued)):
+        if isinstance(event, ev.Opening):
             for task_id, spec in zip(event.task_ids, event.plan.tasks, strict=True):
                 runtime_env = event.plan.options[spec.options].ray.get("runtime_env")
                 if runtime_env:

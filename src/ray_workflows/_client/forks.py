@@ -55,7 +55,7 @@ class Fork:
             msgspec.structs.replace(
                 event, plan=as_now(event.plan, event.task_ids, functions, self.state)
             )
-            if isinstance(event, ev.TaskContinued)
+            if isinstance(event, ev.Opening)
             else event
             for event in history
         ]
@@ -64,10 +64,10 @@ class Fork:
     def functions(self) -> dict[str, Function]:
         """As `RecordedEnvironment.functions`, for the fork."""
         submitted, history = self.events
-        continued = [event.plan for event in history if isinstance(event, ev.TaskContinued)]
+        opened = [event.plan for event in history if isinstance(event, ev.Opening)]
         return {
             function.digest: self.state.functions.get(function.digest, function)
-            for plan in (submitted.plan, *continued)
+            for plan in (submitted.plan, *opened)
             for function in plan.functions
         }
 
@@ -104,5 +104,5 @@ def as_now(
 def task_ids_of(events: Iterable[ev.Event]) -> Iterator[str]:
     """The ids of all tasks that a workflow has had."""
     for event in events:
-        if isinstance(event, (ev.WorkflowSubmitted, ev.TaskContinued)):
+        if isinstance(event, ev.Opening):
             yield from event.task_ids

@@ -30,6 +30,7 @@ STATUSES = {
     Phase.ACTIVE: TaskStatus.QUEUED,
     Phase.AWAITING_TIMER: TaskStatus.WAITING,
     Phase.AWAITING_SIGNAL: TaskStatus.WAITING,
+    Phase.AWAITING_STEPS: TaskStatus.WAITING,
     Phase.CONTINUED: TaskStatus.CONTINUED,
     Phase.SUCCEEDED: TaskStatus.SUCCESSFUL,
     Phase.FAILED: TaskStatus.FAILED,
@@ -118,6 +119,8 @@ def waiting_reason(view: WorkflowView, found: Task, seen: Observation) -> str:
         gives_up = view.state.timers.get(found.number)
         until = "" if gives_up is None else f", at the latest until {moment(gives_up)}"
         return f"it waits for the signal '{found.options.signal}'{until}"
+    if found.phase is Phase.AWAITING_STEPS:
+        return f"it waits for {named(running_steps(view, found))}"
     if found.phase is Phase.ACTIVE:
         return "it waits for an event"
     return f"it waits for {named(missing_inputs(view, found))}"
@@ -128,6 +131,13 @@ def missing_inputs(view: WorkflowView, found: Task) -> Iterator[str]:
     for number in found.upstream:
         if view.state.tasks[number].phase is not Phase.SUCCEEDED:
             yield view.state.tasks[number].task_id
+
+
+def running_steps(view: WorkflowView, found: Task) -> Iterator[str]:
+    """Ids of the tasks whose results are those of the steps for which a body waits."""
+    for number in view.state.bodies[found.number].frames.values():
+        frame = view.state.frames[number]
+        yield view.state.tasks[frame.output].task_id
 
 
 def named(ids: Iterator[str]) -> str:

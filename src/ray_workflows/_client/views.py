@@ -8,17 +8,20 @@ import msgspec
 
 from ray_workflows._coordinator.recovery import does_not_follow
 from ray_workflows._engine.evolve import evolve
-from ray_workflows._engine.state import Frame, Task, WorkflowState
+from ray_workflows._engine.state import Frame, WorkflowState
 from ray_workflows._model import events as ev
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.plan import TaskOptions
+from ray_workflows._model.steps import EndedStep
 from ray_workflows._model.tasks import AttemptInfo, AttemptOutcome, StartInfo, StartStatus
 from ray_workflows._model.values import ErrorInfo, Outcome
 from ray_workflows.storage.base import Storage
 from ray_workflows.storage.histories import History
 
 #: Events that end an attempt.
-AttemptEnd = ev.TaskSucceeded | ev.TaskContinued | ev.TaskFailed | ev.AttemptFailed
+AttemptEnd = (
+    ev.TaskSucceeded | ev.TaskContinued | ev.TaskFailed | ev.AttemptFailed | ev.AttemptSuspended
+)
 
 
 def outcome_of(event: AttemptEnd) -> AttemptOutcome:
@@ -27,6 +30,8 @@ def outcome_of(event: AttemptEnd) -> AttemptOutcome:
         return AttemptOutcome.RETURNED
     if isinstance(event, ev.TaskContinued):
         return AttemptOutcome.CONTINUED
+    if isinstance(event, ev.AttemptSuspended):
+        return AttemptOutcome.SUSPENDED
     if event.why:
         return AttemptOutcome(event.why)
     # Release 0.1.0 recorded only whether it was charged.
@@ -57,14 +62,16 @@ class TaskView:
         "upstream",
     )
 
-    def __init__(self, task: Task, upstream: list[str]) -> None:
-        self.number = task.number
-        self.task_id = task.task_id
-        self.options: TaskOptions = task.options
+    def __init__(
+        self, number: int, task_id: str, options: TaskOptions, checkpoint: bool, upstream: list[str]
+    ) -> None:
+        self.number = number
+        self.task_id = task_id
+        self.options = options
         self.upstream = upstream
         #: The given metadata, and the task's additions.
-        self.metadata: dict[str, Any] = task.options.metadata
-        self.checkpoint = task.checkpoint
+        self.metadata: dict[str, Any] = options.metadata
+        self.checkpoint = checkpoint
         self.attempts = 0
         self.outcome: Outcome | None = None
         self.error: ErrorInfo | None = None
@@ -96,6 +103,8 @@ class WorkflowView:
         self.records_attempts = attempts
         self.tasks: dict[str, TaskView] = {}
         self.by_number: dict[int, TaskView] = {}
+        #: How many there are; they have negative numbers.
+        self.local_steps = 0
         #: For each frame, the tasks that have its result: its parent, and tasks whose tail
         #: continuation replaced their frame.
         self.results_of: dict[int, list[int]] = {}
@@ -132,17 +141,35 @@ class WorkflowView:
                 self.close_attempts(AttemptOutcome.INTERRUPTED)
             elif isinstance(event, (ev.WorkflowCanceled, ev.WorkflowTimedOut)):
                 self.close_attempts(AttemptOutcome.CANCELED)
-        if self.state.next_frame > before:
-            self.add_frame(self.state.frames[before])
+        for number in range(before, self.state.next_frame):
+            self.add_frame(self.state.frames[number])
 
     def add_frame(self, frame: Frame) -> None:
         numbers = range(frame.first, frame.first + len(frame.plan.tasks))
         ids = {number: self.state.tasks[number].task_id for number in numbers}
         for number in numbers:
             task = self.state.tasks[number]
-            view = TaskView(task, [ids[n] for n in task.upstream])
-            self.tasks[task.task_id] = view
-            self.by_number[number] = view
+            upstream = [ids[n] for n in task.upstream]
+            self.add(TaskView(number, task.task_id, task.options, task.checkpoint, upstream))
+
+    def add(self, view: TaskView) -> None:
+        self.tasks[view.task_id] = view
+        self.by_number[view.number] = view
+
+    def add_local_step(self, event: ev.StepsEnded, ended: EndedStep) -> None:
+        """Record a step that ran in the process of its body. The engine has no task for it."""
+        task_id = f"{self.state.tasks[event.task].task_id}/{ended.step.path}"
+        self.local_steps += 1
+        view = TaskView(-self.local_steps, task_id, TaskOptions(), True, [])
+        view.started_at, view.ended_at = ended.started_at, ended.ended_at
+        view.attempts = 1
+        error = ended.outcome.error
+        if error is None:
+            view.outcome = ended.outcome
+        view.error = error
+        self.add(view)
+        outcome = AttemptOutcome.RETURNED if error is None else AttemptOutcome.RAISED
+        self.record(view, 1, outcome, ended.started_at, ended.ended_at, error, event.node)
 
     def observe(self, event: ev.Event) -> None:
         """Record facts about tasks in an event, before the engine drops the tasks."""
@@ -168,6 +195,11 @@ class WorkflowView:
                 self.by_number[number].unplaceable = (self.state.epoch, event.reason)
         elif isinstance(event, ev.Delivered):
             self.delivered(event)
+        elif isinstance(event, ev.AttemptSuspended):
+            self.end_attempt(event, event.ended_at)
+        elif isinstance(event, ev.StepsEnded):
+            for each in event.ended:
+                self.add_local_step(event, each)
         if isinstance(event, (ev.TaskSucceeded, ev.TaskContinued)) and event.messages:
             self.sent(event)
         if isinstance(event, ev.TaskSucceeded):
@@ -185,7 +217,8 @@ class WorkflowView:
             if event.frame is None:
                 self.resolve(event.task, outcome)
             else:
-                self.resolve_frame(event.frame, outcome)
+                wrapped = self.state.frames[event.frame].wraps
+                self.resolve_frame(event.frame, Outcome(error=event.error, wrapped=wrapped))
         elif isinstance(event, ev.ValuesLost):
             for number in event.tasks:
                 self.by_number[number].outcome = None
@@ -196,7 +229,7 @@ class WorkflowView:
         view.started_at = event.started_at
         if isinstance(event, (ev.TaskSucceeded, ev.TaskContinued)) and event.metadata:
             view.metadata = {**view.metadata, **event.metadata}
-        if not isinstance(event, ev.AttemptFailed):
+        if not isinstance(event, (ev.AttemptFailed, ev.AttemptSuspended)):
             view.ended_at = ended_at
         view.attempts += 1
         view.unplaceable = (0, "")

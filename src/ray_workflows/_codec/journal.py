@@ -49,7 +49,7 @@ UPCASTERS: dict[int, Callable[[PlainEvents], PlainEvents]] = {
     # 2: signals, as events and as a kind of task. Events of version 1 mean the same.
     1: lambda events: events,
     # 3: the header, tasks that no node can hold, signals that a listener has had, snapshots, tags,
-    # and messages to others. Events of version 2 mean the same.
+    # messages to others, and steps of durable functions. Events of version 2 mean the same.
     2: lambda events: events,
 }
 

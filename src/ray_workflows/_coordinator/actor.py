@@ -441,6 +441,11 @@ class CoordinatorService:
         self.executor.attempt_waits(incarnation, task, epoch, attempt, waits)
 
     @ray.method(concurrency_group=REPORTS)  # type: ignore[untyped-decorator]
+    def body_progress(self, encoded: bytes) -> bool:
+        """The body of a durable function asks for steps; whether its attempt is still wanted."""
+        return self.executor.body_progress(encoded)
+
+    @ray.method(concurrency_group=REPORTS)  # type: ignore[untyped-decorator]
     def batch_overran(self, wire: WireReport) -> None:
         """A worker returns the attempts that wait behind a long one."""
         self.executor.batch_overran(wire)

@@ -13,6 +13,7 @@ from ray_workflows._model.commands import (
     CancelAttempt,
     Command,
     Deliver,
+    GiveOutcome,
     ReleaseValue,
     StartAttempt,
     WakeAt,
@@ -96,6 +97,8 @@ class Starter:
                 self.delay(workflow, command, pause)
             else:
                 self.start_attempt(workflow, command)
+        elif isinstance(command, GiveOutcome):
+            self.executor.give(workflow.incarnation, command.task, command.number, command.outcome)
         elif isinstance(command, CancelAttempt):
             workflow.flying.pop(command.task, None)
             self.timers.cancel(workflow.delayed.pop(command.task, None))

@@ -19,8 +19,9 @@ from ray_workflows._executor.timers import Timer
 from ray_workflows._model.catalog import Append, CatalogRow
 from ray_workflows._model.commands import Command, StartAttempt
 from ray_workflows._model.messages import AttemptReport, Message
-from ray_workflows._model.plan import Environment, Package
+from ray_workflows._model.plan import BODY, Environment, Package
 from ray_workflows._model.status import WorkflowStatus
+from ray_workflows._model.steps import History
 from ray_workflows._model.values import Blob, Outcome, Value
 
 #: After this many refusals of one commit by the storage, its workflow is stopped.
@@ -271,7 +272,15 @@ class Workflow:
             spec.nested,
             tuple(inputs),  # type: ignore[arg-type]
             task.last_end,
+            False,
+            self.history(task) if task.options.kind == BODY else None,
+            task.setbacks,
         )
+
+    def history(self, task: Task) -> History:
+        """What a body has done in earlier attempts."""
+        body = self.state.bodies.get(task.number)
+        return History() if body is None else body.history
 
     def followers(self, request: AttemptRequest) -> Iterator[AttemptRequest]:
         """Requests for the attempts that may be fused with this one, in their order."""

@@ -37,7 +37,7 @@ def on_body_progress(state: WorkflowState, message: msg.BodyProgress, now: float
     number, attempt, began = task.number, message.attempt, message.began
     events: Events = []
     if message.opened or message.marks or message.canceled:
-        tasks = () if message.plan is None else message.plan.tasks
+        names = [spec.name for spec in message.plan.tasks]
         events.append(
             ev.StepsAsked(
                 at=now,
@@ -47,7 +47,7 @@ def on_body_progress(state: WorkflowState, message: msg.BodyProgress, now: float
                 opened=message.opened,
                 plan=message.plan,
                 sizes=message.sizes,
-                task_ids=assign_task_ids(state.names, [spec.name for spec in tasks]),
+                task_ids=assign_task_ids(state.names, names),
                 first=state.next_task,
                 marks=message.marks,
                 canceled=message.canceled,
@@ -92,8 +92,7 @@ def apply_steps_asked(state: WorkflowState, event: ev.StepsAsked, deltas: list[C
     body = body_of(state, task, event.began)
     for mark in event.marks:
         body.steps[mark.step.path] = mark
-    if event.plan is not None:
-        open_steps(state, task, body, event, event.plan, deltas)
+    open_steps(state, task, body, event, deltas)
     for each in event.canceled:
         record = body.steps.get(each.path)
         if record is not None and record.canceled is None:
@@ -106,11 +105,10 @@ def open_steps(
     task: Task,
     body: Body,
     event: ev.StepsAsked,
-    plan: Plan,
     deltas: list[Command],
 ) -> None:
     """Open a frame for each new step of kind PLAN, and start its tasks."""
-    begin = 0
+    plan, begin = event.plan, 0
     for step, size in zip(event.opened, event.sizes, strict=True):
         end = begin + size
         body.steps[step.path] = StepRecord(step)

@@ -267,11 +267,13 @@ def apply_task_failed(state: WorkflowState, event: ev.TaskFailed, deltas: list[C
 
 
 def apply_error_caught(state: WorkflowState, event: ev.ErrorCaught, deltas: list[Command]) -> None:
-    outcome = Outcome(error=event.error, wrapped=True)
     if event.frame is None:
+        outcome = Outcome(error=event.error, wrapped=True)
         resolve(state, state.tasks[event.task], outcome, event.at, deltas)
         return
     frame = state.frames[event.frame]
+    # The body of a step gets the error as it is, and raises it.
+    outcome = Outcome(error=event.error, wrapped=frame.wraps)
     resolve_frame(state, frame, outcome, event.at, deltas)
 
 

@@ -60,6 +60,9 @@ class Cluster(Protocol):
         """Submit a Ray task with batches, the first of which is ``sent`` and takes the values, or
         call a listener host. The result is that of `worker.loop.run_batches`."""
 
+    def give(self, ref: TaskRef, given: bytes) -> None:
+        """Send a body an encoded `GivenOutcome`. ``ref``: the call that runs it."""
+
     def cancel(self, ref: TaskRef, *, force: bool) -> None:
         """Stop a Ray task; by force, its worker ends."""
 

@@ -27,9 +27,12 @@ from ray_workflows._executor.failures import (
 )
 from ray_workflows._executor.live_values import LiveValues, direct_keys, nested_keys, value_keys
 from ray_workflows._executor.protocol import (
+    ENCODER,
+    TOLD_DECODER,
     AnyReport,
     AttemptRequest,
     BatchReport,
+    GivenOutcome,
     ReportSink,
     decode_report,
 )
@@ -40,6 +43,7 @@ from ray_workflows._executor.scheduling.slots import Answer, SentBatch, WorkerSl
 from ray_workflows._executor.worker.batch import Live, WireReport
 from ray_workflows._executor.worker.running import TOLD_AFTER_SECONDS
 from ray_workflows._model.messages import AttemptLostInput
+from ray_workflows._model.steps import StepOutcome
 from ray_workflows._model.values import Blob, Value
 
 logger = logging.getLogger(__name__)
@@ -140,6 +144,26 @@ class RayExecutor:
             if flight is not None:
                 self.retire(flight)
 
+    def give(self, incarnation: str, task: int, number: int, outcome: StepOutcome) -> None:
+        with self.lock:
+            flight = self.flight(incarnation, task)
+            if flight is None or number != flight.given:
+                return  # Its history has the outcome, or that of the next attempt will.
+            flight.given += 1
+            request = flight.request
+            sent = None if flight.batch is None else self.dispatch.sent.get(flight.batch)
+            if sent is not None and sent.slot is not None:
+                given = GivenOutcome(
+                    incarnation, task, request.epoch, request.attempt, number, outcome
+                )
+                self.cluster.give(sent.slot.ref, ENCODER.encode(given))
+                return
+            assert request.history is not None
+            longer = msgspec.structs.replace(
+                request.history, outcomes=(*request.history.outcomes, outcome)
+            )
+            flight.request = msgspec.structs.replace(request, history=longer)
+
     def release(self, incarnation: str, value: Value) -> None:
         with self.lock:
             live = self.live.get(incarnation)
@@ -197,6 +221,19 @@ class RayExecutor:
                 flight.waits = waits
                 if flight.timed:
                     self.let_time_run(flight)
+
+    def body_progress(self, encoded: bytes) -> bool:
+        """A body asks for steps. Returns whether its attempt is in flight."""
+        told = TOLD_DECODER.decode(encoded)
+        each = told.progress
+        with self.lock:
+            flight = self.told_of(told.incarnation, each.task, each.epoch, each.attempt)
+            if flight is None:
+                return False
+            ready = flight.told.add(told.number, each)
+            if ready:
+                self.report(told.incarnation, ready)
+            return True
 
     def told_of(
         self, incarnation: str, task: int, epoch: int, attempt: int
@@ -525,7 +562,7 @@ class RayExecutor:
             slot.stopped = True
             try:
                 # User code can swallow a soft cancel. Actor calls can't be canceled by force.
-                self.cluster.cancel(slot.ref, force=not sent.listens)
+                self.cluster.cancel(slot.ref, force=not sent.hosted)
             except Exception as error:
                 where = sent.members[0].request.where
                 logger.warning("Attempt of %s could not be canceled: %s", where, error)

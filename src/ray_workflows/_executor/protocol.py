@@ -18,9 +18,12 @@ from ray_workflows._model.messages import (
     AttemptRaised,
     AttemptReturned,
     AttemptReturnedPlan,
+    AttemptSuspended,
+    BodyProgress,
     FoundUnplaceable,
 )
 from ray_workflows._model.plan import FUNCTION, Environment, Function, TaskOptions
+from ray_workflows._model.steps import History, StepOutcome
 from ray_workflows._model.values import Outcome, Value
 from ray_workflows._ray.private import LABELS
 
@@ -80,7 +83,8 @@ class AttemptRequest(msgspec.Struct, frozen=True, gc=False):
     ``inputs`` are the outcomes of the upstream tasks, whose numbers are ``upstream``; those at
     the positions ``nested`` are taken by reference only.
     ``checkpoint``: the result is to be stored. ``fused``: the next member of its batch is the only
-    consumer of the result. ``last_end``: why the attempt before it ended.
+    consumer of the result. ``last_end``: why the attempt before it ended. ``history``: of a body.
+    ``setbacks``: how many attempts of a body ended with their process since it last went on.
     """
 
     template: AttemptTemplate
@@ -95,6 +99,8 @@ class AttemptRequest(msgspec.Struct, frozen=True, gc=False):
     inputs: tuple[Outcome, ...] = ()
     last_end: str = ""
     fused: bool = False
+    history: History | None = None
+    setbacks: int = 0
 
     @property
     def workflow_id(self) -> str:
@@ -174,6 +180,8 @@ class Member(msgspec.Struct, frozen=True, array_like=True, gc=False):
     inputs: tuple[Outcome, ...]
     last_end: str
     fused: bool
+    history: History | None
+    setbacks: int
 
 
 class Batch(msgspec.Struct, frozen=True, array_like=True):
@@ -197,6 +205,7 @@ AnyReport = (
     | AttemptLostInput
     | AttemptLostStorage
     | AttemptFoundCorruption
+    | AttemptSuspended
 )
 
 
@@ -213,6 +222,28 @@ class BatchReport(msgspec.Struct, frozen=True, array_like=True):
     unstarted: tuple[int, ...] = ()
 
 
+class GivenOutcome(msgspec.Struct, frozen=True, array_like=True):
+    """The outcome of a step, for a body that runs. ``number``: how many it was given before, in its
+    history too."""
+
+    incarnation: str
+    task: int
+    epoch: int
+    attempt: int
+    number: int
+    outcome: StepOutcome
+
+
+class ToldProgress(msgspec.Struct, frozen=True, array_like=True):
+    """What a body asks for. ``number``: how often its attempt has told something before."""
+
+    incarnation: str
+    number: int
+    progress: BodyProgress
+
+
+GIVEN_DECODER = msgspec.msgpack.Decoder(GivenOutcome)
+TOLD_DECODER = msgspec.msgpack.Decoder(ToldProgress)
 ENCODER = msgspec.msgpack.Encoder()
 BATCH_DECODER = msgspec.msgpack.Decoder(Batch)
 REPORT_DECODER = msgspec.msgpack.Decoder(BatchReport)
@@ -248,6 +279,8 @@ def encode_batch(number: int, sequence: int, requests: Sequence[AttemptRequest])
                 request.inputs,
                 request.last_end,
                 request.fused,
+                request.history,
+                request.setbacks,
             )
         )
     return ENCODER.encode(Batch(number, sequence, tuple(distinct), tuple(members)))
@@ -270,6 +303,8 @@ def decode_batch(data: bytes) -> tuple[int, int, list[AttemptRequest]]:
             member.inputs,
             member.last_end,
             member.fused,
+            member.history,
+            member.setbacks,
         )
         for member in batch.members
     ]
@@ -299,6 +334,9 @@ class Executor(Protocol):
 
     def cancel(self, incarnation: str, task: int) -> None:
         """Stop a task's attempt, if there is one. It is not reported afterwards."""
+
+    def give(self, incarnation: str, task: int, number: int, outcome: StepOutcome) -> None:
+        """Give a running body the outcome of a step. ``number``: how many outcomes came before."""
 
     def release(self, incarnation: str, value: Value) -> None:
         """Drop one reference to a value; live copies without references are released."""

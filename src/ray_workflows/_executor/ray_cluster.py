@@ -15,19 +15,24 @@ from ray_workflows._codec.transport import message
 from ray_workflows._environment.attempts import packages_for, runtime_env_for
 from ray_workflows._executor.live_values import LiveValues, direct_keys, nested_keys
 from ray_workflows._executor.protocol import NOT_SHAPE, AttemptTemplate, encode_batch
-from ray_workflows._executor.scheduling.listener_hosts import Host, ListenerHosts
+from ray_workflows._executor.scheduling.hosts import Host, Hosts
 from ray_workflows._executor.scheduling.package_cache import PackageCache
 from ray_workflows._executor.scheduling.slots import Brought, SentBatch
 from ray_workflows._executor.worker.batch import EncodedBatch, Home, Live
+from ray_workflows._executor.worker.bodies.host import body_host_class
 from ray_workflows._executor.worker.listeners import listener_host_class
 from ray_workflows._executor.worker.loop import remote_run_batches
-from ray_workflows._model.plan import Package
+from ray_workflows._model.plan import BODY, LISTENER, Package
 from ray_workflows._ray import private
 from ray_workflows.storage.base import Storage
 
 #: The most cached Ray functions with options, one for each shape and name; and the most shapes
 #: whose needs are kept.
 MAX_REMOTES = 1_000
+
+
+#: The actors of hosted kinds.
+HOST_CLASSES = {LISTENER: listener_host_class, BODY: body_host_class}
 
 
 class Needs(NamedTuple):
@@ -52,7 +57,7 @@ class RayCluster:
         #: all the rest between two Ray tasks of a worker.
         self.pickled_home: bytes | None = None
         self.package_cache = PackageCache(storage)
-        self.listener_hosts = ListenerHosts(ray.kill)
+        self.hosts = Hosts(ray.kill)
         #: By shape.
         self.needs: dict[str, Needs] = {}
         #: Ray functions with their options, by shape, name and `max_calls`.
@@ -102,11 +107,11 @@ class RayCluster:
         if self.pickled_home is None:
             self.pickled_home = ray.cloudpickle.dumps(self.home)
         template = sent.members[0].request.template
-        if sent.listens:
-            host = self.listener_host(sent, template)
+        if sent.hosted:
+            host = self.host(sent, template)
             (load,) = loads
-            call = host.actor.listen.remote(load, self.pickled_home)
-            self.listener_hosts.called(host, call)
+            call = host.actor.run.remote(load, self.pickled_home)
+            self.hosts.called(host, call)
             return call
         sent.packages = self.needs[template.shape].packages
         remote = self.remote(template)
@@ -133,17 +138,25 @@ class RayCluster:
             self.remotes[key] = remote
         return remote
 
-    def listener_host(self, sent: SentBatch, template: AttemptTemplate) -> Host:
+    def host(self, sent: SentBatch, template: AttemptTemplate) -> Host:
+        """The process for an attempt of a hosted kind."""
         needs = self.needs[template.shape]
         sent.packages = needs.packages
         runtime_env = self.package_cache.varied(needs.runtime_env, needs.packages)
-        name = msgspec.json.encode(runtime_env).decode()
+        kind = template.options.kind
+        name = f"{kind} {msgspec.json.encode(runtime_env).decode()}"
 
         def start() -> Any:
             waits = self.package_cache.need(sent.packages)
-            return listener_host_class.options(runtime_env=runtime_env).remote(*waits)
+            return HOST_CLASSES[kind].options(runtime_env=runtime_env).remote(*waits)
 
-        return self.listener_hosts.take(name, sent.members[0].request, start)
+        return self.hosts.take(name, sent.members[0].request, start)
+
+    def give(self, ref: Any, given: bytes) -> None:
+        """Send a body an encoded `GivenOutcome`."""
+        host = self.hosts.calls.get(ref)
+        if host is not None:
+            host.actor.give.remote(given)
 
     def lacked(self, sent: SentBatch, missing: Collection[str]) -> bool:
         """Whether a package of the batch is missing; then it will be uploaded again."""
@@ -170,11 +183,11 @@ class RayCluster:
 
     def ended(self, ref: Any, *, host_died: bool) -> None:
         """Note that a call has ended; an idle listener host may end then."""
-        self.listener_hosts.ended(ref, host_died)
+        self.hosts.ended(ref, host_died)
 
     def close(self) -> None:
         """End what was started here."""
-        self.listener_hosts.close()
+        self.hosts.close()
 
 
 def load_of(sent: SentBatch, live: Mapping[str, LiveValues]) -> tuple[EncodedBatch, Brought]:
@@ -197,7 +210,7 @@ def load_of(sent: SentBatch, live: Mapping[str, LiveValues]) -> tuple[EncodedBat
         for key, value in here.among(direct_keys(request)).items():
             # Ray brings one copy of a value, so if several members take it, each fetches its own.
             # So does a listener, because its host's call has no arguments but the batch.
-            if taken[incarnation, key] == 1 and not sent.listens:
+            if taken[incarnation, key] == 1 and not sent.hosted:
                 values[incarnation, key] = value
             else:
                 found[key] = value

@@ -12,7 +12,7 @@ import msgspec
 
 from ray_workflows._model.catalog import Tag
 from ray_workflows._model.outbox import OutboxMessage
-from ray_workflows._model.plan import EnvironmentChange, Plan
+from ray_workflows._model.plan import EMPTY_PLAN, EnvironmentChange, Plan
 from ray_workflows._model.steps import CanceledStep, EndedStep, Step, StepRecord
 from ray_workflows._model.values import ErrorInfo, Outcome, Value
 
@@ -202,7 +202,7 @@ class StepsAsked(Event, frozen=True, tag="steps-asked"):
     attempt: int
     began: float
     opened: tuple[Step, ...] = ()
-    plan: Plan | None = None
+    plan: Plan = EMPTY_PLAN
     sizes: tuple[int, ...] = ()
     task_ids: tuple[str, ...] = ()
     first: int = 0
@@ -286,6 +286,9 @@ class TagsSet(Event, frozen=True, tag="tags-set"):
 
     tags: dict[str, Tag]
 
+
+#: Events that open tasks: their plan, and the ids of its tasks.
+Opening = WorkflowSubmitted | TaskContinued | StepsAsked
 
 #: How a workflow ends.
 End = WorkflowSucceeded | WorkflowFailed | WorkflowTimedOut | WorkflowCanceled

@@ -10,7 +10,7 @@ import msgspec
 from ray_workflows._model.catalog import Tag
 from ray_workflows._model.events import Event
 from ray_workflows._model.outbox import OutboxMessage
-from ray_workflows._model.plan import EnvironmentChange, Plan
+from ray_workflows._model.plan import EMPTY_PLAN, EnvironmentChange, Plan
 from ray_workflows._model.steps import CanceledStep, EndedStep, Step, StepRecord
 from ray_workflows._model.values import ErrorInfo, Value
 
@@ -161,7 +161,7 @@ class BodyProgress(AttemptNews, frozen=True):
 
     began: float
     opened: tuple[Step, ...] = ()
-    plan: Plan | None = None
+    plan: Plan = EMPTY_PLAN
     sizes: tuple[int, ...] = ()
     marks: tuple[StepRecord, ...] = ()
     canceled: tuple[CanceledStep, ...] = ()

@@ -15,6 +15,9 @@ from ray_workflows._model.values import Blob, Value
 FUNCTION, LISTENER, TIMER, SIGNAL = "function", "listener", "timer", "signal"
 BODY = "body"
 
+#: Kinds whose attempts share a process with others, and take no CPU.
+HOSTED_KINDS = (LISTENER, BODY)
+
 #: Kinds without attempts: the engine itself completes them.
 ENGINE_KINDS = (TIMER, SIGNAL)
 
@@ -173,3 +176,7 @@ class Plan(msgspec.Struct, frozen=True, array_like=True):
         """What the function is called whose result is the result of the plan, without its module:
         a script's would be ``__main__``."""
         return self.functions[self.tasks[self.output].function].name.rpartition(".")[2]
+
+
+#: A plan without tasks.
+EMPTY_PLAN = Plan((), (), ())

@@ -46,6 +46,8 @@ class AttemptOutcome(str, Enum):
     RETURNED = "returned"
     #: It returned a continuation.
     CONTINUED = "continued"
+    #: It only waited for steps of a durable function, and gave its worker back.
+    SUSPENDED = "suspended"
     #: User code raised.
     RAISED = "raised"
     #: Its worker died, or it ended its worker.

@@ -94,6 +94,12 @@ def default_options(function: RemoteFunction) -> dict[str, Any]:
     return options
 
 
+def method_name(method: ActorMethod) -> str:
+    """The name of an actor's method."""
+    name: str = method._method_name
+    return name
+
+
 def bootstrap_address(address: str) -> str | None:
     """An address in Ray's form."""
     from ray._private import services

@@ -92,8 +92,8 @@ class CrashPoints:
     def describe_event(self, append: Append, event: ev.Event) -> str:
         """An event, for people."""
         name = type(event).__name__
-        if isinstance(event, (ev.WorkflowSubmitted, ev.TaskContinued)):
-            first = event.first if isinstance(event, ev.TaskContinued) else 0
+        if isinstance(event, ev.Opening):
+            first = 0 if isinstance(event, ev.WorkflowSubmitted) else event.first
             for number, task_id in enumerate(event.task_ids, first):
                 self.task_ids[append.incarnation, number] = task_id
         task = getattr(event, "task", None)

@@ -229,7 +229,7 @@ class Dispatch:
         slot = WorkerSlot(sent.shape, asks=self.is_carried(sent))
         slot.carry(sent)
         loads = [load]
-        if not sent.listens:
+        if not sent.hosted:
             self.slots.start(slot)
             ready_queue.submitted += 1
             if not self.has_room():

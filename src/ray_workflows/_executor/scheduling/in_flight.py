@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from ray_workflows._executor.in_order import InOrder
 from ray_workflows._executor.protocol import AttemptRequest
+from ray_workflows._model.messages import BodyProgress
 
 
 class InFlightAttempt:
@@ -15,11 +17,13 @@ class InFlightAttempt:
         "behind",
         "expired",
         "follows",
+        "given",
         "needs_objects",
         "request",
         "retired",
         "submitted_at",
         "timed",
+        "told",
         "unplaceable",
         "waits",
     )
@@ -46,6 +50,10 @@ class InFlightAttempt:
         #: How often it has begun and ended to wait for the storage: odd while it waits. The timeout
         #: does not run meanwhile.
         self.waits = 0
+        #: How many outcomes a body was given.
+        self.given = 0 if request.history is None else len(request.history.outcomes)
+        #: What a body has told, in its order.
+        self.told: InOrder[BodyProgress] = InOrder()
         #: Why no node can hold it, as last reported.
         self.unplaceable = ""
 

@@ -87,7 +87,7 @@ def check_batches(dispatch: Dispatch, known: set[InFlightAttempt]) -> None:
         assert slot is not None, f"batch {number} is in no Ray task"
         assert sent in slot.loads, f"batch {number} is not in the Ray task that it names"
         assert slot.ref is not None, f"the Ray task of batch {number} was not submitted"
-        assert sent.listens or slot in dispatch.slots.flying, f"batch {number} is lost"
+        assert sent.hosted or slot in dispatch.slots.flying, f"batch {number} is lost"
 
 
 def check_slots(dispatch: Dispatch) -> None:

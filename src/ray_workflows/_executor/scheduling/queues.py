@@ -18,7 +18,7 @@ from ray_workflows._executor.scheduling.durations import (
     least,
 )
 from ray_workflows._executor.scheduling.in_flight import InFlightAttempt
-from ray_workflows._model.plan import LISTENER
+from ray_workflows._model.plan import HOSTED_KINDS
 
 #: Ray tasks of one shape (resources, placement, environment) in flight at once. Enough to fill a
 #: large cluster and to show demand to an autoscaler; a pending Ray task costs memory here, so not
@@ -107,8 +107,8 @@ class ReadyQueue:
 
         def take(digest: str, queue: deque[InFlightAttempt]) -> list[InFlightAttempt]:
             seconds = durations.get(digest)
-            if queue[0].request.options.kind == LISTENER:
-                # Listeners wait in their host, perhaps for days, and occupy no slot.
+            if queue[0].request.options.kind in HOSTED_KINDS:
+                # They wait in their host, perhaps for days, and occupy no slot.
                 return take_run(queue)
             if queue[0].alone or (seconds is not None and seconds > TARGET_SECONDS):
                 return take_run(queue) if self.submitted < MAX_IN_FLIGHT else []

@@ -13,7 +13,7 @@ from typing import Any
 
 from ray_workflows._executor.scheduling.in_flight import InFlightAttempt
 from ray_workflows._executor.worker.batch import EncodedBatch
-from ray_workflows._model.plan import LISTENER, Package
+from ray_workflows._model.plan import HOSTED_KINDS, Package
 
 #: How long a slot waits for its next batch at most, in seconds: about the time from a result to the
 #: task that follows from it. A CPU is idle meanwhile.
@@ -37,7 +37,7 @@ class SentBatch:
     __slots__ = (
         "digest",
         "has_unwanted",
-        "listens",
+        "hosted",
         "members",
         "number",
         "open",
@@ -54,7 +54,7 @@ class SentBatch:
         self.members = members
         self.shape = template.shape
         self.digest = template.function.digest
-        self.listens = template.options.kind == LISTENER
+        self.hosted = template.options.kind in HOSTED_KINDS
         self.open = len(members)
         self.slot: WorkerSlot | None = None
         #: A member was canceled, but may run all the same.

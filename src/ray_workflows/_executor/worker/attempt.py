@@ -214,7 +214,7 @@ class AttemptRun:
         request = self.request
         ended_at = self.process.time()
         if isinstance(result, DAGNode):
-            plan = self.patiently(lambda: self.capture(result))
+            plan = self.patiently(lambda: self.capture(result, self.blob_prefix))
             report = msg.AttemptReturnedPlan(
                 **self.identity(ended_at),
                 plan=plan,
@@ -247,14 +247,15 @@ class AttemptRun:
     def write_bytes(self, key: str, data: bytes) -> Blob:
         return self.storage.write_blob(self.request.incarnation, key, [data])
 
-    def capture(self, node: DAGNode) -> Plan:
-        """Capture the plan of a continuation, and store its large parts."""
+    def capture(self, node: DAGNode, prefix: str) -> Plan:
+        """Capture the plan of a continuation or a step, and store its large parts under keys with
+        this prefix."""
         plan = capture_plan(
             node,
             writer=self.writer,
             # Empty: the environment of the workflow applies, also after a change.
             environment=Environment(),
-            prefix=self.blob_prefix,
+            prefix=prefix,
         )
         if self.request.function.present:
             # The continuation of a replaced function consists of replaced functions too.
@@ -416,14 +417,19 @@ class AttemptRun:
         return error_info(info.type_name, message, trace, info.exception)
 
     def describe(self, error: BaseException) -> ErrorInfo:
+        info = self.write_error(error, self.writer, self.request.where, f"{self.blob_prefix}-error")
+        self.made.update(self.writer.objects.written)
+        return info
+
+    def write_error(
+        self, error: BaseException, writer: ValueWriter, where: str, key: str
+    ) -> ErrorInfo:
+        """The record of an error. ``where``: names what raised it."""
         text = traceback_text(error, user_traceback(error))
         # Name the process that raised it, because the reader is elsewhere.
         process = f"pid {os.getpid()} on {ray.util.get_node_ip_address()}"
-        text = with_header(text, f"{self.request.where}, {process}")
-        key = f"{self.blob_prefix}-error"
-        info = self.patiently(lambda: self.writer.write_error(error, key=key, traceback=text))
-        self.made.update(self.writer.objects.written)
-        return info
+        text = with_header(text, f"{where}, {process}")
+        return self.patiently(lambda: writer.write_error(error, key=key, traceback=text))
 
     def identity(self, ended_at: float) -> dict[str, Any]:
         request = self.request

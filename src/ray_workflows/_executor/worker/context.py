@@ -26,10 +26,12 @@ class Outgoing(NamedTuple):
 class running:
     """Scope of the user code of one attempt. A class: a generator takes three times as long."""
 
-    __slots__ = ("metadata", "outgoing", "request", "sequence", "token")
+    __slots__ = ("metadata", "outgoing", "request", "sequence", "step", "token")
 
-    def __init__(self, request: AttemptRequest, sequence: int) -> None:
+    def __init__(self, request: AttemptRequest, sequence: int, step: str = "") -> None:
+        """``step``: the path of the local step of a body."""
         self.request = request
+        self.step = step
         #: The sequence of its batch.
         self.sequence = sequence
         #: The metadata that user code has added to its task.
@@ -97,11 +99,12 @@ def current_task() -> CurrentTask | None:
     if scope is None:
         return None
     request = scope.request
+    of_step = f"/{scope.step}" if scope.step else ""
     return CurrentTask(
         workflow_id=request.workflow_id,
-        task_id=request.task_id,
+        task_id=f"{request.task_id}{of_step}",
         attempt=request.attempt,
-        idempotency_key=f"{request.incarnation}-{request.task}",
+        idempotency_key=f"{request.incarnation}-{request.task}{of_step}",
         epoch=fencing_token(request.epoch, scope.sequence),
         last_end=request.last_end or None,
     )

@@ -2,7 +2,7 @@
 
 User code runs in it, so it is not the coordinator. If a listener blocks its event loop, the others
 go on with a new loop. If a listener ends the process, the other listeners are started again, and
-`listener_hosts.share` separates them then.
+`hosts.share` separates them then.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ListenerHost:
         prefer_packages()
         self.loops = Loops()
 
-    async def listen(self, load: EncodedBatch, pickled_home: bytes) -> list[WireReport]:
+    async def run(self, load: EncodedBatch, pickled_home: bytes) -> list[WireReport]:
         """Run one attempt of a listener task: as `loop.run_batches`, but awaiting."""
         return await listen(load, home_of(pickled_home), self.loops)
 

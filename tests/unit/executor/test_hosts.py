@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray_workflows._executor.scheduling.listener_hosts import MAX_IDLE, MAX_SPLITS, ListenerHosts
+from ray_workflows._executor.scheduling.hosts import MAX_IDLE, MAX_SPLITS, Hosts
 from tests.unit.scheduling import attempt, template
 
 
@@ -14,7 +14,7 @@ class Actors:
     def __init__(self) -> None:
         self.started = 0
         self.alive: set[int] = set()
-        self.hosts = ListenerHosts(self.alive.remove)
+        self.hosts = Hosts(self.alive.remove)
 
     def start(self) -> int:
         self.started += 1
@@ -95,4 +95,4 @@ def test_nobody_shares_the_host_of_a_guilty_one_again_and_again() -> None:
 
 
 def test_what_is_no_listener_is_passed_over() -> None:
-    ListenerHosts(lambda actor: None).ended("a Ray task", died=True)
+    Hosts(lambda actor: None).ended("a Ray task", died=True)

@@ -1,4 +1,4 @@
-"""Which listener host serves which listener, and when a host ends."""
+"""Which process serves which attempt of a hosted kind (listeners, bodies), and when it ends."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 from ray_workflows._executor.protocol import AttemptRequest
 
-#: The most idle hosts that are kept for the next listener of their environment.
+#: The most idle hosts that are kept for the next attempt of their environment.
 MAX_IDLE = 4
 
-#: Listeners whose hosts keep dying are spread over at most two to this power of hosts.
+#: Attempts whose hosts keep dying are spread over at most two to this power of hosts.
 MAX_SPLITS = 6
 
 
 class Host:
-    """A listener host and the number of its listeners."""
+    """An actor and the number of its attempts."""
 
     __slots__ = ("actor", "name", "serves")
 
@@ -26,8 +26,8 @@ class Host:
         self.serves = 0
 
 
-class ListenerHosts:
-    """The listener hosts of a coordinator. Called with the executor's lock held.
+class Hosts:
+    """The hosts of a coordinator. Called with the executor's lock held.
 
     Args:
         end: ends the actor of a host.
@@ -41,14 +41,14 @@ class ListenerHosts:
         self.calls: dict[Any, Host] = {}
 
     def take(self, environment: str, request: AttemptRequest, make: Callable[[], Any]) -> Host:
-        """The host for a listener, which `make` starts unless there is one."""
+        """The host for an attempt, which `make` starts unless there is one."""
         name = f"{environment} {share(request)}"
         host = self.hosts.pop(name, None) or Host(name, make())
         self.hosts[name] = host
         return host
 
     def called(self, host: Host, call: Any) -> None:
-        """A host serves a listener, until the call ends."""
+        """A host serves an attempt, until the call ends."""
         host.serves += 1
         self.calls[call] = host
 
@@ -76,15 +76,15 @@ class ListenerHosts:
 
 
 def share(request: AttemptRequest) -> str:
-    """Which of the hosts of an environment a listener gets.
+    """Which of the hosts of an environment an attempt gets.
 
-    All share one host at first. If it dies, the guilty listener is unknown: each next attempt draws
+    All share one host at first. If it dies, the guilty task is unknown: each next attempt draws
     one of twice as many hosts, so that the guilty one soon shares its host with few others, and
-    never with a new listener. Each attempt draws anew, so that no listener stays with the guilty
-    one.
+    never with a new task. Each attempt draws anew, so that no task stays with the guilty one.
     """
-    splits = min(request.attempt - 1, MAX_SPLITS)
-    # Not a CRC: those of two listeners would differ in the same bits at each attempt.
+    failures = request.attempt - 1 if request.history is None else request.setbacks
+    splits = min(failures, MAX_SPLITS)
+    # Not a CRC: those of two tasks would differ in the same bits at each attempt.
     text = f"{request.incarnation} {request.task} {request.attempt}"
     drawn = hashlib.blake2b(text.encode(), digest_size=1).digest()[0]
     return f"{splits}-{drawn % (1 << splits)}"

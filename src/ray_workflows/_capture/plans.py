@@ -1,0 +1,75 @@
+"""Plans made of other plans, and the plan of a timer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from ray_workflows._capture.pickling import pickle_value
+from ray_workflows._codec.envelope import plain_head
+from ray_workflows._model.plan import EMPTY_PLAN, TIMER, Function, Plan, TaskOptions, TaskSpec
+from ray_workflows._model.values import Value
+
+#: The function of timers, which the engine completes: nobody calls it.
+TIMER_FUNCTION = Function("timer", "timer", b"")
+
+
+def timer_plan(name: str, seconds: float) -> Plan:
+    """The plan of a timer, which produces None.
+
+    Args:
+        name: the base of its task id.
+        seconds: how long it waits.
+    """
+    nothing = pickle_value(None, where=name).data
+    arguments = Value(plain_head(len(nothing)) + nothing)
+    return Plan(
+        functions=(TIMER_FUNCTION,),
+        options=(TaskOptions(kind=TIMER, duration=seconds),),
+        tasks=(TaskSpec(name, 0, 0, arguments),),
+    )
+
+
+def with_output_name(plan: Plan, name: str) -> Plan:
+    """A plan whose output task has another name."""
+    *others, output = plan.tasks
+    return msgspec.structs.replace(
+        plan, tasks=(*others, msgspec.structs.replace(output, name=name))
+    )
+
+
+def joined(plans: Sequence[Plan]) -> tuple[Plan, tuple[int, ...]]:
+    """One plan with the tasks of several ones, in their order, and how many tasks each has.
+
+    Functions and options that several plans have are in it once. Indices of upstream tasks stay
+    those in the single plan. The plans have no constants.
+    """
+    if not plans:
+        return EMPTY_PLAN, ()
+    functions: dict[Function, int] = {}
+    options: dict[bytes, int] = {}
+    kept: list[TaskOptions] = []
+    tasks: list[TaskSpec] = []
+    for plan in plans:
+        assert not plan.constants, plan.constants
+        function_at = [functions.setdefault(each, len(functions)) for each in plan.functions]
+        option_at = []
+        for each in plan.options:
+            index = options.setdefault(msgspec.msgpack.encode(each), len(kept))
+            if index == len(kept):
+                kept.append(each)
+            option_at.append(index)
+        tasks += [
+            TaskSpec(
+                task.name,
+                function_at[task.function],
+                option_at[task.options],
+                task.arguments,
+                task.upstream,
+                task.nested,
+            )
+            for task in plan.tasks
+        ]
+    plan = Plan(functions=tuple(functions), options=tuple(kept), tasks=tuple(tasks))
+    return plan, tuple(len(each.tasks) for each in plans)

@@ -1,0 +1,268 @@
+"""One attempt of a body: its code, its steps, and its report."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import itertools
+from collections.abc import Callable
+from contextvars import ContextVar, copy_context
+from typing import Any, NamedTuple
+
+import msgspec
+import ray
+from ray.dag import DAGNode
+from ray_workflows._capture.digests import digest_of
+from ray_workflows._executor.worker.bodies.body import Asked, Body
+from ray_workflows._executor.worker.bodies.running import AsyncBody, PlainBody
+
+from ray_workflows._capture.dag import check_root, own_name, step_name
+from ray_workflows._capture.pickling import pickle_value
+from ray_workflows._capture.plans import joined, timer_plan, with_output_name
+from ray_workflows._capture.values import ValueWriter
+from ray_workflows._executor.protocol import AnyReport
+from ray_workflows._executor.worker import context
+from ray_workflows._executor.worker.attempt import AttemptRun
+from ray_workflows._model import messages as msg
+from ray_workflows._model.plan import Plan
+from ray_workflows._model.steps import EndedStep, Step, StepKind, StepOutcome, StepRecord
+from ray_workflows._model.values import Outcome, Value
+from ray_workflows.exceptions import is_transient
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether a durable function is a coroutine function."""
+    return inspect.iscoroutinefunction(inspect.unwrap(function))
+
+
+def callable_of(target: Any) -> Callable[..., Any]:
+    """What a local step calls: a plain function, or a method of an actor, for whose answer it
+    waits."""
+    if not isinstance(target, ray.actor.ActorMethod):
+        return target  # type: ignore[no-any-return]
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return ray.get(target.remote(*args, **kwargs))
+
+    call.__qualname__ = private.method_name(target)
+    return call
+
+
+class LocalWork(NamedTuple):
+    """A plain function and its arguments."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class BodyAttempt:
+    """One attempt of a body in this process. One thread at a time uses it, but for
+    `run_local_step`.
+
+    Args:
+        run: the attempt, as any other.
+    """
+
+    def __init__(self, run: AttemptRun) -> None:
+        self.run = run
+        self.code: AsyncBody | PlainBody | None = None
+        self.scope = context.running(run.request, run.sequence)
+        #: Makes the keys of blobs unique.
+        self.numbers = itertools.count()
+
+    # -- the code --------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Load the code and its arguments. None of it runs yet."""
+        function, args, kwargs = self.run.loaded()
+        history = self.run.request.history
+        assert history is not None
+        self.body = Body(
+            history,
+            self.run.request.where,
+            bool(getattr(function, "strict", False)),
+            decode=self.decode,
+            timer=self.timer,
+            clock=self.run.process.time,
+        )
+        self.began = self.body.now()
+        around = copy_context()
+        around.run(context.attempt.set, self.scope)
+        around.run(current_attempt.set, self)
+        kind = AsyncBody if is_async(function) else PlainBody
+        self.code = around.run(kind, self.body, function, args, kwargs)
+
+    def advance(self, outcomes: list[StepOutcome]) -> None:
+        """Give the code outcomes, one by one, until it only waits or has ended."""
+        assert self.code is not None
+        self.code.advance(outcomes)
+
+    def leave(self) -> None:
+        """End the code where it is."""
+        if self.code is not None:
+            self.code.leave()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the code has ended."""
+        return self.code is not None and self.code.ended
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the code waits for steps that others run, and for nothing else."""
+        return self.code is not None and self.code.idle
+
+    @property
+    def taken(self) -> int:
+        """How many outcomes the code has taken."""
+        return self.body.turn
+
+    def report(self) -> AnyReport:
+        """The report of the end of the code."""
+        run, code = self.run, self.code
+        assert code is not None
+        run.metadata, run.outgoing = self.scope.metadata, self.scope.outgoing
+        if code.error is None:
+            try:
+                return run.returned(code.result)
+            except BaseException as error:
+                return run.raised(error)
+        report = run.raised(code.error)
+        if isinstance(report, msg.AttemptRaised):
+            report = msgspec.structs.replace(report, step=self.body.failed_step(code.error))
+        return report
+
+    # -- steps -----------------------------------------------------------------------------
+
+    def step(
+        self,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: dict[str, Any],
+        line: str,
+    ) -> Asked:
+        """Ask for a step."""
+        node = self.node_of(target, args, kwargs, options)
+        if node is None:
+            name = own_name(callable_of(target))
+            work = LocalWork(callable_of(target), args, kwargs)
+            return self.body.ask(name, digest_of(args, kwargs), StepKind.LOCAL, lambda: work, line)
+        root = check_root(node)
+        digest = digest_of(root.get_args(), root.get_kwargs())
+        return self.body.ask(
+            step_name(root), digest, StepKind.PLAN, lambda: self.capture(root), line
+        )
+
+    def node_of(
+        self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any]
+    ) -> DAGNode | None:
+        """The DAG node of a step; None for one that runs in this process.
+
+        Raises:
+            TypeError: something that can't be a step.
+        """
+        if isinstance(target, DAGNode):
+            if args or kwargs or options:
+                raise TypeError(
+                    "step() takes no arguments and options for a DAG node: it has its own. Give "
+                    "them to bind() and options()."
+                )
+            return target
+        if isinstance(target, ray.remote_function.RemoteFunction):
+            function = target.options(**options) if options else target
+            return function.bind(*args, **kwargs)  # type: ignore[no-any-return]
+        if options:
+            raise TypeError("Options are for remote functions: a plain function has none.")
+        if isinstance(target, ray.actor.ActorMethod) or callable(target):
+            return None
+        raise TypeError(
+            f"step() takes a remote function, a DAG node, a durable function or a plain function, "
+            f"not {type(target).__name__}."
+        )
+
+    def capture(self, node: DAGNode) -> Plan:
+        """The plan of a step. Its large parts are stored."""
+        prefix = f"{self.run.blob_prefix}-step{next(self.numbers)}"
+        return self.run.patiently(lambda: self.run.capture(node, prefix))
+
+    def timer(self, delay: float) -> Plan:
+        """The plan of a timer."""
+        return timer_plan("timer", delay)
+
+    def decode(self, outcome: Outcome) -> Any:
+        """The value of a step; raises its error."""
+        reader, where = self.run.reader, f"step of {self.run.request.where}"
+        if outcome.error is not None and not outcome.wrapped:
+            raise self.run.patiently(lambda: reader.read_error(outcome.error, where=where))
+        return self.run.patiently(lambda: reader.read_outcome(outcome, where=where))
+
+    # -- what it tells ---------------------------------------------------------------------
+
+    def progress(self, ended: EndedStep | None) -> msg.BodyProgress | None:
+        """What the coordinator does not know yet; None if it knows everything."""
+        news = self.body.take_news()
+        if news.is_empty and ended is None:
+            return None
+        request = self.run.request
+        where = f"{request.task_id}/"
+        plan, sizes = joined(
+            [with_output_name(plan, f"{where}{step.path}") for step, plan in news.opened]
+        )
+        return msg.BodyProgress(
+            task=request.task,
+            epoch=request.epoch,
+            attempt=request.attempt,
+            started_at=self.run.started_at,
+            began=self.began,
+            opened=tuple(step for step, _ in news.opened),
+            plan=plan,
+            sizes=sizes,
+            marks=tuple(self.mark(step, value) for step, value in news.marks),
+            canceled=tuple(news.canceled),
+            ended=() if ended is None else (ended,),
+            node=self.run.process.node_id,
+        )
+
+    def mark(self, step: Step, value: Any) -> StepRecord:
+        """The record of a value that the code has made. Such values are small."""
+        pickled = pickle_value(value, where=step.path)
+        stored = ValueWriter(self.run.storage, self.run.request.incarnation).write_plain(pickled)
+        assert stored is not None, step.path
+        return StepRecord(step, mark=Outcome(stored))
+
+    def take_work(self) -> list[tuple[Step, LocalWork]]:
+        """The local steps to start."""
+        return [(step, make()) for step, make in self.body.take_work()]
+
+    def run_local_step(self, step: Step, work: LocalWork) -> EndedStep:
+        """Run a local step to its end, and store its outcome.
+
+        Raises:
+            Exception: its outcome can't be stored now.
+        """
+        run = self.run
+        began = run.process.time()
+        where = f"step '{step.path}' of {run.request.where}"
+        key = f"{run.blob_prefix}-step{next(self.numbers)}"
+        writer = ValueWriter(run.storage, run.request.incarnation)
+        try:
+            with context.running(run.request, run.sequence, step.path):
+                result = work.function(*work.args, **work.kwargs)
+                if inspect.iscoroutine(result):
+                    result = asyncio.run(result)
+            value: Value = run.patiently(lambda: writer.write(result, key=key, where=where))
+            outcome = Outcome(value)
+        except BaseException as error:
+            if is_transient(error):
+                raise
+            info = run.write_error(error, writer, where, f"{key}-error")
+            outcome = Outcome(error=info)
+        return EndedStep(step, outcome, began, run.process.time())
+
+
+#: The attempt of the body whose code runs.
+current_attempt: ContextVar[BodyAttempt | None] = ContextVar(
+    "ray_workflows_body_attempt", default=None
+)
