@@ -52,6 +52,16 @@ from ray_workflows.bulk import (
     signal_many,
 )
 from ray_workflows.codec import PayloadCodec
+from ray_workflows.durable import (
+    durable,
+    logger,
+    now,
+    patched,
+    random,
+    step,
+    step_async,
+    uuid4,
+)
 from ray_workflows.events import (
     EventListener,
     TimerListener,
@@ -157,6 +167,7 @@ __all__ = [
     "current",
     "delete",
     "delete_many",
+    "durable",
     "fork",
     "fork_many",
     "get_environment",
@@ -168,8 +179,12 @@ __all__ = [
     "init",
     "list_all",
     "list_workflows",
+    "logger",
+    "now",
     "options",
+    "patched",
     "prune",
+    "random",
     "resume",
     "resume_all",
     "resume_async",
@@ -183,6 +198,9 @@ __all__ = [
     "signal_many",
     "sleep",
     "start",
+    "step",
+    "step_async",
+    "uuid4",
     "wait_for_event",
     "wait_for_signal",
 ]

@@ -82,7 +82,7 @@ def durable(function: Any = None, /, *, strict: bool = False) -> Any:
 def make_durable(function: Any, *, strict: bool) -> Any:
     if isinstance(function, RemoteFunction):
         raise TypeError(
-            "@workflow.durable takes the plain function, without @ray.remote. Ray's options go into "
+            "@workflow.durable takes the plain function, without @ray.remote: options go into "
             "f.options(...)."
         )
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
@@ -92,17 +92,27 @@ def make_durable(function: Any, *, strict: bool) -> Any:
 
     @functools.wraps(function)
     def body(*args: Any, **kwargs: Any) -> Any:
-        if current_attempt.get() is None:
-            raise RuntimeError(
-                f"{function.__name__} is a durable function: run it in a workflow, with "
-                f"workflow.run({function.__name__}.bind(...)), or as a step of another one."
-            )
-        return function(*args, **kwargs)
+        # It is pickled by value, so it refers to nothing but this function.
+        return call_body(function, args, kwargs)
 
     body.strict = strict  # type: ignore[attr-defined]
     remote = ray.remote(body)
     set_default_options(remote, {"kind": BODY})
     return remote
+
+
+def call_body(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call the code of a durable function, in the process that runs it.
+
+    Raises:
+        RuntimeError: somebody else calls.
+    """
+    if current_attempt.get() is None:
+        raise RuntimeError(
+            f"{function.__name__} is a durable function: run it in a workflow, with "
+            f"workflow.run({function.__name__}.bind(...)), or as a step of another one."
+        )
+    return function(*args, **kwargs)
 
 
 def running(what: str) -> BodyAttempt:
@@ -114,8 +124,7 @@ def running(what: str) -> BodyAttempt:
     attempt = current_attempt.get()
     if attempt is None:
         raise RuntimeError(
-            f"{what} is for the code of a durable function (@workflow.durable), and none is running "
-            f"here."
+            f"{what} is for the code of a durable function (@workflow.durable), and none runs here."
         )
     return attempt
 
@@ -203,7 +212,8 @@ def ask(
     kwargs: dict[str, Any],
     options: workflow_options | None,
 ) -> Asked:
-    given = dict(options) if options is not None else {}  # type: ignore[call-overload]
+    """Ask for a step."""
+    given = dict(options) if options is not None else {}
     return attempt.step(target, args, kwargs, given, line_of_caller())
 
 

@@ -6,19 +6,21 @@ import asyncio
 import inspect
 import math
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from datetime import timedelta
 from typing import Any
 
 import ray
-from ray.dag import DAGNode
+from ray.dag import DAGNode, FunctionNode
 
 from ray_workflows._arguments import check_flag, to_float
 from ray_workflows._capture.options import write_label
+from ray_workflows._executor.worker.bodies.attempt import current_attempt
 from ray_workflows._executor.worker.context import awaits_coroutines
 from ray_workflows._model.ids import validate_signal_text
 from ray_workflows._model.plan import LISTENER, SIGNAL, TIMER
 from ray_workflows._ray.private import LABELS
+from ray_workflows.durable import step
 from ray_workflows.options import validate_timeout
 
 Event = Any
@@ -106,7 +108,28 @@ def bind(function: Callable[..., Any], options: dict[str, Any], *args: Any, **kw
     return remote.bind(*args, **kwargs)
 
 
-def wait_for_event(event_listener_type: EventListenerType, *args: Any, **kwargs: Any) -> DAGNode:
+class AwaitableNode(FunctionNode):  # type: ignore[misc]
+    """A node that a durable function can await: as a step."""
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        """Wait for the step."""
+        awaited: Generator[Any, Any, Any] = step(self).__await__()
+        return awaited
+
+
+def for_caller(node: FunctionNode) -> Any:
+    """What the caller gets for a node: in a plain durable function, its result; in a durable
+    coroutine function, a node to await; else the node."""
+    attempt = current_attempt.get()
+    if attempt is None:
+        return node
+    if not attempt.body.is_async:
+        return step(node)
+    node.__class__ = AwaitableNode
+    return node
+
+
+def wait_for_event(event_listener_type: EventListenerType, *args: Any, **kwargs: Any) -> Any:
     """A node that waits for an event and produces it.
 
     Args:
@@ -132,7 +155,7 @@ def wait_for_event(event_listener_type: EventListenerType, *args: Any, **kwargs:
     waits = {"kind": LISTENER, "task_id": name, "checkpoint": True}
     message = bind(get_message, waits, event_listener_type, *args, **kwargs)
     acknowledges = {"kind": LISTENER, "task_id": f"{name}-acknowledged"}
-    return bind(message_committed, acknowledges, event_listener_type, message)
+    return for_caller(bind(message_committed, acknowledges, event_listener_type, message))
 
 
 def sleep(duration: float) -> DAGNode:
@@ -152,7 +175,8 @@ def sleep(duration: float) -> DAGNode:
     if not math.isfinite(seconds):
         raise ValueError(f"sleep takes a finite number of seconds, not {seconds}.")
     seconds = max(0.0, seconds)
-    return bind(end_time, {"kind": TIMER, "duration": seconds, "task_id": "sleep"}, seconds)
+    options = {"kind": TIMER, "duration": seconds, "task_id": "sleep"}
+    return for_caller(bind(end_time, options, seconds))
 
 
 def wait_for_signal(
@@ -201,4 +225,4 @@ def wait_for_signal(
         "timeout": validate_timeout(timeout),
         "catch_exceptions": check_flag("catch_exceptions", catch_exceptions),
     }
-    return bind(take_signal, options, name)
+    return for_caller(bind(take_signal, options, name))

@@ -22,6 +22,7 @@ Each error pickles, names the workflow it is about and says what to do next.
     ├── InvalidFilterError              (also ValueError) a filter can't be read; names the word
     ├── SerializationError              (also TypeError) a value can't be stored; says which part
     ├── InvalidResultError              (also TypeError) a task returned what no task may return
+    ├── NondeterminismError             a durable function does not do what its history says
     ├── PackageTooLargeError            (also ValueError) code to be stored is too large
     ├── EnvironmentMismatchError        what a workflow needs is not here; lists each difference
     ├── StorageError
@@ -325,6 +326,27 @@ class SerializationError(PicklableWorkflowError, TypeError):
 
 class InvalidResultError(PicklableWorkflowError, TypeError):
     """A task returned something that no task may return (a DAG node inside a container)."""
+
+
+class NondeterminismError(PicklableWorkflowError):
+    """A durable function ran again, and asked for other steps than the first time.
+
+    Attributes:
+        where: the workflow and the task.
+        recorded: what the history has.
+        asked: what the code does.
+    """
+
+    def __init__(self, where: str, recorded: str = "", asked: str = ""):
+        super().__init__(
+            f"{where} does not do what it did before. Its history has {recorded}. Its code asks "
+            f"for {asked}. Code of a durable function has to ask for the same steps in the same "
+            f"order each time. Keep the order of its steps, or guard the change with "
+            f'`if workflow.patched("name"):`, or resume it with the recorded code.'
+        )
+        self.where = where
+        self.recorded = recorded
+        self.asked = asked
 
 
 class PackageTooLargeError(PicklableWorkflowError, ValueError):

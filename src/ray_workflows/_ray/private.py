@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray._private.thirdparty.pathspec import PathSpec
 from ray._raylet import PlacementGroupID
-from ray.actor import ActorHandle
+from ray.actor import ActorHandle, ActorMethod
 from ray.cloudpickle import cloudpickle as pickling
 from ray.core.generated.core_worker_pb2 import ActorHandle as ActorState
 from ray.dag import FunctionNode, InputAttributeNode, InputNode

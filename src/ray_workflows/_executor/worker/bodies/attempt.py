@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import itertools
+import random
+import secrets
 from collections.abc import Callable
 from contextvars import ContextVar, copy_context
 from typing import Any, NamedTuple
@@ -12,21 +15,23 @@ from typing import Any, NamedTuple
 import msgspec
 import ray
 from ray.dag import DAGNode
-from ray_workflows._capture.digests import digest_of
-from ray_workflows._executor.worker.bodies.body import Asked, Body
-from ray_workflows._executor.worker.bodies.running import AsyncBody, PlainBody
 
 from ray_workflows._capture.dag import check_root, own_name, step_name
+from ray_workflows._capture.digests import digest_of
 from ray_workflows._capture.pickling import pickle_value
 from ray_workflows._capture.plans import joined, timer_plan, with_output_name
 from ray_workflows._capture.values import ValueWriter
 from ray_workflows._executor.protocol import AnyReport
 from ray_workflows._executor.worker import context
 from ray_workflows._executor.worker.attempt import AttemptRun
+from ray_workflows._executor.worker.bodies.body import Asked, Body, UnreadableOutcome
+from ray_workflows._executor.worker.bodies.running import AsyncBody, PlainBody, RunningBody
+from ray_workflows._executor.worker.bodies.scopes import current_scope
 from ray_workflows._model import messages as msg
 from ray_workflows._model.plan import Plan
 from ray_workflows._model.steps import EndedStep, Step, StepKind, StepOutcome, StepRecord
 from ray_workflows._model.values import Outcome, Value
+from ray_workflows._ray import private
 from ray_workflows.exceptions import is_transient
 
 
@@ -66,8 +71,10 @@ class BodyAttempt:
 
     def __init__(self, run: AttemptRun) -> None:
         self.run = run
-        self.code: AsyncBody | PlainBody | None = None
+        self.code: RunningBody | None = None
         self.scope = context.running(run.request, run.sequence)
+        #: Sources of random numbers, by the scopes of asyncio tasks.
+        self.randoms: dict[str, random.Random] = {}
         #: Makes the keys of blobs unique.
         self.numbers = itertools.count()
 
@@ -90,8 +97,9 @@ class BodyAttempt:
         around = copy_context()
         around.run(context.attempt.set, self.scope)
         around.run(current_attempt.set, self)
-        kind = AsyncBody if is_async(function) else PlainBody
-        self.code = around.run(kind, self.body, function, args, kwargs)
+        kind: type[RunningBody] = AsyncBody if is_async(function) else PlainBody
+        code = functools.partial(function, *args, **kwargs)
+        self.code = around.run(kind, self.body, code)
 
     def advance(self, outcomes: list[StepOutcome]) -> None:
         """Give the code outcomes, one by one, until it only waits or has ended."""
@@ -114,6 +122,11 @@ class BodyAttempt:
         return self.code is not None and self.code.idle
 
     @property
+    def is_stuck(self) -> bool:
+        """Whether the code waits for nothing that could come."""
+        return self.code is not None and self.code.stuck
+
+    @property
     def taken(self) -> int:
         """How many outcomes the code has taken."""
         return self.body.turn
@@ -132,6 +145,24 @@ class BodyAttempt:
         if isinstance(report, msg.AttemptRaised):
             report = msgspec.structs.replace(report, step=self.body.failed_step(code.error))
         return report
+
+    def stuck(self) -> AnyReport:
+        """The report of code that waits for ever."""
+        return self.run.raised(
+            RuntimeError(
+                f"{self.run.request.where} waits, and not for a step: nothing can wake it. It may "
+                f"only await steps, and what its own asyncio tasks set."
+            )
+        )
+
+    def random(self) -> random.Random:
+        """Random numbers for the asyncio task that calls."""
+        scope = current_scope.get().path
+        found = self.randoms.get(scope)
+        if found is None:
+            seed = self.body.mark("random", lambda: secrets.randbits(64))
+            found = self.randoms[scope] = random.Random(seed)
+        return found
 
     # -- steps -----------------------------------------------------------------------------
 
@@ -172,7 +203,7 @@ class BodyAttempt:
             return target
         if isinstance(target, ray.remote_function.RemoteFunction):
             function = target.options(**options) if options else target
-            return function.bind(*args, **kwargs)  # type: ignore[no-any-return]
+            return function.bind(*args, **kwargs)
         if options:
             raise TypeError("Options are for remote functions: a plain function has none.")
         if isinstance(target, ray.actor.ActorMethod) or callable(target):
@@ -194,9 +225,15 @@ class BodyAttempt:
     def decode(self, outcome: Outcome) -> Any:
         """The value of a step; raises its error."""
         reader, where = self.run.reader, f"step of {self.run.request.where}"
-        if outcome.error is not None and not outcome.wrapped:
-            raise self.run.patiently(lambda: reader.read_error(outcome.error, where=where))
-        return self.run.patiently(lambda: reader.read_outcome(outcome, where=where))
+        raised = None if outcome.wrapped else outcome.error
+        try:
+            if raised is None:
+                return self.run.patiently(lambda: reader.read_outcome(outcome, where=where))
+            error = self.run.patiently(lambda: reader.read_error(raised, where=where))
+        except Exception as trouble:
+            # Of the storage, or of its contents: the code must not see it.
+            raise UnreadableOutcome(trouble) from trouble
+        raise error
 
     # -- what it tells ---------------------------------------------------------------------
 

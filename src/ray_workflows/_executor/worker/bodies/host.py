@@ -33,6 +33,7 @@ from ray_workflows._executor.protocol import (
 from ray_workflows._executor.worker.attempt import AttemptRun
 from ray_workflows._executor.worker.batch import EncodedBatch, WireReport, home_of
 from ray_workflows._executor.worker.bodies.attempt import BodyAttempt
+from ray_workflows._executor.worker.bodies.body import UnreadableOutcome
 from ray_workflows._executor.worker.event_loops import UserError
 from ray_workflows._executor.worker.running import RunningAttempt
 from ray_workflows._executor.worker.watchdog import watching
@@ -176,10 +177,15 @@ class HostedBody:
                 self.start_local_steps()
                 if self.body.ended:
                     return await self.call(self.body.report)
+                if self.body.is_stuck and not self.ready:
+                    return await self.call(self.body.stuck)
                 if not await self.wait() or self.unwanted:
                     return self.suspended()
         except UserError as raised:
-            return await self.call(self.run_of.raised, raised.error)
+            error = raised.error
+            if isinstance(error, UnreadableOutcome):
+                error = error.error
+            return await self.call(self.run_of.raised, error)
 
     async def wait(self) -> bool:
         """Wait for the next outcome. Returns False if the body has only waited for a while."""

@@ -1,0 +1,1 @@
+"""Runs the code of durable functions, so that it does the same each time. Pure: no Ray, no I/O."""
