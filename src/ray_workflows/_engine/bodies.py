@@ -25,7 +25,7 @@ from ray_workflows._model import events as ev
 from ray_workflows._model import messages as msg
 from ray_workflows._model.commands import Command
 from ray_workflows._model.plan import Plan
-from ray_workflows._model.steps import StepRecord
+from ray_workflows._model.steps import StepKind, StepRecord
 
 # -- reported ------------------------------------------------------------------------------
 
@@ -178,23 +178,30 @@ def close_step(state: WorkflowState, body: Body, path: str, deltas: list[Command
 
 
 def go_back(state: WorkflowState, task: Task, deltas: list[Command]) -> None:
-    """Let the next attempt of a body do without the step whose error ended the last one.
+    """Let the next attempt of a body do without the step whose error ended the last one: it asks
+    for it again.
 
-    Discard the step's outcome and all that followed from it: the steps asked for after the body had
-    taken it. What the body asked for before stays, also if it ended later; what it canceled after
-    is asked for again.
+    Not if the body asked for other steps after that error, such as the refund of a payment. They
+    were done, so the history stays as it is, and the body raises the error again. (A fork can go
+    back further.)
     """
     body = state.bodies.get(task.number)
     if body is None or not body.failed:
         return
     failed, body.failed = body.failed, ""
     paths = [each.path for each in body.outcomes]
-    if failed in paths:
-        discard_after(state, body, paths.index(failed), deltas)
+    if failed not in paths:
+        return
+    index = paths.index(failed)
+    steps = [record.step for record in body.steps.values()]
+    if not any(step.turn > index and step.kind is not StepKind.MARK for step in steps):
+        discard_after(state, body, index, deltas)
 
 
 def discard_after(state: WorkflowState, body: Body, index: int, deltas: list[Command]) -> None:
-    """Discard an outcome, by its index, and all that followed from it."""
+    """Discard an outcome, by its index, and all that followed from it: the steps asked for after the
+    body had taken it. What the body asked for before stays, also if it ended later; what it
+    canceled after is asked for again."""
     discarded = body.outcomes[index].path
     for path, record in list(body.steps.items()):
         if record.step.turn > index:

@@ -332,3 +332,12 @@ def test_take_token(tmp_path: Path) -> None:
     by_default = tuple(map(int, ray.__version__.split(".")[:2])) >= (2, 60)
     assert mode(RAY_AUTH_TOKEN="0123456789abcdef" * 2) == ("token" if by_default else "None")
     assert mode(RAY_AUTH_TOKEN="0123456789abcdef" * 2, RAY_AUTH_MODE="disabled") == "disabled"
+
+
+def test_method_name(cluster: None) -> None:
+    @ray.remote
+    class Counter:
+        def count(self):
+            return 1
+
+    assert private.method_name(Counter.remote().count) == "count"

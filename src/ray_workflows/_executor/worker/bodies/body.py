@@ -15,7 +15,14 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from ray_workflows._executor.worker.bodies.scopes import current_scope
-from ray_workflows._model.steps import CanceledStep, History, Step, StepKind, StepOutcome, StepRecord
+from ray_workflows._model.steps import (
+    CanceledStep,
+    History,
+    Step,
+    StepKind,
+    StepOutcome,
+    StepRecord,
+)
 from ray_workflows._model.values import Outcome
 from ray_workflows.exceptions import NondeterminismError
 

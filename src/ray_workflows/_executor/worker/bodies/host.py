@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -66,6 +67,8 @@ class BodyHost:
     def __init__(self, *brought: None) -> None:
         """``brought``: the results of the Ray tasks that uploaded its packages."""
         prefer_packages()
+        # A step may wait for Ray: it runs on a thread, not in the event loop of this actor.
+        os.environ["RAY_WARN_BLOCKING_GET_INSIDE_ASYNC"] = "0"
         self.threads = ThreadPoolExecutor(MAX_THREADS, "ray-workflows-body")
         self.bodies: dict[Key, HostedBody] = {}
         #: Outcomes that have come before their body: Ray may change the order of calls.
