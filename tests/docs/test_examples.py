@@ -48,8 +48,10 @@ for name in [name for name in globals() if not name.startswith("__")]:
 def test_the_pages_run(tmp_path: Path) -> None:
     """One after the other, on one cluster."""
     blocks = {}
-    for name in ("types", "environments", "signals", "finding", "children", "events"):
-        (blocks[name],) = python_blocks(ROOT / "docs" / f"{name}.md")
+    for name in ("types", "environments", "signals", "finding", "children", "events", "durable"):
+        # The later blocks of a page go on with what the first ones define.
+        blocks[name] = "".join(python_blocks(ROOT / "docs" / f"{name}.md"))
+        assert blocks[name], name
     code = QUICKLY + NEXT_PAGE.join(blocks.values())
     store = str(tmp_path / "store")
     with DriverProcess(tmp_path, code, RAY_WORKFLOW_STORAGE=store) as driver:
