@@ -6,7 +6,6 @@ import functools
 import inspect
 import logging
 import random as random_module
-import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -131,7 +130,8 @@ def running(what: str) -> BodyAttempt:
 
 def line_of_caller() -> str:
     """Where the user's code calls a function of this package, as ``file:line``."""
-    frame = sys._getframe(2)
+    frame = inspect.currentframe()
+    assert frame is not None
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(
         "ray_workflows."
     ):
