@@ -75,6 +75,12 @@ if __name__ == "__main__":
     DBOS.launch()
     serve(
         {"dbos": importlib.metadata.version("dbos")},
-        {"fan_out": fan_out, "chain": chain, "one_task": one_task, "submit_loop": submit_loop},
+        {
+            "fan_out": fan_out,
+            "chain": chain,
+            "local_steps": chain,
+            "one_task": one_task,
+            "submit_loop": submit_loop,
+        },
     )
     DBOS.destroy()

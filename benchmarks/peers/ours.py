@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import statistics
@@ -19,7 +20,7 @@ from peers.clusters import start_cluster
 from peers.interrupted import store_interrupted
 from peers.serving import Round, Runner, serve, timed
 from peers.shapes import after_a_pause, after_a_signal, fan_out, shapes, tree
-from peers.tasks import add, identity
+from peers.tasks import add, identity, increment
 from ray_workflows._capture.dag import capture_plan
 from ray_workflows._capture.values import ValueWriter
 from ray_workflows._client.connection import connect
@@ -138,6 +139,56 @@ def signal(size: int) -> Round:
     )
 
 
+def plus_one(value: int) -> int:
+    return value + 1
+
+
+@workflow.durable
+async def local_steps(size: int) -> int:
+    value = 0
+    for _ in range(size):
+        value = await workflow.step(plus_one, value)
+    return value
+
+
+@workflow.durable
+async def ray_steps(size: int) -> int:
+    value = 0
+    for _ in range(size):
+        value = await workflow.step(increment, value)
+    return value
+
+
+@workflow.durable
+async def gathered_steps(size: int) -> int:
+    return sum(await asyncio.gather(*[workflow.step(identity, i) for i in range(size)]))
+
+
+@workflow.durable
+async def steps_and_a_wait(size: int) -> int:
+    done = await asyncio.gather(*[workflow.step(identity, i) for i in range(size)])
+    await workflow.wait_for_signal("go")
+    return len(done)
+
+
+def waiting_steps(workflow_id: str) -> int:
+    """How many tasks of a workflow wait without an attempt."""
+    tasks = workflow.get_tasks(workflow_id)
+    return sum(str(task.status) == "WAITING" for task in tasks)
+
+
+def replay(size: int) -> Round:
+    """From a signal to the end of a durable function that has left its process."""
+    workflow_id = uuid.uuid4().hex
+    ref = workflow.run_async(steps_and_a_wait.bind(size), workflow_id=workflow_id)
+    while waiting_steps(workflow_id) < 2:  # the function, and its wait for the signal
+        time.sleep(0.2)
+    with timed() as clock:
+        workflow.signal(workflow_id, "go")
+        result = ray.get(ref)
+    return Round(clock.seconds, result)
+
+
 def resume(size: int) -> Round:
     """Until the first attempt of a workflow that another coordinator has left."""
     workflow_id = uuid.uuid4().hex
@@ -229,6 +280,10 @@ if __name__ == "__main__":
             **{name: whole(make) for name, make in shapes(workflow).items()},
             **{f"scale_{10**power}": whole(tree, count_bind=False) for power in range(2, 7)},
             "fib": whole(fib.bind),
+            "local_steps": whole(local_steps.bind),
+            "ray_steps": whole(ray_steps.bind),
+            "gathered_steps": whole(gathered_steps.bind),
+            "replay": replay,
             "one_task": one_task,
             "submit_loop": submit_loop,
             "submit_many": submit_many,

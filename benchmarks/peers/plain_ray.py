@@ -39,6 +39,13 @@ def sleep_all(seconds: list[float]) -> Round:
     return Round(clock.seconds, result, {"slots": sum(seconds) / clock.seconds})
 
 
+def gathered(size: int) -> Round:
+    """All at once, and all results in the driver."""
+    with timed() as clock:
+        result = sum(ray.get([identity.remote(i) for i in range(size)]))
+    return Round(clock.seconds, result)
+
+
 def chain(size: int) -> Round:
     """One after the other, each seen to be done: what a commit before the next start is."""
     value = 0
@@ -97,6 +104,8 @@ if __name__ == "__main__":
             "naps_10ms": naps(0.01),
             "naps_100ms": naps(0.1),
             "chain": chain,
+            "ray_steps": chain,
+            "gathered_steps": gathered,
             "chain_unstored": chain_unstored,
             "one_task": one_task,
             "submit_loop": pipelined,
