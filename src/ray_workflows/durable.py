@@ -79,6 +79,7 @@ def durable(function: Any = None, /, *, strict: bool = False) -> Any:
 
 
 def make_durable(function: Any, *, strict: bool) -> Any:
+    """As `durable`, for a function."""
     if isinstance(function, RemoteFunction):
         raise TypeError(
             "@workflow.durable takes the plain function, without @ray.remote: options go into "

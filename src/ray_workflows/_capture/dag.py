@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import inspect
 import re
@@ -110,20 +109,6 @@ def check_root(dag: object) -> FunctionNode:
     elif callable(dag):
         hint = " Decorate the function with @ray.remote and pass func.bind(...)."
     raise TypeError(f"Input should be a DAG, not {type(dag).__name__}.{hint}")
-
-
-def step_name(node: FunctionNode) -> str:
-    """The name of a node as a step: its task id if it has one, else the function's own name."""
-    _, task_id = task_options(node.get_options(), where="step")
-    return task_id or own_name(node_function(node))
-
-
-def own_name(function: Any) -> str:
-    """The name of a function without its module and what it is defined in."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    qualname = getattr(function, "__qualname__", None) or type(function).__qualname__
-    return slugify(qualname.rpartition(".")[2])
 
 
 class Kind:

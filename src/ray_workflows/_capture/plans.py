@@ -8,7 +8,15 @@ import msgspec
 
 from ray_workflows._capture.pickling import pickle_value
 from ray_workflows._codec.envelope import plain_head
-from ray_workflows._model.plan import EMPTY_PLAN, TIMER, Function, Plan, TaskOptions, TaskSpec
+from ray_workflows._model.plan import (
+    EMPTY_PLAN,
+    TIMER,
+    Environment,
+    Function,
+    Plan,
+    TaskOptions,
+    TaskSpec,
+)
 from ray_workflows._model.values import Value
 
 #: The function of timers, which the engine completes: nobody calls it.
@@ -71,5 +79,7 @@ def joined(plans: Sequence[Plan]) -> tuple[Plan, tuple[int, ...]]:
             )
             for task in plan.tasks
         ]
-    plan = Plan(functions=tuple(functions), options=tuple(kept), tasks=tuple(tasks))
+    packages = {each.uri: each for plan in plans for each in plan.environment.packages}
+    environment = Environment(packages=tuple(packages.values()))
+    plan = Plan(tuple(functions), tuple(kept), tuple(tasks), environment=environment)
     return plan, tuple(len(each.tasks) for each in plans)

@@ -7,6 +7,8 @@ history and runs the code again, so the same steps must be asked for in the same
 
 from __future__ import annotations
 
+import msgspec
+
 from ray_workflows._engine.attempts import reported_task
 from ray_workflows._engine.commands import start_attempt
 from ray_workflows._engine.decision import Events
@@ -24,7 +26,6 @@ from ray_workflows._engine.state import Body, Phase, Task, WorkflowState
 from ray_workflows._model import events as ev
 from ray_workflows._model import messages as msg
 from ray_workflows._model.commands import Command
-from ray_workflows._model.plan import Plan
 from ray_workflows._model.steps import StepKind, StepRecord
 
 # -- reported ------------------------------------------------------------------------------
@@ -114,7 +115,7 @@ def open_steps(
         body.steps[step.path] = StepRecord(step)
         frame = open_frame(
             state,
-            Plan(plan.functions, plan.options, plan.tasks[begin:end], plan.constants),
+            msgspec.structs.replace(plan, tasks=plan.tasks[begin:end]),
             event.task_ids[begin:end],
             parent=task.number,
             wraps=False,
@@ -199,9 +200,11 @@ def go_back(state: WorkflowState, task: Task, deltas: list[Command]) -> None:
 
 
 def discard_after(state: WorkflowState, body: Body, index: int, deltas: list[Command]) -> None:
-    """Discard an outcome, by its index, and all that followed from it: the steps asked for after the
-    body had taken it. What the body asked for before stays, also if it ended later; what it
-    canceled after is asked for again."""
+    """Discard an outcome, by its index, and all that followed from it.
+
+    That is the steps asked for after the body had taken it. What the body asked for before stays,
+    also if it ended later; what it canceled after is asked for again.
+    """
     discarded = body.outcomes[index].path
     for path, record in list(body.steps.items()):
         if record.step.turn > index:

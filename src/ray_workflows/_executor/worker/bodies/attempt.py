@@ -16,10 +16,10 @@ import msgspec
 import ray
 from ray.dag import DAGNode
 
-from ray_workflows._capture.dag import check_root, own_name, step_name
 from ray_workflows._capture.digests import digest_of
 from ray_workflows._capture.pickling import pickle_value
 from ray_workflows._capture.plans import joined, timer_plan, with_output_name
+from ray_workflows._capture.steps import StepCapture, own_name
 from ray_workflows._capture.values import ValueWriter
 from ray_workflows._executor.protocol import AnyReport
 from ray_workflows._executor.worker import context
@@ -53,6 +53,11 @@ def callable_of(target: Any) -> Callable[..., Any]:
     return call
 
 
+def is_bound_later(target: Any) -> bool:
+    """Whether it is a remote function, or one with options."""
+    return not isinstance(target, (type, ray.actor.ActorMethod)) and hasattr(target, "bind")
+
+
 class LocalWork(NamedTuple):
     """A plain function and its arguments."""
 
@@ -73,6 +78,7 @@ class BodyAttempt:
         self.run = run
         self.code: RunningBody | None = None
         self.scope = context.running(run.request, run.sequence)
+        self.steps = StepCapture(ValueWriter(run.storage, run.request.incarnation), self.capture)
         #: Sources of random numbers, by the scopes of asyncio tasks.
         self.randoms: dict[str, random.Random] = {}
         #: Makes the keys of blobs unique.
@@ -175,43 +181,42 @@ class BodyAttempt:
         line: str,
     ) -> Asked:
         """Ask for a step."""
-        node = self.node_of(target, args, kwargs, options)
-        if node is None:
-            name = own_name(callable_of(target))
-            work = LocalWork(callable_of(target), args, kwargs)
-            return self.body.ask(name, digest_of(args, kwargs), StepKind.LOCAL, lambda: work, line)
-        root = check_root(node)
-        digest = digest_of(root.get_args(), root.get_kwargs())
-        return self.body.ask(
-            step_name(root), digest, StepKind.PLAN, lambda: self.capture(root), line
-        )
-
-    def node_of(
-        self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any]
-    ) -> DAGNode | None:
-        """The DAG node of a step; None for one that runs in this process.
-
-        Raises:
-            TypeError: something that can't be a step.
-        """
         if isinstance(target, DAGNode):
             if args or kwargs or options:
                 raise TypeError(
                     "step() takes no arguments and options for a DAG node: it has its own. Give "
                     "them to bind() and options()."
                 )
-            return target
-        if isinstance(target, ray.remote_function.RemoteFunction):
-            function = target.options(**options) if options else target
-            return function.bind(*args, **kwargs)
+            call = self.steps.of_node(target)
+        elif is_bound_later(target):
+            bound = target.options(**options) if options else target
+            call = self.steps.call(bound, args, kwargs, once=bool(options))
+        else:
+            return self.local_step(target, args, kwargs, options, line)
+        name, digest = call.target.name, call.digest
+        return self.body.ask(name, digest, StepKind.PLAN, lambda: self.steps.plan(call), line)
+
+    def local_step(
+        self,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: dict[str, Any],
+        line: str,
+    ) -> Asked:
+        """Ask for a step that runs in this process."""
         if options:
             raise TypeError("Options are for remote functions: a plain function has none.")
-        if isinstance(target, ray.actor.ActorMethod) or callable(target):
-            return None
-        raise TypeError(
-            f"step() takes a remote function, a DAG node, a durable function or a plain function, "
-            f"not {type(target).__name__}."
-        )
+        is_method = isinstance(target, ray.actor.ActorMethod)
+        if not is_method and (isinstance(target, type) or not callable(target)):
+            raise TypeError(
+                f"step() takes a remote function, a DAG node, a durable function or a plain "
+                f"function, not {target!r:.100}."
+            )
+        function = callable_of(target)
+        work = LocalWork(function, args, kwargs)
+        digest = digest_of(args, kwargs)
+        return self.body.ask(own_name(function), digest, StepKind.LOCAL, lambda: work, line)
 
     def capture(self, node: DAGNode) -> Plan:
         """The plan of a step. Its large parts are stored."""

@@ -331,7 +331,7 @@ class Body:
         self.turn += 1
         self.time = max(self.time, outcome.at)
         asked.taken = True
-        if asked.waker is not None and not asked.canceled:
+        if asked.waker is not None:
             asked.waker()
         return True
 

@@ -19,14 +19,16 @@ import threading
 from asyncio import _get_running_loop as get_running_loop
 from asyncio import _set_running_loop as set_running_loop
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from sys import _getframe as get_frame
 from types import CoroutineType, FrameType
 from typing import Any, NoReturn
+from weakref import WeakValueDictionary
 
 from ray_workflows._executor.worker.bodies.body import BodyLeft
-from ray_workflows._executor.worker.bodies.scopes import current_scope
+from ray_workflows._executor.worker.bodies.scopes import Scope, current_scope
 from ray_workflows._executor.worker.bodies.step_calls import StepCall
 
 logger = logging.getLogger(__name__)
@@ -78,14 +80,14 @@ class BodyTimer(asyncio.TimerHandle):
 class BodyTask(asyncio.Task[Any]):
     """A task with a hash that is the same each time: the order of a set of tasks depends on it."""
 
-    def __init__(self, coroutine: Any, hash_: int, scoped: contextvars.Context, **options: Any):
-        self.hash = hash_
+    def __init__(self, coroutine: Any, number: int, scoped: contextvars.Context, **options: Any):
+        self.number = number
         #: Where its coroutine is closed; it has the scope of the task.
         self.scoped = scoped
         super().__init__(coroutine, **options)
 
     def __hash__(self) -> int:
-        return self.hash
+        return self.number
 
 
 def asyncio_function(frame: FrameType | None) -> str:
@@ -144,7 +146,10 @@ class BodyLoop(asyncio.AbstractEventLoop):
         self.ready: deque[BodyHandle | BodyTimer] = deque()
         #: Tasks that are not done, in the order in which they were made.
         self.tasks: dict[asyncio.Task[Any], None] = {}
-        self.generators: dict[int, AsyncGenerator[Any, Any]] = {}
+        #: Async generators that have begun and are in use, by their number.
+        self.generators: WeakValueDictionary[int, AsyncGenerator[Any, Any]] = WeakValueDictionary()
+        self.begun_generators = 0
+        self.generator_scope = Scope("generators")
         self.factory: Any = None
         self.handler: Any = None
         self.thread: int | None = None
@@ -322,23 +327,21 @@ class BodyLoop(asyncio.AbstractEventLoop):
 
     def add_task(
         self,
-        coro: Coroutine[Any, Any, Any],
+        coro: Awaitable[Any],
         number: int,
         name: str,
         context: contextvars.Context,
         options: dict[str, Any],
     ) -> asyncio.Task[Any]:
         """Create a task that runs in a context."""
-        if TAKES_CONTEXT:
-            options["context"] = context
-        task: asyncio.Task[Any]
-        if self.factory is not None:
-            task = context.run(self.factory, self, coro, **options)
-            if hasattr(task, "set_name"):
-                task.set_name(name)
+        make: Callable[..., asyncio.Task[Any]]
+        if self.factory is None:
+            make = partial(BodyTask, coro, self.salt + number, context, loop=self, name=name)
         else:
-            hash_ = self.salt + number
-            task = context.run(make_task, coro, hash_, context, loop=self, name=name, **options)
+            make = partial(self.factory, self, coro)
+        task = make(context=context, **options) if TAKES_CONTEXT else context.run(make, **options)
+        if self.factory is not None and hasattr(task, "set_name"):
+            task.set_name(name)
         if not task.done():
             self.tasks[task] = None
             task.add_done_callback(self.forget)
@@ -356,10 +359,18 @@ class BodyLoop(asyncio.AbstractEventLoop):
     # Async generators.
 
     def begin_generator(self, generator: AsyncGenerator[Any, Any]) -> None:
-        self.generators[id(generator)] = generator
+        self.begun_generators += 1
+        self.generators[self.begun_generators] = generator
 
     def drop_generator(self, generator: AsyncGenerator[Any, Any]) -> None:
-        close_generator(generator)
+        """Close a generator that nobody uses any more."""
+        if self.left or self.thread != threading.get_ident():
+            close_generator(generator)
+            return
+        # Not a child of the task that runs: garbage is collected in any of them.
+        context = contextvars.copy_context()
+        context.run(current_scope.set, self.generator_scope)
+        self.add_task(generator.aclose(), 0, "Task-generator", context, {})
 
     async def shutdown_asyncgens(self) -> None:
         generators = list(self.generators.values())
@@ -402,10 +413,6 @@ class BodyLoop(asyncio.AbstractEventLoop):
         """Debug mode is for loops that wait for real time."""
 
 
-def make_task(coroutine: Any, hash_: int, scoped: contextvars.Context, **options: Any) -> Any:
-    return BodyTask(coroutine, hash_, scoped, **options)
-
-
 def refused_names() -> Iterator[str]:
     """What asyncio's loops have and this one has not."""
     for name, value in vars(asyncio.AbstractEventLoop).items():
@@ -429,8 +436,11 @@ def close_unstarted(root: Any) -> None:
         for each in gc.get_referents(item):
             searched += 1
             kind = type(each)
-            # The dicts of a frame are the globals of its module.
-            follows = kind is FrameType or (kind in CONTAINERS and type(item) is not FrameType)
+            follows = kind in CONTAINERS
+            if kind is FrameType:
+                follows = True
+                # It refers to the globals of its module.
+                seen.update((id(each.f_globals), id(each.f_builtins)))
             if kind is CoroutineType:
                 if is_unstarted(each):
                     each.close()
