@@ -42,11 +42,14 @@ from ray_workflows._executor.scheduling.placement import PlacementCheck
 from ray_workflows._executor.scheduling.slots import Answer, SentBatch, WorkerSlot
 from ray_workflows._executor.worker.batch import Live, WireReport
 from ray_workflows._executor.worker.running import TOLD_AFTER_SECONDS
-from ray_workflows._model.messages import AttemptLostInput
+from ray_workflows._model.messages import AttemptLostInput, AttemptSuspended
 from ray_workflows._model.steps import StepOutcome
 from ray_workflows._model.values import Blob, Value
 
 logger = logging.getLogger(__name__)
+
+#: How long progress of a body may come after its end, in seconds.
+LATE_SECONDS = 60.0
 
 
 class RayExecutor:
@@ -233,6 +236,8 @@ class RayExecutor:
             ready = flight.told.add(told.number, each)
             if ready:
                 self.report(told.incarnation, ready)
+            if flight.suspension is not None and flight.told.next >= flight.suspension.told:
+                self.land(flight, flight.suspension)
             return True
 
     def told_of(
@@ -407,6 +412,9 @@ class RayExecutor:
             flight = members[index]
             if not flight.retired and flight.batch == number:
                 incarnation = flight.request.template.incarnation
+                if isinstance(found, AttemptSuspended) and flight.told.next < found.told:
+                    self.hold(flight, found)
+                    continue
                 told = self.landed(flight, found, objects.get(incarnation))
                 landed.setdefault(incarnation, []).append(told)
         for incarnation, reports in landed.items():
@@ -414,6 +422,18 @@ class RayExecutor:
             self.report(incarnation, reports)
         for index in report.unstarted:
             self.run_elsewhere(sent, sent.members[index])
+
+    def hold(self, flight: InFlightAttempt, suspension: AttemptSuspended) -> None:
+        """Keep the end of a body until its progress is here, which Ray may deliver later. If some
+        is lost, the body runs again."""
+        flight.suspension = suspension
+        error = RuntimeError("What a durable function had asked for did not arrive.")
+        self.deadlines.after(LATE_SECONDS, lambda: self.give_up(flight, error))
+
+    def give_up(self, flight: InFlightAttempt, error: Exception) -> None:
+        """Let an attempt run again whose progress was lost."""
+        with self.lock:
+            self.land(flight, lost_input(flight.request, (), error, flight))
 
     def run_elsewhere(self, sent: SentBatch, flight: InFlightAttempt, ended: str = "") -> None:
         """Run a member of a batch that is over, or was handed back. ``ended``: why the worker ended

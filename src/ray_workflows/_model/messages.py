@@ -204,9 +204,10 @@ class AttemptReturnedPlan(AttemptReport, frozen=True, tag=True):
 
 class AttemptSuspended(AttemptReport, frozen=True, tag=True):
     """The body of a durable function only waits for steps, and gives its worker back. ``taken``:
-    how many outcomes it has taken."""
+    how many outcomes it has taken; ``told``: how often it has reported progress."""
 
     taken: int
+    told: int
     node: str = ""
 
 

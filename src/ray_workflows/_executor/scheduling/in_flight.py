@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ray_workflows._executor.in_order import InOrder
 from ray_workflows._executor.protocol import AttemptRequest
-from ray_workflows._model.messages import BodyProgress
+from ray_workflows._model.messages import AttemptSuspended, BodyProgress
 
 
 class InFlightAttempt:
@@ -22,6 +22,7 @@ class InFlightAttempt:
         "request",
         "retired",
         "submitted_at",
+        "suspension",
         "timed",
         "told",
         "unplaceable",
@@ -54,6 +55,8 @@ class InFlightAttempt:
         self.given = 0 if request.history is None else len(request.history.outcomes)
         #: What a body has told, in its order.
         self.told: InOrder[BodyProgress] = InOrder()
+        #: Its end, if that came before some of its progress.
+        self.suspension: AttemptSuspended | None = None
         #: Why no node can hold it, as last reported.
         self.unplaceable = ""
 

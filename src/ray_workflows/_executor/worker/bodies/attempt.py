@@ -128,6 +128,11 @@ class BodyAttempt:
         return self.code is not None and self.code.idle
 
     @property
+    def waits_for_one(self) -> bool:
+        """Whether the code waits for one step alone."""
+        return len(self.body.open) == 1
+
+    @property
     def is_stuck(self) -> bool:
         """Whether the code waits for nothing that could come."""
         return self.code is not None and self.code.stuck
@@ -242,29 +247,40 @@ class BodyAttempt:
 
     # -- what it tells ---------------------------------------------------------------------
 
-    def progress(self, ended: EndedStep | None) -> msg.BodyProgress | None:
-        """What the coordinator does not know yet; None if it knows everything."""
+    def progress(self) -> msg.BodyProgress | None:
+        """What the coordinator does not know yet; None if it knows everything. Not during a turn:
+        what is asked for in a turn is recorded together."""
         news = self.body.take_news()
-        if news.is_empty and ended is None:
+        if news.is_empty:
             return None
         request = self.run.request
         where = f"{request.task_id}/"
         plan, sizes = joined(
             [with_output_name(plan, f"{where}{step.path}") for step, plan in news.opened]
         )
-        return msg.BodyProgress(
-            task=request.task,
-            epoch=request.epoch,
-            attempt=request.attempt,
-            started_at=self.run.started_at,
-            began=self.began,
+        return self.told(
             opened=tuple(step for step, _ in news.opened),
             plan=plan,
             sizes=sizes,
             marks=tuple(self.mark(step, value) for step, value in news.marks),
             canceled=tuple(news.canceled),
-            ended=() if ended is None else (ended,),
-            node=self.run.process.node_id,
+        )
+
+    def progress_of(self, ended: EndedStep) -> msg.BodyProgress:
+        """That a local step has ended."""
+        return self.told(ended=(ended,))
+
+    def told(self, **parts: Any) -> msg.BodyProgress:
+        """Progress of this attempt."""
+        run, request = self.run, self.run.request
+        return msg.BodyProgress(
+            task=request.task,
+            epoch=request.epoch,
+            attempt=request.attempt,
+            started_at=run.started_at,
+            began=self.began,
+            node=run.process.node_id,
+            **parts,
         )
 
     def mark(self, step: Step, value: Any) -> StepRecord:

@@ -116,6 +116,9 @@ class Body:
             `UnreadableOutcome` if it can do neither.
         timer: makes the plan of a timer from its delay in seconds.
         clock: the time at which the body begins, if the history has none.
+
+    Raises:
+        UnreadableOutcome: a mark can't be read now.
     """
 
     def __init__(
@@ -141,11 +144,13 @@ class Body:
         for record in history.steps:
             if record.step.kind is not MARK and not record.again:
                 self.expected.setdefault(record.step.turn, []).append(record)
-        #: Values of marks: recorded ones that nobody has used yet, and those in use, by path.
-        self.recorded_marks = {
-            record.step.path: record.mark for record in history.steps if record.mark is not None
+        #: Values of marks, by path. Read now, because no code of the body can deal with an
+        #: `UnreadableOutcome`.
+        self.marks: dict[str, Any] = {
+            record.step.path: decode(record.mark)
+            for record in history.steps
+            if record.mark is not None
         }
-        self.marks: dict[str, Any] = {}
         self.patches: dict[str, bool] = {}
         #: How many outcomes the body has taken.
         self.turn = 0
@@ -287,19 +292,14 @@ class Body:
 
     def marked(self, path: str, name: str, make: Callable[[], Any]) -> Any:
         if path not in self.marks:
-            if path in self.recorded_marks:
-                self.marks[path] = self.decode(self.recorded_marks.pop(path))
-            elif path in self.records:
-                self.marks[path] = None
-            else:
-                self.marks[path] = value = make()
-                self.news.marks.append((Step(path, name, "", self.turn, MARK), value))
+            self.marks[path] = value = make()
+            self.news.marks.append((Step(path, name, "", self.turn, MARK), value))
         return self.marks[path]
 
     # Turns.
 
-    def take(self, outcome: StepOutcome) -> bool:
-        """Take an outcome, and begin the next turn with it. False if it is that of a mark.
+    def take(self, outcome: StepOutcome) -> None:
+        """Take an outcome, and begin the next turn with it.
 
         Raises:
             UnreadableOutcome: it was not taken.
@@ -308,15 +308,13 @@ class Body:
         asked = self.open.get(path)
         if asked is None:
             record = self.records.get(path)
-            if record is not None and record.step.kind is MARK:
-                return False
             if path in self.asked:
                 raise ValueError(f"{self.where}: the outcome of step {path!r} came twice.")
             self.fail(
                 f"an outcome of {self.of_history(record.step) if record else f'step {path!r}'}",
                 "no such step until now",
             )
-            return True
+            return
         if not asked.canceled:
             try:
                 asked.value = self.decode(outcome.outcome)
@@ -333,7 +331,6 @@ class Body:
         asked.taken = True
         if asked.waker is not None:
             asked.waker()
-        return True
 
     def end_turn(self, ended: bool = False) -> None:
         """The code waits, or has ended: hold what it asked for against the history."""

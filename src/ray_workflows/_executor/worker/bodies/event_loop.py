@@ -43,6 +43,10 @@ CONTAINERS: frozenset[type] = frozenset(
     (list, tuple, set, dict, type(iter([])), type(iter(())), type(iter(set())), type(iter({})))
 )
 
+#: How many callbacks may run without a wait. More are a loop around `asyncio.sleep(0)`, during
+#: which no outcome could ever be taken.
+MAX_CALLBACKS = 20_000_000
+
 #: How many objects are searched for coroutines that nobody has awaited.
 MAX_SEARCHED = 100_000
 
@@ -156,7 +160,7 @@ class BodyLoop(asyncio.AbstractEventLoop):
         #: Whether it runs no more callbacks, and whether its code must not go on.
         self.halted = False
         self.left = False
-        #: SystemExit or KeyboardInterrupt of a callback or task.
+        #: What stopped it: SystemExit or KeyboardInterrupt of a callback, or endless polling.
         self.fatal: BaseException | None = None
 
     # Running.
@@ -166,10 +170,18 @@ class BodyLoop(asyncio.AbstractEventLoop):
         ready = self.ready
         before = self.enter()
         try:
-            while ready and not self.halted:
+            for _ in range(MAX_CALLBACKS):
+                if not ready or self.halted:
+                    break
                 ready.popleft().run()
+            else:
+                raise RuntimeError(
+                    "The durable function does not wait for anything: it seems to poll with "
+                    "asyncio.sleep(0). Nothing happens while it does. Wait for a step, a signal "
+                    "or a sleep of some length."
+                )
         except BaseException as error:
-            # asyncio catches all but SystemExit and KeyboardInterrupt.
+            # Callbacks catch all but SystemExit and KeyboardInterrupt.
             self.fatal = error
             self.halted = True
         finally:

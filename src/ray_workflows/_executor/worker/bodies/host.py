@@ -9,8 +9,8 @@ outcome. If a host dies, its bodies run again in others.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,15 +33,13 @@ from ray_workflows._executor.protocol import (
 )
 from ray_workflows._executor.worker.attempt import AttemptRun
 from ray_workflows._executor.worker.batch import EncodedBatch, WireReport, home_of
-from ray_workflows._executor.worker.bodies.attempt import BodyAttempt
+from ray_workflows._executor.worker.bodies.attempt import BodyAttempt, LocalWork
 from ray_workflows._executor.worker.bodies.body import UnreadableOutcome
 from ray_workflows._executor.worker.event_loops import UserError
 from ray_workflows._executor.worker.running import RunningAttempt
 from ray_workflows._executor.worker.watchdog import watching
 from ray_workflows._model import messages as msg
-from ray_workflows._model.steps import EndedStep, StepOutcome
-
-logger = logging.getLogger(__name__)
+from ray_workflows._model.steps import Step, StepOutcome
 
 T = TypeVar("T")
 
@@ -120,6 +118,9 @@ def key_of(request: AttemptRequest) -> Key:
 class HostedBody:
     """One attempt of a body, in the event loop of its host.
 
+    Its code, and what it tells the coordinator, run on threads: a turn at a time, and beside it the
+    local steps.
+
     Args:
         run: the attempt.
         coordinator: its handle.
@@ -135,19 +136,43 @@ class HostedBody:
         self.outcomes: InOrder[StepOutcome] = InOrder(len(run.request.history.outcomes))
         #: Outcomes that the body has not taken.
         self.ready: list[StepOutcome] = list(run.request.history.outcomes)
-        #: Set when there is something to do.
-        self.news = asyncio.Event()
+        #: Set when there may be something to do.
+        self.woken = asyncio.Event()
+        #: How many local steps run beside the body.
+        self.local = 0
+        #: Why no outcome of a local step could be stored.
+        self.trouble: BaseException | None = None
+        self.lock = threading.Lock()
+        #: How often it has told something.
         self.told = 0
-        #: Calls of the coordinator without an answer, and local steps.
-        self.pending: set[asyncio.Future[Any]] = set()
-        #: Whether the coordinator no longer wants this attempt.
-        self.unwanted = False
 
     def give(self, given: GivenOutcome) -> None:
         """Take the outcome of a step, for the body."""
         self.ready += self.outcomes.add(given.number, given.outcome)
         if self.ready:
-            self.news.set()
+            self.woken.set()
+
+    async def run(self) -> AnyReport:
+        """Run the attempt to its end, or until it has only waited for a while."""
+        try:
+            await self.call(self.body.start)
+            while True:
+                outcomes, self.ready = self.ready, []
+                for step, work in await self.call(self.turn, outcomes):
+                    self.start_local_step(step, work)
+                if self.body.ended:
+                    return await self.call(self.body.report)
+                if self.body.is_stuck and not self.ready:
+                    return await self.call(self.body.stuck)
+                if not await self.wait():
+                    return self.suspended()
+                if self.trouble is not None:
+                    raise UserError(self.trouble)
+        except UserError as raised:
+            error = raised.error
+            if isinstance(error, UnreadableOutcome):
+                error = error.error
+            return await self.call(self.run_of.raised, error)
 
     async def call(self, function: Callable[..., T], *args: Any) -> T:
         """Run a function that may block and raise anything, on a thread.
@@ -168,101 +193,77 @@ class HostedBody:
             raise UserError(error)
         return result  # type: ignore[no-any-return]
 
-    async def run(self) -> AnyReport:
-        """Run the attempt to its end, or until it has only waited for a while."""
-        try:
-            await self.call(self.body.start)
-            while True:
-                outcomes, self.ready = self.ready, []
-                self.news.clear()
-                await self.call(self.body.advance, outcomes)
-                self.tell()
-                self.start_local_steps()
-                if self.body.ended:
-                    return await self.call(self.body.report)
-                if self.body.is_stuck and not self.ready:
-                    return await self.call(self.body.stuck)
-                if not await self.wait() or self.unwanted:
-                    return self.suspended()
-        except UserError as raised:
-            error = raised.error
-            if isinstance(error, UnreadableOutcome):
-                error = error.error
-            return await self.call(self.run_of.raised, error)
-
     async def wait(self) -> bool:
         """Wait for the next outcome. Returns False if the body has only waited for a while."""
-        while not self.ready and not self.unwanted:
-            waits_for_others = not self.pending and self.body.is_waiting
+        loop = asyncio.get_running_loop()
+        while not self.ready and self.trouble is None:
+            self.woken.clear()
+            if self.local:
+                await self.woken.wait()
+                continue
+            idle = loop.call_later(IDLE_SECONDS, self.woken.set)
+            until = idle.when()
             try:
-                await asyncio.wait_for(self.news.wait(), IDLE_SECONDS if waits_for_others else None)
-            except asyncio.TimeoutError:
-                if not self.ready and not self.pending:
-                    return False
-            self.news.clear()
+                await self.woken.wait()
+            finally:
+                idle.cancel()
+            if not self.ready and not self.local and loop.time() >= until:
+                return False
         return True
 
     def leave(self) -> None:
         """End the body where it is; no more of its code runs, but for its ``finally`` blocks."""
-        self.unwanted = True
-        for each in list(self.pending):
-            each.cancel()
         if not self.body.ended:
             self.threads.submit(self.body.leave)
 
     def suspended(self) -> AnyReport:
         """The report of an attempt that only waits."""
-        run = self.run_of
-        taken = self.body.taken
-        return msg.AttemptSuspended(**run.identity(run.process.time()), taken=taken)
+        run, taken = self.run_of, self.body.taken
+        return msg.AttemptSuspended(**run.identity(run.process.time()), taken=taken, told=self.told)
 
-    # -- what it tells ---------------------------------------------------------------------
+    # -- on threads ------------------------------------------------------------------------
 
-    def tell(self, ended: EndedStep | None = None) -> None:
-        """Tell the coordinator what the body asks for, and a local step that has ended."""
-        progress = self.body.progress(ended)
+    def turn(self, outcomes: list[StepOutcome]) -> list[tuple[Step, LocalWork]]:
+        """Let the body take outcomes, and tell what it asks for. Returns the local steps to start
+        beside it. One for which alone it waits is run at once."""
+        body = self.body
+        body.advance(outcomes)
+        work = body.take_work()
+        self.tell(body.progress())
+        if len(work) == 1 and body.waits_for_one and not body.ended:
+            self.run_local_step(*work.pop())
+        return work
+
+    def run_local_step(self, step: Step, work: LocalWork) -> None:
+        """Run a local step, and tell its outcome."""
+        self.tell(self.body.progress_of(self.body.run_local_step(step, work)))
+
+    def tell(self, progress: msg.BodyProgress | None) -> None:
+        """Tell the coordinator something, without waiting for its answer."""
         if progress is None:
             return
-        told = ToldProgress(self.run_of.request.incarnation, self.told, progress)
-        self.told += 1
-        self.follow(self.send(ENCODER.encode(told)))
+        with self.lock:
+            number = self.told
+            self.told += 1
+        told = ToldProgress(self.run_of.request.incarnation, number, progress)
+        self.coordinator.body_progress.remote(ENCODER.encode(told))
 
-    async def send(self, encoded: bytes) -> None:
-        """Send the coordinator progress; it is repeated until it arrives, or there is no
-        coordinator."""
-        try:
-            wanted = await self.coordinator.body_progress.remote(encoded)
-        except Exception as error:
-            logger.warning("%s can't go on here: %r", self.run_of.request.where, error)
-            wanted = False
-        if not wanted:
-            self.unwanted = True
+    # -- local steps beside it ---------------------------------------------------------------
 
-    def start_local_steps(self) -> None:
-        """Start the local steps that the body asks for, each on a thread."""
-        for step, work in self.body.take_work():
-            self.follow(self.run_local_step(step, work))
+    def start_local_step(self, step: Step, work: LocalWork) -> None:
+        """Run a local step on a thread of its own."""
+        self.local += 1
+        running = asyncio.ensure_future(self.call(self.run_local_step, step, work))
+        running.add_done_callback(self.local_step_ended)
 
-    async def run_local_step(self, step: Any, work: Any) -> None:
-        """Run a local step and tell its outcome."""
-        try:
-            ended = await self.call(self.body.run_local_step, step, work)
-        except UserError as raised:
-            logger.warning("%s can't go on here: %r", self.run_of.request.where, raised.error)
-            self.unwanted = True
-        else:
-            self.tell(ended)
-
-    def follow(self, work: Any) -> None:
-        """Run a coroutine beside the body."""
-        task = asyncio.ensure_future(work)
-        self.pending.add(task)
-        task.add_done_callback(self.followed)
-
-    def followed(self, task: asyncio.Future[Any]) -> None:
-        """A coroutine beside the body has ended."""
-        self.pending.discard(task)
-        self.news.set()
+    def local_step_ended(self, running: asyncio.Future[None]) -> None:
+        """A local step has ended, and its outcome is told."""
+        self.local -= 1
+        error = None if running.cancelled() else running.exception()
+        if error is not None:
+            assert isinstance(error, UserError)
+            self.trouble = error.error
+        self.woken.set()
 
 
 body_host_class = ray.remote(

@@ -144,8 +144,8 @@ class AsyncBody(RunningBody):
             for outcome in outcomes:
                 if self.ended or body.left:
                     break
-                if body.take(outcome):
-                    self.run_turn()
+                body.take(outcome)
+                self.run_turn()
         finally:
             body.thread = None
 
