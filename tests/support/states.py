@@ -10,7 +10,7 @@ import msgspec
 
 from ray_workflows._engine.commands import commands
 from ray_workflows._engine.snapshots import restore, restore_lifecycle, save
-from ray_workflows._engine.state import Frame, Lifecycle, Task, WorkflowState
+from ray_workflows._engine.state import Body, Frame, Lifecycle, Task, WorkflowState
 from ray_workflows._model.events import StateSaved
 
 #: Nothing depends on the order of this one.
@@ -21,7 +21,7 @@ def differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
     """Where two states differ: in a field, in what is derived, or in an order."""
     if type(one) is not type(other) and not (isinstance(one, str) and isinstance(other, str)):
         yield f"{where}: {one!r} and {other!r}"
-    elif isinstance(one, (WorkflowState, Task, Frame)):
+    elif isinstance(one, (WorkflowState, Task, Frame, Body)):
         fields = getattr(one, "__struct_fields__", None) or one.__slots__
         for name in fields:
             here, there = getattr(one, name), getattr(other, name)
@@ -100,6 +100,7 @@ def parts(state: WorkflowState) -> list[Any]:
         STATE(state),
         [list(each) for each in ORDERS(state)],
         [list(each) for each in (*state.signals.values(), *state.waits.values())],
+        [(list(each.steps), list(each.frames)) for each in state.bodies.values()],
         [FRAME(frame) for frame in state.frames.values()],
         [TASK(task) for task in state.tasks.values()],
     ]
