@@ -26,7 +26,8 @@ from ray_workflows._engine.state import Body, Phase, Task, WorkflowState
 from ray_workflows._model import events as ev
 from ray_workflows._model import messages as msg
 from ray_workflows._model.commands import Command
-from ray_workflows._model.steps import StepKind, StepRecord
+from ray_workflows._model.plan import TaskSpec
+from ray_workflows._model.steps import Step, StepKind, StepRecord
 
 # -- reported ------------------------------------------------------------------------------
 
@@ -36,36 +37,82 @@ def on_body_progress(state: WorkflowState, message: msg.BodyProgress, now: float
     if task is None:
         return []
     number, attempt, began = task.number, message.attempt, message.began
+    body = state.bodies.get(number)
+    news = message if body is None else without_known(body, message)
     events: Events = []
-    if message.opened or message.marks or message.canceled:
-        names = [spec.name for spec in message.plan.tasks]
+    if news.opened or news.marks or news.canceled:
+        names = [spec.name for spec in news.plan.tasks]
         events.append(
             ev.StepsAsked(
                 at=now,
                 task=number,
                 attempt=attempt,
                 began=began,
-                opened=message.opened,
-                plan=message.plan,
-                sizes=message.sizes,
+                opened=news.opened,
+                plan=news.plan,
+                sizes=news.sizes,
                 task_ids=assign_task_ids(state.names, names),
                 first=state.next_task,
-                marks=message.marks,
-                canceled=message.canceled,
+                marks=news.marks,
+                canceled=news.canceled,
             )
         )
-    if message.ended:
+    if news.ended:
         events.append(
             ev.StepsEnded(
                 at=now,
                 task=number,
                 attempt=attempt,
                 began=began,
-                ended=message.ended,
-                node=message.node,
+                ended=news.ended,
+                node=news.node,
             )
         )
     return events
+
+
+def without_known(body: Body, message: msg.BodyProgress) -> msg.BodyProgress:
+    """A message without what is recorded: the loop decides on a message again if the commit with
+    its events took effect late."""
+    steps = body.steps
+
+    def is_new(path: str) -> bool:
+        record = steps.get(path)
+        return record is None or record.again
+
+    opened = [each.path for each in message.opened if is_new(each.path)]
+    if len(opened) < len(message.opened):
+        message = with_opened(message, set(opened))
+    return msgspec.structs.replace(
+        message,
+        marks=tuple(each for each in message.marks if each.step.path not in steps),
+        canceled=tuple(
+            each
+            for each in message.canceled
+            if each.path in opened or (not is_new(each.path) and steps[each.path].canceled is None)
+        ),
+        ended=tuple(each for each in message.ended if is_new(each.step.path)),
+    )
+
+
+def with_opened(message: msg.BodyProgress, paths: set[str]) -> msg.BodyProgress:
+    """A message that asks for these steps only."""
+    plan, begin = message.plan, 0
+    opened: list[Step] = []
+    sizes: list[int] = []
+    tasks: list[TaskSpec] = []
+    for step, size in zip(message.opened, message.sizes, strict=True):
+        if step.path in paths:
+            opened.append(step)
+            sizes.append(size)
+            tasks += plan.tasks[begin : begin + size]
+        begin += size
+    return msgspec.structs.replace(
+        message,
+        opened=tuple(opened),
+        sizes=tuple(sizes),
+        plan=msgspec.structs.replace(plan, tasks=tuple(tasks)),
+    )
 
 
 def on_attempt_suspended(state: WorkflowState, message: msg.AttemptSuspended, now: float) -> Events:
