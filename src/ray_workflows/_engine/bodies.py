@@ -253,12 +253,16 @@ def discard_after(state: WorkflowState, body: Body, index: int, deltas: list[Com
     also if it ended later; what it canceled after is asked for again.
     """
     discarded = body.outcomes[index].path
+    ended = {each.path for each in body.outcomes}
     for path, record in list(body.steps.items()):
         if record.step.turn > index:
             close_step(state, body, path, deltas)
             del body.steps[path]
-        elif path == discarded or (record.canceled is not None and record.canceled > index):
+        elif path == discarded:
             body.steps[path] = StepRecord(record.step, again=True)
+        elif record.canceled is not None and record.canceled > index:
+            # It may have ended before the coordinator knew of that.
+            body.steps[path] = StepRecord(record.step, again=path not in ended)
     body.outcomes = [
         each for each in body.outcomes if each.path in body.steps and each.path != discarded
     ]
