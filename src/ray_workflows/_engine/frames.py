@@ -110,8 +110,11 @@ def give_outcome(
     body = state.bodies[task.number]
     given = StepOutcome(path, at, outcome)
     body.outcomes.append(given)
-    # A body that goes on has a new budget of retries.
-    task.charged = task.preempted = task.setbacks = 0
+    if len(body.outcomes) > body.most:
+        # A body that goes on has a new budget of retries; one that gets the same error each time
+        # has not.
+        body.most = len(body.outcomes)
+        task.charged = task.preempted = task.setbacks = 0
     if outcome.value is not None:
         # The body reads a large one from the storage, like each later attempt.
         release(outcome.value, deltas)

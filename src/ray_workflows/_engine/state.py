@@ -195,6 +195,8 @@ class Body(msgspec.Struct, array_like=True):
     frames: dict[str, int] = {}
     #: The step whose error ended its last attempt, if one did. The next attempt does without it.
     failed: str = ""
+    #: The most outcomes that it has had: one more is progress. After an error it may have fewer.
+    most: int = 0
 
     @property
     def history(self) -> History:
