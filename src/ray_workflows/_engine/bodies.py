@@ -22,6 +22,7 @@ from ray_workflows._engine.frames import (
     store_results,
 )
 from ray_workflows._engine.names import assign_task_ids
+from ray_workflows._engine.retry import floor
 from ray_workflows._engine.state import Body, Phase, Task, WorkflowState
 from ray_workflows._model import events as ev
 from ray_workflows._model import messages as msg
@@ -196,13 +197,18 @@ def apply_attempt_suspended(
     task.attempts += 1
     task.last_end = ""
     body = state.bodies.get(event.task)
-    if body is not None and len(body.outcomes) > event.taken:
-        # An outcome came meanwhile.
-        if state.running:
-            deltas.append(start_attempt(state, task))
+    outcomes = [] if body is None else body.outcomes
+    if body is not None and body.frames and len(outcomes) <= event.taken:
+        end_wait(state, task)
+        task.phase = Phase.AWAITING_STEPS
         return
-    end_wait(state, task)
-    task.phase = Phase.AWAITING_STEPS
+    if len(outcomes) <= event.taken:
+        # Nothing runs that it could wait for: its process could not store the outcome of a local
+        # step. With a pause, because that may last.
+        task.setbacks += 1
+        task.until = event.at + floor(task)
+    if state.running:
+        deltas.append(start_attempt(state, task))
 
 
 def body_of(state: WorkflowState, task: Task, began: float) -> Body:
@@ -247,11 +253,9 @@ def go_back(state: WorkflowState, task: Task, deltas: list[Command]) -> None:
 
 
 def discard_after(state: WorkflowState, body: Body, index: int, deltas: list[Command]) -> None:
-    """Discard an outcome, by its index, and all that followed from it.
-
-    That is the steps asked for after the body had taken it. What the body asked for before stays,
-    also if it ended later; what it canceled after is asked for again.
-    """
+    """Discard an outcome, by its index, and all that followed from it: the steps asked for after
+    the body had taken it. What the body asked for before stays, also if it ended later; what it
+    canceled after is asked for again."""
     discarded = body.outcomes[index].path
     ended = {each.path for each in body.outcomes}
     for path, record in list(body.steps.items()):

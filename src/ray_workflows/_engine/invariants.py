@@ -7,6 +7,9 @@ from ray_workflows._engine.state import Phase, Task, WorkflowState
 from ray_workflows._model.plan import BODY, SIGNAL
 from ray_workflows._model.status import WorkflowStatus
 
+#: Phases of tasks that have all their inputs.
+BEGUN = (Phase.ACTIVE, Phase.AWAITING_TIMER, Phase.AWAITING_SIGNAL, Phase.AWAITING_STEPS)
+
 
 def check(state: WorkflowState) -> None:
     """Recompute derived fields and compare; raise AssertionError with the difference."""
@@ -88,8 +91,6 @@ def check_bodies(state: WorkflowState) -> None:
                 record.canceled is not None and path in taken
             ), (path, record)
         assert set(taken) <= set(body.steps), taken
-        waits = task.phase is Phase.AWAITING_STEPS
-        assert not waits or any(parent == number for parent, _ in runs), task.task_id
     for parent, path in runs:
         assert path in state.bodies[parent].steps, path  # type: ignore[index]
 
@@ -121,7 +122,9 @@ def check_task(
     assert task.wanted == wanted, (task.task_id, task.wanted, wanted)
     if task.phase is Phase.WAITING:
         assert unmet or not started, task.task_id
-    if task.phase in (Phase.ACTIVE, Phase.AWAITING_TIMER, Phase.AWAITING_SIGNAL):
+    if task.phase is Phase.AWAITING_STEPS:
+        assert state.bodies[task.number].frames, task.task_id
+    if task.phase in BEGUN:
         assert started
         assert not unmet, task.task_id
         assert all(t.outcome is not None for t in upstream), task.task_id

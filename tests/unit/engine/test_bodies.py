@@ -66,9 +66,7 @@ class BodyDriver(Driver):
 
     def raise_error(self, path: str = "", *, retryable: bool = False) -> list[ev.Event]:
         """The body raises; ``path``: the error of this step."""
-        return self.report(
-            msg.AttemptRaised, self.body, error=BOOM, retryable=retryable, step=path
-        )
+        return self.report(msg.AttemptRaised, self.body, error=BOOM, retryable=retryable, step=path)
 
     @property
     def record(self) -> Body:
@@ -844,9 +842,7 @@ def test_a_released_workflow_goes_on_where_it_was() -> None:
 
 # -- lost values ---------------------------------------------------------------------------
 
-UNSTORED = plan(
-    ("input", (), {"checkpoint": False}), ("body", (0,), {"kind": BODY}), ("end", (1,))
-)
+UNSTORED = plan(("input", (), {"checkpoint": False}), ("body", (0,), {"kind": BODY}), ("end", (1,)))
 
 
 def test_a_running_body_whose_input_is_lost_starts_again_with_its_history() -> None:
