@@ -29,12 +29,14 @@ from ray_workflows._model import events as ev
 from ray_workflows._model import messages as msg
 from ray_workflows._model.catalog import Append, CatalogQuery
 from ray_workflows._model.outbox import OutboxMessage
-from ray_workflows._model.plan import LISTENER, SIGNAL
-from ray_workflows._model.values import ErrorInfo, Value
+from ray_workflows._model.plan import BODY, LISTENER, SIGNAL
+from ray_workflows._model.steps import CanceledStep, StepKind, StepRecord
+from ray_workflows._model.values import ErrorInfo, Outcome, Value
 from ray_workflows.storage import SqliteStorage
 from ray_workflows.testing.builders import OK
 from tests.journals.golden import DIRECTORY, dump
 from tests.ray.processes import OWN_CODE, DriverProcess
+from tests.unit.bodies import BodyDriver, step, task
 from tests.unit.driver import Driver
 from tests.unit.plans import plan
 
@@ -349,6 +351,42 @@ def with_messages(storage: SqliteStorage) -> None:
     save(storage, story)
 
 
+def with_bodies(storage: SqliteStorage) -> None:
+    """Bodies of durable functions: with steps of each kind, one canceled and one failed; and one
+    that waits for its steps."""
+    dag = plan(("body", (), {"kind": BODY, "max_retries": 3, "retry_exceptions": True}))
+    story = BodyDriver(dag, workflow_id="bodies", incarnation="i-bodies")
+    value = ValueWriter(storage, "i-bodies").write([1, 2], key="value", where="step")
+    seed = StepRecord(step("random", kind=StepKind.MARK), mark=Outcome(value))
+    story.ask(
+        *((step(name), task(name)) for name in ("one", "unwanted", "fails")),
+        (step("wait"), plan(wait("wait", "go"))),
+        marks=(seed,),
+    )
+    story.end_local("local", outcome=Outcome(value))
+    story.tell(canceled=(CanceledStep("unwanted", 1),))
+    story.report(msg.AttemptReturned, "one", value=value)
+    story.fail("fails")
+    story.raise_error("fails", retryable=True)
+    story.suspend(2)
+    story.send(msg.Signal("go", "id", value))
+    story.send(msg.Wake())
+    story.ask((step("fails"), task("again")))
+    story.report(msg.AttemptReturned, "again", value=value)
+    story.report(msg.AttemptReturned, "body", value=value)
+    save(storage, story)
+    waiting = BodyDriver(dag, workflow_id="body-waits", incarnation="i-body-waits")
+    waiting.ask((step("inner"), task("inner", kind=BODY)), (step("two"), task("two")))
+    waiting.body = "inner"
+    waiting.ask_for("deep")
+    waiting.suspend(0)
+    waiting.body = "body"
+    waiting.suspend(0)
+    waiting.report(msg.AttemptReturned, "two", value=Value(b"".join(seal(pickle.dumps(2), []))))
+    waiting.send(msg.Cancel())
+    save(storage, waiting)
+
+
 def wait(task: str, name: str, **options: object) -> tuple[str, tuple[int, ...], dict[str, object]]:
     return task, (), {"kind": SIGNAL, "signal": name, **options}
 
@@ -473,6 +511,7 @@ def write_by_hand(release: Path) -> None:
         with_snapshots(storage)
         with_tags(storage)
         with_messages(storage)
+        with_bodies(storage)
         dump_all(storage, release, leave=True)
         storage.close()
 

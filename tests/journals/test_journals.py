@@ -19,12 +19,13 @@ from ray_workflows._engine.evolve import evolve
 from ray_workflows._engine.invariants import check
 from ray_workflows._engine.lifecycle import evolve_lifecycle
 from ray_workflows._engine.snapshots import SavedFrame, SavedTask, SavedTasks, restore
-from ray_workflows._engine.state import Lifecycle, WorkflowState
+from ray_workflows._engine.state import Body, Lifecycle, WorkflowState
 from ray_workflows._engine.summary import catalog_row, is_row_of
 from ray_workflows._model import events as ev
 from ray_workflows._model import messages as msg
 from ray_workflows._model.plan import Environment, Function, Plan, TaskOptions, TaskSpec
 from ray_workflows._model.status import WorkflowStatus
+from ray_workflows._model.steps import CanceledStep, EndedStep, Step, StepOutcome, StepRecord
 from ray_workflows._model.values import Blob, ErrorInfo, Outcome, Value
 from ray_workflows.exceptions import StorageCorruptError
 from ray_workflows.storage import MemoryStorage, SqliteStorage
@@ -45,6 +46,7 @@ PARTS = (
     *(Plan, Function, TaskSpec, TaskOptions, Environment),
     *(Value, Blob, ErrorInfo, Outcome),
     *(Lifecycle, SavedTasks, SavedFrame, SavedTask),
+    *(Step, StepRecord, StepOutcome, CanceledStep, EndedStep, Body),
 )
 
 

@@ -13,7 +13,7 @@ import pytest
 from ray_workflows._executor.worker.bodies.body import Body, UnreadableOutcome, current_body
 from ray_workflows._model.steps import History, Step, StepKind, StepOutcome, StepRecord
 from ray_workflows.exceptions import NondeterminismError
-from tests.unit.bodies import (
+from tests.unit.executor.bodies import (
     Coordinator,
     StepError,
     failure,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ray_workflows._executor.worker.bodies.body import BodyLeft, current_body
-from tests.unit.bodies import (
+from tests.unit.executor.bodies import (
     Coordinator,
     leave_bodies,  # noqa: F401
     make,

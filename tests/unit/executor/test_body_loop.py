@@ -15,7 +15,7 @@ import pytest
 from ray_workflows._executor.worker.bodies import event_loop
 from ray_workflows._executor.worker.bodies.body import current_body
 from ray_workflows._executor.worker.bodies.running import AsyncBody
-from tests.unit.bodies import (
+from tests.unit.executor.bodies import (
     BEGAN,
     Coordinator,
     StepError,

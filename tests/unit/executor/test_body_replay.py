@@ -11,7 +11,7 @@ import pytest
 
 from ray_workflows._executor.worker.bodies.body import current_body
 from ray_workflows._model.steps import History, Step, StepKind, StepOutcome, StepRecord
-from tests.unit.bodies import (
+from tests.unit.executor.bodies import (
     Coordinator,
     StepError,
     failure,

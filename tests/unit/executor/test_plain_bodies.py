@@ -10,7 +10,7 @@ import pytest
 
 from ray_workflows._executor.worker.bodies.body import current_body
 from ray_workflows._model.steps import StepKind
-from tests.unit.bodies import (
+from tests.unit.executor.bodies import (
     BEGAN,
     Coordinator,
     StepError,
