@@ -54,7 +54,7 @@ class BodyDriver(Driver):
         self.tell(ended=(EndedStep(step(path, turn, StepKind.LOCAL), ended, self.now, self.now),))
 
     def suspend(self, taken: int) -> list[ev.Event]:
-        return self.report(msg.AttemptSuspended, self.body, taken=taken)
+        return self.report(msg.AttemptSuspended, self.body, taken=taken, told=0)
 
     def raise_error(self, path: str = "", *, retryable: bool = False) -> list[ev.Event]:
         """The body raises; ``path``: the error of this step."""
