@@ -7,10 +7,14 @@ decides when.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
+import msgspec
+
+from ray_workflows._executor.in_order import InOrder
 from ray_workflows._executor.protocol import AnyReport, AttemptRequest, ReportSink
-from ray_workflows._model.messages import AttemptCrashed, AttemptLostInput
+from ray_workflows._model.messages import AttemptCrashed, AttemptLostInput, BodyProgress
+from ray_workflows._model.steps import StepOutcome
 from ray_workflows._model.values import Blob, ErrorInfo, Value
 
 #: Does the work of one attempt, given the live objects of its workflow by blob key. Returns the
@@ -26,20 +30,45 @@ def at_once(request: AttemptRequest, action: Callable[[], None]) -> None:
     action()
 
 
-class InlineAttempt:
-    """An attempt that was started. ``retired``: canceled or reported."""
+class InlineBody(Protocol):
+    """An attempt of a body that has begun. It calls `InlineExecutor.told` for what it asks for, and
+    `InlineExecutor.land` with its report."""
 
-    __slots__ = ("request", "retired")
+    def give(self, number: int, outcome: StepOutcome) -> None:
+        """Give it an outcome. ``number``: how many it was given before, in its history too."""
+
+    def leave(self) -> None:
+        """End it where it is. It may have ended."""
+
+
+class InlineAttempt:
+    """An attempt that was started. ``retired``: canceled or reported. ``body``: what runs it, if it
+    is that of a body and has begun. ``given`` and ``news``: as in `InFlightAttempt`."""
+
+    __slots__ = ("body", "given", "news", "request", "retired")
 
     def __init__(self, request: AttemptRequest) -> None:
         self.request = request
         self.retired = False
+        self.body: InlineBody | None = None
+        self.given = 0 if request.history is None else len(request.history.outcomes)
+        self.news: InOrder[BodyProgress] = InOrder()
+
+
+#: Begins the attempt of a body, given the live objects of its workflow by blob key.
+Begin = Callable[[InlineAttempt, Mapping[str, Any]], InlineBody]
+
+
+def begin_none(flight: InlineAttempt, live: Mapping[str, Any]) -> InlineBody:
+    """A `Begin` of an executor that runs no bodies."""
+    raise NotImplementedError(f"{flight.request.where} is a durable function.")
 
 
 class InlineExecutor:
     """Performs attempts in this process. All methods are called on one thread.
 
-    ``clock`` gives the times in reports about attempts that ``perform`` did not see.
+    ``clock`` gives the times in reports about attempts that ``perform`` did not see. ``begin``
+    begins those of bodies, which stay in flight until they are reported.
     """
 
     def __init__(
@@ -49,8 +78,10 @@ class InlineExecutor:
         *,
         clock: Callable[[], float],
         defer: Defer = at_once,
+        begin: Begin = begin_none,
     ) -> None:
         self.perform = perform
+        self.begin = begin
         self.report = report
         self.clock = clock
         self.defer = defer
@@ -85,6 +116,19 @@ class InlineExecutor:
         if flight is not None:
             self.retire(flight)
 
+    def give(self, incarnation: str, task: int, number: int, outcome: StepOutcome) -> None:
+        flight = self.flights.get((incarnation, task))
+        if flight is None or number != flight.given:
+            return  # Its history has the outcome, or that of the next attempt will.
+        flight.given += 1
+        if flight.body is not None:
+            flight.body.give(number, outcome)
+            return
+        history = flight.request.history
+        assert history is not None
+        longer = msgspec.structs.replace(history, outcomes=(*history.outcomes, outcome))
+        flight.request = msgspec.structs.replace(flight.request, history=longer)
+
     def release(self, incarnation: str, value: Value) -> None:
         holds = self.holds.get(incarnation, {})
         for key in value_keys(value):
@@ -112,9 +156,24 @@ class InlineExecutor:
     # -- outcomes --------------------------------------------------------------------------
 
     def run(self, flight: InlineAttempt) -> None:
-        if not flight.retired:
-            request = flight.request
-            self.land(flight, *self.perform(request, self.live.get(request.incarnation, {})))
+        if flight.retired:
+            return
+        request = flight.request
+        live = self.live.get(request.incarnation, {})
+        if request.history is None:
+            self.land(flight, *self.perform(request, live))
+        else:
+            flight.body = self.begin(flight, live)
+
+    def told(self, flight: InlineAttempt, number: int, progress: BodyProgress) -> bool:
+        """A body asks for steps; ``number``: how often it has told something before. Returns
+        whether its attempt is in flight."""
+        if flight.retired:
+            return False
+        ready = flight.news.add(number, progress)
+        if ready:
+            self.report(flight.request.incarnation, ready)
+        return True
 
     def crash(self, flight: InlineAttempt, error: ErrorInfo) -> None:
         """The worker of an attempt dies."""
@@ -152,6 +211,8 @@ class InlineExecutor:
         flight.retired = True
         request = flight.request
         self.flights.pop((request.incarnation, request.task), None)
+        if flight.body is not None:
+            flight.body.leave()
 
     def missing_inputs(self, request: AttemptRequest) -> tuple[int, ...]:
         """Upstream tasks whose unstored values are no longer here."""
