@@ -100,6 +100,10 @@ class CrashPoints:
         if not isinstance(task, int):
             return f"{name} of '{append.workflow_id}'"
         task_id = self.task_ids.get((append.incarnation, task), str(task))
+        if isinstance(event, ev.StepsEnded):
+            ended = [f"{task_id}/{each.step.path}" for each in event.ended]
+            self.ended += ended
+            return f"{name} {', '.join(map(repr, ended))} of '{append.workflow_id}'"
         if isinstance(event, (ev.TaskSucceeded, ev.TaskContinued, ev.TaskFailed, ev.SignalTaken)):
             self.ended.append(task_id)
         return f"{name} '{task_id}' of '{append.workflow_id}'"

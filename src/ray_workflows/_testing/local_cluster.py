@@ -26,7 +26,7 @@ from ray_workflows._coordinator.loop import Loop
 from ray_workflows._coordinator.offload import Inbox, work_off
 from ray_workflows._coordinator.protocol import SENT
 from ray_workflows._coordinator.recovery import list_rows, recover
-from ray_workflows._executor.inline import InlineExecutor
+from ray_workflows._executor.inline import InlineAttempt, InlineBody, InlineExecutor
 from ray_workflows._executor.protocol import AnyReport, AttemptRequest, News
 from ray_workflows._executor.worker.attempt import AttemptRun, run_attempt
 from ray_workflows._executor.worker.listeners import awaited
@@ -34,7 +34,9 @@ from ray_workflows._executor.worker.process import Pool
 from ray_workflows._model import messages as msg
 from ray_workflows._model.catalog import Append, CatalogQuery
 from ray_workflows._model.plan import LISTENER, Environment, Plan
+from ray_workflows._model.steps import StepOutcome
 from ray_workflows._model.values import Outcome
+from ray_workflows._testing.local_bodies import LocalBody
 from ray_workflows._testing.local_objects import LocalObjects, LocalReader
 from ray_workflows.storage import CommitOutcome, Storage
 from ray_workflows.storage.memory import MemoryBlobs, MemoryHome, MemoryJournals, MemoryLeases
@@ -248,6 +250,8 @@ class LocalCluster:
             "delete": self.delete,
         }
         self.crashes = 0
+        #: Attempts of bodies that run.
+        self.bodies: list[LocalBody] = []
         self.start()
 
     # -- lives -----------------------------------------------------------------------------
@@ -255,8 +259,9 @@ class LocalCluster:
     def start(self) -> None:
         """Begin a life of the coordinator, with what an earlier one has left in the storage."""
         self.inbox: Inbox = queue.SimpleQueue()
-        #: Attempts that were started and have not run.
+        #: Attempts that were started and have not run, and what bodies have to do.
         self.ready: deque[Callable[[], None]] = deque()
+        self.leave_bodies()
         holder = this_holder(COORDINATOR)
         for earlier in self.storage.read_holders():
             self.storage.remove_holder(earlier.holder_id)
@@ -266,6 +271,7 @@ class LocalCluster:
             self.report,
             clock=self.clock,
             defer=lambda request, action: self.ready.append(action),
+            begin=self.begin_body,
         )
         self.loop = Loop(
             self.storage,
@@ -287,6 +293,13 @@ class LocalCluster:
             recovered = recover(self.storage, row.workflow_id)
             if recovered is not None and not row.released:
                 self.loop.activation.take(recovered, msg.Claim())
+
+    def leave_bodies(self) -> None:
+        """End all bodies where they are."""
+        for body in self.bodies:
+            body.flight.retired = True
+            body.leave()
+        self.bodies = []
 
     def restart(self) -> None:
         """Kill the coordinator and the workers, and begin the next life."""
@@ -336,10 +349,22 @@ class LocalCluster:
             self.guarded(self.ready.popleft())
             return True
         due = self.next_timer()
+        idle = self.first_idle_body()
+        if idle is not None and idle[0] <= min(until, float("inf") if due is None else due):
+            at, body = idle
+            self.clock.now = max(self.clock.now, at)
+            body.suspend()
+            return True
         if due is None or due > until:
             return False
         self.clock.now = max(self.clock.now, due)
         return True
+
+    def first_idle_body(self) -> tuple[float, LocalBody] | None:
+        """The body that gives its place back first, and when."""
+        self.bodies = [body for body in self.bodies if not body.flight.retired]
+        idle = [(at, body) for body in self.bodies if (at := body.leaves_at()) is not None]
+        return min(idle, key=lambda each: each[0], default=None)
 
     def next_timer(self) -> float | None:
         """When the next timer of the loop is due."""
@@ -391,12 +416,37 @@ class LocalCluster:
         self, request: AttemptRequest, live: Mapping[str, Any]
     ) -> tuple[AnyReport, dict[str, Any]]:
         """Run an attempt."""
+        run = self.attempt(request, live)
+        report = run_listener(run) if request.options.kind == LISTENER else run_attempt(run)
+        return report, run.made
+
+    def attempt(self, request: AttemptRequest, live: Mapping[str, Any]) -> LocalAttempt:
+        """An attempt that begins."""
         batch = next(self.batches)
         attempt = (request, self.storage, live, self.process, batch, batch)
         run = LocalAttempt(self.objects, self.stand_in(request), *attempt)
         self.began(request, run.stand_in is not None)
-        report = run_listener(run) if request.options.kind == LISTENER else run_attempt(run)
-        return report, run.made
+        return run
+
+    def begin_body(self, flight: InlineAttempt, live: Mapping[str, Any]) -> InlineBody:
+        """Begin an attempt of a body; a mock of it runs as any other task does."""
+        run = self.attempt(flight.request, live)
+        if run.stand_in is not None:
+            self.ready.append(lambda: self.executor.land(flight, run_attempt(run), run.made))
+            return NoBody()
+        body = LocalBody(self, flight, run)
+        self.bodies.append(body)
+        return body
+
+
+class NoBody:
+    """An `InlineBody` in whose place a mock runs."""
+
+    def give(self, number: int, outcome: StepOutcome) -> None:
+        """A mock asks for no steps."""
+
+    def leave(self) -> None:
+        """Nothing is left."""
 
 
 def run_listener(run: LocalAttempt) -> AnyReport:

@@ -176,6 +176,7 @@ class Environment:
         trace: TracebackType | None,
     ) -> None:
         connection.stand_in = None
+        self._cluster.leave_bodies()
         self._scope.close()
         if kind is None:
             self._check_used()

@@ -285,7 +285,9 @@ def test_messages_of_stale_attempts_change_nothing() -> None:
             *d.tell(old, opened=(step("stale"),), plan=whole, sizes=sizes),
             *d.tell(old, canceled=(CanceledStep("one", 0),)),
             *d.send(
-                msg.AttemptSuspended(old.task, old.epoch, old.attempt, 1.0, ended_at=1.0, taken=0, told=0)
+                msg.AttemptSuspended(
+                    old.task, old.epoch, old.attempt, 1.0, ended_at=1.0, taken=0, told=0
+                )
             ),
             *d.send(
                 msg.AttemptReturned(old.task, old.epoch, old.attempt, 1.0, 1.0, value=Value(b""))

@@ -1,0 +1,221 @@
+"""Durable functions in an `Environment`: without Ray, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+import ray
+
+import ray_workflows as workflow
+from ray_workflows.testing import Environment, crash_everywhere
+
+DAY = 86_400.0
+
+
+@ray.remote
+def charge(order: str, amount: int = 1) -> str:
+    return f"{order}:{amount}"
+
+
+@ray.remote
+def refuse(order: str) -> None:
+    raise ConnectionError(f"no truck for {order}")
+
+
+def double(value: int) -> int:
+    return 2 * value
+
+
+async def triple(value: int) -> int:
+    await asyncio.sleep(0)
+    return 3 * value
+
+
+@workflow.durable
+async def months(order: str) -> Any:
+    receipt = await workflow.step(charge, order)
+    await workflow.sleep(30 * DAY)
+    began = workflow.now()
+    await asyncio.sleep(2 * DAY)
+    return receipt, (workflow.now() - began).days
+
+
+@workflow.durable
+async def branches(order: str) -> Any:
+    async def branch(number: int) -> Any:
+        first = await workflow.step(charge, order, number)
+        return first, await workflow.step(double, number), await workflow.step(triple, number)
+
+    return await asyncio.gather(*[branch(number) for number in range(3)])
+
+
+@workflow.durable
+def plain(order: str) -> Any:
+    late = workflow.step_async(charge, order, 7)
+    workflow.sleep(DAY)
+    return workflow.step(double, 2), late.result()
+
+
+@workflow.durable
+async def raced(order: str) -> Any:
+    try:
+        async with asyncio.timeout(DAY):
+            await workflow.step(workflow.sleep(2 * DAY))
+    except TimeoutError:
+        return await workflow.step(charge, order, 3)
+
+
+@workflow.durable
+async def seeded(order: str) -> Any:
+    drawn = workflow.random().random()
+    name = workflow.uuid4()
+    receipt = await workflow.step(charge, order)
+    # Another draw would be made, were it not the same one.
+    return drawn != workflow.random().random(), name.version, receipt
+
+
+@workflow.durable
+async def undone(order: str) -> Any:
+    try:
+        await workflow.step(refuse, order)
+    except ConnectionError as error:
+        return await workflow.step(double, 4), str(error).splitlines()[-1]
+
+
+@workflow.durable
+async def around(order: str) -> Any:
+    return await asyncio.gather(workflow.step(months, order), workflow.step(undone.bind(order)))
+
+
+@workflow.durable
+async def counting(left: int) -> Any:
+    found = await workflow.step(double, left)
+    if left:
+        return counting.bind(left - 1)
+    return found
+
+
+@ray.remote
+def last(value: Any) -> Any:
+    return "last", value
+
+
+BODIES = {
+    "months": (months.bind("a"), ("a:1", 2)),
+    "branches": (branches.bind("a"), [(f"a:{n}", 2 * n, 3 * n) for n in range(3)]),
+    "plain": (plain.bind("a"), (4, "a:7")),
+    "raced": (raced.bind("a"), "a:3"),
+    "seeded": (seeded.bind("a"), (True, 4, "a:1")),
+    "undone": (undone.bind("a"), (8, "ConnectionError: no truck for a")),
+    "around": (around.bind("a"), [("a:1", 2), (8, "ConnectionError: no truck for a")]),
+    "a tail": (counting.bind(2), 0),
+    "in a DAG": (last.bind(undone.bind("a")), ("last", (8, "ConnectionError: no truck for a"))),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_a_crash_anywhere_changes_nothing(name: str) -> None:
+    body, expected = BODIES[name]
+    report = crash_everywhere(body)
+    assert report.result == expected
+    # Each ran with a crash before and after each of its commits.
+    assert len(report.points) >= 8
+
+
+def steps_run(env: Environment) -> list[str]:
+    """The steps that ran, by their paths."""
+    return [each.task_id.partition("/")[2] for each in env.executions if "/" in each.task_id]
+
+
+def test_no_step_that_is_committed_runs_again() -> None:
+    number = 0
+    while True:
+        number += 1
+        with Environment() as env:
+            env.crash_at_commit(number, "after")
+            env.run(branches.bind("a"))
+            ran = steps_run(env)
+            # Those that were not committed may run again: at most the three that run beside.
+            assert len(ran) - len(set(ran)) <= 3, (number, ran)
+            assert env.crashes or number > len(env.commits)
+            if not env.crashes:
+                assert len(ran) == len(set(ran)) == 9
+                return
+
+
+def test_a_crash_at_a_local_step() -> None:
+    with Environment() as env:
+        env.crash_at("tests.unit.testing.test_durable.plain/double", "before")
+        assert env.run(plain.bind("a"), workflow_id="w") == (4, "a:7")
+        assert steps_run(env).count("double") == 2
+
+
+def test_what_waits_says_for_what_and_goes_on_after_a_signal() -> None:
+    @workflow.durable
+    async def asks() -> Any:
+        return await workflow.wait_for_signal("go"), await workflow.step(double, 1)
+
+    with Environment() as env:
+        started = env.run_async(asks.bind(), workflow_id="w")
+        env.advance(DAY)
+        (body, wait) = env.get_tasks("w", attempts=True)
+        assert body.status == "WAITING"
+        assert body.reason == f"it waits for '{wait.task_id}'"
+        assert [each.outcome for each in body.history] == ["suspended"]
+        assert wait.reason == "it waits for the signal 'go'"
+        env.restart()
+        env.signal("w", "go", 5)
+        assert started.result() == (5, 2)
+
+
+def test_mocks_of_steps_and_of_bodies() -> None:
+    with Environment() as env:
+        env.mock(charge, returns="mocked")
+        env.mock(double, raises=ValueError("no"))
+        with pytest.raises(workflow.WorkflowExecutionError, match="no"):
+            env.run(plain.bind("a"))
+    with Environment() as env:
+        env.mock(months, returns="months")
+        env.mock(undone, returns="undone")
+        assert env.run(around.bind("a")) == ["months", "undone"]
+
+
+def test_a_resumed_function_asks_again_for_the_step_that_failed() -> None:
+    with Environment() as env:
+        env.mock(refuse, returns="shipped")
+        env.mock(refuse, raises=ConnectionError("not yet"), times=1)
+
+        @workflow.durable
+        async def code() -> Any:
+            return await workflow.step(charge, "a"), await workflow.step(refuse, "a")
+
+        with pytest.raises(workflow.WorkflowExecutionError, match="not yet"):
+            env.run(code.bind(), workflow_id="w")
+        env.resume("w")
+        assert env.get_output("w") == ("a:1", "shipped")
+        # Both are tasks of the workflow, so the second has another id.
+        assert steps_run(env) == ["charge", "refuse", "refuse_1"]
+
+
+def test_a_function_that_went_on_after_the_error_is_not_taken_back() -> None:
+    @workflow.durable
+    async def code() -> Any:
+        try:
+            return await workflow.step(refuse, "a")
+        finally:
+            await workflow.step(double, 1)  # the refund
+
+    with Environment() as env:
+        with pytest.raises(workflow.WorkflowExecutionError, match="no truck"):
+            env.run(code.bind(), workflow_id="w")
+        env.resume("w")
+        assert env.get_status("w") == "FAILED"
+        assert steps_run(env) == ["refuse", "double"]
+
+
+def test_a_loop_of_continuations_keeps_no_history() -> None:
+    with Environment() as env:
+        assert env.run(counting.bind(50), workflow_id="w") == 0
+        assert len(env.executions) >= 100
