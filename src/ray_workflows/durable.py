@@ -10,14 +10,15 @@ import time
 import uuid
 from collections.abc import Callable
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any, TypeVar, overload
 
 import ray
 from ray.remote_function import RemoteFunction
 
 from ray_workflows._arguments import check_flag
-from ray_workflows._executor.worker.bodies.attempt import BodyAttempt, current_attempt
-from ray_workflows._executor.worker.bodies.body import Asked
+from ray_workflows._executor.worker.bodies.attempt import current_attempt
+from ray_workflows._executor.worker.bodies.calls import ask, running
 from ray_workflows._model.plan import BODY
 from ray_workflows.options import options as workflow_options
 from ray_workflows.options import set_default_options
@@ -102,7 +103,8 @@ def make_durable(function: Any, *, strict: bool) -> Any:
 
 
 def call_body(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call the code of a durable function, in the process that runs it.
+    """Call the code of a durable function, in the process that runs it. Stored functions refer to
+    this by its name.
 
     Raises:
         RuntimeError: somebody else calls.
@@ -115,29 +117,9 @@ def call_body(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     return function(*args, **kwargs)
 
 
-def running(what: str) -> BodyAttempt:
-    """The body whose code calls.
-
-    Raises:
-        RuntimeError: the caller is none.
-    """
-    attempt = current_attempt.get()
-    if attempt is None:
-        raise RuntimeError(
-            f"{what} is for the code of a durable function (@workflow.durable), and none runs here."
-        )
-    return attempt
-
-
-def line_of_caller() -> str:
-    """Where the user's code calls a function of this package, as ``file:line``."""
-    frame = inspect.currentframe()
-    assert frame is not None
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(
-        "ray_workflows."
-    ):
-        frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+def given(options: workflow_options | None) -> dict[str, Any]:
+    """Options as keywords."""
+    return dict(options) if options is not None else {}
 
 
 def step(target: Any, /, *args: Any, options: workflow_options | None = None, **kwargs: Any) -> Any:
@@ -163,23 +145,23 @@ def step(target: Any, /, *args: Any, options: workflow_options | None = None, **
         TypeError: the target can't be a step.
     """
     attempt = running("step()")
-    return attempt.body.outcome_of(ask(attempt, target, args, kwargs, options))
+    return attempt.body.outcome_of(ask(attempt, target, args, kwargs, given(options)))
 
 
 class StepHandle:
-    """A step that runs, in a plain durable function."""
+    """A step that runs, in a plain durable function. Made by `step_async`."""
 
-    def __init__(self, attempt: BodyAttempt, asked: Asked) -> None:
-        self._attempt = attempt
-        self._asked = asked
+    def __init__(self, result: Callable[[], Any], cancel: Callable[[], None]) -> None:
+        self._result = result
+        self._cancel = cancel
 
     def result(self) -> Any:
         """Wait for the step, and return its result, or raise what it raised."""
-        return self._attempt.body.outcome_of(self._asked)
+        return self._result()
 
     def cancel(self) -> None:
         """Stop the step, unless it has ended."""
-        self._attempt.body.cancel(self._asked)
+        self._cancel()
 
 
 def step_async(
@@ -203,19 +185,9 @@ def step_async(
     attempt = running("step_async()")
     if attempt.body.is_async:
         raise RuntimeError("In a coroutine function, step() starts the step: await it later.")
-    return StepHandle(attempt, ask(attempt, target, args, kwargs, options))
-
-
-def ask(
-    attempt: BodyAttempt,
-    target: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    options: workflow_options | None,
-) -> Asked:
-    """Ask for a step."""
-    given = dict(options) if options is not None else {}
-    return attempt.step(target, args, kwargs, given, line_of_caller())
+    asked = ask(attempt, target, args, kwargs, given(options))
+    body = attempt.body
+    return StepHandle(partial(body.outcome_of, asked), partial(body.cancel, asked))
 
 
 def now() -> datetime:
@@ -265,5 +237,5 @@ class ReplayFilter(logging.Filter):
 
 
 #: A logger for durable functions: what their code logs when it runs again is dropped.
-logger = logging.getLogger("ray_workflows.durable.functions")
+logger: logging.Logger = logging.getLogger("ray_workflows.durable.functions")
 logger.addFilter(ReplayFilter())

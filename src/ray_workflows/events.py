@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 import ray
-from ray.dag import DAGNode, FunctionNode
+from ray.dag import FunctionNode
 
 from ray_workflows._arguments import check_flag, to_float
 from ray_workflows._capture.options import write_label
@@ -138,7 +138,8 @@ def wait_for_event(event_listener_type: EventListenerType, *args: Any, **kwargs:
         kwargs: as ``args``.
 
     Returns:
-        A DAG node; tasks bound to it start when the event is durable and acknowledged.
+        A DAG node; tasks bound to it start when the event is durable and acknowledged. In durable
+        functions, as of `wait_for_signal`.
 
     Raises:
         TypeError: not a subclass of `EventListener`.
@@ -158,8 +159,9 @@ def wait_for_event(event_listener_type: EventListenerType, *args: Any, **kwargs:
     return for_caller(bind(message_committed, acknowledges, event_listener_type, message))
 
 
-def sleep(duration: float) -> DAGNode:
-    """A node that produces None after a while; the deadline survives crashes.
+def sleep(duration: float) -> Any:
+    """A node that produces None after a while; the deadline survives crashes. In a durable
+    coroutine function, await it; in a plain durable function, it waits.
 
     Args:
         duration: how long to wait, in seconds, from the moment the node could start; a negative
@@ -184,7 +186,7 @@ def wait_for_signal(
     *,
     timeout: float | timedelta | None = None,
     catch_exceptions: bool = False,
-) -> DAGNode:
+) -> Any:
     """A node that waits for a signal to its workflow and produces the signal's value.
 
     It takes the oldest signal of the name that no node has taken, also one that came before the
@@ -200,7 +202,8 @@ def wait_for_signal(
             ``(None, error)``.
 
     Returns:
-        A DAG node; an argument of tasks, or a continuation.
+        A DAG node; an argument of tasks, or a continuation. In a durable coroutine function, it can
+        be awaited; in a plain durable function, the value itself, when it is there.
 
     Raises:
         TypeError: a name that is not a string, or a timeout that is not a time.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import ray
 from ray.dag import DAGNode, InputNode
@@ -167,8 +168,35 @@ class FileListener(workflow.EventListener):
 
 def waiting() -> None:
     event = workflow.wait_for_event(FileListener, "/tmp/event", every=0.5)
-    assert_type(event, DAGNode)
-    assert_type(workflow.sleep(5), DAGNode)
+    # DAG nodes, or in a durable function something else.
+    assert_type(event, Any)
+    assert_type(workflow.sleep(5), Any)
     workflow.sleep(0.5)
     workflow.run(pay.bind(workflow.wait_for_event(workflow.TimerListener, 1e9)))
     workflow.run(event)
+
+
+@workflow.durable
+async def durable(order: str) -> int:
+    paid = await workflow.step(pay, order)
+    await workflow.sleep(5)
+    approved = await workflow.wait_for_signal("approved")
+    assert_type(workflow.now(), datetime)
+    assert_type(workflow.random().random(), float)
+    assert_type(workflow.uuid4(), UUID)
+    assert_type(workflow.patched("more"), bool)
+    workflow.logger.info("paid")
+    return len(paid) + len(approved)
+
+
+@workflow.durable(strict=True)
+def durable_plain(order: str) -> int:
+    later = workflow.step_async(pay, order, options=workflow.options(task_id="paid"))
+    later.cancel()
+    assert_type(later.result(), Any)
+    return len(workflow.step(pay, order))
+
+
+def run_durable() -> None:
+    workflow.run(durable.bind("a"))
+    workflow.run(durable_plain.options(**workflow.options(task_id="x")).bind("a"))
