@@ -108,4 +108,4 @@ workflow.wait_for_event(NoListener)  # rejected
 workflow.wait_for_event(workflow.TimerListener())  # rejected
 workflow.wait_for_event(make_listener)  # rejected
 node: DAGNode = workflow.sleep(1)
-wrong: int = workflow.sleep(1)  # rejected
+wrong: int = workflow.now()  # rejected
