@@ -14,6 +14,7 @@ from ray_workflows._model.plan import LISTENER
 from ray_workflows._model.values import Blob, ErrorInfo, Outcome, Value
 from ray_workflows.exceptions import StorageCorruptError, StorageUnavailableError
 from tests.simulation import scripts
+from tests.simulation.bodies import HostedBody
 from tests.simulation.violations import Violation
 
 if TYPE_CHECKING:
@@ -96,7 +97,8 @@ class Judged:
     def send(self, incarnation: str, reports: Sequence[News]) -> None:
         """Bring reports to the loop, perhaps twice."""
         for report in reports:
-            if isinstance(report, msg.FoundUnplaceable):
+            if isinstance(report, (msg.FoundUnplaceable, msg.BodyProgress)):
+                # Of the executor itself, which is where the loop is.
                 self.bring(incarnation, report)
             else:
                 self.send_one(incarnation, report)
@@ -136,8 +138,16 @@ class SimulatedExecutor(Judged, InlineExecutor):
 
     def __init__(self, world: World, life: Life) -> None:
         super().__init__(
-            world, life, self.run_script, self.send, clock=life.clock, defer=self.plan_fate
+            world,
+            life,
+            self.run_script,
+            self.send,
+            clock=life.clock,
+            defer=self.plan_fate,
+            begin=self.begin_body,
         )
+        #: The bodies in the processes of this coordinator.
+        self.bodies: dict[HostedBody, None] = {}
 
     def requests(self) -> list[AttemptRequest]:
         """The attempts that run."""
@@ -163,6 +173,11 @@ class SimulatedExecutor(Judged, InlineExecutor):
         if faults.hit(faults.worker_crash):
             # Its report is lost with it; that it died is noticed at some time.
             error = ErrorInfo("WorkerCrashed", "killed", self.maker(request))
+            if request.history is not None:
+                # It dies while it runs, or when it has ended.
+                world.clock.after(delay, lambda: self.run_on_worker(action))
+                delay += rng.choice([0.1, 2.0]) * rng.random()
+                world.clock.after(delay, lambda: self.end_host(flight))
             delay = min(delay * rng.choice([1.0, 1.0, 10.0]), MAX_SECONDS)
             world.clock.after(delay, lambda: self.crash_worker(flight, error))
             return
@@ -197,33 +212,42 @@ class SimulatedExecutor(Judged, InlineExecutor):
         """A name of one execution, in the characters that a blob key may have."""
         return f"{request.blob_prefix}.{self.life.name}.{self.world.number()}"
 
-    def run_script(
-        self, request: AttemptRequest, live: Mapping[str, Any]
-    ) -> tuple[AnyReport, dict[str, Any]]:
-        made_by = self.maker(request)
+    def identity(self, request: AttemptRequest) -> dict[str, Any]:
+        """What the report of an attempt begins with."""
         now = self.life.clock()
-        identity = {
+        return {
             "task": request.task,
             "epoch": request.epoch,
             "attempt": request.attempt,
             "started_at": now,
             "ended_at": now,
         }
+
+    def run_script(
+        self, request: AttemptRequest, live: Mapping[str, Any]
+    ) -> tuple[AnyReport, dict[str, Any]]:
+        made_by = self.maker(request)
+        identity = self.identity(request)
         faults = self.world.faults
         if faults.hit(faults.found_corruption):
             error = ErrorInfo("StorageCorruptError", "a blob is damaged", made_by)
             return msg.AttemptFoundCorruption(**identity, error=error), {}
         try:
             return self.run_with_inputs(request, live, made_by, identity)
-        except StorageCorruptError as error:
+        except (StorageCorruptError, StorageUnavailableError, LostInput) as error:
+            return self.trouble(request, error, made_by), {}
+
+    def trouble(self, request: AttemptRequest, error: BaseException, made_by: str) -> AnyReport:
+        """The report of an attempt that ended for no reason of its own."""
+        identity = self.identity(request)
+        info = ErrorInfo(type(error).__name__, str(error), made_by)
+        if isinstance(error, StorageCorruptError):
             # It was deleted while its holder seemed dead, and its blobs with it.
-            info = ErrorInfo("StorageCorruptError", str(error), made_by)
-            return msg.AttemptFoundCorruption(**identity, error=info), {}
-        except StorageUnavailableError as error:
-            info = ErrorInfo("StorageUnavailableError", str(error), made_by)
-            return msg.AttemptLostStorage(**identity, error=info), {}
-        except LostInput:
-            return msg.AttemptLostInput(**identity, error=ErrorInfo("", "", made_by)), {}
+            return msg.AttemptFoundCorruption(**identity, error=info)
+        if isinstance(error, StorageUnavailableError):
+            return msg.AttemptLostStorage(**identity, error=info)
+        assert isinstance(error, LostInput)
+        return msg.AttemptLostInput(**identity, error=ErrorInfo("", "", made_by))
 
     def run_with_inputs(
         self,
@@ -238,24 +262,85 @@ class SimulatedExecutor(Judged, InlineExecutor):
             error = ErrorInfo(scripts.SCRIPT_ERROR, script.salt, made_by)
             retryable = request.options.retry_exceptions
             return msg.AttemptRaised(**identity, error=error, retryable=retryable), {}
+        if script.flaky > self.world.monitor.failures_of(request.incarnation, script.salt):
+            error = ErrorInfo(scripts.FLAKY_ERROR, script.salt, made_by)
+            return msg.AttemptRaised(**identity, error=error, retryable=False), {}
         assert isinstance(request.arguments.data, bytes)
         text = scripts.core(script, scripts.unpack(request.arguments.data), seen)
+        objects: dict[str, Any] = {}
+        return self.result(request, script, text, made_by, objects), objects
+
+    def result(
+        self,
+        request: AttemptRequest,
+        script: scripts.Script,
+        text: str,
+        made_by: str,
+        objects: dict[str, Any] | None = None,
+    ) -> AnyReport:
+        """The report of a result. ``objects`` gets the live ones."""
+        identity = self.identity(request)
         if script.turns or script.plan is not None:
             plan = scripts.continuation(script, request.options, text)
             plan = msgspec.structs.replace(plan, digest=made_by)
-            return msg.AttemptReturnedPlan(**identity, plan=plan), {}
+            return msg.AttemptReturnedPlan(**identity, plan=plan)
         data = scripts.pack(text, made_by)
-        objects: dict[str, Any] = {}
+        made: dict[str, Any] = {}
         if not request.checkpoint:
             value = Value(Blob(made_by, len(data), ""))
-            objects[made_by] = data
+            made[made_by] = data
         elif script.large:
             blob = self.life.storage.write_blob(request.incarnation, made_by, [data])
             value = Value(blob)
-            objects[blob.key] = data
+            made[blob.key] = data
         else:
             value = Value(data)
-        return msg.AttemptReturned(**identity, value=value), objects
+        if objects is not None:
+            objects.update(made)
+        return msg.AttemptReturned(**identity, value=value)
+
+    # -- bodies ----------------------------------------------------------------------------
+
+    def begin_body(self, flight: InlineAttempt, live: Mapping[str, Any]) -> HostedBody:
+        """The attempt of a body begins in its process."""
+        request, faults = flight.request, self.world.faults
+        script = scripts.decode(request.function)
+        trouble: BaseException | None = None
+        text = ""
+        try:
+            if faults.hit(faults.found_corruption):
+                raise StorageCorruptError("a blob is damaged")
+            seen = [self.see(request, outcome, live) for outcome in request.inputs]
+            assert isinstance(request.arguments.data, bytes)
+            text = scripts.core(script, scripts.unpack(request.arguments.data), seen)
+        except (StorageCorruptError, StorageUnavailableError, LostInput) as error:
+            trouble = error
+        hosted = HostedBody(self, flight, text)
+        self.bodies[hosted] = None
+        if trouble is None:
+            hosted.wake()
+        else:
+            hosted.end(self.trouble(request, trouble, hosted.made_by))
+        return hosted
+
+    def body_result(
+        self, request: AttemptRequest, script: scripts.Script, text: str, made_by: str
+    ) -> AnyReport:
+        """The report of the result of a body."""
+        try:
+            return self.result(request, script, text, made_by)
+        except StorageUnavailableError as error:
+            return self.trouble(request, error, made_by)
+
+    def end_host(self, flight: InlineAttempt) -> None:
+        """The process of a body ends, and nobody knows of it yet."""
+        if flight.body is not None:
+            flight.body.leave()
+
+    def close(self) -> None:
+        """All its processes end with the coordinator."""
+        for hosted in list(self.bodies):
+            hosted.leave()
 
     def see(self, request: AttemptRequest, outcome: Outcome, live: Mapping[str, Any]) -> str:
         value = outcome.value

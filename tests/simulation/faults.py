@@ -8,6 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from random import Random
 
+#: Trouble of coordinators and of the storage.
+OF_COORDINATORS = (
+    *("crash_after_step", "crash_within_step", "pause", "zombie", "commit_lost", "commit_unsaid"),
+    *("commit_partial", "commit_ambiguous", "commit_late", "read_fails", "corrupt", "hang"),
+    *("hang_forever", "outage", "found_corruption", "skew", "clock_step", "storage_clock_step"),
+)
+
 
 class Faults:
     """Trouble of one seed. Probabilities are per step, per operation, or per attempt.
@@ -65,6 +72,11 @@ class Faults:
         for name, value in trouble.items():
             assert hasattr(self, name), name
             setattr(self, name, value)
+
+    @property
+    def undisturbed(self) -> bool:
+        """Whether coordinators and the storage have no trouble at all."""
+        return not any(getattr(self, name) for name in OF_COORDINATORS)
 
     def hit(self, probability: float) -> bool:
         return probability > 0.0 and self.rng.random() < probability

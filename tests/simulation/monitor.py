@@ -120,6 +120,12 @@ class Monitor:
         self.acknowledged: set[str] = set()
         #: How many entries each holder has written.
         self.written: Counter[str] = Counter()
+        #: How often tasks failed, by the incarnation and the message of the error.
+        self.failed: Counter[tuple[str, str]] = Counter()
+
+    def failures_of(self, incarnation: str, message: str) -> int:
+        """How many tasks of a workflow have failed with this message."""
+        return self.failed[incarnation, message]
 
     # -- appends ---------------------------------------------------------------------------
 
@@ -242,6 +248,8 @@ class Monitor:
                 raise Violation("commit once", f"{where}: task {event.task} had its result")
             self.judge_charge(journal, event, where)
             self.judge_maker(state, event, self.raiser_of(event), holder_id, where)
+            if isinstance(event, ev.TaskFailed):
+                self.failed[state.incarnation, event.error.message] += 1
 
     def judge_names(
         self, journal: Journal, plan: Plan, task_ids: tuple[str, ...], where: str

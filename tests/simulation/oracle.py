@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from ray_workflows._model.plan import ENGINE_KINDS, SIGNAL, TIMER, Plan, TaskOptions
-from tests.simulation import scripts
+from tests.simulation import body_scripts, scripts
+from tests.simulation.body_scripts import Block, mix
 from tests.simulation.scripts import Script
 
 #: What a task that catches exceptions hands on when there was one.
@@ -50,6 +51,9 @@ def signals_for(plan: Plan) -> list[str]:
             continue
         if script.signal:
             found += [script.signal] * script.turns
+        if script.body is not None:
+            for inner in body_scripts.plans_in(script.body):
+                found += signals_for(inner) * (script.turns + 1)
         if script.plan is not None:
             found += signals_for(script.plan)
     return found
@@ -71,11 +75,11 @@ def expect_task(
     elif script.failures < 0:
         result = Expected(None, frozenset([script.salt]))
     else:
-        value = scripts.core(script, arguments, inputs)
-        if script.turns or script.plan is not None:
-            result = expect(scripts.continuation(script, options, value), timer)
-        else:
-            result = Expected(value)
+        result = Expected(scripts.core(script, arguments, inputs))
+        if script.body is not None:
+            result = expect_block(script.body, value_of(result))
+        if result.output is not None and (script.turns or script.plan is not None):
+            result = expect(scripts.continuation(script, options, result.output), timer)
     if not options.catch_exceptions:
         return result
     if result.output is None:
@@ -83,3 +87,41 @@ def expect_task(
     if result.output == CAUGHT or result.output.startswith("wrapped "):
         return result  # Catchers around catchers wrap once.
     return Expected(f"wrapped {result.output}")
+
+
+def value_of(result: Expected) -> str:
+    assert result.output is not None
+    return result.output
+
+
+def expect_block(block: Block, seen: str) -> Expected:
+    """What a block of a body comes to, that begins with ``seen``."""
+    for op in block:
+        result = expect_part(op, seen)
+        if result.output is None:
+            return result
+        seen = result.output
+    return Expected(seen)
+
+
+def expect_part(op: body_scripts.AnyOp, seen: str) -> Expected:
+    if isinstance(op, body_scripts.Do):
+        result = expect(scripts.with_arguments(op.plan, seen))
+        return result if result.output is None else Expected(mix(seen, result.output))
+    if isinstance(op, body_scripts.Local):
+        failed = Expected(None, frozenset([op.salt]))
+        return failed if op.fails else Expected(body_scripts.local_result(op, seen))
+    if isinstance(op, body_scripts.Raise):
+        return Expected(None, frozenset([op.salt]))
+    if isinstance(op, body_scripts.Together):
+        results = [expect_block(each, mix(seen, str(n))) for n, each in enumerate(op.branches)]
+        culprits = frozenset().union(*(result.culprits for result in results))
+        if culprits:
+            return Expected(None, culprits)
+        return Expected(mix(seen, *map(value_of, results)))
+    if isinstance(op, body_scripts.Race):
+        return Expected(mix(seen, "raced"))
+    if isinstance(op, body_scripts.Guard):
+        result = expect_block(op.block, seen)
+        return expect_block(op.after, mix(seen, "caught")) if result.output is None else result
+    return Expected(seen)

@@ -18,9 +18,13 @@ from ray_workflows._capture.unpickling import unpickle_plain
 from ray_workflows._codec.envelope import plain_head
 from ray_workflows._model.plan import SIGNAL, Function, Plan, TaskOptions, TaskSpec
 from ray_workflows._model.values import Outcome, Value
+from tests.simulation.body_scripts import Block
 
 #: Type name of errors that scripts raise, to tell them from those of crashed workers.
 SCRIPT_ERROR = "ScriptError"
+
+#: Type name of errors of flaky scripts: whatever fails because of them goes on when it is resumed.
+FLAKY_ERROR = "FlakyError"
 
 
 class Script(msgspec.Struct, frozen=True, array_like=True):
@@ -30,6 +34,8 @@ class Script(msgspec.Struct, frozen=True, array_like=True):
     continuation. ``turns``: returns a continuation with one task that has a turn less, and that
     takes a signal called ``signal``, if that is given.
     ``large``: its result is stored as a blob. ``endless``: the event it waits for never comes.
+    ``body``: what it does first, if it is a durable function. ``flaky``: it fails until it has
+    failed that often in its workflow.
     """
 
     salt: str
@@ -39,6 +45,8 @@ class Script(msgspec.Struct, frozen=True, array_like=True):
     large: bool = False
     endless: bool = False
     signal: str = ""
+    body: Block | None = None
+    flaky: int = 0
 
 
 #: A signal of this name is never sent.

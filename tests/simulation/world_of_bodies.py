@@ -1,0 +1,142 @@
+"""A world whose workflows are durable functions, alone and among other tasks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from ray_workflows._engine.state import Body, Phase, WorkflowState
+from ray_workflows._executor.protocol import AttemptRequest
+from ray_workflows._model import events as ev
+from ray_workflows._model.catalog import Append
+from ray_workflows._model.plan import BODY, Plan
+from ray_workflows._model.values import Blob
+from tests.simulation import scripts
+from tests.simulation.body_shapes import draw_body_plan
+from tests.simulation.life import Life
+from tests.simulation.monitor import Journal, Monitor
+from tests.simulation.violations import Violation
+from tests.simulation.world import World
+
+#: The task that has steps, and its workflow.
+Key = tuple[str, int]
+
+
+class MonitorOfBodies(Monitor):
+    """Knows the steps of bodies from the journal's events."""
+
+    def __init__(self, seen: Counter[str]) -> None:
+        super().__init__()
+        #: What has happened at all.
+        self.seen = seen
+        #: By body, the paths of steps that were asked for and not discarded since.
+        self.asked: dict[Key, set[str]] = {}
+        #: By body, the most outcomes that it has had.
+        self.most: dict[Key, int] = {}
+
+    def appended(self, holder_id: str, append: Append) -> None:
+        super().appended(holder_id, append)
+        journal = self.journals[append.incarnation]
+        for number, body in journal.state.bodies.items():
+            key = (append.incarnation, number)
+            # What was discarded may be asked for again.
+            self.asked[key] = {path for path, record in body.steps.items() if not record.again}
+            if len(body.outcomes) > self.most.get(key, 0):
+                # It goes on, and has a new budget.
+                self.most[key] = len(body.outcomes)
+                journal.charged.pop(number, None)
+
+    def judge(self, journal: Journal, event: Any, holder_id: str, where: str) -> None:
+        super().judge(journal, event, holder_id, where)
+        state = journal.state
+        if isinstance(event, ev.StepsAsked):
+            self.judge_names(journal, event.plan, event.task_ids, where)
+            journal.names.update(enumerate(event.task_ids, event.first))
+            self.judge_steps(state, event, holder_id, where)
+        elif isinstance(event, ev.StepsEnded):
+            self.judge_local(state, event, holder_id, where)
+        elif isinstance(event, ev.AttemptSuspended):
+            self.judge_maker(state, event, "", holder_id, where)
+            body = state.bodies.get(event.task)
+            missed = body is not None and len(body.outcomes) > event.taken
+            self.seen["outcomes that a suspended attempt had not"] += missed
+            self.seen["suspended attempts"] += 1
+        elif isinstance(event, (ev.AttemptFailed, ev.TaskFailed)) and event.step:
+            self.seen["errors of steps"] += 1
+        elif isinstance(event, ev.WorkflowClaimed):
+            self.seen["bodies taken over"] += bool(state.bodies)
+
+    def judge_steps(
+        self, state: WorkflowState, event: ev.StepsAsked, holder_id: str, where: str
+    ) -> None:
+        """A step is asked for once, unless it was discarded."""
+        self.judge_maker(state, event, "", holder_id, where)
+        asked = self.asked.setdefault((state.incarnation, event.task), set())
+        for path in [step.path for step in event.opened] + [each.step.path for each in event.marks]:
+            if path in asked:
+                raise Violation("commit once", f"{where}: step {path} was asked for before")
+            asked.add(path)
+        self.seen["canceled steps"] += len(event.canceled)
+        self.seen["bodies in bodies"] += any(each.kind == BODY for each in event.plan.options)
+
+    def judge_local(
+        self, state: WorkflowState, event: ev.StepsEnded, holder_id: str, where: str
+    ) -> None:
+        """A local step ends once, in the current attempt."""
+        asked = self.asked.setdefault((state.incarnation, event.task), set())
+        for ended in event.ended:
+            if ended.step.path in asked:
+                raise Violation("commit once", f"{where}: step {ended.step.path} had ended")
+            asked.add(ended.step.path)
+            value = ended.outcome.value
+            if value is None:
+                assert ended.outcome.error is not None
+                made_by = ended.outcome.error.traceback
+            else:
+                assert not isinstance(value.data, Blob)
+                made_by = scripts.maker(value.data)
+            self.judge_maker(state, event, made_by, holder_id, where)
+
+    def body_of(self, request: AttemptRequest) -> Body | None:
+        """What the journal has of a body, if it has more than nothing and the attempt is the
+        current one."""
+        journal = self.journals.get(request.incarnation)
+        if journal is None or journal.deleted:
+            return None
+        state = journal.state
+        task = state.tasks.get(request.task)
+        if task is None or task.phase is not Phase.ACTIVE:
+            return None
+        if (state.epoch, task.attempts + 1) != (request.epoch, request.attempt):
+            return None
+        return state.bodies.get(request.task)
+
+    def local_begins(self, request: AttemptRequest, path: str) -> None:
+        """A local step runs: it has no outcome yet."""
+        body = self.body_of(request)
+        record = None if body is None else body.steps.get(path)
+        if record is not None and not record.again:
+            raise Violation("ran again", f"{request.where}: step {path} runs, and has its outcome")
+
+
+class WorldOfBodies(World):
+    """See the module."""
+
+    monitor: MonitorOfBodies
+
+    def new_monitor(self) -> MonitorOfBodies:
+        #: What has happened at all, so that a test can say that it does.
+        self.seen: Counter[str] = Counter()
+        #: Before the trouble ends: then it is not known that there was any.
+        self.undisturbed = self.faults.undisturbed
+        return MonitorOfBodies(self.seen)
+
+    def draw_plan(self) -> Plan:
+        return draw_body_plan(self.rng)
+
+    def died(self, life: Life) -> None:
+        life.executor.close()
+
+    def close(self) -> None:
+        for life in self.lives:
+            life.executor.close()
