@@ -21,7 +21,7 @@ from ray_workflows._coordinator.retrying_storage import RetryingStorage
 from ray_workflows._coordinator.starting import Starter
 from ray_workflows._coordinator.watchers import Watchers
 from ray_workflows._coordinator.workflow import Workflow, answer
-from ray_workflows._engine.commands import commands, next_wake
+from ray_workflows._engine.commands import commands, given, next_wake
 from ray_workflows._engine.decide import ASKED_OF_LIFECYCLE
 from ray_workflows._engine.decision import ACTIVE
 from ray_workflows._engine.state import WorkflowState
@@ -261,12 +261,13 @@ class Activation:
         if not workflow.live:
             workflow.put_first(msg.Claim())
         # Ask the executor again for every attempt that should run: for one that is in flight, the
-        # second request changes nothing.
+        # second request changes nothing. A body in flight may lack an outcome, if the commit with
+        # it took effect after we had given the commit up.
         workflow.forget_starts()
         loop.starter.forget_timers(workflow)
         active = workflow.state.active
         over = [CancelAttempt(number) for number in workflow.flying if number not in active]
-        loop.starter.add(workflow, [*over, *commands(workflow.state)])
+        loop.starter.add(workflow, [*over, *commands(workflow.state), *given(workflow.state)])
         loop.watchers.notify(workflow, settled=False)
         loop.touch(workflow)
 

@@ -8,7 +8,7 @@ from ray_workflows._engine.decision import ACTIVE
 from ray_workflows._engine.signals import can_deliver
 from ray_workflows._engine.state import Phase, Task, WorkflowState
 from ray_workflows._model.catalog import NEVER
-from ray_workflows._model.commands import Command, Deliver, StartAttempt, WakeAt
+from ray_workflows._model.commands import Command, Deliver, GiveOutcome, StartAttempt, WakeAt
 from ray_workflows._model.plan import FUNCTION
 
 
@@ -35,6 +35,17 @@ def commands(state: WorkflowState) -> list[Command]:
         moments.add(0.0)
     due += [WakeAt(at) for at in sorted(moments)]
     return due
+
+
+def given(state: WorkflowState) -> list[Command]:
+    """The commands that give running bodies all of their outcomes. An attempt ignores those that it
+    has: they may have been in its history."""
+    return [
+        GiveOutcome(number, index, outcome)
+        for number, body in state.bodies.items()
+        if number in state.active
+        for index, outcome in enumerate(body.outcomes)
+    ]
 
 
 def followers(state: WorkflowState, task: Task) -> Iterator[Task]:
