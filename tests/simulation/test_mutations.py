@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.simulation import (
+    body_mutations,
     event_mutations,
     observer_mutations,
     outbox_mutations,
@@ -18,6 +19,7 @@ from tests.simulation.violations import Violation
 MAX_SEEDS = 600
 
 #: They add theirs.
+assert body_mutations
 assert snapshot_mutations
 assert event_mutations
 assert outbox_mutations
