@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -35,6 +36,12 @@ MAX_REMOTES = 1_000
 HOST_CLASSES = {LISTENER: listener_host_class, BODY: body_host_class}
 
 
+def kill(actor: Any) -> None:
+    """Kill an actor, on a thread: `ray.kill` waits for the thread of Ray that reports the ends of
+    calls, and that thread may be the caller, or wait for the executor's lock."""
+    threading.Thread(target=ray.kill, args=(actor,), name="ray-workflows-kill", daemon=True).start()
+
+
 class Needs(NamedTuple):
     """The needs of attempts of a shape, in Ray's form."""
 
@@ -57,7 +64,7 @@ class RayCluster:
         #: all the rest between two Ray tasks of a worker.
         self.pickled_home: bytes | None = None
         self.package_cache = PackageCache(storage)
-        self.hosts = Hosts(ray.kill)
+        self.hosts = Hosts(kill)
         #: By shape.
         self.needs: dict[str, Needs] = {}
         #: Ray functions with their options, by shape, name and `max_calls`.

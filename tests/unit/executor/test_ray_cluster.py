@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from ray_workflows._executor import ray_cluster
 from ray_workflows._executor.protocol import AttemptTemplate
 from ray_workflows._executor.ray_cluster import RayCluster
+from ray_workflows._executor.scheduling.hosts import MAX_IDLE
 from ray_workflows.storage.memory import MemoryStorage
 from tests.unit.scheduling import RayTask, Scheduling, attempt, template
 
@@ -112,3 +114,23 @@ def test_of_shapes_that_wait_only_the_oldest_is_looked_up_again(
     for ray_task in world.tasks:
         world.end_well(ray_task)
     assert sorted(world.outcomes) == [(task, "AttemptReturned") for task in range(8)]
+
+
+def test_a_host_is_killed_on_a_thread_that_ray_does_not_wait_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # As in Ray: it returns when the thread that reports the ends of calls has done its part.
+    reported, killed = threading.Event(), threading.Event()
+
+    def kill(actor: Any) -> None:
+        assert reported.wait(60)
+        killed.set()
+
+    monkeypatch.setattr(ray_cluster.ray, "kill", kill)
+    hosts = RayCluster(MemoryStorage(), None).hosts
+    for number in range(MAX_IDLE + 1):
+        request = attempt(template("f"), number)
+        hosts.called(hosts.take(f"environment {number}", request, object), number)
+        hosts.ended(number, died=False)
+    reported.set()
+    assert killed.wait(60)
