@@ -27,7 +27,7 @@ from ray.util.scheduling_strategies import (
 
 from ray_workflows._capture.depth import JSON_DEPTH, is_deeper_than
 from ray_workflows._capture.pickling import pickle_value
-from ray_workflows._model.plan import DEFAULT_MAX_RETRIES, FUNCTION, Backoff, TaskOptions
+from ray_workflows._model.plan import BODY, DEFAULT_MAX_RETRIES, FUNCTION, Backoff, TaskOptions
 from ray_workflows._ray.private import LABELS, placement_group
 
 #: The label under which the options of `ray_workflows.options` travel.
@@ -35,6 +35,9 @@ LABEL = "ray_workflows.options"
 
 #: Options that the engine handles, or that make no sense for a workflow task.
 NOT_FOR_RAY = ("max_retries", "retry_exceptions", "num_returns", LABELS)
+
+#: Options that a durable function can have, besides those above. `num_cpus` is 1 if nobody gives it.
+FOR_BODIES = ("name", "runtime_env", "num_cpus")
 
 #: Ray's conditions on the labels of nodes, by their stored names.
 OPERATORS = {"In": In, "NotIn": NotIn, "Exists": Exists, "DoesNotExist": DoesNotExist}
@@ -69,6 +72,8 @@ def task_options(bound: Mapping[str, Any], *, where: str) -> tuple[TaskOptions, 
             f"return. Return a tuple, and take it apart in the tasks that use it."
         )
     ours = read_label(bound)
+    if ours.get("kind") == BODY:
+        check_for_body(bound, where=where)
     options = TaskOptions(
         kind=ours.get("kind", FUNCTION),
         catch_exceptions=bool(ours.get("catch_exceptions")),
@@ -83,6 +88,20 @@ def task_options(bound: Mapping[str, Any], *, where: str) -> tuple[TaskOptions, 
         **retry_options(bound, ours.get("retry"), where=where),
     )
     return options, ours.get("task_id")
+
+
+def check_for_body(bound: Mapping[str, Any], *, where: str) -> None:
+    """Raise ValueError if a durable function has options for resources, or where it should run."""
+    for key, value in bound.items():
+        if key in NOT_FOR_RAY or (key in FOR_BODIES and (key != "num_cpus" or value == 1)):
+            continue
+        # What is 0, empty or the default asks for nothing.
+        if value and value != "DEFAULT":
+            raise ValueError(
+                f"The {where} is a durable function and can't have the Ray option "
+                f"{key}={reprlib.repr(value)}: it runs in a process that it shares with others, "
+                f"and that takes no CPU. Give resources to its steps."
+            )
 
 
 def retry_options(

@@ -10,6 +10,7 @@ import pytest
 import ray
 from ray.dag import InputNode
 
+from ray_workflows import durable, options
 from ray_workflows._capture.dag import capture_plan
 from ray_workflows._capture.pickling import pickle_value
 from ray_workflows._capture.values import ValueWriter
@@ -205,3 +206,37 @@ def test_ray_itself_refuses_arguments_that_cannot_be_pickled() -> None:
         with pytest.raises(TypeError, match="cannot pickle") as caught:
             f.bind(value)
         assert "py_obj_scanner" in str(caught.traceback[-2].path) + str(caught.traceback[-3].path)
+
+
+@durable
+async def body(x):
+    return x
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("num_gpus", 1),
+        ("num_cpus", 2),
+        ("num_cpus", 0.5),
+        ("memory", 1 << 20),
+        ("resources", {"special": 1}),
+        ("accelerator_type", "H100"),
+        ("scheduling_strategy", "SPREAD"),
+    ],
+)
+def test_a_durable_function_has_no_resources(option: str, value: Any) -> None:
+    dag = f.bind(body.options(**{option: value}).bind(1))
+    with pytest.raises(ValueError, match=rf"body' is a durable function.*{option}=.*its steps"):
+        capture(dag)
+
+
+def test_what_a_durable_function_may_have() -> None:
+    environment = {"env_vars": {"A": "1"}}
+    for given in (
+        {"num_cpus": 0, "num_gpus": 0, "resources": {}, "scheduling_strategy": "DEFAULT"},
+        {"num_cpus": 1, "name": "me", "runtime_env": environment},
+        {"max_retries": 5, "retry_exceptions": [ValueError]},
+        options(task_id="me", timeout=5.0),
+    ):
+        capture(body.options(**given).bind(1))
