@@ -109,7 +109,12 @@ class LocalBody:
         if stand_in is not None:
             work = work._replace(function=stand_in)
         with ThreadPoolExecutor(1) as pool:
-            ended = pool.submit(self.body.run_local_step, step, work).result()
+            running = pool.submit(self.body.run_local_step, step, work)
+        trouble = running.exception()
+        if trouble is not None:
+            self.land(self.run.raised(trouble))
+            return
+        ended = running.result()
         self.local -= 1
         self.tell(self.body.progress_of(ended))
 

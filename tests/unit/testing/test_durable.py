@@ -219,3 +219,66 @@ def test_a_loop_of_continuations_keeps_no_history() -> None:
     with Environment() as env:
         assert env.run(counting.bind(50), workflow_id="w") == 0
         assert len(env.executions) >= 100
+
+
+# -- errors of local steps -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_coroutine", [False, True])
+def test_a_local_step_that_ends_its_process_fails_as_a_task_would(is_coroutine: bool) -> None:
+    def leaves() -> None:
+        raise SystemExit(3)
+
+    async def leaves_later() -> None:
+        raise SystemExit(3)
+
+    @workflow.durable
+    async def body() -> Any:
+        try:
+            await workflow.step(leaves_later if is_coroutine else leaves)
+        except ray.exceptions.WorkerCrashedError as error:
+            return str(error)
+
+    with Environment() as env:
+        assert "worker died" in env.run(body.bind(), workflow_id="w")
+        (body_task,) = env.get_tasks("w")
+        assert body_task.attempts == 1
+
+
+def test_an_error_of_a_storage_is_no_outcome_of_a_local_step() -> None:
+    tries: list[int] = []
+
+    def look() -> str:
+        tries.append(1)
+        if len(tries) < 3:
+            raise workflow.StorageUnavailableError("it is away")
+        return "there"
+
+    @workflow.durable
+    async def body() -> Any:
+        return await workflow.step(look)
+
+    with Environment() as env:
+        assert env.run(body.bind()) == "there"
+
+
+def test_the_traceback_of_a_local_step_begins_in_its_code() -> None:
+    def fails() -> None:
+        raise ValueError("no")
+
+    async def fails_later() -> None:
+        await asyncio.sleep(0)
+        raise ValueError("no")
+
+    @workflow.durable
+    async def body(later: bool) -> Any:
+        try:
+            await workflow.step(fails_later if later else fails)
+        except ValueError as error:
+            return str(error)
+
+    with Environment() as env:
+        for later in (False, True):
+            head, *frames = env.run(body.bind(later)).splitlines()
+            assert "step 'fails" in head
+            assert __file__ in frames[0]

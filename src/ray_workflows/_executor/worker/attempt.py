@@ -58,6 +58,9 @@ SAME_IN_RAY = frozenset({int, float, str, bytes, bool})
 #: hours; and the pauses between tries, which double.
 PATIENCE_SECONDS = 180.0
 
+#: The package of what calls user code here.
+PACKAGE = __name__.rpartition(".")[0]
+
 #: Functions by `function_key`.
 function_cache = FunctionCache()
 
@@ -444,9 +447,9 @@ class AttemptRun:
 
 
 def user_traceback(error: BaseException) -> Any:
-    """The traceback without the frames of this module."""
+    """The traceback without the frames that led to the user's code."""
     tb = error.__traceback__
-    while tb is not None and tb.tb_frame.f_code.co_filename == __file__:
+    while tb is not None and tb.tb_frame.f_globals.get("__name__", "").startswith(PACKAGE):
         tb = tb.tb_next
     return tb
 

@@ -8,7 +8,7 @@ import inspect
 import itertools
 import random
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextvars import ContextVar, copy_context
 from typing import Any, NamedTuple
 
@@ -32,7 +32,14 @@ from ray_workflows._model.plan import Plan
 from ray_workflows._model.steps import EndedStep, Step, StepKind, StepOutcome, StepRecord
 from ray_workflows._model.values import Outcome, Value
 from ray_workflows._ray import private
-from ray_workflows.exceptions import is_transient
+from ray_workflows.exceptions import (
+    PayloadCodecError,
+    StorageCorruptError,
+    StorageUnavailableError,
+)
+
+#: Errors that say nothing about a step: the whole attempt has them.
+NO_OUTCOMES = (StorageUnavailableError, StorageCorruptError, PayloadCodecError)
 
 
 def is_async(function: Callable[..., Any]) -> bool:
@@ -56,6 +63,21 @@ def callable_of(target: Any) -> Callable[..., Any]:
 def is_bound_later(target: Any) -> bool:
     """Whether it is a remote function, or one with options."""
     return not isinstance(target, (type, ray.actor.ActorMethod)) and hasattr(target, "bind")
+
+
+def awaited(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """The result of a coroutine, or the error that it raises, without the frames of asyncio."""
+
+    async def guarded() -> tuple[Any, BaseException | None]:
+        try:
+            return await coroutine, None
+        except BaseException as error:
+            return None, error
+
+    result, error = asyncio.run(guarded())
+    if error is not None:
+        raise error
+    return result
 
 
 class LocalWork(NamedTuple):
@@ -298,7 +320,8 @@ class BodyAttempt:
         """Run a local step to its end, and store its outcome.
 
         Raises:
-            Exception: its outcome can't be stored now.
+            StorageError: its outcome can't be stored now, or it met an error of a storage: that is
+                no outcome, as it is none of a task.
         """
         run = self.run
         began = run.process.time()
@@ -309,13 +332,17 @@ class BodyAttempt:
             with context.running(run.request, run.sequence, step.path):
                 result = work.function(*work.args, **work.kwargs)
                 if inspect.iscoroutine(result):
-                    result = asyncio.run(result)
+                    result = awaited(result)
             value: Value = run.patiently(lambda: writer.write(result, key=key, where=where))
             outcome = Outcome(value)
         except BaseException as error:
-            if is_transient(error):
+            if isinstance(error, NO_OUTCOMES):
                 raise
-            info = run.write_error(error, writer, where, f"{key}-error")
+            if isinstance(error, SystemExit):
+                # As of a task: it must not end the body.
+                info = run.describe_exit(error)
+            else:
+                info = run.write_error(error, writer, where, f"{key}-error")
             outcome = Outcome(error=info)
         return EndedStep(step, outcome, began, run.process.time())
 
