@@ -28,7 +28,7 @@ from ray_workflows._model import events as ev
 from ray_workflows._model import messages as msg
 from ray_workflows._model.commands import Command
 from ray_workflows._model.plan import TaskSpec
-from ray_workflows._model.steps import Step, StepKind, StepRecord
+from ray_workflows._model.steps import Step, StepKind, StepOutcome, StepRecord
 
 # -- reported ------------------------------------------------------------------------------
 
@@ -253,20 +253,47 @@ def go_back(state: WorkflowState, task: Task, deltas: list[Command]) -> None:
 
 
 def discard_after(state: WorkflowState, body: Body, index: int, deltas: list[Command]) -> None:
-    """Discard an outcome, by its index, and all that followed from it: the steps asked for after
-    the body had taken it. What the body asked for before stays, also if it ended later; what it
-    canceled after is asked for again."""
-    discarded = body.outcomes[index].path
-    ended = {each.path for each in body.outcomes}
-    for path, record in list(body.steps.items()):
-        if record.step.turn > index:
+    """Discard an outcome, by its index, and all that followed from it."""
+    steps, outcomes = without_outcome(body, index)
+    for path in list(body.frames):
+        if path not in steps or steps[path].again:
             close_step(state, body, path, deltas)
-            del body.steps[path]
-        elif path == discarded:
-            body.steps[path] = StepRecord(record.step, again=True)
-        elif record.canceled is not None and record.canceled > index:
-            # It may have ended before the coordinator knew of that.
-            body.steps[path] = StepRecord(record.step, again=path not in ended)
-    body.outcomes = [
-        each for each in body.outcomes if each.path in body.steps and each.path != discarded
+    body.steps, body.outcomes = steps, outcomes
+
+
+def without_outcome(body: Body, index: int) -> tuple[dict[str, StepRecord], list[StepOutcome]]:
+    """The steps and outcomes of a body that stay when an outcome is discarded, by its index, and
+    all that followed from it. If there is no such outcome yet, everything stays.
+
+    What followed are the steps asked for after the body had taken it. What the body asked for
+    before stays, also if it ended later; what it canceled after is asked for again.
+    """
+    discarded = body.outcomes[index].path if index < len(body.outcomes) else None
+    outcomes = [
+        each
+        for each in body.outcomes
+        if each.path != discarded and body.steps[each.path].step.turn <= index
     ]
+    ended = {each.path for each in outcomes}
+    steps: dict[str, StepRecord] = {}
+    for path, record in body.steps.items():
+        if record.step.turn > index:
+            continue
+        if path == discarded or (record.canceled is not None and record.canceled > index):
+            # It may have ended before the coordinator knew of that: then the body now takes it.
+            steps[path] = StepRecord(record.step, again=path not in ended)
+        else:
+            steps[path] = record
+    return steps, outcomes
+
+
+def index_to_repeat(body: Body, path: str) -> int | None:
+    """The index of the outcome to discard so that a step runs again: its own, or the one after
+    which the body canceled it. None if the body has to begin anew."""
+    record = body.steps.get(path)
+    if record is None or record.canceled == 0:
+        return None
+    if record.canceled is not None:
+        return record.canceled - 1
+    paths = [each.path for each in body.outcomes]
+    return paths.index(path) if path in paths else len(paths)
