@@ -405,9 +405,14 @@ def fork(
     has the plan, the arguments, the metadata and the timeout of the old one. The old one may have
     any status, does not change, and can be deleted.
 
+    From a step of a durable function, that function goes on as if the step had no outcome yet: it
+    keeps the outcomes that it had before, and those of steps that it had asked for before, and asks
+    for this step again. From the function itself, it begins anew.
+
     Args:
         workflow_id: the workflow to fork.
-        from_task: id of the task to run again; tasks of continuations too.
+        from_task: id of the task to run again; tasks of continuations too. Of a step: the id of the
+            durable function's task, ``/``, and the name of the step, as `get_tasks` has it.
         new_id: id of the new workflow. Default: a generated one.
         code: ``"recorded"``: the code of the old one; ``"current"``: that of this driver, as for
             `resume`. Kept results don't change.

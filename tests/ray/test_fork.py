@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,54 @@ def test_a_fork_keeps_what_is_upstream_and_has_copies_of_its_own(wid: str, marks
     again = workflow.fork(fork, from_task="third")
     assert workflow.get_output(again) == (3e6, 2e5, again)
     assert marks.counts() == {"large": 1, "looks": 2, "ends": 3}
+
+
+def test_a_durable_function_goes_on_from_one_of_its_steps(wid: str, marks: Marks) -> None:
+    @ray.remote
+    def numbers(marks: Marks, size: int):
+        marks.add("numbers")
+        return np.arange(size)
+
+    def total(marks: Marks, values):
+        marks.add("total")
+        return int(values.sum())
+
+    @ray.remote
+    def label(marks: Marks, text: str):
+        marks.add(text)
+        return f"{text} of {workflow.current().workflow_id}"
+
+    @workflow.durable
+    async def report(marks: Marks, fail_in: str):
+        values = await workflow.step(numbers, marks, 100_000)
+        result = await workflow.step(total, marks, values)
+        first, second = await asyncio.gather(
+            workflow.step(label, marks, "first"), workflow.step(label, marks, "second")
+        )
+        await workflow.sleep(0.01)
+        if fail_in == workflow.current().workflow_id:
+            raise ValueError("not in the first one")
+        return result, first, second, await workflow.step(label, marks, "third")
+
+    body = report.options(**workflow.options(task_id="report")).bind(marks, wid)
+    with pytest.raises(workflow.WorkflowExecutionError):
+        workflow.run(body, workflow_id=wid)
+    counts = {"numbers": 1, "total": 1, "first": 1, "second": 1}
+    assert marks.counts() == counts
+    fork = workflow.fork(wid, "report/label", f"{wid} fork")
+    assert workflow.get_output(fork) == (
+        sum(range(100_000)),
+        f"first of {fork}",
+        f"second of {wid}",
+        f"third of {fork}",
+    )
+    assert marks.counts() == {**counts, "first": 2, "third": 1}
+    workflow.delete(wid)
+    again = workflow.fork(fork, "report/total", f"{wid} again")
+    assert workflow.get_output(again)[1] == f"first of {again}"
+    assert marks.counts() == {"numbers": 1, "total": 2, "first": 3, "second": 2, "third": 2}
+    with pytest.raises(workflow.WorkflowNotFoundError, match="Did you mean 'report/total'"):
+        workflow.fork(fork, "report/totl")
 
 
 def test_a_fork_of_a_failed_one_and_of_one_that_runs(wid: str, marks: Marks, gate: Gate) -> None:

@@ -102,7 +102,11 @@ def as_now(
 
 
 def task_ids_of(events: Iterable[ev.Event]) -> Iterator[str]:
-    """The ids of all tasks that a workflow has had."""
+    """The ids of all tasks that a workflow has had, and of steps that were none."""
+    ids: list[str] = []
     for event in events:
         if isinstance(event, ev.Opening):
-            yield from event.task_ids
+            ids += event.task_ids
+        elif isinstance(event, ev.StepsEnded):
+            yield from (f"{ids[event.task]}/{ended.step.path}" for ended in event.ended)
+    yield from ids

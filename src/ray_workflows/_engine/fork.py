@@ -5,83 +5,26 @@ starts from and those downstream. Tasks get new numbers, because some continuati
 A signal that a kept task took becomes the task's result. Other signals were sent to the old
 workflow: a signal is taken once, so the new workflow waits for its own. Messages of kept tasks are
 left out: the old workflow sent them.
+
+Steps of the body of a durable function are in the fork only if the body goes on in one of them; see
+`KeptBody`. A body that has ended before keeps its result alone, and all others begin anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Sequence
 
 import msgspec
 
+from ray_workflows._engine.bodies import index_to_repeat, without_outcome
 from ray_workflows._engine.evolve import evolve
-from ray_workflows._engine.state import Frame, WorkflowState
+from ray_workflows._engine.lineage import Affected, BodyStep, Lineage, read_lineage
+from ray_workflows._engine.state import WorkflowState
 from ray_workflows._engine.values import unstored
 from ray_workflows._model import events as ev
+from ray_workflows._model.steps import EndedStep, StepKind, StepRecord
 from ray_workflows._model.values import Value
-
-
-class Lineage:
-    """Which task opened which frame, over a whole journal. A state forgets frames that ended."""
-
-    def __init__(self) -> None:
-        self.frames: dict[int, Frame] = {}
-        self.frame_of: dict[int, Frame] = {}
-        #: The task whose continuation a frame was; None for the submitted plan.
-        self.opener: dict[int, int | None] = {}
-        self.numbers: dict[str, int] = {}
-        #: Tasks that have a result, or returned a continuation.
-        self.done: set[int] = set()
-
-    def add_frame(self, frame: Frame, task_ids: Iterable[str], opener: int | None) -> None:
-        self.frames[frame.number] = frame
-        self.opener[frame.number] = opener
-        for offset, task_id in enumerate(task_ids):
-            self.frame_of[frame.first + offset] = frame
-            self.numbers[task_id] = frame.first + offset
-
-    def affected_by(self, start: int) -> tuple[set[int], set[int]]:
-        """Tasks that run again when ``start`` does, and frames whose result is then open."""
-        again: set[int] = set()
-        open_frames: set[int] = set()
-        pending = [start]
-        while pending:
-            number = pending.pop()
-            if number in again:
-                continue
-            again.add(number)
-            pending += self.downstream(number, open_frames)
-        return again, open_frames
-
-    def downstream(self, number: int, open_frames: set[int]) -> list[int]:
-        """The tasks that consume a task's result, also as the output of an enclosing frame."""
-        takers: list[int] = []
-        current: int | None = number
-        while current is not None:
-            frame = self.frame_of[current]
-            takers += frame.consumers[current - frame.first]
-            if current != frame.output:
-                break
-            open_frames.add(frame.number)
-            current = self.opener[frame.number]
-        return takers
-
-
-def read_lineage(events: Sequence[ev.Event]) -> Lineage:
-    """Replay a journal, and record the frames that a state forgets."""
-    lineage = Lineage()
-    state = WorkflowState("", "")
-    for event in events:
-        before = state.next_frame
-        if isinstance(event, (ev.TaskSucceeded, ev.TaskContinued, ev.SignalTaken)) or (
-            isinstance(event, ev.ErrorCaught) and event.frame is None
-        ):
-            lineage.done.add(event.task)
-        evolve(state, event)
-        if isinstance(event, ev.WorkflowSubmitted):
-            lineage.add_frame(state.frames[before], event.task_ids, None)
-        elif isinstance(event, ev.TaskContinued):
-            lineage.add_frame(state.frames[before], event.task_ids, event.task)
-    return lineage
 
 
 def fork_history(events: Sequence[ev.Event], from_task: str) -> list[ev.Event] | None:
@@ -89,16 +32,16 @@ def fork_history(events: Sequence[ev.Event], from_task: str) -> list[ev.Event] |
 
     Args:
         events: the journal of the origin, from its first event.
-        from_task: id of the task to run again.
+        from_task: id of the task, or of the step of a body, to run again.
 
     Returns:
         Events about tasks, in order; None if there is no such task.
     """
     lineage = read_lineage(events)
-    start = lineage.numbers.get(from_task)
+    start = lineage.find(from_task)
     if start is None:
         return None
-    return History(lineage, *lineage.affected_by(start)).write(events)
+    return History(lineage, lineage.affected_by(start)).write(events)
 
 
 def result_of_signal(event: ev.SignalTaken, value: Value) -> ev.TaskSucceeded:
@@ -113,16 +56,95 @@ def result_of_signal(event: ev.SignalTaken, value: Value) -> ev.TaskSucceeded:
     )
 
 
+class KeptBody:
+    """What a body keeps in a fork: what it did before it had the outcome of a step.
+
+    The step is asked for again by the body, and so are those that had no outcome. If the fork
+    starts within the plan of the step, the step goes on with what its other tasks have given.
+    """
+
+    def __init__(self, lineage: Lineage, number: int, index: int, open_frames: set[int]) -> None:
+        """``index``: of the outcome to discard. ``open_frames``: of steps that go on."""
+        body = lineage.bodies[number]
+        self.began = body.began
+        steps, outcomes = without_outcome(body, index)
+        ended = {each.path for each in outcomes}
+        #: The frames of its steps that are in the fork.
+        self.frames: set[int] = set()
+        #: The ends of local steps that are in the fork, by their identity.
+        self.ends: set[int] = set()
+        #: Records of all other steps.
+        self.records: list[StepRecord] = []
+        for path, record in steps.items():
+            step = BodyStep(number, path)
+            frame = lineage.last_frame.get(step)
+            if path in ended and record.step.kind is StepKind.LOCAL:
+                self.ends.add(id(lineage.last_end[step]))
+            elif path in ended:
+                self.frames.add(lineage.last_frame[step])
+            elif record.mark is not None or record.canceled is not None:
+                self.records.append(record)
+            elif frame is not None and frame in open_frames and not body.steps[path].again:
+                self.frames.add(frame)
+            else:
+                self.records.append(StepRecord(record.step, again=True))
+
+    def beginning(self, event: ev.StepsAsked | ev.StepsEnded) -> ev.StepsAsked:
+        """The first event about its steps."""
+        return ev.StepsAsked(
+            at=event.at,
+            task=event.task,
+            attempt=event.attempt,
+            began=self.began,
+            marks=tuple(self.records),
+        )
+
+    def asked(self, event: ev.StepsAsked, first_frame: int) -> ev.StepsAsked:
+        """The part of an event about steps that are in the fork."""
+        kept = [
+            number for number in range(len(event.opened)) if first_frame + number in self.frames
+        ]
+        ends = list(itertools.accumulate(event.sizes))
+        tasks = [
+            task
+            for number in kept
+            for task in range(ends[number] - event.sizes[number], ends[number])
+        ]
+        plan = event.plan
+        return msgspec.structs.replace(
+            event,
+            opened=tuple(event.opened[number] for number in kept),
+            plan=msgspec.structs.replace(plan, tasks=tuple(plan.tasks[task] for task in tasks)),
+            sizes=tuple(event.sizes[number] for number in kept),
+            task_ids=tuple(event.task_ids[task] for task in tasks),
+            marks=(),
+            # The body says again that it ignores an outcome.
+            canceled=(),
+        )
+
+    def ended(self, event: ev.StepsEnded) -> tuple[EndedStep, ...]:
+        """The ends of local steps that are in the fork."""
+        return tuple(each for each in event.ended if id(each) in self.ends)
+
+
 class History:
     """Writes the kept events, with the numbers that tasks and frames have in the fork."""
 
-    def __init__(self, lineage: Lineage, again: set[int], open_frames: set[int]) -> None:
+    def __init__(self, lineage: Lineage, affected: Affected) -> None:
         self.lineage = lineage
-        self.again = again
-        self.open_frames = open_frames
+        self.again = affected.tasks
+        self.open_frames = affected.frames
         #: Tasks that wait for such a frame. Their results, and events about the loss of these, are
         #: not in the fork.
-        self.continued = {lineage.opener[frame] for frame in open_frames}
+        self.continued = {lineage.opener[frame] for frame in affected.frames}
+        #: The bodies that go on where they were, by their old numbers.
+        self.bodies: dict[int, KeptBody] = {}
+        for number, path in affected.bodies.items():
+            index = index_to_repeat(lineage.bodies[number], path)
+            if index is not None:
+                self.bodies[number] = KeptBody(lineage, number, index, affected.frames)
+        #: Those whose first event is written.
+        self.begun: set[int] = set()
         self.state = WorkflowState("", "")
         #: New numbers by old ones, of the tasks and frames in the fork.
         self.tasks: dict[int, int] = {}
@@ -140,15 +162,24 @@ class History:
                 self.enter(frame_number, first=0)
                 frame_number += 1
             elif isinstance(event, ev.TaskContinued):
-                if frame_number in self.open_frames or self.keeps(event.task):
-                    self.keep(event, first=self.state.next_task, messages=())
-                    self.enter(frame_number, first=self.kept[-1].first)  # type: ignore[attr-defined]
+                goes_on = frame_number in self.open_frames and event.task in self.tasks
+                if goes_on or self.keeps(event.task):
+                    first = self.state.next_task
+                    self.keep(event, first=first, messages=())
+                    self.enter(frame_number, first=first)
                 frame_number += 1
+            elif isinstance(event, ev.StepsAsked):
+                if body := self.kept_body(event):
+                    self.keep_asked(body, event, frame_number)
+                frame_number += len(event.opened)
+            elif isinstance(event, ev.StepsEnded):
+                if (body := self.kept_body(event)) and (ended := body.ended(event)):
+                    self.keep(event, ended=ended)
             elif isinstance(event, ev.TaskFailed):
                 # A failure is a result only if it was caught.
                 caught = events[index + 1] if index + 1 < len(events) else None
                 if isinstance(caught, ev.ErrorCaught) and self.keeps_catch(caught):
-                    self.keep(event)
+                    self.keep(event, step="")
             elif isinstance(event, ev.ErrorCaught):
                 if self.keeps_catch(event):
                     self.keep(event, frame=self.new_frame(event.frame))
@@ -165,9 +196,36 @@ class History:
             elif isinstance(event, ev.TaskSucceeded) and self.keeps(event.task):
                 self.keep(event, messages=())
             elif isinstance(event, ev.AttemptFailed) and self.keeps(event.task):
-                self.keep(event)
+                self.keep(event, step="")
         self.lose_unstored()
         return self.kept
+
+    def kept_body(self, event: ev.StepsAsked | ev.StepsEnded) -> KeptBody | None:
+        """The body of an event, if it goes on where it was. Its first event is then written."""
+        body = self.bodies.get(event.task)
+        if body is None or event.task not in self.tasks:
+            return None
+        if event.task not in self.begun:
+            self.begun.add(event.task)
+            self.keep(body.beginning(event), first=self.state.next_task)
+        return body
+
+    def keep_asked(self, body: KeptBody, event: ev.StepsAsked, frame_number: int) -> None:
+        """Keep what a body asked for, as far as it is in the fork."""
+        first = self.state.next_task
+        asked = body.asked(event, frame_number)
+        if not asked.opened:
+            return
+        self.keep(asked, first=first)
+        entered = [
+            frame_number + number
+            for number in range(len(event.opened))
+            if frame_number + number in body.frames
+        ]
+        new_frame = self.state.next_frame - len(entered)
+        for number, frame in enumerate(entered, new_frame):
+            self.enter(frame, first=first, number=number)
+            first += len(self.lineage.frames[frame].plan.tasks)
 
     def keeps(self, task: int) -> bool:
         """Whether the fork keeps what happened to a task."""
@@ -188,10 +246,10 @@ class History:
     def new_frame(self, frame: int | None) -> int | None:
         return None if frame is None else self.frames[frame]
 
-    def enter(self, frame: int, *, first: int) -> None:
-        """Number a frame that is in the fork too, and its tasks."""
+    def enter(self, frame: int, *, first: int, number: int | None = None) -> None:
+        """Number a frame that is in the fork too, and its tasks. By default it is the last one."""
         old = self.lineage.frames[frame]
-        self.frames[frame] = self.state.next_frame - 1
+        self.frames[frame] = self.state.next_frame - 1 if number is None else number
         for offset in range(len(old.plan.tasks)):
             self.tasks[old.first + offset] = first + offset
 

@@ -195,7 +195,8 @@ class StepsAsked(Event, frozen=True, tag="steps-asked"):
 
     ``began``: when the body was first called. The tasks of ``plan`` are numbered from ``first`` and
     named ``task_ids``; they are those of the steps in ``opened``, one step after the other, each of
-    which has as many as ``sizes`` says. ``marks``: values that the body made itself.
+    which has as many as ``sizes`` says. ``marks``: values that the body made itself; in a fork also
+    other steps without tasks: canceled ones, and those that are to be asked for again.
     """
 
     task: int
