@@ -142,7 +142,10 @@ class WorkflowView:
             elif isinstance(event, (ev.WorkflowCanceled, ev.WorkflowTimedOut)):
                 self.close_attempts(AttemptOutcome.CANCELED)
         for number in range(before, self.state.next_frame):
-            self.add_frame(self.state.frames[number])
+            frame = self.state.frames.get(number)
+            if frame is not None:
+                self.add_frame(frame)
+            # Else it is that of a step which its body canceled at once: none of its tasks ran.
 
     def add_frame(self, frame: Frame) -> None:
         numbers = range(frame.first, frame.first + len(frame.plan.tasks))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from ray_workflows._client.reader import Reader
@@ -18,6 +20,7 @@ from ray_workflows._model.tasks import AttemptOutcome, StartInfo, StartStatus, T
 from ray_workflows._model.values import ErrorInfo, Value
 from ray_workflows.storage import MemoryStorage
 from ray_workflows.testing.builders import OK, make_holder
+from tests.unit.body_driver import DURABLE, BodyDriver, step
 from tests.unit.driver import Driver
 from tests.unit.plans import plan
 
@@ -346,3 +349,14 @@ def test_what_a_continued_task_has_started_is_its_own() -> None:
     starts = {task.task_id: task.starts for task in tasks_of(driver)}
     assert starts == {"a": (StartInfo("child", StartStatus.STARTED),), "x": (), "y": ()}
     assert driver.state.status is WorkflowStatus.SUCCESSFUL
+
+
+def test_a_step_that_its_body_canceled_at_once_is_no_task() -> None:
+    async def body() -> bytes:
+        task = asyncio.ensure_future(step("never"))
+        await asyncio.sleep(0)
+        task.cancel()
+        return await step("a")
+
+    driver = BodyDriver(plan(("f", (), DURABLE)), {"f": body})
+    assert [task.task_id for task in tasks_of(driver)] == ["f", "f/a"]
