@@ -53,6 +53,7 @@ from ray_workflows.bulk import (
 )
 from ray_workflows.codec import PayloadCodec
 from ray_workflows.durable import (
+    continue_as_new,
     durable,
     logger,
     now,
@@ -164,6 +165,7 @@ __all__ = [
     "cancel",
     "cancel_many",
     "continuation",
+    "continue_as_new",
     "copy",
     "count_workflows",
     "current",

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable
 from datetime import datetime, timezone
 from functools import partial
-from typing import Any, TypeVar, overload
+from typing import Any, NoReturn, TypeVar, overload
 
 import ray
 from ray.remote_function import RemoteFunction
@@ -225,6 +225,39 @@ def patched(name: str) -> bool:
         RuntimeError: no durable function is running here.
     """
     return running("patched()").body.patched(name)
+
+
+def continue_as_new(*args: Any, **kwargs: Any) -> NoReturn:
+    """End a durable function, and begin it anew with other arguments and an empty history.
+
+    Use it in a function that lives long, or in a loop without end: the history of a function is
+    read each time that the function is called. The same code runs, with the same options, as the
+    next task; its result becomes the result of this one. Steps that still run are stopped. Signals
+    that nobody has taken stay.
+
+    It raises, and ``except Exception`` does not catch that; ``finally`` blocks run.
+
+    Args:
+        args: the arguments for the function.
+        kwargs: the arguments for the function.
+
+    Raises:
+        RuntimeError: no durable function is running here, or not its main coroutine.
+        TypeError: the function does not take these arguments, or (SerializationError) one can't be
+            stored.
+
+    Examples:
+        >>> import ray_workflows as workflow
+        >>> @workflow.durable
+        ... async def count_down(number, passed=0):
+        ...     if not number:
+        ...         return passed
+        ...     await workflow.sleep(0.01)
+        ...     workflow.continue_as_new(number - 1, passed=passed + 1)
+        >>> workflow.run(count_down.bind(3), workflow_id="countdown")
+        3
+    """
+    raise running("continue_as_new()").continue_as_new(args, kwargs)
 
 
 class ReplayFilter(logging.Filter):

@@ -28,6 +28,10 @@ class StepError(Exception):
     """The error of a step."""
 
 
+class Anew(BaseException):
+    """Ends the code, so that it is begun anew."""
+
+
 def step(name: str, asked: Plan | None = None, **options: Any) -> Any:
     """A step that is a task, or a plan."""
     body = current_body.get()
@@ -135,6 +139,9 @@ class BodyDriver(Driver):
 
     def end(self, task: Task, code: AsyncBody, body: Body) -> None:
         error = code.error
+        if isinstance(error, Anew):
+            self.go_on(task.task_id, plan(("", (), DURABLE)))
+            return
         if error is None:
             self.succeed(task.task_id, code.result)
             return

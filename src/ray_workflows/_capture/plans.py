@@ -1,12 +1,17 @@
-"""Plans made of other plans, and the plan of a timer."""
+"""Plans made without a DAG: of other plans, of a timer, of a task that is begun anew."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
+from ray.dag import InputAttributeNode, InputNode
 
 from ray_workflows._capture.pickling import pickle_value
+from ray_workflows._capture.shared import SharedParts
+from ray_workflows._capture.values import ValueWriter
+from ray_workflows._capture.walk import Arguments
 from ray_workflows._codec.envelope import plain_head
 from ray_workflows._model.plan import (
     EMPTY_PLAN,
@@ -45,6 +50,44 @@ def with_output_name(plan: Plan, name: str) -> Plan:
     return msgspec.structs.replace(
         plan, tasks=(*others, msgspec.structs.replace(output, name=name))
     )
+
+
+def same_task_plan(
+    function: Function,
+    options: TaskOptions,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    writer: ValueWriter,
+    prefix: str,
+    task: str,
+) -> Plan:
+    """The plan of a task like one that runs, with other arguments. It has no name.
+
+    Args:
+        function: that of the task.
+        options: those of the task.
+        args: its positional arguments.
+        kwargs: its named arguments.
+        writer: stores large arguments.
+        prefix: makes the keys of blobs unique in the workflow.
+        task: names the task in errors.
+
+    Raises:
+        TypeError: a node of a DAG, or (SerializationError) an argument that can't be stored.
+    """
+    shared = SharedParts(prefix)
+    found = Arguments(args, kwargs, task=task, input_hook=refuse_input, shared=shared)
+    if found.children:
+        raise TypeError(f"The arguments of {task} can't be tasks (DAG nodes): run them as steps.")
+    key = f"{prefix}-arguments"
+    arguments = writer.write_pickled(found.pickled, key=key, where=f"arguments of {task}")
+    return Plan(functions=(function,), options=(options,), tasks=(TaskSpec("", 0, 0, arguments),))
+
+
+def refuse_input(node: InputNode | InputAttributeNode) -> int:
+    """Refuse the input of a DAG."""
+    raise TypeError("Only DAGs have inputs (InputNode).")
 
 
 def joined(plans: Sequence[Plan]) -> tuple[Plan, tuple[int, ...]]:

@@ -16,6 +16,7 @@ from ray_workflows._engine.state import WorkflowState
 from ray_workflows._model import events as ev
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.plan import Environment, Function, Plan
+from ray_workflows._model.steps import step_id
 from ray_workflows.exceptions import WorkflowNotFoundError
 from ray_workflows.storage.base import Storage
 from ray_workflows.storage.histories import History, unless_deleted
@@ -108,5 +109,5 @@ def task_ids_of(events: Iterable[ev.Event]) -> Iterator[str]:
         if isinstance(event, ev.Opening):
             ids += event.task_ids
         elif isinstance(event, ev.StepsEnded):
-            yield from (f"{ids[event.task]}/{ended.step.path}" for ended in event.ended)
+            yield from (step_id(ids[event.task], ended.step.path) for ended in event.ended)
     yield from ids

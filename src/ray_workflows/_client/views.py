@@ -12,7 +12,7 @@ from ray_workflows._engine.state import Frame, WorkflowState
 from ray_workflows._model import events as ev
 from ray_workflows._model.catalog import CatalogRow
 from ray_workflows._model.plan import TaskOptions
-from ray_workflows._model.steps import EndedStep
+from ray_workflows._model.steps import EndedStep, step_id
 from ray_workflows._model.tasks import AttemptInfo, AttemptOutcome, StartInfo, StartStatus
 from ray_workflows._model.values import ErrorInfo, Outcome
 from ray_workflows.storage.base import Storage
@@ -161,7 +161,7 @@ class WorkflowView:
 
     def add_local_step(self, event: ev.StepsEnded, ended: EndedStep) -> None:
         """Record a step that ran in the process of its body. The engine has no task for it."""
-        task_id = f"{self.state.tasks[event.task].task_id}/{ended.step.path}"
+        task_id = step_id(self.state.tasks[event.task].task_id, ended.step.path)
         self.local_steps += 1
         view = TaskView(-self.local_steps, task_id, TaskOptions(), True, [])
         view.started_at, view.ended_at = ended.started_at, ended.ended_at

@@ -16,6 +16,7 @@ from ray_workflows._engine.state import Frame, Phase, Task, WorkflowState
 from ray_workflows._engine.values import lose
 from ray_workflows._model import events as ev
 from ray_workflows._model import messages as msg
+from ray_workflows._model.plan import Plan
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.tasks import AttemptOutcome
 from ray_workflows._model.values import ErrorInfo, Outcome
@@ -91,13 +92,14 @@ def on_attempt_returned_plan(
         return []
     if message.messages and state.status not in ACTIVE:
         return [too_late_to_send(message, now)]
+    plan = message.plan if message.plan.tasks[-1].name else begun_anew(task, message.plan)
     return [
         ev.TaskContinued(
             at=now,
             task=task.number,
             attempt=message.attempt,
-            plan=message.plan,
-            task_ids=assign_task_ids(state.names, [spec.name for spec in message.plan.tasks]),
+            plan=plan,
+            task_ids=assign_task_ids(state.names, [spec.name for spec in plan.tasks]),
             first=state.next_task,
             started_at=message.started_at,
             ended_at=message.ended_at,
@@ -106,6 +108,14 @@ def on_attempt_returned_plan(
             messages=message.messages,
         )
     ]
+
+
+def begun_anew(task: Task, plan: Plan) -> Plan:
+    """The plan of a task that is begun anew, under its name: the worker knows its id alone."""
+    (spec,) = plan.tasks
+    return msgspec.structs.replace(
+        plan, tasks=(msgspec.structs.replace(spec, name=task.spec.name),)
+    )
 
 
 def on_attempt_raised(state: WorkflowState, message: msg.AttemptRaised, now: float) -> Events:

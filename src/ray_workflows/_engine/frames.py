@@ -10,10 +10,10 @@ from itertools import takewhile
 
 from ray_workflows._engine.names import register_task_ids
 from ray_workflows._engine.sources import SOURCES, WAITING
-from ray_workflows._engine.state import Frame, Phase, Task, WorkflowState
+from ray_workflows._engine.state import Body, Frame, Phase, Task, WorkflowState
 from ray_workflows._model.commands import CancelAttempt, Command, GiveOutcome, ReleaseValue
 from ray_workflows._model.plan import Plan
-from ray_workflows._model.steps import StepOutcome
+from ray_workflows._model.steps import StepOutcome, step_id
 from ray_workflows._model.values import Outcome, Value
 
 
@@ -129,8 +129,16 @@ def end_body(state: WorkflowState, number: int, deltas: list[Command]) -> None:
     """Forget what a body has done, and stop its steps: it has ended."""
     body = state.bodies.pop(number, None)
     if body is not None:
+        forget_step_ids(state, state.tasks[number], body)
         for frame in body.frames.values():
             close_frame(state, state.frames[frame], keep=None, deltas=deltas)
+
+
+def forget_step_ids(state: WorkflowState, task: Task, body: Body) -> None:
+    """Forget the ids of a body's steps, which begin with the id of its task: no other task has
+    that. A body that is begun anew again and again would fill the memory."""
+    for path in body.steps:
+        state.names.pop(step_id(task.task_id, path), None)
 
 
 def close_frame(
@@ -149,6 +157,7 @@ def close_frame(
             phase = task.phase
             body = state.bodies.pop(number, None) if state.bodies else None
             if body is not None:
+                forget_step_ids(state, task, body)
                 doomed += [state.frames[frame] for frame in body.frames.values()]
             if phase is Phase.SUCCEEDED:
                 # First, because nearly all tasks have succeeded.

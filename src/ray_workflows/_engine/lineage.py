@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ray_workflows._engine.evolve import evolve
 from ray_workflows._engine.state import Body, Frame, WorkflowState
 from ray_workflows._model import events as ev
-from ray_workflows._model.steps import EndedStep
+from ray_workflows._model.steps import EndedStep, step_id
 
 
 class BodyStep(NamedTuple):
@@ -76,7 +76,7 @@ class Lineage:
     def add_local_steps(self, event: ev.StepsEnded) -> None:
         for ended in event.ended:
             step = BodyStep(event.task, ended.step.path)
-            self.local_steps[f"{self.ids[event.task]}/{ended.step.path}"] = step
+            self.local_steps[step_id(self.ids[event.task], ended.step.path)] = step
             self.last_end[step] = ended
 
     def find(self, task_id: str) -> int | BodyStep | None:

@@ -194,7 +194,8 @@ class AttemptReturned(AttemptReport, frozen=True, tag=True):
 
 
 class AttemptReturnedPlan(AttemptReport, frozen=True, tag=True):
-    """The task returned a continuation."""
+    """The task returned a continuation. If its only task has no name, it is the task itself, begun
+    anew."""
 
     plan: Plan
     node: str = ""

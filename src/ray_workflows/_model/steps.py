@@ -25,6 +25,11 @@ class StepKind(IntEnum):
     MARK = 2
 
 
+def step_id(task_id: str, path: str) -> str:
+    """The id of a step, from that of its body's task: a base, if it is a task."""
+    return f"{task_id}/{path}"
+
+
 class Step(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A step, as its body asked for it.
 

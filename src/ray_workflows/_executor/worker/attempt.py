@@ -218,12 +218,7 @@ class AttemptRun:
         ended_at = self.process.time()
         if isinstance(result, DAGNode):
             plan = self.patiently(lambda: self.capture(result, self.blob_prefix))
-            report = msg.AttemptReturnedPlan(
-                **self.identity(ended_at),
-                plan=plan,
-                metadata=self.metadata,
-                messages=self.write_messages(),
-            )
+            report = self.returned_plan(plan, ended_at)
             # Names and options of tasks are user texts: an encoding error is this attempt's.
             ENCODER.encode(report)
             return report
@@ -233,6 +228,15 @@ class AttemptRun:
             self.process.node_id,
             self.metadata,
             self.write_messages() if self.outgoing else (),
+        )
+
+    def returned_plan(self, plan: Plan, ended_at: float) -> AnyReport:
+        """The report for a continuation."""
+        return msg.AttemptReturnedPlan(
+            **self.identity(ended_at),
+            plan=plan,
+            metadata=self.metadata,
+            messages=self.write_messages(),
         )
 
     def write_messages(self) -> tuple[OutboxMessage, ...]:

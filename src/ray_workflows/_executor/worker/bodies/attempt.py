@@ -16,9 +16,10 @@ import msgspec
 import ray
 from ray.dag import DAGNode
 
+from ray_workflows._capture.dag import check_arguments
 from ray_workflows._capture.digests import digest_of
 from ray_workflows._capture.pickling import pickle_value
-from ray_workflows._capture.plans import joined, timer_plan, with_output_name
+from ray_workflows._capture.plans import joined, same_task_plan, timer_plan, with_output_name
 from ray_workflows._capture.steps import StepCapture, own_name
 from ray_workflows._capture.values import ValueWriter
 from ray_workflows._executor.protocol import AnyReport
@@ -29,7 +30,7 @@ from ray_workflows._executor.worker.bodies.running import AsyncBody, PlainBody, 
 from ray_workflows._executor.worker.bodies.scopes import current_scope
 from ray_workflows._model import messages as msg
 from ray_workflows._model.plan import Plan
-from ray_workflows._model.steps import EndedStep, Step, StepKind, StepOutcome, StepRecord
+from ray_workflows._model.steps import EndedStep, Step, StepKind, StepOutcome, StepRecord, step_id
 from ray_workflows._model.values import Outcome, Value
 from ray_workflows._ray import private
 from ray_workflows.exceptions import (
@@ -80,12 +81,30 @@ def awaited(coroutine: Coroutine[Any, Any, Any]) -> Any:
     return result
 
 
+def alone(error: BaseException | None) -> BaseException | None:
+    """An error out of groups that have no other: a TaskGroup makes one for the error of its
+    block."""
+    members = getattr(error, "exceptions", None)
+    while isinstance(members, tuple) and len(members) == 1:
+        error = members[0]
+        members = getattr(error, "exceptions", None)
+    return error
+
+
 class LocalWork(NamedTuple):
     """A plain function and its arguments."""
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+
+
+class ContinueAsNew(BaseException):
+    """Ends the code of a body, which is begun anew as ``plan``."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__("The durable function is begun anew.")
+        self.plan = plan
 
 
 class BodyAttempt:
@@ -110,7 +129,8 @@ class BodyAttempt:
 
     def start(self) -> None:
         """Load the code and its arguments. None of it runs yet."""
-        function, args, kwargs = self.run.loaded()
+        self.function, args, kwargs = self.run.loaded()
+        function = self.function
         history = self.run.request.history
         assert history is not None
         self.body = Body(
@@ -169,6 +189,9 @@ class BodyAttempt:
         run, code = self.run, self.code
         assert code is not None
         run.metadata, run.outgoing = self.scope.metadata, self.scope.outgoing
+        anew = alone(code.error)
+        if isinstance(anew, ContinueAsNew):
+            return run.returned_plan(anew.plan, run.process.time())
         if code.error is None:
             try:
                 return run.returned(code.result)
@@ -187,6 +210,31 @@ class BodyAttempt:
                 f"only await steps, and what its own asyncio tasks set."
             )
         )
+
+    def continue_as_new(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ContinueAsNew:
+        """What ends the code, so that it is begun anew with these arguments."""
+        self.body.check()
+        run = self.run
+        if current_scope.get().path:
+            raise RuntimeError(
+                f"{run.request.where}: only the main coroutine can call continue_as_new(). Let it "
+                f"await this asyncio task, and call it then."
+            )
+        task = f"task '{run.request.task_id}', begun anew"
+        check_arguments(self.function, args, kwargs, task=run.request.task_id)
+        prefix = f"{run.blob_prefix}-anew{next(self.numbers)}"
+        plan = run.patiently(
+            lambda: same_task_plan(
+                run.request.function,
+                run.request.options,
+                args,
+                kwargs,
+                writer=ValueWriter(run.storage, run.request.incarnation),
+                prefix=prefix,
+                task=task,
+            )
+        )
+        return ContinueAsNew(plan)
 
     def random(self) -> random.Random:
         """Random numbers for the asyncio task that calls."""
@@ -275,10 +323,9 @@ class BodyAttempt:
         news = self.body.take_news()
         if news.is_empty:
             return None
-        request = self.run.request
-        where = f"{request.task_id}/"
+        task_id = self.run.request.task_id
         plan, sizes = joined(
-            [with_output_name(plan, f"{where}{step.path}") for step, plan in news.opened]
+            [with_output_name(plan, step_id(task_id, step.path)) for step, plan in news.opened]
         )
         return self.told(
             opened=tuple(step for step, _ in news.opened),
