@@ -152,17 +152,10 @@ def test_steps_have_the_ids_of_their_places(wid: str) -> None:
 
     named = body.options(**workflow.options(task_id="body"))
     workflow.run(named.bind(), workflow_id=wid)
-    assert ids_and_states(wid) == {
-        task_id: "SUCCESSFUL"
-        for task_id in (
-            "body",
-            "body/add",
-            "body/1/add",
-            "body/2/add",
-            "body/1/add#2",
-            "body/2/add#2",
-        )
-    }
+    assert ids_and_states(wid) == dict.fromkeys(
+        ("body", "body/add", "body/1/add", "body/2/add", "body/1/add#2", "body/2/add#2"),
+        "SUCCESSFUL",
+    )
     assert workflow.get_output(wid, task_id="body/2/add#2") == 3
 
 

@@ -36,7 +36,7 @@ LABEL = "ray_workflows.options"
 #: Options that the engine handles, or that make no sense for a workflow task.
 NOT_FOR_RAY = ("max_retries", "retry_exceptions", "num_returns", LABELS)
 
-#: Options that a durable function can have, besides those above. `num_cpus` is 1 if nobody gives it.
+#: Options that a durable function can have, besides those above. `num_cpus` is 1 if not given.
 FOR_BODIES = ("name", "runtime_env", "num_cpus")
 
 #: Ray's conditions on the labels of nodes, by their stored names.

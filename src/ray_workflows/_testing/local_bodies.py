@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import msgspec
 
 from ray_workflows._capture.dag import function_name
 from ray_workflows._executor.in_order import InOrder
-from ray_workflows._executor.inline import InlineAttempt
+from ray_workflows._executor.inline import InlineAttempt, InlineExecutor
 from ray_workflows._executor.protocol import AnyReport, AttemptRequest
 from ray_workflows._executor.worker.attempt import AttemptRun
 from ray_workflows._executor.worker.bodies.attempt import BodyAttempt, LocalWork
@@ -20,9 +21,17 @@ from ray_workflows._executor.worker.bodies.host import IDLE_SECONDS
 from ray_workflows._model import messages as msg
 from ray_workflows._model.plan import Function
 from ray_workflows._model.steps import Step, StepOutcome
+from ray_workflows.testing.clock import VirtualClock
 
-if TYPE_CHECKING:
-    from ray_workflows._testing.local_cluster import LocalCluster
+
+class Place(Protocol):
+    """Where a body runs: a `LocalCluster`."""
+
+    executor: InlineExecutor
+    ready: deque[Callable[[], None]]
+    clock: VirtualClock
+    stand_in: Callable[[AttemptRequest], Callable[..., Any] | None]
+    began: Callable[[AttemptRequest, bool], None]
 
 
 class LocalBody:
@@ -34,7 +43,7 @@ class LocalBody:
         run: as of any other attempt.
     """
 
-    def __init__(self, cluster: LocalCluster, flight: InlineAttempt, run: AttemptRun) -> None:
+    def __init__(self, cluster: Place, flight: InlineAttempt, run: AttemptRun) -> None:
         assert flight.request.history is not None
         self.cluster = cluster
         self.executor = cluster.executor

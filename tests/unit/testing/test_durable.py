@@ -241,7 +241,7 @@ def test_a_local_step_that_ends_its_process_fails_as_a_task_would(is_coroutine: 
 
     with Environment() as env:
         assert "worker died" in env.run(body.bind(), workflow_id="w")
-        (body_task,) = env.get_tasks("w")
+        body_task, _ = env.get_tasks("w")
         assert body_task.attempts == 1
 
 
