@@ -77,6 +77,14 @@ class MonitorOfBodies(Monitor):
                 raise Violation("commit once", f"{where}: step {path} was asked for before")
             asked.add(path)
         self.seen["canceled steps"] += len(event.canceled)
+        body = state.bodies.get(event.task)
+        if body is not None:
+            ended = {each.path for each in body.outcomes}
+            again = [step for step in event.opened if step.path in body.steps]
+            self.seen["steps that are asked for again"] += len(again)
+            self.seen["steps that had ended when they were canceled"] += sum(
+                each.path in ended for each in event.canceled
+            )
         self.seen["bodies in bodies"] += any(each.kind == BODY for each in event.plan.options)
 
     def judge_local(
