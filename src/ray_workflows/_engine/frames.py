@@ -121,7 +121,8 @@ def give_outcome(
     if task.phase is Phase.AWAITING_STEPS:
         activate(state, task, 0.0)
         announce(state, task, deltas)
-    elif task.phase is Phase.ACTIVE and state.running:
+    elif task.phase is Phase.ACTIVE:
+        # Also in a workflow that has failed: attempts in flight go on.
         deltas.append(GiveOutcome(task.number, len(body.outcomes) - 1, given))
 
 

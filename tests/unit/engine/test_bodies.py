@@ -436,6 +436,20 @@ def test_a_step_that_fails_in_a_failed_workflow_runs_again_when_it_is_resumed() 
     assert d.running == ["body", "one", "other"]
 
 
+def test_a_body_goes_on_in_a_failed_workflow() -> None:
+    """As each attempt in flight. It would wait for the outcome of a local step for ever."""
+    d = BodyDriver(plan(("other", ()), ("body", (), {"kind": BODY}), ("end", (0, 1))))
+    d.ask_for("one")
+    d.fail("other")
+    d.end_local("local")
+    assert d.given == [(0, "local")]
+    d.succeed("one")
+    assert d.given == [(1, "one")]
+    d.succeed("body")
+    d.resume()
+    assert d.running == ["other"]
+
+
 def test_a_body_asks_for_steps_in_a_failed_workflow() -> None:
     """They start when it is resumed."""
     d = BodyDriver(plan(("other", ()), ("body", (), {"kind": BODY}), ("end", (0, 1))))
