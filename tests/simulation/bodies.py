@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from tests.simulation.executor import SimulatedExecutor
     from tests.simulation.world_of_bodies import WorldOfBodies
 
-#: How long a message between a body and its coordinator takes, in seconds.
-MESSAGE_SECONDS = 0.2
-
 #: What is given to a body that stays is there after this many seconds, if nothing is wrong.
 GIVEN_SECONDS = 1.0
 
@@ -155,20 +152,21 @@ class HostedBody:
         self.began = self.body.now()
         code = Code(self.body, self.script, seen, lambda: f"{self.made_by} {self.world.number()}")
         self.code = AsyncBody(self.body, code.start)
-        #: How often it has told something; messages without an answer, and local steps.
+        #: How often it has told something, and how many local steps run.
         self.told = 0
-        self.pending = 0
+        self.local = 0
         #: Counts what happens to it, to know whether anything has.
         self.changes = 0
         self.scheduled = False
-        #: It has ended, or its process has.
+        #: It has ended, or its process has; whether that died.
         self.gone = False
+        self.died = False
 
     # -- what others do to it --------------------------------------------------------------
 
     def give(self, number: int, outcome: StepOutcome) -> None:
-        """The coordinator sends an outcome."""
-        self.send(lambda: self.take(number, outcome))
+        """The coordinator sends an outcome: late, and perhaps twice."""
+        self.executor.bring_late(lambda: self.take(number, outcome))
 
     def take(self, number: int, outcome: StepOutcome) -> None:
         self.ready += self.outcomes.add(number, outcome)
@@ -181,12 +179,10 @@ class HostedBody:
             self.executor.bodies.pop(self, None)
             self.code.leave()
 
-    def send(self, arrive: Any) -> None:
-        """Bring a message to the other side: late, and perhaps twice."""
-        world, rng = self.world, self.world.rng
-        for _ in range(2 if world.faults.hit(world.faults.report_twice) else 1):
-            delay = rng.choice([0.01, MESSAGE_SECONDS]) * rng.random()
-            world.clock.after(delay, lambda: self.life.exists and arrive())
+    def die(self) -> None:
+        """Its process dies, and some of its messages with it."""
+        self.died = True
+        self.leave()
 
     # -- what it does ----------------------------------------------------------------------
 
@@ -234,7 +230,7 @@ class HostedBody:
 
     def wait(self) -> None:
         """Give the place back, if nothing happens for a while."""
-        if self.pending or self.ready or not self.code.idle:
+        if self.local or self.ready:
             return
         changes, seconds = self.changes, self.world.rng.choice([0.05, 0.5, 1.8])
 
@@ -243,7 +239,7 @@ class HostedBody:
                 return
             self.judge_missing()
             identity = self.executor.identity(self.request)
-            self.end(msg.AttemptSuspended(**identity, taken=self.body.turn))
+            self.end(msg.AttemptSuspended(**identity, taken=self.body.turn, told=self.told))
 
         self.world.clock.after(seconds, look)
 
@@ -283,7 +279,7 @@ class HostedBody:
 
         def land() -> None:
             if self.life.exists:
-                self.executor.land(self.flight, report, {})
+                self.executor.land_body(self.flight, report)
 
         self.world.clock.after(delay, land)
 
@@ -304,6 +300,11 @@ class HostedBody:
 
     def read(self, blob: Blob) -> bytes:
         return bytes(self.life.storage.read_blob(self.request.incarnation, blob))
+
+    def stored(self, data: bytes) -> Blob:
+        """A value in a blob."""
+        key = f"{self.made_by}.{self.world.number()}"
+        return self.life.storage.write_blob(self.request.incarnation, key, [data])
 
     def tell(self, ended: EndedStep | None = None) -> None:
         """Tell the coordinator what it does not know."""
@@ -332,30 +333,16 @@ class HostedBody:
             ended=() if ended is None else (ended,),
         )
         number, self.told = self.told, self.told + 1
-        self.pending += 1
-        answered = False
-
-        def answer(wanted: bool) -> None:
-            nonlocal answered
-            if answered or self.gone:
-                return
-            answered = True
-            self.pending -= 1
-            if wanted:
-                self.changes += 1
-                self.wait()
-            else:
-                self.leave()
 
         def arrive() -> None:
-            wanted = self.executor.told(self.flight, number, progress)
-            self.send(lambda: answer(wanted))
+            if not (self.died and self.world.rng.random() < 0.5):
+                self.executor.told(self.flight, number, progress)
 
-        self.send(arrive)
+        self.executor.bring_late(arrive)
 
     def start_local(self, step: Step, op: ops.Local, seen: str) -> None:
         """Run a local step; it ends at some time."""
-        self.pending += 1
+        self.local += 1
         began, rng = self.life.clock(), self.world.rng
         self.world.monitor.local_begins(self.request, step.path)
 
@@ -365,9 +352,15 @@ class HostedBody:
             if op.fails:
                 outcome = Outcome(error=ErrorInfo(scripts.SCRIPT_ERROR, op.salt, self.made_by))
             else:
-                outcome = Outcome(Value(scripts.pack(ops.local_result(op, seen), self.made_by)))
-            self.pending -= 1
+                data = scripts.pack(ops.local_result(op, seen), self.made_by)
+                try:
+                    outcome = Outcome(Value(self.stored(data) if op.large else data))
+                except StorageUnavailableError as trouble:
+                    self.end(self.executor.trouble(self.request, trouble, self.made_by))
+                    return
+            self.local -= 1
             self.changes += 1
             self.tell(EndedStep(step, outcome, began, self.life.clock()))
+            self.wait()
 
         self.world.clock.after(rng.choice([0.01, 0.3, 3.0]) * rng.random(), end)

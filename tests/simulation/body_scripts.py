@@ -24,10 +24,11 @@ class Do(Op, frozen=True):
 
 
 class Local(Op, frozen=True):
-    """A step in the process of the body."""
+    """A step in the process of the body. ``large``: its result is stored as a blob."""
 
     salt: str
     fails: bool = False
+    large: bool = False
 
 
 class Nap(Op, frozen=True):

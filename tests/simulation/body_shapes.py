@@ -119,7 +119,8 @@ def draw_part(rng: Random, draw: Draw, size: int) -> AnyOp:
     if die < 0.52:
         return Marked(salt(rng))
     if die < 0.68:
-        return Local(salt(rng), fails=draw.fails and rng.random() < 0.15)
+        fails = draw.fails and rng.random() < 0.15
+        return Local(salt(rng), fails, large=rng.random() < 0.2)
     if die < 0.7 and draw.fails:
         return Raise(salt(rng))
     return Do(draw_step(rng, draw))

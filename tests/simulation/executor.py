@@ -27,6 +27,12 @@ MAX_SECONDS = 45.0
 #: One that takes longer than this is heard of while it runs.
 TOLD_AFTER_SECONDS = 0.25
 
+#: How long a message between a body and its coordinator takes.
+MESSAGE_SECONDS = 0.2
+
+#: How long progress of a body may come after its end, as in `RayExecutor`.
+LATE_SECONDS = 60.0
+
 #: Identity of an attempt within one executor.
 Key = tuple[str, int, int, int]
 
@@ -148,6 +154,8 @@ class SimulatedExecutor(Judged, InlineExecutor):
         )
         #: The bodies in the processes of this coordinator.
         self.bodies: dict[HostedBody, None] = {}
+        #: Ends of bodies that came before some of their progress.
+        self.held: dict[InlineAttempt, msg.AttemptSuspended] = {}
 
     def requests(self) -> list[AttemptRequest]:
         """The attempts that run."""
@@ -190,7 +198,7 @@ class SimulatedExecutor(Judged, InlineExecutor):
         self.arrive(request.incarnation, news)
 
     def crash_worker(self, flight: InlineAttempt, error: ErrorInfo) -> None:
-        if self.life.exists:
+        if self.life.exists and flight not in self.held:
             self.crash(flight, error)
 
     def run_on_worker(self, action: Callable[[], None]) -> None:
@@ -334,8 +342,41 @@ class SimulatedExecutor(Judged, InlineExecutor):
 
     def end_host(self, flight: InlineAttempt) -> None:
         """The process of a body ends, and nobody knows of it yet."""
-        if flight.body is not None:
-            flight.body.leave()
+        if isinstance(flight.body, HostedBody):
+            flight.body.die()
+
+    def bring_late(self, arrive: Callable[[], None]) -> None:
+        """Bring a message from a body to its coordinator, or back: late, and perhaps twice."""
+        world, rng = self.world, self.world.rng
+
+        def act() -> None:
+            if self.life.exists:
+                arrive()
+
+        for _ in range(2 if world.faults.hit(world.faults.report_twice) else 1):
+            world.clock.after(rng.choice([0.01, MESSAGE_SECONDS]) * rng.random(), act)
+
+    def land_body(self, flight: InlineAttempt, report: AnyReport) -> None:
+        """The end of a body. If it gives its place back, all of its progress comes first."""
+        if isinstance(report, msg.AttemptSuspended) and flight.news.next < report.told:
+            self.held[flight] = report
+            self.world.clock.after(LATE_SECONDS, lambda: self.give_up(flight))
+        else:
+            self.land(flight, report, {})
+
+    def told(self, flight: InlineAttempt, number: int, progress: msg.BodyProgress) -> bool:
+        wanted = super().told(flight, number, progress)
+        held = self.held.get(flight)
+        if held is not None and flight.news.next >= held.told:
+            del self.held[flight]
+            self.land(flight, held, {})
+        return wanted
+
+    def give_up(self, flight: InlineAttempt) -> None:
+        """The progress of a body is lost: it runs again."""
+        if self.held.pop(flight, None) is not None and self.life.exists:
+            error = LostInput("its progress did not arrive")
+            self.land(flight, self.trouble(flight.request, error, ""), {})
 
     def close(self) -> None:
         """All its processes end with the coordinator."""

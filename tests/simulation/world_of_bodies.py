@@ -101,8 +101,8 @@ class MonitorOfBodies(Monitor):
                 assert ended.outcome.error is not None
                 made_by = ended.outcome.error.traceback
             else:
-                assert not isinstance(value.data, Blob)
-                made_by = scripts.maker(value.data)
+                data = value.data
+                made_by = data.key if isinstance(data, Blob) else scripts.maker(data)
             self.judge_maker(state, event, made_by, holder_id, where)
 
     def body_of(self, request: AttemptRequest) -> Body | None:
