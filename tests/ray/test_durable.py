@@ -152,10 +152,9 @@ def test_steps_have_the_ids_of_their_places(wid: str) -> None:
 
     named = body.options(**workflow.options(task_id="body"))
     workflow.run(named.bind(), workflow_id=wid)
-    assert ids_and_states(wid) == dict.fromkeys(
-        ("body", "body/add", "body/1/add", "body/2/add", "body/1/add#2", "body/2/add#2"),
-        "SUCCESSFUL",
-    )
+    paths = ("add", "1/add", "2/add", "1/add#2", "2/add#2")
+    ids = ("body", *(f"body/{path}" for path in paths))
+    assert ids_and_states(wid) == dict.fromkeys(ids, "SUCCESSFUL")
     assert workflow.get_output(wid, task_id="body/2/add#2") == 3
 
 
@@ -380,10 +379,12 @@ def test_replays_give_the_same(wid: str, marks: Marks, caplog: pytest.LogCapture
         assert file.read() == "logged once\n"
 
 
-def wait_for_suspension(workflow_id: str, waits: str = "it waits for") -> None:
+def wait_for_suspension(workflow_id: str, step: str = "signal") -> None:
+    """Wait until a body has no attempt, but waits for a step with this in its id."""
+
     def suspended() -> bool:
-        reasons = [task.reason or "" for task in workflow.get_tasks(workflow_id)]
-        return any(reason.startswith(waits) and "signal" in reason for reason in reasons[:1])
+        reason = workflow.get_tasks(workflow_id)[0].reason or ""
+        return reason.startswith("it waits for") and step in reason
 
     wait_until(suspended, "the body only waits")
 
