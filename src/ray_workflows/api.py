@@ -219,6 +219,10 @@ def start(
     workflow is independent: the task does not wait for its end, and canceling the task's workflow
     does not stop it. The task has to end within 24 hours after this call.
 
+    In the code of a durable function, the workflow begins when this call is durable, and not at the
+    function's end. The call is a part of the function's history: when the code runs again, it
+    returns the same id and starts nothing.
+
     Args:
         dag: as in `run`.
         args: as in `run`.
@@ -238,6 +242,7 @@ def start(
         TypeError: as in `run`.
         ValueError: as in `run`, or the id is that of this workflow, or was given in this task
             before.
+        NondeterminismError: the code of a durable function did not start it when it ran before.
 
     Examples:
         >>> import ray, ray_workflows as workflow

@@ -61,7 +61,7 @@ def test_the_pages_run(tmp_path: Path) -> None:
         for block in blocks.values()
         for line in re.findall(r"^print.*  # (.+)$", block, re.MULTILINE)
     ]
-    assert len(expected) == 16
+    assert len(expected) == 19
     assert [line for line in printed if line in expected] == expected
 
 

@@ -50,6 +50,28 @@ def children(wid: str) -> list[str]:
     return sorted(row.workflow_id for row in workflow.list_workflows(f'parent="{wid}"'))
 
 
+@workflow.durable
+async def sells(marks: Marks, child: str, data):
+    one = workflow.start(work.bind(marks, "one", data), workflow_id=child)
+    await workflow.wait_for_signal("go")
+    marks.add("sells")
+    return one, workflow.start(work.bind(marks, "two", data))
+
+
+def test_a_child_of_a_durable_function_runs_while_that_waits(wid: str, marks: Marks) -> None:
+    data = np.ones(50_000)
+    parent = workflow.run_async(sells.bind(marks, f"{wid} one", data), workflow_id=wid)
+    marks.wait_for("one")
+    assert workflow.get_output(f"{wid} one")[1] == 50_000.0
+    assert workflow.get_status(wid) == "RUNNING"
+    workflow.signal(wid, "go")
+    one, two = ray.get(parent)
+    # The last one began with the last thing that the function did.
+    assert workflow.get_output(two) == ("two", 50_000.0, two)
+    assert children(wid) == sorted([one, two])
+    assert marks.counts() == {"one": 1, "sells": 1, "two": 1}
+
+
 def test_a_child_exists_if_its_task_succeeds(wid: str, marks: Marks) -> None:
     once = starts.options(max_retries=1, retry_exceptions=True)
     first = f"{wid} first"

@@ -11,6 +11,7 @@ from ray_workflows._executor.worker.bodies.body import Body, current_body
 from ray_workflows._executor.worker.bodies.running import AsyncBody
 from ray_workflows._model import messages as msg
 from ray_workflows._model.commands import StartAttempt
+from ray_workflows._model.outbox import OutboxMessage, message_id_of
 from ray_workflows._model.plan import BODY, Plan
 from ray_workflows._model.steps import EndedStep, History, Step, StepKind, StepRecord
 from ray_workflows._model.values import ErrorInfo, Outcome, Value
@@ -48,6 +49,12 @@ def local(name: str, result: bytes = b"local") -> Any:
 def mark(name: str, value: bytes) -> bytes:
     """A value that the body makes once."""
     return current_body.get().mark(name, lambda: value)
+
+
+def start(child: str) -> str:
+    """A workflow that the body starts."""
+    started: Any = current_body.get().started(lambda path: child)
+    return started.decode() if isinstance(started, bytes) else started
 
 
 def value_of(outcome: Outcome) -> bytes:
@@ -111,8 +118,9 @@ class BodyDriver(Driver):
         news = body.take_news()
         named = [with_output_name(p, f"{task.task_id}/{step.path}") for step, p in news.opened]
         asked, sizes = joined(named)
+        marks = [(each, v.encode() if isinstance(v, str) else v) for each, v in news.marks]
         ended = tuple(
-            EndedStep(step, Outcome(Value(work())), self.now, self.now)
+            EndedStep(step, Outcome(Value(work())), self.now, self.now, self.sent_by(step, start))
             for step, work in body.take_work()
         )
         if news.is_empty and not ended:
@@ -127,12 +135,28 @@ class BodyDriver(Driver):
                 opened=tuple(step for step, _ in news.opened),
                 plan=asked,
                 sizes=sizes,
-                marks=tuple(self.mark(step, value) for step, value in news.marks),
+                marks=tuple(self.mark(step, value) for step, value in marks),
                 canceled=tuple(news.canceled),
                 ended=ended,
+                messages=tuple(
+                    OutboxMessage(
+                        message_id_of(self.state.incarnation, start.task, each.path),
+                        child.decode(),
+                        Value(b"submission"),
+                    )
+                    for each, child in marks
+                    if each.kind is StepKind.START
+                ),
             )
         )
         return ended
+
+    def sent_by(self, step: Step, start: StartAttempt) -> tuple[OutboxMessage, ...]:
+        """A local step named "sends" starts a workflow."""
+        if step.name != "sends":
+            return ()
+        sent_as = message_id_of(self.state.incarnation, start.task, f"{step.path}-0")
+        return (OutboxMessage(sent_as, "of-a-step", Value(b"submission")),)
 
     def mark(self, step: Step, value: bytes) -> StepRecord:
         return StepRecord(step, mark=Outcome(Value(value)))

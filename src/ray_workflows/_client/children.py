@@ -1,4 +1,5 @@
-"""Workflows that tasks start: they begin when the task's result is durable."""
+"""Workflows that tasks start: they begin when the task's result is durable, or, in the body of a
+durable function, when the call is."""
 
 from __future__ import annotations
 
@@ -11,8 +12,10 @@ from ray_workflows._client.connection import connect
 from ray_workflows._client.submissions import SubmissionBuilder
 from ray_workflows._coordinator.protocol import ENCODER
 from ray_workflows._executor.worker import context
+from ray_workflows._executor.worker.bodies.attempt import current_attempt
 from ray_workflows._model.catalog import Tag
 from ray_workflows._model.ids import validate_workflow_id
+from ray_workflows._model.outbox import message_id_of
 
 
 def start(
@@ -32,16 +35,29 @@ def start(
         )
     check_root(dag)
     request = scope.request
-    # The same for all attempts of the task, so that repeated attempts start the same workflow.
-    message_id = f"{request.incarnation}-{request.task}-{len(scope.outgoing)}"
-    child = message_id if workflow_id is None else validate_workflow_id(workflow_id)
-    if child == request.workflow_id or any(child == each.target for each in scope.outgoing):
+    given = None if workflow_id is None else validate_workflow_id(workflow_id)
+    if given is not None and (given == request.workflow_id or given in scope.started):
         raise ValueError(
-            f"{child!r} is the id of this workflow, or of one that this task starts already. Each "
+            f"{given!r} is the id of this workflow, or of one that this task starts already. Each "
             f"workflow needs an id of its own."
         )
-    with SubmissionBuilder(connect()) as builder:
-        builder.capture(dag, args, kwargs, child, metadata, tags, timeout)
-    (submission,) = builder.submissions
-    scope.outgoing.append(context.Outgoing(message_id, child, ENCODER.encode(submission)))
+
+    def outgoing(part: str) -> context.Outgoing:
+        # The same for all attempts of the task, so that repeated ones start the same workflow.
+        message_id = message_id_of(request.incarnation, request.task, part)
+        child = message_id if given is None else given
+        with SubmissionBuilder(connect()) as builder:
+            builder.capture(dag, args, kwargs, child, metadata, tags, timeout)
+        (submission,) = builder.submissions
+        return context.Outgoing(message_id, child, ENCODER.encode(submission))
+
+    body = None if scope.step else current_attempt.get()
+    if body is not None:
+        child = body.started(outgoing)
+    else:
+        of_step = f"{scope.step}-" if scope.step else ""
+        message = outgoing(f"{of_step}{len(scope.outgoing)}")
+        scope.outgoing.append(message)
+        child = message.target
+    scope.started.add(child)
     return child

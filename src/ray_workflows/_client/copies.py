@@ -352,7 +352,7 @@ def keep_messages(outbox: dict[str, OutboxMessage], events: Sequence[Event]) -> 
 def messages_in(events: Iterable[Event]) -> Iterator[OutboxMessage]:
     """What tasks have sent by these events."""
     for event in events:
-        if isinstance(event, (ev.TaskSucceeded, ev.TaskContinued)):
+        if isinstance(event, ev.Sending):
             yield from event.messages
 
 

@@ -203,7 +203,7 @@ class WorkflowView:
         elif isinstance(event, ev.StepsEnded):
             for each in event.ended:
                 self.add_local_step(event, each)
-        if isinstance(event, (ev.TaskSucceeded, ev.TaskContinued)) and event.messages:
+        if isinstance(event, ev.Sending) and event.messages:
             self.sent(event)
         if isinstance(event, ev.TaskSucceeded):
             self.resolve(event.task, Outcome(value=event.value))
@@ -240,7 +240,7 @@ class WorkflowView:
         outcome = outcome_of(event)
         self.record(view, event.attempt, outcome, event.started_at, ended_at, error, event.node)
 
-    def sent(self, event: ev.TaskSucceeded | ev.TaskContinued) -> None:
+    def sent(self, event: ev.Sending) -> None:
         """Record that a task has started workflows."""
         view = self.by_number[event.task]
         for message in event.messages:

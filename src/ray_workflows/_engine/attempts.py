@@ -202,9 +202,9 @@ def attempt_failed(
 
 
 def too_late_to_send(
-    report: msg.AttemptReturned | msg.AttemptReturnedPlan, now: float
+    report: msg.AttemptReturned | msg.AttemptReturnedPlan | msg.BodyProgress, now: float
 ) -> ev.AttemptFailed:
-    """The event for a result with messages after the workflow's end: only an open workflow delivers
+    """The event for a report with messages after the workflow's end: only an open workflow delivers
     messages, so the task runs again if the workflow is resumed."""
     return ev.AttemptFailed(
         at=now,

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import msgspec
 
-from ray_workflows._engine.attempts import reported_task
+from ray_workflows._engine.attempts import reported_task, too_late_to_send
 from ray_workflows._engine.commands import start_attempt
-from ray_workflows._engine.decision import Events
+from ray_workflows._engine.decision import ACTIVE, Events
 from ray_workflows._engine.frames import (
     activate,
     announce,
@@ -22,11 +22,13 @@ from ray_workflows._engine.frames import (
     store_results,
 )
 from ray_workflows._engine.names import assign_task_ids
+from ray_workflows._engine.outbox import send
 from ray_workflows._engine.retry import floor
 from ray_workflows._engine.state import Body, Phase, Task, WorkflowState
 from ray_workflows._model import events as ev
 from ray_workflows._model import messages as msg
 from ray_workflows._model.commands import Command
+from ray_workflows._model.outbox import message_id_of
 from ray_workflows._model.plan import TaskSpec
 from ray_workflows._model.steps import Step, StepKind, StepOutcome, StepRecord
 
@@ -39,7 +41,9 @@ def on_body_progress(state: WorkflowState, message: msg.BodyProgress, now: float
         return []
     number, attempt, began = task.number, message.attempt, message.began
     body = state.bodies.get(number)
-    news = message if body is None else without_known(body, message)
+    news = message if body is None else without_known(state, body, message)
+    if state.status not in ACTIVE and (news.messages or any(e.messages for e in news.ended)):
+        return [too_late_to_send(message, now)]
     events: Events = []
     if news.opened or news.marks or news.canceled:
         names = [spec.name for spec in news.plan.tasks]
@@ -56,6 +60,7 @@ def on_body_progress(state: WorkflowState, message: msg.BodyProgress, now: float
                 first=state.next_task,
                 marks=news.marks,
                 canceled=news.canceled,
+                messages=news.messages,
             )
         )
     if news.ended:
@@ -72,7 +77,7 @@ def on_body_progress(state: WorkflowState, message: msg.BodyProgress, now: float
     return events
 
 
-def without_known(body: Body, message: msg.BodyProgress) -> msg.BodyProgress:
+def without_known(state: WorkflowState, body: Body, message: msg.BodyProgress) -> msg.BodyProgress:
     """A message without what is recorded: the loop decides on a message again if the commit with
     its events took effect late."""
     steps = body.steps
@@ -84,9 +89,12 @@ def without_known(body: Body, message: msg.BodyProgress) -> msg.BodyProgress:
     opened = [each.path for each in message.opened if is_new(each.path)]
     if len(opened) < len(message.opened):
         message = with_opened(message, set(opened))
+    marks = tuple(each for each in message.marks if each.step.path not in steps)
+    ids = {message_id_of(state.incarnation, message.task, each.step.path) for each in marks}
     return msgspec.structs.replace(
         message,
-        marks=tuple(each for each in message.marks if each.step.path not in steps),
+        marks=marks,
+        messages=tuple(each for each in message.messages if each.message_id in ids),
         canceled=tuple(
             each
             for each in message.canceled
@@ -139,6 +147,8 @@ def on_attempt_suspended(state: WorkflowState, message: msg.AttemptSuspended, no
 def apply_steps_asked(state: WorkflowState, event: ev.StepsAsked, deltas: list[Command]) -> None:
     task = state.tasks[event.task]
     body = body_of(state, task, event.began)
+    if event.messages:
+        send(state, event, deltas)
     for mark in event.marks:
         body.steps[mark.step.path] = mark
     open_steps(state, task, body, event, deltas)
@@ -182,6 +192,8 @@ def open_steps(
 def apply_steps_ended(state: WorkflowState, event: ev.StepsEnded, deltas: list[Command]) -> None:
     task = state.tasks[event.task]
     body = body_of(state, task, event.began)
+    if event.messages:
+        send(state, event, deltas)
     for ended in event.ended:
         # One that was canceled stays so, but has an outcome that the body takes and ignores.
         record = body.steps.get(ended.step.path)

@@ -29,7 +29,6 @@ from ray_workflows._model import events as ev
 from ray_workflows._model.commands import (
     CancelAttempt,
     Command,
-    Deliver,
     Settle,
     WakeAt,
 )
@@ -209,7 +208,7 @@ def apply_task_succeeded(
 ) -> None:
     task = state.tasks[event.task]
     if event.messages:
-        send(state, event, deltas)
+        outbox.send(state, event, deltas)
         store_results(state, task.frame)
     resolve(state, task, Outcome(value=event.value), event.at, deltas)
 
@@ -247,7 +246,7 @@ def apply_task_continued(
         step=step,
     )
     if event.messages:
-        send(state, event, deltas)
+        outbox.send(state, event, deltas)
     if event.messages or not all(SOURCES[each.kind].repeats for each in event.plan.options):
         store_results(state, opened)
     for number in range(opened.first, opened.first + len(event.plan.tasks)):
@@ -329,14 +328,6 @@ def apply_signal_acknowledged(
 
 
 # -- the outbox ----------------------------------------------------------------------------
-
-
-def send(
-    state: WorkflowState, event: ev.TaskSucceeded | ev.TaskContinued, deltas: list[Command]
-) -> None:
-    """Put the messages of a task into the outbox."""
-    outbox.apply_messages(state, event)
-    deltas += [Deliver(message) for message in event.messages]
 
 
 def apply_delivered(state: WorkflowState, event: ev.Delivered, deltas: list[Command]) -> None:

@@ -120,11 +120,16 @@ class KeptBody:
             marks=(),
             # The body says again that it ignores an outcome.
             canceled=(),
+            messages=(),
         )
 
     def ended(self, event: ev.StepsEnded) -> tuple[EndedStep, ...]:
         """The ends of local steps that are in the fork."""
-        return tuple(each for each in event.ended if id(each) in self.ends)
+        return tuple(
+            msgspec.structs.replace(each, messages=())
+            for each in event.ended
+            if id(each) in self.ends
+        )
 
 
 class History:

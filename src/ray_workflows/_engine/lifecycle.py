@@ -458,6 +458,8 @@ APPLIERS: dict[type[ev.Event], Callable[[Lifecycle, Any], None]] = {
     ev.SignalAcknowledged: apply_signal_acknowledged,
     ev.TaskSucceeded: apply_messages,
     ev.TaskContinued: apply_messages,
+    ev.StepsAsked: apply_messages,
+    ev.StepsEnded: apply_messages,
     ev.Delivered: apply_delivered,
     ev.WorkflowEnding: apply_workflow_ending,
 }

@@ -12,6 +12,7 @@ from ray_workflows._engine.decision import Decision, Events, Surroundings
 from ray_workflows._engine.state import Lifecycle, WorkflowState
 from ray_workflows._model import events as ev
 from ray_workflows._model import messages as msg
+from ray_workflows._model.commands import Command, Deliver
 
 ENDS = (ev.WorkflowSucceeded, ev.WorkflowFailed, ev.WorkflowTimedOut, ev.WorkflowCanceled)
 
@@ -49,7 +50,7 @@ def has_messages(state: Lifecycle, events: Events) -> bool:
     for event in events:
         if isinstance(event, ev.Delivered):
             left.discard(event.message_id)
-        elif isinstance(event, (ev.TaskSucceeded, ev.TaskContinued)):
+        elif isinstance(event, ev.Sending):
             left.update(message.message_id for message in event.messages)
     return bool(left)
 
@@ -57,7 +58,13 @@ def has_messages(state: Lifecycle, events: Events) -> bool:
 # -- applied -------------------------------------------------------------------------------
 
 
-def apply_messages(state: Lifecycle, event: ev.TaskSucceeded | ev.TaskContinued) -> None:
+def send(state: WorkflowState, event: ev.Sending, deltas: list[Command]) -> None:
+    """Put the messages of a task into the outbox."""
+    apply_messages(state, event)
+    deltas += [Deliver(message) for message in event.messages]
+
+
+def apply_messages(state: Lifecycle, event: ev.Sending) -> None:
     for message in event.messages:
         state.outbox[message.message_id] = message
 

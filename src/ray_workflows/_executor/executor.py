@@ -42,7 +42,7 @@ from ray_workflows._executor.scheduling.placement import PlacementCheck
 from ray_workflows._executor.scheduling.slots import Answer, SentBatch, WorkerSlot
 from ray_workflows._executor.worker.batch import Live, WireReport
 from ray_workflows._executor.worker.running import TOLD_AFTER_SECONDS
-from ray_workflows._model.messages import AttemptLostInput, AttemptSuspended
+from ray_workflows._model.messages import AttemptLostInput, BodyEnd
 from ray_workflows._model.steps import StepOutcome
 from ray_workflows._model.values import Blob, Value
 
@@ -236,8 +236,8 @@ class RayExecutor:
             ready = flight.told.add(told.number, each)
             if ready:
                 self.report(told.incarnation, ready)
-            if flight.suspension is not None and flight.told.next >= flight.suspension.told:
-                self.land(flight, flight.suspension)
+            if flight.end is not None and flight.told.next >= flight.end.told:
+                self.land(flight, flight.end)
             return True
 
     def told_of(
@@ -412,7 +412,7 @@ class RayExecutor:
             flight = members[index]
             if not flight.retired and flight.batch == number:
                 incarnation = flight.request.template.incarnation
-                if isinstance(found, AttemptSuspended) and flight.told.next < found.told:
+                if isinstance(found, BodyEnd) and flight.told.next < found.told:
                     self.hold(flight, found)
                     continue
                 told = self.landed(flight, found, objects.get(incarnation))
@@ -423,10 +423,10 @@ class RayExecutor:
         for index in report.unstarted:
             self.run_elsewhere(sent, sent.members[index])
 
-    def hold(self, flight: InFlightAttempt, suspension: AttemptSuspended) -> None:
+    def hold(self, flight: InFlightAttempt, end: BodyEnd) -> None:
         """Keep the end of a body until its progress is here, which Ray may deliver later. If some
         is lost, the body runs again."""
-        flight.suspension = suspension
+        flight.end = end
         error = RuntimeError("What a durable function had asked for did not arrive.")
         self.deadlines.after(LATE_SECONDS, lambda: self.give_up(flight, error))
 

@@ -197,6 +197,7 @@ class StepsAsked(Event, frozen=True, tag="steps-asked"):
     named ``task_ids``; they are those of the steps in ``opened``, one step after the other, each of
     which has as many as ``sizes`` says. ``marks``: values that the body made itself; in a fork also
     other steps without tasks: canceled ones, and those that are to be asked for again.
+    ``messages``: to other workflows, sent once this is durable; each has a mark.
     """
 
     task: int
@@ -209,6 +210,7 @@ class StepsAsked(Event, frozen=True, tag="steps-asked"):
     first: int = 0
     marks: tuple[StepRecord, ...] = ()
     canceled: tuple[CanceledStep, ...] = ()
+    messages: tuple[OutboxMessage, ...] = ()
 
 
 class StepsEnded(Event, frozen=True, tag="steps-ended"):
@@ -219,6 +221,11 @@ class StepsEnded(Event, frozen=True, tag="steps-ended"):
     began: float
     ended: tuple[EndedStep, ...]
     node: str = ""
+
+    @property
+    def messages(self) -> tuple[OutboxMessage, ...]:
+        """To other workflows, sent once this is durable."""
+        return tuple([message for each in self.ended for message in each.messages])
 
 
 class AttemptSuspended(Event, frozen=True, tag="attempt-suspended"):
@@ -290,6 +297,9 @@ class TagsSet(Event, frozen=True, tag="tags-set"):
 
 #: Events that open tasks: their plan, and the ids of its tasks.
 Opening = WorkflowSubmitted | TaskContinued | StepsAsked
+
+#: Events that may send messages to other workflows.
+Sending = TaskSucceeded | TaskContinued | StepsAsked | StepsEnded
 
 #: How a workflow ends.
 End = WorkflowSucceeded | WorkflowFailed | WorkflowTimedOut | WorkflowCanceled

@@ -156,7 +156,8 @@ class BodyProgress(AttemptNews, frozen=True):
     ones.
 
     ``began``: when the body was first called. ``opened``: steps of kind PLAN; their tasks are those
-    of ``plan``, one after the other, and ``sizes`` says how many each step has.
+    of ``plan``, one after the other, and ``sizes`` says how many each step has. ``messages``: to
+    other workflows; they belong to ``marks``.
     """
 
     began: float
@@ -167,6 +168,7 @@ class BodyProgress(AttemptNews, frozen=True):
     canceled: tuple[CanceledStep, ...] = ()
     ended: tuple[EndedStep, ...] = ()
     node: str = ""
+    messages: tuple[OutboxMessage, ...] = ()
 
 
 class FoundUnplaceable(Message, frozen=True):
@@ -185,12 +187,13 @@ class AttemptReport(AttemptNews, frozen=True):
 
 class AttemptReturned(AttemptReport, frozen=True, tag=True):
     """The task returned a value. ``metadata``, here and below: the task's additions to its own.
-    ``messages``: to other workflows."""
+    ``messages``: to other workflows. ``told``: how often a body has reported progress before."""
 
     value: Value
     node: str = ""
     metadata: dict[str, Any] | None = None
     messages: tuple[OutboxMessage, ...] = ()
+    told: int = 0
 
 
 class AttemptReturnedPlan(AttemptReport, frozen=True, tag=True):
@@ -201,6 +204,7 @@ class AttemptReturnedPlan(AttemptReport, frozen=True, tag=True):
     node: str = ""
     metadata: dict[str, Any] | None = None
     messages: tuple[OutboxMessage, ...] = ()
+    told: int = 0
 
 
 class AttemptSuspended(AttemptReport, frozen=True, tag=True):
@@ -210,6 +214,10 @@ class AttemptSuspended(AttemptReport, frozen=True, tag=True):
     taken: int
     told: int
     node: str = ""
+
+
+#: Ends of an attempt of a body that come after all of its progress.
+BodyEnd = AttemptReturned | AttemptReturnedPlan | AttemptSuspended
 
 
 class AttemptRaised(AttemptReport, frozen=True, tag=True):

@@ -10,6 +10,7 @@ from enum import IntEnum, unique
 
 import msgspec
 
+from ray_workflows._model.outbox import OutboxMessage
 from ray_workflows._model.values import Outcome
 
 
@@ -23,6 +24,8 @@ class StepKind(IntEnum):
     LOCAL = 1
     #: A value that the body made itself, such as a seed. It is known at once.
     MARK = 2
+    #: Another workflow, which the body started. Its id is known at once, and is kept as of a mark.
+    START = 3
 
 
 def step_id(task_id: str, path: str) -> str:
@@ -46,9 +49,10 @@ class Step(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class StepRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A recorded step. ``mark``: the value of a mark. ``canceled``: the turn in which the body
-    canceled the step. ``again``: its outcome was discarded, because the body was tried again after
-    an error, so the body has to ask for it again."""
+    """A recorded step. ``mark``: the value of a mark, or the id of a started workflow.
+    ``canceled``: the turn in which the body canceled the step. ``again``: its outcome was
+    discarded, because the body was tried again after an error, so the body has to ask for it again.
+    """
 
     step: Step
     mark: Outcome | None = None
@@ -72,12 +76,14 @@ class CanceledStep(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class EndedStep(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A local step that has ended; the times are in seconds since 1970."""
+    """A local step that has ended; the times are in seconds since 1970. ``messages``: to other
+    workflows."""
 
     step: Step
     outcome: Outcome
     started_at: float
     ended_at: float
+    messages: tuple[OutboxMessage, ...] = ()
 
 
 class History(msgspec.Struct, frozen=True, array_like=True):

@@ -104,7 +104,7 @@ class LocalBody:
             self.later(partial(self.run_local_step, step, work))
         self.waits_since = None
         if self.body.ended:
-            self.land(self.body.report())
+            self.land(self.body.report(self.told))
         elif self.body.is_stuck and not self.ready:
             self.land(self.body.stuck())
         else:

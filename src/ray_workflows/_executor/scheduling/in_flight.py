@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ray_workflows._executor.in_order import InOrder
 from ray_workflows._executor.protocol import AttemptRequest
-from ray_workflows._model.messages import AttemptSuspended, BodyProgress
+from ray_workflows._model.messages import BodyEnd, BodyProgress
 
 
 class InFlightAttempt:
@@ -15,6 +15,7 @@ class InFlightAttempt:
         "alone",
         "batch",
         "behind",
+        "end",
         "expired",
         "follows",
         "given",
@@ -22,7 +23,6 @@ class InFlightAttempt:
         "request",
         "retired",
         "submitted_at",
-        "suspension",
         "timed",
         "told",
         "unplaceable",
@@ -56,7 +56,7 @@ class InFlightAttempt:
         #: What a body has told, in its order.
         self.told: InOrder[BodyProgress] = InOrder()
         #: Its end, if that came before some of its progress.
-        self.suspension: AttemptSuspended | None = None
+        self.end: BodyEnd | None = None
         #: Why no node can hold it, as last reported.
         self.unplaceable = ""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -227,7 +227,7 @@ class AttemptRun:
             *(request.task, request.epoch, request.attempt, self.started_at, ended_at, value),
             self.process.node_id,
             self.metadata,
-            self.write_messages() if self.outgoing else (),
+            self.write_messages(self.outgoing) if self.outgoing else (),
         )
 
     def returned_plan(self, plan: Plan, ended_at: float) -> AnyReport:
@@ -236,17 +236,19 @@ class AttemptRun:
             **self.identity(ended_at),
             plan=plan,
             metadata=self.metadata,
-            messages=self.write_messages(),
+            messages=self.write_messages(self.outgoing),
         )
 
-    def write_messages(self) -> tuple[OutboxMessage, ...]:
-        """The messages of user code, large ones in blobs."""
+    def write_messages(
+        self, outgoing: Sequence[context.Outgoing], name: str = ""
+    ) -> tuple[OutboxMessage, ...]:
+        """The messages of user code, large ones in blobs; ``name`` is part of their keys."""
         messages, room = [], INLINE_LIMIT
-        for number, (message_id, target, body) in enumerate(self.outgoing):
+        for number, (message_id, target, body) in enumerate(outgoing):
             data: bytes | Blob = body
             room -= len(body)
             if room < 0:
-                key = f"{self.blob_prefix}-message-{number}"
+                key = f"{self.blob_prefix}-{name}message-{number}"
                 data = self.patiently(partial(self.write_bytes, key, body))
             messages.append(OutboxMessage(message_id, target, Value(data)))
         return tuple(messages)

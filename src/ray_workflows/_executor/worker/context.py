@@ -26,7 +26,7 @@ class Outgoing(NamedTuple):
 class running:
     """Scope of the user code of one attempt. A class: a generator takes three times as long."""
 
-    __slots__ = ("metadata", "outgoing", "request", "sequence", "step", "token")
+    __slots__ = ("metadata", "outgoing", "request", "sequence", "started", "step", "token")
 
     def __init__(self, request: AttemptRequest, sequence: int, step: str = "") -> None:
         """``step``: the path of the local step of a body."""
@@ -38,6 +38,8 @@ class running:
         self.metadata: dict[str, Any] | None = None
         #: The messages that user code sends.
         self.outgoing: list[Outgoing] = []
+        #: The ids of the workflows that it starts.
+        self.started: set[str] = set()
 
     def __enter__(self) -> running:
         self.token = attempt.set(self)

@@ -29,6 +29,7 @@ from ray_workflows._executor.worker.bodies.body import Asked, Body, UnreadableOu
 from ray_workflows._executor.worker.bodies.running import AsyncBody, PlainBody, RunningBody
 from ray_workflows._executor.worker.bodies.scopes import current_scope
 from ray_workflows._model import messages as msg
+from ray_workflows._model.outbox import OutboxMessage
 from ray_workflows._model.plan import Plan
 from ray_workflows._model.steps import EndedStep, Step, StepKind, StepOutcome, StepRecord, step_id
 from ray_workflows._model.values import Outcome, Value
@@ -124,6 +125,8 @@ class BodyAttempt:
         self.randoms: dict[str, random.Random] = {}
         #: Makes the keys of blobs unique.
         self.numbers = itertools.count()
+        #: Messages to other workflows that the coordinator does not know yet.
+        self.outgoing: list[OutboxMessage] = []
 
     # -- the code --------------------------------------------------------------------------
 
@@ -184,17 +187,18 @@ class BodyAttempt:
         """How many outcomes the code has taken."""
         return self.body.turn
 
-    def report(self) -> AnyReport:
-        """The report of the end of the code."""
+    def report(self, told: int) -> AnyReport:
+        """The report of the end of the code. ``told``: how often progress was reported."""
         run, code = self.run, self.code
         assert code is not None
-        run.metadata, run.outgoing = self.scope.metadata, self.scope.outgoing
+        run.metadata = self.scope.metadata
         anew = alone(code.error)
         if isinstance(anew, ContinueAsNew):
-            return run.returned_plan(anew.plan, run.process.time())
+            report = run.returned_plan(anew.plan, run.process.time())
+            return msgspec.structs.replace(report, told=told)
         if code.error is None:
             try:
-                return run.returned(code.result)
+                return msgspec.structs.replace(run.returned(code.result), told=told)
             except BaseException as error:
                 return run.raised(error)
         report = run.raised(code.error)
@@ -244,6 +248,25 @@ class BodyAttempt:
             seed = self.body.mark("random", lambda: secrets.randbits(64))
             found = self.randoms[scope] = random.Random(seed)
         return found
+
+    def started(self, make: Callable[[str], context.Outgoing]) -> str:
+        """The id of a workflow that the code starts. It begins when the call is durable, once.
+
+        Args:
+            make: makes the message for it, given the path of the call; not called if an earlier
+                attempt has sent the message.
+        """
+
+        made: list[OutboxMessage] = []
+
+        def send(path: str) -> str:
+            outgoing = make(path)
+            made.extend(self.run.write_messages([outgoing], f"start{next(self.numbers)}"))
+            return outgoing.target
+
+        child = self.body.started(send)
+        self.outgoing += made
+        return child
 
     # -- steps -----------------------------------------------------------------------------
 
@@ -323,6 +346,7 @@ class BodyAttempt:
         news = self.body.take_news()
         if news.is_empty:
             return None
+        outgoing, self.outgoing = self.outgoing, []
         task_id = self.run.request.task_id
         plan, sizes = joined(
             [with_output_name(plan, step_id(task_id, step.path)) for step, plan in news.opened]
@@ -333,6 +357,7 @@ class BodyAttempt:
             sizes=sizes,
             marks=tuple(self.mark(step, value) for step, value in news.marks),
             canceled=tuple(news.canceled),
+            messages=tuple(outgoing),
         )
 
     def progress_of(self, ended: EndedStep) -> msg.BodyProgress:
@@ -376,12 +401,13 @@ class BodyAttempt:
         key = f"{run.blob_prefix}-step{next(self.numbers)}"
         writer = ValueWriter(run.storage, run.request.incarnation)
         try:
-            with context.running(run.request, run.sequence, step.path):
+            with context.running(run.request, run.sequence, step.path) as scope:
                 result = work.function(*work.args, **work.kwargs)
                 if inspect.iscoroutine(result):
                     result = awaited(result)
             value: Value = run.patiently(lambda: writer.write(result, key=key, where=where))
             outcome = Outcome(value)
+            messages = run.write_messages(scope.outgoing, f"step{next(self.numbers)}")
         except BaseException as error:
             if isinstance(error, NO_OUTCOMES):
                 raise
@@ -390,8 +416,8 @@ class BodyAttempt:
                 info = run.describe_exit(error)
             else:
                 info = run.write_error(error, writer, where, f"{key}-error")
-            outcome = Outcome(error=info)
-        return EndedStep(step, outcome, began, run.process.time())
+            outcome, messages = Outcome(error=info), ()
+        return EndedStep(step, outcome, began, run.process.time(), messages)
 
 
 #: The attempt of the body whose code runs.

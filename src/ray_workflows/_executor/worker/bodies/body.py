@@ -28,7 +28,7 @@ from ray_workflows.exceptions import NondeterminismError
 
 logger = logging.getLogger(__name__)
 
-PLAN, LOCAL, MARK = StepKind.PLAN, StepKind.LOCAL, StepKind.MARK
+PLAN, LOCAL, MARK, START = StepKind.PLAN, StepKind.LOCAL, StepKind.MARK, StepKind.START
 
 #: The name of steps that wait for a time: of asyncio.sleep, of timeouts.
 TIMER = "timer"
@@ -290,10 +290,32 @@ class Body:
             self.patches[name] = answer
         return answer
 
-    def marked(self, path: str, name: str, make: Callable[[], Any]) -> Any:
+    def started(self, make: Callable[[str], str]) -> str:
+        """The id of a workflow that the code starts; ``make`` does so, given the path of the call.
+
+        Raises:
+            NondeterminismError: an earlier attempt did something else.
+        """
+        self.check()
+        path = current_scope.get().place("start")
+        if path not in self.marks:
+            # First, as the plan of a step: if it raises, nothing is started.
+            child = make(path)
+            if self.turn <= self.last:
+                missing = self.missing()
+                raise self.fail(
+                    self.of_history(missing.step) if missing else "no such step",
+                    f"the start of workflow {child!r}, after {self.turn} outcomes",
+                )
+            self.marked(path, "start", lambda: child, START)
+        self.asked.add(path)
+        started: str = self.marks[path]
+        return started
+
+    def marked(self, path: str, name: str, make: Callable[[], Any], kind: StepKind = MARK) -> Any:
         if path not in self.marks:
             self.marks[path] = value = make()
-            self.news.marks.append((Step(path, name, "", self.turn, MARK), value))
+            self.news.marks.append((Step(path, name, "", self.turn, kind), value))
         return self.marks[path]
 
     # Turns.

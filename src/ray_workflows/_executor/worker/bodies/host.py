@@ -161,7 +161,7 @@ class HostedBody:
                 for step, work in await self.call(self.turn, outcomes):
                     self.start_local_step(step, work)
                 if self.body.ended:
-                    return await self.call(self.body.report)
+                    return await self.call(self.body.report, self.told)
                 if self.body.is_stuck and not self.ready:
                     return await self.call(self.body.stuck)
                 if not await self.wait():
