@@ -12,6 +12,7 @@ import click
 from ray_workflows._version import __version__
 from ray_workflows.cli import waiting
 from ray_workflows.cli.cancel import cancel
+from ray_workflows.cli.check import check
 from ray_workflows.cli.copy import copy
 from ray_workflows.cli.delete import delete
 from ray_workflows.cli.doctor import doctor
@@ -55,7 +56,7 @@ class Commands(click.Group):
 @click.group(
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="list, show, output, env and doctor read a storage and need no cluster.",
+    epilog="list, show, output, env, check and doctor read a storage and need no cluster.",
 )
 @click.version_option(__version__, prog_name="ray-workflows")
 def main() -> None:
@@ -64,6 +65,6 @@ def main() -> None:
 
 for command in (
     *(list_workflows, show, output, env, resume, cancel, signal, delete, fork, prune, copy),
-    *(doctor, repair),
+    *(check, doctor, repair),
 ):
     main.add_command(command)

@@ -16,6 +16,7 @@ from ray_workflows.testing.environment import (
     WorkflowStalledError,
     crash_everywhere,
 )
+from ray_workflows.testing.replays import check_replay
 
 if TYPE_CHECKING:
     from ray_workflows.testing.contract import (
@@ -39,6 +40,7 @@ __all__ = [
     "StartedWorkflow",
     "StorageContract",
     "WorkflowStalledError",
+    "check_replay",
     "crash_everywhere",
 ]
 

@@ -32,6 +32,7 @@ from ray_workflows._testing.crash_points import AFTER, BEFORE, CrashPoint, Crash
 from ray_workflows._testing.local_cluster import LocalCluster, LocalConnection
 from ray_workflows._testing.mocks import Mock, Target, is_exception
 from ray_workflows.options import validate_metadata, validate_timeout
+from ray_workflows.storage.base import Storage
 from ray_workflows.testing.clock import VirtualClock
 
 #: The most attempts of a task in an `Environment`. They take about a second.
@@ -350,6 +351,11 @@ class Environment:
             OutputNotAvailableError: there is no output now. (It is a ValueError.)
         """
         return reads.stored_output(self._connection, workflow_id, task_id)
+
+    @property
+    def storage(self) -> Storage:
+        """Where its workflows are stored, for `check_replay`."""
+        return self._connection.storage
 
     # -- time ------------------------------------------------------------------------------
 
