@@ -419,3 +419,19 @@ def test_large_values_and_objects(wid: str, marks: Marks) -> None:
     n = len(ones)
     assert ray.get(ref) == (3 * n, 3 * n, 2 * n, 2 * n)
     assert marks.count("ran") == 2
+
+
+def test_code_of_a_body_may_not_wait_for_ray(wid: str) -> None:
+    def waits(refs):
+        return ray.get(refs[0])
+
+    @workflow.durable
+    def body(refs):
+        found = workflow.step(waits, refs)
+        assert workflow.step(add, refs[0], 1) == 8
+        for function in (ray.get, ray.wait):
+            with pytest.raises(RuntimeError, match=r"in code of a durable function, which may be"):
+                function(refs)
+        return found
+
+    assert workflow.run(body.bind([ray.put(7)]), workflow_id=wid) == 7

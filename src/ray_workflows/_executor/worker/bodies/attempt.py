@@ -10,7 +10,7 @@ import random
 import secrets
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar, copy_context
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import ray
@@ -39,6 +39,8 @@ from ray_workflows.exceptions import (
     StorageCorruptError,
     StorageUnavailableError,
 )
+
+T = TypeVar("T")
 
 #: Errors that say nothing about a step: the whole attempt has them.
 NO_OUTCOMES = (StorageUnavailableError, StorageCorruptError, PayloadCodecError)
@@ -127,6 +129,15 @@ class BodyAttempt:
         self.numbers = itertools.count()
         #: Messages to other workflows that the coordinator does not know yet.
         self.outgoing: list[OutboxMessage] = []
+
+    def patiently(self, work: Callable[[], T]) -> T:
+        """Run work of this package, as `AttemptRun.patiently`. It is not the body's own code, which
+        is guarded (`guards`)."""
+        token = current_attempt.set(None)
+        try:
+            return self.run.patiently(work)
+        finally:
+            current_attempt.reset(token)
 
     # -- the code --------------------------------------------------------------------------
 
@@ -227,7 +238,7 @@ class BodyAttempt:
         task = f"task '{run.request.task_id}', begun anew"
         check_arguments(self.function, args, kwargs, task=run.request.task_id)
         prefix = f"{run.blob_prefix}-anew{next(self.numbers)}"
-        plan = run.patiently(
+        plan = self.patiently(
             lambda: same_task_plan(
                 run.request.function,
                 run.request.options,
@@ -260,7 +271,7 @@ class BodyAttempt:
         made: list[OutboxMessage] = []
 
         def send(path: str) -> str:
-            outgoing = make(path)
+            outgoing = self.patiently(lambda: make(path))
             made.extend(self.run.write_messages([outgoing], f"start{next(self.numbers)}"))
             return outgoing.target
 
@@ -319,7 +330,7 @@ class BodyAttempt:
     def capture(self, node: DAGNode) -> Plan:
         """The plan of a step. Its large parts are stored."""
         prefix = f"{self.run.blob_prefix}-step{next(self.numbers)}"
-        return self.run.patiently(lambda: self.run.capture(node, prefix))
+        return self.patiently(lambda: self.run.capture(node, prefix))
 
     def timer(self, delay: float) -> Plan:
         """The plan of a timer."""
@@ -331,8 +342,8 @@ class BodyAttempt:
         raised = None if outcome.wrapped else outcome.error
         try:
             if raised is None:
-                return self.run.patiently(lambda: reader.read_outcome(outcome, where=where))
-            error = self.run.patiently(lambda: reader.read_error(raised, where=where))
+                return self.patiently(lambda: reader.read_outcome(outcome, where=where))
+            error = self.patiently(lambda: reader.read_error(raised, where=where))
         except Exception as trouble:
             # Of the storage, or of its contents: the code must not see it.
             raise UnreadableOutcome(trouble) from trouble

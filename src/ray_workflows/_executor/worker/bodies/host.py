@@ -35,6 +35,7 @@ from ray_workflows._executor.worker.attempt import AttemptRun
 from ray_workflows._executor.worker.batch import EncodedBatch, WireReport, home_of
 from ray_workflows._executor.worker.bodies.attempt import BodyAttempt, LocalWork
 from ray_workflows._executor.worker.bodies.body import UnreadableOutcome
+from ray_workflows._executor.worker.bodies.guards import guard_this_process
 from ray_workflows._executor.worker.event_loops import UserError
 from ray_workflows._executor.worker.running import RunningAttempt
 from ray_workflows._executor.worker.watchdog import watching
@@ -65,6 +66,7 @@ class BodyHost:
     def __init__(self, *brought: None) -> None:
         """``brought``: the results of the Ray tasks that uploaded its packages."""
         prefer_packages()
+        guard_this_process()
         # A step may wait for Ray: it runs on a thread, not in the event loop of this actor.
         os.environ["RAY_WARN_BLOCKING_GET_INSIDE_ASYNC"] = "0"
         self.threads = ThreadPoolExecutor(MAX_THREADS, "ray-workflows-body")
