@@ -11,9 +11,11 @@ from ray_workflows._codec.transport import message, opened
 from ray_workflows._executor.executor import RayExecutor
 from ray_workflows._executor.protocol import (
     ENCODER,
+    GIVEN_DECODER,
     AttemptRequest,
     AttemptTemplate,
     BatchReport,
+    GivenOutcomes,
     decode_batch,
 )
 from ray_workflows._executor.scheduling.invariants import check
@@ -54,6 +56,8 @@ class RayTask:
         self.loads = loads
         self.ended: Any = None
         self.canceled = False
+        #: Outcomes of steps that its body was given.
+        self.given: list[GivenOutcomes] = []
         self.callbacks: list[Callable[[Any], None]] = []
 
     def future(self) -> RayTask:
@@ -118,6 +122,9 @@ class Cluster:
     def send(self, sent: Any, loads: list[Any], asks: bool, values: Any) -> RayTask:
         self.tasks.append(RayTask(list(loads), asks))
         return self.tasks[-1]
+
+    def give(self, ref: RayTask, given: bytes) -> None:
+        ref.given.append(GIVEN_DECODER.decode(given))
 
     def cancel(self, ref: RayTask, *, force: bool) -> None:
         ref.canceled = True

@@ -61,7 +61,7 @@ class Cluster(Protocol):
         call a listener host. The result is that of `worker.loop.run_batches`."""
 
     def give(self, ref: TaskRef, given: bytes) -> None:
-        """Send a body an encoded `GivenOutcome`. ``ref``: the call that runs it."""
+        """Send a body encoded `GivenOutcomes`. ``ref``: the call that runs it."""
 
     def cancel(self, ref: TaskRef, *, force: bool) -> None:
         """Stop a Ray task; by force, its worker ends."""

@@ -32,7 +32,7 @@ from ray_workflows._executor.protocol import (
     AnyReport,
     AttemptRequest,
     BatchReport,
-    GivenOutcome,
+    GivenOutcomes,
     ReportSink,
     decode_report,
 )
@@ -97,6 +97,8 @@ class RayExecutor:
             self.unprepared,
         )
         self.placement = PlacementCheck(self.dispatch, report)
+        #: Bodies with outcomes that are not sent.
+        self.giving: dict[int, InFlightAttempt] = {}
         #: Numbers of ended batches whose reports are not processed yet.
         self.unsettled: set[int] = set()
         #: Workflows in which a chain of fused attempts killed its worker.
@@ -139,6 +141,8 @@ class RayExecutor:
 
     def flush(self) -> None:
         with self.lock:
+            # First: an attempt that is not sent yet takes them with its history.
+            self.send_outcomes()
             self.dispatch.flush()
 
     def cancel(self, incarnation: str, task: int) -> None:
@@ -153,17 +157,30 @@ class RayExecutor:
             if flight is None or number != flight.given:
                 return  # Its history has the outcome, or that of the next attempt will.
             flight.given += 1
+            flight.ungiven.append(outcome)
+            self.giving[id(flight)] = flight
+
+    def send_outcomes(self) -> None:
+        """Send bodies the outcomes that they were given since: one call of each. The lock is
+        held."""
+        giving, self.giving = self.giving, {}
+        for flight in giving.values():
+            outcomes, flight.ungiven = flight.ungiven, []
+            if flight.retired:
+                continue
             request = flight.request
             sent = None if flight.batch is None else self.dispatch.sent.get(flight.batch)
             if sent is not None and sent.slot is not None:
-                given = GivenOutcome(
-                    incarnation, task, request.epoch, request.attempt, number, outcome
+                given = GivenOutcomes(
+                    *(request.incarnation, request.task, request.epoch, request.attempt),
+                    flight.given - len(outcomes),
+                    tuple(outcomes),
                 )
                 self.cluster.give(sent.slot.ref, ENCODER.encode(given))
-                return
+                continue
             assert request.history is not None
             longer = msgspec.structs.replace(
-                request.history, outcomes=(*request.history.outcomes, outcome)
+                request.history, outcomes=(*request.history.outcomes, *outcomes)
             )
             flight.request = msgspec.structs.replace(request, history=longer)
 

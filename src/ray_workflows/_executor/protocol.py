@@ -222,8 +222,8 @@ class BatchReport(msgspec.Struct, frozen=True, array_like=True):
     unstarted: tuple[int, ...] = ()
 
 
-class GivenOutcome(msgspec.Struct, frozen=True, array_like=True):
-    """The outcome of a step, for a body that runs. ``number``: how many it was given before, in its
+class GivenOutcomes(msgspec.Struct, frozen=True, array_like=True):
+    """Outcomes of steps, for a body that runs. ``number``: how many it was given before, in its
     history too."""
 
     incarnation: str
@@ -231,7 +231,7 @@ class GivenOutcome(msgspec.Struct, frozen=True, array_like=True):
     epoch: int
     attempt: int
     number: int
-    outcome: StepOutcome
+    outcomes: tuple[StepOutcome, ...]
 
 
 class ToldProgress(msgspec.Struct, frozen=True, array_like=True):
@@ -242,7 +242,7 @@ class ToldProgress(msgspec.Struct, frozen=True, array_like=True):
     progress: BodyProgress
 
 
-GIVEN_DECODER = msgspec.msgpack.Decoder(GivenOutcome)
+GIVEN_DECODER = msgspec.msgpack.Decoder(GivenOutcomes)
 TOLD_DECODER = msgspec.msgpack.Decoder(ToldProgress)
 ENCODER = msgspec.msgpack.Encoder()
 BATCH_DECODER = msgspec.msgpack.Decoder(Batch)
@@ -336,7 +336,8 @@ class Executor(Protocol):
         """Stop a task's attempt, if there is one. It is not reported afterwards."""
 
     def give(self, incarnation: str, task: int, number: int, outcome: StepOutcome) -> None:
-        """Give a running body the outcome of a step. ``number``: how many outcomes came before."""
+        """Give a running body the outcome of a step, at the latest after `flush`. ``number``: how
+        many outcomes came before."""
 
     def release(self, incarnation: str, value: Value) -> None:
         """Drop one reference to a value; live copies without references are released."""

@@ -160,7 +160,7 @@ class RayCluster:
         return self.hosts.take(name, sent.members[0].request, start)
 
     def give(self, ref: Any, given: bytes) -> None:
-        """Send a body an encoded `GivenOutcome`."""
+        """Send a body encoded `GivenOutcomes`."""
         host = self.hosts.calls.get(ref)
         if host is not None:
             host.actor.give.remote(given)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ray_workflows._executor.in_order import InOrder
 from ray_workflows._executor.protocol import AttemptRequest
 from ray_workflows._model.messages import BodyEnd, BodyProgress
+from ray_workflows._model.steps import StepOutcome
 
 
 class InFlightAttempt:
@@ -25,6 +26,7 @@ class InFlightAttempt:
         "submitted_at",
         "timed",
         "told",
+        "ungiven",
         "unplaceable",
         "waits",
     )
@@ -51,8 +53,9 @@ class InFlightAttempt:
         #: How often it has begun and ended to wait for the storage: odd while it waits. The timeout
         #: does not run meanwhile.
         self.waits = 0
-        #: How many outcomes a body was given.
+        #: How many outcomes a body was given, and those of them that are not sent.
         self.given = 0 if request.history is None else len(request.history.outcomes)
+        self.ungiven: list[StepOutcome] = []
         #: What a body has told, in its order.
         self.told: InOrder[BodyProgress] = InOrder()
         #: Its end, if that came before some of its progress.

@@ -27,7 +27,7 @@ from ray_workflows._executor.protocol import (
     AnyReport,
     AttemptRequest,
     BatchReport,
-    GivenOutcome,
+    GivenOutcomes,
     ToldProgress,
     decode_batch,
 )
@@ -72,7 +72,7 @@ class BodyHost:
         self.threads = ThreadPoolExecutor(MAX_THREADS, "ray-workflows-body")
         self.bodies: dict[Key, HostedBody] = {}
         #: Outcomes that have come before their body: Ray may change the order of calls.
-        self.early: OrderedDict[Key, list[GivenOutcome]] = OrderedDict()
+        self.early: OrderedDict[Key, list[GivenOutcomes]] = OrderedDict()
 
     async def run(self, load: EncodedBatch, pickled_home: bytes) -> list[WireReport]:
         """Run one attempt of a body."""
@@ -99,7 +99,7 @@ class BodyHost:
         return [message(wire, {request.incarnation: run.made} if run.made else None)]
 
     async def give(self, encoded: bytes) -> None:
-        """Give a body the outcome of a step."""
+        """Give a body outcomes of steps."""
         given = GIVEN_DECODER.decode(encoded)
         key = (given.incarnation, given.task, given.epoch, given.attempt)
         hosted = self.bodies.get(key)
@@ -148,9 +148,10 @@ class HostedBody:
         #: How often it has told something.
         self.told = 0
 
-    def give(self, given: GivenOutcome) -> None:
-        """Take the outcome of a step, for the body."""
-        self.ready += self.outcomes.add(given.number, given.outcome)
+    def give(self, given: GivenOutcomes) -> None:
+        """Take outcomes of steps, for the body."""
+        for number, outcome in enumerate(given.outcomes, given.number):
+            self.ready += self.outcomes.add(number, outcome)
         if self.ready:
             self.woken.set()
 

@@ -1,0 +1,147 @@
+"""Bodies in the executor: the outcomes that they are given, and what they tell."""
+
+from __future__ import annotations
+
+import msgspec
+
+from ray_workflows._codec.transport import message
+from ray_workflows._executor.executor import LATE_SECONDS
+from ray_workflows._executor.protocol import ENCODER, AttemptRequest, BatchReport, ToldProgress
+from ray_workflows._model.messages import AttemptSuspended, BodyEnd, BodyProgress
+from ray_workflows._model.plan import BODY
+from ray_workflows._model.steps import History, StepOutcome
+from ray_workflows._model.values import Outcome, Value
+from tests.unit.scheduling import INCARNATION, RayTask, Scheduling, attempt, template
+
+
+def outcome(path: str) -> StepOutcome:
+    return StepOutcome(path, 1.0, Outcome(Value(b"v")))
+
+
+def body(task: int = 0, *done: str, of: str = "f") -> AttemptRequest:
+    history = History(outcomes=tuple(outcome(path) for path in done))
+    return msgspec.structs.replace(attempt(template(of, kind=BODY), task), history=history)
+
+
+def progress(number: int, task: int = 0) -> bytes:
+    told = BodyProgress(task, 0, 1, 1.0, began=float(number))
+    return ENCODER.encode(ToldProgress(INCARNATION, number, told))
+
+
+def suspend(scheduling: Scheduling, ray_task: RayTask, told: int) -> None:
+    ((number, (request,)),) = ray_task.batches()
+    end = AttemptSuspended(request.task, 0, 1, 1.0, 2.0, taken=0, told=told)
+    scheduling.end(ray_task, [message(ENCODER.encode(BatchReport(number, ((0, end),), (0.0,))))])
+
+
+def given(ray_task: RayTask) -> list[tuple[int, tuple[str, ...]]]:
+    return [(each.number, tuple(one.path for one in each.outcomes)) for each in ray_task.given]
+
+
+def began(scheduling: Scheduling) -> list[float]:
+    """Which progress was reported, in this order."""
+    return [each.began for each in scheduling.reported if isinstance(each, BodyProgress)]
+
+
+def give(scheduling: Scheduling, number: int, path: str) -> None:
+    scheduling.executor.give(INCARNATION, 0, number, outcome(path))
+
+
+def test_bodies_hold_no_slot() -> None:
+    scheduling = Scheduling(capacity=1)
+    for task in range(5):
+        scheduling.start(body(task))
+    scheduling.flush()
+    assert len(scheduling.tasks) == 5
+
+
+def test_outcomes_of_a_step_of_the_loop_are_one_call() -> None:
+    scheduling = Scheduling()
+    scheduling.start(body(0, "a"))
+    scheduling.flush()
+    (ray_task,) = scheduling.tasks
+    give(scheduling, 1, "b")
+    give(scheduling, 2, "c")
+    assert given(ray_task) == []
+    scheduling.flush()
+    give(scheduling, 3, "d")
+    scheduling.flush()
+    scheduling.flush()
+    assert given(ray_task) == [(1, ("b", "c")), (3, ("d",))]
+
+
+def test_what_its_history_has_is_not_given_again() -> None:
+    scheduling = Scheduling()
+    scheduling.start(body(0, "a", "b"))
+    scheduling.flush()
+    give(scheduling, 1, "b")
+    scheduling.flush()
+    assert given(scheduling.tasks[0]) == []
+
+
+def test_an_attempt_that_is_not_sent_takes_outcomes_with_its_history() -> None:
+    scheduling = Scheduling()
+    scheduling.head_hangs = True  # What the shape needs is not known yet.
+    scheduling.start(body(0, "a"))
+    scheduling.flush()
+    give(scheduling, 1, "b")
+    scheduling.flush()
+    assert scheduling.tasks == []
+    scheduling.head_hangs = False
+    scheduling.check()
+    scheduling.flush()
+    (ray_task,) = scheduling.tasks
+    ((_, (request,)),) = ray_task.batches()
+    assert request.history is not None
+    assert [each.path for each in request.history.outcomes] == ["a", "b"]
+    give(scheduling, 2, "c")
+    scheduling.flush()
+    assert given(ray_task) == [(2, ("c",))]
+
+
+def test_progress_is_reported_in_its_order_and_once() -> None:
+    scheduling = Scheduling()
+    scheduling.start(body())
+    scheduling.flush()
+    for number in (1, 0, 1, 0, 3, 2):
+        assert scheduling.executor.body_progress(progress(number))
+    assert began(scheduling) == [0.0, 1.0, 2.0, 3.0]
+
+
+def test_progress_of_an_attempt_that_is_not_wanted_is_refused() -> None:
+    scheduling = Scheduling()
+    scheduling.start(body())
+    scheduling.flush()
+    scheduling.cancel(0)
+    assert not scheduling.executor.body_progress(progress(0))
+    assert scheduling.reported == []
+    assert scheduling.tasks[0].canceled
+
+
+def test_the_end_of_a_body_waits_for_its_progress() -> None:
+    scheduling = Scheduling()
+    scheduling.start(body())
+    scheduling.flush()
+    (ray_task,) = scheduling.tasks
+    scheduling.executor.body_progress(progress(0))
+    suspend(scheduling, ray_task, told=3)
+    assert scheduling.outcomes == [(0, "BodyProgress")]
+    scheduling.executor.body_progress(progress(2))
+    assert scheduling.outcomes == [(0, "BodyProgress")]
+    scheduling.executor.body_progress(progress(1))
+    assert scheduling.outcomes == [*[(0, "BodyProgress")] * 3, (0, "AttemptSuspended")]
+    scheduling.settle()
+    assert len(scheduling.outcomes) == 4
+
+
+def test_a_body_whose_progress_is_lost_runs_again() -> None:
+    assert LATE_SECONDS > 1
+    scheduling = Scheduling()
+    scheduling.start(body())
+    scheduling.flush()
+    suspend(scheduling, scheduling.tasks[0], told=1)
+    assert scheduling.outcomes == []
+    scheduling.settle()
+    assert scheduling.outcomes == [(0, "AttemptLostInput")]
+    assert not isinstance(scheduling.reported[0], BodyEnd)
+    assert not scheduling.executor.body_progress(progress(0))
