@@ -75,10 +75,11 @@ def test_the_page_on_testing_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.own_cluster
-def test_the_docstring_of_the_environment_runs() -> None:
-    from ray_workflows.testing import environment
+def test_the_docstrings_of_testing_run() -> None:
+    from ray_workflows.testing import environment, replays
 
     assert doctest.testmod(environment, raise_on_error=True).attempted > 10
+    assert doctest.testmod(replays, raise_on_error=True).attempted > 4
 
 
 @pytest.mark.own_cluster
@@ -93,7 +94,7 @@ def test_the_example_of_a_codec_runs(tmp_path: Path) -> None:
     assert max(path.stat().st_size for path in stored) < 400_000
 
 
-@pytest.mark.parametrize("module", ["api", "bulk", "options", "retry", "events"])
+@pytest.mark.parametrize("module", ["api", "bulk", "durable", "options", "retry", "events"])
 def test_docstring_examples_run(cluster: None, module: str) -> None:
     import importlib
 
