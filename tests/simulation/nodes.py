@@ -101,7 +101,7 @@ class SimulatedCluster:
 
     def submit(self, task: SimulatedTask) -> None:
         """Queue a task until a slot is free."""
-        if task.sent.listens:
+        if task.sent.hosted:
             self.world.clock.after(self.world.rng.uniform(0.001, 0.02), lambda: self.listen(task))
             return
         self.waiting.append(task)

@@ -85,7 +85,7 @@ def a_lost_input_is_the_fault_of_an_attempt(patch: Any) -> None:
 @breaks("innocent", "output")
 def listeners_are_called_without_live_values(patch: Any) -> None:
     def load_of(sent: Any, live: Any) -> Any:
-        return original(sent, {} if sent.listens else live)
+        return original(sent, {} if sent.hosted else live)
 
     original = dispatch_module.load_of
     patch.setattr(dispatch_module, "load_of", load_of)
