@@ -7,7 +7,7 @@ another order; and the process may die at any moment.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,61 @@ class StepError(Exception):
 
 
 class Code:
-    """The code of a body: runs a script.
+    """The code of a body: runs a script. Subclasses say how steps are asked for."""
+
+    #: Errors of steps.
+    errors: tuple[type[Exception], ...] = (StepError,)
+
+    def do(self, plan: Plan) -> Awaitable[str]:
+        """Ask for a step that is a plan; gives its value."""
+        raise NotImplementedError
+
+    def local(self, op: ops.Local, seen: str) -> Awaitable[str]:
+        """Ask for a local step."""
+        raise NotImplementedError
+
+    def marked(self, op: ops.Marked, seen: str) -> Awaitable[str]:
+        """Ask for a local step that is another one if a mark or the time is."""
+        raise NotImplementedError
+
+    def error(self, salt: str) -> Exception:
+        """An error of the code itself."""
+        raise NotImplementedError
+
+    async def block(self, block: Block, seen: str) -> str:
+        for op in block:
+            seen = await self.part(op, seen)
+        return seen
+
+    async def part(self, op: ops.AnyOp, seen: str) -> str:
+        if isinstance(op, ops.Do):
+            return mix(seen, await self.do(scripts.with_arguments(op.plan, seen)))
+        if isinstance(op, ops.Local):
+            return await self.local(op, seen)
+        if isinstance(op, ops.Marked):
+            await self.marked(op, seen)
+        elif isinstance(op, ops.Nap):
+            await asyncio.sleep(op.seconds)
+        elif isinstance(op, ops.Raise):
+            raise self.error(op.salt)
+        elif isinstance(op, ops.Together):
+            branches = [self.block(each, mix(seen, str(n))) for n, each in enumerate(op.branches)]
+            gather = all_or_none if op.stops else asyncio.gather
+            return mix(seen, *await gather(*branches))
+        elif isinstance(op, ops.Race):
+            with suppress(*self.errors, asyncio.TimeoutError):
+                await asyncio.wait_for(self.block(op.block, seen), op.seconds)
+            return mix(seen, "raced")
+        else:
+            try:
+                return await self.block(op.block, seen)
+            except self.errors:
+                return await self.block(op.after, mix(seen, "caught"))
+        return seen
+
+
+class InlineCode(Code):
+    """As `Code`, on a `Body`.
 
     Args:
         body: keeps its steps.
@@ -64,44 +118,25 @@ class Code:
         assert self.script.body is not None
         return self.block(self.script.body, self.seen)
 
-    async def block(self, block: Block, seen: str) -> str:
-        for op in block:
-            seen = await self.part(op, seen)
-        return seen
+    def do(self, plan: Plan) -> Awaitable[str]:
+        return self.step(f"do-{plan.digest}", StepKind.PLAN, plan)
 
-    async def part(self, op: ops.AnyOp, seen: str) -> str:
-        if isinstance(op, ops.Do):
-            plan = scripts.with_arguments(op.plan, seen)
-            return mix(seen, await self.step(f"do-{op.plan.digest}", StepKind.PLAN, plan))
-        if isinstance(op, ops.Local):
-            return str(await self.step(f"local-{op.salt}", StepKind.LOCAL, (op, seen)))
-        if isinstance(op, ops.Marked):
-            mark = self.body.mark(op.salt, self.unique)
-            local = ops.Local(op.salt)
-            await self.step(f"{mark}, now {self.body.now()}", StepKind.LOCAL, (local, seen))
-        elif isinstance(op, ops.Nap):
-            await asyncio.sleep(op.seconds)
-        elif isinstance(op, ops.Raise):
-            raise StepError(ErrorInfo(scripts.SCRIPT_ERROR, op.salt))
-        elif isinstance(op, ops.Together):
-            branches = [self.block(each, mix(seen, str(n))) for n, each in enumerate(op.branches)]
-            gather = all_or_none if op.stops else asyncio.gather
-            return mix(seen, *await gather(*branches))
-        elif isinstance(op, ops.Race):
-            with suppress(StepError, asyncio.TimeoutError):
-                await asyncio.wait_for(self.block(op.block, seen), op.seconds)
-            return mix(seen, "raced")
-        else:
-            try:
-                return await self.block(op.block, seen)
-            except StepError:
-                return await self.block(op.after, mix(seen, "caught"))
-        return seen
+    def local(self, op: ops.Local, seen: str) -> Awaitable[str]:
+        return self.step(f"local-{op.salt}", StepKind.LOCAL, (op, seen))
 
-    def step(self, name: str, kind: StepKind, work: Any) -> Any:
+    def marked(self, op: ops.Marked, seen: str) -> Awaitable[str]:
+        mark = self.body.mark(op.salt, self.unique)
+        name = f"{mark}, now {self.body.now()}"
+        return self.step(name, StepKind.LOCAL, (ops.Local(op.salt), seen))
+
+    def error(self, salt: str) -> Exception:
+        return StepError(ErrorInfo(scripts.SCRIPT_ERROR, salt))
+
+    def step(self, name: str, kind: StepKind, work: Any) -> Awaitable[str]:
         """Ask for a step at once; gives something to await."""
         asked = self.body.ask(name, f"digest {name}", kind, lambda: work)
-        return self.body.outcome_of(asked)
+        awaited: Awaitable[str] = self.body.outcome_of(asked)
+        return awaited
 
 
 async def all_or_none(*coroutines: Coroutine[Any, Any, str]) -> list[str]:
@@ -150,7 +185,9 @@ class HostedBody:
             clock=self.life.clock,
         )
         self.began = self.body.now()
-        code = Code(self.body, self.script, seen, lambda: f"{self.made_by} {self.world.number()}")
+        code = InlineCode(
+            self.body, self.script, seen, lambda: f"{self.made_by} {self.world.number()}"
+        )
         self.code = AsyncBody(self.body, code.start)
         #: How often it has told something, and how many local steps run.
         self.told = 0

@@ -22,11 +22,14 @@ from ray.exceptions import (
 )
 
 from ray_workflows._executor.protocol import AttemptTemplate
+from ray_workflows._executor.scheduling.hosts import Hosts
 from ray_workflows._executor.scheduling.slots import Brought, SentBatch
 from ray_workflows._executor.worker.batch import EncodedBatch, Home
 from ray_workflows._executor.worker.event_loops import OneLoop
 from ray_workflows._executor.worker.listeners import listen
 from ray_workflows._executor.worker.loop import run_loads
+from ray_workflows._model.plan import BODY
+from tests.simulation.body_hosts import BodyActor
 from tests.simulation.processes import CoordinatorHandle, Objects, RayCluster, SimulatedProcess
 from tests.simulation.violations import Violation
 from tests.simulation.work import HERE
@@ -49,6 +52,8 @@ class SimulatedTask:
         self.asks = asks
         self.values = values
         self.process: SimulatedProcess | None = None
+        #: The host of bodies that it is a call of.
+        self.actor: BodyActor | None = None
         self.over = False
         self.outcome: Any = None
         self.action: Callable[[Any], None] | None = None
@@ -96,11 +101,16 @@ class SimulatedCluster:
         self.waiting: deque[SimulatedTask] = deque()
         self.running: dict[SimulatedTask, None] = {}
         self.hosts: dict[SimulatedTask, Listening] = {}
+        self.actors: dict[BodyActor, None] = {}
 
     # -- Ray tasks -------------------------------------------------------------------------
 
     def submit(self, task: SimulatedTask) -> None:
         """Queue a task until a slot is free."""
+        if task.sent.hosted and task.actor is not None:
+            delay = self.world.rng.uniform(0.001, 0.02)
+            self.world.clock.after(delay, lambda: task.actor and task.actor.call(task))
+            return
         if task.sent.hosted:
             self.world.clock.after(self.world.rng.uniform(0.001, 0.02), lambda: self.listen(task))
             return
@@ -233,6 +243,8 @@ class SimulatedCluster:
             self.end(task, TaskCancelledError())
         elif task in self.hosts:
             self.hosts[task].cancel()
+        elif task.actor is not None:
+            task.actor.cancel(task)
         elif task in self.running and force:
             assert task.process is not None
             self.kill(task.process, "its task was canceled")
@@ -271,6 +283,9 @@ class SimulatedCluster:
             if task.life is life:
                 delay = self.world.rng.choice([0.01, 0.5, 3.0]) * self.world.rng.random()
                 self.world.clock.after(delay, lambda task=task: self.stop(task))
+        for actor in [each for each in self.actors if each.life is life]:
+            delay = self.world.rng.choice([0.01, 0.5, 3.0]) * self.world.rng.random()
+            self.world.clock.after(delay, actor.end)
 
     def close(self) -> None:
         """End all threads at the end of a seed."""
@@ -279,6 +294,8 @@ class SimulatedCluster:
                 task.process.kill("the seed is over")
         for listening in self.hosts.values():
             listening.coroutine.close()
+        for actor in list(self.actors):
+            actor.end()
 
 
 class Listening:
@@ -336,6 +353,7 @@ class ClusterOfLife:
         self.life = life
         #: Shapes of which is known what their attempts need.
         self.prepared: set[str] = set()
+        self.hosts = Hosts(lambda actor: actor.end_later())
 
     def head(self) -> None:
         """Ask the head, which may be away. Not under the executor's lock: other threads, the loop
@@ -373,6 +391,11 @@ class ClusterOfLife:
     ) -> SimulatedTask:
         """Submit a Ray task."""
         task = SimulatedTask(self.life, sent, list(loads), asks, dict(values))
+        (request, *_) = (member.request for member in sent.members)
+        if request.options.kind == BODY:
+            host = self.hosts.take("", request, lambda: BodyActor(self.cluster, self.life))
+            task.actor = host.actor
+            self.hosts.called(host, task)
         self.cluster.submit(task)
         return task
 
@@ -391,7 +414,15 @@ class ClusterOfLife:
         """Nothing to remove."""
 
     def ended(self, ref: Any, *, host_died: bool) -> None:
-        """Nothing to do: each call has a host of its own."""
+        """Note the end of a call. Each listener has a host of its own."""
+        self.hosts.ended(ref, host_died)
+
+    def give(self, ref: Any, given: bytes) -> None:
+        """Send an outcome to the host of a body."""
+        host = self.hosts.calls.get(ref)
+        if host is not None:
+            host.actor.give(given)
 
     def close(self) -> None:
-        """Nothing to do: it ends with its coordinator."""
+        """End all hosts of bodies. Others end with the coordinator."""
+        self.hosts.close()

@@ -77,7 +77,7 @@ def expect_task(
     else:
         result = Expected(scripts.core(script, arguments, inputs))
         if script.body is not None:
-            result = expect_block(script.body, value_of(result))
+            result = expect_block(script.body, value_of(result), timer)
         if result.output is not None and (script.turns or script.plan is not None):
             result = expect(scripts.continuation(script, options, result.output), timer)
     if not options.catch_exceptions:
@@ -94,19 +94,19 @@ def value_of(result: Expected) -> str:
     return result.output
 
 
-def expect_block(block: Block, seen: str) -> Expected:
+def expect_block(block: Block, seen: str, timer: str | None = None) -> Expected:
     """What a block of a body comes to, that begins with ``seen``."""
     for op in block:
-        result = expect_part(op, seen)
+        result = expect_part(op, seen, timer)
         if result.output is None:
             return result
         seen = result.output
     return Expected(seen)
 
 
-def expect_part(op: body_scripts.AnyOp, seen: str) -> Expected:
+def expect_part(op: body_scripts.AnyOp, seen: str, timer: str | None) -> Expected:
     if isinstance(op, body_scripts.Do):
-        result = expect(scripts.with_arguments(op.plan, seen))
+        result = expect(scripts.with_arguments(op.plan, seen), timer)
         return result if result.output is None else Expected(mix(seen, result.output))
     if isinstance(op, body_scripts.Local):
         failed = Expected(None, frozenset([op.salt]))
@@ -114,7 +114,9 @@ def expect_part(op: body_scripts.AnyOp, seen: str) -> Expected:
     if isinstance(op, body_scripts.Raise):
         return Expected(None, frozenset([op.salt]))
     if isinstance(op, body_scripts.Together):
-        results = [expect_block(each, mix(seen, str(n))) for n, each in enumerate(op.branches)]
+        results = [
+            expect_block(each, mix(seen, str(n)), timer) for n, each in enumerate(op.branches)
+        ]
         culprits = frozenset().union(*(result.culprits for result in results))
         if culprits:
             return Expected(None, culprits)
@@ -122,6 +124,8 @@ def expect_part(op: body_scripts.AnyOp, seen: str) -> Expected:
     if isinstance(op, body_scripts.Race):
         return Expected(mix(seen, "raced"))
     if isinstance(op, body_scripts.Guard):
-        result = expect_block(op.block, seen)
-        return expect_block(op.after, mix(seen, "caught")) if result.output is None else result
+        result = expect_block(op.block, seen, timer)
+        if result.output is not None:
+            return result
+        return expect_block(op.after, mix(seen, "caught"), timer)
     return Expected(seen)

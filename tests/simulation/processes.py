@@ -465,6 +465,7 @@ class CoordinatorHandle:
         self.batch_overran = Method(process, "batch_overran")
         self.attempt_runs = Method(process, "attempt_runs")
         self.attempt_waits = Method(process, "attempt_waits")
+        self.body_progress = Method(process, "body_progress")
 
 
 class RayCluster:
@@ -516,6 +517,8 @@ class RayCluster:
             report, _ = decode_report(arguments[0])
             world.seen["members handed back"] += len(report.unstarted)
             executor.batch_overran(arguments[0])
+        elif name == "body_progress":
+            executor.body_progress(*arguments)
         elif name == "attempt_waits":
             executor.attempt_waits(*arguments)
         else:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from tests.simulation.violations import Violation
 from tests.simulation.world import World
-from tests.simulation.world_of_bodies import WorldOfBodies
+from tests.simulation.world_of_bodies import WorldOfBodies, WorldOfHosts
 from tests.simulation.world_of_drivers import WorldOfDrivers
 from tests.simulation.world_of_parents import WorldOfParents
 from tests.simulation.world_of_workers import WorldOfWorkers
@@ -18,6 +18,7 @@ WORLDS: dict[str, type[World]] = {
     "drivers": WorldOfDrivers,
     "parents": WorldOfParents,
     "bodies": WorldOfBodies,
+    "hosts": WorldOfHosts,
 }
 
 

@@ -7,10 +7,12 @@ execution that made it: what is live, what is stored and what consumers were giv
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ray.dag import FunctionNode
 
+import ray_workflows as workflow
 from ray_workflows._capture.dag import capture_plan
 from ray_workflows._capture.options import write_label
 from ray_workflows._capture.pickling import pickle_value
@@ -18,10 +20,12 @@ from ray_workflows._capture.values import ValueReader, ValueWriter
 from ray_workflows._codec.envelope import seal
 from ray_workflows._executor.protocol import AttemptRequest
 from ray_workflows._executor.worker import context
-from ray_workflows._model.plan import ENGINE_KINDS, LISTENER, Environment, Plan, TaskOptions
+from ray_workflows._model.plan import BODY, ENGINE_KINDS, LISTENER, Environment, Plan, TaskOptions
 from ray_workflows._model.values import Outcome
 from ray_workflows.storage.base import Storage
 from tests.simulation import scripts
+from tests.simulation.bodies import Code
+from tests.simulation.body_scripts import Local, Marked, local_result
 from tests.simulation.scripts import Script
 
 if TYPE_CHECKING:
@@ -36,6 +40,10 @@ TIMER = "none"
 
 class ScriptError(Exception):
     """What scripts raise that are to fail."""
+
+
+class FlakyError(Exception):
+    """What flaky scripts raise."""
 
 
 class Surroundings:
@@ -76,6 +84,10 @@ class Work:
         process = here()
         execution = process.begins(request, inputs)
         execution.run(script)
+        if script.flaky > process.world.monitor.failures_of(request.incarnation, script.salt):
+            process.world.raised[execution.key] = scripts.FLAKY_ERROR
+            execution.ends()
+            raise FlakyError(script.salt)
         result = self.result(request, script, text, inputs, execution.name)
         execution.ends()
         return result
@@ -104,6 +116,64 @@ class Work:
         if script.turns or script.plan is not None:
             return to_dag(scripts.continuation(script, request.options, value))
         return (value, name, PADDING) if script.large else (value, name)
+
+
+def body_of(encoded: bytes, name: str) -> Any:
+    """The function of a task that is a body."""
+    function = partial(run_body, encoded)
+    function.__qualname__ = name  # type: ignore[attr-defined]
+    # Arguments of steps have to be the same each time.
+    function.strict = True  # type: ignore[attr-defined]
+    return function
+
+
+async def run_body(encoded: bytes, text: str, *inputs: Any) -> Any:
+    """Run the script of a body."""
+    request = context.current_attempt()
+    assert request is not None
+    script = scripts.DECODER.decode(encoded)
+    assert script.body is not None
+    execution = here().begins(request, inputs)
+    value = scripts.core(script, text, [seen(each) for each in inputs])
+    try:
+        value = await WorkerCode().block(script.body, value)
+    except Exception as error:
+        execution.process.world.raised[execution.key] = type(error).__name__
+        execution.ends()
+        raise
+    execution.ends()
+    if script.turns or script.plan is not None:
+        return to_dag(scripts.continuation(script, request.options, value))
+    return (value, execution.name, PADDING) if script.large else (value, execution.name)
+
+
+class WorkerCode(Code):
+    """The code of a body, with the functions that users have."""
+
+    errors = (Exception,)
+
+    async def do(self, plan: Plan) -> str:
+        return seen(await workflow.step(to_dag(plan)))
+
+    async def local(self, op: Local, text: str) -> str:
+        return seen(await workflow.step(do_local, op.salt, text, op.fails, op.large))
+
+    async def marked(self, op: Marked, text: str) -> str:
+        unique = f"{op.salt} {workflow.uuid4()} {workflow.now()}"
+        return seen(await workflow.step(do_local, unique, text, False, False))
+
+    def error(self, salt: str) -> Exception:
+        return ScriptError(salt)
+
+
+def do_local(salt: str, text: str, fails: bool, large: bool) -> Any:
+    """A local step."""
+    process = here()
+    process.sleep(process.world.rng.choice([0.001, 0.01, 1.5]) * process.world.rng.random())
+    if fails:
+        raise ScriptError(salt)
+    value = local_result(Local(salt), text)
+    return (value, "", PADDING) if large else (value, "")
 
 
 class Nap:
@@ -171,13 +241,14 @@ def label(options: TaskOptions) -> dict[str, Any]:
 
 def to_dag(plan: Plan) -> FunctionNode:
     """A plan of scripts as the DAG that a user would bind."""
-    bodies: dict[bytes, Work] = {}
+    bodies: dict[bytes, Any] = {}
     bound: list[dict[str, Any]] = [label(options) for options in plan.options]
     nodes: list[FunctionNode] = []
     for spec in plan.tasks:
         data = plan.functions[spec.function].data
         assert isinstance(data, bytes)
-        body = bodies.setdefault(data, Work(data, spec.name))
+        make = body_of if plan.options[spec.options].kind == BODY else Work
+        body = bodies.setdefault(data, make(data, spec.name))
         assert isinstance(spec.arguments.data, bytes)
         args: tuple[Any, ...] = (scripts.unpack(spec.arguments.data),)
         if plan.options[spec.options].kind not in ENGINE_KINDS:

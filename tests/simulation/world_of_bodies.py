@@ -10,13 +10,15 @@ from ray_workflows._executor.protocol import AttemptRequest
 from ray_workflows._model import events as ev
 from ray_workflows._model.catalog import Append
 from ray_workflows._model.plan import BODY, Plan
-from ray_workflows._model.values import Blob
+from ray_workflows._model.values import Blob, ErrorInfo, Value
 from tests.simulation import scripts
 from tests.simulation.body_shapes import draw_body_plan
+from tests.simulation.laws import MonitorOfWorkers
 from tests.simulation.life import Life
 from tests.simulation.monitor import Journal, Monitor
 from tests.simulation.violations import Violation
 from tests.simulation.world import World
+from tests.simulation.world_of_workers import WorldOfWorkers
 
 #: The task that has steps, and its workflow.
 Key = tuple[str, int]
@@ -99,11 +101,19 @@ class MonitorOfBodies(Monitor):
             value = ended.outcome.value
             if value is None:
                 assert ended.outcome.error is not None
-                made_by = ended.outcome.error.traceback
+                made_by = self.maker_of_error(ended.outcome.error)
             else:
-                data = value.data
-                made_by = data.key if isinstance(data, Blob) else scripts.maker(data)
+                made_by = self.maker_of_local(value)
             self.judge_maker(state, event, made_by, holder_id, where)
+
+    def maker_of_local(self, value: Value) -> str:
+        """The attempt that made the value of a local step."""
+        data = value.data
+        return data.key if isinstance(data, Blob) else scripts.maker(data)
+
+    def maker_of_error(self, error: ErrorInfo) -> str:
+        """The attempt that made the error of a local step."""
+        return error.traceback
 
     def body_of(self, request: AttemptRequest) -> Body | None:
         """What the journal has of a body, if it has more than nothing and the attempt is the
@@ -148,3 +158,34 @@ class WorldOfBodies(World):
     def close(self) -> None:
         for life in self.lives:
             life.executor.close()
+
+
+class MonitorOfHosts(MonitorOfBodies, MonitorOfWorkers):
+    """The laws of both."""
+
+    def __init__(self, world: WorldOfHosts) -> None:
+        MonitorOfWorkers.__init__(self, world)
+        self.seen = world.seen
+        self.asked = {}
+        self.most = {}
+
+    def maker_of_local(self, value: Value) -> str:
+        return ""
+
+    def maker_of_error(self, error: ErrorInfo) -> str:
+        return ""
+
+
+class WorldOfHosts(WorldOfWorkers):
+    """A world of bodies with real executors, and the real hosts of bodies."""
+
+    def __init__(self, seed: int, **options: Any) -> None:
+        # Errors that are hard to bring home end bodies in other ways than scripts say.
+        options["trouble"] = {"poison": 0.0, **(options.get("trouble") or {})}
+        super().__init__(seed, **options)
+
+    def new_monitor(self) -> MonitorOfHosts:
+        return MonitorOfHosts(self)
+
+    def draw_plan(self) -> Plan:
+        return draw_body_plan(self.rng)
