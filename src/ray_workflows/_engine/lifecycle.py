@@ -37,6 +37,7 @@ from ray_workflows._model.answers import (
     Stopped,
     TooManySignals,
 )
+from ray_workflows._model.catalog import DAG, FUNCTION
 from ray_workflows._model.plan import EnvironmentChange
 from ray_workflows._model.status import WorkflowStatus
 from ray_workflows._model.tags import MAX_TAGS, too_many, with_tags
@@ -335,6 +336,7 @@ def apply_workflow_submitted(state: Lifecycle, event: ev.WorkflowSubmitted) -> N
     state.metadata = event.metadata
     state.request_id = event.request_id
     state.name = event.plan.name
+    state.kind = FUNCTION if event.plan.runs_body else DAG
     state.tags = event.tags
     state.parent = event.parent
     state.plan_digest = event.plan.digest

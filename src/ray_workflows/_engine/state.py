@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from ray_workflows._model.catalog import Tag
+from ray_workflows._model.catalog import DAG, Tag
 from ray_workflows._model.events import End
 from ray_workflows._model.outbox import OutboxMessage
 from ray_workflows._model.plan import BODY, Environment, Function, Plan
@@ -253,6 +253,8 @@ class Lifecycle(msgspec.Struct, array_like=True, eq=False):
     outbox: dict[str, OutboxMessage] = {}
     #: How it ends, once they are delivered.
     ending: End | None = None
+    #: One of `KINDS`.
+    kind: str = DAG
 
     def is_known(self, request_id: str) -> bool:
         """Whether this request submitted it or last resumed it."""

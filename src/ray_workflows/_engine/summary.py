@@ -32,6 +32,7 @@ def catalog_row(
         plan_digest=state.plan_digest,
         error=None if error is None else f"{error.type_name}: {error.message}",
         released=state.released,
+        kind=state.kind,
         name=state.name,
         parent=state.parent,
         due_at=due_at,

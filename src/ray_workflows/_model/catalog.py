@@ -17,7 +17,8 @@ NEVER = 253402300799.0
 
 #: The kinds of workflows.
 DAG = "dag"
-KINDS = (DAG, "function", "actor", "schedule")
+FUNCTION = "function"
+KINDS = (DAG, FUNCTION, "actor", "schedule")
 
 #: The value of a tag.
 Tag = str | int | float | bool

@@ -17,7 +17,7 @@ class WorkflowInfo(msgspec.Struct, frozen=True):
     Attributes:
         workflow_id: its id.
         status: its status.
-        kind: what runs: ``"dag"``.
+        kind: what runs: ``"dag"``, or ``"function"`` for a durable function.
         name: of its root function; empty for a workflow of a release before 0.2.0 that has
             not gone on since.
         queue: the queue that it is in; empty: none.

@@ -172,6 +172,11 @@ class Plan(msgspec.Struct, frozen=True, array_like=True):
         return self.options[self.tasks[self.output].options].tags
 
     @property
+    def runs_body(self) -> bool:
+        """Whether the task whose result is the result of the plan is a durable function."""
+        return self.options[self.tasks[self.output].options].kind == BODY
+
+    @property
     def name(self) -> str:
         """What the function is called whose result is the result of the plan, without its module:
         a script's would be ``__main__``."""

@@ -282,3 +282,11 @@ def test_the_traceback_of_a_local_step_begins_in_its_code() -> None:
             head, *frames = env.run(body.bind(later)).splitlines()
             assert "step 'fails" in head
             assert __file__ in frames[0]
+
+
+def test_its_kind_is_in_the_catalog() -> None:
+    with Environment() as env:
+        env.run(undone.bind("a"), workflow_id="a function")
+        env.run(charge.bind("a"), workflow_id="a DAG")
+        found = [each.workflow_id for each in workflow.list_workflows("kind=function")]
+        assert found == ["a function"]

@@ -59,7 +59,7 @@ def check_flight(executor: RayExecutor, flight: InFlightAttempt, waits: bool) ->
         assert sent is None, f"{name(flight)} waits in a queue and travels in a Ray task"
     elif sent is None:
         # The end of a body may be held until all of its progress is here.
-        unheard = flight.batch in executor.unsettled or flight.suspension is not None
+        unheard = flight.batch in executor.unsettled or flight.end is not None
         assert unheard, f"{name(flight)} is in no queue and in no Ray task, and was not reported"
     else:
         assert flight in sent.members, f"{name(flight)} is not in the batch that it names"
