@@ -24,6 +24,7 @@ from ray_workflows._codec.journal import (
 from ray_workflows._model import events as ev
 from ray_workflows._model.catalog import JournalEntry
 from ray_workflows._model.outbox import OutboxMessage
+from ray_workflows._model.steps import CanceledStep, EndedStep, Step, StepKind, StepRecord
 from ray_workflows._model.values import Blob, ErrorInfo, Outcome, Value
 from ray_workflows.exceptions import StorageCorruptError
 from tests.unit.plans import plan
@@ -60,6 +61,23 @@ EVENTS = [
     ev.TaskSucceeded(
         1.0, 0, 1, Value(b"v"), messages=(OutboxMessage("i-0", "other", Value(BLOB)),)
     ),
+    ev.StepsAsked(
+        *(1.0, 0, 1, 0.5, (Step("a", "a", "d", 0, StepKind.PLAN),), PLAN, (2,), ("a", "b"), 3),
+        marks=(StepRecord(Step("start", "start", "", 1, StepKind.START), Outcome(Value(b"v"))),),
+        canceled=(CanceledStep("a", 1),),
+        messages=(OutboxMessage("i-0-start", "other", Value(BLOB)),),
+    ),
+    ev.StepsEnded(
+        *(1.0, 0, 1, 0.5),
+        (
+            EndedStep(
+                Step("1/f#2", "f", "", 0, StepKind.LOCAL),
+                *(Outcome(error=ERROR), 0.5, 0.9),
+                (OutboxMessage("i-0-1/f#2-0", "other", Value(b"m")),),
+            ),
+        ),
+    ),
+    ev.AttemptSuspended(1.0, 0, 1, 2, 0.5, 0.9, "node"),
     ev.WorkflowEnding(1.0, ev.WorkflowSucceeded(1.0, Outcome(value=Value(b"v")))),
     ev.Delivered(1.0, "i-0"),
     ev.Delivered(1.0, "i-0", ERROR),

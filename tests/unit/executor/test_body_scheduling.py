@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
+import pytest
 
 from ray_workflows._codec.transport import message
 from ray_workflows._executor.executor import LATE_SECONDS
 from ray_workflows._executor.protocol import ENCODER, AttemptRequest, BatchReport, ToldProgress
-from ray_workflows._model.messages import AttemptSuspended, BodyEnd, BodyProgress
-from ray_workflows._model.plan import BODY
+from ray_workflows._model.messages import (
+    AttemptReturned,
+    AttemptReturnedPlan,
+    AttemptSuspended,
+    BodyEnd,
+    BodyProgress,
+)
+from ray_workflows._model.plan import BODY, EMPTY_PLAN
 from ray_workflows._model.steps import History, StepOutcome
 from ray_workflows._model.values import Outcome, Value
 from tests.unit.scheduling import INCARNATION, RayTask, Scheduling, attempt, template
@@ -31,6 +40,10 @@ def progress(number: int, task: int = 0) -> bytes:
 def suspend(scheduling: Scheduling, ray_task: RayTask, told: int) -> None:
     ((number, (request,)),) = ray_task.batches()
     end = AttemptSuspended(request.task, 0, 1, 1.0, 2.0, taken=0, told=told)
+    end_with(scheduling, ray_task, number, end)
+
+
+def end_with(scheduling: Scheduling, ray_task: RayTask, number: int, end: BodyEnd) -> None:
     scheduling.end(ray_task, [message(ENCODER.encode(BatchReport(number, ((0, end),), (0.0,))))])
 
 
@@ -132,6 +145,21 @@ def test_the_end_of_a_body_waits_for_its_progress() -> None:
     assert scheduling.outcomes == [*[(0, "BodyProgress")] * 3, (0, "AttemptSuspended")]
     scheduling.settle()
     assert len(scheduling.outcomes) == 4
+
+
+@pytest.mark.parametrize("returned", [AttemptReturned, AttemptReturnedPlan])
+def test_a_result_waits_for_what_was_sent_before(returned: Any) -> None:
+    """The last progress may have messages to other workflows."""
+    scheduling = Scheduling()
+    scheduling.start(body())
+    scheduling.flush()
+    (ray_task,) = scheduling.tasks
+    ((number, _),) = ray_task.batches()
+    result = EMPTY_PLAN if returned is AttemptReturnedPlan else Value(b"v")
+    end_with(scheduling, ray_task, number, returned(0, 0, 1, 1.0, 2.0, result, told=1))
+    assert scheduling.outcomes == []
+    scheduling.executor.body_progress(progress(0))
+    assert scheduling.outcomes == [(0, "BodyProgress"), (0, returned.__name__)]
 
 
 def test_a_body_whose_progress_is_lost_runs_again() -> None:
