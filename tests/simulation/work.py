@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ray.dag import FunctionNode
+from ray.exceptions import RayTaskError
 
 import ray_workflows as workflow
 from ray_workflows._capture.dag import capture_plan
@@ -138,13 +139,21 @@ async def run_body(encoded: bytes, text: str, *inputs: Any) -> Any:
     try:
         value = await WorkerCode().block(script.body, value)
     except Exception as error:
-        execution.process.world.raised[execution.key] = type(error).__name__
+        bare = without_wrappers(error)
+        execution.process.world.raised[execution.key] = type(bare).__name__
         execution.ends()
-        raise
+        raise bare from error
     execution.ends()
     if script.turns or script.plan is not None:
         return to_dag(scripts.continuation(script, request.options, value))
     return (value, execution.name, PADDING) if script.large else (value, execution.name)
+
+
+def without_wrappers(error: BaseException) -> BaseException:
+    """What the code of a step raised, at any depth."""
+    while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
+        error = error.cause
+    return error
 
 
 class WorkerCode(Code):
