@@ -4,6 +4,7 @@ with fibers for threads."""
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 #: What is pickled in place of a home, which no process here shares with another one.
 HOMES: dict[int, Home] = {}
+NUMBERS = itertools.count()
 
 
 def home_numbered(number: int) -> Home:
@@ -104,7 +106,8 @@ class BodyActor:
         self.host.bodies = {}
         self.host.early = OrderedDict()
         self.calls: dict[SimulatedTask, asyncio.Task[Any]] = {}
-        number = self.world.number()
+        # Another one in each world of this process: what it unpickles as is cached.
+        number = next(NUMBERS)
         HOMES[number] = Home(self.process.storage, CoordinatorHandle(self.process), self.process)
         self.home = number
         self.pickled_home = cloudpickle.dumps(HomeOf(number))
