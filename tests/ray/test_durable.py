@@ -409,7 +409,8 @@ def test_large_values_and_objects(wid: str, marks: Marks) -> None:
         marks.add("ran")
         await workflow.wait_for_signal("go")
         again = await workflow.step(local, array)
-        return more.sum(), ray.get(tripled).sum(), direct[0].sum(), again.sum()
+        tripled_sum = await workflow.step(lambda refs: ray.get(refs[0]).sum(), [tripled])
+        return more.sum(), tripled_sum, direct[0].sum(), again.sum()
 
     ones = np.ones(400_000)
     ref = workflow.run_async(body.bind(ones, [ray.put(ones)]), workflow_id=wid)

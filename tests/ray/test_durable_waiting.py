@@ -29,10 +29,17 @@ def waits_plainly(marks: Marks, name: str = "go"):
     return workflow.wait_for_signal(name)
 
 
-def in_memory(workflow_id: str) -> bool:
-    """Whether the coordinator has the workflow in memory."""
-    described = ray.get(connect().coordinator.describe.remote())
-    return workflow_id in str(described)
+def wait_for_eviction(workflow_id: str) -> None:
+    """Wait until the coordinator has it in storage alone."""
+    coordinator = connect().coordinator
+
+    def evicted() -> bool:
+        found = coordinator.__ray_call__.remote(
+            lambda self: workflow_id in self.loop.active.evicted
+        )
+        return ray.get(found)
+
+    wait_until(evicted, "it is evicted")
 
 
 def task_of(workflow_id: str):
@@ -50,11 +57,10 @@ def test_a_body_that_only_waits_has_no_attempt(wid: str, marks: Marks, body) -> 
     workflow.signal(wid, "go", "went")
     assert ray.get(ref) == "went"
     # The attempt that gave its place back is none that failed.
-    assert [str(each.outcome) for each in workflow.get_tasks(wid, attempts=True)[0].history] == [
-        "SUSPENDED",
-        "SUCCEEDED",
-    ]
-    assert marks.count("body") == 2
+    history = workflow.get_tasks(wid, attempts=True)[0].history
+    *before, last = [str(each.outcome) for each in history]
+    assert (set(before), last) == ({"suspended"}, "returned")
+    assert marks.count("body") == len(history)
 
 
 def test_many_that_wait_need_no_process_each(wid: str, marks: Marks) -> None:
@@ -82,8 +88,7 @@ def test_what_is_evicted_comes_back(wid: str, marks: Marks) -> None:
     for turn in range(3):
         marks.wait_for(f"turn-{turn}")
         wait_for_suspension(wid)
-        evicted = connect().coordinator.describe
-        wait_until(lambda: ray.get(evicted.remote())["evicted"] > 0, "something is evicted")
+        wait_for_eviction(wid)
         workflow.signal(wid, "go", turn)
     assert ray.get(ref) == [0, 1, 2]
 
@@ -161,7 +166,7 @@ def test_delete_while_it_runs(wid: str, marks: Marks, gate: Gate, suspended: boo
         workflow.delete(wid)
     workflow.cancel(wid)
     workflow.delete(wid)
-    assert workflow.list_all(filter=f"workflow_id = '{wid}'") == []
+    assert wid not in dict(workflow.list_all())
     gate.open()
     ref = workflow.run_async(waits.bind(marks, "other"), workflow_id=wid)
     workflow.signal(wid, "other", "anew")
@@ -173,9 +178,8 @@ def test_delete_while_it_runs(wid: str, marks: Marks, gate: Gate, suspended: boo
 def test_the_timeout_of_a_workflow(wid: str, marks: Marks, gate: Gate, suspended: bool) -> None:
     limit = timedelta(seconds=3 if suspended else 0.5)
     dag = waits.bind(marks)
-    with pytest.raises(workflow.WorkflowExecutionError, match="timeout") as caught:
+    with pytest.raises(workflow.WorkflowTimeoutError):
         workflow.run(dag, workflow_id=wid, timeout=limit)
-    assert isinstance(caught.value.__cause__, workflow.WorkflowTimeoutError)
     assert workflow.get_status(wid) == workflow.FAILED
     ref = workflow.resume_async(wid)
     workflow.signal(wid, "go", "in time")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Generator
-from typing import Any
+from typing import Any, NoReturn
 
 from ray_workflows._executor.worker.bodies.body import Asked, Body, BodyLeft
 
@@ -28,6 +28,12 @@ class StepCall(Coroutine[Any, Any, Any]):
         self.over = False
         # For the texts of tasks.
         self.__name__ = self.__qualname__ = asked.path
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"The call of step {self.asked.path!r} is no value that a step can take, or a durable "
+            f"function return. Its result is: await it first."
+        )
 
     def __await__(self) -> Generator[Any, Any, Any]:
         if self.generator is not None:
