@@ -132,6 +132,12 @@ def test_a_step_less_beside_others() -> None:
     assert "asks for no such step" in str(error)
 
 
+def test_a_step_of_a_later_turn_instead() -> None:
+    error = error_of(sequence("b"), history_of(sequence("a", "b"), 1))
+    assert "history has step 'a'" in str(error)
+    assert "asks for step 'b' of 'b' at code.py:1, after 0 outcomes" in str(error)
+
+
 def test_a_step_less_in_a_plain_body_that_waits() -> None:
     error_of(plain_sequence("a"), history_of(together("a", "b"), 0))
 

@@ -157,6 +157,8 @@ class Body:
         self.time = history.began or clock()
         self.count = 0
         self.asked: set[str] = set()
+        #: What it asked for in this turn.
+        self.latest: list[Asked] = []
         #: Steps without an outcome, by path.
         self.open: dict[str, Asked] = {}
         #: How many of them the process of the body runs itself.
@@ -247,6 +249,7 @@ class Body:
         if kind is LOCAL:
             self.local += 1
         self.asked.add(path)
+        self.latest.append(asked)
         self.open[path] = asked
         return asked
 
@@ -349,6 +352,7 @@ class Body:
         if asked.kind is LOCAL:
             self.local -= 1
         self.turn += 1
+        self.latest = []
         self.time = max(self.time, outcome.at)
         asked.taken = True
         if asked.waker is not None:
@@ -363,10 +367,8 @@ class Body:
             later = (record for turn in self.expected for record in self.expected[turn])
             missing = next((each for each in later if each.step.path not in self.asked), None)
         if missing is not None:
-            self.fail(
-                self.of_history(missing.step),
-                "nothing more: it has ended" if ended else "no such step",
-            )
+            asked = "nothing more: it has ended" if ended else self.instead()
+            self.fail(self.of_history(missing.step), asked)
 
     def missing(self) -> StepRecord | None:
         """The first recorded step of this turn for which the code has not asked yet."""
@@ -374,6 +376,13 @@ class Body:
             if record.step.path not in self.asked:
                 return record
         return None
+
+    def instead(self) -> str:
+        """The first step that the code asked for in this turn, and that is not recorded for it."""
+        expected = {record.step.path for record in self.expected.get(self.turn, ())}
+        found = (asked for asked in self.latest if asked.path not in expected)
+        asked = next(found, None)
+        return "no such step" if asked is None else self.of_code(asked)
 
     # What the host takes.
 
