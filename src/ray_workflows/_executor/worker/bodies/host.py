@@ -47,8 +47,9 @@ T = TypeVar("T")
 #: The most bodies of one host at once.
 MAX_BODIES = 10_000
 
-#: How many threads run bodies and their local steps.
-MAX_THREADS = 256
+#: How many threads run local steps beside bodies. A body has a thread whenever it needs one: local
+#: steps may wait for what other bodies do.
+MAX_STEP_THREADS = 256
 
 #: How long a body waits before it gives its place back, in seconds.
 IDLE_SECONDS = 1.0
@@ -69,7 +70,8 @@ class BodyHost:
         guard_this_process()
         # A step may wait for Ray: it runs on a thread, not in the event loop of this actor.
         os.environ["RAY_WARN_BLOCKING_GET_INSIDE_ASYNC"] = "0"
-        self.threads = ThreadPoolExecutor(MAX_THREADS, "ray-workflows-body")
+        self.threads = ThreadPoolExecutor(MAX_BODIES, "ray-workflows-body")
+        self.step_threads = ThreadPoolExecutor(MAX_STEP_THREADS, "ray-workflows-step")
         self.bodies: dict[Key, HostedBody] = {}
         #: Outcomes that have come before their body: Ray may change the order of calls.
         self.early: OrderedDict[Key, list[GivenOutcomes]] = OrderedDict()
@@ -84,7 +86,7 @@ class BodyHost:
         run = AttemptRun(
             request, home.storage, live, home.process, number, sequence, running=running
         )
-        hosted = HostedBody(run, home.coordinator, self.threads)
+        hosted = HostedBody(run, home.coordinator, self.threads, self.step_threads)
         key = key_of(request)
         self.bodies[key] = hosted
         for given in self.early.pop(key, ()):
@@ -127,13 +129,21 @@ class HostedBody:
         run: the attempt.
         coordinator: its handle.
         threads: run the user's code.
+        step_threads: run local steps beside it.
     """
 
-    def __init__(self, run: AttemptRun, coordinator: Any, threads: ThreadPoolExecutor) -> None:
+    def __init__(
+        self,
+        run: AttemptRun,
+        coordinator: Any,
+        threads: ThreadPoolExecutor,
+        step_threads: ThreadPoolExecutor,
+    ) -> None:
         assert run.request.history is not None
         self.run_of = run
         self.coordinator = coordinator
         self.threads = threads
+        self.step_threads = step_threads
         self.body = BodyAttempt(run)
         self.outcomes: InOrder[StepOutcome] = InOrder(len(run.request.history.outcomes))
         #: Outcomes that the body has not taken.
@@ -178,6 +188,12 @@ class HostedBody:
             return await self.call(self.run_of.raised, error)
 
     async def call(self, function: Callable[..., T], *args: Any) -> T:
+        """As `call_on`, on a thread for the user's code."""
+        return await self.call_on(self.threads, function, *args)
+
+    async def call_on(
+        self, threads: ThreadPoolExecutor, function: Callable[..., T], *args: Any
+    ) -> T:
         """Run a function that may block and raise anything, on a thread.
 
         Raises:
@@ -191,7 +207,7 @@ class HostedBody:
                 return None, error
 
         loop = asyncio.get_running_loop()
-        result, error = await loop.run_in_executor(self.threads, guarded)
+        result, error = await loop.run_in_executor(threads, guarded)
         if error is not None:
             raise UserError(error)
         return result  # type: ignore[no-any-return]
@@ -256,7 +272,9 @@ class HostedBody:
     def start_local_step(self, step: Step, work: LocalWork) -> None:
         """Run a local step on a thread of its own."""
         self.local += 1
-        running = asyncio.ensure_future(self.call(self.run_local_step, step, work))
+        running = asyncio.ensure_future(
+            self.call_on(self.step_threads, self.run_local_step, step, work)
+        )
         running.add_done_callback(self.local_step_ended)
 
     def local_step_ended(self, running: asyncio.Future[None]) -> None:
