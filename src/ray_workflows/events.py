@@ -108,13 +108,35 @@ def bind(function: Callable[..., Any], options: dict[str, Any], *args: Any, **kw
     return remote.bind(*args, **kwargs)
 
 
-class AwaitableNode(FunctionNode):  # type: ignore[misc]
-    """A node that a durable function can await: as a step."""
+class AwaitableNode(FunctionNode, Coroutine[Any, Any, Any]):  # type: ignore[misc]
+    """A node that a durable function can await, as a step. A coroutine too, for asyncio's
+    ``create_task``; the step is asked for when that begins."""
+
+    #: The step, once it is awaited.
+    call: Coroutine[Any, Any, Any] | None = None
+
+    def begun(self) -> Coroutine[Any, Any, Any]:
+        """The step, which begins with the first use."""
+        if self.call is None:
+            self.call = step(self)
+        return self.call
 
     def __await__(self) -> Generator[Any, Any, Any]:
         """Wait for the step."""
-        awaited: Generator[Any, Any, Any] = step(self).__await__()
-        return awaited
+        return self.begun().__await__()
+
+    def send(self, value: Any) -> Any:
+        """As of any coroutine."""
+        return self.begun().send(value)
+
+    def throw(self, *raised: Any) -> Any:
+        """As of any coroutine."""
+        return self.begun().throw(*raised)
+
+    def close(self) -> None:
+        """As of any coroutine. A step that has not begun never will."""
+        if self.call is not None:
+            self.call.close()
 
 
 def for_caller(node: FunctionNode) -> Any:

@@ -61,9 +61,8 @@ def plain(order: str) -> Any:
 @workflow.durable
 async def raced(order: str) -> Any:
     try:
-        async with asyncio.timeout(DAY):
-            await workflow.step(workflow.sleep(2 * DAY))
-    except TimeoutError:
+        await asyncio.wait_for(workflow.sleep(2 * DAY), DAY)
+    except asyncio.TimeoutError:
         return await workflow.step(charge, order, 3)
 
 
@@ -290,3 +289,23 @@ def test_its_kind_is_in_the_catalog() -> None:
         env.run(charge.bind("a"), workflow_id="a DAG")
         found = [each.workflow_id for each in workflow.list_workflows("kind=function")]
         assert found == ["a function"]
+
+
+def test_waits_are_coroutines_for_asyncio() -> None:
+    @workflow.durable
+    async def code() -> Any:
+        later = asyncio.create_task(workflow.wait_for_signal("go"))
+        first = await asyncio.wait_for(workflow.sleep(5), timeout=10)
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(workflow.sleep(50), timeout=10)
+        found = await asyncio.gather(workflow.sleep(1), workflow.step(double, 4), later)
+        # They are DAG nodes too.
+        return first, found, await workflow.step(charge.bind(workflow.wait_for_signal("name")))
+
+    def scenario(env: Environment) -> Any:
+        started = env.run_async(code.bind())
+        env.signal(started.workflow_id, "go", 1)
+        env.signal(started.workflow_id, "name", "Ada")
+        return started.result()
+
+    assert crash_everywhere(scenario).result == (None, [None, 8, 1], "Ada:1")
