@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -173,3 +174,42 @@ def test_an_edited_cell_of_a_notebook(wid: str, monkeypatch: pytest.MonkeyPatch)
     with pytest.warns(UserWarning, match="differs from it: divisor"):
         failed(lambda: cell(run))
     assert cell(f"workflow.resume({wid!r}, code='current')") == 8.0
+
+
+MODULE = """
+import ray
+
+
+@ray.remote
+def half(x):
+    return x // 0
+
+
+@ray.remote
+def whole(x):
+    return 2 * x
+"""
+
+
+def test_the_functions_of_a_module_are_replaced_too(
+    wid: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def imported(text: str) -> Any:
+        (tmp_path / "halves.py").write_text(text)
+        sys.modules.pop("halves", None)
+        importlib.invalidate_caches()
+        return importlib.import_module("halves")
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    halves = imported(MODULE)
+    failed(lambda: workflow.run(halves.whole.bind(halves.half.bind(8)), workflow_id=wid))
+    imported(MODULE.replace("x // 0", "x // 2").replace("2 * x", "3 * x"))
+    assert workflow.resume(wid, code="current") == 12
+    # Also one that is not imported yet, as in a command of the shell.
+    other = f"{wid}-2"
+    halves = imported(MODULE)
+    failed(lambda: workflow.run(halves.half.bind(8), workflow_id=other))
+    imported(MODULE.replace("x // 0", "x // 4"))
+    del sys.modules["halves"]
+    assert workflow.resume(other, code="current") == 2
