@@ -121,7 +121,7 @@ class BodyActor:
         if task.over:
             return
         if not self.process.alive:
-            self.cluster.end(task, ActorDiedError())
+            self.end_with_host(task)
             return
         task.process = self.process
         (load,) = task.loads
@@ -173,10 +173,14 @@ class BodyActor:
         self.cluster.actors.pop(self, None)
         HOMES.pop(self.home, None)
         for task in list(self.calls):
-            *_, requests = decode_batch(opened(task.loads[0])[0])
-            for request in requests:
-                key = request.incarnation, request.task, request.epoch, request.attempt
-                self.world.suspects.add(key)
-                self.world.died_with.add(key)
-            self.cluster.end(task, ActorDiedError())
+            self.end_with_host(task)
         self.calls.clear()
+
+    def end_with_host(self, task: SimulatedTask) -> None:
+        """Ray says that the host has died. Which of its bodies is to blame is not known."""
+        *_, requests = decode_batch(opened(task.loads[0])[0])
+        for request in requests:
+            key = request.incarnation, request.task, request.epoch, request.attempt
+            self.world.suspects.add(key)
+            self.world.died_with.add(key)
+        self.cluster.end(task, ActorDiedError())

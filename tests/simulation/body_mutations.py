@@ -19,6 +19,8 @@ from ray_workflows._engine.state import Phase
 from ray_workflows._executor import inline as inline_module
 from ray_workflows._executor.in_order import InOrder
 from ray_workflows._executor.inline import InlineExecutor
+from ray_workflows._executor.scheduling import in_flight as in_flight_module
+from ray_workflows._executor.worker.bodies import host as host_module
 from ray_workflows._model import events as ev
 from ray_workflows._model import messages as msg
 from ray_workflows._model.commands import GiveOutcome
@@ -335,6 +337,32 @@ def a_canceled_body_leaves_its_steps(patch: Any) -> None:
 
     for module in (frames_module, bodies_module, evolve_module):
         patch.setattr(module, "close_frame", close_frame)
+
+
+# -- hosts ---------------------------------------------------------------------------------
+
+#: How a body that does not do what it did shows where its host is real.
+DIFFERS = ("innocent", "stuck", "output", "commit once", "unexpected")
+
+
+@breaks(*DIFFERS, world="hosts", until=30.0, call_late=0.4, worker_dies=0.2)
+def the_executor_takes_progress_in_any_order(patch: Any) -> None:
+    patch.setattr(in_flight_module, "InOrder", AnyOrder)
+
+
+@breaks(*DIFFERS, world="hosts", until=30.0, call_late=0.4)
+def hosts_take_outcomes_in_any_order(patch: Any) -> None:
+    patch.setattr(host_module, "InOrder", AnyOrder)
+
+
+@breaks(*DIFFERS, world="hosts", until=30.0, worker_dies=0.2)
+def the_executor_sends_bodies_without_their_outcomes(patch: Any) -> None:
+    original = Workflow.history
+
+    def history(self: Workflow, task: Any) -> History:
+        return msgspec.structs.replace(original(self, task), outcomes=())
+
+    patch.setattr(Workflow, "history", history)
 
 
 # -- snapshots -----------------------------------------------------------------------------
