@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from ray_workflows._capture.plans import joined, with_output_name
 from ray_workflows._executor.in_order import InOrder
 from ray_workflows._executor.inline import InlineAttempt
@@ -276,7 +278,7 @@ class HostedBody:
                 return
             self.judge_missing()
             identity = self.executor.identity(self.request)
-            self.end(msg.AttemptSuspended(**identity, taken=self.body.turn, told=self.told))
+            self.end(msg.AttemptSuspended(**identity, taken=self.body.turn, told=0))
 
         self.world.clock.after(seconds, look)
 
@@ -309,6 +311,8 @@ class HostedBody:
     def end(self, report: Any) -> None:
         """It has ended; that is known at some time."""
         self.leave()
+        if isinstance(report, msg.BodyEnd):
+            report = msgspec.structs.replace(report, told=self.told)
         faults, rng = self.world.faults, self.world.rng
         delay = rng.uniform(0.0, 0.05)
         if faults.hit(faults.report_late):

@@ -102,7 +102,7 @@ class BodyActor:
         self.loop = SimulatedLoop(self.world.clock, self.process.spawn, self.met_error)
         #: Without a pool of real threads.
         self.host: Any = BodyHost.__new__(BodyHost)
-        self.host.threads = self.process
+        self.host.threads = self.host.step_threads = self.process
         self.host.bodies = {}
         self.host.early = OrderedDict()
         self.calls: dict[SimulatedTask, asyncio.Task[Any]] = {}

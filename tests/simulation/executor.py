@@ -155,7 +155,7 @@ class SimulatedExecutor(Judged, InlineExecutor):
         #: The bodies in the processes of this coordinator.
         self.bodies: dict[HostedBody, None] = {}
         #: Ends of bodies that came before some of their progress.
-        self.held: dict[InlineAttempt, msg.AttemptSuspended] = {}
+        self.held: dict[InlineAttempt, msg.BodyEnd] = {}
 
     def requests(self) -> list[AttemptRequest]:
         """The attempts that run."""
@@ -357,8 +357,8 @@ class SimulatedExecutor(Judged, InlineExecutor):
             world.clock.after(rng.choice([0.01, MESSAGE_SECONDS]) * rng.random(), act)
 
     def land_body(self, flight: InlineAttempt, report: AnyReport) -> None:
-        """The end of a body. If it gives its place back, all of its progress comes first."""
-        if isinstance(report, msg.AttemptSuspended) and flight.news.next < report.told:
+        """The end of a body. All of its progress comes first, unless it raised."""
+        if isinstance(report, msg.BodyEnd) and flight.news.next < report.told:
             self.held[flight] = report
             self.world.clock.after(LATE_SECONDS, lambda: self.give_up(flight))
         else:
