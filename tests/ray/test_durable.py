@@ -267,6 +267,9 @@ def test_waits_in_coroutines_and_functions(wid: str, tmp_path) -> None:
             got.append(isinstance(error, TimeoutError))
         _, caught = await workflow.wait_for_signal("never", timeout=0.05, catch_exceptions=True)
         got.append(isinstance(caught, workflow.SignalTimeoutError))
+        signal = asyncio.create_task(workflow.wait_for_signal("s"))
+        asleep = asyncio.create_task(workflow.sleep(3600))
+        got += [await signal, asleep.cancel()]
         first = await asyncio.gather(
             workflow.wait_for_event(Files, path), workflow.step(lambda: open(path, "w").close())
         )
@@ -282,15 +285,17 @@ def test_waits_in_coroutines_and_functions(wid: str, tmp_path) -> None:
             got.append(isinstance(error, TimeoutError))
         _, caught = workflow.wait_for_signal("never", timeout=0.05, catch_exceptions=True)
         got.append(isinstance(caught, workflow.SignalTimeoutError))
+        got += [workflow.wait_for_signal("s"), True]
         return [*got, workflow.wait_for_event(Files, path)]
 
     for kind, body in (("async", awaits), ("plain", calls)):
         ref = workflow.run_async(body.bind(), workflow_id=f"{wid}-{kind}")
         workflow.signal(f"{wid}-{kind}", "s", 1)
         workflow.signal(f"{wid}-{kind}", "s", np.arange(200_000))
+        workflow.signal(f"{wid}-{kind}", "s", 3)
         first, second, *rest = ray.get(ref)
         assert (first, second.sum()) == (1, np.arange(200_000).sum())
-        assert rest == [True, True, "there"]
+        assert rest == [True, True, 3, True, "there"]
 
 
 # -- bodies among tasks --------------------------------------------------------------------

@@ -28,7 +28,7 @@ def line_of_caller() -> str:
     frame = inspect.currentframe()
     assert frame is not None
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(
-        "ray_workflows."
+        ("ray_workflows.", "asyncio.")
     ):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
