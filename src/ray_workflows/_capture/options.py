@@ -73,7 +73,7 @@ def task_options(bound: Mapping[str, Any], *, where: str) -> tuple[TaskOptions, 
         )
     ours = read_label(bound)
     if ours.get("kind") == BODY:
-        check_for_body(bound, where=where)
+        check_for_body(bound, ours, where=where)
     options = TaskOptions(
         kind=ours.get("kind", FUNCTION),
         catch_exceptions=bool(ours.get("catch_exceptions")),
@@ -90,8 +90,14 @@ def task_options(bound: Mapping[str, Any], *, where: str) -> tuple[TaskOptions, 
     return options, ours.get("task_id")
 
 
-def check_for_body(bound: Mapping[str, Any], *, where: str) -> None:
-    """Raise ValueError if a durable function has options for resources, or where it should run."""
+def check_for_body(bound: Mapping[str, Any], ours: Mapping[str, Any], *, where: str) -> None:
+    """Raise ValueError if a durable function has options for resources, or where it should run, or
+    a timeout, which would limit each of its attempts and so mean little."""
+    if ours.get("timeout") is not None:
+        raise ValueError(
+            f"The {where} is a durable function and can't have a timeout: it may wait for weeks. "
+            f"Use asyncio.timeout in it, timeouts of its steps, or run(..., timeout=...)."
+        )
     for key, value in bound.items():
         if key in NOT_FOR_RAY or (key in FOR_BODIES and (key != "num_cpus" or value == 1)):
             continue

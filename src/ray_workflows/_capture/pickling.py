@@ -263,6 +263,14 @@ def pickle_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pickled | None
     return Pickled(pickle.dumps((args, kwargs), 5))
 
 
+def copied(value: Any) -> Any:
+    """A copy of a value, as a task would be given it; the value itself if it can't be pickled."""
+    try:
+        return pickle.loads(cloudpickle.dumps(value))
+    except Exception:
+        return value
+
+
 def is_plain(value: Any, depth: int = MAX_DEPTH) -> bool:
     """Whether a value certainly needs no `ValuePickler`."""
     kind = type(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
@@ -309,3 +310,34 @@ def test_waits_are_coroutines_for_asyncio() -> None:
         return started.result()
 
     assert crash_everywhere(scenario).result == (None, [None, 8, 1], "Ada:1")
+
+
+def test_a_step_gets_copies_of_its_arguments() -> None:
+    def append(to: list[int]) -> None:
+        to.append(5)
+
+    @workflow.durable
+    async def code() -> Any:
+        values = [1]
+        await workflow.step(append, values)
+        seen = await workflow.step(sorted, values)
+        await workflow.sleep(DAY)
+        return values, seen
+
+    with Environment() as env:
+        assert env.run(code.bind()) == ([1], [1])
+
+
+def test_what_can_not_be_copied_is_given_as_it_is() -> None:
+    @workflow.durable
+    async def code() -> Any:
+        lock = threading.Lock()
+        return await workflow.step(lambda given: given is lock, lock)
+
+    with Environment() as env:
+        assert env.run(code.bind())
+
+
+def test_a_timeout_of_a_durable_function_is_refused() -> None:
+    with Environment() as env, pytest.raises(ValueError, match=r"asyncio.timeout in it"):
+        env.run(months.options(**workflow.options(timeout=5)).bind("a"))

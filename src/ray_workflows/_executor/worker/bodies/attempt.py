@@ -18,7 +18,7 @@ from ray.dag import DAGNode
 
 from ray_workflows._capture.dag import check_arguments
 from ray_workflows._capture.digests import digest_of
-from ray_workflows._capture.pickling import pickle_value
+from ray_workflows._capture.pickling import ATOMS, copied, pickle_value
 from ray_workflows._capture.plans import joined, same_task_plan, timer_plan, with_output_name
 from ray_workflows._capture.steps import StepCapture, own_name
 from ray_workflows._capture.values import ValueWriter
@@ -323,6 +323,9 @@ class BodyAttempt:
                 f"function, not {target!r:.100}."
             )
         function = callable_of(target)
+        if not ATOMS.issuperset(map(type, (*args, *kwargs.values()))):
+            # What the step changes in place would be lost when the code runs again.
+            args, kwargs = copied((args, kwargs))
         work = LocalWork(function, args, kwargs)
         digest = digest_of(args, kwargs)
         return self.body.ask(own_name(function), digest, StepKind.LOCAL, lambda: work, line)
