@@ -8,7 +8,6 @@ from typing import Any
 from ray_workflows._engine.state import Body, Phase, WorkflowState
 from ray_workflows._executor.protocol import AttemptRequest
 from ray_workflows._model import events as ev
-from ray_workflows._model.catalog import Append
 from ray_workflows._model.plan import BODY, Plan
 from ray_workflows._model.values import Blob, ErrorInfo, Value
 from tests.simulation import scripts
@@ -36,11 +35,11 @@ class MonitorOfBodies(Monitor):
         #: By body, the most outcomes that it has had.
         self.most: dict[Key, int] = {}
 
-    def appended(self, holder_id: str, append: Append) -> None:
-        super().appended(holder_id, append)
-        journal = self.journals[append.incarnation]
+    def look(self, journal: Journal) -> None:
+        """Note what has become of bodies since the event before."""
+        incarnation = journal.state.incarnation
         for number, body in journal.state.bodies.items():
-            key = (append.incarnation, number)
+            key = (incarnation, number)
             # What was discarded may be asked for again.
             self.asked[key] = {path for path, record in body.steps.items() if not record.again}
             if len(body.outcomes) > self.most.get(key, 0):
@@ -49,6 +48,7 @@ class MonitorOfBodies(Monitor):
                 journal.charged.pop(number, None)
 
     def judge(self, journal: Journal, event: Any, holder_id: str, where: str) -> None:
+        self.look(journal)
         super().judge(journal, event, holder_id, where)
         state = journal.state
         if isinstance(event, ev.StepsAsked):
