@@ -171,11 +171,8 @@ class RayExecutor:
             request = flight.request
             sent = None if flight.batch is None else self.dispatch.sent.get(flight.batch)
             if sent is not None and sent.slot is not None:
-                given = GivenOutcomes(
-                    *(request.incarnation, request.task, request.epoch, request.attempt),
-                    flight.given - len(outcomes),
-                    tuple(outcomes),
-                )
+                first = flight.given - len(outcomes)
+                given = GivenOutcomes(sent.number, first, tuple(outcomes))
                 self.cluster.give(sent.slot.ref, ENCODER.encode(given))
                 continue
             assert request.history is not None
@@ -248,7 +245,7 @@ class RayExecutor:
         each = told.progress
         with self.lock:
             flight = self.told_of(told.incarnation, each.task, each.epoch, each.attempt)
-            if flight is None:
+            if flight is None or flight.batch != told.batch:
                 return False
             ready = flight.told.add(told.number, each)
             if ready:

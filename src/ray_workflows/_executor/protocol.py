@@ -223,21 +223,20 @@ class BatchReport(msgspec.Struct, frozen=True, array_like=True):
 
 
 class GivenOutcomes(msgspec.Struct, frozen=True, array_like=True):
-    """Outcomes of steps, for a body that runs. ``number``: how many it was given before, in its
-    history too."""
+    """Outcomes of steps, for a body that runs. ``batch``: the number of its batch, which names this
+    execution alone. ``number``: how many outcomes it was given before, in its history too."""
 
-    incarnation: str
-    task: int
-    epoch: int
-    attempt: int
+    batch: int
     number: int
     outcomes: tuple[StepOutcome, ...]
 
 
 class ToldProgress(msgspec.Struct, frozen=True, array_like=True):
-    """What a body asks for. ``number``: how often its attempt has told something before."""
+    """What a body asks for. ``batch``: as above. ``number``: how often it has told something
+    before."""
 
     incarnation: str
+    batch: int
     number: int
     progress: BodyProgress
 

@@ -237,6 +237,6 @@ def test_what_a_durable_function_may_have() -> None:
         {"num_cpus": 0, "num_gpus": 0, "resources": {}, "scheduling_strategy": "DEFAULT"},
         {"num_cpus": 1, "name": "me", "runtime_env": environment},
         {"max_retries": 5, "retry_exceptions": [ValueError]},
-        options(task_id="me", timeout=5.0),
+        options(task_id="me", catch_exceptions=True),
     ):
         capture(body.options(**given).bind(1))

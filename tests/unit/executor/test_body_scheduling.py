@@ -32,9 +32,14 @@ def body(task: int = 0, *done: str, of: str = "f") -> AttemptRequest:
     return msgspec.structs.replace(attempt(template(of, kind=BODY), task), history=history)
 
 
-def progress(number: int, task: int = 0) -> bytes:
-    told = BodyProgress(task, 0, 1, 1.0, began=float(number))
-    return ENCODER.encode(ToldProgress(INCARNATION, number, told))
+def tell(scheduling: Scheduling, number: int, batch: int | None = None) -> bool:
+    """The body tells something; ``batch``: of its execution, by default the first one."""
+    told = BodyProgress(0, 0, 1, 1.0, began=float(number))
+    if batch is None:
+        batch = scheduling.cluster.tasks[0].batches()[0][0]
+    return scheduling.executor.body_progress(
+        ENCODER.encode(ToldProgress(INCARNATION, batch, number, told))
+    )
 
 
 def suspend(scheduling: Scheduling, ray_task: RayTask, told: int) -> None:
@@ -117,7 +122,7 @@ def test_progress_is_reported_in_its_order_and_once() -> None:
     scheduling.start(body())
     scheduling.flush()
     for number in (1, 0, 1, 0, 3, 2):
-        assert scheduling.executor.body_progress(progress(number))
+        assert tell(scheduling, number)
     assert began(scheduling) == [0.0, 1.0, 2.0, 3.0]
 
 
@@ -126,7 +131,7 @@ def test_progress_of_an_attempt_that_is_not_wanted_is_refused() -> None:
     scheduling.start(body())
     scheduling.flush()
     scheduling.cancel(0)
-    assert not scheduling.executor.body_progress(progress(0))
+    assert not tell(scheduling, 0)
     assert scheduling.reported == []
     assert scheduling.tasks[0].canceled
 
@@ -136,12 +141,12 @@ def test_the_end_of_a_body_waits_for_its_progress() -> None:
     scheduling.start(body())
     scheduling.flush()
     (ray_task,) = scheduling.tasks
-    scheduling.executor.body_progress(progress(0))
+    tell(scheduling, 0)
     suspend(scheduling, ray_task, told=3)
     assert scheduling.outcomes == [(0, "BodyProgress")]
-    scheduling.executor.body_progress(progress(2))
+    tell(scheduling, 2)
     assert scheduling.outcomes == [(0, "BodyProgress")]
-    scheduling.executor.body_progress(progress(1))
+    tell(scheduling, 1)
     assert scheduling.outcomes == [*[(0, "BodyProgress")] * 3, (0, "AttemptSuspended")]
     scheduling.settle()
     assert len(scheduling.outcomes) == 4
@@ -158,7 +163,7 @@ def test_a_result_waits_for_what_was_sent_before(returned: Any) -> None:
     result = EMPTY_PLAN if returned is AttemptReturnedPlan else Value(b"v")
     end_with(scheduling, ray_task, number, returned(0, 0, 1, 1.0, 2.0, result, told=1))
     assert scheduling.outcomes == []
-    scheduling.executor.body_progress(progress(0))
+    tell(scheduling, 0)
     assert scheduling.outcomes == [(0, "BodyProgress"), (0, returned.__name__)]
 
 
@@ -172,4 +177,20 @@ def test_a_body_whose_progress_is_lost_runs_again() -> None:
     scheduling.settle()
     assert scheduling.outcomes == [(0, "AttemptLostInput")]
     assert not isinstance(scheduling.reported[0], BodyEnd)
-    assert not scheduling.executor.body_progress(progress(0))
+    assert not tell(scheduling, 0)
+
+
+def test_an_earlier_execution_under_the_same_number_tells_nothing() -> None:
+    scheduling = Scheduling()
+    scheduling.start(body())
+    scheduling.flush()
+    scheduling.executor.forget(INCARNATION)
+    scheduling.start(body())
+    scheduling.flush()
+    (second,) = (task for task in scheduling.tasks if not task.canceled)
+    assert not tell(scheduling, 0)
+    assert tell(scheduling, 0, second.batches()[0][0])
+    give(scheduling, 0, "a")
+    scheduling.flush()
+    assert [each.batch for each in second.given] == [second.batches()[0][0]]
+    assert scheduling.cluster.tasks[0].given == []

@@ -25,7 +25,6 @@ from ray_workflows._executor.protocol import (
     ENCODER,
     GIVEN_DECODER,
     AnyReport,
-    AttemptRequest,
     BatchReport,
     GivenOutcomes,
     ToldProgress,
@@ -57,9 +56,6 @@ IDLE_SECONDS = 1.0
 #: The most outcomes that are kept for bodies which are not here yet.
 MAX_EARLY = 10_000
 
-#: Incarnation, task, epoch and attempt.
-Key = tuple[str, int, int, int]
-
 
 class BodyHost:
     """Runs bodies of one environment; owned by the coordinator."""
@@ -72,9 +68,10 @@ class BodyHost:
         os.environ["RAY_WARN_BLOCKING_GET_INSIDE_ASYNC"] = "0"
         self.threads = ThreadPoolExecutor(MAX_BODIES, "ray-workflows-body")
         self.step_threads = ThreadPoolExecutor(MAX_STEP_THREADS, "ray-workflows-step")
-        self.bodies: dict[Key, HostedBody] = {}
+        #: By the numbers of their batches.
+        self.bodies: dict[int, HostedBody] = {}
         #: Outcomes that have come before their body: Ray may change the order of calls.
-        self.early: OrderedDict[Key, list[GivenOutcomes]] = OrderedDict()
+        self.early: OrderedDict[int, list[GivenOutcomes]] = OrderedDict()
 
     async def run(self, load: EncodedBatch, pickled_home: bytes) -> list[WireReport]:
         """Run one attempt of a body."""
@@ -87,36 +84,29 @@ class BodyHost:
             request, home.storage, live, home.process, number, sequence, running=running
         )
         hosted = HostedBody(run, home.coordinator, self.threads, self.step_threads)
-        key = key_of(request)
-        self.bodies[key] = hosted
-        for given in self.early.pop(key, ()):
+        self.bodies[number] = hosted
+        for given in self.early.pop(number, ()):
             hosted.give(given)
         try:
             with watching(running, home.process.watch):
                 report = await hosted.run()
         finally:
             hosted.leave()
-            del self.bodies[key]
+            del self.bodies[number]
         wire = ENCODER.encode(BatchReport(number, ((0, report),), (0.0,)))
         return [message(wire, {request.incarnation: run.made} if run.made else None)]
 
     async def give(self, encoded: bytes) -> None:
         """Give a body outcomes of steps."""
         given = GIVEN_DECODER.decode(encoded)
-        key = (given.incarnation, given.task, given.epoch, given.attempt)
-        hosted = self.bodies.get(key)
+        hosted = self.bodies.get(given.batch)
         if hosted is not None:
             hosted.give(given)
             return
-        self.early.setdefault(key, []).append(given)
+        self.early.setdefault(given.batch, []).append(given)
         if len(self.early) > MAX_EARLY:
             # Those of attempts that have ended are never taken.
             self.early.popitem(last=False)
-
-
-def key_of(request: AttemptRequest) -> Key:
-    """The attempt of a request."""
-    return (request.incarnation, request.task, request.epoch, request.attempt)
 
 
 class HostedBody:
@@ -264,7 +254,8 @@ class HostedBody:
         with self.lock:
             number = self.told
             self.told += 1
-        told = ToldProgress(self.run_of.request.incarnation, number, progress)
+        run = self.run_of
+        told = ToldProgress(run.request.incarnation, run.batch, number, progress)
         self.coordinator.body_progress.remote(ENCODER.encode(told))
 
     # -- local steps beside it ---------------------------------------------------------------
