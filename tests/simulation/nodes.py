@@ -413,9 +413,9 @@ class ClusterOfLife:
     def tidy(self) -> None:
         """Nothing to remove."""
 
-    def ended(self, ref: Any, *, host_died: bool) -> None:
+    def ended(self, ref: Any, *, host_died: bool) -> bool:
         """Note the end of a call. Each listener has a host of its own."""
-        self.hosts.ended(ref, host_died)
+        return self.hosts.ended(ref, host_died)
 
     def give(self, ref: Any, given: bytes) -> None:
         """Send an outcome to the host of a body."""

@@ -91,6 +91,8 @@ class Cluster:
         self.refusal: Exception | None = None
         #: What the head of the cluster raises when it is asked.
         self.away: Exception | None = None
+        #: Whether hosts that die served others too.
+        self.shared = False
         #: Shapes of which is known what their attempts need.
         self.prepared: set[str] = set()
         self.executor: RayExecutor | None = None
@@ -138,8 +140,8 @@ class Cluster:
     def tidy(self) -> None:
         """Nothing was brought."""
 
-    def ended(self, ref: Any, *, host_died: bool) -> None:
-        """There are no listener hosts."""
+    def ended(self, ref: Any, *, host_died: bool) -> bool:
+        return host_died and self.shared
 
     def close(self) -> None:
         """Nothing was started."""

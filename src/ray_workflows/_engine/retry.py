@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 
 from ray_workflows._engine.state import Task
+from ray_workflows._model.plan import BODY
 
 #: ``max_retries=-1``: without limit.
 UNLIMITED = -1
@@ -28,10 +29,11 @@ def next_attempt_at(task: Task, incarnation: str, now: float) -> float | None:
 def after_preemption(task: Task, now: float) -> float | None:
     """When the attempt after the loss of a node may start, or None if there is none left. The task
     is not to blame, so ``max_retries`` does not apply. But a task that must not be retried may have
-    run there, and gets no further attempt."""
+    run there, and gets no further attempt; a body may always run again."""
     limit = task.options.preemptions
     if limit is None:
-        limit = 0 if task.options.max_retries == 0 else UNLIMITED
+        repeats = task.options.max_retries != 0 or task.options.kind == BODY
+        limit = UNLIMITED if repeats else 0
     if limit == UNLIMITED or task.preempted < limit:
         return now + floor(task)
     return None

@@ -75,8 +75,9 @@ class Cluster(Protocol):
     def tidy(self) -> None:
         """Called while nothing runs: remove packages that were unused for long."""
 
-    def ended(self, ref: TaskRef, *, host_died: bool) -> None:
-        """Note that a Ray task or call has ended, and whether its listener host has died."""
+    def ended(self, ref: TaskRef, *, host_died: bool) -> bool:
+        """Note that a Ray task or call has ended, and whether its host has died. Returns whether
+        that host served other attempts too."""
 
     def close(self) -> None:
         """End all listener hosts."""

@@ -398,13 +398,13 @@ class RayExecutor:
         found out."""
         with self.lock:
             self.dispatch.end(slot)
-            self.cluster.ended(slot.ref, host_died=isinstance(error, RayActorError))
+            shared = self.cluster.ended(slot.ref, host_died=isinstance(error, RayActorError))
             if isinstance(missing, Exception):
                 for sent in list(slot.loads):
                     self.dispatch.over(sent)
                     self.unprepared(sent.left, missing)
             else:
-                self.fail(slot, error, missing)
+                self.fail(slot, error, missing, shared)
             self.dispatch.pump(slot.shape)
 
     def learn(self, sent: SentBatch, report: BatchReport) -> None:
@@ -475,7 +475,9 @@ class RayExecutor:
         ended = self.cut_off.get(request.incarnation, {}).get(key)
         return request if ended is None else msgspec.structs.replace(request, last_end=ended)
 
-    def fail(self, slot: WorkerSlot, error: BaseException, missing: Collection[str]) -> None:
+    def fail(
+        self, slot: WorkerSlot, error: BaseException, missing: Collection[str], shared: bool
+    ) -> None:
         """A Ray task failed with its batches. If several members are left, one killed the worker:
         those of the first batch run again alone, so that only the guilty one is charged. The guilty
         one may also be in the next batch, if the report of the first was lost with the worker, or
@@ -492,7 +494,7 @@ class RayExecutor:
             return
         doubtful = any(sent.has_unwanted for sent in loads)
         if len(left) == 1 and (left[0][1].expired or not doubtful):
-            self.land(left[0][1], failure(left[0][1], error))
+            self.land(left[0][1], failure(left[0][1], error, shared))
             return
         ended = end_of_worker(error)
         for sent, flight in left:

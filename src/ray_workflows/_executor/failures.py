@@ -47,8 +47,10 @@ LOST_NODE_ERRORS = (NodeDiedError, LocalRayletDiedError, OutOfMemoryError)
 LOST_HEAD_ERRORS = (RpcError, RaySystemError, GetTimeoutError, ConnectionError)
 
 
-def failure(flight: InFlightAttempt, error: BaseException) -> AnyReport:
-    """The report of an attempt whose Ray task failed with an error of Ray's."""
+def failure(flight: InFlightAttempt, error: BaseException, shared: bool = False) -> AnyReport:
+    """The report of an attempt whose Ray task failed with an error of Ray's. ``shared``: its
+    process served others too, so a body is not charged with the end of it: it runs again, with
+    fewer others, until the guilty one is alone."""
     if flight.expired:
         return timed_out(flight)
     cause = error.cause if isinstance(error, RayTaskError) else error
@@ -57,7 +59,8 @@ def failure(flight: InFlightAttempt, error: BaseException) -> AnyReport:
     if isinstance(error, RayTaskError):
         # From the Ray task that uploads packages: attempts report their own errors.
         return unsubmitted(flight, cause, error)
-    crash = Crash.PREEMPTED if is_lost_node(error) else Crash.KILLED
+    innocent = shared and flight.request.history is not None
+    crash = Crash.PREEMPTED if innocent or is_lost_node(error) else Crash.KILLED
     return AttemptCrashed(**identity(flight), error=described(error), crash=crash)
 
 

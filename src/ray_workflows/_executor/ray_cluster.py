@@ -188,9 +188,9 @@ class RayCluster:
         """Remove unused packages from the cluster."""
         self.package_cache.tidy()
 
-    def ended(self, ref: Any, *, host_died: bool) -> None:
+    def ended(self, ref: Any, *, host_died: bool) -> bool:
         """Note that a call has ended; an idle listener host may end then."""
-        self.hosts.ended(ref, host_died)
+        return self.hosts.ended(ref, host_died)
 
     def close(self) -> None:
         """End what was started here."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from ray.exceptions import ActorDiedError
 
 from ray_workflows._codec.transport import message
 from ray_workflows._executor.executor import LATE_SECONDS
@@ -16,8 +17,9 @@ from ray_workflows._model.messages import (
     AttemptSuspended,
     BodyEnd,
     BodyProgress,
+    Crash,
 )
-from ray_workflows._model.plan import BODY, EMPTY_PLAN
+from ray_workflows._model.plan import BODY, EMPTY_PLAN, LISTENER
 from ray_workflows._model.steps import History, StepOutcome
 from ray_workflows._model.values import Outcome, Value
 from tests.unit.scheduling import INCARNATION, RayTask, Scheduling, attempt, template
@@ -194,3 +196,18 @@ def test_an_earlier_execution_under_the_same_number_tells_nothing() -> None:
     scheduling.flush()
     assert [each.batch for each in second.given] == [second.batches()[0][0]]
     assert scheduling.cluster.tasks[0].given == []
+
+
+@pytest.mark.parametrize(("shared", "crash"), [(True, Crash.PREEMPTED), (False, Crash.KILLED)])
+def test_a_body_is_charged_with_the_end_of_its_host_if_it_was_alone(
+    shared: bool, crash: Crash
+) -> None:
+    scheduling = Scheduling()
+    scheduling.cluster.shared = shared
+    scheduling.start(body())
+    scheduling.start(attempt(template("g", kind=LISTENER), 1))
+    scheduling.flush()
+    for ray_task in scheduling.tasks:
+        scheduling.end(ray_task, ActorDiedError())
+    found = {each.task: each.crash for each in scheduling.reported}  # type: ignore[attr-defined]
+    assert found == {0: crash, 1: Crash.KILLED}

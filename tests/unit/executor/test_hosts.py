@@ -96,3 +96,15 @@ def test_nobody_shares_the_host_of_a_guilty_one_again_and_again() -> None:
 
 def test_what_is_no_listener_is_passed_over() -> None:
     Hosts(lambda actor: None).ended("a Ray task", died=True)
+
+
+def test_whether_an_attempt_was_alone_when_its_host_died() -> None:
+    actors = Actors()
+    for call in ("a", "b"):
+        actors.listen("environment", call)
+    assert actors.hosts.ended("a", died=True)
+    assert actors.hosts.ended("b", died=True)
+    for call in ("c", "d"):
+        actors.listen("environment", call)
+    assert not actors.hosts.ended("c", died=False)
+    assert not actors.hosts.ended("d", died=True)

@@ -18,12 +18,14 @@ MAX_SPLITS = 6
 class Host:
     """An actor and the number of its attempts."""
 
-    __slots__ = ("actor", "name", "serves")
+    __slots__ = ("actor", "died_with", "name", "serves")
 
     def __init__(self, name: str, actor: Any) -> None:
         self.name = name
         self.actor = actor
         self.serves = 0
+        #: How many attempts it served when it died.
+        self.died_with = 0
 
 
 class Hosts:
@@ -52,17 +54,24 @@ class Hosts:
         host.serves += 1
         self.calls[call] = host
 
-    def ended(self, call: Any, died: bool) -> None:
-        """Note that a call has ended, or its host has died. Ignores refs of Ray tasks."""
+    def ended(self, call: Any, died: bool) -> bool:
+        """Note that a call has ended, or its host has died. Ignores refs of Ray tasks. Returns
+        whether the host died and served others too: then it is not known which is to blame."""
         host = self.calls.pop(call, None)
         if host is None:
-            return
+            return False
+        if died and not host.died_with:
+            host.died_with = host.serves
         host.serves -= 1
-        if self.hosts.get(host.name) is not host:
-            return
-        if died:
-            del self.hosts[host.name]
-            return
+        if self.hosts.get(host.name) is host:
+            if died:
+                del self.hosts[host.name]
+            else:
+                self.end_idle()
+        return host.died_with > 1
+
+    def end_idle(self) -> None:
+        """End all idle hosts but the last few."""
         idle = [each for each in self.hosts.values() if not each.serves]
         for each in idle[: max(0, len(idle) - MAX_IDLE)]:
             del self.hosts[each.name]
