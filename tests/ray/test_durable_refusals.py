@@ -189,7 +189,7 @@ async def async_generator():
 @pytest.mark.parametrize(
     "function",
     [add, generator, async_generator, Plain, Actor, Plain(), 3, None.__class__, abs, "text"],
-    ids=repr,
+    ids=lambda each: type(each).__name__,
 )
 def test_no_durable_function_is_made_of(function: Any) -> None:
     with pytest.raises(TypeError, match="durable|generator"):
