@@ -96,7 +96,9 @@ def test_errors_have_the_users_class_and_file() -> None:
             assert "A7 is refused" in text
 
 
-@pytest.mark.parametrize("target", [refuse, refuse_here, refuse_inside], ids=["remote", "local", "durable"])
+@pytest.mark.parametrize(
+    "target", [refuse, refuse_here, refuse_inside], ids=["remote", "local", "durable"]
+)
 def test_an_uncaught_error_fails_the_workflow(wid: str, target) -> None:
     @workflow.durable
     async def body():
