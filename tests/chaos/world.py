@@ -15,6 +15,7 @@ import msgspec
 from ray_workflows._client.connection import LEASE_VARIABLE
 from ray_workflows._environment.shared_items import collect
 from ray_workflows._model.values import Value
+from ray_workflows.storage.objects import deletion as objects_deletion
 from ray_workflows.storage.urls import storage_from_url
 from tests.chaos import log as kinds
 from tests.chaos.checker import History, Violation, check
@@ -236,6 +237,8 @@ class Run:
         # What they shared, and blobs of submissions that never arrived: else they stay for a while.
         storage = storage_from_url(self.place.url)
         collect(storage, unused_seconds=0.0)
+        # Nor what is left of creations that a kill cut short: no writer lives that could go on.
+        objects_deletion.READING_SECONDS = 0.0
         self.swept = storage.sweep(0.0)
         self.left += [f"stored: {name}" for name in self.place.left()[:20]]
         bytes_used, actors = cluster.call(count_in_cluster)
