@@ -155,6 +155,12 @@ class StepHandle:
         self._result = result
         self._cancel = cancel
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "A handle of step_async() is no value that a step can take, or a durable function "
+            "return. Its result is: call result() first."
+        )
+
     def result(self) -> Any:
         """Wait for the step, and return its result, or raise what it raised."""
         return self._result()
@@ -272,3 +278,4 @@ class ReplayFilter(logging.Filter):
 #: A logger for durable functions: what their code logs when it runs again is dropped.
 logger: logging.Logger = logging.getLogger("ray_workflows.durable.functions")
 logger.addFilter(ReplayFilter())
+logger.setLevel(logging.INFO)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import math
 import time
@@ -14,7 +15,7 @@ import ray
 from ray.dag import FunctionNode
 
 from ray_workflows._arguments import check_flag, to_float
-from ray_workflows._capture.options import write_label
+from ray_workflows._capture.options import LABEL, write_label
 from ray_workflows._executor.worker.bodies.attempt import current_attempt
 from ray_workflows._executor.worker.context import awaits_coroutines
 from ray_workflows._model.ids import validate_signal_text
@@ -102,10 +103,15 @@ def take_signal(name: str) -> None:
 
 def bind(function: Callable[..., Any], options: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
     """A node of a function of this module, with internal options."""
+    return remote(function, write_label(options)[LABEL]).bind(*args, **kwargs)
+
+
+@functools.lru_cache(maxsize=1_000)
+def remote(function: Callable[..., Any], label: str) -> Any:
+    """A function of this module with its options. Cached, because Ray makes a class for each, and a
+    durable function that runs again asks for the same waits again."""
     # Unlimited: a listener must not fail because another listener killed their host.
-    labels = {LABELS: write_label(options)}
-    remote = ray.remote(function).options(max_retries=-1, **labels)
-    return remote.bind(*args, **kwargs)
+    return ray.remote(function).options(max_retries=-1, **{LABELS: {LABEL: label}})
 
 
 class AwaitableNode(FunctionNode, Coroutine[Any, Any, Any]):  # type: ignore[misc]

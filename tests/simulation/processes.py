@@ -6,6 +6,7 @@ meanwhile.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -133,6 +134,10 @@ class SimulatedProcess:
     def monotonic(self) -> float:
         """The world's time."""
         return self.world.clock.now
+
+    def seed(self, of: str) -> int:
+        """The same each time."""
+        return zlib.crc32(of.encode())
 
     def sleep(self, seconds: float) -> None:
         """Let others go on for a while."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -42,6 +43,10 @@ class Process:
 
     def monotonic(self) -> float:
         return self.now
+
+    def seed(self, of: str) -> int:
+        """The same each time."""
+        return zlib.crc32(of.encode())
 
     def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)

@@ -33,6 +33,9 @@ from ray_workflows.storage.histories import History as Journal
 
 logger = logging.getLogger(__name__)
 
+#: Why a function can't be checked.
+NOT_HERE = "There is no durable function of this name here. (One of a script: --script FILE.)"
+
 
 class RecordedBody(NamedTuple):
     """A durable function of a workflow, and what it has done. ``ended``: it does not run again."""
@@ -215,7 +218,10 @@ def check_present_code(storage: Storage, row: CatalogRow) -> Iterator[Checked]:
             yield Checked(*told, problem=f"The module can't be imported: {error!r}")
             continue
         if function is None:
-            yield Checked(*told, problem="There is no durable function of this name here.")
+            yield Checked(
+                *told,
+                problem=NOT_HERE,
+            )
             continue
         try:
             replay(storage, recorded, function)

@@ -23,6 +23,10 @@ from ray_workflows._model.plan import Function
 from ray_workflows._model.steps import Step, StepOutcome
 from ray_workflows.testing.clock import VirtualClock
 
+#: A body that has taken more outcomes than this stays until it ends or the cluster crashes, so that
+#: a loop of many waits does not take time that grows with its square.
+MAX_REPLAYED = 100
+
 
 class Place(Protocol):
     """Where a body runs: a `LocalCluster`."""
@@ -136,6 +140,8 @@ class LocalBody:
     def leaves_at(self) -> float | None:
         """When it gives its place back; None if it has something to do."""
         if self.flight.retired or self.waits_since is None or self.local or self.ready:
+            return None
+        if self.body.taken > MAX_REPLAYED:
             return None
         return self.waits_since + IDLE_SECONDS
 

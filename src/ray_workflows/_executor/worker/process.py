@@ -6,6 +6,7 @@ A simulation gives the same code a `Process` with a clock of its own.
 from __future__ import annotations
 
 import functools
+import secrets
 import time as system
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -45,6 +46,9 @@ class Process(Protocol):
     def monotonic(self) -> float:
         """Seconds of a monotonic clock."""
 
+    def seed(self, of: str) -> int:
+        """A seed for random numbers; ``of``: names what it is for."""
+
     def sleep(self, seconds: float) -> None:
         """Let the calling thread wait."""
 
@@ -76,6 +80,10 @@ class RayProcess:
             return ""
         whole: str = ray.get_runtime_context().get_node_id()
         return whole[:NODE_DIGITS]
+
+    def seed(self, of: str) -> int:
+        """Chance itself."""
+        return secrets.randbits(64)
 
     def pool(self) -> AbstractContextManager[Pool]:
         """A `ThreadPoolExecutor` of one thread."""

@@ -7,7 +7,6 @@ import functools
 import inspect
 import itertools
 import random
-import secrets
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar, copy_context
 from typing import Any, NamedTuple, TypeVar
@@ -222,7 +221,8 @@ class BodyAttempt:
         return self.run.raised(
             RuntimeError(
                 f"{self.run.request.where} waits, and not for a step: nothing can wake it. It may "
-                f"only await steps, and what its own asyncio tasks set."
+                f"only await steps, and what its own asyncio tasks set: workflow.step(f, ...), not "
+                f"f.remote(...)."
             )
         )
 
@@ -256,7 +256,9 @@ class BodyAttempt:
         scope = current_scope.get().path
         found = self.randoms.get(scope)
         if found is None:
-            seed = self.body.mark("random", lambda: secrets.randbits(64))
+            request = self.run.request
+            of = f"{request.workflow_id} {request.task_id} {scope}"
+            seed = self.body.mark("random", lambda: self.run.process.seed(of))
             found = self.randoms[scope] = random.Random(seed)
         return found
 

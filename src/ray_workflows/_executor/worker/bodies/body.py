@@ -415,6 +415,15 @@ class Body:
                 todo += members
         return min(found)[1] if found else ""
 
+    def warn_of_forgotten_steps(self) -> None:
+        """The code has ended: log a warning of each step that it asked for and never awaited."""
+        for asked in self.open.values():
+            if asked.waker is None and not asked.canceled:
+                logger.warning(
+                    "%s ended without awaiting its step %r, asked for at %s. The step is stopped.",
+                    *(self.where, asked.path, asked.line or "its call"),
+                )
+
     # Differences.
 
     def fail(self, recorded: str, asked: str) -> NondeterminismError:

@@ -4,6 +4,7 @@ printing again what they printed before."""
 from __future__ import annotations
 
 import functools
+import logging
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -64,3 +65,9 @@ def guard_this_process() -> None:
     for name in REFUSED:
         setattr(ray, name, refusing(name, getattr(ray, name)))
     sys.stdout, sys.stderr = PrintedOnce(sys.stdout), PrintedOnce(sys.stderr)
+    # What code of bodies logs goes to the log of this process, and with it to the driver.
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    log = logging.getLogger("ray_workflows.durable.functions")
+    log.addHandler(handler)
+    log.propagate = False

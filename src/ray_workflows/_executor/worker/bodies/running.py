@@ -98,6 +98,8 @@ class RunningBody:
         if self.body.failure is not None:
             result, error = None, self.body.failure
         self.result, self.error, self.ended = result, error, True
+        if error is None:
+            self.body.warn_of_forgotten_steps()
 
     def run(self, outcomes: Iterable[StepOutcome]) -> None:
         raise NotImplementedError
