@@ -112,7 +112,7 @@ def members_handed_back_are_forgotten(patch: Any) -> None:
 
 @breaks("innocent", worker_dies=0.3)
 def a_death_is_charged_to_all_of_a_batch(patch: Any) -> None:
-    def fail(self: RayExecutor, slot: Any, error: BaseException, missing: Any) -> None:
+    def fail(self: RayExecutor, slot: Any, error: BaseException, *others: Any) -> None:
         loads = list(slot.loads)
         for sent in loads:
             self.dispatch.over(sent)
