@@ -19,6 +19,7 @@ from ray.remote_function import RemoteFunction
 from ray_workflows._arguments import check_flag
 from ray_workflows._executor.worker.bodies.attempt import current_attempt
 from ray_workflows._executor.worker.bodies.calls import ask, running
+from ray_workflows._executor.worker.bodies.guards import LOG
 from ray_workflows._model.plan import BODY
 from ray_workflows.options import options as workflow_options
 from ray_workflows.options import set_default_options
@@ -276,6 +277,6 @@ class ReplayFilter(logging.Filter):
 
 
 #: A logger for durable functions: what their code logs when it runs again is dropped.
-logger: logging.Logger = logging.getLogger("ray_workflows.durable.functions")
+logger: logging.Logger = logging.getLogger(LOG)
 logger.addFilter(ReplayFilter())
 logger.setLevel(logging.INFO)

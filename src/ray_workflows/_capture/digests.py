@@ -22,7 +22,7 @@ from typing import Any
 #: How deep values are compared, how many at most in all, and how many items of one container.
 MAX_DEPTH, MAX_VALUES, MAX_ITEMS = 30, 5_000, 2_000
 
-#: Of longer texts, bytes and arrays: the length and so many bytes of each end.
+#: A digest of a longer text, bytes or array has its length, and so many bytes of each end.
 MAX_BYTES = 1 << 20
 
 #: Objects of these packages keep caches in themselves, so that equal ones differ.

@@ -3,7 +3,6 @@ is written, and Ray is not asked, unless a value has ObjectRefs."""
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ from ray.remote_function import RemoteFunction
 
 from ray_workflows._capture.classes import Bringing
 from ray_workflows._capture.steps import Call, StepCapture
-from ray_workflows._capture.upgrade import present_version
+from ray_workflows._capture.upgrade import import_here, present_version
 from ray_workflows._capture.values import ValueWriter
 from ray_workflows._engine.evolve import evolve
 from ray_workflows._engine.state import Body, Task, WorkflowState
@@ -112,7 +111,7 @@ def present_function(name: str) -> Callable[..., Any] | None:
         if found is not None or parts[0] == "__main__":
             break
         try:
-            found = importlib.import_module(".".join(parts[:end]))
+            found = import_here(".".join(parts[:end]))
         except ImportError:
             continue
         for part in parts[end:]:

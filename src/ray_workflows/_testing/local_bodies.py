@@ -160,7 +160,7 @@ class LocalBody:
 
 
 def of_local_step(request: AttemptRequest, step: Step, work: LocalWork) -> AttemptRequest:
-    """The request of an attempt of a local step, for those who look at its function and id."""
+    """A request that names a local step: mocks and tests look at its function and its id."""
     function = Function("", function_name(work.function), b"")
     template = msgspec.structs.replace(request.template, function=function)
     task_id = f"{request.task_id}/{step.path}"

@@ -170,7 +170,9 @@ def test_the_code_that_is_here(
         return [(e.difference is None, e.problem) for e in check_present_code(storage, row)]
 
     assert results("w") == [(True, "")]
-    assert results("local") == [(True, "There is no durable function of this name here.")]
+    assert results("local") == [
+        (True, "There is no durable function of this name here. (One of a script: --script FILE.)")
+    ]
 
     @workflow.durable
     def changed(order: str) -> Any:

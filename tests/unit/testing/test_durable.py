@@ -393,3 +393,15 @@ def test_what_is_logged_is_seen(caplog: pytest.LogCaptureFixture) -> None:
     with Environment() as env:
         env.run(logs.bind())
     assert [each.message for each in caplog.records] == ["one", "two"]
+
+
+def test_a_patch_in_a_loop_that_has_begun_has_a_name_for_each_turn() -> None:
+    @workflow.durable
+    async def loop() -> list[bool]:
+        found = []
+        for turn in range(3):
+            found.append(workflow.patched(f"turn {turn}"))
+            await workflow.sleep(DAY)
+        return found
+
+    assert crash_everywhere(loop.bind()).result == [True, True, True]

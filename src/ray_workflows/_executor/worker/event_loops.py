@@ -154,6 +154,26 @@ def settle(done: Future[Any], result: Any, error: Exception | None) -> None:
             done.set_exception(error)
 
 
+async def call_on_thread(threads: ThreadPoolExecutor, function: Callable[..., T], *args: Any) -> T:
+    """Run a function that may block and raise anything.
+
+    Raises:
+        UserError: it raised.
+    """
+
+    def guarded() -> tuple[Any, BaseException | None]:
+        try:
+            return function(*args), None
+        except BaseException as error:
+            return None, error
+
+    loop = asyncio.get_running_loop()
+    result, error = await loop.run_in_executor(threads, guarded)
+    if error is not None:
+        raise UserError(error)
+    return result  # type: ignore[no-any-return]
+
+
 class Loops:
     """The loops of a process. One is shared; a blocked one ends with the coroutine that blocked
     it."""
@@ -185,23 +205,8 @@ class Loops:
                 return result
 
     async def call(self, function: Callable[..., T], *args: Any) -> T:
-        """Run a function that may block and raise anything.
-
-        Raises:
-            UserError: it raised.
-        """
-
-        def guarded() -> tuple[Any, BaseException | None]:
-            try:
-                return function(*args), None
-            except BaseException as error:
-                return None, error
-
-        loop = asyncio.get_running_loop()
-        result, error = await loop.run_in_executor(self.threads, guarded)
-        if error is not None:
-            raise UserError(error)
-        return result  # type: ignore[no-any-return]
+        """As `call_on_thread`."""
+        return await call_on_thread(self.threads, function, *args)
 
     def shared_loop(self) -> LoopThread:
         with self.lock:

@@ -14,6 +14,9 @@ import ray
 from ray_workflows._executor.worker import context
 from ray_workflows._executor.worker.bodies.attempt import BodyAttempt, current_attempt
 
+#: The name of the logger for code of bodies.
+LOG = "ray_workflows.durable.functions"
+
 #: Functions of Ray that wait, or whose answers may differ when the code runs again.
 REFUSED = ("get", "wait")
 
@@ -68,6 +71,6 @@ def guard_this_process() -> None:
     # What code of bodies logs goes to the log of this process, and with it to the driver.
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
-    log = logging.getLogger("ray_workflows.durable.functions")
+    log = logging.getLogger(LOG)
     log.addHandler(handler)
     log.propagate = False

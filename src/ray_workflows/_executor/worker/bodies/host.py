@@ -35,7 +35,7 @@ from ray_workflows._executor.worker.batch import EncodedBatch, WireReport, home_
 from ray_workflows._executor.worker.bodies.attempt import BodyAttempt, LocalWork
 from ray_workflows._executor.worker.bodies.body import UnreadableOutcome
 from ray_workflows._executor.worker.bodies.guards import guard_this_process
-from ray_workflows._executor.worker.event_loops import UserError
+from ray_workflows._executor.worker.event_loops import UserError, call_on_thread
 from ray_workflows._executor.worker.running import RunningAttempt
 from ray_workflows._executor.worker.watchdog import watching
 from ray_workflows._model import messages as msg
@@ -178,29 +178,8 @@ class HostedBody:
             return await self.call(self.run_of.raised, error)
 
     async def call(self, function: Callable[..., T], *args: Any) -> T:
-        """As `call_on`, on a thread for the user's code."""
-        return await self.call_on(self.threads, function, *args)
-
-    async def call_on(
-        self, threads: ThreadPoolExecutor, function: Callable[..., T], *args: Any
-    ) -> T:
-        """Run a function that may block and raise anything, on a thread.
-
-        Raises:
-            UserError: it raised.
-        """
-
-        def guarded() -> tuple[Any, BaseException | None]:
-            try:
-                return function(*args), None
-            except BaseException as error:
-                return None, error
-
-        loop = asyncio.get_running_loop()
-        result, error = await loop.run_in_executor(threads, guarded)
-        if error is not None:
-            raise UserError(error)
-        return result  # type: ignore[no-any-return]
+        """As `call_on_thread`, on a thread for the user's code."""
+        return await call_on_thread(self.threads, function, *args)
 
     async def wait(self) -> bool:
         """Wait for the next outcome. Returns False if the body has only waited for a while."""
@@ -264,12 +243,12 @@ class HostedBody:
         """Run a local step on a thread of its own."""
         self.local += 1
         running = asyncio.ensure_future(
-            self.call_on(self.step_threads, self.run_local_step, step, work)
+            call_on_thread(self.step_threads, self.run_local_step, step, work)
         )
         running.add_done_callback(self.local_step_ended)
 
     def local_step_ended(self, running: asyncio.Future[None]) -> None:
-        """A local step has ended, and its outcome is told."""
+        """Note that a local step has ended, and why its outcome could not be stored."""
         self.local -= 1
         error = None if running.cancelled() else running.exception()
         if error is not None:
